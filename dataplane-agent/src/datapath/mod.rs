@@ -1,0 +1,3 @@
+//! The loaded programs and their maps: the only place that knows aya.
+
+pub mod table;

@@ -1,0 +1,15 @@
+//! The per-node agent.
+//!
+//! One way through: [`source`] → [`state`] (one writer, plain types) → [`compile`] (pure: state → desired entries) →
+//! [`reconcile`] (desired against actual) → [`datapath`] tables. Boundaries a reviewer can grep: `aya::` only under
+//! `datapath/`, Kubernetes types only under `source/`, `rtnetlink::` only under `netlink/`.
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod cni;
+pub mod compile;
+pub mod datapath;
+pub mod netlink;
+pub mod reconcile;
+pub mod source;
+pub mod state;

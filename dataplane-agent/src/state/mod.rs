@@ -1,0 +1,8 @@
+//! What the agent knows of the cluster: plain types, one writer, a revision. No Kubernetes type, no map type.
+
+mod types;
+
+pub use types::{
+    Endpoint, EndpointPort, EndpointSlice, LoadBalancing, NamespacedName, Node, Object, ObjectKey, Owner,
+    Service, ServicePort, SourceEvent, TransportProtocol,
+};

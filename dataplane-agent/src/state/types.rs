@@ -1,0 +1,180 @@
+//! The objects, as every source delivers them: parsed, validated, trimmed to what the datapath needs.
+
+use std::{fmt, net::IpAddr};
+
+use ipnet::IpNet;
+
+/// Namespace and name of an object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamespacedName {
+    pub namespace: String,
+    pub name: String,
+}
+
+/// Which incarnation of an object a row came from: a row is deleted only by its owner.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Owner {
+    /// `metadata.uid`; empty when the manifest has none.
+    pub uid: String,
+    /// `metadata.resourceVersion`; empty when the manifest has none.
+    pub resource_version: String,
+}
+
+/// A node of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub name: String,
+    pub owner: Owner,
+    /// `spec.podCIDRs`: at most one per family.
+    pub pod_cidrs: Vec<IpNet>,
+    /// `status.addresses` of type InternalIP: next hops and tunnel ends, at most one per family.
+    pub internal_ips: Vec<IpAddr>,
+}
+
+/// A Service with cluster IPs. Headless and ExternalName services never become one of these.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    pub name: NamespacedName,
+    pub owner: Owner,
+    pub cluster_ips: Vec<IpAddr>,
+    pub ports: Vec<ServicePort>,
+    /// `sessionAffinity: ClientIP` timeout in seconds.
+    pub affinity_timeout: Option<u32>,
+    pub load_balancing: LoadBalancing,
+}
+
+/// A port of a service. EndpointSlices refer to it by `name`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Empty if the service has a single unnamed port.
+    pub name: String,
+    pub port: u16,
+    pub protocol: TransportProtocol,
+}
+
+/// How a backend is chosen. Annotation `dataplane.local/load-balancing: random|maglev`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LoadBalancing {
+    #[default]
+    Random,
+    Maglev,
+}
+
+/// Protocols a service port can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TransportProtocol {
+    Tcp,
+    Udp,
+}
+
+/// Some of the endpoints of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    pub name: NamespacedName,
+    pub owner: Owner,
+    /// Label `kubernetes.io/service-name`, in the slice's namespace.
+    pub service: NamespacedName,
+    pub ports: Vec<EndpointPort>,
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// Target port of a service port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointPort {
+    /// The service port's name.
+    pub name: String,
+    pub port: u16,
+    pub protocol: TransportProtocol,
+}
+
+/// A pod or host behind a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    pub addresses: Vec<IpAddr>,
+    /// Gets new connections. Unset conditions count as ready (KEP-752).
+    pub ready: bool,
+    /// Answers, though it may be terminating (KEP-1672).
+    pub serving: bool,
+    pub terminating: bool,
+    pub node_name: Option<String>,
+}
+
+/// An object a source delivered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    Node(Node),
+    Service(Service),
+    EndpointSlice(EndpointSlice),
+}
+
+/// Names an object of the state.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ObjectKey {
+    Node(String),
+    Service(NamespacedName),
+    EndpointSlice(NamespacedName),
+}
+
+/// What a source says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceEvent {
+    /// The object is there, as given.
+    Upsert(Object),
+    /// The object is gone. Not believed if its owner (UID) is not the one that is gone.
+    Remove(ObjectKey, Owner),
+    /// Everything that exists has been delivered once: from now on, what is not in the state may be deleted.
+    Synced,
+}
+
+impl Object {
+    pub fn key(&self) -> ObjectKey {
+        match self {
+            Self::Node(node) => ObjectKey::Node(node.name.clone()),
+            Self::Service(service) => ObjectKey::Service(service.name.clone()),
+            Self::EndpointSlice(slice) => ObjectKey::EndpointSlice(slice.name.clone()),
+        }
+    }
+
+    pub const fn owner(&self) -> &Owner {
+        match self {
+            Self::Node(node) => &node.owner,
+            Self::Service(service) => &service.owner,
+            Self::EndpointSlice(slice) => &slice.owner,
+        }
+    }
+}
+
+impl TransportProtocol {
+    /// IP protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+}
+
+impl fmt::Display for TransportProtocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+impl fmt::Display for NamespacedName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(name) => write!(f, "Node {name}"),
+            Self::Service(name) => write!(f, "Service {name}"),
+            Self::EndpointSlice(name) => write!(f, "EndpointSlice {name}"),
+        }
+    }
+}

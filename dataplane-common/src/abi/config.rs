@@ -1,0 +1,47 @@
+//! Configuration of a node, constant while its programs are loaded: the verifier prunes what it disables.
+
+use super::{Addr, MacAddr, Port};
+use crate::abi;
+
+abi! {
+    /// `.rodata` symbol `NODE` of the object, set by the loader.
+    pub struct NodeConfig: 68 {
+        /// Source of masqueraded IPv4 packets; unspecified = IPv4 is not masqueraded.
+        pub ipv4: Addr,
+        /// Source of masqueraded IPv6 packets; unspecified = IPv6 is not masqueraded.
+        pub ipv6: Addr,
+        /// Link address of the host side of every pod device.
+        pub host_mac: MacAddr,
+        /// Link address of the overlay device.
+        pub overlay_mac: MacAddr,
+        /// Overlay device, 0 if there is none.
+        pub overlay_ifindex: u32,
+        /// VXLAN network identifier.
+        pub overlay_vni: u32,
+        /// First port of the range that belongs to source translation (inclusive).
+        pub snat_first: Port,
+        /// Last port of that range (inclusive).
+        pub snat_last: Port,
+        /// Entries of `FLOWS`.
+        pub flow_slots: u32,
+        /// Bits of [`NodeFlags`].
+        pub flags: u32,
+        /// Slots of `FLOWS` a new flow may examine before it is refused.
+        pub flow_probes: u32,
+    }
+}
+
+/// Bits of [`NodeConfig::flags`].
+#[derive(Clone, Copy, Debug)]
+pub struct NodeFlags;
+
+impl NodeFlags {
+    /// Translate TCP at `connect()`.
+    pub const CONNECT_TCP: u32 = 1;
+    /// Translate UDP at `connect()` and `sendmsg()`.
+    pub const CONNECT_UDP: u32 = 2;
+    /// Masquerade what leaves the cluster.
+    pub const MASQUERADE: u32 = 4;
+    /// Report every packet to `EVENTS`, not only drops.
+    pub const TRACE: u32 = 8;
+}

@@ -1,0 +1,89 @@
+//! `FLOW_INDEX`, `FLOWS`: translation state of connections that are translated per packet (ADR 0002).
+//!
+//! A flow is one record in the array `FLOWS`. Two entries of the hash `FLOW_INDEX` lead to it: the tuple of packets in
+//! the forward direction, and the tuple replies arrive with. Both name the record and its epoch; a record whose epoch
+//! differs is somebody else's by now, and the index entry is a miss. So a pair lives and dies as one.
+
+use super::{Addr, Port};
+use crate::abi;
+
+abi! {
+    /// Key of `FLOW_INDEX`: a packet's tuple as it arrives, before translation.
+    pub struct FlowKey: 40 {
+        /// Source address.
+        pub src: Addr,
+        /// Destination address.
+        pub dst: Addr,
+        /// Source port; ICMP: the echo identifier.
+        pub src_port: Port,
+        /// Destination port; ICMP: the echo identifier.
+        pub dst_port: Port,
+        /// IP protocol number.
+        pub protocol: u8,
+        /// Must be 0.
+        pub reserved: [u8; 3],
+    }
+
+    /// Value of `FLOW_INDEX`.
+    pub struct FlowRef: 8 {
+        /// Index into `FLOWS`.
+        pub slot: u32,
+        /// [`Flow::epoch`] when the entry was made.
+        pub epoch: u32,
+    }
+
+    /// Value of `FLOWS`, an array.
+    ///
+    /// The translation is the difference of the two tuples: a forward packet leaves with `reply` reversed, a reply
+    /// leaves with `forward` reversed.
+    pub struct Flow: 116 {
+        /// Tuple of forward packets as they arrive.
+        pub forward: FlowKey,
+        /// Tuple of replies as they arrive.
+        pub reply: FlowKey,
+        /// Even: the record is complete. Odd: it is being written. Changes with every owner; 0 = never used.
+        pub epoch: u32,
+        /// Number of the chosen backend, index into `BACKEND_GENERATIONS`.
+        pub backend_id: u32,
+        /// Its generation when it was chosen; a difference means that it has been removed since.
+        pub backend_generation: u32,
+        /// Number of the service, 0 for masquerade.
+        pub service_id: u32,
+        /// Seconds of `CLOCK_MONOTONIC` of the last packet in either direction.
+        pub last_seen: u32,
+        /// Seconds of `CLOCK_MONOTONIC` of the first packet.
+        pub created: u32,
+        /// A [`crate::flow::State`].
+        pub state: u32,
+        /// Bits of [`FlowFlags`].
+        pub flags: u32,
+        /// Must be 0.
+        pub reserved: u32,
+    }
+}
+
+/// Bits of [`Flow::flags`].
+#[derive(Clone, Copy, Debug)]
+pub struct FlowFlags;
+
+impl FlowFlags {
+    /// A backend was chosen: `backend_id` and `backend_generation` are set.
+    pub const SERVICE: u32 = 1;
+    /// The source was rewritten too (masquerade, hairpin, port conflict).
+    pub const SOURCE: u32 = 2;
+}
+
+impl FlowKey {
+    /// A tuple.
+    #[inline(always)]
+    pub const fn new(protocol: u8, src: Addr, src_port: Port, dst: Addr, dst_port: Port) -> Self {
+        Self { src, dst, src_port, dst_port, protocol, reserved: [0; 3] }
+    }
+
+    /// The tuple of the opposite direction.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reversed(&self) -> Self {
+        Self::new(self.protocol, self.dst, self.dst_port, self.src, self.src_port)
+    }
+}

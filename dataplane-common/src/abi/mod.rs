@@ -1,0 +1,50 @@
+//! Map keys and values. One file per map family.
+
+mod addr;
+mod config;
+mod endpoint;
+mod event;
+mod flow;
+mod fragment;
+pub mod names;
+mod route;
+mod service;
+mod socket;
+
+pub use addr::{Addr, MacAddr, Port};
+pub use config::{NodeConfig, NodeFlags};
+pub use endpoint::{Endpoint, EndpointFlags, GATES, Gate};
+pub use event::Event;
+pub use flow::{Flow, FlowFlags, FlowKey, FlowRef};
+pub use fragment::{FragmentKey, FragmentPorts};
+pub use route::{Route, RouteKind};
+pub use service::{BackendSlot, Scope, Service, ServiceFlags, ServiceKey};
+pub use socket::{OriginKey, SocketOrigin};
+
+/// Declares a type that user space and the datapath exchange through a map.
+///
+/// Emits `#[repr(C)]`, the derives a key needs, an assertion that the size is the stated one *and* the sum of the
+/// fields (no implicit padding), and `aya::Pod` for user space. Fields must be integers, arrays of integers or other
+/// `abi!` types: every bit pattern must be a valid value, because the kernel hands back whatever bytes it holds.
+#[macro_export]
+macro_rules! abi {
+    ($(
+        $(#[$meta:meta])*
+        pub struct $name:ident: $size:literal {
+            $( $(#[$field_meta:meta])* $vis:vis $field:ident: $ty:ty ),+ $(,)?
+        }
+    )+) => { $(
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name { $( $(#[$field_meta])* $vis $field: $ty ),+ }
+
+        const _: () = assert!(size_of::<$name>() == $size, "size differs from the stated one");
+        const _: () = assert!(size_of::<$name>() == 0 $( + size_of::<$ty>() )+, "implicit padding");
+
+        // SAFETY: repr(C), no padding (asserted above), and only fields for which every bit pattern is valid (the
+        // rule of this macro), so that the value may be read from and written to a map as plain bytes.
+        #[cfg(feature = "user")]
+        unsafe impl aya::Pod for $name {}
+    )+ };
+}

@@ -1,0 +1,101 @@
+//! Names of maps and programs as they stand in the object, and default capacities. Spelled once, here.
+
+/// Capacity of a map that the agent may raise or lower at load.
+pub mod capacity {
+    /// `ENDPOINTS`: pods and addresses of this node.
+    pub const ENDPOINTS: u32 = 4_096;
+    /// `ROUTES`: prefixes of other nodes (two families, pod CIDRs and node addresses) and exceptions.
+    pub const ROUTES: u32 = 32_768;
+    /// `SERVICES`: frontends.
+    pub const SERVICES: u32 = 65_536;
+    /// `BACKENDS`: slots of all ranges.
+    pub const BACKENDS: u32 = 262_144;
+    /// `BACKEND_GENERATIONS`: distinct backends.
+    pub const BACKEND_GENERATIONS: u32 = 262_144;
+    /// `FLOWS`: translated connections. `FLOW_INDEX` has twice as many entries.
+    pub const FLOWS: u32 = 131_072;
+    /// `FRAGMENTS`.
+    pub const FRAGMENTS: u32 = 4_096;
+    /// `DATAGRAM_ORIGINS`.
+    pub const DATAGRAM_ORIGINS: u32 = 65_536;
+    /// `EVENTS`, bytes, a power of two.
+    pub const EVENTS_BYTES: u32 = 1 << 18;
+}
+
+/// Maps.
+pub mod map {
+    /// Hash: `Addr` → `Endpoint`.
+    pub const ENDPOINTS: &str = "ENDPOINTS";
+    /// LPM trie: prefix of `Addr` → `Route`.
+    pub const ROUTES: &str = "ROUTES";
+    /// Hash: `ServiceKey` → `Service`.
+    pub const SERVICES: &str = "SERVICES";
+    /// Array of `BackendSlot`.
+    pub const BACKENDS: &str = "BACKENDS";
+    /// Array of `u32`, by backend number.
+    pub const BACKEND_GENERATIONS: &str = "BACKEND_GENERATIONS";
+    /// Hash: `FlowKey` → `FlowRef`.
+    pub const FLOW_INDEX: &str = "FLOW_INDEX";
+    /// Array of `Flow`.
+    pub const FLOWS: &str = "FLOWS";
+    /// Array of one `u32`: where the next flow looks for a slot first.
+    pub const FLOW_CURSOR: &str = "FLOW_CURSOR";
+    /// LRU hash: `FragmentKey` → `FragmentPorts`.
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// Socket storage of `SocketOrigin`.
+    pub const CONNECTED_ORIGINS: &str = "CONNECTED_ORIGINS";
+    /// LRU hash: `OriginKey` → `SocketOrigin`.
+    pub const DATAGRAM_ORIGINS: &str = "DATAGRAM_ORIGINS";
+    /// Per-CPU array of `u64`, index [`crate::reason::counter_index`].
+    pub const COUNTERS: &str = "COUNTERS";
+    /// Ring buffer of `Event`.
+    pub const EVENTS: &str = "EVENTS";
+    /// Every map that outlives the agent, in the order they are pinned.
+    pub const PINNED: [&str; 13] = [
+        ENDPOINTS,
+        ROUTES,
+        SERVICES,
+        BACKENDS,
+        BACKEND_GENERATIONS,
+        FLOW_INDEX,
+        FLOWS,
+        FLOW_CURSOR,
+        FRAGMENTS,
+        CONNECTED_ORIGINS,
+        DATAGRAM_ORIGINS,
+        COUNTERS,
+        EVENTS,
+    ];
+}
+
+/// Programs.
+pub mod program {
+    /// tc ingress of a pod's host-side device.
+    pub const FROM_POD: &str = "from_pod";
+    /// tc egress of a pod's host-side device.
+    pub const TO_POD: &str = "to_pod";
+    /// tc ingress of an uplink.
+    pub const FROM_WIRE: &str = "from_wire";
+    /// tc egress of an uplink.
+    pub const TO_WIRE: &str = "to_wire";
+    /// tc ingress of the overlay device.
+    pub const FROM_OVERLAY: &str = "from_overlay";
+    /// tc egress of the overlay device.
+    pub const TO_OVERLAY: &str = "to_overlay";
+    /// Programs of tc.
+    pub const CLASSIFIERS: [&str; 6] = [FROM_POD, TO_POD, FROM_WIRE, TO_WIRE, FROM_OVERLAY, TO_OVERLAY];
+    /// Programs of the cgroup.
+    pub const SOCKET: [&str; 8] = [
+        "connect4",
+        "connect6",
+        "sendmsg4",
+        "sendmsg6",
+        "recvmsg4",
+        "recvmsg6",
+        "getpeername4",
+        "getpeername6",
+    ];
+}
+
+/// The `.rodata` symbol that holds `NodeConfig`.
+pub const NODE: &str = "NODE";

@@ -1,0 +1,46 @@
+//! `ROUTES`: longest-prefix match over everything that is not on this node.
+
+use super::Addr;
+use crate::abi;
+
+abi! {
+    /// Value of `ROUTES`, an LPM trie over [`Addr`] (an IPv4 prefix is 96 bits longer than it is written).
+    pub struct Route: 28 {
+        /// [`RouteKind::Native`]: the neighbour on the uplink. [`RouteKind::Overlay`]: the remote tunnel end.
+        pub next_hop: Addr,
+        /// Device the packet leaves by: the uplink, or the overlay device. 0 where there is none.
+        pub ifindex: u32,
+        /// A [`RouteKind`].
+        pub kind: u32,
+        /// MTU of the path in bytes of IP packet, 0 if unknown.
+        pub mtu: u32,
+    }
+}
+
+/// What is done with a packet to the prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum RouteKind {
+    /// Another node's pods or address, on the same L2: `bpf_redirect_neigh` to `next_hop`.
+    Native = 1,
+    /// Another node's pods or address, through the VXLAN device.
+    Overlay = 2,
+    /// Outside the cluster, by the kernel's routes, without masquerade.
+    NoMasquerade = 3,
+    /// This node's own pod CIDR: an address without an endpoint does not exist.
+    Local = 4,
+}
+
+impl Route {
+    /// The kind, if it is a known one.
+    #[inline(always)]
+    pub const fn kind(&self) -> Option<RouteKind> {
+        match self.kind {
+            1 => Some(RouteKind::Native),
+            2 => Some(RouteKind::Overlay),
+            3 => Some(RouteKind::NoMasquerade),
+            4 => Some(RouteKind::Local),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! `CONNECTED_ORIGINS`, `DATAGRAM_ORIGINS`: what a socket thinks it talks to, after connect-time translation.
+
+use super::{Addr, Port};
+use crate::abi;
+
+abi! {
+    /// Value of `CONNECTED_ORIGINS` (socket storage: dies with the socket) and of `DATAGRAM_ORIGINS`.
+    pub struct SocketOrigin: 40 {
+        /// Frontend the application named.
+        pub frontend: Addr,
+        /// Backend it got.
+        pub backend: Addr,
+        /// Port of the frontend.
+        pub frontend_port: Port,
+        /// Port of the backend.
+        pub backend_port: Port,
+        /// Must be 0.
+        pub reserved: u32,
+    }
+
+    /// Key of `DATAGRAM_ORIGINS` (LRU): one peer of an unconnected UDP socket.
+    pub struct OriginKey: 32 {
+        /// `bpf_get_socket_cookie`.
+        pub cookie: u64,
+        /// Backend the datagrams went to.
+        pub backend: Addr,
+        /// Its port.
+        pub port: Port,
+        /// Must be 0.
+        pub reserved: [u8; 6],
+    }
+}

@@ -1,0 +1,148 @@
+//! Life of a flow: its state, how long it may be idle, and who goes first when the table is full.
+//!
+//! Pure rules, used by the datapath for admission and by the agent for ageing. TCP state is read from flags alone,
+//! never from sequence numbers: an out-of-window packet is translated like any other (field survey §3 no. 25).
+
+use crate::{abi::Flow, net::Protocol};
+
+/// How far a connection has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum State {
+    /// Nobody has answered.
+    HalfOpen = 1,
+    /// Both sides have spoken.
+    Established = 2,
+    /// FIN or RST was seen.
+    Closing = 3,
+}
+
+/// Which way a packet of a flow goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// As the packet that made the flow.
+    Forward,
+    /// Back.
+    Reply,
+}
+
+/// TCP flags that matter here, as bits of byte 13 of the header (RFC 9293 §3.1).
+pub mod tcp_flags {
+    /// FIN.
+    pub const FIN: u8 = 1;
+    /// SYN.
+    pub const SYN: u8 = 2;
+    /// RST.
+    pub const RST: u8 = 4;
+    /// ACK.
+    pub const ACK: u8 = 16;
+}
+
+impl State {
+    /// From the number kept in a flow; what is unknown counts as half-open, the first to go.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            2 => Self::Established,
+            3 => Self::Closing,
+            _ => Self::HalfOpen,
+        }
+    }
+
+    /// The state after a packet in `direction` with these TCP flags (0 for other protocols).
+    #[inline(always)]
+    #[must_use]
+    pub const fn after(self, direction: Direction, flags: u8) -> Self {
+        if flags & (tcp_flags::FIN | tcp_flags::RST) != 0 {
+            return Self::Closing;
+        }
+        match (self, direction) {
+            (Self::HalfOpen, Direction::Reply) => Self::Established,
+            (state, _) => state,
+        }
+    }
+
+    /// Seconds without a packet after which a flow of `protocol` is over.
+    #[inline(always)]
+    pub const fn timeout(self, protocol: u8) -> u32 {
+        match (protocol, self) {
+            (Protocol::TCP, Self::HalfOpen) => 60,
+            // longer than the two hours after which TCP keep-alive first speaks (RFC 9293 §3.8.4)
+            (Protocol::TCP, Self::Established) => 8_000,
+            (Protocol::TCP, Self::Closing) => 30,
+            (Protocol::UDP, Self::Established) => 180,
+            _ => 30,
+        }
+    }
+
+    /// Seconds after which the flow may give way to a new one in a full table; `None`: never before its timeout.
+    #[inline(always)]
+    const fn gives_way_after(self, protocol: u8) -> Option<u32> {
+        match (self, protocol) {
+            (Self::HalfOpen, _) => Some(2),
+            (Self::Closing, _) => Some(5),
+            (Self::Established, Protocol::TCP) => None,
+            (Self::Established, _) => Some(30),
+        }
+    }
+}
+
+/// Whether `flow` has been idle for longer than its state allows, at `now` (seconds of `CLOCK_MONOTONIC`).
+#[inline(always)]
+pub const fn expired(flow: &Flow, now: u32) -> bool {
+    now.saturating_sub(flow.last_seen) > State::from_number(flow.state).timeout(flow.forward.protocol)
+}
+
+/// Whether a new flow may take the slot of `flow`: never used, expired, half-open, closing or idle without a handshake.
+#[inline(always)]
+pub const fn gives_way(flow: &Flow, now: u32) -> bool {
+    if flow.epoch == 0 {
+        return true;
+    }
+    let idle = now.saturating_sub(flow.last_seen);
+    match State::from_number(flow.state).gives_way_after(flow.forward.protocol) {
+        Some(limit) if idle >= limit => true,
+        _ => expired(flow, now),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flow(protocol: u8, state: State, last_seen: u32) -> Flow {
+        let mut flow = Flow { epoch: 2, state: state as u32, last_seen, ..Flow::default() };
+        flow.forward.protocol = protocol;
+        flow
+    }
+
+    #[test]
+    fn a_handshake_establishes_and_a_fin_closes() {
+        let state = State::HalfOpen.after(Direction::Forward, tcp_flags::SYN);
+        assert_eq!(state, State::HalfOpen);
+        let state = state.after(Direction::Reply, tcp_flags::SYN | tcp_flags::ACK);
+        assert_eq!(state, State::Established);
+        assert_eq!(state.after(Direction::Forward, tcp_flags::FIN | tcp_flags::ACK), State::Closing);
+        assert_eq!(State::Closing.after(Direction::Reply, tcp_flags::ACK), State::Closing);
+    }
+
+    #[test]
+    fn established_tcp_never_gives_way_before_its_timeout() {
+        let flow = flow(Protocol::TCP, State::Established, 1_000);
+        assert!(!gives_way(&flow, 1_000 + 7_999));
+        assert!(gives_way(&flow, 1_000 + 8_001));
+    }
+
+    #[test]
+    fn half_open_goes_first() {
+        assert!(gives_way(&flow(Protocol::TCP, State::HalfOpen, 100), 102));
+        assert!(!gives_way(&flow(Protocol::TCP, State::HalfOpen, 100), 101));
+        assert!(gives_way(&flow(Protocol::TCP, State::Closing, 100), 105));
+        assert!(!gives_way(&flow(Protocol::UDP, State::Established, 100), 129));
+    }
+
+    #[test]
+    fn a_clock_read_before_the_last_packet_expires_nothing() {
+        assert!(!expired(&flow(Protocol::UDP, State::HalfOpen, 100), 99));
+    }
+}

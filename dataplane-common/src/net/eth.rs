@@ -1,0 +1,46 @@
+//! Ethernet II.
+
+use crate::abi::MacAddr;
+
+/// Ethernet header, 14 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct EthHeader {
+    /// Destination.
+    pub dst: [u8; 6],
+    /// Source.
+    pub src: [u8; 6],
+    /// Type of the payload, wire order.
+    pub ether_type: [u8; 2],
+}
+
+/// Types of payload.
+#[derive(Clone, Copy, Debug)]
+pub struct EtherType;
+
+impl EtherType {
+    /// IPv4.
+    pub const IPV4: u16 = 0x0800;
+    /// ARP.
+    pub const ARP: u16 = 0x0806;
+    /// IPv6.
+    pub const IPV6: u16 = 0x86dd;
+}
+
+impl EthHeader {
+    /// Bytes of the header.
+    pub const LEN: usize = 14;
+
+    /// Type of the payload in host order.
+    #[inline(always)]
+    pub const fn ether_type(&self) -> u16 {
+        u16::from_be_bytes(self.ether_type)
+    }
+
+    /// Rewrites both addresses.
+    #[inline(always)]
+    pub const fn set_addresses(&mut self, dst: MacAddr, src: MacAddr) {
+        self.dst = dst.bytes();
+        self.src = src.bytes();
+    }
+}

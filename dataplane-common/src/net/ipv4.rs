@@ -1,0 +1,118 @@
+//! IPv4 (RFC 791).
+
+use crate::{abi::Addr, checksum::Change};
+
+/// IPv4 header without options, 20 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Ipv4Header {
+    /// Version and header length in words.
+    pub version_ihl: u8,
+    /// DSCP and ECN.
+    pub tos: u8,
+    /// Length of the packet.
+    pub total_len: [u8; 2],
+    /// Identification.
+    pub id: [u8; 2],
+    /// Flags and fragment offset.
+    pub fragment: [u8; 2],
+    /// Time to live.
+    pub ttl: u8,
+    /// Protocol of the payload.
+    pub protocol: u8,
+    /// Header checksum.
+    pub checksum: [u8; 2],
+    /// Source.
+    pub src: [u8; 4],
+    /// Destination.
+    pub dst: [u8; 4],
+}
+
+impl Ipv4Header {
+    /// Bytes of the header without options.
+    pub const LEN: usize = 20;
+    const MORE_FRAGMENTS: u16 = 0x2000;
+    const OFFSET: u16 = 0x1fff;
+
+    /// IP version.
+    #[inline(always)]
+    pub const fn version(&self) -> u8 {
+        self.version_ihl >> 4
+    }
+
+    /// Length of the header with options, in bytes.
+    #[inline(always)]
+    pub const fn header_len(&self) -> usize {
+        ((self.version_ihl & 0x0f) as usize) * 4
+    }
+
+    /// Length of the packet, header included.
+    #[inline(always)]
+    pub const fn total_len(&self) -> u16 {
+        u16::from_be_bytes(self.total_len)
+    }
+
+    /// Whether this is a part of a packet.
+    #[inline(always)]
+    pub const fn is_fragment(&self) -> bool {
+        u16::from_be_bytes(self.fragment) & (Self::MORE_FRAGMENTS | Self::OFFSET) != 0
+    }
+
+    /// Whether this is a part that does not begin with the transport header.
+    #[inline(always)]
+    pub const fn is_later_fragment(&self) -> bool {
+        u16::from_be_bytes(self.fragment) & Self::OFFSET != 0
+    }
+
+    /// Source.
+    #[inline(always)]
+    pub const fn src(&self) -> Addr {
+        Addr::v4(self.src)
+    }
+
+    /// Destination.
+    #[inline(always)]
+    pub const fn dst(&self) -> Addr {
+        Addr::v4(self.dst)
+    }
+
+    /// Takes one hop off and mends the checksum. The TTL must not be 0.
+    #[inline(always)]
+    pub const fn decrement_ttl(&mut self) {
+        let old = u16::from_ne_bytes([self.ttl, self.protocol]);
+        self.ttl -= 1;
+        let new = u16::from_ne_bytes([self.ttl, self.protocol]);
+        self.checksum = Change::NONE.u16(old, new).apply(u16::from_ne_bytes(self.checksum)).to_ne_bytes();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checksum;
+
+    #[test]
+    fn a_decremented_header_still_checks() {
+        for ttl in 1..=255 {
+            let mut bytes = [0x45, 0, 0, 84, 0x12, 0x34, 0x40, 0, ttl, 6, 0, 0, 10, 1, 0, 2, 10, 1, 1, 2];
+            let sum = checksum::of(&bytes).to_ne_bytes();
+            bytes[10..12].copy_from_slice(&sum);
+            let mut header = Ipv4Header {
+                version_ihl: bytes[0],
+                tos: 0,
+                total_len: [0, 84],
+                id: [0x12, 0x34],
+                fragment: [0x40, 0],
+                ttl,
+                protocol: 6,
+                checksum: sum,
+                src: [10, 1, 0, 2],
+                dst: [10, 1, 1, 2],
+            };
+            header.decrement_ttl();
+            bytes[8] = header.ttl;
+            bytes[10..12].copy_from_slice(&header.checksum);
+            assert_eq!(checksum::fold(checksum::sum(&bytes)), 0xffff);
+        }
+    }
+}

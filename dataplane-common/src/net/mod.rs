@@ -1,0 +1,75 @@
+//! Headers as they lie in a packet, and what tells the two IP families apart.
+//!
+//! Every header is made of byte arrays: alignment 1, so a reference into a packet is never unaligned, and host order is
+//! reached only through a getter.
+
+mod eth;
+mod icmp;
+mod ipv4;
+mod ipv6;
+mod transport;
+mod vxlan;
+
+pub use eth::{EthHeader, EtherType};
+pub use icmp::{IcmpHeader, Icmpv4Type, Icmpv6Type};
+pub use ipv4::Ipv4Header;
+pub use ipv6::{FragmentHeader, Ipv6Header};
+pub use transport::{TcpHeader, UdpHeader};
+pub use vxlan::VXLAN_OVERHEAD;
+
+/// IP protocol numbers (IANA).
+#[derive(Clone, Copy, Debug)]
+pub struct Protocol;
+
+impl Protocol {
+    /// IPv6 hop-by-hop options.
+    pub const HOP_BY_HOP: u8 = 0;
+    /// ICMP for IPv4.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// IPv6 routing header.
+    pub const ROUTING: u8 = 43;
+    /// IPv6 fragment header.
+    pub const FRAGMENT: u8 = 44;
+    /// ICMP for IPv6.
+    pub const ICMPV6: u8 = 58;
+    /// IPv6: nothing follows.
+    pub const NO_NEXT: u8 = 59;
+    /// IPv6 destination options.
+    pub const DESTINATION: u8 = 60;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
+
+    /// Its name, for people.
+    pub const fn name(number: u8) -> &'static str {
+        match number {
+            Self::ICMP => "ICMP",
+            Self::TCP => "TCP",
+            Self::UDP => "UDP",
+            Self::ICMPV6 => "ICMPv6",
+            Self::SCTP => "SCTP",
+            _ => "IP",
+        }
+    }
+}
+
+/// A type that is exactly the bytes of a header.
+///
+/// # Safety
+/// Implementors have alignment 1, no padding, and accept every bit pattern.
+pub unsafe trait Header: Copy {}
+
+macro_rules! header {
+    ($($name:ident: $size:literal),+ $(,)?) => { $(
+        const _: () = assert!(size_of::<$name>() == $size && align_of::<$name>() == 1);
+        // SAFETY: repr(C) over byte arrays: size and alignment are asserted above, every byte is a valid byte.
+        unsafe impl Header for $name {}
+    )+ };
+}
+
+header! {
+    EthHeader: 14, Ipv4Header: 20, Ipv6Header: 40, FragmentHeader: 8, TcpHeader: 20, UdpHeader: 8, IcmpHeader: 8,
+}
