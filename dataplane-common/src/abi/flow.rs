@@ -1,8 +1,12 @@
-//! `FLOW_INDEX`, `FLOWS`: translation state of connections that are translated per packet (ADR 0002).
+//! `FLOW_INDEX`, `FLOWS`, `FLOW_SLOTS`: translation state of connections that are translated per packet (ADR 0002).
 //!
 //! A flow is one record in the array `FLOWS`. Two entries of the hash `FLOW_INDEX` lead to it: the tuple of packets in
 //! the forward direction, and the tuple replies arrive with. Both name the record and its epoch; a record whose epoch
 //! differs is somebody else's by now, and the index entry is a miss. So a pair lives and dies as one.
+//!
+//! Slots stand in the queue `FLOW_SLOTS`. A new flow takes the front one, examines whether its flow gives way
+//! ([`crate::flow::gives_way`]), and puts it back at the end, used or not. So a slot is never in two hands, flows age in
+//! the order they were made, and the table works on when the agent is dead: there is no collector in user space.
 
 use super::{Addr, Port};
 use crate::abi;

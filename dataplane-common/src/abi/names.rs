@@ -12,7 +12,7 @@ pub mod capacity {
     pub const BACKENDS: u32 = 262_144;
     /// `BACKEND_GENERATIONS`: distinct backends.
     pub const BACKEND_GENERATIONS: u32 = 262_144;
-    /// `FLOWS`: translated connections. `FLOW_INDEX` has twice as many entries.
+    /// `FLOWS` and `FLOW_SLOTS`: translated connections. `FLOW_INDEX` has twice as many entries.
     pub const FLOWS: u32 = 131_072;
     /// `FRAGMENTS`.
     pub const FRAGMENTS: u32 = 4_096;
@@ -38,8 +38,11 @@ pub mod map {
     pub const FLOW_INDEX: &str = "FLOW_INDEX";
     /// Array of `Flow`.
     pub const FLOWS: &str = "FLOWS";
-    /// Array of one `u32`: where the next flow looks for a slot first.
-    pub const FLOW_CURSOR: &str = "FLOW_CURSOR";
+    /// Queue of `u32`: every slot of `FLOWS`, the one used longest ago in front.
+    ///
+    /// User space that creates the map pushes each slot once; afterwards only the datapath touches it, and whoever has
+    /// popped a slot owns its record. Flows age by it: there is no collector in user space.
+    pub const FLOW_SLOTS: &str = "FLOW_SLOTS";
     /// LRU hash: `FragmentKey` → `FragmentPorts`.
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// Socket storage of `SocketOrigin`.
@@ -59,7 +62,7 @@ pub mod map {
         BACKEND_GENERATIONS,
         FLOW_INDEX,
         FLOWS,
-        FLOW_CURSOR,
+        FLOW_SLOTS,
         FRAGMENTS,
         CONNECTED_ORIGINS,
         DATAGRAM_ORIGINS,
