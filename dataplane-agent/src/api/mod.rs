@@ -1,1 +1,4 @@
-//! (being built)
+//! The local API: one Unix socket, root only, that serves the CNI plugin and the CLI.
+
+pub mod query;
+pub mod views;
