@@ -11,6 +11,8 @@ use super::views::{EndpointView, RouteView, ServiceView};
 /// the asker is told that the agent is stopping.
 #[derive(Debug)]
 pub enum Query {
+    /// Are you alive?
+    Ping(oneshot::Sender<()>),
     /// Every service port that is in the tables.
     Services(oneshot::Sender<Vec<ServiceView>>),
     /// Every address of this node that is in the tables.

@@ -169,6 +169,16 @@ pub enum Origin {
     Datapath,
 }
 
+impl Origin {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Reconcile => "reconcile",
+            Self::Datapath => "datapath",
+        }
+    }
+}
+
 /// Use of a table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableView {
@@ -329,7 +339,9 @@ pub struct EventView {
     pub source_name: Option<String>,
     /// Service or pod the destination is.
     pub destination_name: Option<String>,
-    /// Device the program was attached to.
+    /// Device the program was attached to; 0 for socket hooks.
+    pub ifindex: u32,
+    /// Its name.
     pub device: Option<String>,
     pub length: u32,
 }
