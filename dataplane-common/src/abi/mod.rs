@@ -42,6 +42,17 @@ macro_rules! abi {
         const _: () = assert!(size_of::<$name>() == $size, "size differs from the stated one");
         const _: () = assert!(size_of::<$name>() == 0 $( + size_of::<$ty>() )+, "implicit padding");
 
+        #[cfg(feature = "user")]
+        impl $name {
+            /// The value whose memory these bytes are (a ring buffer record); `None` if there are too few.
+            pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+                let bytes = bytes.get(..size_of::<Self>())?;
+                // SAFETY: `bytes` is exactly as long as the type, the read is unaligned, and every bit pattern is a
+                // valid value (the rule of this macro).
+                Some(unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() })
+            }
+        }
+
         // SAFETY: repr(C), no padding (asserted above), and only fields for which every bit pattern is valid (the
         // rule of this macro), so that the value may be read from and written to a map as plain bytes.
         #[cfg(feature = "user")]
