@@ -1,0 +1,330 @@
+//! Classifiers on devices: which programs a device carries, and how they stay there.
+//!
+//! On a kernel that takes them, tcx links pinned in bpffs; else clsact filters of a fixed priority and handle. Which of
+//! the two is found by trying. Both stay when the agent ends, and both are given the new program in place, so that no
+//! packet of a restart passes a device without a program.
+
+use std::{io, mem, path::Path};
+
+use aya::programs::{
+    LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+    links::{FdLink, LinkError, PinnedLink},
+    tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
+};
+use aya::{pin::PinError, sys::SyscallError};
+use dataplane_common::abi::names::program;
+use nix::{libc, net::if_::if_nameindex};
+
+use super::{
+    loader::Datapath,
+    pins::{Pins, PinsError},
+};
+
+/// Which hooks of tc to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TcHooks {
+    /// tcx, and clsact where the kernel has no tcx.
+    #[default]
+    Auto,
+    /// clsact filters only.
+    Clsact,
+}
+
+/// How a program came to its device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    /// A tcx link, new.
+    Tcx,
+    /// A tcx link an earlier agent had pinned, given the new program.
+    TcxAdopted,
+    /// A clsact filter, new.
+    Clsact,
+    /// A clsact filter of an earlier agent, given the new program.
+    ClsactAdopted,
+}
+
+/// Why a program is not attached (or not detached).
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    #[error("attach {program} to {device}: {source}")]
+    Attach { program: &'static str, device: String, source: ProgramError },
+    #[error("adopt the link of {program} on {device}: {source}")]
+    Adopt { program: &'static str, device: String, source: LinkError },
+    #[error("pin the link of {program} on {device}: {source}")]
+    Pin { program: &'static str, device: String, source: PinError },
+    #[error("add the qdisc clsact to {device}: {source}")]
+    Qdisc { device: String, source: TcError },
+    #[error("remove the filter of {program} from {device}: {source}")]
+    Detach { program: &'static str, device: String, source: ProgramError },
+    #[error("list the devices: {0}")]
+    Devices(#[source] io::Error),
+    #[error(transparent)]
+    Pins(#[from] PinsError),
+}
+
+/// Ours among the filters of a device: before everybody else's, and named by a handle nobody picks by chance.
+const FILTER_PRIORITY: u16 = 1;
+const FILTER_HANDLE: TcHandle = TcHandle::new(0, 0xda7a);
+
+/// A program and the direction it is for, as tc sees directions.
+type Hook = (&'static str, TcAttachType);
+
+/// Egress first: a device whose second attachment fails must not translate packets it will not translate back.
+const POD: [Hook; 2] = [(program::TO_POD, TcAttachType::Egress), (program::FROM_POD, TcAttachType::Ingress)];
+const UPLINK: [Hook; 2] =
+    [(program::TO_WIRE, TcAttachType::Egress), (program::FROM_WIRE, TcAttachType::Ingress)];
+const OVERLAY: [Hook; 2] =
+    [(program::TO_OVERLAY, TcAttachType::Egress), (program::FROM_OVERLAY, TcAttachType::Ingress)];
+
+impl Datapath {
+    /// Hooks the host side of a pod's device, in the network namespace of the calling thread.
+    pub fn attach_pod(&mut self, device: &str) -> Result<Attachment, AttachError> {
+        self.attach_device(device, POD)
+    }
+
+    /// Takes the programs off a pod's device. That the device is gone already is no error.
+    pub fn detach_pod(&mut self, device: &str) -> Result<(), AttachError> {
+        self.detach_device(device, POD)
+    }
+
+    pub fn attach_uplink(&mut self, device: &str) -> Result<Attachment, AttachError> {
+        self.attach_device(device, UPLINK)
+    }
+
+    pub fn detach_uplink(&mut self, device: &str) -> Result<(), AttachError> {
+        self.detach_device(device, UPLINK)
+    }
+
+    pub fn attach_overlay(&mut self, device: &str) -> Result<Attachment, AttachError> {
+        self.attach_device(device, OVERLAY)
+    }
+
+    pub fn detach_overlay(&mut self, device: &str) -> Result<(), AttachError> {
+        self.detach_device(device, OVERLAY)
+    }
+
+    /// Removes the pins of devices that no longer exist (a pod that went while no agent ran), and returns their names.
+    pub fn sweep_devices(&mut self) -> Result<Vec<String>, AttachError> {
+        let present = device_names()?;
+        let mut gone = Vec::new();
+        for device in self.pins.all_devices()? {
+            if !present.contains(&device) {
+                remove_links(&self.pins, &device, program::CLASSIFIERS)?;
+                gone.push(device);
+            }
+        }
+        Ok(gone)
+    }
+
+    fn attach_device(&mut self, device: &str, hooks: [Hook; 2]) -> Result<Attachment, AttachError> {
+        let mut fresh: Vec<Hook> = Vec::new();
+        let mut attachment = Attachment::Tcx;
+        for hook in hooks {
+            match self.attach(device, hook) {
+                Ok(done) => {
+                    attachment = done;
+                    if matches!(done, Attachment::Tcx | Attachment::Clsact) {
+                        fresh.push(hook);
+                    }
+                }
+                Err(error) => {
+                    // only what this call added: an adopted link was at work before and stays so
+                    for (program, direction) in fresh {
+                        Pins::remove(&self.pins.device_link(program, device))?;
+                        remove_filter(program, device, direction)?;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(attachment)
+    }
+
+    fn detach_device(&mut self, device: &str, hooks: [Hook; 2]) -> Result<(), AttachError> {
+        remove_links(&self.pins, device, hooks.map(|(program, _)| program))?;
+        for (program, direction) in hooks {
+            remove_filter(program, device, direction)?;
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, device: &str, (name, direction): Hook) -> Result<Attachment, AttachError> {
+        let failed = |source| AttachError::Attach { program: name, device: device.to_owned(), source };
+        let pin = self.pins.device_link(name, device);
+        let program: &mut SchedClassifier = match self.ebpf.program_mut(name) {
+            Some(program) => program.try_into().map_err(failed)?,
+            None => return Err(failed(ProgramError::NotLoaded)),
+        };
+        if self.tc == TcHooks::Auto {
+            if adopt_tcx(program, device, (name, direction), &pin)? {
+                return Ok(Attachment::TcxAdopted);
+            }
+            match attach_tcx(program, device, (name, direction), &pin) {
+                Ok(()) => {
+                    // an agent told to use clsact may have been here before
+                    remove_filter(name, device, direction)?;
+                    return Ok(Attachment::Tcx);
+                }
+                Err(AttachError::Attach { source, .. }) if no_tcx(&source) => {
+                    tracing::debug!(device, program = name, "no tcx, using clsact: {source}");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let attachment = attach_clsact(program, device, (name, direction))?;
+        Pins::remove(&pin)?;
+        Ok(attachment)
+    }
+}
+
+/// Removes everything any agent ever attached or pinned below `bpffs`, and its filters on the devices of the calling
+/// thread's network namespace. Returns what was removed.
+pub fn cleanup(bpffs: &Path) -> Result<Vec<String>, AttachError> {
+    let mut removed = Vec::new();
+    for device in device_names()? {
+        for (program, direction) in POD.into_iter().chain(UPLINK).chain(OVERLAY) {
+            if remove_filter(program, &device, direction)? {
+                removed.push(format!("filter {program} of {device}"));
+            }
+        }
+    }
+    let pins = Pins::new(bpffs).remove_all()?;
+    removed.extend(pins.iter().map(|path| path.display().to_string()));
+    Ok(removed)
+}
+
+/// Gives the link behind the pin the new program. `false`: there is no such link, or its device is gone.
+fn adopt_tcx(
+    program: &mut SchedClassifier,
+    device: &str,
+    (name, direction): Hook,
+    pin: &Path,
+) -> Result<bool, AttachError> {
+    let failed = |source| AttachError::Adopt { program: name, device: device.to_owned(), source };
+    let link = match PinnedLink::from_pin(pin) {
+        Ok(link) => FdLink::from(link),
+        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+            return Ok(false);
+        }
+        Err(source) => return Err(failed(source)),
+    };
+    // The kernel does not tell aya which device a link is on. If the link's program is not on the device of this name,
+    // the link belongs to one that was renamed or is gone.
+    let id = link.info().map_err(failed)?.program_id();
+    let there = SchedClassifier::query_tcx(device, direction)
+        .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == id));
+    if !there {
+        Pins::remove(pin)?;
+        return Ok(false);
+    }
+    let link = SchedClassifierLink::try_from(link).map_err(failed)?;
+    match program.attach_to_link(link) {
+        Ok(id) => {
+            // closes our descriptor only: the pin holds the link
+            drop(program.take_link(id));
+            Ok(true)
+        }
+        // the device went this moment
+        Err(ProgramError::SyscallError(SyscallError { io_error, .. }))
+            if io_error.raw_os_error() == Some(libc::ENOLINK) =>
+        {
+            Pins::remove(pin)?;
+            Ok(false)
+        }
+        Err(source) => Err(AttachError::Attach { program: name, device: device.to_owned(), source }),
+    }
+}
+
+fn attach_tcx(
+    program: &mut SchedClassifier,
+    device: &str,
+    (name, direction): Hook,
+    pin: &Path,
+) -> Result<(), AttachError> {
+    let failed = |source| AttachError::Attach { program: name, device: device.to_owned(), source };
+    // first: nobody may change a packet before its flow is known
+    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let id = program.attach_with_options(device, direction, options).map_err(failed)?;
+    let link = program.take_link(id).map_err(failed)?;
+    let link = FdLink::try_from(link).map_err(|source| AttachError::Adopt {
+        program: name,
+        device: device.to_owned(),
+        source,
+    })?;
+    // dropped at once: the pin holds the link
+    link.pin(pin).map(drop).map_err(|source| AttachError::Pin {
+        program: name,
+        device: device.to_owned(),
+        source,
+    })
+}
+
+fn attach_clsact(
+    program: &mut SchedClassifier,
+    device: &str,
+    (name, direction): Hook,
+) -> Result<Attachment, AttachError> {
+    let failed = |source| AttachError::Attach { program: name, device: device.to_owned(), source };
+    match qdisc_add_clsact(device) {
+        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
+        Err(source) => return Err(AttachError::Qdisc { device: device.to_owned(), source }),
+        Ok(()) => {}
+    }
+    let filter = SchedClassifierLink::attached(device, direction, FILTER_PRIORITY, FILTER_HANDLE, None)
+        .map_err(|error| failed(TcError::IoError(error).into()))?;
+    let (id, attachment) = match program.attach_to_link(filter) {
+        Ok(id) => (id, Attachment::ClsactAdopted),
+        Err(error) if errno(&error) == Some(libc::ENOENT) => {
+            let options = NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
+            let options = TcAttachOptions::Netlink(options);
+            (program.attach_with_options(device, direction, options).map_err(failed)?, Attachment::Clsact)
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    // Dropped, the link would delete the filter. It is a few numbers and no descriptor, and the filter is to stay when
+    // the agent ends: whoever detaches it names it by its priority and handle.
+    mem::forget(program.take_link(id).map_err(failed)?);
+    Ok(attachment)
+}
+
+/// Whether there was one. A device or qdisc that is gone has no filters.
+fn remove_filter(name: &'static str, device: &str, direction: TcAttachType) -> Result<bool, AttachError> {
+    use aya::programs::Link as _;
+
+    let Ok(filter) = SchedClassifierLink::attached(device, direction, FILTER_PRIORITY, FILTER_HANDLE, None)
+    else {
+        return Ok(false);
+    };
+    match filter.detach() {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(errno(&error), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)) => Ok(false),
+        Err(source) => Err(AttachError::Detach { program: name, device: device.to_owned(), source }),
+    }
+}
+
+fn remove_links<const N: usize>(pins: &Pins, device: &str, programs: [&str; N]) -> Result<(), PinsError> {
+    for program in programs {
+        Pins::remove(&pins.device_link(program, device))?;
+    }
+    Ok(())
+}
+
+/// What a kernel before 6.6 says to a link of a type it does not know.
+fn no_tcx(error: &ProgramError) -> bool {
+    matches!(errno(error), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::E2BIG))
+}
+
+fn errno(error: &ProgramError) -> Option<i32> {
+    match error {
+        ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
+        ProgramError::NetlinkError(error) | ProgramError::TcError(TcError::NetlinkError(error)) => {
+            error.raw_os_error()
+        }
+        _ => None,
+    }
+}
+
+fn device_names() -> Result<Vec<String>, AttachError> {
+    let devices = if_nameindex().map_err(|errno| AttachError::Devices(errno.into()))?;
+    Ok(devices.iter().map(|device| device.name().to_string_lossy().into_owned()).collect())
+}

@@ -1,0 +1,120 @@
+//! Programs on sockets: the cgroup whose sockets are translated at `connect()`.
+//!
+//! The links are pinned and outlive the agent. A link of this type cannot be given another program through aya, so a
+//! new one is attached beside the old and takes over its pin by `rename`, which detaches the old one. Both run for a
+//! moment, and the second finds an address that is no service any more: no connection misses its translation.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    pin::PinError,
+    programs::{
+        CgroupAttachMode, CgroupSockAddr, ProgramError,
+        links::{FdLink, LinkError},
+    },
+};
+use dataplane_common::abi::names::program;
+
+use super::{
+    loader::Datapath,
+    pins::{Pins, PinsError},
+};
+
+/// Why sockets are not translated (or still are).
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    #[error("open cgroup {path}: {source}")]
+    Open { path: PathBuf, source: io::Error },
+    #[error("attach {program} to cgroup {path}: {source}")]
+    Attach { program: &'static str, path: PathBuf, source: ProgramError },
+    #[error("take the link of {program}: {source}")]
+    Link { program: &'static str, source: LinkError },
+    #[error("pin the link of {program}: {source}")]
+    Pin { program: &'static str, source: PinError },
+    #[error("replace the pin of {program}: {source}")]
+    Replace { program: &'static str, source: io::Error },
+    #[error("read /proc/self/mountinfo: {0}")]
+    Mounts(#[source] io::Error),
+    #[error("no cgroup2 file system is mounted: name one with the setting `cgroup`")]
+    NoCgroup2,
+    #[error(transparent)]
+    Pins(#[from] PinsError),
+}
+
+impl Datapath {
+    /// Hooks the sockets of a cgroup and all below it, replacing what an earlier agent attached.
+    pub fn attach_cgroup(&mut self, cgroup: &Path) -> Result<(), CgroupError> {
+        let directory =
+            File::open(cgroup).map_err(|source| CgroupError::Open { path: cgroup.to_owned(), source })?;
+        for name in program::SOCKET {
+            self.attach_socket_program(name, cgroup, &directory)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the programs off the cgroup. Connections translated before stay where they were connected to.
+    pub fn detach_cgroup(&mut self) -> Result<(), CgroupError> {
+        for name in program::SOCKET {
+            Pins::remove(&self.pins.next_socket_link(name))?;
+            Pins::remove(&self.pins.socket_link(name))?;
+        }
+        Ok(())
+    }
+
+    fn attach_socket_program(
+        &mut self,
+        name: &'static str,
+        cgroup: &Path,
+        directory: &File,
+    ) -> Result<(), CgroupError> {
+        let failed = |source| CgroupError::Attach { program: name, path: cgroup.to_owned(), source };
+        let program: &mut CgroupSockAddr = match self.ebpf.program_mut(name) {
+            Some(program) => program.try_into().map_err(failed)?,
+            None => return Err(failed(ProgramError::NotLoaded)),
+        };
+        let id = program.attach(directory, CgroupAttachMode::AllowMultiple).map_err(failed)?;
+        let link = program.take_link(id).map_err(failed)?;
+        let link = FdLink::try_from(link).map_err(|source| CgroupError::Link { program: name, source })?;
+        let next = self.pins.next_socket_link(name);
+        // left by an agent that died between the two steps below
+        Pins::remove(&next)?;
+        link.pin(&next).map(drop).map_err(|source| CgroupError::Pin { program: name, source })?;
+        fs::rename(&next, self.pins.socket_link(name))
+            .map_err(|source| CgroupError::Replace { program: name, source })
+    }
+}
+
+/// Where the cgroup2 hierarchy is mounted.
+pub fn default_cgroup() -> Result<PathBuf, CgroupError> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(CgroupError::Mounts)?;
+    cgroup2_mount(&mounts).ok_or(CgroupError::NoCgroup2)
+}
+
+/// proc(5): `36 35 98:0 /root /mount/point options - type source options`, with spaces of the path as `\040`.
+fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
+    mountinfo.lines().find_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let is_cgroup2 = filesystem.split(' ').next() == Some("cgroup2");
+        let path = mount.split(' ').nth(4)?;
+        is_cgroup2.then(|| PathBuf::from(path.replace("\\040", " ")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cgroup2_mount_is_found_among_others() {
+        let mounts = "\
+            29 23 0:26 / /sys/fs/cgroup ro,nosuid - tmpfs tmpfs ro,mode=755\n\
+            30 29 0:27 / /sys/fs/cgroup/unified rw,nosuid shared:10 - cgroup2 cgroup2 rw,nsdelegate\n\
+            31 29 0:28 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n";
+        assert_eq!(cgroup2_mount(mounts), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+        assert_eq!(cgroup2_mount(""), None);
+    }
+}

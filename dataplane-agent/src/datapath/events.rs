@@ -1,0 +1,155 @@
+//! `EVENTS`: what the datapath reports of single packets, to whoever listens.
+//!
+//! One agent reads one ring (the ring is the node's, the pin says so) and hands copies to any number of listeners; a
+//! listener that is too slow loses the oldest. The ring is drained even if nobody listens, so that it holds what is new.
+
+use std::{
+    io,
+    net::IpAddr,
+    os::fd::{AsFd, AsRawFd},
+};
+
+use aya::maps::{MapData, RingBuf};
+use dataplane_common::{
+    abi::{Event, names::map},
+    reason::{Hook, Outcome},
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::broadcast,
+    task::JoinHandle,
+};
+
+use super::{
+    maps::{OpenError, open},
+    pins::Pins,
+};
+
+/// Events a listener may lag behind.
+const BACKLOG: usize = 4_096;
+
+/// Why there are no events.
+#[derive(Debug, thiserror::Error)]
+pub enum EventsError {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("watch the ring of events: {0}")]
+    Watch(#[from] io::Error),
+}
+
+/// What happened to a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PacketEvent {
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub timestamp: u64,
+    pub hook: Hook,
+    pub outcome: Outcome,
+    /// As far as the packet could be parsed; `::` beyond.
+    pub source: IpAddr,
+    pub source_port: u16,
+    pub destination: IpAddr,
+    pub destination_port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Device the program was attached to; 0 for socket hooks.
+    pub ifindex: u32,
+    /// Bytes.
+    pub length: u32,
+}
+
+/// The reader of the ring. Dropping it stops the reading.
+#[derive(Debug)]
+pub struct Events {
+    sender: broadcast::Sender<PacketEvent>,
+    task: JoinHandle<()>,
+}
+
+impl Events {
+    /// Starts reading.
+    pub fn start(pins: &Pins) -> Result<Self, EventsError> {
+        let (ring, _): (RingBuf<MapData>, _) = open(pins, map::EVENTS)?;
+        let mut ring = when_readable(ring)?;
+        let (sender, _) = broadcast::channel(BACKLOG);
+        let listeners = sender.clone();
+        let task = tokio::spawn(async move {
+            while let Ok(mut guard) = ring.readable_mut().await {
+                while let Some(record) = guard.get_inner_mut().next() {
+                    if let Some(event) = Event::from_bytes(&record).and_then(|event| read(&event)) {
+                        // nobody listens: nothing is lost that anybody wanted
+                        let _listeners = listeners.send(event);
+                    }
+                }
+                guard.clear_ready();
+            }
+        });
+        Ok(Self { sender, task })
+    }
+
+    /// Events from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<PacketEvent> {
+        self.sender.subscribe()
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Registers a ring with the runtime.
+pub(super) fn when_readable<T: AsFd + AsRawFd>(ring: T) -> io::Result<AsyncFd<T>> {
+    #[expect(
+        deprecated,
+        reason = "tokio's replacement is unsafe, which this crate forbids; its condition, that the object keeps the same \
+                  descriptor open while it lives, holds for rings, which own theirs"
+    )]
+    AsyncFd::with_interest(ring, Interest::READABLE)
+}
+
+/// `None` for a hook or outcome this version does not know: a newer program's record in an adopted ring.
+fn read(event: &Event) -> Option<PacketEvent> {
+    Some(PacketEvent {
+        timestamp: event.timestamp,
+        hook: Hook::from_number(event.hook)?,
+        outcome: Outcome::from_number(event.outcome)?,
+        source: event.tuple.src.to_ip(),
+        source_port: event.tuple.src_port.get(),
+        destination: event.tuple.dst.to_ip(),
+        destination_port: event.tuple.dst_port.get(),
+        protocol: event.tuple.protocol,
+        ifindex: event.ifindex,
+        length: event.length,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use dataplane_common::{
+        abi::{FlowKey, Port},
+        reason::DropReason,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_record_reads_back_in_host_order() {
+        let source: IpAddr = "10.0.0.1".parse().unwrap();
+        let destination: IpAddr = "fd00::1".parse().unwrap();
+        let event = Event {
+            tuple: FlowKey::new(6, source.into(), Port::new(1_234), destination.into(), Port::new(80)),
+            hook: Hook::FromWire.number(),
+            outcome: DropReason::NoBackend.number(),
+            ..Event::default()
+        };
+        let read = read(&event).unwrap();
+        assert_eq!((read.source, read.source_port), (source, 1_234));
+        assert_eq!((read.destination, read.destination_port), (destination, 80));
+        assert_eq!(read.outcome, Outcome::Dropped(DropReason::NoBackend));
+    }
+
+    #[test]
+    fn a_record_of_a_newer_program_is_skipped() {
+        assert_eq!(read(&Event { outcome: 255, ..Event::default() }), None);
+    }
+}

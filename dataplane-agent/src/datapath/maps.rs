@@ -1,0 +1,265 @@
+//! The tables of the datapath, as [`Table`]s. Opened by pin, so that any process of the node may hold them.
+
+use std::io;
+
+use aya::{
+    Pod,
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
+};
+use dataplane_common::abi::{
+    Addr, BackendSlot, Endpoint, Flow, FlowKey, FlowRef, Route, Service, ServiceKey, names::map,
+};
+
+use super::{
+    pins::Pins,
+    table::{RoutePrefix, Table, TableError},
+};
+
+/// A pinned map that cannot be used: missing, or not of the type and sizes this version expects.
+#[derive(Debug, thiserror::Error)]
+#[error("open map {map}: {source}")]
+pub struct OpenError {
+    pub map: &'static str,
+    pub source: MapError,
+}
+
+/// Every table the agent writes, and the two it reads of the flow table.
+pub struct Tables {
+    pub endpoints: HashTable<Addr, Endpoint>,
+    pub routes: LpmTable<Route>,
+    pub services: HashTable<ServiceKey, Service>,
+    pub backends: ArrayTable<BackendSlot>,
+    pub backend_generations: ArrayTable<u32>,
+    pub flow_index: HashTable<FlowKey, FlowRef>,
+    pub flows: ArrayTable<Flow>,
+}
+
+impl Tables {
+    pub fn open(pins: &Pins) -> Result<Self, OpenError> {
+        Ok(Self {
+            endpoints: HashTable::open(pins, map::ENDPOINTS)?,
+            routes: LpmTable::open(pins, map::ROUTES)?,
+            services: HashTable::open(pins, map::SERVICES)?,
+            backends: ArrayTable::open(pins, map::BACKENDS)?,
+            backend_generations: ArrayTable::open(pins, map::BACKEND_GENERATIONS)?,
+            flow_index: HashTable::open(pins, map::FLOW_INDEX)?,
+            flows: ArrayTable::open(pins, map::FLOWS)?,
+        })
+    }
+}
+
+/// Opens a pinned map, with the capacity it really has: the loader's would be the one it was asked for.
+pub(super) fn open<T>(pins: &Pins, name: &'static str) -> Result<(T, u32), OpenError>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    let opened = || {
+        let data = MapData::from_pin(pins.map(name))?;
+        let capacity = data.info()?.max_entries();
+        Ok((T::try_from(Map::from_map_data(data)?)?, capacity))
+    };
+    opened().map_err(|source| OpenError { map: name, source })
+}
+
+/// A hash.
+#[derive(Debug)]
+pub struct HashTable<K, V> {
+    name: &'static str,
+    capacity: u32,
+    map: HashMap<MapData, K, V>,
+}
+
+impl<K: Pod, V: Pod> HashTable<K, V> {
+    pub(super) fn open(pins: &Pins, name: &'static str) -> Result<Self, OpenError> {
+        let (map, capacity) = open(pins, name)?;
+        Ok(Self { name, capacity, map })
+    }
+}
+
+impl<K: Pod + Send, V: Pod + Send> Table<K, V> for HashTable<K, V> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn get(&self, key: &K) -> Result<Option<V>, TableError> {
+        found(self.map.get(key, 0)).map_err(|error| self.refusal("get", error))
+    }
+
+    fn insert(&mut self, key: &K, value: &V) -> Result<(), TableError> {
+        self.map.insert(key, value, 0).map_err(|error| self.refusal("insert", error))
+    }
+
+    fn remove(&mut self, key: &K) -> Result<(), TableError> {
+        removed(self.map.remove(key)).map_err(|error| self.refusal("remove", error))
+    }
+
+    fn entries(&self) -> Result<Vec<(K, V)>, TableError> {
+        self.map.iter().collect::<Result<_, _>>().map_err(|error| self.refusal("list", error))
+    }
+
+    fn capacity(&self) -> u32 {
+        self.capacity
+    }
+}
+
+impl<K, V> HashTable<K, V> {
+    fn refusal(&self, operation: &'static str, error: MapError) -> TableError {
+        refusal(self.name, self.capacity, operation, error)
+    }
+}
+
+/// A longest-prefix-match trie over addresses.
+#[derive(Debug)]
+pub struct LpmTable<V> {
+    name: &'static str,
+    capacity: u32,
+    map: LpmTrie<MapData, Addr, V>,
+}
+
+impl<V: Pod> LpmTable<V> {
+    pub(super) fn open(pins: &Pins, name: &'static str) -> Result<Self, OpenError> {
+        let (map, capacity) = open(pins, name)?;
+        Ok(Self { name, capacity, map })
+    }
+
+    fn refusal(&self, operation: &'static str, error: MapError) -> TableError {
+        refusal(self.name, self.capacity, operation, error)
+    }
+
+    /// The value of the longest prefix that covers `addr`: what the datapath finds.
+    pub fn lookup(&self, addr: Addr) -> Result<Option<V>, TableError> {
+        found(self.map.get(&Key::new(128, addr), 0)).map_err(|error| self.refusal("look up", error))
+    }
+}
+
+impl<V: Pod + Send> Table<RoutePrefix, V> for LpmTable<V> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The value of exactly this prefix. The kernel's lookup gives the longest prefix that covers the key, which may
+    /// be a shorter one, so the keys are walked.
+    fn get(&self, prefix: &RoutePrefix) -> Result<Option<V>, TableError> {
+        for key in self.map.keys() {
+            let key = key.map_err(|error| self.refusal("list", error))?;
+            if key.prefix_len() == prefix.bits && key.data() == prefix.addr {
+                return found(self.map.get(&key, 0)).map_err(|error| self.refusal("get", error));
+            }
+        }
+        Ok(None)
+    }
+
+    fn insert(&mut self, prefix: &RoutePrefix, value: &V) -> Result<(), TableError> {
+        self.map.insert(&lpm_key(prefix), value, 0).map_err(|error| self.refusal("insert", error))
+    }
+
+    fn remove(&mut self, prefix: &RoutePrefix) -> Result<(), TableError> {
+        removed(self.map.remove(&lpm_key(prefix))).map_err(|error| self.refusal("remove", error))
+    }
+
+    fn entries(&self) -> Result<Vec<(RoutePrefix, V)>, TableError> {
+        let mut entries = Vec::new();
+        for entry in &self.map {
+            let (key, value) = entry.map_err(|error| self.refusal("list", error))?;
+            entries.push((RoutePrefix { addr: key.data(), bits: key.prefix_len() }, value));
+        }
+        Ok(entries)
+    }
+
+    fn capacity(&self) -> u32 {
+        self.capacity
+    }
+}
+
+/// An array. Its slots always exist: to remove one is to zero it.
+pub struct ArrayTable<V: Pod> {
+    name: &'static str,
+    capacity: u32,
+    map: Array<MapData, V>,
+}
+
+impl<V: Pod> ArrayTable<V> {
+    pub(super) fn open(pins: &Pins, name: &'static str) -> Result<Self, OpenError> {
+        let (map, capacity) = open(pins, name)?;
+        Ok(Self { name, capacity, map })
+    }
+
+    fn refusal(&self, operation: &'static str, error: MapError) -> TableError {
+        refusal(self.name, self.capacity, operation, error)
+    }
+}
+
+impl<V: Pod + Default + Send> Table<u32, V> for ArrayTable<V> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn get(&self, index: &u32) -> Result<Option<V>, TableError> {
+        if *index >= self.capacity {
+            return Ok(None);
+        }
+        found(self.map.get(index, 0)).map_err(|error| self.refusal("get", error))
+    }
+
+    fn insert(&mut self, index: &u32, value: &V) -> Result<(), TableError> {
+        if *index >= self.capacity {
+            return Err(TableError::Full { table: self.name, capacity: self.capacity });
+        }
+        self.map.set(*index, value, 0).map_err(|error| self.refusal("set", error))
+    }
+
+    fn remove(&mut self, index: &u32) -> Result<(), TableError> {
+        if *index >= self.capacity {
+            return Ok(());
+        }
+        self.insert(index, &V::default())
+    }
+
+    fn entries(&self) -> Result<Vec<(u32, V)>, TableError> {
+        let mut entries = Vec::with_capacity(self.capacity as usize);
+        for index in 0..self.capacity {
+            let value = self.map.get(&index, 0).map_err(|error| self.refusal("list", error))?;
+            entries.push((index, value));
+        }
+        Ok(entries)
+    }
+
+    fn capacity(&self) -> u32 {
+        self.capacity
+    }
+}
+
+fn lpm_key(prefix: &RoutePrefix) -> Key<Addr> {
+    Key::new(prefix.bits, prefix.addr)
+}
+
+fn found<V>(result: Result<V, MapError>) -> Result<Option<V>, MapError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn removed(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(nix::libc::ENOENT) => {
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+/// A hash says "full" with E2BIG, a trie with ENOSPC.
+fn refusal(table: &'static str, capacity: u32, operation: &'static str, error: MapError) -> TableError {
+    let source = match error {
+        MapError::SyscallError(error) => error.io_error,
+        MapError::IoError(error) => error,
+        other => io::Error::other(other),
+    };
+    match source.raw_os_error() {
+        Some(nix::libc::E2BIG | nix::libc::ENOSPC) => TableError::Full { table, capacity },
+        _ => TableError::Kernel { table, operation, source },
+    }
+}

@@ -1,0 +1,242 @@
+//! Where everything is pinned that outlives the agent: `<bpffs>/dataplane/v<ABI>/{maps,links}/`.
+//!
+//! Owns the paths and the mount of the BPF file system. Knows nothing of what is behind a pin.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use dataplane_common::{ABI_VERSION, abi::names::program};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+/// Why the pin directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PinsError {
+    #[error("bpffs {path}: not a BPF file system, and not an empty directory one could be mounted on")]
+    Occupied { path: PathBuf },
+    #[error("mount a BPF file system on {path}: {source}")]
+    Mount { path: PathBuf, source: nix::Error },
+    #[error("unmount the BPF file system on {path}: {source}")]
+    Unmount { path: PathBuf, source: nix::Error },
+    #[error("{operation} {path}: {source}")]
+    Io { operation: &'static str, path: PathBuf, source: io::Error },
+}
+
+/// The pin directory of this version of the ABI.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    bpffs: PathBuf,
+    root: PathBuf,
+}
+
+/// Below the BPF file system: ours, all versions.
+const HOME: &str = "dataplane";
+/// A directory below [`HOME`] that says that the BPF file system was mounted by an agent, so that `cleanup` unmounts it.
+const MOUNTED_BY_US: &str = "mounted";
+
+impl Pins {
+    /// The paths below `bpffs`. Touches nothing.
+    pub fn new(bpffs: &Path) -> Self {
+        let root = bpffs.join(HOME).join(format!("v{ABI_VERSION}"));
+        Self { bpffs: bpffs.to_owned(), root }
+    }
+
+    /// Makes the directories, mounting a BPF file system first if there is none.
+    pub fn prepare(&self) -> Result<(), PinsError> {
+        create(&self.bpffs)?;
+        let mounted = self.ensure_bpffs()?;
+        create(&self.root.join("maps"))?;
+        create(&self.root.join("links"))?;
+        if mounted {
+            create(&self.bpffs.join(HOME).join(MOUNTED_BY_US))?;
+        }
+        Ok(())
+    }
+
+    fn ensure_bpffs(&self) -> Result<bool, PinsError> {
+        let path = &self.bpffs;
+        if is_bpffs(path)? {
+            return Ok(false);
+        }
+        if read_dir(path)?.next().is_some() {
+            return Err(PinsError::Occupied { path: path.clone() });
+        }
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(Some("bpffs"), path, Some("bpf"), flags, Some("mode=0700"))
+            .map_err(|source| PinsError::Mount { path: path.clone(), source })?;
+        Ok(true)
+    }
+
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.root.join("maps").join(name)
+    }
+
+    /// Link of a classifier on a device.
+    pub fn device_link(&self, program: &str, device: &str) -> PathBuf {
+        // bpffs reserves names with dots (kernel/bpf/inode.c, bpf_lookup); device names may have dots but no colons
+        self.links().join(format!("{program}_{}", device.replace('.', ":")))
+    }
+
+    /// Link of a program on the cgroup.
+    pub fn socket_link(&self, program: &str) -> PathBuf {
+        self.links().join(program)
+    }
+
+    /// The same while it is not yet the one in force.
+    pub fn next_socket_link(&self, program: &str) -> PathBuf {
+        self.links().join(format!("next_{program}"))
+    }
+
+    /// Devices that have a pinned link of `program`.
+    pub fn devices(&self, program: &str) -> Result<BTreeSet<String>, PinsError> {
+        let mut devices = BTreeSet::new();
+        for name in names(&self.links())? {
+            if let Some(device) = name.strip_prefix(program).and_then(|rest| rest.strip_prefix('_')) {
+                devices.insert(device.replace(':', "."));
+            }
+        }
+        Ok(devices)
+    }
+
+    /// Devices that have any pinned link.
+    pub fn all_devices(&self) -> Result<BTreeSet<String>, PinsError> {
+        let mut devices = BTreeSet::new();
+        for program in program::CLASSIFIERS {
+            devices.append(&mut self.devices(program)?);
+        }
+        Ok(devices)
+    }
+
+    /// Removes a pin; one that is not there is no error. A link with no other holder is detached by that.
+    pub fn remove(path: &Path) -> Result<bool, PinsError> {
+        match fs::remove_file(path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(PinsError::Io { operation: "remove", path: path.to_owned(), source }),
+        }
+    }
+
+    /// Removes what agents of other ABI versions left, which detaches their programs: for after ours are attached.
+    pub fn remove_other_versions(&self) -> Result<Vec<PathBuf>, PinsError> {
+        let home = self.bpffs.join(HOME);
+        let mut removed = Vec::new();
+        for name in names(&home)? {
+            let path = home.join(&name);
+            if path == self.root || name == MOUNTED_BY_US {
+                continue;
+            }
+            remove_tree(&path)?;
+            removed.push(path);
+        }
+        Ok(removed)
+    }
+
+    /// Removes every pin of every version, and the mount if an agent made it. Returns what was removed.
+    pub fn remove_all(&self) -> Result<Vec<PathBuf>, PinsError> {
+        let home = self.bpffs.join(HOME);
+        if !home.exists() || !is_bpffs(&self.bpffs)? {
+            return Ok(Vec::new());
+        }
+        let ours = home.join(MOUNTED_BY_US).exists();
+        remove_tree(&home)?;
+        let mut removed = vec![home];
+        if ours && read_dir(&self.bpffs)?.next().is_none() {
+            umount2(&self.bpffs, MntFlags::MNT_DETACH)
+                .map_err(|source| PinsError::Unmount { path: self.bpffs.clone(), source })?;
+            removed.push(self.bpffs.clone());
+        }
+        Ok(removed)
+    }
+
+    fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+}
+
+fn is_bpffs(path: &Path) -> Result<bool, PinsError> {
+    let stat = statfs(path).map_err(|errno| PinsError::Io {
+        operation: "statfs",
+        path: path.to_owned(),
+        source: errno.into(),
+    })?;
+    Ok(stat.filesystem_type() == BPF_FS_MAGIC)
+}
+
+fn create(path: &Path) -> Result<(), PinsError> {
+    fs::create_dir_all(path).map_err(|source| PinsError::Io {
+        operation: "create",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn read_dir(path: &Path) -> Result<fs::ReadDir, PinsError> {
+    fs::read_dir(path).map_err(|source| PinsError::Io { operation: "read", path: path.to_owned(), source })
+}
+
+/// Names in a directory; none if there is no directory.
+fn names(path: &Path) -> Result<Vec<String>, PinsError> {
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let mut names = Vec::new();
+    for entry in read_dir(path)? {
+        let entry =
+            entry.map_err(|source| PinsError::Io { operation: "read", path: path.to_owned(), source })?;
+        names.extend(entry.file_name().into_string());
+    }
+    Ok(names)
+}
+
+fn remove_tree(path: &Path) -> Result<(), PinsError> {
+    fs::remove_dir_all(path).map_err(|source| PinsError::Io {
+        operation: "remove",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dot_in_a_device_name_never_reaches_bpffs() {
+        let pins = Pins::new(Path::new("/sys/fs/bpf"));
+        let link = pins.device_link("from_wire", "eth0.100");
+        assert!(!link.file_name().unwrap().to_str().unwrap().contains('.'));
+    }
+
+    #[test]
+    fn devices_are_read_back_by_program() {
+        let directory = tempfile::tempdir().unwrap();
+        let pins = Pins::new(directory.path());
+        fs::create_dir_all(pins.links()).unwrap();
+        for link in [
+            pins.device_link("from_wire", "eth0.100"),
+            pins.device_link("to_wire", "eth0.100"),
+            pins.device_link("from_pod", "dp1234567890a"),
+            pins.socket_link("connect4"),
+        ] {
+            fs::write(link, "").unwrap();
+        }
+        assert_eq!(pins.devices("from_wire").unwrap(), BTreeSet::from(["eth0.100".to_owned()]));
+        assert_eq!(
+            pins.all_devices().unwrap(),
+            BTreeSet::from(["dp1234567890a".to_owned(), "eth0.100".to_owned()])
+        );
+    }
+
+    #[test]
+    fn a_directory_with_files_is_not_mounted_over() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("precious"), "").unwrap();
+        let error = Pins::new(directory.path()).prepare().unwrap_err();
+        assert!(matches!(error, PinsError::Occupied { .. }), "{error}");
+    }
+}
