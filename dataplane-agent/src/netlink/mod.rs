@@ -1,1 +1,129 @@
-//! (being built)
+//! Devices, addresses, routes, neighbours and sysctls of the node's network namespace: the only place that knows
+//! rtnetlink.
+//!
+//! Everything acts on the network namespace of the thread that called [`Netlink::connect`] (sysctls: of the calling
+//! thread). What is made here is ours by name (devices) or by protocol 218 (routes); nothing else is ever removed.
+
+pub mod address;
+pub mod link;
+pub mod neigh;
+pub mod overlay;
+pub mod route;
+pub mod sysctl;
+pub mod uplink;
+
+use std::{fmt, io};
+
+use futures::StreamExt as _;
+use rtnetlink::{
+    Handle, new_connection,
+    packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_route::RouteNetlinkMessage,
+};
+
+pub use address::{Change, HostAddress, Monitor};
+pub use link::Link;
+pub use neigh::Neighbour;
+pub use overlay::OverlayDevice;
+pub use route::KernelRoute;
+pub use sysctl::{SysctlChange, SysctlError};
+pub use uplink::{Uplink, UplinkError, Uplinks};
+
+/// Why the kernel's network state could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    #[error("open a netlink socket: {0}")]
+    Open(#[source] io::Error),
+    #[error("{operation} {object}: {source}")]
+    Kernel { operation: &'static str, object: String, source: io::Error },
+    #[error("{operation} {object}: {detail}")]
+    Protocol { operation: &'static str, object: String, detail: String },
+    #[error("list {what}: the kernel's table changed while it was read, {DUMP_ATTEMPTS} times in a row")]
+    Interrupted { what: &'static str },
+}
+
+impl NetlinkError {
+    /// The kernel's error number, if it was the kernel that refused.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Kernel { source, .. } => source.raw_os_error(),
+            _ => None,
+        }
+    }
+
+    fn new(operation: &'static str, object: impl fmt::Display, error: &rtnetlink::Error) -> Self {
+        let object = object.to_string();
+        match error {
+            rtnetlink::Error::NetlinkError(message) => {
+                Self::Kernel { operation, object, source: message.to_io() }
+            }
+            other => Self::Protocol { operation, object, detail: other.to_string() },
+        }
+    }
+}
+
+/// `NLM_F_DUMP_INTR` of linux/netlink.h: the table changed during the dump.
+const NLM_F_DUMP_INTR: u16 = 0x10;
+/// How often a dump is repeated that the kernel says is inconsistent.
+const DUMP_ATTEMPTS: u32 = 8;
+
+/// A connection to rtnetlink. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Netlink {
+    handle: Handle,
+}
+
+impl Netlink {
+    /// Opens a socket in the network namespace of the calling thread, served by a task of the current runtime.
+    pub fn connect() -> Result<Self, NetlinkError> {
+        let (connection, handle, _) = new_connection().map_err(NetlinkError::Open)?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// The handle, for the parts of this module that are written by others.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Dumps a table. The kernel flags a dump during which the table changed (`NLM_F_DUMP_INTR`), or fails it with
+    /// EINTR: rows may be missing or double, so it is done again.
+    async fn dump<T>(
+        &self,
+        what: &'static str,
+        request: &RouteNetlinkMessage,
+        pick: impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
+        'attempt: for _ in 0..DUMP_ATTEMPTS {
+            let mut message = NetlinkMessage::from(request.clone());
+            message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+            let mut handle = self.handle.clone();
+            let mut answers =
+                handle.request(message).map_err(|error| NetlinkError::new("list", what, &error))?;
+            let mut rows = Vec::new();
+            let mut consistent = true;
+            while let Some(answer) = answers.next().await {
+                consistent &= answer.header.flags & NLM_F_DUMP_INTR == 0;
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(row) => rows.extend(pick(row)),
+                    NetlinkPayload::Error(error) => {
+                        let source = error.to_io();
+                        if source.kind() == io::ErrorKind::Interrupted {
+                            continue 'attempt;
+                        }
+                        return Err(NetlinkError::Kernel {
+                            operation: "list",
+                            object: what.to_owned(),
+                            source,
+                        });
+                    }
+                    _ => {}
+                }
+            }
+            if consistent {
+                return Ok(rows);
+            }
+        }
+        Err(NetlinkError::Interrupted { what })
+    }
+}

@@ -1,0 +1,118 @@
+//! Devices.
+
+use dataplane_common::abi::MacAddr;
+use rtnetlink::{
+    LinkMessageBuilder, LinkUnspec,
+    packet_route::{
+        RouteNetlinkMessage,
+        link::{InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    },
+};
+
+use super::{Netlink, NetlinkError};
+
+/// A device, as far as anybody here asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub ifindex: u32,
+    pub name: String,
+    pub mtu: u32,
+    /// `None` for devices without Ethernet addresses (tunnels).
+    pub mac: Option<MacAddr>,
+    pub up: bool,
+    pub loopback: bool,
+    /// Resolves no neighbours (`NOARP`).
+    pub noarp: bool,
+    pub(super) kind: Option<InfoKind>,
+    pub(super) data: Option<InfoData>,
+}
+
+impl Netlink {
+    /// Every device.
+    pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
+        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        self.dump("devices", &request, |message| match message {
+            RouteNetlinkMessage::NewLink(message) => Some(Link::read(message)),
+            _ => None,
+        })
+        .await
+    }
+
+    /// The device of that name, if there is one.
+    pub async fn link(&self, name: &str) -> Result<Option<Link>, NetlinkError> {
+        Ok(self.links().await?.into_iter().find(|link| link.name == name))
+    }
+
+    /// Brings a device up.
+    pub async fn set_up(&self, link: &Link) -> Result<(), NetlinkError> {
+        let message = LinkUnspec::new_with_index(link.ifindex).up().build();
+        self.set_link("bring up", link, message).await
+    }
+
+    /// Deletes a device; one that is gone is no error.
+    pub async fn delete_link(&self, link: &Link) -> Result<(), NetlinkError> {
+        match self.handle.link().del(link.ifindex).execute().await {
+            Ok(()) => Ok(()),
+            Err(error) => match NetlinkError::new("delete device", &link.name, &error) {
+                error if error.errno() == Some(nix::libc::ENODEV) => Ok(()),
+                error => Err(error),
+            },
+        }
+    }
+
+    pub(super) async fn set_link(
+        &self,
+        operation: &'static str,
+        link: &Link,
+        message: LinkMessage,
+    ) -> Result<(), NetlinkError> {
+        let request = self.handle.link().set(message);
+        request.execute().await.map_err(|error| NetlinkError::new(operation, &link.name, &error))
+    }
+
+    pub(super) async fn add_link<T>(
+        &self,
+        name: &str,
+        message: LinkMessageBuilder<T>,
+    ) -> Result<(), NetlinkError> {
+        let request = self.handle.link().add(message.build());
+        request.execute().await.map_err(|error| NetlinkError::new("create device", name, &error))
+    }
+}
+
+impl Link {
+    fn read(message: LinkMessage) -> Self {
+        let flags = message.header.flags;
+        let mut link = Self {
+            ifindex: message.header.index,
+            name: String::new(),
+            mtu: 0,
+            mac: None,
+            up: flags.contains(LinkFlags::Up),
+            loopback: flags.contains(LinkFlags::Loopback),
+            noarp: flags.contains(LinkFlags::Noarp),
+            kind: None,
+            data: None,
+        };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes).ok().map(MacAddr::new),
+                LinkAttribute::LinkInfo(infos) => link.read_info(infos),
+                _ => {}
+            }
+        }
+        link
+    }
+
+    fn read_info(&mut self, infos: Vec<LinkInfo>) {
+        for info in infos {
+            match info {
+                LinkInfo::Kind(kind) => self.kind = Some(kind),
+                LinkInfo::Data(data) => self.data = Some(data),
+                _ => {}
+            }
+        }
+    }
+}

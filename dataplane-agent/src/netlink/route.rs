@@ -1,0 +1,215 @@
+//! Routes of the kernel, for what the host's stack sends itself.
+//!
+//! Ours carry protocol 218 and metric 218. The protocol marks what we may remove; the metric keeps `replace` from
+//! hitting somebody else's route to the same prefix, which the kernel would match by metric alone.
+
+use std::{fmt, net::IpAddr};
+
+use ipnet::IpNet;
+use rtnetlink::{
+    RouteMessageBuilder,
+    packet_route::{
+        RouteNetlinkMessage,
+        route::{
+            RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+            RouteScope, RouteVia,
+        },
+    },
+};
+
+use super::{Netlink, NetlinkError};
+
+/// Who made the route: a number `iproute2` gives to nobody.
+pub(super) const OURS: RouteProtocol = RouteProtocol::Other(218);
+const METRIC: u32 = 218;
+
+/// A route in the main table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KernelRoute {
+    pub destination: IpNet,
+    /// Next hop; `None`: the destination is on the device. An IPv4 destination may have an IPv6 next hop.
+    pub gateway: Option<IpAddr>,
+    pub ifindex: u32,
+    /// Address the host uses as source.
+    pub source: Option<IpAddr>,
+    /// MTU of the path, if less than the device's.
+    pub mtu: Option<u32>,
+}
+
+impl KernelRoute {
+    /// To a prefix that is reached on the device itself.
+    pub const fn on_link(destination: IpNet, ifindex: u32) -> Self {
+        Self { destination, gateway: None, ifindex, source: None, mtu: None }
+    }
+}
+
+impl fmt::Display for KernelRoute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.destination)?;
+        if let Some(gateway) = self.gateway {
+            write!(f, " via {gateway}")?;
+        }
+        write!(f, " dev {}", self.ifindex)
+    }
+}
+
+impl Netlink {
+    /// Makes sure of a route, replacing ours to the same prefix.
+    pub async fn ensure_route(&self, route: &KernelRoute) -> Result<(), NetlinkError> {
+        let message = message(route).map_err(|detail| NetlinkError::Protocol {
+            operation: "add route",
+            object: route.to_string(),
+            detail,
+        })?;
+        let request = self.handle.route().add(message).replace();
+        request.execute().await.map_err(|error| NetlinkError::new("add route", route, &error))
+    }
+
+    /// Removes our route to a prefix, whatever device it leads to. One that is not there is no error.
+    pub async fn remove_route(&self, destination: IpNet) -> Result<(), NetlinkError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(destination.addr());
+        message.header.destination_prefix_length = destination.prefix_len();
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.protocol = OURS;
+        // any scope
+        message.header.scope = RouteScope::NoWhere;
+        message.attributes.push(RouteAttribute::Destination(destination.network().into()));
+        message.attributes.push(RouteAttribute::Priority(METRIC));
+        match self.handle.route().del(message).execute().await {
+            Ok(()) => Ok(()),
+            Err(error) => match NetlinkError::new("remove route", destination, &error) {
+                error if error.errno() == Some(nix::libc::ESRCH) => Ok(()),
+                error => Err(error),
+            },
+        }
+    }
+
+    /// Every route of ours.
+    pub async fn our_routes(&self) -> Result<Vec<KernelRoute>, NetlinkError> {
+        let mut routes = Vec::new();
+        for message in self.route_messages().await? {
+            let ours = message.header.protocol == OURS && message.header.table == RouteHeader::RT_TABLE_MAIN;
+            routes.extend(ours.then(|| read(&message)).flatten());
+        }
+        Ok(routes)
+    }
+
+    /// Every route of both families, of all tables.
+    pub(super) async fn route_messages(&self) -> Result<Vec<RouteMessage>, NetlinkError> {
+        let request = RouteNetlinkMessage::GetRoute(RouteMessage::default());
+        self.dump("routes", &request, |message| match message {
+            RouteNetlinkMessage::NewRoute(route) if !route.header.flags.contains(RouteFlags::Cloned) => {
+                Some(route)
+            }
+            _ => None,
+        })
+        .await
+    }
+}
+
+fn message(route: &KernelRoute) -> Result<RouteMessage, String> {
+    let destination = route.destination;
+    let scope = if route.gateway.is_none() && destination.addr().is_ipv4() {
+        RouteScope::Link
+    } else {
+        RouteScope::Universe
+    };
+    let mut builder = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(destination.network(), destination.prefix_len())
+        .map_err(|error| error.to_string())?
+        .output_interface(route.ifindex)
+        .protocol(OURS)
+        .priority(METRIC)
+        .scope(scope);
+    if let Some(source) = route.source {
+        builder = builder.pref_source(source).map_err(|error| error.to_string())?;
+    }
+    let attributes = &mut builder.get_mut().attributes;
+    match (destination.addr(), route.gateway) {
+        (_, None) => {}
+        (IpAddr::V4(_), Some(IpAddr::V6(gateway))) => {
+            attributes.push(RouteAttribute::Via(RouteVia::Inet6(gateway)));
+        }
+        (IpAddr::V6(_), Some(IpAddr::V4(_))) => return Err("an IPv6 route has no IPv4 next hop".to_owned()),
+        (_, Some(gateway)) => attributes.push(RouteAttribute::Gateway(gateway.into())),
+    }
+    if let Some(mtu) = route.mtu {
+        attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
+    }
+    Ok(builder.build())
+}
+
+pub(super) fn read(message: &RouteMessage) -> Option<KernelRoute> {
+    let unspecified = match message.header.address_family {
+        rtnetlink::packet_route::AddressFamily::Inet => IpAddr::from([0; 4]),
+        rtnetlink::packet_route::AddressFamily::Inet6 => IpAddr::from([0; 16]),
+        _ => return None,
+    };
+    let mut address = unspecified;
+    let mut route = KernelRoute::on_link(IpNet::from(unspecified), 0);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(destination) => address = ip(destination)?,
+            RouteAttribute::Gateway(gateway) => route.gateway = ip(gateway),
+            RouteAttribute::Via(RouteVia::Inet6(gateway)) => route.gateway = Some((*gateway).into()),
+            RouteAttribute::PrefSource(source) => route.source = ip(source),
+            RouteAttribute::Oif(ifindex) => route.ifindex = *ifindex,
+            RouteAttribute::Metrics(metrics) => {
+                route.mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    route.destination = IpNet::new(address, message.header.destination_prefix_length).ok()?;
+    Some(route)
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some((*v4).into()),
+        RouteAddress::Inet6(v6) => Some((*v6).into()),
+        _ => None,
+    }
+}
+
+fn family(address: IpAddr) -> rtnetlink::packet_route::AddressFamily {
+    match address {
+        IpAddr::V4(_) => rtnetlink::packet_route::AddressFamily::Inet,
+        IpAddr::V6(_) => rtnetlink::packet_route::AddressFamily::Inet6,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_route_over_ipv4_is_refused() {
+        let mut route = KernelRoute::on_link("fd00:1::/64".parse().unwrap(), 2);
+        route.gateway = Some("10.0.0.1".parse().unwrap());
+        assert!(message(&route).unwrap_err().contains("next hop"));
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        for (destination, gateway) in [
+            ("10.1.0.0/24", None),
+            ("10.1.0.0/24", Some("10.0.0.2")),
+            ("10.1.0.0/24", Some("fd00::2")),
+            ("fd01::/64", Some("fd00::2")),
+        ] {
+            let route = KernelRoute {
+                destination: destination.parse().unwrap(),
+                gateway: gateway.map(|gateway| gateway.parse().unwrap()),
+                ifindex: 7,
+                source: None,
+                mtu: Some(1_450),
+            };
+            assert_eq!(read(&message(&route).unwrap()), Some(route));
+        }
+    }
+}
