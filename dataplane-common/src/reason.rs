@@ -85,6 +85,7 @@ numbered! {
         NoSourceAddress = 76, "no_source_address", "The node has no address of this family to translate to.";
         BadService = 77, "bad_service", "The service points at a backend slot that does not exist.";
         SpoofedSource = 78, "spoofed_source", "A pod used a source address that is not its own.";
+        HostLoop = 79, "host_loop", "A host process reached its own node through a service without connect-time translation.";
     }
 }
 

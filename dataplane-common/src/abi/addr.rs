@@ -17,8 +17,8 @@ abi! {
     /// A TCP or UDP port, or an ICMP echo identifier, in wire order.
     pub struct Port: 2 { wire: u16 }
 
-    /// An Ethernet address.
-    pub struct MacAddr: 6 { bytes: [u8; 6] }
+    /// An Ethernet address, as it lies in a frame.
+    pub struct MacAddr: 6 { words: [u16; 3] }
 }
 
 const MAPPED: u32 = 0xffff_u32.to_be();
@@ -158,20 +158,22 @@ impl fmt::Display for Port {
 impl MacAddr {
     /// From its six bytes.
     #[inline(always)]
-    pub const fn new(bytes: [u8; 6]) -> Self {
-        Self { bytes }
+    pub const fn new([a, b, c, d, e, f]: [u8; 6]) -> Self {
+        Self { words: [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])] }
     }
 
     /// Its six bytes.
     #[inline(always)]
     pub const fn bytes(self) -> [u8; 6] {
-        self.bytes
+        let [[a, b], [c, d], [e, f]] =
+            [self.words[0].to_ne_bytes(), self.words[1].to_ne_bytes(), self.words[2].to_ne_bytes()];
+        [a, b, c, d, e, f]
     }
 }
 
 impl fmt::Display for MacAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.bytes;
+        let [a, b, c, d, e, g] = self.bytes();
         write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
     }
 }

@@ -7,11 +7,11 @@ use crate::abi::MacAddr;
 #[derive(Clone, Copy, Debug)]
 pub struct EthHeader {
     /// Destination.
-    pub dst: [u8; 6],
+    pub dst: MacAddr,
     /// Source.
-    pub src: [u8; 6],
+    pub src: MacAddr,
     /// Type of the payload, wire order.
-    pub ether_type: [u8; 2],
+    pub ether_type: u16,
 }
 
 /// Types of payload.
@@ -34,13 +34,13 @@ impl EthHeader {
     /// Type of the payload in host order.
     #[inline(always)]
     pub const fn ether_type(&self) -> u16 {
-        u16::from_be_bytes(self.ether_type)
+        u16::from_be(self.ether_type)
     }
 
     /// Rewrites both addresses.
     #[inline(always)]
     pub const fn set_addresses(&mut self, dst: MacAddr, src: MacAddr) {
-        self.dst = dst.bytes();
-        self.src = src.bytes();
+        self.dst = dst;
+        self.src = src;
     }
 }

@@ -11,11 +11,11 @@ pub struct IcmpHeader {
     /// Sub-type.
     pub code: u8,
     /// Checksum; ICMPv6 covers the pseudo-header too.
-    pub checksum: [u8; 2],
+    pub checksum: u16,
     /// Echo: identifier.
-    pub id: [u8; 2],
+    pub id: u16,
     /// Echo: sequence number.
-    pub sequence: [u8; 2],
+    pub sequence: u16,
 }
 
 /// ICMP types.
@@ -79,6 +79,6 @@ impl IcmpHeader {
     /// Echo identifier.
     #[inline(always)]
     pub const fn id(&self) -> Port {
-        Port::from_wire(u16::from_ne_bytes(self.id))
+        Port::from_wire(self.id)
     }
 }

@@ -11,21 +11,21 @@ pub struct Ipv4Header {
     /// DSCP and ECN.
     pub tos: u8,
     /// Length of the packet.
-    pub total_len: [u8; 2],
+    pub total_len: u16,
     /// Identification.
-    pub id: [u8; 2],
+    pub id: u16,
     /// Flags and fragment offset.
-    pub fragment: [u8; 2],
+    pub fragment: u16,
     /// Time to live.
     pub ttl: u8,
     /// Protocol of the payload.
     pub protocol: u8,
     /// Header checksum.
-    pub checksum: [u8; 2],
+    pub checksum: u16,
     /// Source.
-    pub src: [u8; 4],
+    pub src: u32,
     /// Destination.
-    pub dst: [u8; 4],
+    pub dst: u32,
 }
 
 impl Ipv4Header {
@@ -49,31 +49,31 @@ impl Ipv4Header {
     /// Length of the packet, header included.
     #[inline(always)]
     pub const fn total_len(&self) -> u16 {
-        u16::from_be_bytes(self.total_len)
+        u16::from_be(self.total_len)
     }
 
     /// Whether this is a part of a packet.
     #[inline(always)]
     pub const fn is_fragment(&self) -> bool {
-        u16::from_be_bytes(self.fragment) & (Self::MORE_FRAGMENTS | Self::OFFSET) != 0
+        u16::from_be(self.fragment) & (Self::MORE_FRAGMENTS | Self::OFFSET) != 0
     }
 
     /// Whether this is a part that does not begin with the transport header.
     #[inline(always)]
     pub const fn is_later_fragment(&self) -> bool {
-        u16::from_be_bytes(self.fragment) & Self::OFFSET != 0
+        u16::from_be(self.fragment) & Self::OFFSET != 0
     }
 
     /// Source.
     #[inline(always)]
     pub const fn src(&self) -> Addr {
-        Addr::v4(self.src)
+        Addr::v4_word(self.src)
     }
 
     /// Destination.
     #[inline(always)]
     pub const fn dst(&self) -> Addr {
-        Addr::v4(self.dst)
+        Addr::v4_word(self.dst)
     }
 
     /// Takes one hop off and mends the checksum. The TTL must not be 0.
@@ -82,7 +82,7 @@ impl Ipv4Header {
         let old = u16::from_ne_bytes([self.ttl, self.protocol]);
         self.ttl -= 1;
         let new = u16::from_ne_bytes([self.ttl, self.protocol]);
-        self.checksum = Change::NONE.u16(old, new).apply(u16::from_ne_bytes(self.checksum)).to_ne_bytes();
+        self.checksum = Change::NONE.u16(old, new).apply(self.checksum);
     }
 }
 
@@ -95,23 +95,23 @@ mod tests {
     fn a_decremented_header_still_checks() {
         for ttl in 1..=255 {
             let mut bytes = [0x45, 0, 0, 84, 0x12, 0x34, 0x40, 0, ttl, 6, 0, 0, 10, 1, 0, 2, 10, 1, 1, 2];
-            let sum = checksum::of(&bytes).to_ne_bytes();
-            bytes[10..12].copy_from_slice(&sum);
+            let sum = checksum::of(&bytes);
+            bytes[10..12].copy_from_slice(&sum.to_ne_bytes());
             let mut header = Ipv4Header {
                 version_ihl: bytes[0],
                 tos: 0,
-                total_len: [0, 84],
-                id: [0x12, 0x34],
-                fragment: [0x40, 0],
+                total_len: 84_u16.to_be(),
+                id: 0x1234_u16.to_be(),
+                fragment: 0x4000_u16.to_be(),
                 ttl,
                 protocol: 6,
                 checksum: sum,
-                src: [10, 1, 0, 2],
-                dst: [10, 1, 1, 2],
+                src: u32::from_ne_bytes([10, 1, 0, 2]),
+                dst: u32::from_ne_bytes([10, 1, 1, 2]),
             };
             header.decrement_ttl();
             bytes[8] = header.ttl;
-            bytes[10..12].copy_from_slice(&header.checksum);
+            bytes[10..12].copy_from_slice(&header.checksum.to_ne_bytes());
             assert_eq!(checksum::fold(checksum::sum(&bytes)), 0xffff);
         }
     }

@@ -7,23 +7,23 @@ use crate::abi::Port;
 #[derive(Clone, Copy, Debug)]
 pub struct TcpHeader {
     /// Source port.
-    pub src_port: [u8; 2],
+    pub src_port: u16,
     /// Destination port.
-    pub dst_port: [u8; 2],
+    pub dst_port: u16,
     /// Sequence number.
-    pub sequence: [u8; 4],
+    pub sequence: u32,
     /// Acknowledgement number.
-    pub acknowledgement: [u8; 4],
+    pub acknowledgement: u32,
     /// Header length in words, in the upper half.
     pub data_offset: u8,
     /// Flags ([`crate::flow::tcp_flags`]).
     pub flags: u8,
     /// Window.
-    pub window: [u8; 2],
+    pub window: u16,
     /// Checksum.
-    pub checksum: [u8; 2],
+    pub checksum: u16,
     /// Urgent pointer.
-    pub urgent: [u8; 2],
+    pub urgent: u16,
 }
 
 /// UDP header, 8 bytes.
@@ -31,13 +31,13 @@ pub struct TcpHeader {
 #[derive(Clone, Copy, Debug)]
 pub struct UdpHeader {
     /// Source port.
-    pub src_port: [u8; 2],
+    pub src_port: u16,
     /// Destination port.
-    pub dst_port: [u8; 2],
+    pub dst_port: u16,
     /// Length with this header.
-    pub len: [u8; 2],
+    pub len: u16,
     /// Checksum; 0 over IPv4: none.
-    pub checksum: [u8; 2],
+    pub checksum: u16,
 }
 
 impl TcpHeader {
@@ -49,13 +49,13 @@ impl TcpHeader {
     /// Source port.
     #[inline(always)]
     pub const fn src_port(&self) -> Port {
-        Port::from_wire(u16::from_ne_bytes(self.src_port))
+        Port::from_wire(self.src_port)
     }
 
     /// Destination port.
     #[inline(always)]
     pub const fn dst_port(&self) -> Port {
-        Port::from_wire(u16::from_ne_bytes(self.dst_port))
+        Port::from_wire(self.dst_port)
     }
 }
 
@@ -66,12 +66,12 @@ impl UdpHeader {
     /// Source port.
     #[inline(always)]
     pub const fn src_port(&self) -> Port {
-        Port::from_wire(u16::from_ne_bytes(self.src_port))
+        Port::from_wire(self.src_port)
     }
 
     /// Destination port.
     #[inline(always)]
     pub const fn dst_port(&self) -> Port {
-        Port::from_wire(u16::from_ne_bytes(self.dst_port))
+        Port::from_wire(self.dst_port)
     }
 }

@@ -1,0 +1,45 @@
+//! Reports of packets. The cold end: the packet is read once more, as far as it can be.
+
+use aya_ebpf::programs::TcContext;
+use dataplane_common::{abi::FlowKey, net::EtherType, reason::Hook};
+
+use crate::{
+    family::{IpFamily, V4, V6},
+    maps::{self, Work},
+    skb,
+    stages::parse,
+};
+
+/// Writes an event. If nobody reads and the ring is full, the event is lost, the counter is not.
+#[inline(always)]
+pub(crate) fn report(ctx: &TcContext, work: &mut Work, hook: Hook, outcome: u8) {
+    match skb::ether_type(ctx) {
+        EtherType::IPV4 => tuple::<V4>(ctx, work),
+        EtherType::IPV6 => tuple::<V6>(ctx, work),
+        _ => work.from = FlowKey::default(),
+    }
+    work.event.timestamp = skb::now_ns();
+    work.event.tuple = work.from;
+    work.event.ifindex = skb::ifindex(ctx);
+    work.event.length = skb::len(ctx);
+    work.event.hook = hook as u8;
+    work.event.outcome = outcome;
+    let _lost_if_full = maps::events().output(&work.event, 0);
+}
+
+/// Leaves the packet's tuple in `work.from`.
+#[inline(always)]
+fn tuple<F: IpFamily>(ctx: &TcContext, work: &mut Work) {
+    match F::parse(ctx) {
+        Ok(packet) => {
+            work.from = packet.tuple_without_ports();
+            if packet.has_transport()
+                && let Ok((src, dst)) = parse::transport_ports_at::<F>(ctx, packet.protocol, packet.l4)
+            {
+                work.from.src_port = src;
+                work.from.dst_port = dst;
+            }
+        }
+        Err(_unreadable) => work.from = FlowKey::default(),
+    }
+}

@@ -1,0 +1,272 @@
+//! What tells IPv4 and IPv6 apart. Everything else is written once, over this trait, and compiled for each.
+
+use aya_ebpf::programs::TcContext;
+use dataplane_common::{
+    abi::Addr,
+    checksum::Change,
+    net::{EthHeader, FragmentHeader, Icmpv4Type, Icmpv6Type, Ipv4Header, Ipv6Header, Protocol},
+    reason::DropReason,
+};
+
+use crate::{
+    config, packet, skb,
+    stages::parse::{Fragment, Packet},
+};
+
+/// Offset of the IP header in a frame.
+pub(crate) const L3: usize = EthHeader::LEN;
+
+pub(crate) trait IpFamily: Sized {
+    /// The ICMP of the family.
+    const ICMP: u8;
+    /// Whether ICMP's checksum covers the addresses.
+    const ICMP_COVERS_ADDRESSES: bool;
+    /// Reads and checks the IP header.
+    fn parse(ctx: &TcContext) -> Result<Packet<Self>, DropReason>;
+
+    /// Takes one hop off. There must be more than one.
+    fn decrement_hop_limit(ctx: &TcContext) -> Result<(), DropReason>;
+
+    /// Replaces the addresses of the IP header at `offset`, mends its own checksum, and returns the change of the bytes
+    /// that transport checksums cover.
+    fn replace_addresses(
+        ctx: &TcContext,
+        offset: usize,
+        src: &Addr,
+        dst: &Addr,
+    ) -> Result<Change, DropReason>;
+
+    /// Whether the ICMP type carries a packet it is about.
+    fn icmp_is_error(kind: u8) -> bool;
+
+    /// Whether the ICMP type is an echo, which has an identifier.
+    fn icmp_is_echo(kind: u8) -> bool;
+
+    /// Whether the ICMP type belongs to one link.
+    fn icmp_is_link_scoped(kind: u8) -> bool;
+
+    /// Whether the address belongs to one link, or to a group.
+    fn is_link_scoped(addr: &Addr) -> bool;
+
+    /// What pods are masqueraded as; unspecified if they are not.
+    fn node_address() -> Addr;
+}
+
+pub(crate) enum V4 {}
+
+impl IpFamily for V4 {
+    const ICMP: u8 = Protocol::ICMP;
+    const ICMP_COVERS_ADDRESSES: bool = false;
+
+    #[inline(always)]
+    fn parse(ctx: &TcContext) -> Result<Packet<Self>, DropReason> {
+        let header = packet::with_header(ctx, L3, |ip: &mut Ipv4Header| *ip)?;
+        let header_len = header.header_len();
+        if header.version() != 4 || header_len < Ipv4Header::LEN {
+            return Err(DropReason::BadHeader);
+        }
+        let frame_len = skb::len(ctx) as usize;
+        let total_len = header.total_len() as usize;
+        // 0: a packet above 64 KiB that will be cut (BIG TCP, Linux 6.3)
+        if total_len != 0 {
+            if total_len < header_len {
+                return Err(DropReason::BadHeader);
+            }
+            if L3 + total_len > frame_len {
+                return Err(DropReason::Truncated);
+            }
+        } else if !skb::is_gso(ctx) {
+            return Err(DropReason::BadHeader);
+        }
+        let fragment = match (header.is_fragment(), header.is_later_fragment()) {
+            (false, _) => Fragment::Whole,
+            (true, false) => Fragment::First,
+            (true, true) => Fragment::Later,
+        };
+        Ok(Packet::new(
+            header.src(),
+            header.dst(),
+            header.protocol,
+            header.ttl,
+            L3 + header_len,
+            fragment,
+            u32::from(header.id),
+        ))
+    }
+
+    #[inline(always)]
+    fn decrement_hop_limit(ctx: &TcContext) -> Result<(), DropReason> {
+        packet::with_header(ctx, L3, |ip: &mut Ipv4Header| ip.decrement_ttl())
+    }
+
+    #[inline(always)]
+    fn replace_addresses(
+        ctx: &TcContext,
+        offset: usize,
+        src: &Addr,
+        dst: &Addr,
+    ) -> Result<Change, DropReason> {
+        packet::with_header(ctx, offset, |ip: &mut Ipv4Header| {
+            let change = Change::NONE.u32(ip.src, src.v4_part()).u32(ip.dst, dst.v4_part());
+            ip.src = src.v4_part();
+            ip.dst = dst.v4_part();
+            ip.checksum = change.apply(ip.checksum);
+            change
+        })
+    }
+
+    #[inline(always)]
+    fn icmp_is_error(kind: u8) -> bool {
+        Icmpv4Type::is_error(kind)
+    }
+
+    #[inline(always)]
+    fn icmp_is_echo(kind: u8) -> bool {
+        kind == Icmpv4Type::ECHO_REQUEST || kind == Icmpv4Type::ECHO_REPLY
+    }
+
+    #[inline(always)]
+    fn icmp_is_link_scoped(_kind: u8) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn is_link_scoped(addr: &Addr) -> bool {
+        let [a, b, ..] = addr.v4_part().to_ne_bytes();
+        // 224.0.0.0/4 groups, 255.255.255.255, 169.254.0.0/16 (RFC 3927)
+        a >= 224 || (a == 169 && b == 254)
+    }
+
+    #[inline(always)]
+    fn node_address() -> Addr {
+        config::ipv4()
+    }
+}
+
+pub(crate) enum V6 {}
+
+/// Extension headers a packet may have before it is refused. Each is one more turn for the verifier.
+const MAX_EXTENSION_HEADERS: usize = 6;
+
+impl IpFamily for V6 {
+    const ICMP: u8 = Protocol::ICMPV6;
+    const ICMP_COVERS_ADDRESSES: bool = true;
+
+    #[inline(always)]
+    fn parse(ctx: &TcContext) -> Result<Packet<Self>, DropReason> {
+        let header = packet::with_header(ctx, L3, |ip: &mut Ipv6Header| *ip)?;
+        if header.version() != 6 {
+            return Err(DropReason::BadHeader);
+        }
+        // 0 with a hop-by-hop header: the length is in a jumbo option (RFC 2675), or left out (BIG TCP)
+        let payload_len = header.payload_len() as usize;
+        if payload_len != 0 && L3 + Ipv6Header::LEN + payload_len > skb::len(ctx) as usize {
+            return Err(DropReason::Truncated);
+        }
+        let mut packet = Packet::new(
+            header.src(),
+            header.dst(),
+            header.next_header,
+            header.hop_limit,
+            L3 + Ipv6Header::LEN,
+            Fragment::Whole,
+            0,
+        );
+        if is_extension(header.next_header) {
+            skip_extensions(ctx, &mut packet)?;
+        }
+        Ok(packet)
+    }
+
+    #[inline(always)]
+    fn decrement_hop_limit(ctx: &TcContext) -> Result<(), DropReason> {
+        packet::with_header(ctx, L3, |ip: &mut Ipv6Header| ip.hop_limit -= 1)
+    }
+
+    #[inline(always)]
+    fn replace_addresses(
+        ctx: &TcContext,
+        offset: usize,
+        src: &Addr,
+        dst: &Addr,
+    ) -> Result<Change, DropReason> {
+        packet::with_header(ctx, offset, |ip: &mut Ipv6Header| {
+            let change =
+                Change::NONE.words(ip.src().words(), src.words()).words(ip.dst().words(), dst.words());
+            ip.set_src(src);
+            ip.set_dst(dst);
+            change
+        })
+    }
+
+    #[inline(always)]
+    fn icmp_is_error(kind: u8) -> bool {
+        Icmpv6Type::is_error(kind)
+    }
+
+    #[inline(always)]
+    fn icmp_is_echo(kind: u8) -> bool {
+        kind == Icmpv6Type::ECHO_REQUEST || kind == Icmpv6Type::ECHO_REPLY
+    }
+
+    #[inline(always)]
+    fn icmp_is_link_scoped(kind: u8) -> bool {
+        Icmpv6Type::is_discovery(kind)
+    }
+
+    #[inline(always)]
+    fn is_link_scoped(addr: &Addr) -> bool {
+        let [a, b, ..] = addr.words()[0].to_ne_bytes();
+        // ff00::/8 groups, fe80::/10 (RFC 4291)
+        a == 0xff || (a == 0xfe && b & 0xc0 == 0x80)
+    }
+
+    #[inline(always)]
+    fn node_address() -> Addr {
+        config::ipv6()
+    }
+}
+
+#[inline(always)]
+const fn is_extension(next_header: u8) -> bool {
+    matches!(
+        next_header,
+        Protocol::HOP_BY_HOP
+            | Protocol::ROUTING
+            | Protocol::FRAGMENT
+            | Protocol::DESTINATION
+            | Protocol::NO_NEXT
+    )
+}
+
+/// Moves `packet` past its extension headers (RFC 8200 §4). Authentication and encryption headers (51, 50) end the walk
+/// as protocols without ports; what stands behind them cannot be translated, but it can be routed.
+#[inline(always)]
+fn skip_extensions(ctx: &TcContext, packet: &mut Packet<V6>) -> Result<(), DropReason> {
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        match packet.protocol {
+            Protocol::FRAGMENT => {
+                let header: FragmentHeader = skb::load(ctx, packet.l4)?;
+                packet.fragment = if header.is_later() { Fragment::Later } else { Fragment::First };
+                packet.fragment_id = header.id;
+                packet.protocol = header.next_header;
+                packet.l4 += size_of::<FragmentHeader>();
+                // a later fragment begins in the middle of what the header names
+                if packet.fragment == Fragment::Later {
+                    return Ok(());
+                }
+            }
+            Protocol::HOP_BY_HOP | Protocol::ROUTING | Protocol::DESTINATION => {
+                // the first two bytes are the same in all of them: next header, length in 8 bytes beyond the first 8
+                let header: FragmentHeader = skb::load(ctx, packet.l4)?;
+                packet.protocol = header.next_header;
+                packet.l4 += 8 + usize::from(header.reserved) * 8;
+            }
+            _ => return Ok(()),
+        }
+    }
+    if is_extension(packet.protocol) && packet.protocol != Protocol::NO_NEXT {
+        return Err(DropReason::ExtensionHeaders);
+    }
+    Ok(())
+}

@@ -1,0 +1,34 @@
+//! A packet arrives from another node through the tunnel: tc ingress of the overlay device.
+//!
+//! As from the wire, but the frame inside the tunnel is addressed to nobody in particular.
+
+use aya_ebpf::programs::TcContext;
+use dataplane_common::reason::{DropReason, Hook, Verdict};
+
+use super::from_wire::arrive;
+use crate::{
+    family::IpFamily,
+    maps::Work,
+    skb,
+    stages::route::{self, Destination, Into},
+    verdict::Place,
+};
+
+pub(crate) struct FromOverlay;
+
+impl Place for FromOverlay {
+    const HOOK: Hook = Hook::FromOverlay;
+
+    #[inline(always)]
+    fn run<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<Verdict, DropReason> {
+        let mut packet = F::parse(ctx)?;
+        let Some(destination) = arrive(ctx, &mut packet, work)? else {
+            // nobody tunnels to us what is not here: the sender's idea of the cluster is old
+            return Err(DropReason::NoEndpoint);
+        };
+        if matches!(destination, Destination::Host(_)) {
+            skb::address_to_host(ctx)?;
+        }
+        route::forward(ctx, &packet, &destination, Into::Peer)
+    }
+}

@@ -1,0 +1,14 @@
+//! One file per attach point. A hook reads as the list of stages a packet passes there.
+
+mod from_overlay;
+mod from_pod;
+mod from_wire;
+pub(crate) mod socket;
+mod to_overlay;
+mod to_pod;
+mod to_wire;
+
+pub(crate) use self::{
+    from_overlay::FromOverlay, from_pod::FromPod, from_wire::FromWire, to_overlay::ToOverlay, to_pod::ToPod,
+    to_wire::ToWire,
+};

@@ -1,0 +1,111 @@
+//! A process names a service: the cgroup hooks of `connect`, `sendmsg`, `recvmsg` and `getpeername`.
+//!
+//! The socket gets a backend in place of the service, once, and its packets need no translation after that. What the
+//! application named is kept, so that it never sees the backend's address (ADR 0003).
+
+use dataplane_common::{
+    abi::{NodeFlags, OriginKey, ServiceFlags, SocketOrigin},
+    hash,
+    net::Protocol,
+    reason::{DropReason, Hook, Verdict},
+};
+
+use crate::{
+    config, maps,
+    skb::{self, Socket},
+    stages::service,
+    verdict,
+};
+
+/// `connect()`: the socket gets one backend for its life.
+#[inline(always)]
+pub(crate) fn connect(socket: &Socket<'_>) -> i32 {
+    let result = translate(socket, skb::random()).map(|origin| match origin {
+        Some(origin) => {
+            socket.set_origin(origin);
+            Verdict::SocketTranslated
+        }
+        None => Verdict::SocketUntouched,
+    });
+    verdict::socket(Hook::Connect, result)
+}
+
+/// `sendmsg()` on an unconnected socket: the same backend for every datagram, as long as the backends stay the same.
+#[inline(always)]
+pub(crate) fn sendmsg(socket: &Socket<'_>) -> i32 {
+    let cookie = socket.cookie();
+    let result =
+        translate(socket, hash::finish(cookie as u32 ^ (cookie >> 32) as u32)).map(|origin| match origin {
+            Some(origin) => {
+                maps::remember_datagram_origin(&origin_key(cookie, &origin), &origin);
+                Verdict::SocketTranslated
+            }
+            None => Verdict::SocketUntouched,
+        });
+    verdict::socket(Hook::Sendmsg, result)
+}
+
+/// `recvmsg()`: a datagram from the backend is shown as one from the service.
+#[inline(always)]
+pub(crate) fn recvmsg(socket: &Socket<'_>) -> i32 {
+    let key =
+        OriginKey { cookie: socket.cookie(), backend: socket.addr(), port: socket.port(), reserved: [0; 6] };
+    let origin = maps::datagram_origin(&key).or_else(|| connected(socket));
+    verdict::socket(Hook::Recvmsg, Ok(restore(socket, origin)))
+}
+
+/// `getpeername()`: the peer of a translated socket is the service.
+#[inline(always)]
+pub(crate) fn getpeername(socket: &Socket<'_>) -> i32 {
+    verdict::socket(Hook::Getpeername, Ok(restore(socket, connected(socket))))
+}
+
+/// Replaces the address of a service by one of its backends, and returns both.
+#[inline(always)]
+fn translate(socket: &Socket<'_>, random: u32) -> Result<Option<SocketOrigin>, DropReason> {
+    let protocol = socket.protocol();
+    let enabled = match protocol {
+        Protocol::TCP => config::flag(NodeFlags::CONNECT_TCP),
+        Protocol::UDP => config::flag(NodeFlags::CONNECT_UDP),
+        _ => false,
+    };
+    if !enabled {
+        return Ok(None);
+    }
+    let (addr, port) = (socket.addr(), socket.port());
+    let Some(service) = service::frontend(&addr, port, protocol) else { return Ok(None) };
+    // a consistent choice needs the packet's source, which a socket does not have yet: left to the packets
+    if service.flags & ServiceFlags::HASH != 0 {
+        return Ok(None);
+    }
+    let backend = service::select(service, random)?;
+    if !socket.set(&backend.addr, backend.port) {
+        return Ok(None);
+    }
+    Ok(Some(SocketOrigin {
+        frontend: addr,
+        backend: backend.addr,
+        frontend_port: port,
+        backend_port: backend.port,
+        reserved: 0,
+    }))
+}
+
+/// The origin of a connected socket, if the address at hand is its backend's.
+#[inline(always)]
+fn connected(socket: &Socket<'_>) -> Option<SocketOrigin> {
+    socket.origin().filter(|origin| origin.backend == socket.addr() && origin.backend_port == socket.port())
+}
+
+#[inline(always)]
+fn restore(socket: &Socket<'_>, origin: Option<SocketOrigin>) -> Verdict {
+    match origin {
+        Some(origin) if socket.set(&origin.frontend, origin.frontend_port) => Verdict::SocketRestored,
+        _ => Verdict::SocketUntouched,
+    }
+}
+
+#[inline(always)]
+fn origin_key(cookie: u64, origin: &SocketOrigin) -> OriginKey {
+    OriginKey { cookie, backend: origin.backend, port: origin.backend_port, reserved: [0; 6] }
+}

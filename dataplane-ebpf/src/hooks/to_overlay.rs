@@ -1,0 +1,36 @@
+//! The host's stack sends a packet to another node's pod through the tunnel: tc egress of the overlay device.
+//!
+//! The kernel's route names the device; which node the packet goes to is ours to say. Packets of pods come with their
+//! tunnel end already set.
+
+use aya_ebpf::programs::TcContext;
+use dataplane_common::reason::{DropReason, Hook, Verdict};
+
+use crate::{
+    config,
+    family::IpFamily,
+    maps::Work,
+    skb,
+    stages::route::{self, Destination},
+    verdict::Place,
+};
+
+pub(crate) struct ToOverlay;
+
+impl Place for ToOverlay {
+    const HOOK: Hook = Hook::ToOverlay;
+
+    #[inline(always)]
+    fn run<F: IpFamily>(ctx: &TcContext, _work: &mut Work) -> Result<Verdict, DropReason> {
+        if skb::is_decided(ctx) {
+            return Ok(Verdict::Forwarded);
+        }
+        let packet = F::parse(ctx)?;
+        let Destination::Node(route) = route::find(&packet.dst)? else {
+            return Err(DropReason::NoEndpoint);
+        };
+        skb::set_tunnel(ctx, config::overlay_vni(), &route.next_hop)?;
+        skb::mark_decided(ctx);
+        Ok(Verdict::Delivered)
+    }
+}

@@ -1,0 +1,37 @@
+//! The host's stack sends a packet to a pod: tc egress of the pod's host-side device.
+//!
+//! The kernel has routed it; what is left is the answer of a host process that a pod reached through a service.
+
+use aya_ebpf::programs::TcContext;
+use dataplane_common::reason::{DropReason, Hook, Verdict};
+
+use crate::{
+    family::IpFamily,
+    maps::Work,
+    skb,
+    stages::{flow, icmp_error, route},
+    verdict::Place,
+};
+
+pub(crate) struct ToPod;
+
+impl Place for ToPod {
+    const HOOK: Hook = Hook::ToPod;
+
+    #[inline(always)]
+    fn run<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<Verdict, DropReason> {
+        if skb::is_decided(ctx) {
+            return Ok(Verdict::Forwarded);
+        }
+        let mut packet = F::parse(ctx)?;
+        if let Some(verdict) = packet.link_scoped(ctx) {
+            return Ok(verdict);
+        }
+        let translated = if packet.is_icmp_error(ctx) {
+            icmp_error::translate(ctx, &mut packet, work)?
+        } else {
+            route::find(&packet.dst)?.gate_open(packet.protocol) && flow::translate(ctx, &mut packet, work)?
+        };
+        Ok(if translated { Verdict::Restored } else { Verdict::Delivered })
+    }
+}

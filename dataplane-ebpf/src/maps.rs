@@ -1,0 +1,238 @@
+//! Every map, and the only way to it.
+//!
+//! An entry handed out by reference may be given to another key while the program looks at it, because the kernel re-uses
+//! the memory of a removed entry at once. Where that matters (`FLOWS`) the entry has an epoch; elsewhere a packet that was
+//! on its way as its pod went may meet its successor, whose stack refuses it.
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf, SkStorage, lpm_trie::Key},
+    macros::btf_map,
+};
+use dataplane_common::{
+    abi::{
+        Addr, BackendSlot, Endpoint, Event, Flow, FlowKey, FlowRef, FragmentKey, FragmentPorts, Gate,
+        OriginKey, Route, Service, ServiceKey, SocketOrigin, names::capacity,
+    },
+    reason::COUNTERS as COUNTER_ENTRIES,
+};
+
+/// Addresses of this node. Written by the agent; the datapath opens gates.
+#[btf_map]
+static ENDPOINTS: HashMap<Addr, Endpoint, { capacity::ENDPOINTS as usize }> = HashMap::new();
+
+/// Everything else of the cluster. Written by the agent.
+#[btf_map]
+static ROUTES: LpmTrie<Addr, Route, { capacity::ROUTES as usize }> = LpmTrie::new();
+
+/// Frontends. Written by the agent.
+#[btf_map]
+static SERVICES: HashMap<ServiceKey, Service, { capacity::SERVICES as usize }> = HashMap::new();
+
+/// Ranges of backends. Written by the agent.
+#[btf_map]
+static BACKENDS: Array<BackendSlot, { capacity::BACKENDS as usize }> = Array::new();
+
+/// Generation of each backend number. Written by the agent.
+#[btf_map]
+static BACKEND_GENERATIONS: Array<u32, { capacity::BACKEND_GENERATIONS as usize }> = Array::new();
+
+/// Tuples of both directions. Written by the datapath.
+#[btf_map]
+static FLOW_INDEX: HashMap<FlowKey, FlowRef, { 2 * capacity::FLOWS as usize }> = HashMap::new();
+
+/// Translated connections. Written by the datapath.
+#[btf_map]
+static FLOWS: Array<Flow, { capacity::FLOWS as usize }> = Array::new();
+
+/// Every slot of `FLOWS`, the one used longest ago in front. Filled by the agent, turned by the datapath.
+#[btf_map]
+static FLOW_SLOTS: Queue<u32, { capacity::FLOWS as usize }> = Queue::new();
+
+/// Ports of packets in pieces. Written by the datapath.
+#[btf_map]
+static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, { capacity::FRAGMENTS as usize }> =
+    LruHashMap::new();
+
+/// What connected sockets were connected to. Written by the datapath, freed with the socket.
+#[btf_map]
+static CONNECTED_ORIGINS: SkStorage<SocketOrigin> = SkStorage::new();
+
+/// What unconnected sockets sent to. Written by the datapath.
+#[btf_map]
+static DATAGRAM_ORIGINS: LruHashMap<OriginKey, SocketOrigin, { capacity::DATAGRAM_ORIGINS as usize }> =
+    LruHashMap::new();
+
+/// Packets by hook and outcome.
+#[btf_map]
+static COUNTERS: PerCpuArray<u64, { COUNTER_ENTRIES as usize }> = PerCpuArray::new();
+
+/// Room for what does not fit on a stack of 512 bytes.
+#[btf_map]
+static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
+
+/// What happened, for people.
+#[btf_map]
+static EVENTS: RingBuf<Event, { capacity::EVENTS_BYTES as usize }> = RingBuf::new();
+
+/// Tuples at work on one packet. A program of tc has it to itself: softirqs are off while one runs, and none starts another.
+#[repr(C)]
+pub(crate) struct Work {
+    /// Tuple of the packet as it is.
+    pub(crate) from: FlowKey,
+    /// Tuple it shall have.
+    pub(crate) to: FlowKey,
+    /// Tuple of the replies of a new flow, as they arrive.
+    pub(crate) reply: FlowKey,
+    pub(crate) fragment: FragmentKey,
+    pub(crate) event: Event,
+    /// What a new flow is for.
+    pub(crate) purpose: Purpose,
+}
+
+/// What a new flow is for.
+#[repr(C)]
+pub(crate) struct Purpose {
+    /// Address the source becomes; unspecified: it stays.
+    pub(crate) source: Addr,
+    /// 0 for masquerade.
+    pub(crate) service_id: u32,
+    pub(crate) backend_id: u32,
+    pub(crate) backend_generation: u32,
+    /// Bits of `FlowFlags`.
+    pub(crate) flags: u32,
+}
+
+/// This processor's room. It is always there; the verifier wants to hear what happens if it is not.
+#[inline(always)]
+pub(crate) fn work() -> Option<&'static mut Work> {
+    // SAFETY: map values live as long as the map; called once per run (`verdict::classify`), so it is the only reference.
+    WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+}
+
+#[inline(always)]
+pub(crate) fn endpoint(addr: &Addr) -> Option<&'static Endpoint> {
+    // SAFETY: memory of the map lives as long as the map; see above for what it may hold.
+    unsafe { ENDPOINTS.get(addr) }
+}
+
+/// Makes sure that packets of `protocol` to `addr` look for a flow.
+#[inline(always)]
+pub(crate) fn open_gate(addr: &Addr, protocol: u8) {
+    let Some(endpoint) = ENDPOINTS.get_ptr_mut(addr) else { return };
+    // SAFETY: the pointer is to a live value of the map; one byte is written, which nobody ever resets.
+    let gates = unsafe { &mut (*endpoint).gates };
+    if let Some(gate) = gates.get_mut(Gate::of(protocol) as usize)
+        && *gate == 0
+    {
+        *gate = 1;
+    }
+}
+
+#[inline(always)]
+pub(crate) fn route(addr: &Addr) -> Option<&'static Route> {
+    ROUTES.get(&Key::new(128, *addr))
+}
+
+#[inline(always)]
+pub(crate) fn service(key: &ServiceKey) -> Option<&'static Service> {
+    // SAFETY: as in `endpoint`.
+    unsafe { SERVICES.get(key) }
+}
+
+#[inline(always)]
+pub(crate) fn backend(slot: u32) -> Option<&'static BackendSlot> {
+    BACKENDS.get(slot)
+}
+
+#[inline(always)]
+pub(crate) fn backend_generation(id: u32) -> u32 {
+    BACKEND_GENERATIONS.get(id).copied().unwrap_or(0)
+}
+
+#[inline(always)]
+pub(crate) fn flow_ref(key: &FlowKey) -> Option<FlowRef> {
+    // SAFETY: copied at once; the epoch tells whether it still means the flow it meant.
+    unsafe { FLOW_INDEX.get(key) }.copied()
+}
+
+/// Whether the key was free and now means `flow`.
+#[inline(always)]
+pub(crate) fn claim_flow_key(key: &FlowKey, flow: FlowRef) -> bool {
+    FLOW_INDEX.insert(key, flow, BPF_NOEXIST.into()).is_ok()
+}
+
+#[inline(always)]
+pub(crate) fn set_flow_key(key: &FlowKey, flow: FlowRef) -> bool {
+    FLOW_INDEX.insert(key, flow, BPF_ANY.into()).is_ok()
+}
+
+/// Removes the key if it means `flow`.
+#[inline(always)]
+pub(crate) fn remove_flow_key(key: &FlowKey, flow: FlowRef) {
+    if flow_ref(key) == Some(flow) {
+        // absent by now: fine, that is what was asked for
+        let _absent = FLOW_INDEX.remove(key);
+    }
+}
+
+/// The record itself. Its owner is whoever took its slot from `FLOW_SLOTS`; others only read it and touch its stamps.
+#[inline(always)]
+pub(crate) fn flow(slot: u32) -> Option<*mut Flow> {
+    FLOWS.get_ptr_mut(slot)
+}
+
+/// Takes the slot used longest ago. It belongs to the caller until it is put back.
+#[inline(always)]
+pub(crate) fn take_flow_slot() -> Option<u32> {
+    FLOW_SLOTS.pop().ok().flatten()
+}
+
+/// Puts a slot back, as the one used last.
+#[inline(always)]
+pub(crate) fn put_flow_slot(slot: u32) {
+    // there is room for every slot, and this one was taken: it cannot fail
+    let _never_full = FLOW_SLOTS.push(slot, 0);
+}
+
+#[inline(always)]
+pub(crate) fn fragment_ports(key: &FragmentKey) -> Option<FragmentPorts> {
+    // SAFETY: copied at once.
+    unsafe { FRAGMENTS.get(key) }.copied()
+}
+
+#[inline(always)]
+pub(crate) fn remember_fragment(key: &FragmentKey, ports: FragmentPorts) {
+    // not remembered: the later fragments are dropped by name
+    let _best_effort = FRAGMENTS.insert(key, ports, BPF_ANY.into());
+}
+
+#[inline(always)]
+pub(crate) fn connected_origins() -> &'static SkStorage<SocketOrigin> {
+    &CONNECTED_ORIGINS
+}
+
+#[inline(always)]
+pub(crate) fn datagram_origin(key: &OriginKey) -> Option<SocketOrigin> {
+    // SAFETY: copied at once.
+    unsafe { DATAGRAM_ORIGINS.get(key) }.copied()
+}
+
+#[inline(always)]
+pub(crate) fn remember_datagram_origin(key: &OriginKey, origin: &SocketOrigin) {
+    // not remembered: the application sees the backend's address
+    let _best_effort = DATAGRAM_ORIGINS.insert(key, origin, BPF_ANY.into());
+}
+
+#[inline(always)]
+pub(crate) fn count(index: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: this CPU's own value, and programs of one CPU do not interrupt each other.
+        unsafe { *counter += 1 };
+    }
+}
+
+#[inline(always)]
+pub(crate) fn events() -> &'static RingBuf<Event, { capacity::EVENTS_BYTES as usize }> {
+    &EVENTS
+}

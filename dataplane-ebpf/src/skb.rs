@@ -1,0 +1,347 @@
+//! The kernel's helpers, each with the contract it is used under here. The only place that calls them.
+
+use core::marker::PhantomData;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{
+        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_redir_neigh,
+        bpf_redir_neigh__bindgen_ty_1, bpf_sock_addr, bpf_tunnel_key,
+    },
+    helpers::generated::{
+        bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_l4_csum_replace, bpf_redirect,
+        bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
+    },
+    programs::{SockAddrContext, TcContext},
+};
+use dataplane_common::{
+    abi::{Addr, Port, SocketOrigin},
+    checksum::Change,
+    net::Header,
+    reason::DropReason,
+};
+
+use crate::maps;
+
+/// Set on packets one of our programs has decided: those that see them later on this node let them pass. The kernel
+/// clears it when the packet enters another namespace.
+const DECIDED: u32 = 0x0da7_a001;
+
+/// Makes the first `len` bytes of the frame readable in place.
+#[inline(always)]
+pub(crate) fn pull(ctx: &TcContext, len: usize) -> Result<(), DropReason> {
+    // SAFETY: the context is the one the kernel passed; any length is allowed.
+    match unsafe { bpf_skb_pull_data(ctx.skb.skb, len as u32) } {
+        0 => Ok(()),
+        _ => Err(DropReason::Truncated),
+    }
+}
+
+/// Copies a header out of the packet, wherever its bytes are.
+#[inline(always)]
+pub(crate) fn load<T: Header>(ctx: &TcContext, offset: usize) -> Result<T, DropReason> {
+    let mut header = core::mem::MaybeUninit::<T>::uninit();
+    // SAFETY: the destination has size_of::<T>() writable bytes.
+    let result = unsafe {
+        bpf_skb_load_bytes(
+            ctx.skb.skb.cast(),
+            offset as u32,
+            header.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+        )
+    };
+    if result != 0 {
+        return Err(DropReason::Truncated);
+    }
+    // SAFETY: the helper filled all bytes, and any bytes are a `T` (`Header`).
+    Ok(unsafe { header.assume_init() })
+}
+
+/// Writes two bytes, checksums aside.
+#[inline(always)]
+pub(crate) fn store_u16(ctx: &TcContext, offset: usize, value: u16) -> Result<(), DropReason> {
+    // SAFETY: the source is a live u16.
+    match unsafe { bpf_skb_store_bytes(ctx.skb.skb, offset as u32, (&raw const value).cast(), 2, 0) } {
+        0 => Ok(()),
+        _ => Err(DropReason::WriteFailed),
+    }
+}
+
+/// What a change means to the checksum of the transport header.
+#[derive(Clone, Copy)]
+pub(crate) enum Covers {
+    /// Bytes of the pseudo-header changed: also a checksum the device has yet to complete must follow.
+    PseudoHeader,
+    /// Bytes of the segment itself changed: the device's sum will see them.
+    Segment,
+}
+
+/// Mends the checksum at `offset` by `change`. A UDP checksum of 0 (none) stays 0.
+#[inline(always)]
+pub(crate) fn mend_checksum(
+    ctx: &TcContext,
+    offset: usize,
+    change: Change,
+    covers: Covers,
+) -> Result<(), DropReason> {
+    let flags = match covers {
+        Covers::PseudoHeader => BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0,
+        Covers::Segment => BPF_F_MARK_MANGLED_0,
+    };
+    // SAFETY: the context is the kernel's; a size of 0 in the flags with `from` 0 means that `to` is a difference.
+    let result = unsafe {
+        bpf_l4_csum_replace(ctx.skb.skb, offset as u32, 0, u64::from(change.difference()), u64::from(flags))
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(DropReason::WriteFailed),
+    }
+}
+
+/// Into the pod behind the host-side device `ifindex`, without a visit to a queue. Only from a device's ingress.
+#[inline(always)]
+pub(crate) fn redirect_peer(ifindex: u32) -> i32 {
+    // SAFETY: no pointers.
+    unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
+}
+
+/// Out of the device `ifindex` as it is.
+#[inline(always)]
+pub(crate) fn redirect(ifindex: u32) -> i32 {
+    // SAFETY: no pointers.
+    unsafe { bpf_redirect(ifindex, 0) as i32 }
+}
+
+/// Out of the device `ifindex` to the neighbour `next_hop`, whose link address the kernel knows or finds out.
+#[inline(always)]
+pub(crate) fn redirect_neigh(ifindex: u32, next_hop: &Addr) -> i32 {
+    const AF_INET: u32 = 2;
+    const AF_INET6: u32 = 10;
+    let (family, words) = if next_hop.is_v4() {
+        (AF_INET, [next_hop.v4_part(), 0, 0, 0])
+    } else {
+        (AF_INET6, next_hop.words())
+    };
+    // the IPv4 address is the first word of the union
+    let mut params = bpf_redir_neigh {
+        nh_family: family,
+        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: words },
+    };
+    // SAFETY: `params` is initialised whole and outlives the call.
+    unsafe { bpf_redirect_neigh(ifindex, &raw mut params, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
+}
+
+/// Says where the overlay device shall send the packet.
+#[inline(always)]
+pub(crate) fn set_tunnel(ctx: &TcContext, vni: u32, remote: &Addr) -> Result<(), DropReason> {
+    // SAFETY: an all-zero key is a valid one.
+    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    key.tunnel_id = vni;
+    key.tunnel_ttl = 64;
+    // over IPv4 the outer UDP checksum only repeats what inner checksums prove; IPv6 demands it (RFC 8200 §8.1)
+    let flags = if remote.is_v4() {
+        // the helper takes IPv4 in host order, unlike IPv6
+        key.__bindgen_anon_1.remote_ipv4 = u32::from_be(remote.v4_part());
+        BPF_F_ZERO_CSUM_TX
+    } else {
+        key.__bindgen_anon_1.remote_ipv6 = remote.words();
+        BPF_F_TUNINFO_IPV6
+    };
+    // SAFETY: the key is initialised whole and outlives the call.
+    let result = unsafe {
+        bpf_skb_set_tunnel_key(
+            ctx.skb.skb,
+            &raw mut key,
+            size_of::<bpf_tunnel_key>() as u32,
+            u64::from(flags),
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(DropReason::TunnelFailed),
+    }
+}
+
+/// Lets the host's stack take the packet though its link address is somebody else's.
+#[inline(always)]
+pub(crate) fn address_to_host(ctx: &TcContext) -> Result<(), DropReason> {
+    const PACKET_HOST: u32 = 0;
+    if pkt_type(ctx) == PACKET_HOST {
+        return Ok(());
+    }
+    // SAFETY: the context is the kernel's.
+    match unsafe { bpf_skb_change_type(ctx.skb.skb, PACKET_HOST) } {
+        0 => Ok(()),
+        _ => Err(DropReason::WriteFailed),
+    }
+}
+
+/// Reads a field of the context.
+macro_rules! field {
+    ($ctx:expr, $field:ident) => {
+        // SAFETY: the context pointer is valid for the run of the program, and the verifier turns the access into
+        // one of the kernel's own structure.
+        unsafe { (*$ctx.skb.skb).$field }
+    };
+}
+
+#[inline(always)]
+fn pkt_type(ctx: &TcContext) -> u32 {
+    field!(ctx, pkt_type)
+}
+
+/// Type of the payload in host order.
+#[inline(always)]
+pub(crate) fn ether_type(ctx: &TcContext) -> u16 {
+    u16::from_be(field!(ctx, protocol) as u16)
+}
+
+/// Length of the frame.
+#[inline(always)]
+pub(crate) fn len(ctx: &TcContext) -> u32 {
+    field!(ctx, len)
+}
+
+/// Whether the packet stands for several that will be cut later.
+#[inline(always)]
+pub(crate) fn is_gso(ctx: &TcContext) -> bool {
+    field!(ctx, gso_segs) > 1
+}
+
+/// Device the program is attached to.
+#[inline(always)]
+pub(crate) fn ifindex(ctx: &TcContext) -> u32 {
+    field!(ctx, ifindex)
+}
+
+#[inline(always)]
+pub(crate) fn is_decided(ctx: &TcContext) -> bool {
+    field!(ctx, mark) == DECIDED
+}
+
+#[inline(always)]
+pub(crate) fn mark_decided(ctx: &TcContext) {
+    // SAFETY: as in `field!`; `mark` is writable in tc programs.
+    unsafe { (*ctx.skb.skb).mark = DECIDED };
+}
+
+/// Seconds of `CLOCK_MONOTONIC`.
+#[inline(always)]
+pub(crate) fn now() -> u32 {
+    (now_ns() / 1_000_000_000) as u32
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`.
+#[inline(always)]
+pub(crate) fn now_ns() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+#[inline(always)]
+pub(crate) fn random() -> u32 {
+    // SAFETY: no arguments.
+    unsafe { bpf_get_prandom_u32() }
+}
+
+/// The socket and the address a cgroup program is asked about.
+pub(crate) struct Socket<'a> {
+    ctx: &'a SockAddrContext,
+    v6: bool,
+    _addr: PhantomData<bpf_sock_addr>,
+}
+
+impl<'a> Socket<'a> {
+    /// In a program of the `…4` hooks.
+    #[inline(always)]
+    pub(crate) const fn v4(ctx: &'a SockAddrContext) -> Self {
+        Self { ctx, v6: false, _addr: PhantomData }
+    }
+
+    /// In a program of the `…6` hooks. The address may be a mapped IPv4 one, which is how it is kept anyway.
+    #[inline(always)]
+    pub(crate) const fn v6(ctx: &'a SockAddrContext) -> Self {
+        Self { ctx, v6: true, _addr: PhantomData }
+    }
+
+    #[inline(always)]
+    pub(crate) fn protocol(&self) -> u8 {
+        // SAFETY: the context pointer is valid for the run of the program.
+        unsafe { (*self.ctx.sock_addr).protocol as u8 }
+    }
+
+    #[inline(always)]
+    pub(crate) fn addr(&self) -> Addr {
+        let sock_addr = self.ctx.sock_addr;
+        // SAFETY: as above. Volatile: the kernel allows these fields to be read word by word only, and the compiler
+        // would join the loads.
+        unsafe {
+            if self.v6 {
+                let words = (&raw const (*sock_addr).user_ip6).cast::<u32>();
+                Addr::v6_words([
+                    words.read_volatile(),
+                    words.add(1).read_volatile(),
+                    words.add(2).read_volatile(),
+                    words.add(3).read_volatile(),
+                ])
+            } else {
+                Addr::v4_word((&raw const (*sock_addr).user_ip4).read_volatile())
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn port(&self) -> Port {
+        // SAFETY: as above.
+        Port::from_wire(unsafe { (&raw const (*self.ctx.sock_addr).user_port).read_volatile() } as u16)
+    }
+
+    /// Replaces the address. An IPv4 socket can only be given an IPv4 address: whether it could.
+    #[inline(always)]
+    pub(crate) fn set(&self, addr: &Addr, port: Port) -> bool {
+        let sock_addr = self.ctx.sock_addr;
+        // SAFETY: as above; address and port are writable in these hooks, word by word.
+        unsafe {
+            if self.v6 {
+                let words = (&raw mut (*sock_addr).user_ip6).cast::<u32>();
+                let [a, b, c, d] = addr.words();
+                words.write_volatile(a);
+                words.add(1).write_volatile(b);
+                words.add(2).write_volatile(c);
+                words.add(3).write_volatile(d);
+            } else if addr.is_v4() {
+                (&raw mut (*sock_addr).user_ip4).write_volatile(addr.v4_part());
+            } else {
+                return false;
+            }
+            (&raw mut (*sock_addr).user_port).write_volatile(u32::from(port.wire()));
+        }
+        true
+    }
+
+    /// Number of the socket, never used again.
+    #[inline(always)]
+    pub(crate) fn cookie(&self) -> u64 {
+        // SAFETY: the context is the kernel's.
+        unsafe { bpf_get_socket_cookie(self.ctx.as_ptr()) }
+    }
+
+    /// What the socket was connected to, if it was translated.
+    #[inline(always)]
+    pub(crate) fn origin(&self) -> Option<SocketOrigin> {
+        // SAFETY: the helper returns null or a value that lives as long as the socket, which outlives the program.
+        unsafe { maps::connected_origins().get_ptr_mut(self.ctx).as_ref() }.copied()
+    }
+
+    /// Remembers it for the life of the socket. Without memory for it the socket works, and sees the backend's address.
+    #[inline(always)]
+    pub(crate) fn set_origin(&self, mut origin: SocketOrigin) {
+        // SAFETY: as in `origin`.
+        let stored =
+            unsafe { maps::connected_origins().get_or_insert_ptr_mut(self.ctx, Some(&mut origin)).as_mut() };
+        if let Some(stored) = stored {
+            *stored = origin;
+        }
+    }
+}

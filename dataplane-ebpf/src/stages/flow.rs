@@ -1,0 +1,277 @@
+//! Connections that are translated per packet: finding their state, making it, giving it up.
+//!
+//! The layout and its invariants are in `dataplane_common::abi::flow`, the rules of ageing in
+//! `dataplane_common::flow`. Nothing here depends on TCP sequence numbers, and nothing is ever evicted behind our back.
+
+use aya_ebpf::programs::TcContext;
+use dataplane_common::{
+    abi::{Flow, FlowFlags, FlowKey, FlowRef, Port},
+    flow::{Direction, State, gives_way, tcp_flags},
+    hash,
+    net::Protocol,
+    reason::DropReason,
+};
+
+use super::{
+    Answer,
+    parse::{self, Packet},
+    rewrite,
+};
+use crate::{
+    config,
+    family::IpFamily,
+    maps::{self, Work},
+    skb,
+};
+
+/// Source ports tried before the destination counts as exhausted.
+const PORT_TRIES: u32 = 16;
+/// Slots examined before the table counts as full. The verifier walks the loop; the node's setting may stop it earlier.
+const MAX_PROBES: u32 = 16;
+
+/// Translates `packet` if it belongs to a flow: whether it did.
+#[inline(always)]
+pub(crate) fn translate<F: IpFamily>(
+    ctx: &TcContext,
+    packet: &mut Packet<F>,
+    work: &mut Work,
+) -> Result<bool, DropReason> {
+    #[inline(never)]
+    fn outlined<F: IpFamily>(ctx: &TcContext, packet: &mut Packet<F>, work: &mut Work) -> Answer {
+        try_translate(ctx, packet, work).into()
+    }
+    outlined(ctx, packet, work).get()
+}
+
+#[inline(always)]
+fn try_translate<F: IpFamily>(
+    ctx: &TcContext,
+    packet: &mut Packet<F>,
+    work: &mut Work,
+) -> Result<bool, DropReason> {
+    parse::tuple(ctx, packet, work)?;
+    if !lookup(work, packet.tcp_flags(ctx)) {
+        return Ok(false);
+    }
+    rewrite::tuple(ctx, packet, work)?;
+    Ok(true)
+}
+
+/// Whether a packet with tuple `work.from` belongs to a flow: then `work.to` is the tuple it leaves with, and the flow has
+/// seen a packet with the TCP flags `tcp`.
+#[inline(always)]
+pub(crate) fn lookup(work: &mut Work, tcp: u8) -> bool {
+    let Some(reference) = maps::flow_ref(&work.from) else { return false };
+    let Some(flow) = maps::flow(reference.slot) else { return false };
+    // SAFETY: array values live as long as the map. Another processor may give the record to a new owner meanwhile; the
+    // epoch, read again below, tells.
+    let flow = unsafe { &mut *flow };
+    if epoch(flow) != reference.epoch {
+        return false;
+    }
+    let direction = if flow.forward == work.from { Direction::Forward } else { Direction::Reply };
+    match direction {
+        Direction::Forward if is_over(flow, tcp) => return false,
+        Direction::Forward => reverse(&flow.reply, &mut work.to),
+        Direction::Reply => reverse(&flow.forward, &mut work.to),
+    }
+    if epoch(flow) != reference.epoch {
+        return false;
+    }
+    touch(flow, direction, tcp);
+    true
+}
+
+/// As [`lookup`], leaving no trace: for messages about a packet.
+#[inline(always)]
+pub(crate) fn peek(work: &mut Work) -> bool {
+    let Some(reference) = maps::flow_ref(&work.from) else { return false };
+    let Some(flow) = maps::flow(reference.slot) else { return false };
+    // SAFETY: as in `lookup`.
+    let flow = unsafe { &*flow };
+    let opposite = if flow.forward == work.from { &flow.reply } else { &flow.forward };
+    reverse(opposite, &mut work.to);
+    epoch(flow) == reference.epoch
+}
+
+/// Writes the tuple of the opposite direction, in place: a tuple is too large to be passed around.
+#[inline(always)]
+fn reverse(tuple: &FlowKey, into: &mut FlowKey) {
+    into.src = tuple.dst;
+    into.dst = tuple.src;
+    into.src_port = tuple.dst_port;
+    into.dst_port = tuple.src_port;
+    into.protocol = tuple.protocol;
+}
+
+/// Whether a forward packet must choose anew, though its tuple is known: its backend has been removed, or a new
+/// connection re-uses the ports of one that has ended.
+#[inline(always)]
+fn is_over(flow: &Flow, tcp: u8) -> bool {
+    let opens = tcp & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
+    if opens && State::from_number(flow.state) == State::Closing {
+        return true;
+    }
+    // TCP stays with its backend until one of them ends the connection, as a removed pod drains its connections
+    let may_move = flow.forward.protocol != Protocol::TCP || opens;
+    may_move
+        && flow.flags & FlowFlags::SERVICE != 0
+        && maps::backend_generation(flow.backend_id) != flow.backend_generation
+}
+
+/// Stamps, written only when they change, so that a busy flow's line stays shared between processors.
+#[inline(always)]
+fn touch(flow: &mut Flow, direction: Direction, tcp: u8) {
+    let now = skb::now();
+    if flow.last_seen != now {
+        flow.last_seen = now;
+    }
+    let state = State::from_number(flow.state).after(direction, tcp) as u32;
+    if flow.state != state {
+        flow.state = state;
+    }
+}
+
+/// Makes the flow of packets `work.from`, whose replies arrive as `work.reply`, for `work.purpose`, and leaves in `work.to`
+/// what the packets leave with.
+///
+/// If another flow owns the replies, or if the source is replaced, they are told apart by a port of the node's range.
+///
+/// # Errors
+/// [`DropReason::FlowTableFull`], [`DropReason::PortsExhausted`].
+#[inline(always)]
+pub(crate) fn create(work: &mut Work) -> Result<(), DropReason> {
+    #[inline(never)]
+    fn outlined(work: &mut Work) -> Answer {
+        try_create(work).map(|()| true).into()
+    }
+    outlined(work).get().map(|_| ())
+}
+
+#[inline(always)]
+fn try_create(work: &mut Work) -> Result<(), DropReason> {
+    let slot = admit();
+    let Some(flow) = maps::flow(slot) else { return Err(DropReason::FlowTableFull) };
+    // SAFETY: array values live as long as the map, and who holds the slot owns the record.
+    let flow = unsafe { &mut *flow };
+    let reference = FlowRef { slot, epoch: flow.epoch.wrapping_add(2) };
+    // odd: whoever follows a stale reference to this record sees that it is no longer his
+    set_epoch(flow, flow.epoch | 1);
+
+    let keep = work.purpose.source.is_unspecified() && claim_reply(work, reference);
+    if !keep {
+        if !work.purpose.source.is_unspecified() {
+            work.reply.dst = work.purpose.source;
+        }
+        work.purpose.flags |= FlowFlags::SOURCE;
+        if !claim_reply_port(work, reference) {
+            set_epoch(flow, reference.epoch);
+            maps::put_flow_slot(slot);
+            return Err(DropReason::PortsExhausted);
+        }
+    }
+
+    let now = skb::now();
+    flow.forward = work.from;
+    flow.reply = work.reply;
+    flow.backend_id = work.purpose.backend_id;
+    flow.backend_generation = work.purpose.backend_generation;
+    flow.service_id = work.purpose.service_id;
+    flow.last_seen = now;
+    flow.created = now;
+    flow.state = State::HalfOpen as u32;
+    flow.flags = work.purpose.flags;
+    set_epoch(flow, reference.epoch);
+    // the insertion orders the record before it: a reader that finds the key finds the record complete
+    let indexed = maps::set_flow_key(&work.from, reference);
+    maps::put_flow_slot(slot);
+    if !indexed {
+        return Err(DropReason::FlowTableFull);
+    }
+    maps::open_gate(&work.reply.dst, work.from.protocol);
+    reverse(&work.reply, &mut work.to);
+    Ok(())
+}
+
+/// Takes a slot whose flow gives way, and removes what is left of that flow. `u32::MAX`: there is none.
+#[inline(never)]
+fn admit() -> u32 {
+    let now = skb::now();
+    for probe in 0..MAX_PROBES {
+        if probe >= config::flow_probes() {
+            break;
+        }
+        let Some(slot) = maps::take_flow_slot() else { break };
+        let Some(flow) = maps::flow(slot) else { break };
+        // SAFETY: as in `try_create`.
+        let flow = unsafe { &*flow };
+        if gives_way(flow, now) {
+            if flow.epoch != 0 {
+                let reference = FlowRef { slot, epoch: flow.epoch };
+                maps::remove_flow_key(&flow.forward, reference);
+                maps::remove_flow_key(&flow.reply, reference);
+            }
+            return slot;
+        }
+        maps::put_flow_slot(slot);
+    }
+    u32::MAX
+}
+
+/// Finds a port of the node's range under which replies are nobody else's, and claims it.
+#[inline(never)]
+fn claim_reply_port(work: &mut Work, reference: FlowRef) -> bool {
+    let protocol = work.from.protocol;
+    // a protocol without ports has a single place per pair of addresses
+    if !has_ports(protocol) {
+        return claim_reply(work, reference);
+    }
+    let (first, count) = config::snat_ports();
+    for _ in 0..PORT_TRIES {
+        work.reply.dst_port = Port::new(first.wrapping_add(hash::scale(skb::random(), count) as u16));
+        if is_echo(protocol) {
+            // one identifier serves as both ports
+            work.reply.src_port = work.reply.dst_port;
+        }
+        if claim_reply(work, reference) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Claims `work.reply`: free, or left behind by an earlier flow of the same connection.
+#[inline(always)]
+fn claim_reply(work: &Work, reference: FlowRef) -> bool {
+    if maps::claim_flow_key(&work.reply, reference) {
+        return true;
+    }
+    let Some(holder) = maps::flow_ref(&work.reply) else { return false };
+    let Some(flow) = maps::flow(holder.slot) else { return false };
+    // SAFETY: as in `lookup`; read only, and a torn read at worst costs another port.
+    let flow = unsafe { &*flow };
+    let abandoned = epoch(flow) != holder.epoch || flow.forward == work.from;
+    abandoned && maps::set_flow_key(&work.reply, reference)
+}
+
+#[inline(always)]
+const fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, Protocol::TCP | Protocol::UDP) || is_echo(protocol)
+}
+
+#[inline(always)]
+const fn is_echo(protocol: u8) -> bool {
+    matches!(protocol, Protocol::ICMP | Protocol::ICMPV6)
+}
+
+#[inline(always)]
+fn epoch(flow: &Flow) -> u32 {
+    // SAFETY: a live field; volatile because another processor may change it.
+    unsafe { (&raw const flow.epoch).read_volatile() }
+}
+
+#[inline(always)]
+fn set_epoch(flow: &mut Flow, epoch: u32) {
+    // SAFETY: a live field; volatile so that it is written where it stands, around the other fields.
+    unsafe { (&raw mut flow.epoch).write_volatile(epoch) };
+}

@@ -1,0 +1,138 @@
+//! Messages about a packet (RFC 792, RFC 4443), which carry the head of that packet: both must be translated, or path
+//! MTU discovery and "port unreachable" do not work through services and masquerade.
+//!
+//! The packet inside went the other way: its tuple reversed is a tuple of our flow, in the direction in which the message
+//! travels. So the message is rewritten as a packet of the flow would be, and what it carries as its opposite.
+
+use aya_ebpf::programs::TcContext;
+use dataplane_common::{
+    abi::{FlowKey, Port},
+    checksum::Change,
+    net::{FragmentHeader, IcmpHeader, Ipv4Header, Ipv6Header, Protocol},
+    reason::DropReason,
+};
+
+use super::{
+    Answer, flow,
+    parse::{self, Packet},
+};
+use crate::{
+    family::{IpFamily, L3},
+    maps::Work,
+    skb::{self, Covers},
+};
+
+/// Translates `packet`, an ICMP error, if the packet it carries belongs to a flow: whether it did.
+#[inline(always)]
+pub(crate) fn translate<F: IpFamily>(
+    ctx: &TcContext,
+    packet: &mut Packet<F>,
+    work: &mut Work,
+) -> Result<bool, DropReason> {
+    #[inline(never)]
+    fn outlined<F: IpFamily>(ctx: &TcContext, packet: &mut Packet<F>, work: &mut Work) -> Answer {
+        try_translate(ctx, packet, work).into()
+    }
+    outlined(ctx, packet, work).get()
+}
+
+#[inline(always)]
+fn try_translate<F: IpFamily>(
+    ctx: &TcContext,
+    packet: &mut Packet<F>,
+    work: &mut Work,
+) -> Result<bool, DropReason> {
+    let inner_l3 = packet.l4 + size_of::<IcmpHeader>();
+    let (protocol, l4) = carried::<F>(ctx, inner_l3, &mut work.from)?;
+    let (src_port, dst_port) = parse::transport_ports_at::<F>(ctx, protocol, l4)?;
+    // what is carried went the other way
+    work.from.src_port = dst_port;
+    work.from.dst_port = src_port;
+    if !flow::peek(work) {
+        return Ok(false);
+    }
+    let Work { from: travels, to: leaves, .. } = work;
+
+    // outer: to whom the flow's packets go; the source is translated only if it is the flow's own end, a router keeps its
+    // address
+    let outer_src = if packet.src == travels.src { leaves.src } else { packet.src };
+    let outer = F::replace_addresses(ctx, L3, &outer_src, &leaves.dst)?;
+    packet.src = outer_src;
+    packet.dst = leaves.dst;
+
+    // inner: the opposite direction of what the flow's packets become
+    let addresses = F::replace_addresses(ctx, inner_l3, &leaves.dst, &leaves.src)?;
+    let checksum = packet.l4 + IcmpHeader::CHECKSUM;
+    // the ICMP checksum covers the packet inside. An IPv4 header's own checksum cancels the change of its addresses;
+    // IPv6 has none, and its ICMP covers the outer addresses too
+    if F::ICMP_COVERS_ADDRESSES {
+        skb::mend_checksum(ctx, checksum, outer, Covers::PseudoHeader)?;
+        skb::mend_checksum(ctx, checksum, addresses, Covers::Segment)?;
+    }
+    inner_ports::<F>(ctx, l4, checksum, travels, leaves)?;
+    Ok(true)
+}
+
+/// Rewrites the ports of the packet inside. Its own transport checksum is left wrong: the receiver reads the ports to find
+/// the socket, and the rest of the segment, which the checksum covers, is not there.
+#[inline(always)]
+fn inner_ports<F: IpFamily>(
+    ctx: &TcContext,
+    l4: usize,
+    checksum: usize,
+    travels: &FlowKey,
+    leaves: &FlowKey,
+) -> Result<(), DropReason> {
+    if travels.protocol == F::ICMP {
+        return replace(ctx, l4 + IcmpHeader::ID, checksum, travels.src_port, leaves.src_port);
+    }
+    if travels.protocol != Protocol::TCP && travels.protocol != Protocol::UDP {
+        return Ok(());
+    }
+    replace(ctx, l4, checksum, travels.dst_port, leaves.dst_port)?;
+    replace(ctx, l4 + 2, checksum, travels.src_port, leaves.src_port)
+}
+
+#[inline(always)]
+fn replace(ctx: &TcContext, offset: usize, checksum: usize, old: Port, new: Port) -> Result<(), DropReason> {
+    if old == new {
+        return Ok(());
+    }
+    skb::store_u16(ctx, offset, new.wire())?;
+    skb::mend_checksum(ctx, checksum, Change::NONE.u16(old.wire(), new.wire()), Covers::Segment)
+}
+
+/// Reads the head of the packet inside, which may be cut short after its first eight bytes of transport: leaves its
+/// addresses, reversed, in `travels`, and returns its protocol and the offset of its transport header.
+#[inline(always)]
+fn carried<F: IpFamily>(
+    ctx: &TcContext,
+    offset: usize,
+    travels: &mut FlowKey,
+) -> Result<(u8, usize), DropReason> {
+    let (protocol, l4) = if F::ICMP == Protocol::ICMP {
+        let ip: Ipv4Header = skb::load(ctx, offset)?;
+        if ip.version() != 4 || ip.header_len() < Ipv4Header::LEN {
+            return Err(DropReason::BadHeader);
+        }
+        travels.src = ip.dst();
+        travels.dst = ip.src();
+        (ip.protocol, offset + ip.header_len())
+    } else {
+        let ip: Ipv6Header = skb::load(ctx, offset)?;
+        if ip.version() != 6 {
+            return Err(DropReason::BadHeader);
+        }
+        travels.src = ip.dst();
+        travels.dst = ip.src();
+        let l4 = offset + Ipv6Header::LEN;
+        if ip.next_header == Protocol::FRAGMENT {
+            let fragment: FragmentHeader = skb::load(ctx, l4)?;
+            (fragment.next_header, l4 + size_of::<FragmentHeader>())
+        } else {
+            (ip.next_header, l4)
+        }
+    };
+    travels.protocol = protocol;
+    Ok((protocol, l4))
+}

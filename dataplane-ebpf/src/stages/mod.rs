@@ -1,0 +1,45 @@
+//! What a hook is made of. Each stage does one thing to a packet and may end its path with a named reason.
+//!
+//! Stages that translate are functions of their own to the verifier (`inline(never)`): packets that need no translation do not
+//! pay for them, their stack is theirs, and what they decide reaches the caller as one number, so that the paths through
+//! them do not multiply with the paths after them.
+
+use dataplane_common::reason::DropReason;
+
+pub(crate) mod flow;
+pub(crate) mod icmp_error;
+pub(crate) mod masquerade;
+pub(crate) mod parse;
+pub(crate) mod rewrite;
+pub(crate) mod route;
+pub(crate) mod service;
+
+/// `Result<bool, DropReason>` as one register: such a function may return nothing else (a larger value would be written
+/// through a pointer, and the verifier refuses what is left in `r0`).
+#[derive(Clone, Copy)]
+pub(crate) struct Answer(u32);
+
+impl Answer {
+    const NO: u32 = 0;
+    const YES: u32 = 1;
+
+    #[inline(always)]
+    pub(crate) fn get(self) -> Result<bool, DropReason> {
+        match self.0 {
+            Self::NO => Ok(false),
+            Self::YES => Ok(true),
+            reason => Err(DropReason::from_number(reason as u8).unwrap_or(DropReason::WriteFailed)),
+        }
+    }
+}
+
+impl From<Result<bool, DropReason>> for Answer {
+    #[inline(always)]
+    fn from(result: Result<bool, DropReason>) -> Self {
+        Self(match result {
+            Ok(false) => Self::NO,
+            Ok(true) => Self::YES,
+            Err(reason) => u32::from(reason.number()),
+        })
+    }
+}

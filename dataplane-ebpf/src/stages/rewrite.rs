@@ -1,0 +1,79 @@
+//! Turns a packet's tuple into another: addresses, ports and every checksum that covers them.
+
+use aya_ebpf::programs::TcContext;
+use dataplane_common::{
+    abi::{FlowKey, Port},
+    checksum::Change,
+    net::{IcmpHeader, Protocol, TcpHeader, UdpHeader},
+    reason::DropReason,
+};
+
+use super::parse::Packet;
+use crate::{
+    family::{IpFamily, L3},
+    maps::Work,
+    skb::{self, Covers},
+};
+
+/// Rewrites `packet`, whose tuple is `work.from`, to the tuple `work.to`.
+#[inline(always)]
+pub(crate) fn tuple<F: IpFamily>(
+    ctx: &TcContext,
+    packet: &mut Packet<F>,
+    work: &Work,
+) -> Result<(), DropReason> {
+    let Work { from, to, .. } = work;
+    let addresses = F::replace_addresses(ctx, L3, &to.src, &to.dst)?;
+    packet.src = to.src;
+    packet.dst = to.dst;
+    // a later fragment has no transport header; the checksum in the first covers the addresses once for all
+    if !packet.has_transport() {
+        return Ok(());
+    }
+    match packet.protocol {
+        Protocol::TCP => transport(ctx, packet.l4, TcpHeader::CHECKSUM, addresses, from, to),
+        Protocol::UDP => transport(ctx, packet.l4, UdpHeader::CHECKSUM, addresses, from, to),
+        protocol if protocol == F::ICMP => {
+            let checksum = packet.l4 + IcmpHeader::CHECKSUM;
+            if F::ICMP_COVERS_ADDRESSES {
+                skb::mend_checksum(ctx, checksum, addresses, Covers::PseudoHeader)?;
+            }
+            replace_port(ctx, packet.l4 + IcmpHeader::ID, checksum, from.src_port, to.src_port)
+        }
+        // no ports, and no checksum over the addresses (SCTP, GRE, ESP)
+        _ => Ok(()),
+    }
+}
+
+#[inline(always)]
+fn transport(
+    ctx: &TcContext,
+    l4: usize,
+    checksum: usize,
+    addresses: Change,
+    from: &FlowKey,
+    to: &FlowKey,
+) -> Result<(), DropReason> {
+    const SRC_PORT: usize = 0;
+    const DST_PORT: usize = 2;
+    let checksum = l4 + checksum;
+    skb::mend_checksum(ctx, checksum, addresses, Covers::PseudoHeader)?;
+    replace_port(ctx, l4 + SRC_PORT, checksum, from.src_port, to.src_port)?;
+    replace_port(ctx, l4 + DST_PORT, checksum, from.dst_port, to.dst_port)
+}
+
+/// Replaces the port, or echo identifier, at `offset`.
+#[inline(always)]
+fn replace_port(
+    ctx: &TcContext,
+    offset: usize,
+    checksum: usize,
+    old: Port,
+    new: Port,
+) -> Result<(), DropReason> {
+    if old == new {
+        return Ok(());
+    }
+    skb::store_u16(ctx, offset, new.wire())?;
+    skb::mend_checksum(ctx, checksum, Change::NONE.u16(old.wire(), new.wire()), Covers::Segment)
+}

@@ -1,0 +1,137 @@
+//! Where an address is, and how a packet gets there.
+
+use aya_ebpf::{bindings::TC_ACT_REDIRECT, programs::TcContext};
+use dataplane_common::{
+    abi::{Addr, Endpoint, MacAddr, Route, RouteKind},
+    net::EthHeader,
+    reason::{DropReason, Verdict},
+};
+
+use super::parse::Packet;
+use crate::{
+    config,
+    family::{IpFamily, L3},
+    maps, packet, skb,
+};
+
+/// Where an address is.
+pub(crate) enum Destination {
+    /// A pod of this node.
+    Pod(&'static Endpoint),
+    /// This node itself.
+    Host(&'static Endpoint),
+    /// Another node, or a pod of it.
+    Node(&'static Route),
+    /// Outside of the cluster, or a service.
+    Outside { masquerade: bool },
+    /// In this node's pod CIDR, but nobody's.
+    Nobody,
+}
+
+impl Destination {
+    /// Whether a packet of `protocol` to it may be the reply of a flow.
+    #[inline(always)]
+    pub(crate) fn gate_open(&self, protocol: u8) -> bool {
+        match self {
+            Self::Pod(endpoint) | Self::Host(endpoint) => endpoint.gate_open(protocol),
+            _ => false,
+        }
+    }
+}
+
+/// Finds an address: one lookup for what is on this node, two for the rest.
+#[inline(always)]
+pub(crate) fn find(addr: &Addr) -> Result<Destination, DropReason> {
+    if let Some(endpoint) = maps::endpoint(addr) {
+        return Ok(if endpoint.is_host() { Destination::Host(endpoint) } else { Destination::Pod(endpoint) });
+    }
+    let Some(route) = maps::route(addr) else { return Ok(Destination::Outside { masquerade: true }) };
+    match route.kind() {
+        Some(RouteKind::Native | RouteKind::Overlay) => Ok(Destination::Node(route)),
+        Some(RouteKind::NoMasquerade) => Ok(Destination::Outside { masquerade: false }),
+        Some(RouteKind::Local) => Ok(Destination::Nobody),
+        None => Err(DropReason::BadRoute),
+    }
+}
+
+/// How a packet enters a pod's device, which depends on where our program stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Into {
+    /// From a device's ingress: straight to the other end of the pair (kernel 5.10).
+    Peer,
+    /// From a device's egress: through the host-side end.
+    Device,
+}
+
+/// Sends a packet where its destination is.
+#[inline(always)]
+pub(crate) fn forward<F: IpFamily>(
+    ctx: &TcContext,
+    packet: &Packet<F>,
+    destination: &Destination,
+    into: Into,
+) -> Result<Verdict, DropReason> {
+    match destination {
+        Destination::Pod(endpoint) => deliver(ctx, packet, endpoint, into),
+        Destination::Host(_) => Ok(Verdict::StackHost),
+        Destination::Node(route) => to_node(ctx, packet, route),
+        Destination::Outside { .. } => Ok(Verdict::StackOutside),
+        Destination::Nobody => Err(DropReason::NoEndpoint),
+    }
+}
+
+#[inline(always)]
+fn deliver<F: IpFamily>(
+    ctx: &TcContext,
+    packet: &Packet<F>,
+    endpoint: &Endpoint,
+    into: Into,
+) -> Result<Verdict, DropReason> {
+    if packet.hop_limit <= 1 {
+        return Ok(Verdict::StackTtlExpired);
+    }
+    F::decrement_hop_limit(ctx)?;
+    set_link_addresses(ctx, endpoint.mac, config::host_mac())?;
+    let action = match into {
+        Into::Peer => {
+            // the flag "for another host" would survive into the pod, whose stack would drop the packet
+            skb::address_to_host(ctx)?;
+            skb::redirect_peer(endpoint.ifindex)
+        }
+        Into::Device => {
+            skb::mark_decided(ctx);
+            skb::redirect(endpoint.ifindex)
+        }
+    };
+    redirected(action, Verdict::ToPod)
+}
+
+#[inline(always)]
+fn to_node<F: IpFamily>(ctx: &TcContext, packet: &Packet<F>, route: &Route) -> Result<Verdict, DropReason> {
+    if packet.hop_limit <= 1 {
+        return Ok(Verdict::StackTtlExpired);
+    }
+    if route.mtu != 0 && skb::len(ctx) > route.mtu + L3 as u32 && !skb::is_gso(ctx) {
+        return Ok(Verdict::StackTooBig);
+    }
+    F::decrement_hop_limit(ctx)?;
+    skb::mark_decided(ctx);
+    if route.kind() == Some(RouteKind::Overlay) {
+        set_link_addresses(ctx, MacAddr::new([0; 6]), config::overlay_mac())?;
+        skb::set_tunnel(ctx, config::overlay_vni(), &route.next_hop)?;
+        redirected(skb::redirect(route.ifindex), Verdict::ToOverlay)
+    } else {
+        redirected(skb::redirect_neigh(route.ifindex, &route.next_hop), Verdict::ToWire)
+    }
+}
+
+#[inline(always)]
+fn set_link_addresses(ctx: &TcContext, dst: MacAddr, src: MacAddr) -> Result<(), DropReason> {
+    packet::with_header(ctx, 0, |eth: &mut EthHeader| eth.set_addresses(dst, src))
+}
+
+/// A redirect helper's answer: anything but "redirect" means that it refused its arguments.
+#[inline(always)]
+fn redirected(action: i32, verdict: Verdict) -> Result<Verdict, DropReason> {
+    if action == TC_ACT_REDIRECT as i32 { Ok(verdict) } else { Err(DropReason::BadRoute) }
+}

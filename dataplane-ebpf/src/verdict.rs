@@ -1,0 +1,72 @@
+//! The end of every run: counts the outcome, reports it if somebody should know, and tells the kernel.
+
+use aya_ebpf::{
+    bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    programs::TcContext,
+};
+use aya_log_ebpf::debug;
+use dataplane_common::{
+    net::EtherType,
+    reason::{DropReason, Hook, Verdict, counter_index},
+};
+
+use crate::{
+    config, event,
+    family::{IpFamily, V4, V6},
+    maps::{self, Work},
+    skb,
+};
+
+/// A place in the path of a packet: what a file in `hooks` is.
+pub(crate) trait Place {
+    const HOOK: Hook;
+
+    /// What happens to a packet here. The order of the stages, and nothing else.
+    fn run<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<Verdict, DropReason>;
+}
+
+/// Runs a place on a packet.
+#[inline(always)]
+pub(crate) fn classify<P: Place>(ctx: &TcContext) -> i32 {
+    let Some(work) = maps::work() else { return TC_ACT_UNSPEC };
+    let result = match skb::ether_type(ctx) {
+        EtherType::IPV4 => P::run::<V4>(ctx, work),
+        EtherType::IPV6 => P::run::<V6>(ctx, work),
+        _ => Ok(Verdict::StackNotIp),
+    };
+    finish(ctx, work, P::HOOK, result)
+}
+
+#[inline(always)]
+fn finish(ctx: &TcContext, work: &mut Work, hook: Hook, result: Result<Verdict, DropReason>) -> i32 {
+    let (outcome, action) = match result {
+        Ok(verdict) => (verdict.number(), action(verdict)),
+        Err(reason) => (reason.number(), TC_ACT_SHOT),
+    };
+    maps::count(counter_index(hook, outcome));
+    if action == TC_ACT_SHOT || config::trace() {
+        event::report(ctx, work, hook, outcome);
+    }
+    debug!(ctx, "hook {} outcome {} length {}", hook as u8, outcome, skb::len(ctx));
+    action
+}
+
+/// What the kernel is told. "Next" (`TCX_NEXT`, in clsact "unspecified") lets other programs of the device see the packet.
+#[inline(always)]
+const fn action(verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::ToPod | Verdict::ToWire | Verdict::ToOverlay => TC_ACT_REDIRECT as i32,
+        _ => TC_ACT_UNSPEC,
+    }
+}
+
+/// Counts the outcome of a socket hook. `allow` is what these hooks return: 1 goes on, 0 is an error (`EPERM`).
+#[inline(always)]
+pub(crate) fn socket(hook: Hook, result: Result<Verdict, DropReason>) -> i32 {
+    let (outcome, allow) = match result {
+        Ok(verdict) => (verdict.number(), 1),
+        Err(reason) => (reason.number(), 0),
+    };
+    maps::count(counter_index(hook, outcome));
+    allow
+}
