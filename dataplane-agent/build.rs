@@ -30,8 +30,11 @@ fn main() -> Result<()> {
     // SAFETY: build scripts have one thread here. Lets a stable compiler build `core`; changes nothing for a nightly one.
     unsafe { env::set_var("RUSTC_BOOTSTRAP", "1") };
     let package = Package { name: "dataplane-ebpf", root_dir: EBPF, ..Package::default() };
-    aya_build::build_ebpf([package], Toolchain::Custom(&toolchain))
-        .with_context(|| format!("build the eBPF object with toolchain {toolchain}; `cargo xtask setup` installs what it needs"))
+    aya_build::build_ebpf([package], Toolchain::Custom(&toolchain)).with_context(|| {
+        format!(
+            "build the eBPF object with toolchain {toolchain}; `cargo xtask setup` installs what it needs"
+        )
+    })
 }
 
 /// The first toolchain of rustup that has the source of `core`.
@@ -44,10 +47,13 @@ fn toolchain() -> Result<String> {
             return Ok(name.to_owned());
         }
     }
-    bail!("no Rust toolchain with the source of `core` found (tried nightly, debian): run `cargo xtask setup`")
+    bail!(
+        "no Rust toolchain with the source of `core` found (tried nightly, debian): run `cargo xtask setup`"
+    )
 }
 
 fn sysroot(toolchain: &str) -> Option<PathBuf> {
-    let output = Command::new("rustup").args(["run", toolchain, "rustc", "--print", "sysroot"]).output().ok()?;
+    let output =
+        Command::new("rustup").args(["run", toolchain, "rustc", "--print", "sysroot"]).output().ok()?;
     output.status.success().then(|| Path::new(String::from_utf8_lossy(&output.stdout).trim()).to_owned())
 }

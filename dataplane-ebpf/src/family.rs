@@ -243,30 +243,49 @@ const fn is_extension(next_header: u8) -> bool {
 /// as protocols without ports; what stands behind them cannot be translated, but it can be routed.
 #[inline(always)]
 fn skip_extensions(ctx: &TcContext, packet: &mut Packet<V6>) -> Result<(), DropReason> {
+    let end = walk_extensions(ctx, packet.protocol);
+    match end & 0xff {
+        0 => {}
+        reason => return Err(DropReason::from_number(reason as u8).unwrap_or(DropReason::ExtensionHeaders)),
+    }
+    packet.protocol = (end >> 8) as u8;
+    packet.fragment = match (end >> 16) as u8 {
+        1 => Fragment::First,
+        2 => Fragment::Later,
+        _ => Fragment::Whole,
+    };
+    packet.l4 = L3 + Ipv6Header::LEN + usize::from((end >> 24) as u8) * 8;
+    packet.fragment_id = (end >> 32) as u32;
+    Ok(())
+}
+
+/// Where the walk ends, in one register, so that the turns of the loop do not multiply with what follows: from the lowest
+/// bits, 8 of drop reason (0: none), 8 of protocol, 8 of [`Fragment`], 8 of length in units of 8 bytes, 32 of
+/// identification.
+#[inline(never)]
+fn walk_extensions(ctx: &TcContext, first: u8) -> u64 {
+    let (mut protocol, mut length) = (first, 0_u32);
     for _ in 0..MAX_EXTENSION_HEADERS {
-        match packet.protocol {
-            Protocol::FRAGMENT => {
-                let header: FragmentHeader = skb::load(ctx, packet.l4)?;
-                packet.fragment = if header.is_later() { Fragment::Later } else { Fragment::First };
-                packet.fragment_id = header.id;
-                packet.protocol = header.next_header;
-                packet.l4 += size_of::<FragmentHeader>();
-                // a later fragment begins in the middle of what the header names
-                if packet.fragment == Fragment::Later {
-                    return Ok(());
-                }
-            }
-            Protocol::HOP_BY_HOP | Protocol::ROUTING | Protocol::DESTINATION => {
-                // the first two bytes are the same in all of them: next header, length in 8 bytes beyond the first 8
-                let header: FragmentHeader = skb::load(ctx, packet.l4)?;
-                packet.protocol = header.next_header;
-                packet.l4 += 8 + usize::from(header.reserved) * 8;
-            }
-            _ => return Ok(()),
+        if !is_extension(protocol) || protocol == Protocol::NO_NEXT {
+            return u64::from(protocol) << 8 | u64::from(length) << 24;
+        }
+        // the first two bytes are the same in all of them: next header, length in 8 bytes beyond the first 8
+        let Ok(header) = skb::load::<FragmentHeader>(ctx, L3 + Ipv6Header::LEN + length as usize * 8) else {
+            return u64::from(DropReason::Truncated.number());
+        };
+        if protocol == Protocol::FRAGMENT {
+            // nothing is skipped behind it: a later fragment begins in the middle of what the header names
+            let fragment = if header.is_later() { 2 } else { 1 };
+            return u64::from(header.next_header) << 8
+                | fragment << 16
+                | u64::from(length + 1) << 24
+                | u64::from(header.id) << 32;
+        }
+        protocol = header.next_header;
+        length += 1 + u32::from(header.reserved);
+        if length > 128 {
+            break;
         }
     }
-    if is_extension(packet.protocol) && packet.protocol != Protocol::NO_NEXT {
-        return Err(DropReason::ExtensionHeaders);
-    }
-    Ok(())
+    u64::from(DropReason::ExtensionHeaders.number())
 }

@@ -21,8 +21,8 @@ impl Place for FromOverlay {
 
     #[inline(always)]
     fn run<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<Verdict, DropReason> {
-        let mut packet = F::parse(ctx)?;
-        let Some(destination) = arrive(ctx, &mut packet, work)? else {
+        let packet = F::parse(ctx)?;
+        let Some(destination) = arrive(ctx, &packet, work)? else {
             // nobody tunnels to us what is not here: the sender's idea of the cluster is old
             return Err(DropReason::NoEndpoint);
         };

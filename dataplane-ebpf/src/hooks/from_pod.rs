@@ -11,9 +11,9 @@ use crate::{
     family::IpFamily,
     maps::Work,
     stages::{
-        flow, icmp_error,
         route::{self, Destination, Into},
-        service,
+        service::ToBackend,
+        translate::{self, Known},
     },
     verdict::Place,
 };
@@ -25,27 +25,20 @@ impl Place for FromPod {
 
     #[inline(always)]
     fn run<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<Verdict, DropReason> {
-        let mut packet = F::parse(ctx)?;
-        let mut destination = route::find(&packet.dst)?;
-        let translated = if packet.protocol == F::ICMP {
-            if let Some(verdict) = packet.link_scoped(ctx) {
-                return Ok(verdict);
+        let packet = F::parse(ctx)?;
+        let destination = route::find(&packet.dst)?;
+        let translated = match destination {
+            Destination::Outside { .. } => {
+                if let Some(verdict) = packet.link_scoped(ctx) {
+                    return Ok(verdict);
+                }
+                translate::packet::<F, ToBackend>(ctx, work)?
             }
-            if packet.is_icmp_error(ctx) {
-                icmp_error::translate(ctx, &mut packet, work)?
-            } else {
-                destination.gate_open(packet.protocol) && flow::translate(ctx, &mut packet, work)?
-            }
-        } else if matches!(destination, Destination::Outside { .. }) {
-            if let Some(verdict) = packet.link_scoped(ctx) {
-                return Ok(verdict);
-            }
-            service::translate(ctx, &mut packet, work)?
-        } else {
-            destination.gate_open(packet.protocol) && flow::translate(ctx, &mut packet, work)?
+            _ => destination.expects(ctx, &packet) && translate::packet::<F, Known>(ctx, work)?,
         };
         if translated {
-            destination = route::find(&packet.dst)?;
+            let destination = route::find(&work.to.dst)?;
+            return route::forward(ctx, &packet, &destination, Into::Peer);
         }
         route::forward(ctx, &packet, &destination, Into::Peer)
     }

@@ -10,9 +10,9 @@ use crate::{
     family::IpFamily,
     maps::Work,
     stages::{
-        flow, icmp_error,
         parse::Packet,
         route::{self, Destination, Into},
+        translate::{self, Known},
     },
     verdict::Place,
 };
@@ -24,8 +24,8 @@ impl Place for FromWire {
 
     #[inline(always)]
     fn run<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<Verdict, DropReason> {
-        let mut packet = F::parse(ctx)?;
-        let Some(destination) = arrive(ctx, &mut packet, work)? else { return Ok(Verdict::StackUnmanaged) };
+        let packet = F::parse(ctx)?;
+        let Some(destination) = arrive(ctx, &packet, work)? else { return Ok(Verdict::StackUnmanaged) };
         route::forward(ctx, &packet, &destination, Into::Peer)
     }
 }
@@ -34,24 +34,24 @@ impl Place for FromWire {
 #[inline(always)]
 pub(super) fn arrive<F: IpFamily>(
     ctx: &TcContext,
-    packet: &mut Packet<F>,
+    packet: &Packet<F>,
     work: &mut Work,
 ) -> Result<Option<Destination>, DropReason> {
     let mut destination = route::find(&packet.dst)?;
-    if !matches!(destination, Destination::Pod(_) | Destination::Host(_)) {
-        return Ok(None);
+    if let Destination::Host(_) = destination
+        && destination.expects(ctx, packet)
+        && translate::packet::<F, Known>(ctx, work)?
+    {
+        destination = route::find(&work.to.dst)?;
     }
-    // a masquerade, then a service; most packets leave at the first turn, their gate being closed
-    for _ in 0..2 {
-        let translated = if packet.is_icmp_error(ctx) {
-            icmp_error::translate(ctx, packet, work)?
-        } else {
-            destination.gate_open(packet.protocol) && flow::translate(ctx, packet, work)?
-        };
-        if !translated {
-            break;
-        }
-        destination = route::find(&packet.dst)?;
+    if let Destination::Pod(_) = destination
+        && destination.expects(ctx, packet)
+        && translate::packet::<F, Known>(ctx, work)?
+    {
+        destination = route::find(&work.to.dst)?;
     }
-    Ok(Some(destination))
+    Ok(match destination {
+        Destination::Pod(_) | Destination::Host(_) => Some(destination),
+        _ => None,
+    })
 }

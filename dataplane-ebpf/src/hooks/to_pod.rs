@@ -9,7 +9,10 @@ use crate::{
     family::IpFamily,
     maps::Work,
     skb,
-    stages::{flow, icmp_error, route},
+    stages::{
+        route,
+        translate::{self, Known},
+    },
     verdict::Place,
 };
 
@@ -23,15 +26,12 @@ impl Place for ToPod {
         if skb::is_decided(ctx) {
             return Ok(Verdict::Forwarded);
         }
-        let mut packet = F::parse(ctx)?;
+        let packet = F::parse(ctx)?;
         if let Some(verdict) = packet.link_scoped(ctx) {
             return Ok(verdict);
         }
-        let translated = if packet.is_icmp_error(ctx) {
-            icmp_error::translate(ctx, &mut packet, work)?
-        } else {
-            route::find(&packet.dst)?.gate_open(packet.protocol) && flow::translate(ctx, &mut packet, work)?
-        };
-        Ok(if translated { Verdict::Restored } else { Verdict::Delivered })
+        let restored =
+            route::find(&packet.dst)?.expects(ctx, &packet) && translate::packet::<F, Known>(ctx, work)?;
+        Ok(if restored { Verdict::Restored } else { Verdict::Delivered })
     }
 }

@@ -11,10 +11,11 @@ use crate::{
     maps::Work,
     skb,
     stages::{
-        icmp_error, masquerade,
+        masquerade::AsNode,
         parse::Packet,
         route::{self, Destination, Into},
-        service,
+        service::ToBackend,
+        translate,
     },
     verdict::Place,
 };
@@ -29,7 +30,7 @@ impl Place for ToWire {
         if skb::is_decided(ctx) {
             return Ok(Verdict::Forwarded);
         }
-        let mut packet = F::parse(ctx)?;
+        let packet = F::parse(ctx)?;
         if let Some(verdict) = packet.link_scoped(ctx) {
             return Ok(verdict);
         }
@@ -37,41 +38,30 @@ impl Place for ToWire {
             return Ok(Verdict::Delivered);
         };
         match route::find(&packet.src)? {
-            Destination::Pod(_) => from_pod(ctx, &mut packet, work, masquerade),
-            Destination::Host(_) => from_host(ctx, &mut packet, work),
+            Destination::Pod(_) if masquerade => from_pod::<F>(ctx, work),
+            Destination::Pod(_) => Ok(Verdict::Delivered),
+            Destination::Host(_) => from_host::<F>(ctx, &packet, work),
             _ => Ok(Verdict::StackUnmanaged),
         }
     }
 }
 
 #[inline(always)]
-fn from_pod<F: IpFamily>(
-    ctx: &TcContext,
-    packet: &mut Packet<F>,
-    work: &mut Work,
-    masquerade: bool,
-) -> Result<Verdict, DropReason> {
-    if !masquerade {
-        return Ok(Verdict::Delivered);
-    }
-    let translated = if packet.is_icmp_error(ctx) {
-        icmp_error::translate(ctx, packet, work)?
-    } else {
-        masquerade::source(ctx, packet, work)?
-    };
+fn from_pod<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<Verdict, DropReason> {
+    let translated = translate::packet::<F, AsNode>(ctx, work)?;
     Ok(if translated { Verdict::Masqueraded } else { Verdict::Delivered })
 }
 
 #[inline(always)]
 fn from_host<F: IpFamily>(
     ctx: &TcContext,
-    packet: &mut Packet<F>,
+    packet: &Packet<F>,
     work: &mut Work,
 ) -> Result<Verdict, DropReason> {
-    if packet.protocol == F::ICMP || !service::translate(ctx, packet, work)? {
+    if !translate::packet::<F, ToBackend>(ctx, work)? {
         return Ok(Verdict::Delivered);
     }
-    match route::find(&packet.dst)? {
+    match route::find(&work.to.dst)? {
         Destination::Outside { .. } => Ok(Verdict::Delivered),
         // back into the stack that sent it: it would refuse a packet from its own address
         Destination::Host(_) => Err(DropReason::HostLoop),

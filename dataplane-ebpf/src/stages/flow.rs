@@ -3,7 +3,6 @@
 //! The layout and its invariants are in `dataplane_common::abi::flow`, the rules of ageing in
 //! `dataplane_common::flow`. Nothing here depends on TCP sequence numbers, and nothing is ever evicted behind our back.
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     abi::{Flow, FlowFlags, FlowKey, FlowRef, Port},
     flow::{Direction, State, gives_way, tcp_flags},
@@ -12,50 +11,17 @@ use dataplane_common::{
     reason::DropReason,
 };
 
-use super::{
-    Answer,
-    parse::{self, Packet},
-    rewrite,
-};
+use super::Answer;
 use crate::{
     config,
-    family::IpFamily,
     maps::{self, Work},
     skb,
 };
 
 /// Source ports tried before the destination counts as exhausted.
-const PORT_TRIES: u32 = 16;
+const PORT_TRIES: u32 = 8;
 /// Slots examined before the table counts as full. The verifier walks the loop; the node's setting may stop it earlier.
-const MAX_PROBES: u32 = 16;
-
-/// Translates `packet` if it belongs to a flow: whether it did.
-#[inline(always)]
-pub(crate) fn translate<F: IpFamily>(
-    ctx: &TcContext,
-    packet: &mut Packet<F>,
-    work: &mut Work,
-) -> Result<bool, DropReason> {
-    #[inline(never)]
-    fn outlined<F: IpFamily>(ctx: &TcContext, packet: &mut Packet<F>, work: &mut Work) -> Answer {
-        try_translate(ctx, packet, work).into()
-    }
-    outlined(ctx, packet, work).get()
-}
-
-#[inline(always)]
-fn try_translate<F: IpFamily>(
-    ctx: &TcContext,
-    packet: &mut Packet<F>,
-    work: &mut Work,
-) -> Result<bool, DropReason> {
-    parse::tuple(ctx, packet, work)?;
-    if !lookup(work, packet.tcp_flags(ctx)) {
-        return Ok(false);
-    }
-    rewrite::tuple(ctx, packet, work)?;
-    Ok(true)
-}
+const MAX_PROBES: u32 = 8;
 
 /// Whether a packet with tuple `work.from` belongs to a flow: then `work.to` is the tuple it leaves with, and the flow has
 /// seen a packet with the TCP flags `tcp`.

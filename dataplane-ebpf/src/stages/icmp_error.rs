@@ -13,7 +13,7 @@ use dataplane_common::{
 };
 
 use super::{
-    Answer, flow,
+    flow,
     parse::{self, Packet},
 };
 use crate::{
@@ -22,24 +22,12 @@ use crate::{
     skb::{self, Covers},
 };
 
-/// Translates `packet`, an ICMP error, if the packet it carries belongs to a flow: whether it did.
+/// Translates `packet`, an ICMP error, if the packet it carries belongs to a flow: whether it did. Then `work.to` is the
+/// tuple that packets of the flow have where the message goes.
 #[inline(always)]
 pub(crate) fn translate<F: IpFamily>(
     ctx: &TcContext,
-    packet: &mut Packet<F>,
-    work: &mut Work,
-) -> Result<bool, DropReason> {
-    #[inline(never)]
-    fn outlined<F: IpFamily>(ctx: &TcContext, packet: &mut Packet<F>, work: &mut Work) -> Answer {
-        try_translate(ctx, packet, work).into()
-    }
-    outlined(ctx, packet, work).get()
-}
-
-#[inline(always)]
-fn try_translate<F: IpFamily>(
-    ctx: &TcContext,
-    packet: &mut Packet<F>,
+    packet: &Packet<F>,
     work: &mut Work,
 ) -> Result<bool, DropReason> {
     let inner_l3 = packet.l4 + size_of::<IcmpHeader>();
@@ -57,8 +45,6 @@ fn try_translate<F: IpFamily>(
     // address
     let outer_src = if packet.src == travels.src { leaves.src } else { packet.src };
     let outer = F::replace_addresses(ctx, L3, &outer_src, &leaves.dst)?;
-    packet.src = outer_src;
-    packet.dst = leaves.dst;
 
     // inner: the opposite direction of what the flow's packets become
     let addresses = F::replace_addresses(ctx, inner_l3, &leaves.dst, &leaves.src)?;

@@ -1,8 +1,8 @@
 //! What a hook is made of. Each stage does one thing to a packet and may end its path with a named reason.
 //!
-//! Stages that translate are functions of their own to the verifier (`inline(never)`): packets that need no translation do not
-//! pay for them, their stack is theirs, and what they decide reaches the caller as one number, so that the paths through
-//! them do not multiply with the paths after them.
+//! What is outlined (`inline(never)`) is a function of its own to the verifier: packets that do not need it do not pay for
+//! it, its stack is its own, and what it decides reaches the caller as one number, so that the paths through it do not
+//! multiply with the paths after it.
 
 use dataplane_common::reason::DropReason;
 
@@ -13,6 +13,7 @@ pub(crate) mod parse;
 pub(crate) mod rewrite;
 pub(crate) mod route;
 pub(crate) mod service;
+pub(crate) mod translate;
 
 /// `Result<bool, DropReason>` as one register: such a function may return nothing else (a larger value would be written
 /// through a pointer, and the verifier refuses what is left in `r0`).

@@ -17,15 +17,9 @@ use crate::{
 
 /// Rewrites `packet`, whose tuple is `work.from`, to the tuple `work.to`.
 #[inline(always)]
-pub(crate) fn tuple<F: IpFamily>(
-    ctx: &TcContext,
-    packet: &mut Packet<F>,
-    work: &Work,
-) -> Result<(), DropReason> {
+pub(crate) fn tuple<F: IpFamily>(ctx: &TcContext, packet: &Packet<F>, work: &Work) -> Result<(), DropReason> {
     let Work { from, to, .. } = work;
     let addresses = F::replace_addresses(ctx, L3, &to.src, &to.dst)?;
-    packet.src = to.src;
-    packet.dst = to.dst;
     // a later fragment has no transport header; the checksum in the first covers the addresses once for all
     if !packet.has_transport() {
         return Ok(());

@@ -29,11 +29,13 @@ pub(crate) enum Destination {
 }
 
 impl Destination {
-    /// Whether a packet of `protocol` to it may be the reply of a flow.
+    /// Whether `packet` to it may belong to a flow: its gate is open, or it is about another packet.
     #[inline(always)]
-    pub(crate) fn gate_open(&self, protocol: u8) -> bool {
+    pub(crate) fn expects<F: IpFamily>(&self, ctx: &TcContext, packet: &Packet<F>) -> bool {
         match self {
-            Self::Pod(endpoint) | Self::Host(endpoint) => endpoint.gate_open(protocol),
+            Self::Pod(endpoint) | Self::Host(endpoint) => {
+                endpoint.gate_open(packet.protocol) || packet.is_icmp_error(ctx)
+            }
             _ => false,
         }
     }

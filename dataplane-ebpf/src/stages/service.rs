@@ -1,6 +1,5 @@
 //! Services: which backend a packet or a socket gets.
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     abi::{Addr, BackendSlot, FlowFlags, Port, Scope, Service, ServiceFlags, ServiceKey},
     hash,
@@ -8,46 +7,23 @@ use dataplane_common::{
     reason::DropReason,
 };
 
-use super::{
-    Answer, flow,
-    parse::{self, Packet},
-    rewrite,
-};
+use super::{flow, translate::NewFlow};
 use crate::{
     family::IpFamily,
     maps::{self, Work},
     skb,
 };
 
-/// Translates `packet` if it belongs to a flow, or opens one to a service: whether it did.
-#[inline(always)]
-pub(crate) fn translate<F: IpFamily>(
-    ctx: &TcContext,
-    packet: &mut Packet<F>,
-    work: &mut Work,
-) -> Result<bool, DropReason> {
-    #[inline(never)]
-    fn outlined<F: IpFamily>(ctx: &TcContext, packet: &mut Packet<F>, work: &mut Work) -> Answer {
-        try_translate(ctx, packet, work).into()
+/// A flow to a backend, if the packet is addressed to a service.
+pub(crate) enum ToBackend {}
+
+impl NewFlow for ToBackend {
+    #[inline(always)]
+    fn open<F: IpFamily>(work: &mut Work) -> Result<bool, DropReason> {
+        open::<F>(work)
     }
-    outlined(ctx, packet, work).get()
 }
 
-#[inline(always)]
-fn try_translate<F: IpFamily>(
-    ctx: &TcContext,
-    packet: &mut Packet<F>,
-    work: &mut Work,
-) -> Result<bool, DropReason> {
-    parse::tuple(ctx, packet, work)?;
-    if !flow::lookup(work, packet.tcp_flags(ctx)) && !open::<F>(work)? {
-        return Ok(false);
-    }
-    rewrite::tuple(ctx, packet, work)?;
-    Ok(true)
-}
-
-/// Makes a flow to a backend if `work.from` is addressed to a service: whether it is.
 #[inline(always)]
 fn open<F: IpFamily>(work: &mut Work) -> Result<bool, DropReason> {
     let from = &work.from;

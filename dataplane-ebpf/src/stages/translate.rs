@@ -1,0 +1,50 @@
+//! Gives a packet the tuple its flow says, opening a flow where the packet may.
+//!
+//! A function of its own to the verifier, for each kind of new flow: it reads the packet anew, so that nothing but the
+//! context enters it and nothing but an answer leaves.
+
+use aya_ebpf::programs::TcContext;
+use dataplane_common::reason::DropReason;
+
+use super::{Answer, flow, icmp_error, parse, rewrite};
+use crate::{family::IpFamily, maps::Work};
+
+/// What a packet that belongs to no flow may open.
+pub(crate) trait NewFlow {
+    /// Opens the flow of packets `work.from`, leaving in `work.to` what they leave with: whether there is one to open.
+    fn open<F: IpFamily>(work: &mut Work) -> Result<bool, DropReason>;
+}
+
+/// Nothing: only packets of known flows are translated.
+pub(crate) enum Known {}
+
+impl NewFlow for Known {
+    #[inline(always)]
+    fn open<F: IpFamily>(_work: &mut Work) -> Result<bool, DropReason> {
+        Ok(false)
+    }
+}
+
+/// Translates the packet: whether it was. Then `work.to` is its tuple.
+#[inline(always)]
+pub(crate) fn packet<F: IpFamily, N: NewFlow>(ctx: &TcContext, work: &mut Work) -> Result<bool, DropReason> {
+    #[inline(never)]
+    fn outlined<F: IpFamily, N: NewFlow>(ctx: &TcContext, work: &mut Work) -> Answer {
+        run::<F, N>(ctx, work).into()
+    }
+    outlined::<F, N>(ctx, work).get()
+}
+
+#[inline(always)]
+fn run<F: IpFamily, N: NewFlow>(ctx: &TcContext, work: &mut Work) -> Result<bool, DropReason> {
+    let packet = F::parse(ctx)?;
+    if packet.is_icmp_error(ctx) {
+        return icmp_error::translate(ctx, &packet, work);
+    }
+    parse::tuple(ctx, &packet, work)?;
+    if !flow::lookup(work, packet.tcp_flags(ctx)) && !N::open::<F>(work)? {
+        return Ok(false);
+    }
+    rewrite::tuple(ctx, &packet, work)?;
+    Ok(true)
+}
