@@ -1,0 +1,38 @@
+//! A fresh network namespace for one test: a thread of its own, whose end is the end of the namespace.
+
+use std::{future::Future, process::Command, thread};
+
+use nix::sched::{CloneFlags, unshare};
+use tokio::runtime;
+
+/// Runs the test in a new network namespace, with a runtime that stays on the namespace's thread. Without root: a skip.
+pub(crate) fn in_fresh_netns<T: Future<Output = ()>>(test: impl FnOnce() -> T + Send + 'static) {
+    if !nix::unistd::Uid::effective().is_root() {
+        eprintln!("skipped: a network namespace needs root");
+        return;
+    }
+    let run = move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("root may make a network namespace");
+        ip("link set lo up");
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
+        runtime.block_on(test());
+    };
+    if let Err(panic) = thread::spawn(run).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// `ip` in the namespace of this thread.
+#[track_caller]
+pub(crate) fn ip(arguments: &str) -> String {
+    run("ip", arguments)
+}
+
+#[track_caller]
+pub(crate) fn run(program: &str, arguments: &str) -> String {
+    let output = Command::new(program).args(arguments.split_whitespace()).output();
+    let output = output.unwrap_or_else(|error| panic!("run {program} (package iproute2): {error}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    text
+}
