@@ -23,6 +23,9 @@ use super::{
     pins::{Pins, PinsError},
 };
 
+/// The object `build.rs` made of the crate `dataplane-ebpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dataplane"));
+
 /// Characters of the verifier's log that go into an error: its end says why.
 const LOG_TAIL: usize = 1_500;
 
@@ -126,7 +129,12 @@ pub struct ProgramReport {
 }
 
 impl Datapath {
-    /// Loads every program of an object, with the maps an earlier agent pinned or new ones.
+    /// Loads every program, with the maps an earlier agent pinned or new ones.
+    pub fn load(config: &DatapathConfig) -> Result<Self, LoadError> {
+        Self::load_object(OBJECT, config)
+    }
+
+    /// Loads another object than the embedded one.
     pub fn load_object(object: &[u8], config: &DatapathConfig) -> Result<Self, LoadError> {
         let pins = Pins::new(&config.bpffs);
         pins.prepare()?;
