@@ -54,8 +54,8 @@ pub enum AttachError {
     Pin { program: &'static str, device: String, source: PinError },
     #[error("add the qdisc clsact to {device}: {source}")]
     Qdisc { device: String, source: TcError },
-    #[error("remove the filter of {program} from {device}: {source}")]
-    Detach { program: &'static str, device: String, source: ProgramError },
+    #[error("remove our {direction:?} filter from {device}: {source}")]
+    Detach { direction: TcAttachType, device: String, source: ProgramError },
     #[error("list the devices: {0}")]
     Devices(#[source] io::Error),
     #[error(transparent)]
@@ -130,8 +130,8 @@ impl Datapath {
                 Err(error) => {
                     // only what this call added: an adopted link was at work before and stays so
                     for (program, direction) in fresh {
-                        Pins::remove(&self.pins.device_link(program, device))?;
-                        remove_filter(program, device, direction)?;
+                        unpin(&self.pins.device_link(program, device))?;
+                        remove_filter(device, direction)?;
                     }
                     return Err(error);
                 }
@@ -142,8 +142,8 @@ impl Datapath {
 
     fn detach_device(&mut self, device: &str, hooks: [Hook; 2]) -> Result<(), AttachError> {
         remove_links(&self.pins, device, hooks.map(|(program, _)| program))?;
-        for (program, direction) in hooks {
-            remove_filter(program, device, direction)?;
+        for (_, direction) in hooks {
+            remove_filter(device, direction)?;
         }
         Ok(())
     }
@@ -162,7 +162,7 @@ impl Datapath {
             match attach_tcx(program, device, (name, direction), &pin) {
                 Ok(()) => {
                     // an agent told to use clsact may have been here before
-                    remove_filter(name, device, direction)?;
+                    remove_filter(device, direction)?;
                     return Ok(Attachment::Tcx);
                 }
                 Err(AttachError::Attach { source, .. }) if no_tcx(&source) => {
@@ -172,7 +172,7 @@ impl Datapath {
             }
         }
         let attachment = attach_clsact(program, device, (name, direction))?;
-        Pins::remove(&pin)?;
+        unpin(&pin)?;
         Ok(attachment)
     }
 }
@@ -182,13 +182,16 @@ impl Datapath {
 pub fn cleanup(bpffs: &Path) -> Result<Vec<String>, AttachError> {
     let mut removed = Vec::new();
     for device in device_names()? {
-        for (program, direction) in POD.into_iter().chain(UPLINK).chain(OVERLAY) {
-            if remove_filter(program, &device, direction)? {
-                removed.push(format!("filter {program} of {device}"));
+        for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
+            if remove_filter(&device, direction)? {
+                removed.push(format!("{direction:?} filter of {device}"));
             }
         }
     }
-    let pins = Pins::new(bpffs).remove_all()?;
+    let pins = Pins::new(bpffs);
+    let detached_now: Vec<_> = pins.all_links()?.iter().map(|pin| held(pin)).collect();
+    let pins = pins.remove_all()?;
+    drop(detached_now);
     removed.extend(pins.iter().map(|path| path.display().to_string()));
     Ok(removed)
 }
@@ -214,7 +217,7 @@ fn adopt_tcx(
     let there = SchedClassifier::query_tcx(device, direction)
         .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == id));
     if !there {
-        Pins::remove(pin)?;
+        unpin(pin)?;
         return Ok(false);
     }
     let link = SchedClassifierLink::try_from(link).map_err(failed)?;
@@ -228,7 +231,7 @@ fn adopt_tcx(
         Err(ProgramError::SyscallError(SyscallError { io_error, .. }))
             if io_error.raw_os_error() == Some(libc::ENOLINK) =>
         {
-            Pins::remove(pin)?;
+            unpin(pin)?;
             Ok(false)
         }
         Err(source) => Err(AttachError::Attach { program: name, device: device.to_owned(), source }),
@@ -288,7 +291,7 @@ fn attach_clsact(
 }
 
 /// Whether there was one. A device or qdisc that is gone has no filters.
-fn remove_filter(name: &'static str, device: &str, direction: TcAttachType) -> Result<bool, AttachError> {
+fn remove_filter(device: &str, direction: TcAttachType) -> Result<bool, AttachError> {
     use aya::programs::Link as _;
 
     let Ok(filter) = SchedClassifierLink::attached(device, direction, FILTER_PRIORITY, FILTER_HANDLE, None)
@@ -298,13 +301,25 @@ fn remove_filter(name: &'static str, device: &str, direction: TcAttachType) -> R
     match filter.detach() {
         Ok(()) => Ok(true),
         Err(error) if matches!(errno(&error), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)) => Ok(false),
-        Err(source) => Err(AttachError::Detach { program: name, device: device.to_owned(), source }),
+        Err(source) => Err(AttachError::Detach { direction, device: device.to_owned(), source }),
     }
+}
+
+/// Removes the pin of a link, and with it the link. Whether there was one.
+pub(super) fn unpin(pin: &Path) -> Result<bool, PinsError> {
+    let _detached_now = held(pin);
+    Pins::remove(pin)
+}
+
+/// Holds the link behind a pin, if there is one, while the pin is removed. The kernel detaches a link that loses its pin
+/// some time later, in a work queue, but one that loses its last descriptor at once.
+pub(super) fn held(pin: &Path) -> Option<PinnedLink> {
+    PinnedLink::from_pin(pin).ok()
 }
 
 fn remove_links<const N: usize>(pins: &Pins, device: &str, programs: [&str; N]) -> Result<(), PinsError> {
     for program in programs {
-        Pins::remove(&pins.device_link(program, device))?;
+        unpin(&pins.device_link(program, device))?;
     }
     Ok(())
 }

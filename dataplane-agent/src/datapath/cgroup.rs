@@ -20,8 +20,9 @@ use aya::{
 use dataplane_common::abi::names::program;
 
 use super::{
+    attach::{held, unpin},
     loader::Datapath,
-    pins::{Pins, PinsError},
+    pins::PinsError,
 };
 
 /// Why sockets are not translated (or still are).
@@ -45,6 +46,10 @@ pub enum CgroupError {
     Pins(#[from] PinsError),
 }
 
+/// A link is always one of several programs of its cgroup; the flag that asks for it is for attachments without a link,
+/// and a link with flags is refused (kernel/bpf/cgroup.c, `cgroup_bpf_link_attach`).
+const LINK_MODE: CgroupAttachMode = CgroupAttachMode::Single;
+
 impl Datapath {
     /// Hooks the sockets of a cgroup and all below it, replacing what an earlier agent attached.
     pub fn attach_cgroup(&mut self, cgroup: &Path) -> Result<(), CgroupError> {
@@ -59,8 +64,8 @@ impl Datapath {
     /// Takes the programs off the cgroup. Connections translated before stay where they were connected to.
     pub fn detach_cgroup(&mut self) -> Result<(), CgroupError> {
         for name in program::SOCKET {
-            Pins::remove(&self.pins.next_socket_link(name))?;
-            Pins::remove(&self.pins.socket_link(name))?;
+            unpin(&self.pins.next_socket_link(name))?;
+            unpin(&self.pins.socket_link(name))?;
         }
         Ok(())
     }
@@ -76,15 +81,16 @@ impl Datapath {
             Some(program) => program.try_into().map_err(failed)?,
             None => return Err(failed(ProgramError::NotLoaded)),
         };
-        let id = program.attach(directory, CgroupAttachMode::AllowMultiple).map_err(failed)?;
+        let id = program.attach(directory, LINK_MODE).map_err(failed)?;
         let link = program.take_link(id).map_err(failed)?;
         let link = FdLink::try_from(link).map_err(|source| CgroupError::Link { program: name, source })?;
         let next = self.pins.next_socket_link(name);
+        let pin = self.pins.socket_link(name);
         // left by an agent that died between the two steps below
-        Pins::remove(&next)?;
+        unpin(&next)?;
         link.pin(&next).map(drop).map_err(|source| CgroupError::Pin { program: name, source })?;
-        fs::rename(&next, self.pins.socket_link(name))
-            .map_err(|source| CgroupError::Replace { program: name, source })
+        let _detached_now = held(&pin);
+        fs::rename(&next, pin).map_err(|source| CgroupError::Replace { program: name, source })
     }
 }
 

@@ -112,6 +112,17 @@ impl Pins {
         Ok(devices)
     }
 
+    /// Every pinned link of every ABI version.
+    pub fn all_links(&self) -> Result<Vec<PathBuf>, PinsError> {
+        let home = self.bpffs.join(HOME);
+        let mut links = Vec::new();
+        for version in names(&home)? {
+            let directory = home.join(version).join("links");
+            links.extend(names(&directory)?.into_iter().map(|name| directory.join(name)));
+        }
+        Ok(links)
+    }
+
     /// Removes a pin; one that is not there is no error. A link with no other holder is detached by that.
     pub fn remove(path: &Path) -> Result<bool, PinsError> {
         match fs::remove_file(path) {
@@ -145,7 +156,8 @@ impl Pins {
         let ours = home.join(MOUNTED_BY_US).exists();
         remove_tree(&home)?;
         let mut removed = vec![home];
-        if ours && read_dir(&self.bpffs)?.next().is_none() {
+        // the kernel's own files (`maps.debug`) have dots, and nobody else's may
+        if ours && names(&self.bpffs)?.iter().all(|name| name.contains('.')) {
             umount2(&self.bpffs, MntFlags::MNT_DETACH)
                 .map_err(|source| PinsError::Unmount { path: self.bpffs.clone(), source })?;
             removed.push(self.bpffs.clone());

@@ -1,18 +1,24 @@
-//! A fresh network namespace for one test: a thread of its own, whose end is the end of the namespace.
+//! Fresh network and mount namespaces for one test: a thread of its own, whose end is the end of the namespaces.
 
 use std::{future::Future, process::Command, thread};
 
-use nix::sched::{CloneFlags, unshare};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
 use tokio::runtime;
 
-/// Runs the test in a new network namespace, with a runtime that stays on the namespace's thread. Without root: a skip.
+/// Runs the test in new namespaces, with a runtime that stays on the namespace's thread. Without root: a skip.
 pub(crate) fn in_fresh_netns<T: Future<Output = ()>>(test: impl FnOnce() -> T + Send + 'static) {
     if !nix::unistd::Uid::effective().is_root() {
         eprintln!("skipped: a network namespace needs root");
         return;
     }
     let run = move || {
-        unshare(CloneFlags::CLONE_NEWNET).expect("root may make a network namespace");
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("root may make namespaces");
+        // mounts of the test are seen by nobody else and go with its thread
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("root may change propagation");
         ip("link set lo up");
         let runtime = runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
         runtime.block_on(test());
