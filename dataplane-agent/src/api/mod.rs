@@ -1,5 +1,17 @@
 //! The local API: one Unix socket, root only, that serves the CNI plugin and the CLI.
+//!
+//! [`server`] owns connections and limits, [`answer`] what a line means; [`instance`] the files in the run directory.
+//! Those who know are behind seams: the task that owns the state publishes [`views::Status`] and answers [`query`]s,
+//! the datapath is read through [`live`].
 
+pub mod answer;
+mod events;
+mod history;
+pub mod instance;
+pub mod kernel;
 pub mod live;
+mod names;
 pub mod query;
+pub mod request;
+pub mod server;
 pub mod views;

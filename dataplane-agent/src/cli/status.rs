@@ -1,0 +1,135 @@
+//! `status` as sections for people.
+
+use std::fmt::{self, Write};
+
+use super::{
+    table::{list, or_dash, table, text},
+    text::duration,
+};
+use crate::api::views::{Moment, Status, StatusView};
+
+/// Drop reasons shown; `-o json` has every counter.
+const DROPS_SHOWN: usize = 10;
+
+pub(super) fn status(view: &StatusView) -> String {
+    let mut out = String::new();
+    let written = write_all(&mut out, view);
+    debug_assert!(written.is_ok(), "writing to a string cannot fail");
+    out
+}
+
+fn write_all(out: &mut String, view: &StatusView) -> fmt::Result {
+    let status = &view.status;
+    write_head(out, status)?;
+    write_problems(out, status)?;
+    write_network(out, view)?;
+    write_tables(out, status)?;
+    write_drops(out, view)
+}
+
+fn write_head(out: &mut String, status: &Status) -> fmt::Result {
+    let up = duration(status.started.elapsed());
+    writeln!(out, "Node       {}", status.node)?;
+    writeln!(out, "Agent      {} (tables v{}), pid {}, up {up}", status.version, status.abi, status.pid)?;
+    writeln!(out, "Ready      {}", if status.is_ready() { "yes" } else { "no" })?;
+    for missing in &status.not_ready {
+        writeln!(out, "           {}: {}", missing.check, missing.reason)?;
+    }
+    let applied = if status.applied_revision == status.revision {
+        "all applied".to_owned()
+    } else {
+        format!("applied up to {}", status.applied_revision)
+    };
+    let synced = if status.synced { "source synced" } else { "source not synced yet" };
+    writeln!(out, "Revision   {}, {applied}, {synced}", status.revision)?;
+    let objects = status.objects;
+    writeln!(
+        out,
+        "Objects    {} nodes, {} services, {} endpoint slices, {} pods here",
+        objects.nodes, objects.services, objects.endpoint_slices, objects.pods
+    )?;
+    let ago = |moment: Option<Moment>| match moment {
+        Some(moment) => format!("{} ago", duration(moment.elapsed())),
+        None => "never".to_owned(),
+    };
+    writeln!(out, "Last event {}; last audit {}", ago(status.last_event), ago(status.last_audit))?;
+    let reconcile = status.reconcile;
+    writeln!(
+        out,
+        "Writes     {} failed, {} retried, {} waiting; {} entries found changed by an audit",
+        reconcile.errors, reconcile.retries, reconcile.pending, reconcile.drift
+    )?;
+    writeln!(out, "Adopted    {} pins of an earlier agent", status.pins_adopted)
+}
+
+fn write_problems(out: &mut String, status: &Status) -> fmt::Result {
+    if status.problems.is_empty() {
+        return Ok(());
+    }
+    let mut rows = table(["PROBLEM IN", "SUBJECT", "MESSAGE"]);
+    for problem in &status.problems {
+        rows.add_row([problem.origin.name(), &problem.subject, &problem.message]);
+    }
+    write!(out, "\n{}", text(&rows))
+}
+
+fn write_network(out: &mut String, view: &StatusView) -> fmt::Result {
+    let mut rows = table(["UPLINK", "MTU", "ADDRESSES"]);
+    for uplink in &view.status.uplinks {
+        rows.add_row([uplink.device.clone(), uplink.mtu.to_string(), list(&uplink.addresses)]);
+    }
+    if !view.status.uplinks.is_empty() {
+        write!(out, "\n{}", text(&rows))?;
+    }
+    let mut rows = table(["OTHER NODE", "ROUTING", "ADDRESSES", "POD CIDRS"]);
+    for node in &view.status.nodes {
+        rows.add_row([
+            node.name.clone(),
+            node.routing.clone(),
+            list(&node.internal_ips),
+            list(&node.pod_cidrs),
+        ]);
+    }
+    if !view.status.nodes.is_empty() {
+        write!(out, "\n{}", text(&rows))?;
+    }
+    let mut rows = table(["POD ADDRESSES", "USED", "FREE"]);
+    for range in &view.ipam {
+        rows.add_row([range.cidr.to_string(), range.used.to_string(), range.free.to_string()]);
+    }
+    if !view.ipam.is_empty() {
+        write!(out, "\n{}", text(&rows))?;
+    }
+    Ok(())
+}
+
+fn write_tables(out: &mut String, status: &Status) -> fmt::Result {
+    let mut rows = table(["TABLE", "USED", "CAPACITY", "USE", "WRITES", "REMOVALS"]);
+    for row in &status.tables {
+        let percent = (row.used * 100).checked_div(row.capacity).map(|percent| format!("{percent}%"));
+        rows.add_row([
+            row.name.clone(),
+            row.used.to_string(),
+            row.capacity.to_string(),
+            or_dash(percent),
+            row.writes.to_string(),
+            row.removals.to_string(),
+        ]);
+    }
+    if status.tables.is_empty() {
+        return Ok(());
+    }
+    write!(out, "\n{}", text(&rows))
+}
+
+fn write_drops(out: &mut String, view: &StatusView) -> fmt::Result {
+    let drops: Vec<_> = view.outcomes.iter().filter(|count| count.dropped).collect();
+    if drops.is_empty() {
+        return writeln!(out, "\nNo packet was dropped.");
+    }
+    let mut rows = table(["DROPPED", "REASON", "AT", "MEANING"]);
+    for count in drops.iter().take(DROPS_SHOWN) {
+        rows.add_row([&count.packets.to_string(), &count.outcome, &count.hook, &count.text]);
+    }
+    write!(out, "\n{}", text(&rows))
+}
