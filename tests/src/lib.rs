@@ -1,1 +1,3 @@
+//! Proof across crates: packets through the loaded programs, and clusters of network namespaces.
 
+pub mod prog;

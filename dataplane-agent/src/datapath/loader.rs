@@ -24,7 +24,7 @@ use super::{
 };
 
 /// The object `build.rs` made of the crate `dataplane-ebpf`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dataplane"));
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dataplane"));
 
 /// Characters of the verifier's log that go into an error: its end says why.
 const LOG_TAIL: usize = 1_500;

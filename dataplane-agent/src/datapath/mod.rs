@@ -20,7 +20,7 @@ pub use cgroup::{CgroupError, default_cgroup};
 pub use counters::{Count, Counters};
 pub use events::{Events, PacketEvent};
 pub use flows::{FlowRow, FlowsError, flows};
-pub use loader::{Capacity, Datapath, DatapathConfig, LoadError, ProgramReport};
+pub use loader::{Capacity, Datapath, DatapathConfig, LoadError, OBJECT, ProgramReport};
 pub use log::EbpfLog;
 pub use maps::{OpenError, Tables};
 pub use pins::Pins;

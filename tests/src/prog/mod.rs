@@ -1,0 +1,13 @@
+//! Runs the loaded programs on packets, without a device: packet in; packet, verdict and counters out
+//! (`BPF_PROG_TEST_RUN`).
+//!
+//! [`Rig`] owns a datapath of its own: no pins, small maps, nothing attached. [`frame`] builds packets and reads them back,
+//! checking every checksum on the way.
+
+pub mod frame;
+mod rig;
+mod world;
+
+pub use frame::{Frame, Parsed};
+pub use rig::{Action, FLOWS, Rig, Run, node_config};
+pub use world::{Family, OTHER_POD_MAC, POD_MAC, World, at, rig};

@@ -1,0 +1,290 @@
+//! A datapath of its own for one test: the agent's object, small maps, no pins, nothing attached.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
+    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, Queue, lpm_trie::Key},
+    programs::SchedClassifier,
+};
+use dataplane_common::{
+    abi::{
+        Addr, BackendSlot, Endpoint, Flow, FlowKey, FlowRef, MacAddr, NodeConfig, NodeFlags, Port, Route,
+        RouteKind, Scope, Service, ServiceKey,
+        names::{self, map},
+    },
+    reason::{self, Hook, Outcome},
+};
+
+use super::frame::{HOST_MAC, Parsed};
+
+/// Flows the table of a rig holds.
+pub const FLOWS: u32 = 64;
+
+/// What the kernel is told to do with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Next program, then on its way.
+    Next,
+    Drop,
+    Redirect,
+}
+
+/// What became of a packet.
+#[derive(Clone, Debug)]
+pub struct Run {
+    pub action: Action,
+    /// Name of the verdict or drop reason: the one counter that moved.
+    pub outcome: &'static str,
+    pub frame: Vec<u8>,
+}
+
+impl Run {
+    /// The packet that came out.
+    ///
+    /// # Panics
+    /// If a length or checksum of it is wrong.
+    pub fn packet(&self) -> Parsed {
+        match Parsed::read(&self.frame) {
+            Ok(parsed) => parsed,
+            Err(problem) => panic!("{problem} in {:02x?}", self.frame),
+        }
+    }
+}
+
+/// A node with everything switched on.
+pub fn node_config() -> NodeConfig {
+    NodeConfig {
+        ipv4: Addr::v4([172, 18, 0, 2]),
+        ipv6: Addr::UNSPECIFIED,
+        host_mac: MacAddr::new(HOST_MAC),
+        overlay_mac: MacAddr::new([2, 0, 0, 0, 0, 0x99]),
+        overlay_ifindex: 5,
+        overlay_vni: 1,
+        snat_first: Port::new(61_000),
+        snat_last: Port::new(61_999),
+        flow_slots: FLOWS,
+        flags: NodeFlags::CONNECT_TCP | NodeFlags::CONNECT_UDP | NodeFlags::MASQUERADE,
+        flow_probes: 8,
+    }
+}
+
+/// The loaded datapath and its tables.
+pub struct Rig {
+    ebpf: Ebpf,
+    /// A program is loaded when a test first runs it: the verifier takes most of a test's time.
+    loaded: Vec<Hook>,
+}
+
+impl Rig {
+    /// Loads the datapath for a node with these addresses, with everything switched on.
+    pub fn new(ipv4: IpAddr, ipv6: IpAddr) -> Result<Self> {
+        let node = NodeConfig { ipv4: ipv4.into(), ipv6: ipv6.into(), ..node_config() };
+        Self::with_config(&node)
+    }
+
+    /// Loads the datapath with this configuration.
+    pub fn with_config(node: &NodeConfig) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        loader.override_global(names::NODE, node, true).override_global("AYA_LOG_LEVEL", &0_u8, false);
+        for (name, entries) in [
+            (map::ENDPOINTS, 64),
+            (map::ROUTES, 64),
+            (map::SERVICES, 64),
+            (map::BACKENDS, 256),
+            (map::BACKEND_GENERATIONS, 256),
+            (map::FLOWS, FLOWS),
+            (map::FLOW_SLOTS, FLOWS),
+            (map::FLOW_INDEX, 2 * FLOWS),
+            (map::FRAGMENTS, 64),
+            (map::DATAGRAM_ORIGINS, 64),
+            (map::EVENTS, 4_096),
+        ] {
+            loader.map_max_entries(name, entries);
+        }
+        let mut ebpf = loader.load(dataplane_agent::datapath::OBJECT).context("load the object")?;
+        let mut slots: Queue<&mut MapData, u32> =
+            Queue::try_from(ebpf.map_mut(map::FLOW_SLOTS).context("FLOW_SLOTS")?)?;
+        for slot in 0..node.flow_slots {
+            slots.push(slot, 0)?;
+        }
+        Ok(Self { ebpf, loaded: Vec::new() })
+    }
+
+    /// Runs the program of `hook` on a frame.
+    pub fn run(&mut self, hook: Hook, frame: &[u8]) -> Result<Run> {
+        self.load(hook)?;
+        let before = self.counters()?;
+        let mut out = vec![0; frame.len() + 256];
+        let program: &mut SchedClassifier =
+            self.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?;
+        let result = program.test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ..TestRunOptions::new()
+        })?;
+        out.truncate(result.data_size_out as usize);
+        let after = self.counters()?;
+        let moved: Vec<usize> = (0..before.len()).filter(|index| before[*index] != after[*index]).collect();
+        ensure!(
+            moved.len() == 1 && after[moved[0]] == before[moved[0]] + 1,
+            "one counter moves by one: {moved:?}"
+        );
+        ensure!(moved[0] as u32 / reason::OUTCOMES == hook as u32, "the counter is the hook's own");
+        let outcome =
+            Outcome::from_number((moved[0] as u32 % reason::OUTCOMES) as u8).context("known outcome")?;
+        let action = match result.return_value as i32 {
+            -1 => Action::Next,
+            2 => Action::Drop,
+            7 => Action::Redirect,
+            other => anyhow::bail!("unknown action {other}"),
+        };
+        Ok(Run { action, outcome: outcome.name(), frame: out })
+    }
+
+    fn load(&mut self, hook: Hook) -> Result<()> {
+        if !self.loaded.contains(&hook) {
+            let program: &mut SchedClassifier =
+                self.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?;
+            program.load().with_context(|| format!("load {}", hook.name()))?;
+            self.loaded.push(hook);
+        }
+        Ok(())
+    }
+
+    fn counters(&self) -> Result<Vec<u64>> {
+        let counters: PerCpuArray<&MapData, u64> =
+            PerCpuArray::try_from(self.ebpf.map(map::COUNTERS).context("COUNTERS")?)?;
+        (0..reason::COUNTERS).map(|index| Ok(counters.get(&index, 0)?.iter().sum())).collect()
+    }
+
+    fn hash<K: aya::Pod, V: aya::Pod>(&mut self, name: &str) -> Result<HashMap<&mut MapData, K, V>> {
+        Ok(HashMap::try_from(self.ebpf.map_mut(name).context(name.to_owned())?)?)
+    }
+
+    fn array<V: aya::Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, V>> {
+        Ok(Array::try_from(self.ebpf.map_mut(name).context(name.to_owned())?)?)
+    }
+
+    pub fn pod(&mut self, addr: IpAddr, ifindex: u32, mac: [u8; 6]) -> Result<()> {
+        let endpoint = Endpoint::pod(ifindex, MacAddr::new(mac));
+        Ok(self.hash(map::ENDPOINTS)?.insert(Addr::from(addr), endpoint, 0)?)
+    }
+
+    pub fn host(&mut self, addr: IpAddr) -> Result<()> {
+        Ok(self.hash(map::ENDPOINTS)?.insert(Addr::from(addr), Endpoint::host(), 0)?)
+    }
+
+    pub fn remove_endpoint(&mut self, addr: IpAddr) -> Result<()> {
+        Ok(self.hash::<Addr, Endpoint>(map::ENDPOINTS)?.remove(&Addr::from(addr))?)
+    }
+
+    /// Whether packets of `protocol` to `addr` look for a flow.
+    pub fn gate_open(&mut self, addr: IpAddr, protocol: u8) -> Result<bool> {
+        Ok(self.hash::<Addr, Endpoint>(map::ENDPOINTS)?.get(&addr.into(), 0)?.gate_open(protocol))
+    }
+
+    /// `prefix` is written for its own family.
+    pub fn route(
+        &mut self,
+        prefix: (IpAddr, u32),
+        kind: RouteKind,
+        next_hop: Option<IpAddr>,
+        mtu: u32,
+    ) -> Result<()> {
+        let bits = if prefix.0.is_ipv4() { prefix.1 + Addr::V4_PREFIX_BITS } else { prefix.1 };
+        let ifindex = if kind == RouteKind::Overlay { 5 } else { 2 };
+        let route = Route {
+            next_hop: next_hop.map_or(Addr::UNSPECIFIED, Addr::from),
+            ifindex,
+            kind: kind as u32,
+            mtu,
+        };
+        let mut routes: LpmTrie<&mut MapData, Addr, Route> =
+            LpmTrie::try_from(self.ebpf.map_mut(map::ROUTES).context("ROUTES")?)?;
+        Ok(routes.insert(&Key::new(bits, prefix.0.into()), route, 0)?)
+    }
+
+    /// A service whose backends take the slots from `first_slot` on, each with its slot as its number.
+    pub fn service(
+        &mut self,
+        frontend: SocketAddr,
+        protocol: u8,
+        first_slot: u32,
+        backends: &[SocketAddr],
+        flags: u32,
+    ) -> Result<()> {
+        for (slot, backend) in (first_slot..).zip(backends) {
+            let generation = self.array::<u32>(map::BACKEND_GENERATIONS)?.get(&slot, 0)?;
+            let entry = BackendSlot {
+                addr: backend.ip().into(),
+                id: slot,
+                generation,
+                port: Port::new(backend.port()),
+                reserved: 0,
+            };
+            self.array(map::BACKENDS)?.set(slot, entry, 0)?;
+        }
+        let key = ServiceKey {
+            addr: frontend.ip().into(),
+            port: Port::new(frontend.port()),
+            protocol,
+            scope: Scope::Any as u8,
+        };
+        let service = Service {
+            id: first_slot + 1,
+            first_slot,
+            count: backends.len() as u32,
+            affinity_timeout: 0,
+            generation: 1,
+            flags,
+            reserved: 0,
+        };
+        Ok(self.hash(map::SERVICES)?.insert(key, service, 0)?)
+    }
+
+    /// Makes flows to the backend stale, as the agent does when it is gone.
+    pub fn raise_generation(&mut self, backend: u32) -> Result<()> {
+        let mut generations = self.array::<u32>(map::BACKEND_GENERATIONS)?;
+        let generation = generations.get(&backend, 0)?;
+        Ok(generations.set(backend, generation + 1, 0)?)
+    }
+
+    /// Every flow, each led to by both of its tuples.
+    ///
+    /// # Errors
+    /// Also if half a pair is found: a tuple without its flow, or a flow with one tuple.
+    pub fn flows(&mut self) -> Result<Vec<Flow>> {
+        let index: Vec<(FlowKey, FlowRef)> =
+            self.hash::<FlowKey, FlowRef>(map::FLOW_INDEX)?.iter().collect::<Result<_, _>>()?;
+        let mut flows = Vec::new();
+        for (key, reference) in &index {
+            let flow: Flow = self.array(map::FLOWS)?.get(&reference.slot, 0)?;
+            ensure!(flow.epoch == reference.epoch, "{key:?} leads to a flow of another epoch");
+            ensure!(flow.forward == *key || flow.reply == *key, "{key:?} leads to a flow it is no part of");
+            if flow.forward == *key {
+                ensure!(index.iter().any(|(other, _)| *other == flow.reply), "{key:?} has no way back");
+                flows.push(flow);
+            } else {
+                // or the forward tuple belongs to a successor: a connection that re-used the ports, or moved to
+                // another backend, while the replies of its predecessor are still restored
+                ensure!(index.iter().any(|(other, _)| *other == flow.forward), "{key:?} has no way forth");
+            }
+        }
+        Ok(flows)
+    }
+
+    /// Changes the stamps and the state of every flow, as time would.
+    pub fn age_flows(&mut self, change: impl Fn(&mut Flow)) -> Result<()> {
+        let mut flows = self.array::<Flow>(map::FLOWS)?;
+        for slot in 0..FLOWS {
+            let mut flow = flows.get(&slot, 0)?;
+            if flow.epoch != 0 {
+                change(&mut flow);
+                flows.set(slot, flow, 0)?;
+            }
+        }
+        Ok(())
+    }
+}

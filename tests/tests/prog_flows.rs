@@ -1,0 +1,136 @@
+//! The flow table: pairs live and die together, who goes when it is full, what a removed backend means.
+
+use anyhow::Result;
+use dataplane_common::{flow::State, net::Protocol, reason::Hook};
+use dataplane_tests::prog::{FLOWS, Family, Frame, at, rig};
+
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+
+#[test]
+fn a_removed_udp_backend_is_left_at_the_next_packet() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        let client = at(world.pod, 40_000);
+        let run = rig.run(Hook::FromPod, &Frame::udp(client, world.service).build())?;
+        assert_eq!(run.packet().dst, world.wire_pod);
+        // as the agent does it: the new list, then the generation of what is gone
+        rig.service(world.service, Protocol::UDP, 50, &[at(world.overlay_pod, 8080)], 0)?;
+        rig.raise_generation(world.backend())?;
+        let run = rig.run(Hook::FromPod, &Frame::udp(client, world.service).build())?;
+        assert_eq!((run.outcome, run.packet().dst), ("to_overlay", world.overlay_pod));
+        // what the old backend still says is understood
+        let run = rig.run(Hook::FromWire, &Frame::udp(at(world.wire_pod, 8080), client).build())?;
+        assert_eq!(run.packet().tuple(), (world.service, client));
+    }
+    Ok(())
+}
+
+#[test]
+fn an_established_tcp_connection_stays_with_its_backend() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        let client = at(world.pod, 40_000);
+        rig.run(Hook::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
+        rig.service(world.service, Protocol::TCP, 50, &[at(world.overlay_pod, 8080)], 0)?;
+        rig.raise_generation(world.backend())?;
+        let run = rig.run(Hook::FromPod, &Frame::tcp(client, world.service, ACK).build())?;
+        assert_eq!(run.packet().dst, world.wire_pod, "a removed pod drains its connections");
+        let run = rig.run(Hook::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
+        assert_eq!(run.packet().dst, world.overlay_pod, "a new connection does not go there");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_ports_of_an_ended_connection_may_be_used_again() -> Result<()> {
+    let (mut rig, world) = rig(Family::V4)?;
+    let (client, backend) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
+    rig.run(Hook::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
+    rig.run(Hook::FromWire, &Frame::tcp(backend, client, 0x12).build())?;
+    assert_eq!(rig.flows()?[0].state, State::Established as u32);
+    rig.run(Hook::FromPod, &Frame::tcp(client, world.service, 0x11).build())?;
+    assert_eq!(rig.flows()?[0].state, State::Closing as u32);
+    let run = rig.run(Hook::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
+    assert_eq!(
+        run.packet().tuple(),
+        (client, backend),
+        "the old reply tuple is taken over, no other port is needed"
+    );
+    let run = rig.run(Hook::FromWire, &Frame::tcp(backend, client, 0x12).build())?;
+    assert_eq!(run.packet().tuple(), (world.service, client));
+    Ok(())
+}
+
+#[test]
+fn two_services_with_one_backend_do_not_share_a_reply() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        let (client, backend) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
+        let twin = at(world.service.ip(), 8_888);
+        rig.service(twin, Protocol::TCP, world.backend(), &[backend], 0)?;
+        let first = rig.run(Hook::FromPod, &Frame::tcp(client, world.service, SYN).build())?.packet().tuple();
+        let second = rig.run(Hook::FromPod, &Frame::tcp(client, twin, SYN).build())?.packet().tuple();
+        assert_eq!(first, (client, backend));
+        assert_eq!(second.0.ip(), client.ip());
+        assert_ne!(second.0.port(), client.port(), "told apart by a source port");
+        for (tuple, service) in [(first, world.service), (second, twin)] {
+            let run = rig.run(Hook::FromWire, &Frame::tcp(tuple.1, tuple.0, 0x12).build())?;
+            assert_eq!(run.packet().tuple(), (service, client));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_full_table_keeps_established_connections_and_names_the_refusal() -> Result<()> {
+    let (mut rig, world) = rig(Family::V4)?;
+    let backend = at(world.wire_pod, 8080);
+    for port in 0..FLOWS as u16 {
+        let client = at(world.pod, 10_000 + port);
+        rig.run(Hook::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
+        rig.run(Hook::FromWire, &Frame::tcp(backend, client, 0x12).build())?;
+    }
+    assert_eq!(rig.flows()?.len(), FLOWS as usize);
+    let late = Frame::tcp(at(world.pod, 30_000), world.service, SYN).build();
+    let run = rig.run(Hook::FromPod, &late)?;
+    assert_eq!(run.outcome, "flow_table_full");
+    assert_eq!(rig.flows()?.len(), FLOWS as usize, "nobody was thrown out");
+
+    // one of them has been closing for a while: it gives way, both halves of it
+    let closing = at(world.pod, 10_007);
+    rig.age_flows(|flow| {
+        if flow.forward.src_port.get() == closing.port() {
+            flow.state = State::Closing as u32;
+            flow.last_seen = flow.last_seen.saturating_sub(10);
+        }
+    })?;
+    // the table is searched a few slots at a time
+    let mut tries = 0;
+    while rig.run(Hook::FromPod, &late)?.outcome == "flow_table_full" {
+        tries += 1;
+        assert!(tries < FLOWS, "every slot has been looked at");
+    }
+    assert_eq!(rig.flows()?.len(), FLOWS as usize);
+    let run = rig.run(Hook::FromWire, &Frame::tcp(backend, closing, ACK).build())?;
+    assert_eq!(run.packet().src, world.wire_pod, "no flow restores it: the pair is gone whole");
+    Ok(())
+}
+
+#[test]
+fn half_open_flows_give_way_to_new_ones() -> Result<()> {
+    let (mut rig, world) = rig(Family::V4)?;
+    for port in 0..FLOWS as u16 {
+        rig.run(Hook::FromPod, &Frame::tcp(at(world.pod, 10_000 + port), world.service, SYN).build())?;
+    }
+    rig.age_flows(|flow| flow.last_seen = flow.last_seen.saturating_sub(3))?;
+    for port in 0..FLOWS as u16 {
+        let run =
+            rig.run(Hook::FromPod, &Frame::tcp(at(world.pod, 20_000 + port), world.service, SYN).build())?;
+        assert_eq!(run.outcome, "to_wire", "a flood of openings does not lock out the next");
+    }
+    let flows = rig.flows()?;
+    assert_eq!(flows.len(), FLOWS as usize);
+    assert!(flows.iter().all(|flow| flow.forward.src_port.get() >= 20_000));
+    Ok(())
+}

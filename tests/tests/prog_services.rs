@@ -1,0 +1,157 @@
+//! Services translated per packet, in packet order: each program's output is the next one's input.
+
+use std::collections::HashSet;
+
+use anyhow::Result;
+use dataplane_common::{
+    abi::{FlowFlags, ServiceFlags},
+    net::Protocol,
+    reason::Hook,
+};
+use dataplane_tests::prog::{Action, Family, Frame, at, rig};
+
+const SYN: u8 = 0x02;
+const SYN_ACK: u8 = 0x12;
+
+#[test]
+fn a_request_gets_a_backend_and_the_reply_is_restored() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        let client = at(world.pod, 40_000);
+        let backend = at(world.wire_pod, 8080);
+        let run = rig.run(Hook::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
+        assert_eq!((run.action, run.outcome), (Action::Redirect, "to_wire"));
+        assert_eq!(
+            run.packet().tuple(),
+            (client, backend),
+            "the backend in place of the service, the source kept"
+        );
+
+        let run = rig.run(Hook::FromWire, &Frame::tcp(backend, client, SYN_ACK).build())?;
+        assert_eq!((run.action, run.outcome), (Action::Redirect, "to_pod"));
+        assert_eq!(run.packet().tuple(), (world.service, client));
+
+        let flows = rig.flows()?;
+        assert_eq!(flows.len(), 1);
+        assert_eq!(flows[0].flags, FlowFlags::SERVICE);
+        assert!(rig.gate_open(world.pod, Protocol::TCP)?);
+        assert!(!rig.gate_open(world.pod, Protocol::UDP)?, "other protocols stay on the short path");
+    }
+    Ok(())
+}
+
+#[test]
+fn udp_with_and_without_checksum() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        let (client, backend) = (at(world.pod, 5_353), at(world.wire_pod, 8080));
+        // a checksum of zero is forbidden over IPv6 (RFC 8200 §8.1)
+        for no_checksum in [false, family == Family::V4] {
+            let request = Frame { no_checksum, ..Frame::udp(client, world.service) };
+            let run = rig.run(Hook::FromPod, &request.build())?;
+            assert_eq!(run.packet().tuple(), (client, backend));
+            if no_checksum {
+                assert_eq!(run.frame[14 + 20 + 6..14 + 20 + 8], [0, 0], "no checksum stays none");
+            }
+            let run =
+                rig.run(Hook::FromWire, &Frame { no_checksum, ..Frame::udp(backend, client) }.build())?;
+            assert_eq!(run.packet().tuple(), (world.service, client));
+        }
+        assert_eq!(rig.flows()?.len(), 1, "the second request found the flow of the first");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_pod_reaches_itself_through_its_service() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        let client = at(world.pod, 40_000);
+        let run = rig.run(Hook::FromPod, &Frame::tcp(client, world.own_service, SYN).build())?;
+        assert_eq!((run.action, run.outcome), (Action::Redirect, "to_pod"));
+        let (src, dst) = run.packet().tuple();
+        assert_eq!(dst, at(world.pod, 8080));
+        assert_eq!(src.ip(), world.host, "a stack refuses packets from its own address");
+        assert!((61_000..=61_999).contains(&src.port()), "a port that is nobody else's: {src}");
+
+        let run = rig.run(Hook::FromPod, &Frame::tcp(dst, src, SYN_ACK).build())?;
+        assert_eq!((run.action, run.outcome), (Action::Redirect, "to_pod"));
+        assert_eq!(run.packet().tuple(), (world.own_service, client));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_service_without_backends_drops_by_name() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        let run = rig.run(Hook::FromPod, &Frame::udp(at(world.pod, 1), world.empty_service).build())?;
+        assert_eq!((run.action, run.outcome), (Action::Drop, "no_backend"));
+        assert!(rig.flows()?.is_empty());
+    }
+    Ok(())
+}
+
+#[test]
+fn the_reply_of_a_host_process_is_restored_on_its_way_to_the_pod() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        let (client, api) = (at(world.pod, 40_000), at(world.host, 6443));
+        rig.service(at(world.service.ip(), 443), Protocol::TCP, 200, &[api], 0)?;
+        let run = rig.run(Hook::FromPod, &Frame::tcp(client, at(world.service.ip(), 443), SYN).build())?;
+        assert_eq!((run.action, run.outcome), (Action::Next, "stack_host"));
+        assert_eq!(run.packet().tuple(), (client, api));
+        let run = rig.run(Hook::ToPod, &Frame::tcp(api, client, SYN_ACK).build())?;
+        assert_eq!((run.action, run.outcome), (Action::Next, "restored"));
+        assert_eq!(run.packet().tuple(), (at(world.service.ip(), 443), client));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_host_process_reaches_a_service_by_the_wire() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        let client = at(world.host, 40_000);
+        for (service, backend, outcome) in [
+            (world.service, at(world.wire_pod, 8080), "to_wire"),
+            (world.own_service, at(world.pod, 8080), "to_pod"),
+        ] {
+            let run = rig.run(Hook::ToWire, &Frame::udp(client, service).build())?;
+            assert_eq!((run.action, run.outcome), (Action::Redirect, outcome));
+            assert_eq!(run.packet().tuple(), (client, backend));
+            let hook = if outcome == "to_pod" { Hook::FromPod } else { Hook::FromWire };
+            let run = rig.run(hook, &Frame::udp(backend, client).build())?;
+            assert_eq!((run.action, run.outcome), (Action::Next, "stack_host"));
+            assert_eq!(run.packet().tuple(), (service, client));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn selection_by_hash_is_the_tuples_and_at_random_is_not() -> Result<()> {
+    let (mut rig, world) = rig(Family::V4)?;
+    let backends: Vec<_> = (1..=8).map(|host| at(format!("10.1.1.{host}").parse().unwrap(), 8080)).collect();
+    let hashed = at(world.service.ip(), 90);
+    rig.service(hashed, Protocol::UDP, 40, &backends, ServiceFlags::HASH)?;
+    let mut chosen = HashSet::new();
+    for port in 1..=24 {
+        let first = rig.run(Hook::FromPod, &Frame::udp(at(world.pod, port), hashed).build())?.packet().dst;
+        rig.raise_generation(backends.iter().position(|b| b.ip() == first).unwrap() as u32 + 40)?;
+        rig.service(hashed, Protocol::UDP, 40, &backends, ServiceFlags::HASH)?;
+        let again = rig.run(Hook::FromPod, &Frame::udp(at(world.pod, port), hashed).build())?.packet().dst;
+        assert_eq!(first, again, "the same tuple chooses the same backend");
+        chosen.insert(first);
+    }
+    assert!(chosen.len() > 4, "tuples spread: {chosen:?}");
+    Ok(())
+}
+
+#[test]
+fn services_are_no_business_of_other_protocols() -> Result<()> {
+    let (mut rig, world) = rig(Family::V4)?;
+    let run = rig.run(Hook::FromPod, &Frame::ping(world.pod, world.service.ip(), 1).build())?;
+    assert_eq!(run.outcome, "stack_outside");
+    Ok(())
+}
