@@ -4,24 +4,26 @@ mod netns;
 
 use std::{
     collections::BTreeSet,
-    fs,
-    net::{IpAddr, SocketAddr, TcpListener},
+    fs, io,
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use dataplane_agent::datapath::{
-    Attachment, Capacity, Counters, Datapath, DatapathConfig, EbpfLog, LoadError, Pins, TcHooks, cleanup,
-    flows,
+    Attachment, Capacity, Counters, Datapath, DatapathConfig, EbpfLog, Events, LoadError, Pins, TcHooks,
+    cleanup, flows,
     table::{RoutePrefix, Table as _, TableError},
 };
 use dataplane_common::{
     abi::{
-        Addr, BackendSlot, Endpoint, MacAddr, NodeConfig, NodeFlags, Port, Route, Scope, Service, ServiceKey,
-        names,
+        Addr, BackendSlot, Endpoint, Flow, FlowKey, FlowRef, MacAddr, NodeConfig, NodeFlags, Port, Route,
+        Scope, Service, ServiceKey, names,
     },
     reason::{Hook, Outcome, Verdict},
 };
 use netns::{in_fresh_netns, ip, run};
+use tokio::time::timeout;
 
 /// A bpffs directory and a cgroup of this test's own, gone with it.
 struct Node {
@@ -91,6 +93,16 @@ fn pinned(directory: &Path) -> BTreeSet<String> {
 
 fn program_id(datapath: &Datapath, name: &str) -> u32 {
     datapath.programs().unwrap().iter().find(|program| program.name == name).unwrap().id
+}
+
+/// Whether the kernel has tcx (from 6.6). If not, a test that needs it is skipped.
+fn has_tcx() -> bool {
+    use aya::programs::{SchedClassifier, TcAttachType};
+    let has = SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok();
+    if !has {
+        eprintln!("skipped: this kernel has no tcx");
+    }
+    has
 }
 
 /// Numbers of the programs the kernel runs at a hook of tcx.
@@ -226,6 +238,63 @@ fn a_pin_of_another_layout_is_refused_by_name() {
 }
 
 #[test]
+fn a_refused_program_is_named_and_the_old_ones_stay_at_work() {
+    in_fresh_netns(|| async {
+        let node = Node::new();
+        veth("dp1");
+        let clsact = DatapathConfig { tc: TcHooks::Clsact, ..node.config() };
+        let mut datapath = Datapath::load(&clsact).unwrap();
+        datapath.attach_pod("dp1").unwrap();
+        let before = run("tc", "filter show dev dp1 ingress");
+        // a map of four bytes where the programs add to eight
+        let pins = datapath.pins().clone();
+        Pins::remove(&pins.map(names::map::COUNTERS)).unwrap();
+        let narrow = aya::maps::MapData::from_pin(pins.map(names::map::BACKEND_GENERATIONS)).unwrap();
+        narrow.pin(pins.map(names::map::COUNTERS)).unwrap();
+        drop(datapath);
+        let error = Datapath::load(&clsact).unwrap_err();
+        let LoadError::Program { program, reason } = &error else { panic!("{error}") };
+        assert_eq!(*program, names::program::CLASSIFIERS[0]);
+        assert!(reason.contains("invalid access to map value"), "{reason}");
+        assert!(reason.len() < 2_000, "{reason}");
+        assert_eq!(run("tc", "filter show dev dp1 ingress"), before);
+    });
+}
+
+#[test]
+fn only_living_flows_are_listed() {
+    in_fresh_netns(|| async {
+        let node = Node::new();
+        let mut tables = Datapath::load(&node.config()).unwrap().tables().unwrap();
+        let address = |text: &str| Addr::from(text.parse::<IpAddr>().unwrap());
+        let key =
+            |port| FlowKey::new(6, address("10.0.0.1"), Port::new(port), address("10.96.0.1"), Port::new(80));
+        let answer =
+            |port| FlowKey::new(6, address("10.0.1.7"), Port::new(80), address("10.0.0.1"), Port::new(port));
+        let mut flow = |slot: u32, port, epoch, index_epoch, last_seen| {
+            let flow = Flow {
+                forward: key(port),
+                reply: answer(port),
+                epoch,
+                last_seen,
+                state: 2,
+                ..Flow::default()
+            };
+            tables.flows.insert(&slot, &flow).unwrap();
+            for key in [flow.forward, flow.reply] {
+                tables.flow_index.insert(&key, &FlowRef { slot, epoch: index_epoch }).unwrap();
+            }
+        };
+        // seen just now; of another owner by now; being written
+        flow(1, 1_001, 2, 2, u32::MAX);
+        flow(2, 1_002, 4, 2, u32::MAX);
+        flow(3, 1_003, 3, 3, u32::MAX);
+        let rows = flows(&tables).unwrap();
+        assert_eq!(rows.iter().map(|row| (row.slot, row.source.port)).collect::<Vec<_>>(), [(1, 1_001)]);
+    });
+}
+
+#[test]
 fn slots_are_handed_out_once() {
     in_fresh_netns(|| async {
         let node = Node::new();
@@ -247,6 +316,9 @@ fn slots_are_handed_out_once() {
 #[test]
 fn links_survive_the_agent_and_get_the_new_program() {
     in_fresh_netns(|| async {
+        if !has_tcx() {
+            return;
+        }
         let node = Node::new();
         veth("dp1");
         let first = {
@@ -269,6 +341,9 @@ fn links_survive_the_agent_and_get_the_new_program() {
 #[test]
 fn a_new_device_of_an_old_name_gets_its_own_link() {
     in_fresh_netns(|| async {
+        if !has_tcx() {
+            return;
+        }
         let node = Node::new();
         veth("dp1");
         let mut datapath = Datapath::load(&node.config()).unwrap();
@@ -283,6 +358,9 @@ fn a_new_device_of_an_old_name_gets_its_own_link() {
 #[test]
 fn a_renamed_device_does_not_lend_its_link_to_the_next() {
     in_fresh_netns(|| async {
+        if !has_tcx() {
+            return;
+        }
         let node = Node::new();
         veth("eth0.7");
         let mut datapath = Datapath::load(&node.config()).unwrap();
@@ -298,6 +376,9 @@ fn a_renamed_device_does_not_lend_its_link_to_the_next() {
 #[test]
 fn pins_of_devices_that_are_gone_are_swept() {
     in_fresh_netns(|| async {
+        if !has_tcx() {
+            return;
+        }
         let node = Node::new();
         veth("dp1");
         veth("dp2");
@@ -338,6 +419,9 @@ fn clsact_filters_survive_the_agent_and_are_replaced_in_place() {
 #[test]
 fn a_change_of_hooks_leaves_one_program_on_the_device() {
     in_fresh_netns(|| async {
+        if !has_tcx() {
+            return;
+        }
         let node = Node::new();
         veth("dp1");
         let clsact = DatapathConfig { tc: TcHooks::Clsact, ..node.config() };
@@ -376,7 +460,10 @@ fn cleanup_leaves_nothing() {
         Datapath::load(&clsact).unwrap().attach_uplink("dp2").unwrap();
         let removed = cleanup(&node.bpffs()).unwrap();
         assert!(removed.iter().any(|what| what == "Ingress filter of dp2"), "{removed:?}");
-        assert_eq!(running("dp1", true), [] as [u32; 0]);
+        assert_eq!(run("tc", "filter show dev dp1 ingress").trim(), "");
+        if has_tcx() {
+            assert_eq!(running("dp1", true), [] as [u32; 0]);
+        }
         assert_eq!(run("tc", "filter show dev dp2 ingress").trim(), "");
         let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         assert!(!mounts.contains(node.bpffs().to_str().unwrap()), "the file system we mounted is unmounted");
@@ -427,6 +514,88 @@ fn a_connection_to_a_service_is_translated_and_counted_through_a_restart() {
         datapath.detach_cgroup().unwrap();
         assert_eq!(translated(), 3);
     });
+}
+
+/// A device whose other end sends one UDP datagram into it.
+fn knock(port: u16) {
+    ip("addr replace 10.1.1.2/24 dev dp1-peer");
+    ip("neigh replace 10.1.1.9 dev dp1-peer lladdr 0e:da:7a:00:00:01 nud permanent");
+    let socket = UdpSocket::bind("10.1.1.2:4000").unwrap();
+    socket.send_to(b"knock", ("10.1.1.9", port)).unwrap();
+}
+
+#[test]
+fn what_happens_to_a_packet_is_told() {
+    in_fresh_netns(|| async {
+        let node = Node::new();
+        veth("dp1");
+        let mut config = node.config();
+        config.node.flags = NodeFlags::TRACE;
+        // the second agent adopts the ring, and reads on where the first stopped
+        for port in [5_001, 5_002] {
+            let mut datapath = Datapath::load(&config).unwrap();
+            let events = Events::start(datapath.pins()).unwrap();
+            let listeners = [events.subscribe(), events.subscribe()];
+            datapath.attach_pod("dp1").unwrap();
+            knock(port);
+            for mut listener in listeners {
+                let ours = async {
+                    loop {
+                        let event = listener.recv().await.unwrap();
+                        if event.source_port == 4_000 {
+                            return event;
+                        }
+                    }
+                };
+                let event = timeout(Duration::from_secs(10), ours).await.expect("the event comes");
+                assert_eq!((event.hook, event.destination_port), (Hook::FromPod, port));
+                assert_eq!(event.source, "10.1.1.2".parse::<IpAddr>().unwrap());
+                assert_eq!(event.destination, "10.1.1.9".parse::<IpAddr>().unwrap());
+                assert_eq!(event.protocol, 17);
+                assert!(event.length >= 14 + 20 + 8 + 5);
+            }
+        }
+    });
+}
+
+#[test]
+fn what_the_programs_log_reaches_tracing() {
+    in_fresh_netns(|| async {
+        let node = Node::new();
+        veth("dp1");
+        let config = DatapathConfig { log: EbpfLog::Trace, ..node.config() };
+        let (lines, mut logged) = tokio::sync::mpsc::unbounded_channel();
+        let writer = move || Lines(lines.clone());
+        let subscriber =
+            tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(writer).finish();
+        let _here = tracing::subscriber::set_default(subscriber);
+        let mut datapath = Datapath::load(&config).unwrap();
+        let forwarding = datapath.forward_log().unwrap();
+        datapath.attach_pod("dp1").unwrap();
+        knock(5_000);
+        let found = async {
+            while let Some(line) = logged.recv().await {
+                if line.contains("dataplane") && line.contains("hook 0 ") {
+                    return;
+                }
+            }
+        };
+        timeout(Duration::from_secs(10), found).await.expect("the line comes");
+        forwarding.abort();
+    });
+}
+
+struct Lines(tokio::sync::mpsc::UnboundedSender<String>);
+
+impl io::Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.send(String::from_utf8_lossy(line).into_owned()).map_err(io::Error::other)?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Connects from a process that lives in the cgroup.

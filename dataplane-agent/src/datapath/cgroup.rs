@@ -90,7 +90,11 @@ impl Datapath {
         unpin(&next)?;
         link.pin(&next).map(drop).map_err(|source| CgroupError::Pin { program: name, source })?;
         let _detached_now = held(&pin);
-        fs::rename(&next, pin).map_err(|source| CgroupError::Replace { program: name, source })
+        if let Err(source) = fs::rename(&next, pin) {
+            unpin(&next)?;
+            return Err(CgroupError::Replace { program: name, source });
+        }
+        Ok(())
     }
 }
 
