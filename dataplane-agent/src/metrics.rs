@@ -24,7 +24,8 @@ use prometheus_client::{
 use tokio::sync::watch;
 
 use crate::api::{
-    live::{Ipam, Live},
+    cni::CniServer,
+    live::Live,
     views::{Origin, Status},
 };
 
@@ -60,19 +61,19 @@ pub enum RequestResult {
 struct AtScrape {
     status: watch::Receiver<Status>,
     live: OnceLock<Arc<dyn Live>>,
-    ipam: OnceLock<Arc<dyn Ipam>>,
+    cni: OnceLock<Arc<dyn CniServer>>,
     flows: Mutex<Option<(Instant, u64)>>,
 }
 
 impl Metrics {
-    /// Metrics of an agent that publishes `status`. They are whole once [`Self::set_live`] and [`Self::set_ipam`]
+    /// Metrics of an agent that publishes `status`. They are whole once [`Self::set_live`] and [`Self::set_cni`]
     /// were called, which is after HTTP must answer.
     pub fn new(status: watch::Receiver<Status>) -> Self {
         let mut registry = Registry::with_prefix(PREFIX);
         let scrape = Arc::new(AtScrape {
             status,
             live: OnceLock::new(),
-            ipam: OnceLock::new(),
+            cni: OnceLock::new(),
             flows: Mutex::default(),
         });
         registry.register_collector(Box::new(Arc::clone(&scrape)));
@@ -111,8 +112,8 @@ impl Metrics {
     }
 
     /// From now on the address ranges can be read. The first call counts.
-    pub fn set_ipam(&self, ipam: Arc<dyn Ipam>) {
-        let _first = self.scrape.ipam.set(ipam);
+    pub fn set_cni(&self, cni: Arc<dyn CniServer>) {
+        let _first = self.scrape.cni.set(cni);
     }
 
     /// A request of the CNI plugin was answered.
@@ -254,8 +255,8 @@ impl AtScrape {
     }
 
     fn encode_ipam(&self, out: &mut Encoder<'_>) -> fmt::Result {
-        let Some(ipam) = self.ipam.get() else { return Ok(()) };
-        let ranges = ipam.ranges();
+        let Some(cni) = self.cni.get() else { return Ok(()) };
+        let ranges = cni.ranges();
         let label = |cidr: &ipnet::IpNet| [("cidr", cidr.to_string())];
         out.gauges("ipam_used", "Pod addresses handed out", ranges.iter().map(|r| (label(&r.cidr), r.used)))?;
         out.gauges("ipam_free", "Pod addresses left", ranges.iter().map(|r| (label(&r.cidr), r.free)))

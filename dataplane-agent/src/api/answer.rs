@@ -18,9 +18,10 @@ use tokio::{
 };
 
 use super::{
+    cni::CniServer,
     events::EventStream,
     history::History,
-    live::{Ipam, Live},
+    live::Live,
     names::Names,
     query::Query,
     request::{FlowFilter, FlowList, View},
@@ -64,7 +65,7 @@ pub struct Api {
     metrics: Arc<Metrics>,
     history: History,
     live: OnceLock<Arc<dyn Live>>,
-    ipam: OnceLock<Arc<dyn Ipam>>,
+    cni: OnceLock<Arc<dyn CniServer>>,
     names: Mutex<(Option<Instant>, Arc<Names>)>,
 }
 
@@ -81,7 +82,7 @@ impl Api {
             metrics,
             history: History::default(),
             live: OnceLock::new(),
-            ipam: OnceLock::new(),
+            cni: OnceLock::new(),
             names: Mutex::new((None, Arc::default())),
         })
     }
@@ -93,10 +94,36 @@ impl Api {
         let _first = self.live.set(live);
     }
 
+    /// From now on pods can be added. Call it once.
+    pub fn set_cni(&self, cni: Arc<dyn CniServer>) {
+        self.metrics.set_cni(Arc::clone(&cni));
+        let _first = self.cni.set(cni);
+    }
+
     /// The answer to one line. Never fails: what is wrong is the answer.
     pub async fn answer(self: &Arc<Self>, line: &[u8]) -> Answer {
+        match serde_json::from_slice::<Value>(line) {
+            // what the CLI asks names a view; everything else is the plugin's
+            Ok(request) if request.get("view").is_some() => self.cli(request).await,
+            Ok(request) if request.is_object() => Answer::One(self.plugin(request).await),
+            Ok(_) => Answer::One(error("bad request: not a JSON object")),
+            Err(problem) => Answer::One(error(&format!("bad request: {problem}"))),
+        }
+    }
+
+    async fn plugin(&self, request: Value) -> Value {
+        let Some(cni) = self.cni.get() else {
+            return error("the agent is starting: it cannot add or remove pods yet");
+        };
         let started = Instant::now();
-        let view = match serde_json::from_slice::<View>(line) {
+        let answer = cni.answer(request).await;
+        self.metrics.cni_request(answer.verb, answer.result, started.elapsed());
+        answer.response
+    }
+
+    async fn cli(self: &Arc<Self>, request: Value) -> Answer {
+        let started = Instant::now();
+        let view = match serde_json::from_value::<View>(request) {
             Ok(view) => view,
             Err(problem) => return Answer::One(error(&format!("bad request: {problem}"))),
         };
@@ -124,7 +151,7 @@ impl Api {
             Err(ApiError::NoDatapath) => Vec::new(),
             counts => most_first(counts?),
         };
-        let ipam = self.ipam.get().map(|ipam| ipam.ranges()).unwrap_or_default();
+        let ipam = self.cni.get().map(|cni| cni.ranges()).unwrap_or_default();
         Ok(StatusView { ready: status.is_ready(), status, outcomes, ipam })
     }
 

@@ -1,13 +1,13 @@
-//! What the API reads at the time of asking: the datapath's own records, and the ranges of the IPAM.
+//! The seam to the datapath, whose own records are read at the time of asking.
 //!
-//! The seams to those who know. Rows come without the names of pods, services and devices where the datapath has only
+//! Rows come without the names of pods, services and devices where the datapath has only
 //! numbers: [`super::names`] fills them in.
 
 use std::{fmt, pin::Pin};
 
 use futures::Stream;
 
-use super::views::{CountView, EventView, FlowView, IpamView};
+use super::views::{CountView, EventView, FlowView};
 
 /// The datapath, read only. Listing takes up to milliseconds: it is done on a blocking thread.
 pub trait Live: fmt::Debug + Send + Sync {
@@ -28,9 +28,4 @@ pub enum Observation {
     Event(EventView),
     /// The listener was too slow: this many were dropped.
     Lost(u64),
-}
-
-/// The ranges pods get their addresses from.
-pub trait Ipam: fmt::Debug + Send + Sync {
-    fn ranges(&self) -> Vec<IpamView>;
 }

@@ -2,9 +2,10 @@
 //!
 //! [`server`] owns connections and limits, [`answer`] what a line means; [`instance`] the files in the run directory.
 //! Those who know are behind seams: the task that owns the state publishes [`views::Status`] and answers [`query`]s,
-//! the datapath is read through [`live`].
+//! the datapath is read through [`live`], and the verbs of the plugin go to [`cni`].
 
 pub mod answer;
+pub mod cni;
 mod events;
 mod history;
 pub mod instance;

@@ -124,3 +124,112 @@ pub(super) fn flows(list: &FlowList) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::views::{BackendView, FlowView, PeerView};
+
+    fn end(text: &str) -> PeerView {
+        let end: SocketAddr = text.parse().unwrap();
+        PeerView { address: end.ip(), port: end.port() }
+    }
+
+    fn service(backends: usize) -> ServiceView {
+        let backend = |n| BackendView { address: [10, 1, 0, n as u8].into(), port: 8_080 };
+        ServiceView {
+            namespace: "default".to_owned(),
+            name: "web".to_owned(),
+            port_name: "http".to_owned(),
+            cluster_ips: vec!["10.96.0.10".parse().unwrap(), "fd00:96::a".parse().unwrap()],
+            port: 80,
+            protocol: "TCP".to_owned(),
+            id: 7,
+            generation: 3,
+            load_balancing: "maglev".to_owned(),
+            affinity_timeout: Some(60),
+            backends: (1..=backends).map(backend).collect(),
+        }
+    }
+
+    fn columns(line: &str) -> Vec<&str> {
+        line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect()
+    }
+
+    #[test]
+    fn a_service_is_one_line() {
+        let out = services(&[service(2)]);
+        let lines: Vec<&str> = out.lines().collect();
+        assert_eq!(lines.len(), 2, "{out}");
+        assert_eq!(
+            columns(lines[1]),
+            [
+                "default/web",
+                "10.96.0.10, fd00:96::a",
+                "80 (http)",
+                "TCP",
+                "7",
+                "3",
+                "maglev, sticky 60s",
+                "10.1.0.1:8080, 10.1.0.2:8080"
+            ]
+        );
+    }
+
+    #[test]
+    fn many_backends_are_counted_and_none_is_said() {
+        assert!(services(&[service(20)]).contains("10.1.0.8:8080, and 12 more"));
+        assert!(services(&[service(0)]).contains("none: new connections are dropped (no_backend)"));
+    }
+
+    #[test]
+    fn a_flow_shows_its_source_again_only_if_it_was_rewritten() {
+        let plain = FlowView {
+            protocol: "TCP".to_owned(),
+            source: end("10.1.0.5:4000"),
+            destination: end("10.96.0.10:80"),
+            translated_source: end("10.1.0.5:4000"),
+            translated_destination: end("10.1.1.2:8080"),
+            state: "established".to_owned(),
+            age_seconds: 30,
+            idle_seconds: 2,
+            service_id: Some(7),
+            service: Some("default/web".to_owned()),
+        };
+        let masqueraded =
+            FlowView { translated_source: end("192.0.2.1:61000"), service: None, ..plain.clone() };
+        let out = flows(&FlowList { matching: 5, total: 9, flows: vec![plain, masqueraded] });
+        let lines: Vec<&str> = out.lines().collect();
+        assert_eq!(columns(lines[1])[3..6], ["10.1.1.2:8080", "default/web", "established"]);
+        assert_eq!(columns(lines[2])[3..5], ["192.0.2.1:61000 → 10.1.1.2:8080", "number 7"]);
+        assert_eq!(lines[3], "... 2 of 5 shown (see --limit)");
+    }
+
+    #[test]
+    fn an_address_of_the_host_has_no_device() {
+        let host = EndpointView {
+            address: "192.0.2.1".parse().unwrap(),
+            pod: None,
+            device: None,
+            ifindex: 0,
+            mac: None,
+            gates: vec!["tcp".to_owned()],
+        };
+        let out = endpoints(&[host]);
+        assert_eq!(columns(out.lines().nth(1).unwrap()), ["192.0.2.1", "(this node)", "-", "-", "tcp"]);
+    }
+
+    #[test]
+    fn a_route_without_a_next_hop_has_a_dash() {
+        let local = RouteView {
+            prefix: "10.1.0.0/24".parse().unwrap(),
+            kind: RouteKindView::Local,
+            next_hop: None,
+            device: None,
+            node: Some("node-1".to_owned()),
+            mtu: 0,
+        };
+        let out = routes(&[local]);
+        assert_eq!(columns(out.lines().nth(1).unwrap()), ["10.1.0.0/24", "local", "-", "-", "-", "node-1"]);
+    }
+}

@@ -3,6 +3,7 @@
 //! Owns arguments and presentation: tables for people, `-o json` (what the agent answered, as it is) for programs.
 //! Knows the agent only through the views of its local API.
 
+mod cleanup;
 mod client;
 mod lists;
 mod status;
@@ -21,6 +22,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use nix::time::{ClockId, clock_gettime};
 use serde::de::DeserializeOwned;
 
+pub use cleanup::{CleanupArgs, CleanupError, cleanup};
 pub use client::ClientError;
 
 use crate::api::{
@@ -44,6 +46,8 @@ pub enum Command {
     Flows(FlowsArgs),
     /// What happened to packets: drops with their reason
     Events(EventsArgs),
+    /// Remove everything the agent ever made on this node: programs, tables, devices, routes, files
+    Cleanup(CleanupArgs),
     /// Version of the agent and of its tables
     Version,
 }
@@ -115,13 +119,15 @@ pub struct EventsArgs {
 enum CliError {
     #[error(transparent)]
     Client(#[from] ClientError),
+    #[error("clean up: {0}")]
+    Cleanup(#[from] CleanupError),
     #[error("the agent's answer is not understood (is it of another version?): {0}")]
     Answer(#[from] serde_json::Error),
     #[error("write the answer: {0}")]
     Output(#[from] io::Error),
 }
 
-/// Runs a command: the answer to stdout, one sentence to stderr if there is none.
+/// Runs a command: the answer to stdout, one sentence to stderr if there is none. Not from inside a runtime.
 pub fn run(command: Command) -> ExitCode {
     let done = match command {
         Command::Status(ask) => show(&ask, &View::Status, status::status),
@@ -130,6 +136,7 @@ pub fn run(command: Command) -> ExitCode {
         Command::Routes(ask) => show(&ask, &View::Routes, |rows: &Vec<_>| lists::routes(rows)),
         Command::Flows(args) => show(&args.ask, &View::Flows(args.filter()), lists::flows),
         Command::Events(args) => events(&args),
+        Command::Cleanup(args) => clean(&args),
         Command::Version => print(&version()),
     };
     match done {
@@ -186,6 +193,15 @@ fn events(args: &EventsArgs) -> Result<(), CliError> {
         writeln!(out, "{text}")?;
         out.flush()
     })?;
+    Ok(())
+}
+
+fn clean(args: &CleanupArgs) -> Result<(), CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // on with the work if nobody reads along any more
+    runtime.block_on(cleanup(args, &mut |line| {
+        let _closed = writeln!(io::stdout(), "{line}");
+    }))?;
     Ok(())
 }
 

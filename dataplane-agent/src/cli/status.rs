@@ -133,3 +133,57 @@ fn write_drops(out: &mut String, view: &StatusView) -> fmt::Result {
     }
     write!(out, "\n{}", text(&rows))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::views::{CountView, Origin, ProblemView, TableView};
+
+    fn view() -> StatusView {
+        StatusView {
+            status: Status::starting("node-1"),
+            ready: false,
+            outcomes: Vec::new(),
+            ipam: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_agent_that_is_not_ready_says_why() {
+        let out = status(&view());
+        assert!(out.contains("Ready      no\n           start: the agent is starting\n"), "{out}");
+        assert!(out.contains("source not synced yet"), "{out}");
+        assert!(out.ends_with("\nNo packet was dropped.\n"), "{out}");
+    }
+
+    #[test]
+    fn problems_tables_and_drops_have_their_sections() {
+        let mut view = view();
+        view.status.problems = vec![ProblemView {
+            origin: Origin::Source,
+            subject: "web.yaml: Service default/web".to_owned(),
+            message: "spec.clusterIP: no address".to_owned(),
+        }];
+        view.status.tables =
+            vec![TableView { name: "SERVICES".to_owned(), used: 25, capacity: 100, writes: 30, removals: 5 }];
+        view.outcomes = vec![CountView {
+            hook: "from_pod".to_owned(),
+            outcome: "no_backend".to_owned(),
+            dropped: true,
+            text: "The service has no ready backend.".to_owned(),
+            packets: 12,
+        }];
+        let out = status(&view);
+        let line = |word: &str| {
+            let line =
+                out.lines().find(|line| line.contains(word)).unwrap_or_else(|| panic!("{word} in {out}"));
+            line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            line("web.yaml"),
+            ["source", "web.yaml: Service default/web", "spec.clusterIP: no address"]
+        );
+        assert_eq!(line("SERVICES"), ["SERVICES", "25", "100", "25%", "30", "5"]);
+        assert_eq!(line("no_backend"), ["12", "no_backend", "from_pod", "The service has no ready backend."]);
+    }
+}

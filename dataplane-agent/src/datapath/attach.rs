@@ -4,20 +4,19 @@
 //! the two is found by trying. Both stay when the agent ends, and both are given the new program in place, so that no
 //! packet of a restart passes a device without a program.
 
-use std::{io, mem, path::Path};
+use std::{io, path::Path};
 
-use aya::programs::{
-    LinkOrder, ProgramError, SchedClassifier, TcAttachType,
-    links::{FdLink, LinkError, PinnedLink},
-    tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
+use aya::{
+    pin::PinError,
+    programs::{ProgramError, SchedClassifier, TcAttachType, links::LinkError, tc::TcError},
 };
-use aya::{pin::PinError, sys::SyscallError};
 use dataplane_common::abi::names::program;
-use nix::{libc, net::if_::if_nameindex};
+use nix::net::if_::if_nameindex;
 
 use super::{
     loader::Datapath,
     pins::{Pins, PinsError},
+    tc::{Hook, adopt_tcx, attach_clsact, attach_tcx, held, no_tcx, remove_filter, unpin},
 };
 
 /// Which hooks of tc to use.
@@ -61,13 +60,6 @@ pub enum AttachError {
     #[error(transparent)]
     Pins(#[from] PinsError),
 }
-
-/// Ours among the filters of a device: before everybody else's, and named by a handle nobody picks by chance.
-const FILTER_PRIORITY: u16 = 1;
-const FILTER_HANDLE: TcHandle = TcHandle::new(0, 0xda7a);
-
-/// A program and the direction it is for, as tc sees directions.
-type Hook = (&'static str, TcAttachType);
 
 /// Egress first: a device whose second attachment fails must not translate packets it will not translate back.
 const POD: [Hook; 2] = [(program::TO_POD, TcAttachType::Egress), (program::FROM_POD, TcAttachType::Ingress)];
@@ -196,147 +188,11 @@ pub fn cleanup(bpffs: &Path) -> Result<Vec<String>, AttachError> {
     Ok(removed)
 }
 
-/// Gives the link behind the pin the new program. `false`: there is no such link, or its device is gone.
-fn adopt_tcx(
-    program: &mut SchedClassifier,
-    device: &str,
-    (name, direction): Hook,
-    pin: &Path,
-) -> Result<bool, AttachError> {
-    let failed = |source| AttachError::Adopt { program: name, device: device.to_owned(), source };
-    let link = match PinnedLink::from_pin(pin) {
-        Ok(link) => FdLink::from(link),
-        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
-            return Ok(false);
-        }
-        Err(source) => return Err(failed(source)),
-    };
-    // The kernel does not tell aya which device a link is on. If the link's program is not on the device of this name,
-    // the link belongs to one that was renamed or is gone.
-    let id = link.info().map_err(failed)?.program_id();
-    let there = SchedClassifier::query_tcx(device, direction)
-        .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == id));
-    if !there {
-        unpin(pin)?;
-        return Ok(false);
-    }
-    let link = SchedClassifierLink::try_from(link).map_err(failed)?;
-    match program.attach_to_link(link) {
-        Ok(id) => {
-            // closes our descriptor only: the pin holds the link
-            drop(program.take_link(id));
-            Ok(true)
-        }
-        // the device went this moment
-        Err(ProgramError::SyscallError(SyscallError { io_error, .. }))
-            if io_error.raw_os_error() == Some(libc::ENOLINK) =>
-        {
-            unpin(pin)?;
-            Ok(false)
-        }
-        Err(source) => Err(AttachError::Attach { program: name, device: device.to_owned(), source }),
-    }
-}
-
-fn attach_tcx(
-    program: &mut SchedClassifier,
-    device: &str,
-    (name, direction): Hook,
-    pin: &Path,
-) -> Result<(), AttachError> {
-    let failed = |source| AttachError::Attach { program: name, device: device.to_owned(), source };
-    // first: nobody may change a packet before its flow is known
-    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-    let id = program.attach_with_options(device, direction, options).map_err(failed)?;
-    let link = program.take_link(id).map_err(failed)?;
-    let link = FdLink::try_from(link).map_err(|source| AttachError::Adopt {
-        program: name,
-        device: device.to_owned(),
-        source,
-    })?;
-    // dropped at once: the pin holds the link
-    link.pin(pin).map(drop).map_err(|source| AttachError::Pin {
-        program: name,
-        device: device.to_owned(),
-        source,
-    })
-}
-
-fn attach_clsact(
-    program: &mut SchedClassifier,
-    device: &str,
-    (name, direction): Hook,
-) -> Result<Attachment, AttachError> {
-    let failed = |source| AttachError::Attach { program: name, device: device.to_owned(), source };
-    match qdisc_add_clsact(device) {
-        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
-        Err(source) => return Err(AttachError::Qdisc { device: device.to_owned(), source }),
-        Ok(()) => {}
-    }
-    let filter = SchedClassifierLink::attached(device, direction, FILTER_PRIORITY, FILTER_HANDLE, None)
-        .map_err(|error| failed(TcError::IoError(error).into()))?;
-    let (id, attachment) = match program.attach_to_link(filter) {
-        Ok(id) => (id, Attachment::ClsactAdopted),
-        Err(error) if errno(&error) == Some(libc::ENOENT) => {
-            let options = NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
-            let options = TcAttachOptions::Netlink(options);
-            (program.attach_with_options(device, direction, options).map_err(failed)?, Attachment::Clsact)
-        }
-        Err(error) => return Err(failed(error)),
-    };
-    // Dropped, the link would delete the filter. It is a few numbers and no descriptor, and the filter is to stay when
-    // the agent ends: whoever detaches it names it by its priority and handle.
-    mem::forget(program.take_link(id).map_err(failed)?);
-    Ok(attachment)
-}
-
-/// Whether there was one. A device or qdisc that is gone has no filters.
-fn remove_filter(device: &str, direction: TcAttachType) -> Result<bool, AttachError> {
-    use aya::programs::Link as _;
-
-    let Ok(filter) = SchedClassifierLink::attached(device, direction, FILTER_PRIORITY, FILTER_HANDLE, None)
-    else {
-        return Ok(false);
-    };
-    match filter.detach() {
-        Ok(()) => Ok(true),
-        Err(error) if matches!(errno(&error), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)) => Ok(false),
-        Err(source) => Err(AttachError::Detach { direction, device: device.to_owned(), source }),
-    }
-}
-
-/// Removes the pin of a link, and with it the link. Whether there was one.
-pub(super) fn unpin(pin: &Path) -> Result<bool, PinsError> {
-    let _detached_now = held(pin);
-    Pins::remove(pin)
-}
-
-/// Holds the link behind a pin, if there is one, while the pin is removed. The kernel detaches a link that loses its pin
-/// some time later, in a work queue, but one that loses its last descriptor at once.
-pub(super) fn held(pin: &Path) -> Option<PinnedLink> {
-    PinnedLink::from_pin(pin).ok()
-}
-
 fn remove_links<const N: usize>(pins: &Pins, device: &str, programs: [&str; N]) -> Result<(), PinsError> {
     for program in programs {
         unpin(&pins.device_link(program, device))?;
     }
     Ok(())
-}
-
-/// What a kernel before 6.6 says to a link of a type it does not know.
-fn no_tcx(error: &ProgramError) -> bool {
-    matches!(errno(error), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::E2BIG))
-}
-
-fn errno(error: &ProgramError) -> Option<i32> {
-    match error {
-        ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
-        ProgramError::NetlinkError(error) | ProgramError::TcError(TcError::NetlinkError(error)) => {
-            error.raw_os_error()
-        }
-        _ => None,
-    }
 }
 
 fn device_names() -> Result<Vec<String>, AttachError> {

@@ -20,9 +20,9 @@ use aya::{
 use dataplane_common::abi::names::program;
 
 use super::{
-    attach::{held, unpin},
     loader::Datapath,
     pins::PinsError,
+    tc::{held, unpin},
 };
 
 /// Why sockets are not translated (or still are).

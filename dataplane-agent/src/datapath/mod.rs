@@ -14,6 +14,7 @@ pub mod log;
 pub mod maps;
 pub mod pins;
 pub mod table;
+mod tc;
 
 pub use attach::{AttachError, Attachment, TcHooks, cleanup};
 pub use cgroup::{CgroupError, default_cgroup};

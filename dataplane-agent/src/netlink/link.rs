@@ -11,6 +11,13 @@ use rtnetlink::{
 
 use super::{Netlink, NetlinkError};
 
+/// How the names of pod devices begin.
+pub const POD_DEVICE_PREFIX: &str = "dp";
+/// Hexadecimal digits after that.
+pub const POD_DEVICE_DIGITS: usize = 11;
+/// Link address of the host side of every pod device.
+pub const HOST_MAC: MacAddr = MacAddr::new([0x0e, 0xda, 0x7a, 0, 0, 1]);
+
 /// A device, as far as anybody here asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -81,6 +88,19 @@ impl Netlink {
 }
 
 impl Link {
+    /// Whether this is the host side of a pod's device: `dp` and 11 hexadecimal digits, a veth, with the link address
+    /// all of them have. All three: one alone could be chance.
+    pub fn is_pod_device(&self) -> bool {
+        let named = self.name.strip_prefix(POD_DEVICE_PREFIX).is_some_and(|rest| {
+            rest.len() == POD_DEVICE_DIGITS && rest.bytes().all(|digit| digit.is_ascii_hexdigit())
+        });
+        named && self.kind == Some(InfoKind::Veth) && self.mac == Some(HOST_MAC)
+    }
+
+    pub fn is_vxlan(&self) -> bool {
+        self.kind == Some(InfoKind::Vxlan)
+    }
+
     fn read(message: LinkMessage) -> Self {
         let flags = message.header.flags;
         let mut link = Self {

@@ -1,7 +1,9 @@
 //! What the agent knows of the cluster: plain types, one writer, a revision. No Kubernetes type, no map type.
 
+mod store;
 mod types;
 
+pub use store::{Changes, Store};
 pub use types::{
     Endpoint, EndpointPort, EndpointSlice, LoadBalancing, NamespacedName, Node, Object, ObjectKey, Owner,
     Service, ServicePort, SourceEvent, TransportProtocol,

@@ -162,6 +162,20 @@ impl MacAddr {
         Self { words: [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])] }
     }
 
+    /// Its three words in wire order.
+    #[inline(always)]
+    pub const fn words(self) -> [u16; 3] {
+        self.words
+    }
+
+    /// Replaces it, word by word.
+    #[inline(always)]
+    pub const fn set_words(&mut self, a: u16, b: u16, c: u16) {
+        self.words[0] = a;
+        self.words[1] = b;
+        self.words[2] = c;
+    }
+
     /// Its six bytes.
     #[inline(always)]
     pub const fn bytes(self) -> [u8; 6] {

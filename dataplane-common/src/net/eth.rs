@@ -40,7 +40,9 @@ impl EthHeader {
     /// Rewrites both addresses.
     #[inline(always)]
     pub const fn set_addresses(&mut self, dst: MacAddr, src: MacAddr) {
-        self.dst = dst;
-        self.src = src;
+        // word by word: as a copy of six bytes the BPF back end would make a call of it
+        let (to, from) = (dst.words(), src.words());
+        self.dst.set_words(to[0], to[1], to[2]);
+        self.src.set_words(from[0], from[1], from[2]);
     }
 }

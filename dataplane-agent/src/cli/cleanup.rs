@@ -1,0 +1,233 @@
+//! `cleanup`: removes everything an agent ever made on this node, without an agent.
+//!
+//! Owns the order and the report. What is ours is known by name, kind, protocol number or place, never by memory, so
+//! that it finds the remains of agents of other versions too, and finds nothing when it runs twice. Sysctls stay as
+//! they are: nobody knows what they were.
+
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+
+use crate::{
+    api::instance::{self, InstanceError},
+    datapath::{self, AttachError},
+    netlink::{KernelRoute, Link, Netlink, NetlinkError},
+};
+
+/// Below the BPF file system (see [`datapath::Pins`]).
+const PINS: &str = "dataplane";
+/// Of the files in the state directory, those agents write.
+const STATE_EXTENSIONS: [&str; 3] = ["json", "tmp", "lock"];
+
+/// What to remove, and where it is.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct CleanupArgs {
+    /// Only say what would be removed
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Even while an agent is running
+    #[arg(long)]
+    pub force: bool,
+    /// Directory of the agent's socket
+    #[arg(long, env = "DATAPLANE_RUN_DIR", default_value = "/run/dataplane")]
+    pub run_dir: PathBuf,
+    /// Directory of the agent's state
+    #[arg(long, env = "DATAPLANE_STATE_DIR", default_value = "/var/lib/dataplane")]
+    pub state_dir: PathBuf,
+    /// BPF file system with the agent's pins
+    #[arg(long, env = "DATAPLANE_BPFFS", default_value = "/sys/fs/bpf")]
+    pub bpffs: PathBuf,
+    /// Name of the overlay device
+    #[arg(long, env = "DATAPLANE_VXLAN_DEVICE", default_value = "dataplane0")]
+    pub overlay_device: String,
+}
+
+/// Why not everything was removed.
+#[derive(Debug, thiserror::Error)]
+pub enum CleanupError {
+    #[error("an agent is running (pid {pid}): stop it first, or --force")]
+    Running { pid: String },
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    #[error(transparent)]
+    Datapath(#[from] AttachError),
+    #[error("{operation} {path}: {source}")]
+    Io { operation: &'static str, path: PathBuf, source: io::Error },
+    #[error("{0} things could not be removed")]
+    Incomplete(usize),
+}
+
+/// Says what is done, as it is done, and remembers what failed.
+struct Report<'a> {
+    dry_run: bool,
+    say: &'a mut dyn FnMut(&str),
+    removed: usize,
+    failed: usize,
+}
+
+/// Removes everything, telling `say` line by line. What fails does not keep the rest from being removed.
+pub async fn cleanup(args: &CleanupArgs, say: &mut dyn FnMut(&str)) -> Result<(), CleanupError> {
+    if let Some(pid) = instance::running(&args.run_dir)?
+        && !args.force
+    {
+        return Err(CleanupError::Running { pid });
+    }
+    let mut report = Report { dry_run: args.dry_run, say, removed: 0, failed: 0 };
+    // pods first: without their devices no packet is in flight when programs and tables go
+    let network = network(args, &mut report).await;
+    report.attempt("network", network);
+    let datapath = programs(&args.bpffs, &mut report);
+    report.attempt("datapath", datapath);
+    for path in instance::leftovers(&args.run_dir) {
+        file(&path, &mut report);
+    }
+    state_files(&args.state_dir, &mut report);
+    for directory in [&args.run_dir, &args.state_dir] {
+        empty_directory(directory, &mut report);
+    }
+    report.end()
+}
+
+async fn network(args: &CleanupArgs, report: &mut Report<'_>) -> Result<(), CleanupError> {
+    let netlink = Netlink::connect()?;
+    // routes before devices: deleting a device takes its routes along, and they are to be named
+    for route in netlink.our_routes().await? {
+        let KernelRoute { destination, .. } = route;
+        if report.begins(&format_args!("route {route}")) {
+            report.done(netlink.remove_route(destination).await);
+        }
+    }
+    for link in netlink.links().await? {
+        if !is_ours(&link, &args.overlay_device) {
+            continue;
+        }
+        for neighbour in netlink.permanent_neighbours(link.ifindex).await? {
+            if report.begins(&format_args!("neighbour {} on {}", neighbour.address, link.name)) {
+                report.done(netlink.remove_neighbour(link.ifindex, neighbour.address).await);
+            }
+        }
+        if report.begins(&format_args!("device {}", link.name)) {
+            report.done(netlink.delete_link(&link).await);
+        }
+    }
+    Ok(())
+}
+
+/// A pod's device (by name, kind and link address: a name alone could be chance) or the overlay device.
+fn is_ours(link: &Link, overlay: &str) -> bool {
+    link.is_pod_device() || (link.name == overlay && link.is_vxlan())
+}
+
+fn programs(bpffs: &Path, report: &mut Report<'_>) -> Result<(), CleanupError> {
+    if !report.dry_run {
+        for removed in datapath::cleanup(bpffs)? {
+            report.removed += 1;
+            (report.say)(&format!("removed {removed}"));
+        }
+        return Ok(());
+    }
+    let mut pins = Vec::new();
+    walk(&bpffs.join(PINS), &mut pins)?;
+    for pin in pins {
+        report.begins(&format_args!("pin {}", pin.display()));
+    }
+    (report.say)(
+        "would remove our clsact filters (priority 1, handle 0xda7a) from every device that has them",
+    );
+    Ok(())
+}
+
+/// Files below a directory, which may be absent.
+fn walk(directory: &Path, files: &mut Vec<PathBuf>) -> Result<(), CleanupError> {
+    for path in entries(directory)? {
+        if path.is_dir() {
+            walk(&path, files)?;
+        } else {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+fn state_files(directory: &Path, report: &mut Report<'_>) {
+    match entries(directory) {
+        Ok(paths) => {
+            for path in paths {
+                let ours = path
+                    .extension()
+                    .is_some_and(|extension| STATE_EXTENSIONS.iter().any(|e| extension == *e));
+                if ours && path.is_file() {
+                    file(&path, report);
+                }
+            }
+        }
+        Err(error) => report.attempt("state files", Err(error)),
+    }
+}
+
+fn file(path: &Path, report: &mut Report<'_>) {
+    if fs::symlink_metadata(path).is_ok() && report.begins(&path.display()) {
+        report.done(fs::remove_file(path));
+    }
+}
+
+/// Removes a directory nobody else has put anything into.
+fn empty_directory(path: &Path, report: &mut Report<'_>) {
+    if !report.dry_run && entries(path).is_ok_and(|entries| entries.is_empty()) && path.is_dir() {
+        report.begins(&path.display());
+        report.done(fs::remove_dir(path));
+    }
+}
+
+fn entries(directory: &Path) -> Result<Vec<PathBuf>, CleanupError> {
+    let failed = |source| CleanupError::Io { operation: "read", path: directory.to_owned(), source };
+    let mut paths = match fs::read_dir(directory) {
+        Ok(entries) => {
+            entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>().map_err(failed)?
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    paths.sort();
+    Ok(paths)
+}
+
+impl Report<'_> {
+    /// Says that `what` goes. True if it is to be removed.
+    fn begins(&mut self, what: &dyn fmt::Display) -> bool {
+        self.removed += 1;
+        (self.say)(&if self.dry_run { format!("would remove {what}") } else { format!("remove {what}") });
+        !self.dry_run
+    }
+
+    /// Says if the removal that was begun failed.
+    fn done<E: fmt::Display>(&mut self, result: Result<(), E>) {
+        if let Err(error) = result {
+            self.removed -= 1;
+            self.failed += 1;
+            (self.say)(&format!("  failed: {error}"));
+        }
+    }
+
+    fn attempt(&mut self, what: &str, result: Result<(), CleanupError>) {
+        if let Err(error) = result {
+            self.failed += 1;
+            (self.say)(&format!("{what}: {error}"));
+        }
+    }
+
+    fn end(self) -> Result<(), CleanupError> {
+        match (self.failed, self.removed, self.dry_run) {
+            (0, 0, _) => (self.say)("nothing of ours is here"),
+            (0, removed, true) => (self.say)(&format!("would remove {removed} things")),
+            (0, removed, false) => (self.say)(&format!("removed {removed} things")),
+            (failed, ..) => return Err(CleanupError::Incomplete(failed)),
+        }
+        Ok(())
+    }
+}
