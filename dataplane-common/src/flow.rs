@@ -69,8 +69,8 @@ impl State {
             (Protocol::TCP, Self::HalfOpen) => 60,
             // longer than the two hours after which TCP keep-alive first speaks (RFC 9293 §3.8.4)
             (Protocol::TCP, Self::Established) => 8_000,
-            (Protocol::TCP, Self::Closing) => 30,
             (Protocol::UDP, Self::Established) => 180,
+            // closed, unanswered, or ICMP
             _ => 30,
         }
     }

@@ -109,7 +109,7 @@ pub struct EventsArgs {
     /// Only packets from or to this address
     #[arg(long)]
     address: Option<IpAddr>,
-    /// Only this verdict or drop reason (no_backend, ...)
+    /// Only this verdict or drop reason (`no_backend`, ...)
     #[arg(long)]
     outcome: Option<String>,
 }
@@ -148,9 +148,8 @@ pub fn run(command: Command) -> ExitCode {
 
 /// `... | head` has seen enough: no failure.
 fn left(error: &CliError) -> bool {
-    let source = match error {
-        CliError::Output(source) | CliError::Client(ClientError::Io { source, .. }) => source,
-        _ => return false,
+    let (CliError::Output(source) | CliError::Client(ClientError::Io { source, .. })) = error else {
+        return false;
     };
     source.kind() == io::ErrorKind::BrokenPipe
 }
