@@ -49,13 +49,13 @@ impl Store {
         match event {
             SourceEvent::Upsert(Object::Node(node)) => {
                 let name = node.name.clone();
-                if upsert(&mut self.nodes, name.clone(), node).is_some() {
+                if upsert(&mut self.nodes, name.clone(), node) != Upserted::Same {
                     changes.nodes.insert(name);
                 }
             }
             SourceEvent::Upsert(Object::Service(service)) => {
                 let name = service.name.clone();
-                if upsert(&mut self.services, name.clone(), service).is_some() {
+                if upsert(&mut self.services, name.clone(), service) != Upserted::Same {
                     changes.services.insert(name);
                 }
             }
@@ -71,12 +71,13 @@ impl Store {
 
     fn upsert_slice(&mut self, slice: EndpointSlice, changes: &mut Changes) {
         let (name, service) = (slice.name.clone(), slice.service.clone());
-        let Some(before) = upsert(&mut self.slices, name.clone(), slice) else { return };
-        if let Some(before) = before
-            && before.service != service
-        {
-            self.unlink(&name, &before.service);
-            changes.services.insert(before.service);
+        match upsert(&mut self.slices, name.clone(), slice) {
+            Upserted::Same => return,
+            Upserted::Changed(before) if before.service != service => {
+                self.unlink(&name, &before.service);
+                changes.services.insert(before.service);
+            }
+            Upserted::New | Upserted::Changed(_) => {}
         }
         self.slices_of.entry(service.clone()).or_default().insert(name);
         changes.services.insert(service);
@@ -146,14 +147,22 @@ impl Store {
     }
 }
 
-/// `None` if the value is as it was, else what was there before.
-fn upsert<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: V) -> Option<Option<V>> {
+/// What an upsert did.
+#[derive(PartialEq)]
+enum Upserted<V> {
+    New,
+    /// From this value.
+    Changed(V),
+    Same,
+}
+
+fn upsert<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: V) -> Upserted<V> {
     match map.entry(key) {
-        Entry::Occupied(entry) if *entry.get() == value => None,
-        Entry::Occupied(mut entry) => Some(Some(entry.insert(value))),
+        Entry::Occupied(entry) if *entry.get() == value => Upserted::Same,
+        Entry::Occupied(mut entry) => Upserted::Changed(entry.insert(value)),
         Entry::Vacant(entry) => {
             entry.insert(value);
-            Some(None)
+            Upserted::New
         }
     }
 }
