@@ -1,1 +1,5 @@
-//! (being built)
+//! From objects to the entries they mean. Pure: same input, same output, no clock, no table, no kernel.
+
+pub mod endpoints;
+pub mod routes;
+pub mod services;

@@ -15,6 +15,8 @@ pub mod maps;
 pub mod pins;
 pub mod table;
 mod tc;
+#[cfg(test)]
+pub mod testing;
 
 pub use attach::{AttachError, Attachment, TcHooks, cleanup};
 pub use cgroup::{CgroupError, default_cgroup};

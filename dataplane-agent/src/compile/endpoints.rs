@@ -1,0 +1,52 @@
+//! Local pods and the host's own addresses → entries of `ENDPOINTS`.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use dataplane_common::abi::{Addr, Endpoint, MacAddr};
+
+/// A pod's device, as far as the datapath asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodDevice {
+    pub addresses: Vec<IpAddr>,
+    /// Host-side device.
+    pub ifindex: u32,
+    /// Link address inside the pod.
+    pub mac: MacAddr,
+}
+
+/// The entries of a pod.
+pub fn pod(device: &PodDevice) -> Vec<(Addr, Endpoint)> {
+    let endpoint = Endpoint::pod(device.ifindex, device.mac);
+    distinct(device.addresses.iter().copied()).map(|addr| (addr, endpoint)).collect()
+}
+
+/// The entries of the host. An address may be on several devices; it is one address all the same.
+pub fn host(addresses: impl IntoIterator<Item = IpAddr>) -> Vec<(Addr, Endpoint)> {
+    distinct(addresses).map(|addr| (addr, Endpoint::host())).collect()
+}
+
+fn distinct(addresses: impl IntoIterator<Item = IpAddr>) -> impl Iterator<Item = Addr> {
+    addresses.into_iter().map(Addr::from).collect::<BTreeSet<_>>().into_iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_families_of_a_pod_lead_to_its_device() {
+        let mac = MacAddr::new([2, 0, 0, 0, 0, 1]);
+        let addresses = ["10.1.0.2", "fd01::2"].map(|ip| ip.parse().unwrap()).to_vec();
+        let entries = pod(&PodDevice { addresses: addresses.clone(), ifindex: 7, mac });
+        let mut listed: Vec<_> = entries.iter().map(|(addr, _)| addr.to_ip()).collect();
+        listed.sort();
+        assert_eq!(listed, addresses);
+        assert!(entries.iter().all(|(_, endpoint)| *endpoint == Endpoint::pod(7, mac)));
+    }
+
+    #[test]
+    fn an_address_on_two_devices_is_one_entry() {
+        let ip = "10.0.0.1".parse().unwrap();
+        assert_eq!(host([ip, ip]), [(ip.into(), Endpoint::host())]);
+    }
+}

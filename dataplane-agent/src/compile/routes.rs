@@ -1,0 +1,314 @@
+//! Nodes → where packets to them go: entries of `ROUTES`, and routes of the kernel for what the host itself sends.
+//!
+//! One node at a time, so that a node that comes or goes costs the same in every cluster.
+
+use std::net::IpAddr;
+
+use dataplane_common::abi::{Addr, Route, RouteKind};
+use ipnet::IpNet;
+
+use crate::{
+    datapath::table::RoutePrefix,
+    netlink::{KernelRoute, Uplink},
+    state::Node,
+};
+
+/// How other nodes are reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RoutingMode {
+    /// Natively where the node is a neighbour, else through the overlay.
+    #[default]
+    Auto,
+    /// Natively, or not at all.
+    Native,
+    /// Through the overlay.
+    Vxlan,
+}
+
+/// The overlay device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overlay {
+    pub ifindex: u32,
+    pub mtu: u32,
+}
+
+/// What this node has to reach others with.
+#[derive(Clone, Copy, Debug)]
+pub struct Network<'a> {
+    /// This node.
+    pub own: &'a Node,
+    pub uplinks: &'a [Uplink],
+    pub mode: RoutingMode,
+    pub overlay: Option<Overlay>,
+}
+
+/// How one node is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeRoutes {
+    pub datapath: Vec<(RoutePrefix, Route)>,
+    pub kernel: Vec<KernelRoute>,
+    pub problems: Vec<Problem>,
+}
+
+/// Why part of a node cannot be reached.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    pub node: String,
+    /// As in the Node object.
+    pub field: &'static str,
+    pub message: String,
+}
+
+/// The way to an address or prefix.
+enum Path<'a> {
+    Native { next_hop: IpAddr, uplink: &'a Uplink },
+    Overlay { tunnel_end: IpAddr, source: Option<IpAddr>, device: Overlay },
+}
+
+/// Routes to another node: its pods and its own addresses.
+pub fn remote(node: &Node, network: &Network<'_>) -> NodeRoutes {
+    let mut routes = NodeRoutes::default();
+    for cidr in &node.pod_cidrs {
+        if let Some(own) = network.own.pod_cidrs.iter().find(|own| overlap(own, cidr)) {
+            let message = format!("{cidr} overlaps {own} of this node ({})", network.own.name);
+            routes.problem(node, "spec.podCIDRs", message);
+            continue;
+        }
+        match path(node, *cidr, network) {
+            Ok(path) => {
+                routes.datapath.push((prefix(cidr), path.route()));
+                routes.kernel.push(path.kernel_route(*cidr));
+            }
+            Err(message) => routes.problem(node, "status.addresses", format!("pods of {cidr}: {message}")),
+        }
+    }
+    for ip in &node.internal_ips {
+        if network.own.internal_ips.contains(ip) {
+            let message = format!("{ip} is an address of this node ({})", network.own.name);
+            routes.problem(node, "status.addresses", message);
+            continue;
+        }
+        // the kernel finds nodes by itself: no route of ours for them
+        match path(node, (*ip).into(), network) {
+            Ok(path) => routes.datapath.push((prefix(&(*ip).into()), path.route())),
+            Err(message) => routes.problem(node, "status.addresses", format!("{ip}: {message}")),
+        }
+    }
+    routes
+}
+
+/// This node's own pods: an address of theirs without an endpoint does not exist.
+pub fn own(node: &Node) -> Vec<(RoutePrefix, Route)> {
+    node.pod_cidrs.iter().map(|cidr| (prefix(cidr), terminal(RouteKind::Local))).collect()
+}
+
+/// Destinations outside the cluster that see pods by their own addresses.
+pub fn exceptions(cidrs: &[IpNet]) -> Vec<(RoutePrefix, Route)> {
+    cidrs.iter().map(|cidr| (prefix(cidr), terminal(RouteKind::NoMasquerade))).collect()
+}
+
+/// The prefix as the route table has it.
+pub fn prefix(network: &IpNet) -> RoutePrefix {
+    let base = if network.addr().is_ipv4() { Addr::V4_PREFIX_BITS } else { 0 };
+    RoutePrefix { addr: network.network().into(), bits: base + u32::from(network.prefix_len()) }
+}
+
+/// The prefix as people write it.
+pub fn network(prefix: &RoutePrefix) -> Option<IpNet> {
+    let ip = prefix.addr.to_ip();
+    let base = if ip.is_ipv4() { Addr::V4_PREFIX_BITS } else { 0 };
+    IpNet::new(ip, u8::try_from(prefix.bits.checked_sub(base)?).ok()?).ok()
+}
+
+fn terminal(kind: RouteKind) -> Route {
+    Route { next_hop: Addr::UNSPECIFIED, ifindex: 0, kind: kind as u32, mtu: 0 }
+}
+
+fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(b) || b.contains(a)
+}
+
+fn path<'a>(node: &Node, destination: IpNet, network: &Network<'a>) -> Result<Path<'a>, String> {
+    match network.mode {
+        RoutingMode::Native => native(node, destination, network),
+        RoutingMode::Vxlan => overlay(node, destination, network),
+        RoutingMode::Auto => native(node, destination, network).or_else(|not_native| {
+            overlay(node, destination, network).map_err(|error| format!("{not_native}; {error}"))
+        }),
+    }
+}
+
+/// A neighbour on an uplink. IPv4 packets may take an IPv6 next hop (RFC 5549), not the other way round.
+fn native<'a>(node: &Node, destination: IpNet, network: &Network<'a>) -> Result<Path<'a>, String> {
+    let ipv6 = destination.addr().is_ipv6();
+    let mut hops: Vec<IpAddr> =
+        node.internal_ips.iter().copied().filter(|ip| ip.is_ipv6() || !ipv6).collect();
+    // a node's own address is its own next hop, and its own family comes first
+    hops.sort_by_key(|ip| (*ip != destination.addr(), ip.is_ipv6() != ipv6));
+    for next_hop in hops {
+        let neighbours = |uplink: &&Uplink| uplink.mac.is_some() && uplink.reaches(next_hop);
+        if let Some(uplink) = network.uplinks.iter().find(neighbours) {
+            return Ok(Path::Native { next_hop, uplink });
+        }
+    }
+    Err("no InternalIP is in a subnet of an uplink of this node, so native routing is impossible".to_owned())
+}
+
+/// Through the tunnel, between addresses of a family both nodes have; over IPv4 it costs fewer bytes.
+fn overlay<'a>(node: &Node, destination: IpNet, network: &Network<'a>) -> Result<Path<'a>, String> {
+    let Some(device) = network.overlay else { return Err("there is no overlay device".to_owned()) };
+    let own = &network.own.internal_ips;
+    let mut ends: Vec<IpAddr> = node.internal_ips.clone();
+    ends.retain(|end| own.iter().any(|ip| ip.is_ipv4() == end.is_ipv4()));
+    ends.sort_by_key(IpAddr::is_ipv6);
+    let Some(tunnel_end) = ends.first().copied() else {
+        return Err("it has no InternalIP of a family this node has one of".to_owned());
+    };
+    let source = own.iter().copied().find(|ip| ip.is_ipv4() == destination.addr().is_ipv4());
+    Ok(Path::Overlay { tunnel_end, source, device })
+}
+
+impl Path<'_> {
+    fn route(&self) -> Route {
+        let (next_hop, ifindex, kind, mtu) = match self {
+            Self::Native { next_hop, uplink } => (next_hop, uplink.ifindex, RouteKind::Native, uplink.mtu),
+            Self::Overlay { tunnel_end, device, .. } => {
+                (tunnel_end, device.ifindex, RouteKind::Overlay, device.mtu)
+            }
+        };
+        Route { next_hop: (*next_hop).into(), ifindex, kind: kind as u32, mtu }
+    }
+
+    fn kernel_route(&self, destination: IpNet) -> KernelRoute {
+        match self {
+            Self::Native { next_hop, uplink } => {
+                KernelRoute { gateway: Some(*next_hop), ..KernelRoute::on_link(destination, uplink.ifindex) }
+            }
+            Self::Overlay { source, device, .. } => {
+                KernelRoute { source: *source, ..KernelRoute::on_link(destination, device.ifindex) }
+            }
+        }
+    }
+}
+
+impl NodeRoutes {
+    fn problem(&mut self, node: &Node, field: &'static str, message: String) {
+        self.problems.push(Problem { node: node.name.clone(), field, message });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dataplane_common::abi::MacAddr;
+
+    use super::*;
+    use crate::state::Owner;
+
+    fn node(name: &str, ips: &[&str], cidrs: &[&str]) -> Node {
+        Node {
+            name: name.to_owned(),
+            owner: Owner::default(),
+            pod_cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
+            internal_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+        }
+    }
+
+    fn uplink() -> Uplink {
+        Uplink {
+            name: "eth0".to_owned(),
+            ifindex: 2,
+            mtu: 1_500,
+            mac: Some(MacAddr::new([2, 0, 0, 0, 0, 1])),
+            addresses: vec!["192.168.1.1/24".parse().unwrap(), "fd00::1/64".parse().unwrap()],
+        }
+    }
+
+    fn routes(mode: RoutingMode, remote_node: &Node) -> NodeRoutes {
+        let own = node("a", &["192.168.1.1", "fd00::1"], &["10.1.0.0/24", "fd01::/64"]);
+        let overlay = (mode != RoutingMode::Native).then_some(Overlay { ifindex: 9, mtu: 1_450 });
+        remote(remote_node, &Network { own: &own, uplinks: &[uplink()], mode, overlay })
+    }
+
+    fn listed(routes: &NodeRoutes) -> Vec<String> {
+        let show = |(prefix, route): &(RoutePrefix, Route)| {
+            let kind = route.kind().unwrap();
+            format!(
+                "{} {kind:?} {} dev {} mtu {}",
+                network(prefix).unwrap(),
+                route.next_hop,
+                route.ifindex,
+                route.mtu
+            )
+        };
+        routes.datapath.iter().map(show).chain(routes.kernel.iter().map(ToString::to_string)).collect()
+    }
+
+    #[test]
+    fn a_neighbour_is_reached_natively_over_its_own_family() {
+        let routes = routes(
+            RoutingMode::Auto,
+            &node("b", &["192.168.1.2", "fd00::2"], &["10.1.1.0/24", "fd01:0:0:1::/64"]),
+        );
+        assert_eq!(
+            listed(&routes),
+            [
+                "10.1.1.0/24 Native 192.168.1.2 dev 2 mtu 1500",
+                "fd01:0:0:1::/64 Native fd00::2 dev 2 mtu 1500",
+                "192.168.1.2/32 Native 192.168.1.2 dev 2 mtu 1500",
+                "fd00::2/128 Native fd00::2 dev 2 mtu 1500",
+                "10.1.1.0/24 via 192.168.1.2 dev 2",
+                "fd01:0:0:1::/64 via fd00::2 dev 2",
+            ]
+        );
+        assert_eq!(routes.problems, []);
+    }
+
+    #[test]
+    fn a_node_behind_a_router_is_reached_through_the_overlay() {
+        let routes =
+            routes(RoutingMode::Auto, &node("b", &["192.168.2.2"], &["10.1.1.0/24", "fd01:0:0:1::/64"]));
+        assert_eq!(
+            listed(&routes),
+            [
+                "10.1.1.0/24 Overlay 192.168.2.2 dev 9 mtu 1450",
+                "fd01:0:0:1::/64 Overlay 192.168.2.2 dev 9 mtu 1450",
+                "192.168.2.2/32 Overlay 192.168.2.2 dev 9 mtu 1450",
+                "10.1.1.0/24 dev 9",
+                "fd01:0:0:1::/64 dev 9",
+            ]
+        );
+        assert_eq!(routes.kernel[1].source, Some("fd00::1".parse().unwrap()));
+    }
+
+    #[test]
+    fn ipv4_takes_an_ipv6_next_hop_but_ipv6_no_ipv4_one() {
+        let only_v6 = routes(RoutingMode::Native, &node("b", &["fd00::2"], &["10.1.1.0/24"]));
+        assert_eq!(only_v6.kernel[0].gateway, Some("fd00::2".parse().unwrap()));
+        let only_v4 = routes(RoutingMode::Native, &node("b", &["192.168.1.2"], &["fd01:0:0:1::/64"]));
+        assert!(only_v4.kernel.is_empty());
+        assert_eq!((only_v4.problems[0].node.as_str(), only_v4.problems[0].field), ("b", "status.addresses"));
+    }
+
+    #[test]
+    fn native_mode_names_the_node_it_cannot_reach() {
+        let routes = routes(RoutingMode::Native, &node("far", &["192.168.2.2"], &["10.1.1.0/24"]));
+        assert!(routes.datapath.is_empty() && routes.kernel.is_empty());
+        assert!(routes.problems.iter().all(|problem| problem.node == "far"));
+        assert_eq!(routes.problems.len(), 2);
+    }
+
+    #[test]
+    fn a_range_that_overlaps_ours_is_a_problem_and_no_route() {
+        let routes = routes(RoutingMode::Auto, &node("b", &["192.168.1.2"], &["10.1.0.0/16"]));
+        assert!(routes.kernel.is_empty());
+        assert!(routes.problems[0].message.contains("10.1.0.0/24 of this node"), "{:?}", routes.problems);
+    }
+
+    #[test]
+    fn prefixes_survive_the_round_trip() {
+        for text in ["10.1.2.0/24", "0.0.0.0/0", "fd00::/8", "::/0", "10.0.0.1/32"] {
+            let cidr: IpNet = text.parse().unwrap();
+            assert_eq!(network(&prefix(&cidr)), Some(cidr));
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Tables in memory, for tests: [`MemoryTable`] behaves as a map of the kernel does, [`FaultyTable`] refuses on demand.
+//!
+//! Compiled for the tests of this crate only.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::table::{Table, TableError};
+
+/// A map in memory. Clones share the entries, as two holders of one pinned map do.
+pub struct MemoryTable<K, V> {
+    shared: Arc<Shared<K, V>>,
+}
+
+struct Shared<K, V> {
+    name: &'static str,
+    capacity: u32,
+    inner: Mutex<Inner<K, V>>,
+}
+
+struct Inner<K, V> {
+    /// An array has all its slots from the start.
+    entries: BTreeMap<K, V>,
+    /// Arrays: what a slot holds that was never written, or was removed.
+    blank: Option<V>,
+    writes: u64,
+    /// Called after each write, as a reader on another processor may look at any moment.
+    observer: Option<Observer>,
+}
+
+type Observer = Arc<dyn Fn() + Send + Sync>;
+
+impl<K: Ord, V> MemoryTable<K, V> {
+    /// A hash: full when `capacity` entries are in it.
+    pub fn hash(name: &'static str, capacity: u32) -> Self {
+        Self::new(name, capacity, BTreeMap::new(), None)
+    }
+
+    fn new(name: &'static str, capacity: u32, entries: BTreeMap<K, V>, blank: Option<V>) -> Self {
+        let inner = Inner { entries, blank, writes: 0, observer: None };
+        Self { shared: Arc::new(Shared { name, capacity, inner: Mutex::new(inner) }) }
+    }
+
+    /// Writes and removals so far.
+    pub fn writes(&self) -> u64 {
+        self.lock().writes
+    }
+
+    /// Has `observer` called after each write and removal.
+    pub fn observe(&self, observer: impl Fn() + Send + Sync + 'static) {
+        self.lock().observer = Some(Arc::new(observer));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner<K, V>> {
+        self.shared.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a change and tells the observer, which may read this very table.
+    fn write(&self, change: impl FnOnce(&mut Inner<K, V>)) {
+        let mut inner = self.lock();
+        change(&mut inner);
+        inner.writes += 1;
+        let observer = inner.observer.clone();
+        drop(inner);
+        if let Some(observer) = observer {
+            observer();
+        }
+    }
+}
+
+impl<V: Clone + Default> MemoryTable<u32, V> {
+    /// An array: every slot exists, and to remove one is to zero it.
+    pub fn array(name: &'static str, capacity: u32) -> Self {
+        let slots = (0..capacity).map(|slot| (slot, V::default())).collect();
+        Self::new(name, capacity, slots, Some(V::default()))
+    }
+}
+
+impl<K, V> Clone for MemoryTable<K, V> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<K, V> fmt::Debug for MemoryTable<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryTable").field("name", &self.shared.name).finish_non_exhaustive()
+    }
+}
+
+impl<K: Ord + Clone + Send, V: Clone + Send> Table<K, V> for MemoryTable<K, V> {
+    fn name(&self) -> &'static str {
+        self.shared.name
+    }
+
+    fn get(&self, key: &K) -> Result<Option<V>, TableError> {
+        Ok(self.lock().entries.get(key).cloned())
+    }
+
+    fn insert(&mut self, key: &K, value: &V) -> Result<(), TableError> {
+        let inner = self.lock();
+        let fits = inner.entries.contains_key(key) || inner.entries.len() < self.shared.capacity as usize;
+        drop(inner);
+        if !fits {
+            return Err(TableError::Full { table: self.shared.name, capacity: self.shared.capacity });
+        }
+        self.write(|inner| {
+            inner.entries.insert(key.clone(), value.clone());
+        });
+        Ok(())
+    }
+
+    fn remove(&mut self, key: &K) -> Result<(), TableError> {
+        self.write(|inner| match (&inner.blank, inner.entries.get_mut(key)) {
+            (Some(blank), Some(slot)) => slot.clone_from(blank),
+            _ => drop(inner.entries.remove(key)),
+        });
+        Ok(())
+    }
+
+    fn entries(&self) -> Result<Vec<(K, V)>, TableError> {
+        Ok(self.lock().entries.iter().map(|(key, value)| (key.clone(), value.clone())).collect())
+    }
+
+    fn capacity(&self) -> u32 {
+        self.shared.capacity
+    }
+}
+
+/// Decides which calls fail; shared by the tables that wear it.
+#[derive(Clone, Debug, Default)]
+pub struct Faults {
+    plan: Arc<Mutex<Plan>>,
+}
+
+#[derive(Debug, Default)]
+struct Plan {
+    calls: u64,
+    failing: BTreeSet<u64>,
+    all: bool,
+}
+
+impl Faults {
+    /// The writes that fail, counted from now on across all tables.
+    pub fn fail(&self, calls: impl IntoIterator<Item = u64>) {
+        let mut plan = self.lock();
+        let now = plan.calls;
+        plan.failing = calls.into_iter().map(|call| now + call).collect();
+    }
+
+    /// Every write fails from now on.
+    pub fn fail_all(&self) {
+        self.lock().all = true;
+    }
+
+    /// No write fails any more.
+    pub fn clear(&self) {
+        let mut plan = self.lock();
+        plan.failing.clear();
+        plan.all = false;
+    }
+
+    fn strike(&self) -> bool {
+        let mut plan = self.lock();
+        let call = plan.calls;
+        plan.calls += 1;
+        plan.all || plan.failing.contains(&call)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Plan> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A table whose writes fail when [`Faults`] say so; a write that fails has changed nothing.
+#[derive(Debug)]
+pub struct FaultyTable<T> {
+    table: T,
+    faults: Faults,
+}
+
+impl<T> FaultyTable<T> {
+    pub const fn new(table: T, faults: Faults) -> Self {
+        Self { table, faults }
+    }
+
+    fn check(&self, table: &'static str, operation: &'static str) -> Result<(), TableError> {
+        if !self.faults.strike() {
+            return Ok(());
+        }
+        Err(TableError::Kernel { table, operation, source: io::Error::from(io::ErrorKind::ResourceBusy) })
+    }
+}
+
+impl<K, V, T: Table<K, V>> Table<K, V> for FaultyTable<T> {
+    fn name(&self) -> &'static str {
+        self.table.name()
+    }
+
+    fn get(&self, key: &K) -> Result<Option<V>, TableError> {
+        self.table.get(key)
+    }
+
+    fn insert(&mut self, key: &K, value: &V) -> Result<(), TableError> {
+        self.check(self.table.name(), "insert")?;
+        self.table.insert(key, value)
+    }
+
+    fn remove(&mut self, key: &K) -> Result<(), TableError> {
+        self.check(self.table.name(), "remove")?;
+        self.table.remove(key)
+    }
+
+    fn entries(&self) -> Result<Vec<(K, V)>, TableError> {
+        self.table.entries()
+    }
+
+    fn capacity(&self) -> u32 {
+        self.table.capacity()
+    }
+}

@@ -1,0 +1,250 @@
+//! Ranges of the array `BACKENDS`: which are free, and which rest because a reader may still be in them.
+//!
+//! Best fit, neighbours joined. A range that was visible is not given out again before the quarantine is over: a
+//! program that read the old entry of `SERVICES` has ended by then. Knows no table; the clock is the caller's.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::{Duration, Instant},
+};
+
+/// How long a range rests. Programs run for microseconds; this is for the worst preemption anybody has seen.
+pub const QUARANTINE: Duration = Duration::from_secs(1);
+
+/// Slots `start..start + len`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Range {
+    pub start: u32,
+    pub len: u32,
+}
+
+/// Why there is no range of that length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SlotsError {
+    #[error("table BACKENDS is full: {wanted} slots wanted, {free} of {capacity} free")]
+    Full { wanted: u32, free: u32, capacity: u32 },
+    #[error("table BACKENDS: {wanted} slots are free only after the readers of old ranges have ended")]
+    Resting { wanted: u32, until: Instant },
+    #[error("table BACKENDS: {wanted} slots wanted in one piece, {free} free in pieces")]
+    Fragmented { wanted: u32, free: u32 },
+}
+
+/// The allocator.
+#[derive(Debug)]
+pub struct Slots {
+    capacity: u32,
+    /// Start → length. No two touch.
+    free: BTreeMap<u32, u32>,
+    /// The same, by length.
+    by_length: BTreeSet<(u32, u32)>,
+    free_total: u32,
+    /// In the order they were retired.
+    resting: VecDeque<(Instant, Range)>,
+    resting_total: u32,
+}
+
+impl Range {
+    pub const fn end(&self) -> u32 {
+        self.start + self.len
+    }
+}
+
+impl Slots {
+    /// All of `capacity` slots free.
+    pub fn new(capacity: u32) -> Self {
+        let mut slots = Self {
+            capacity,
+            free: BTreeMap::new(),
+            by_length: BTreeSet::new(),
+            free_total: 0,
+            resting: VecDeque::new(),
+            resting_total: 0,
+        };
+        slots.give_back(Range { start: 0, len: capacity });
+        slots
+    }
+
+    /// A range of `len` slots nobody reads.
+    pub fn allocate(&mut self, len: u32, now: Instant) -> Result<Range, SlotsError> {
+        self.wake(now);
+        let Some((found, start)) = self.by_length.range((len, 0)..).next().copied() else {
+            return Err(self.shortage(len));
+        };
+        self.remove_free(start, found);
+        if found > len {
+            self.insert_free(start + len, found - len);
+        }
+        Ok(Range { start, len })
+    }
+
+    fn shortage(&self, wanted: u32) -> SlotsError {
+        let free = self.free_total + self.resting_total;
+        if free < wanted {
+            SlotsError::Full { wanted, free, capacity: self.capacity }
+        } else if let Some((since, _)) = self.resting.front() {
+            SlotsError::Resting { wanted, until: *since + QUARANTINE }
+        } else {
+            SlotsError::Fragmented { wanted, free }
+        }
+    }
+
+    /// Takes a particular range out of the free ones (adoption). `false`: not all of it is free, and nothing changed.
+    pub fn reserve(&mut self, range: Range) -> bool {
+        let Some((start, len)) = self.free.range(..=range.start).next_back().map(|(s, l)| (*s, *l)) else {
+            return false;
+        };
+        let Some(end) = range.start.checked_add(range.len) else { return false };
+        if end > start + len {
+            return false;
+        }
+        self.remove_free(start, len);
+        if range.start > start {
+            self.insert_free(start, range.start - start);
+        }
+        if end < start + len {
+            self.insert_free(end, start + len - end);
+        }
+        true
+    }
+
+    /// A range that no entry of `SERVICES` names any more since `now`: it rests first.
+    pub fn retire(&mut self, range: Range, now: Instant) {
+        self.resting.push_back((now, range));
+        self.resting_total += range.len;
+    }
+
+    /// A range that was never visible: free at once.
+    pub fn give_back(&mut self, range: Range) {
+        if range.len == 0 {
+            return;
+        }
+        let (mut start, mut len) = (range.start, range.len);
+        let before = self.free.range(..start).next_back().map(|(s, l)| (*s, *l));
+        if let Some((s, l)) = before
+            && s + l == start
+        {
+            self.remove_free(s, l);
+            (start, len) = (s, l + len);
+        }
+        if let Some(l) = self.free.get(&(start + len)).copied() {
+            self.remove_free(start + len, l);
+            len += l;
+        }
+        self.insert_free(start, len);
+    }
+
+    /// What is free of `window`.
+    pub fn free_in(&self, window: Range) -> Vec<Range> {
+        let first = self.free.range(..window.start).next_back();
+        let rest = self.free.range(window.start..window.end());
+        let cut = |(start, len): (&u32, &u32)| {
+            let (from, to) = ((*start).max(window.start), (start + len).min(window.end()));
+            (from < to).then(|| Range { start: from, len: to - from })
+        };
+        first.into_iter().chain(rest).filter_map(cut).collect()
+    }
+
+    /// Slots in use, resting ones included.
+    pub fn used(&self) -> u32 {
+        self.capacity - self.free_total
+    }
+
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    fn wake(&mut self, now: Instant) {
+        while let Some((since, range)) = self.resting.front().copied()
+            && now.saturating_duration_since(since) >= QUARANTINE
+        {
+            self.resting.pop_front();
+            self.resting_total -= range.len;
+            self.give_back(range);
+        }
+    }
+
+    fn insert_free(&mut self, start: u32, len: u32) {
+        self.free.insert(start, len);
+        self.by_length.insert((len, start));
+        self.free_total += len;
+    }
+
+    fn remove_free(&mut self, start: u32, len: u32) {
+        self.free.remove(&start);
+        self.by_length.remove(&(len, start));
+        self.free_total -= len;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn overlaps(a: Range, b: Range) -> bool {
+        a.start < b.end() && b.start < a.end()
+    }
+
+    proptest! {
+        /// Allocations never overlap each other or a resting range, and everything given back is joined again.
+        #[test]
+        fn ranges_never_overlap(steps in proptest::collection::vec((0_u8..4, 1_u32..20, 0_u64..600), 1..200)) {
+            let mut now = Instant::now();
+            let mut slots = Slots::new(100);
+            let mut live: Vec<Range> = Vec::new();
+            let mut resting: Vec<(Instant, Range)> = Vec::new();
+            for (step, len, millis) in steps {
+                now += Duration::from_millis(millis);
+                resting.retain(|(since, _)| now - *since < QUARANTINE);
+                if step < 2 {
+                    if let Ok(range) = slots.allocate(len, now) {
+                        prop_assert!(range.len == len && range.end() <= 100);
+                        prop_assert!(live.iter().all(|other| !overlaps(*other, range)));
+                        prop_assert!(resting.iter().all(|(_, other)| !overlaps(*other, range)));
+                        live.push(range);
+                    }
+                } else if !live.is_empty() {
+                    let range = live.swap_remove(len as usize % live.len());
+                    if step == 2 {
+                        slots.retire(range, now);
+                        resting.push((now, range));
+                    } else {
+                        slots.give_back(range);
+                    }
+                }
+            }
+            for range in live {
+                slots.give_back(range);
+            }
+            slots.wake(now + QUARANTINE);
+            prop_assert_eq!(slots.allocate(100, now).unwrap(), Range { start: 0, len: 100 });
+        }
+    }
+
+    #[test]
+    fn the_errors_say_what_would_help() {
+        let now = Instant::now();
+        let mut slots = Slots::new(10);
+        let ranges: Vec<_> = (0..5).map(|_| slots.allocate(2, now).unwrap()).collect();
+        assert!(matches!(slots.allocate(1, now), Err(SlotsError::Full { wanted: 1, free: 0, capacity: 10 })));
+        slots.retire(ranges[0], now);
+        assert_eq!(slots.allocate(1, now), Err(SlotsError::Resting { wanted: 1, until: now + QUARANTINE }));
+        slots.give_back(ranges[2]);
+        let later = now + QUARANTINE;
+        slots.wake(later);
+        assert!(matches!(slots.allocate(4, later), Err(SlotsError::Fragmented { wanted: 4, free: 4 })));
+    }
+
+    #[test]
+    fn a_reserved_range_is_not_given_out_and_not_reserved_twice() {
+        let now = Instant::now();
+        let mut slots = Slots::new(10);
+        assert!(slots.reserve(Range { start: 3, len: 4 }));
+        assert!(!slots.reserve(Range { start: 6, len: 1 }));
+        assert!(!slots.reserve(Range { start: 9, len: 2 }));
+        assert!(!slots.reserve(Range { start: 9, len: u32::MAX }));
+        assert_eq!(slots.allocate(3, now), Ok(Range { start: 0, len: 3 }));
+        assert_eq!(slots.allocate(3, now), Ok(Range { start: 7, len: 3 }));
+    }
+}
