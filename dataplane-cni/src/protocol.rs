@@ -1,0 +1,192 @@
+//! What plugin and agent say to each other: one JSON object per line, request then response.
+//!
+//! Free of CNI versions: the plugin translates. Fields may be added, and an unknown one is ignored, because plugin and
+//! agent of different versions meet during an upgrade.
+
+use std::{fmt, net::IpAddr, path::PathBuf};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// Where the agent listens unless the network configuration says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/dataplane/agent.sock";
+
+/// Codes of failures that are ours (the CNI leaves 100 and above to plugins), and those of the CNI the agent uses.
+pub mod code {
+    /// CNI: the container is not known; there is nothing to clean up.
+    pub const UNKNOWN_CONTAINER: u32 = 3;
+    /// CNI: an environment variable does not lead where it should.
+    pub const ENVIRONMENT: u32 = 4;
+    /// CNI: reading or writing failed.
+    pub const IO: u32 = 5;
+    /// CNI: not understood.
+    pub const DECODE: u32 = 6;
+    /// CNI: not now, but later.
+    pub const TRY_AGAIN: u32 = 11;
+    /// CNI, STATUS: pods cannot be added.
+    pub const NOT_AVAILABLE: u32 = 50;
+    /// CNI, STATUS: nor can those that are there be relied on.
+    pub const LIMITED: u32 = 51;
+    /// A pod range of this node has no free address.
+    pub const RANGE_EXHAUSTED: u32 = 100;
+    /// A device, address, route or neighbour of the pod could not be made or removed.
+    pub const DEVICE: u32 = 101;
+    /// The record of the pod could not be written or removed.
+    pub const RECORD: u32 = 102;
+    /// The datapath did not take or release the pod.
+    pub const DATAPATH: u32 = 103;
+    /// CHECK found the pod's network not to be as it was made.
+    pub const CHECK: u32 = 104;
+}
+
+/// A question to the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "snake_case")]
+pub enum Request {
+    /// Answered by [`Response::Added`].
+    Add(Add),
+    /// This and the rest are answered by [`Response::Done`]; all may be answered by [`Response::Failed`].
+    Del(Del),
+    Check(Check),
+    Gc(Gc),
+    Status,
+}
+
+/// Names a device in a container.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Attachment {
+    pub container_id: String,
+    pub ifname: String,
+}
+
+/// Gives a container a device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Add {
+    pub attachment: Attachment,
+    /// Name of the network configuration.
+    pub network: String,
+    /// File of the container's network namespace.
+    pub netns: PathBuf,
+    /// Absent outside of Kubernetes.
+    pub pod: Option<Pod>,
+}
+
+/// Takes the device away. Neither it nor the namespace need exist.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Del {
+    pub attachment: Attachment,
+}
+
+/// Asks whether everything is as [`Add`] left it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    pub attachment: Attachment,
+    pub netns: PathBuf,
+    /// What the runtime remembers of the answer to [`Add`].
+    pub addresses: Vec<IpAddr>,
+    /// Link address inside the pod, as the runtime remembers it.
+    pub mac: Option<String>,
+}
+
+/// Takes away the devices of a network that are not listed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gc {
+    pub network: String,
+    pub valid: Vec<Attachment>,
+}
+
+/// A pod, as Kubernetes names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    pub namespace: String,
+    pub name: String,
+    /// Empty if the runtime does not tell.
+    #[serde(default)]
+    pub uid: String,
+}
+
+/// The agent's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum Response {
+    Added(Added),
+    Done,
+    Failed(Failure),
+}
+
+/// The device a container has got.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Added {
+    /// Name of the host's side.
+    pub host_device: String,
+    pub host_mac: String,
+    pub pod_mac: String,
+    pub mtu: u32,
+    pub addresses: Vec<PodAddress>,
+}
+
+/// An address of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodAddress {
+    pub address: IpNet,
+    /// Next hop of the default route of its family.
+    pub gateway: IpAddr,
+}
+
+/// Why something was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// A number of [`code`].
+    pub code: u32,
+    /// A sentence.
+    pub message: String,
+    /// More of it, if there is more to say.
+    #[serde(default)]
+    pub details: String,
+}
+
+impl fmt::Display for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of container {}", self.ifname, self.container_id)
+    }
+}
+
+impl fmt::Display for Pod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl Request {
+    /// Its name in logs and metrics.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Add(_) => "add",
+            Self::Del(_) => "del",
+            Self::Check(_) => "check",
+            Self::Gc(_) => "gc",
+            Self::Status => "status",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_told_by_its_verb_and_never_looks_like_a_view() {
+        let attachment = Attachment { container_id: "c1".to_owned(), ifname: "eth0".to_owned() };
+        let line = serde_json::to_value(Request::Del(Del { attachment })).unwrap();
+        assert_eq!(line["verb"], "del");
+        // the agent's socket serves the CLI too, whose requests name a view
+        assert!(line.get("view").is_none());
+        assert_eq!(serde_json::to_string(&Request::Status).unwrap(), r#"{"verb":"status"}"#);
+    }
+
+    #[test]
+    fn what_a_newer_peer_adds_is_ignored() {
+        let line = r#"{"verb":"del","attachment":{"container_id":"c","ifname":"e","more":1},"more":2}"#;
+        assert!(matches!(serde_json::from_str(line).unwrap(), Request::Del(_)));
+    }
+}
