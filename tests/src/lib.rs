@@ -1,3 +1,5 @@
 //! Proof across crates: packets through the loaded programs, and clusters of network namespaces.
 
+pub mod bins;
+pub mod lab;
 pub mod prog;

@@ -1,0 +1,124 @@
+//! What the nodes hang on: layer-2 segments, a gateway between them, and a host beyond it.
+//!
+//! ```text
+//! node ── bridge (segment 1: 172.18.0.0/24, fd00:18::/64) ──┐
+//! node ── bridge (segment 2: 172.19.0.0/24, fd00:19::/64) ──┴─ gateway ── outside (192.0.2.1, 2001:db8:ffff::1)
+//! ```
+//! Neither gateway nor outside has a route to a pod: what comes back to a pod from there was masqueraded.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::Result;
+
+use super::netns::{Namespace, veth};
+
+/// Address of the outside host.
+pub const OUTSIDE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// Address of the outside host.
+pub const OUTSIDE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1);
+
+/// A layer-2 network of nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment(u8);
+
+impl Segment {
+    /// Where nodes are unless told otherwise.
+    pub const FIRST: Self = Self(1);
+    /// Reached from the first through the gateway only.
+    pub const SECOND: Self = Self(2);
+
+    const fn bridge(self) -> &'static str {
+        if self.0 == 1 { "br1" } else { "br2" }
+    }
+
+    pub(super) fn ipv4(self, host: u8) -> Ipv4Addr {
+        Ipv4Addr::new(172, 17 + self.0, 0, host)
+    }
+
+    pub(super) fn ipv6(self, host: u8) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd00, if self.0 == 1 { 0x18 } else { 0x19 }, 0, 0, 0, 0, 0, host.into())
+    }
+
+    pub(super) fn gateway(self) -> [IpAddr; 2] {
+        [self.ipv4(254).into(), self.ipv6(254).into()]
+    }
+}
+
+/// The namespaces `<cluster>-fabric`, `-gateway` and `-outside`.
+#[derive(Debug)]
+pub struct Fabric {
+    bridges: Namespace,
+    gateway: Namespace,
+    outside: Namespace,
+}
+
+impl Fabric {
+    /// `outside_mtu` is that of the link between gateway and outside.
+    pub(super) fn create(cluster: &str, mtu: u32, outside_mtu: u32) -> Result<Self> {
+        let bridges = Namespace::create(&format!("{cluster}-fabric"))?;
+        let gateway = Namespace::create(&format!("{cluster}-gateway"))?;
+        let outside = Namespace::create(&format!("{cluster}-outside"))?;
+        for segment in [Segment::FIRST, Segment::SECOND] {
+            let bridge = segment.bridge();
+            bridges.ip(&format!(
+                "link add {bridge} type bridge forward_delay 0 mcast_snooping 0\nlink set {bridge} mtu {mtu} up"
+            ))?;
+        }
+        let fabric = Self { bridges, gateway, outside };
+        fabric.connect_gateway(mtu)?;
+        fabric.connect_outside(outside_mtu)?;
+        Ok(fabric)
+    }
+
+    /// The router: has the addresses the nodes' default routes point at.
+    pub const fn gateway(&self) -> &Namespace {
+        &self.gateway
+    }
+
+    /// The host beyond the router.
+    pub const fn outside(&self) -> &Namespace {
+        &self.outside
+    }
+
+    /// Gives `namespace` a device `name` on the segment.
+    pub(super) fn plug(
+        &self,
+        namespace: &Namespace,
+        name: &str,
+        segment: Segment,
+        port: &str,
+        mtu: u32,
+    ) -> Result<()> {
+        veth((namespace, name), (&self.bridges, port))?;
+        self.bridges.ip(&format!("link set {port} mtu {mtu} master {} up", segment.bridge()))?;
+        namespace.ip(&format!("link set {name} mtu {mtu} up"))?;
+        Ok(())
+    }
+
+    fn connect_gateway(&self, mtu: u32) -> Result<()> {
+        for (segment, device) in [(Segment::FIRST, "seg1"), (Segment::SECOND, "seg2")] {
+            self.plug(&self.gateway, device, segment, &format!("gw-{device}"), mtu)?;
+            let [v4, v6] = segment.gateway();
+            self.gateway
+                .ip(&format!("addr add {v4}/24 dev {device}\naddr add {v6}/64 dev {device} nodad"))?;
+        }
+        self.gateway.sysctls(&[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")])
+    }
+
+    fn connect_outside(&self, mtu: u32) -> Result<()> {
+        veth((&self.outside, "eth0"), (&self.gateway, "outside"))?;
+        self.gateway.ip(&format!(
+            "link set outside mtu {mtu} up\n\
+             addr add 192.0.2.254/24 dev outside\n\
+             addr add 2001:db8:ffff::fe/64 dev outside nodad"
+        ))?;
+        self.outside.ip(&format!(
+            "link set eth0 mtu {mtu} up\n\
+             addr add {OUTSIDE_V4}/24 dev eth0\n\
+             addr add {OUTSIDE_V6}/64 dev eth0 nodad\n\
+             route add default via 192.0.2.254\n\
+             -6 route add default via 2001:db8:ffff::fe"
+        ))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,241 @@
+//! Processes in their place: a network namespace and a cgroup, entered before the program starts, so that its first
+//! socket already belongs there.
+//!
+//! A [`Process`] ends with its handle. One whose owner crashed is found through its cgroup by [`super::cleanup`].
+
+use std::{
+    ffi::OsStr,
+    fs::{File, OpenOptions},
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio},
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sched::{CloneFlags, setns};
+
+use super::{netns::Namespace, wait};
+
+/// Where a program runs.
+#[derive(Clone, Debug)]
+pub struct Place {
+    namespace: Namespace,
+    cgroup: PathBuf,
+}
+
+impl Place {
+    /// Makes the cgroup.
+    pub(super) fn new(namespace: Namespace, cgroup: &Path) -> Result<Self> {
+        std::fs::create_dir_all(cgroup).with_context(|| format!("make cgroup {}", cgroup.display()))?;
+        Ok(Self { namespace, cgroup: cgroup.to_owned() })
+    }
+
+    pub const fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
+    /// A command that will run here.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
+        let namespace = self.namespace.file();
+        let procs = self.cgroup.join("cgroup.procs");
+        let cgroup =
+            OpenOptions::new().write(true).open(&procs).with_context(|| procs.display().to_string())?;
+        let mut command = Command::new(program);
+        let enter = move || {
+            // "0" is whoever writes it
+            (&cgroup).write_all(b"0")?;
+            setns(&*namespace, CloneFlags::CLONE_NEWNET)?;
+            Ok(())
+        };
+        // SAFETY: between fork and exec only `write` and `setns` are called, on descriptors opened before; neither
+        // allocates nor takes a lock.
+        unsafe { command.pre_exec(enter) };
+        Ok(command)
+    }
+
+    /// Runs a program to its end; an error holds what it printed.
+    pub fn run(&self, program: impl AsRef<OsStr>, arguments: &[&str]) -> Result<String> {
+        let program = program.as_ref();
+        let output = self.output(program, arguments)?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() {
+            let problem = String::from_utf8_lossy(&output.stderr);
+            bail!(
+                "in {}: {} {}: {}\n{}{}",
+                self.namespace.name(),
+                program.display(),
+                arguments.join(" "),
+                output.status,
+                text,
+                problem
+            );
+        }
+        Ok(text)
+    }
+
+    /// Runs a program to its end.
+    pub fn output(&self, program: impl AsRef<OsStr>, arguments: &[&str]) -> Result<Output> {
+        let program = program.as_ref();
+        let mut command = self.command(program)?;
+        let command = command.args(arguments).stdin(Stdio::null());
+        command.output().with_context(|| format!("run {}", program.display()))
+    }
+
+    /// Starts a program. It reads a pipe that closes with the handle; stderr goes to `log`.
+    pub fn start(&self, program: impl AsRef<OsStr>, arguments: &[&str], log: &Path) -> Result<Process> {
+        let program = program.as_ref();
+        let mut command = self.command(program)?;
+        command.args(arguments);
+        Process::start(command, log)
+    }
+}
+
+/// A running program.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    lines: Arc<Lines>,
+    log: PathBuf,
+    what: String,
+}
+
+/// What it has printed so far.
+#[derive(Debug, Default)]
+struct Lines {
+    state: Mutex<(Vec<String>, bool)>,
+    changed: Condvar,
+}
+
+impl Process {
+    pub(super) fn start(mut command: Command, log: &Path) -> Result<Self> {
+        let what = format!("{} ({})", Path::new(command.get_program()).display(), log.display());
+        let stderr = OpenOptions::new().create(true).append(true).open(log);
+        let stderr: File = stderr.with_context(|| format!("open log {}", log.display()))?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
+        let mut child = command.spawn().with_context(|| format!("start {what}"))?;
+        let lines = Arc::new(Lines::default());
+        let stdout = child.stdout.take().context("a child has no stdout")?;
+        let sink = Arc::clone(&lines);
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                sink.state.lock().unwrap_or_else(PoisonError::into_inner).0.push(line);
+                sink.changed.notify_all();
+            }
+            sink.state.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
+            sink.changed.notify_all();
+        });
+        Ok(Self { stdin: child.stdin.take(), child, lines, log: log.to_owned(), what })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Everything printed so far.
+    pub fn lines(&self) -> Vec<String> {
+        self.lines.state.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    /// The first line for which `wanted` gives something, printed already or soon.
+    pub fn wait_line<T>(&self, deadline: Duration, mut wanted: impl FnMut(&str) -> Option<T>) -> Result<T> {
+        let end = Instant::now() + deadline;
+        let mut seen = 0;
+        let mut state = self.lines.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(found) = state.0.get(seen..).unwrap_or_default().iter().find_map(|line| wanted(line))
+            {
+                return Ok(found);
+            }
+            seen = state.0.len();
+            if state.1 {
+                bail!("{} ended without the line waited for; {}", self.what, self.tail());
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                bail!("{}: the line waited for did not come within {deadline:?}; {}", self.what, self.tail());
+            }
+            state = self.lines.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Closes its stdin and waits for its end; what it printed.
+    pub fn finish(mut self, deadline: Duration) -> Result<Vec<String>> {
+        drop(self.stdin.take());
+        let status = self.wait(deadline)?;
+        let what = self.what.clone();
+        let printed = wait::until("its output", Duration::from_secs(5), || {
+            let state = self.lines.state.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok(state.1.then(|| state.0.clone()))
+        })?;
+        if !status.success() {
+            bail!("{what}: {status}; {}", self.tail());
+        }
+        Ok(printed)
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self, deadline: Duration) -> Result<ExitStatus> {
+        let what = format!("end of {}", self.what);
+        wait::until(&what, deadline, || Ok(self.child.try_wait()?))
+    }
+
+    /// Whether it still runs; if not, why that is a failure.
+    pub fn check_running(&mut self) -> Result<()> {
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => bail!("{} ended: {status}; {}", self.what, self.tail()),
+        }
+    }
+
+    /// Ends it without asking, as a crash would.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        let status = self.child.wait()?;
+        if status.signal().is_none() {
+            bail!("{} had ended before it was killed: {status}; {}", self.what, self.tail());
+        }
+        Ok(())
+    }
+
+    /// Asks it to end, as a service manager would.
+    pub fn terminate(&mut self, deadline: Duration) -> Result<ExitStatus> {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id())?);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+        self.wait(deadline)
+    }
+
+    fn tail(&self) -> String {
+        format!("its log ends with:\n{}", tail(&self.log, 15))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // it may have ended; nothing to be done about anything else
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+/// The last lines of a file.
+pub fn tail(path: &Path, lines: usize) -> String {
+    let text = match std::fs::read(path) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) => return format!("({}: {error})", path.display()),
+    };
+    let all: Vec<&str> = text.lines().collect();
+    all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n")
+}
