@@ -9,6 +9,7 @@ pub mod api;
 pub mod cli;
 pub mod cni;
 pub mod compile;
+pub mod config;
 pub mod datapath;
 pub mod health;
 pub mod metrics;

@@ -1,0 +1,124 @@
+//! The file: YAML, flattened to dotted keys, each given to [`Settings::fill`] as text.
+
+use std::{fs, path::Path};
+
+use serde_norway::Value;
+
+use super::{
+    ConfigError,
+    keys::{FillError, KEYS, Settings},
+};
+
+/// How alike two keys are when one was meant to be the other (1 = the same).
+const ALIKE: f64 = 0.6;
+
+/// Takes from the file what nobody with precedence has chosen.
+pub(super) fn fill(settings: &mut Settings, path: &Path) -> Result<(), ConfigError> {
+    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+    let root =
+        serde_norway::from_str(&text).map_err(|source| ConfigError::Syntax { path: path.into(), source })?;
+    if !matches!(root, Value::Null | Value::Mapping(_)) {
+        return Err(ConfigError::NoMapping { path: path.into(), found: form(&root) });
+    }
+    walk("", &root, &mut |key, value| take(settings, path, key, value))
+}
+
+/// Calls `leaf` for everything that is not a mapping.
+fn walk<E>(at: &str, value: &Value, leaf: &mut impl FnMut(&str, &Value) -> Result<(), E>) -> Result<(), E> {
+    match value {
+        Value::Mapping(mapping) => {
+            for (name, value) in mapping {
+                let name = scalar(name).unwrap_or_else(|| form(name).to_owned());
+                let key = if at.is_empty() { name } else { format!("{at}.{name}") };
+                walk(&key, value, leaf)?;
+            }
+            Ok(())
+        }
+        // an empty file, or a section whose keys are all commented out
+        Value::Null if at.is_empty() || in_section(at).next().is_some() => Ok(()),
+        value => leaf(at, value),
+    }
+}
+
+fn take(settings: &mut Settings, path: &Path, key: &str, value: &Value) -> Result<(), ConfigError> {
+    if !KEYS.contains(&key) {
+        return Err(ConfigError::UnknownKey { path: path.into(), key: key.to_owned(), hint: hint(key) });
+    }
+    let refuse = |reason| ConfigError::Form { path: path.into(), key: key.to_owned(), reason };
+    let text = match value {
+        Value::Null => return Err(refuse("has no value; leave the key out for its default".to_owned())),
+        Value::Sequence(items) => {
+            let items: Option<Vec<_>> = items.iter().map(scalar).collect();
+            items.ok_or_else(|| refuse("must be a list of plain values".to_owned()))?.join(",")
+        }
+        value => scalar(value)
+            .ok_or_else(|| refuse(format!("must be a plain value or a list, not {}", form(value))))?,
+    };
+    settings.fill(key, &text).map_err(|error| match error {
+        FillError::Unknown => {
+            ConfigError::UnknownKey { path: path.into(), key: key.to_owned(), hint: hint(key) }
+        }
+        FillError::Invalid(reason) => {
+            ConfigError::Value { path: path.into(), key: key.to_owned(), value: text, reason }
+        }
+    })
+}
+
+fn scalar(value: &Value) -> Option<String> {
+    match value {
+        Value::Bool(value) => Some(value.to_string()),
+        Value::Number(value) => Some(value.to_string()),
+        Value::String(value) => Some(value.clone()),
+        _ => None,
+    }
+}
+
+/// What helps whoever wrote the key: the one that was meant, or those that could be.
+fn hint(key: &str) -> String {
+    if in_section(key).next().is_some() {
+        return format!("it is a section of {}", list(in_section(key)));
+    }
+    if let Some(meant) = meant(key) {
+        return format!("is {meant} meant?");
+    }
+    match key.split_once('.') {
+        Some((section, _)) if in_section(section).next().is_some() => {
+            format!("{section} has {}", list(in_section(section)))
+        }
+        _ => format!("known are {}", list(KEYS.into_iter())),
+    }
+}
+
+fn meant(key: &str) -> Option<&'static str> {
+    // right name, wrong section
+    let name = |key: &str| key.rsplit('.').next().map(str::to_owned);
+    let mut same_name = KEYS.into_iter().filter(|known| name(known) == name(key));
+    if let (Some(known), None) = (same_name.next(), same_name.next()) {
+        return Some(known);
+    }
+    KEYS.into_iter()
+        .map(|known| (strsim::normalized_damerau_levenshtein(known, key), known))
+        .filter(|(alike, _)| *alike >= ALIKE)
+        .max_by(|(one, _), (other, _)| one.total_cmp(other))
+        .map(|(_, known)| known)
+}
+
+fn in_section(section: &str) -> impl Iterator<Item = &'static str> {
+    KEYS.into_iter().filter(move |key| key.strip_prefix(section).is_some_and(|rest| rest.starts_with('.')))
+}
+
+fn list(keys: impl Iterator<Item = &'static str>) -> String {
+    keys.collect::<Vec<_>>().join(", ")
+}
+
+const fn form(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "nothing",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Sequence(_) => "a list",
+        Value::Mapping(_) => "a mapping",
+        Value::Tagged(_) => "a tagged value",
+    }
+}

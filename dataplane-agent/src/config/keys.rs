@@ -1,0 +1,196 @@
+//! The keys: a flag, a variable and a place in the file for each, under names derived from one another.
+//!
+//! `vxlan.vni` in the file is `--vxlan-vni` and `DATAPLANE_VXLAN_VNI`; a test holds them together.
+
+use std::{ops::RangeInclusive, path::PathBuf};
+
+use clap::Args;
+
+use super::{
+    Routing,
+    parse::{self, CgroupPath, Cidrs, Http, Invalid, Mtu},
+};
+use crate::{datapath::EbpfLog, netlink::Uplinks, telemetry::LogFormat};
+
+/// Every key of the file; a dot leads into a section.
+pub const KEYS: [&str; 30] = [
+    "node_name",
+    "manifests",
+    "state_dir",
+    "run_dir",
+    "bpffs",
+    "cgroup",
+    "uplinks",
+    "routing",
+    "vxlan.vni",
+    "vxlan.port",
+    "vxlan.device",
+    "mtu",
+    "masquerade.enabled",
+    "masquerade.except",
+    "masquerade.ports",
+    "connect_time.tcp",
+    "connect_time.udp",
+    "capacity.endpoints",
+    "capacity.routes",
+    "capacity.services",
+    "capacity.backends",
+    "capacity.backend_generations",
+    "capacity.flows",
+    "capacity.fragments",
+    "capacity.datagram_origins",
+    "capacity.events_bytes",
+    "http",
+    "log",
+    "log_format",
+    "log_ebpf",
+];
+
+/// What was chosen; `None` where nobody did.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Settings {
+    /// Name of this node's Node object [default: the host name]
+    #[arg(long, env = "DATAPLANE_NODE_NAME", value_name = "NAME", value_parser = parse::node_name)]
+    pub node_name: Option<String>,
+    /// Directory of Kubernetes objects as YAML or JSON [default: /etc/dataplane/manifests]
+    #[arg(long, env = "DATAPLANE_MANIFESTS", value_name = "DIR", value_parser = parse::path)]
+    pub manifests: Option<PathBuf>,
+    /// Directory of what outlives the agent [default: /var/lib/dataplane]
+    #[arg(long, env = "DATAPLANE_STATE_DIR", value_name = "DIR", value_parser = parse::path)]
+    pub state_dir: Option<PathBuf>,
+    /// Directory of the agent's socket [default: /run/dataplane]
+    #[arg(long, env = "DATAPLANE_RUN_DIR", value_name = "DIR", value_parser = parse::path)]
+    pub run_dir: Option<PathBuf>,
+    /// BPF file system [default: /sys/fs/bpf]
+    #[arg(long, env = "DATAPLANE_BPFFS", value_name = "DIR", value_parser = parse::path)]
+    pub bpffs: Option<PathBuf>,
+    /// Cgroup whose sockets are translated at connect, or auto [default: auto]
+    #[arg(long, env = "DATAPLANE_CGROUP", value_name = "DIR", value_parser = parse::cgroup)]
+    pub cgroup: Option<CgroupPath>,
+    /// Devices other nodes are reached by: auto, or names [default: auto]
+    #[arg(long, env = "DATAPLANE_UPLINKS", value_name = "DEVICE,..", value_parser = parse::uplinks)]
+    pub uplinks: Option<Uplinks>,
+    /// How pods of other nodes are reached: auto, native or vxlan [default: auto]
+    #[arg(long, env = "DATAPLANE_ROUTING", value_name = "MODE", value_parser = parse::from_str::<Routing>)]
+    pub routing: Option<Routing>,
+    /// Network identifier of the overlay [default: 1]
+    #[arg(long, env = "DATAPLANE_VXLAN_VNI", value_name = "N", value_parser = parse::vni)]
+    pub vxlan_vni: Option<u32>,
+    /// UDP port of the overlay [default: 8472]
+    #[arg(long, env = "DATAPLANE_VXLAN_PORT", value_name = "PORT", value_parser = parse::port)]
+    pub vxlan_port: Option<u16>,
+    /// Name of the overlay device [default: dataplane0]
+    #[arg(long, env = "DATAPLANE_VXLAN_DEVICE", value_name = "DEVICE", value_parser = parse::device)]
+    pub vxlan_device: Option<String>,
+    /// MTU of pods, or auto [default: auto]
+    #[arg(long, env = "DATAPLANE_MTU", value_name = "BYTES", value_parser = parse::mtu)]
+    pub mtu: Option<Mtu>,
+    /// Whether what leaves the cluster gets the node's address [default: true]
+    #[arg(long, env = "DATAPLANE_MASQUERADE_ENABLED", value_name = "BOOL", value_parser = parse::flag)]
+    pub masquerade_enabled: Option<bool>,
+    /// Destinations that see the pod's own address [default: none]
+    #[arg(long, env = "DATAPLANE_MASQUERADE_EXCEPT", value_name = "CIDR,..", value_parser = parse::cidrs)]
+    pub masquerade_except: Option<Cidrs>,
+    /// Ports of the node for masqueraded connections [default: 61000-65535]
+    #[arg(long, env = "DATAPLANE_MASQUERADE_PORTS", value_name = "FIRST-LAST", value_parser = parse::ports)]
+    pub masquerade_ports: Option<RangeInclusive<u16>>,
+    /// Whether TCP chooses a service's backend at connect [default: true]
+    #[arg(long, env = "DATAPLANE_CONNECT_TIME_TCP", value_name = "BOOL", value_parser = parse::flag)]
+    pub connect_time_tcp: Option<bool>,
+    /// Whether UDP does [default: false]
+    #[arg(long, env = "DATAPLANE_CONNECT_TIME_UDP", value_name = "BOOL", value_parser = parse::flag)]
+    pub connect_time_udp: Option<bool>,
+    /// Pods and addresses of this node [default: 4096]
+    #[arg(long, env = "DATAPLANE_CAPACITY_ENDPOINTS", value_name = "N", value_parser = parse::capacity)]
+    pub capacity_endpoints: Option<u32>,
+    /// Prefixes of other nodes and masquerade exceptions [default: 32768]
+    #[arg(long, env = "DATAPLANE_CAPACITY_ROUTES", value_name = "N", value_parser = parse::capacity)]
+    pub capacity_routes: Option<u32>,
+    /// Service addresses with their ports [default: 65536]
+    #[arg(long, env = "DATAPLANE_CAPACITY_SERVICES", value_name = "N", value_parser = parse::capacity)]
+    pub capacity_services: Option<u32>,
+    /// Backend slots of all services [default: 262144]
+    #[arg(long, env = "DATAPLANE_CAPACITY_BACKENDS", value_name = "N", value_parser = parse::capacity)]
+    pub capacity_backends: Option<u32>,
+    /// Distinct backends [default: 262144]
+    #[arg(long, env = "DATAPLANE_CAPACITY_BACKEND_GENERATIONS", value_name = "N", value_parser = parse::capacity)]
+    pub capacity_backend_generations: Option<u32>,
+    /// Connections that are translated per packet [default: 131072]
+    #[arg(long, env = "DATAPLANE_CAPACITY_FLOWS", value_name = "N", value_parser = parse::capacity)]
+    pub capacity_flows: Option<u32>,
+    /// Fragmented packets on their way [default: 4096]
+    #[arg(long, env = "DATAPLANE_CAPACITY_FRAGMENTS", value_name = "N", value_parser = parse::capacity)]
+    pub capacity_fragments: Option<u32>,
+    /// Service addresses datagram sockets have sent to [default: 65536]
+    #[arg(long, env = "DATAPLANE_CAPACITY_DATAGRAM_ORIGINS", value_name = "N", value_parser = parse::capacity)]
+    pub capacity_datagram_origins: Option<u32>,
+    /// Bytes of packet events that wait to be read [default: 262144]
+    #[arg(long, env = "DATAPLANE_CAPACITY_EVENTS_BYTES", value_name = "N", value_parser = parse::events_bytes)]
+    pub capacity_events_bytes: Option<u32>,
+    /// Where metrics and health are served, or off [default: 127.0.0.1:9964]
+    #[arg(long, env = "DATAPLANE_HTTP", value_name = "ADDRESS:PORT", value_parser = parse::http)]
+    pub http: Option<Http>,
+    /// What is logged [default: info]
+    #[arg(long, env = "DATAPLANE_LOG", value_name = "FILTER", value_parser = parse::log)]
+    pub log: Option<String>,
+    /// Form of the log: text or json [default: text]
+    #[arg(long, env = "DATAPLANE_LOG_FORMAT", value_name = "FORMAT", value_parser = parse::from_str::<LogFormat>)]
+    pub log_format: Option<LogFormat>,
+    /// What the eBPF programs log: off, error, warn, info, debug or trace [default: off]
+    #[arg(long, env = "DATAPLANE_LOG_EBPF", value_name = "LEVEL", value_parser = parse::from_str::<EbpfLog>)]
+    pub log_ebpf: Option<EbpfLog>,
+}
+
+/// What the file can say of a key.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum FillError {
+    Unknown,
+    Invalid(Invalid),
+}
+
+impl Settings {
+    /// Takes a value for a key that nobody with precedence has chosen. An invalid value is refused even so.
+    pub(super) fn fill(&mut self, key: &str, text: &str) -> Result<(), FillError> {
+        match key {
+            "node_name" => fill(&mut self.node_name, parse::node_name(text)),
+            "manifests" => fill(&mut self.manifests, parse::path(text)),
+            "state_dir" => fill(&mut self.state_dir, parse::path(text)),
+            "run_dir" => fill(&mut self.run_dir, parse::path(text)),
+            "bpffs" => fill(&mut self.bpffs, parse::path(text)),
+            "cgroup" => fill(&mut self.cgroup, parse::cgroup(text)),
+            "uplinks" => fill(&mut self.uplinks, parse::uplinks(text)),
+            "routing" => fill(&mut self.routing, parse::from_str(text)),
+            "vxlan.vni" => fill(&mut self.vxlan_vni, parse::vni(text)),
+            "vxlan.port" => fill(&mut self.vxlan_port, parse::port(text)),
+            "vxlan.device" => fill(&mut self.vxlan_device, parse::device(text)),
+            "mtu" => fill(&mut self.mtu, parse::mtu(text)),
+            "masquerade.enabled" => fill(&mut self.masquerade_enabled, parse::flag(text)),
+            "masquerade.except" => fill(&mut self.masquerade_except, parse::cidrs(text)),
+            "masquerade.ports" => fill(&mut self.masquerade_ports, parse::ports(text)),
+            "connect_time.tcp" => fill(&mut self.connect_time_tcp, parse::flag(text)),
+            "connect_time.udp" => fill(&mut self.connect_time_udp, parse::flag(text)),
+            "capacity.endpoints" => fill(&mut self.capacity_endpoints, parse::capacity(text)),
+            "capacity.routes" => fill(&mut self.capacity_routes, parse::capacity(text)),
+            "capacity.services" => fill(&mut self.capacity_services, parse::capacity(text)),
+            "capacity.backends" => fill(&mut self.capacity_backends, parse::capacity(text)),
+            "capacity.backend_generations" => {
+                fill(&mut self.capacity_backend_generations, parse::capacity(text))
+            }
+            "capacity.flows" => fill(&mut self.capacity_flows, parse::capacity(text)),
+            "capacity.fragments" => fill(&mut self.capacity_fragments, parse::capacity(text)),
+            "capacity.datagram_origins" => fill(&mut self.capacity_datagram_origins, parse::capacity(text)),
+            "capacity.events_bytes" => fill(&mut self.capacity_events_bytes, parse::events_bytes(text)),
+            "http" => fill(&mut self.http, parse::http(text)),
+            "log" => fill(&mut self.log, parse::log(text)),
+            "log_format" => fill(&mut self.log_format, parse::from_str(text)),
+            "log_ebpf" => fill(&mut self.log_ebpf, parse::from_str(text)),
+            _ => Err(FillError::Unknown),
+        }
+    }
+}
+
+fn fill<T>(slot: &mut Option<T>, parsed: Result<T, Invalid>) -> Result<(), FillError> {
+    let value = parsed.map_err(FillError::Invalid)?;
+    slot.get_or_insert(value);
+    Ok(())
+}

@@ -1,0 +1,195 @@
+//! From text to a value of one key. The same for flags, variables and the file, so that they refuse the same things.
+
+use std::{fmt::Display, net::SocketAddr, ops::RangeInclusive, path::PathBuf, str::FromStr};
+
+use ipnet::IpNet;
+use tracing_subscriber::EnvFilter;
+
+use crate::netlink::Uplinks;
+
+/// Longest name of a network device: `IFNAMSIZ` less its NUL.
+const DEVICE_NAME_MAX: usize = 15;
+/// Longest name of a Kubernetes object (RFC 1123 subdomain).
+const OBJECT_NAME_MAX: usize = 253;
+/// IPv6 needs this much of every link (RFC 8200 §5); pods have IPv6.
+const MTU_MIN: u32 = 1_280;
+const MTU_MAX: u32 = 65_535;
+/// Sixteen million entries of the smallest table are more than a gigabyte: a slip, not a wish.
+const CAPACITY_MAX: u32 = 1 << 24;
+/// The kernel takes multiples of a page that are powers of two.
+const EVENTS_BYTES: RangeInclusive<u32> = 1 << 12..=1 << 28;
+
+/// What a value must be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(String);
+
+/// A path, or found by the agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CgroupPath(pub Option<PathBuf>);
+
+/// An MTU, or that of the uplink.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mtu(pub Option<u32>);
+
+/// A list, which may be empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cidrs(pub Vec<IpNet>);
+
+/// Where HTTP is served, if it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Http(pub Option<SocketAddr>);
+
+impl Default for Http {
+    fn default() -> Self {
+        Self(Some(SocketAddr::from(([127, 0, 0, 1], 9_964))))
+    }
+}
+
+impl Invalid {
+    pub(super) fn new(must: impl Into<String>) -> Self {
+        Self(must.into())
+    }
+}
+
+/// Anything that says itself what is wrong.
+pub(super) fn from_str<T: FromStr<Err: Display>>(text: &str) -> Result<T, Invalid> {
+    text.parse().map_err(|error: T::Err| Invalid(error.to_string()))
+}
+
+pub(super) fn flag(text: &str) -> Result<bool, Invalid> {
+    text.parse().map_err(|_not_bool| Invalid::new("must be true or false"))
+}
+
+pub(super) fn node_name(text: &str) -> Result<String, Invalid> {
+    let label = |label: &str| {
+        let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        ends(label.chars().next())
+            && ends(label.chars().next_back())
+            && label.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+    };
+    if text.len() <= OBJECT_NAME_MAX && text.split('.').all(label) {
+        return Ok(text.to_owned());
+    }
+    Err(Invalid::new("must be the name of a Node: lower-case letters, digits, - and ., up to 253 characters"))
+}
+
+pub(super) fn path(text: &str) -> Result<PathBuf, Invalid> {
+    if text.is_empty() {
+        return Err(Invalid::new("must be a path"));
+    }
+    Ok(text.into())
+}
+
+pub(super) fn cgroup(text: &str) -> Result<CgroupPath, Invalid> {
+    if text == "auto" {
+        return Ok(CgroupPath(None));
+    }
+    path(text).map(|path| CgroupPath(Some(path)))
+}
+
+pub(super) fn uplinks(text: &str) -> Result<Uplinks, Invalid> {
+    if text == "auto" {
+        return Ok(Uplinks::Auto);
+    }
+    text.split(',').map(device).collect::<Result<_, _>>().map(Uplinks::Named).map_err(|_device| {
+        Invalid::new("must be auto, or names of network devices (a list, or separated by commas)")
+    })
+}
+
+pub(super) fn device(text: &str) -> Result<String, Invalid> {
+    let refused = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
+    if text.is_empty() || text.len() > DEVICE_NAME_MAX || text.contains(refused) || matches!(text, "." | "..")
+    {
+        return Err(Invalid::new(
+            "must be the name of a network device: 1 to 15 characters, no /, : or space",
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+pub(super) fn vni(text: &str) -> Result<u32, Invalid> {
+    within(text, 1..=(1 << 24) - 1)
+}
+
+pub(super) fn port(text: &str) -> Result<u16, Invalid> {
+    within(text, 1..=u16::MAX)
+}
+
+pub(super) fn mtu(text: &str) -> Result<Mtu, Invalid> {
+    if text == "auto" {
+        return Ok(Mtu(None));
+    }
+    within(text, MTU_MIN..=MTU_MAX)
+        .map(|mtu| Mtu(Some(mtu)))
+        .map_err(|_range| Invalid::new(format!("must be auto or {MTU_MIN} to {MTU_MAX}")))
+}
+
+pub(super) fn cidrs(text: &str) -> Result<Cidrs, Invalid> {
+    if text.is_empty() {
+        return Ok(Cidrs::default());
+    }
+    text.split(',').map(cidr).collect::<Result<_, _>>().map(Cidrs)
+}
+
+fn cidr(text: &str) -> Result<IpNet, Invalid> {
+    let Ok(cidr) = text.trim().parse::<IpNet>() else {
+        return Err(Invalid::new(format!("{text:?} is not a CIDR like 10.0.0.0/8 or fd00::/8")));
+    };
+    if cidr.trunc() != cidr {
+        return Err(Invalid::new(format!(
+            "{text} has bits set after its prefix: {} is meant?",
+            cidr.trunc()
+        )));
+    }
+    Ok(cidr)
+}
+
+/// Below 1024 are the node's own services; they are bound, not translated.
+pub(super) fn ports(text: &str) -> Result<RangeInclusive<u16>, Invalid> {
+    let range = text
+        .split_once('-')
+        .and_then(|(first, last)| Some(first.trim().parse::<u16>().ok()?..=last.trim().parse::<u16>().ok()?));
+    range
+        .filter(|range| !range.is_empty() && *range.start() >= 1_024)
+        .ok_or_else(|| Invalid::new("must be FIRST-LAST within 1024-65535"))
+}
+
+pub(super) fn capacity(text: &str) -> Result<u32, Invalid> {
+    within(text, 1..=CAPACITY_MAX)
+}
+
+pub(super) fn events_bytes(text: &str) -> Result<u32, Invalid> {
+    text.parse::<u32>()
+        .ok()
+        .filter(|bytes| EVENTS_BYTES.contains(bytes) && bytes.is_power_of_two())
+        .ok_or_else(|| {
+            Invalid::new(format!(
+                "must be a power of two from {} to {}",
+                EVENTS_BYTES.start(),
+                EVENTS_BYTES.end()
+            ))
+        })
+}
+
+pub(super) fn http(text: &str) -> Result<Http, Invalid> {
+    if text == "off" {
+        return Ok(Http(None));
+    }
+    text.parse()
+        .map(|at| Http(Some(at)))
+        .map_err(|_address| Invalid::new("must be off, or ADDRESS:PORT like 127.0.0.1:9964 or [::1]:9964"))
+}
+
+pub(super) fn log(text: &str) -> Result<String, Invalid> {
+    EnvFilter::try_new(text).map(|_filter| text.to_owned()).map_err(|error| {
+        Invalid(format!("must be a filter like info or dataplane_agent=debug,info: {error}"))
+    })
+}
+
+fn within<N: FromStr + PartialOrd + Display>(text: &str, range: RangeInclusive<N>) -> Result<N, Invalid> {
+    text.parse()
+        .ok()
+        .filter(|n| range.contains(n))
+        .ok_or_else(|| Invalid::new(format!("must be {} to {}", range.start(), range.end())))
+}

@@ -1,0 +1,252 @@
+//! Every key from every place, and what is refused.
+
+use std::{collections::BTreeSet, path::Path};
+
+use clap::{CommandFactory, Parser};
+
+use super::*;
+
+/// `run` as the binary will have it.
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+fn args(args: &[&str]) -> RunArgs {
+    Cli::try_parse_from([&["run"], args].concat()).unwrap().run
+}
+
+fn with_file(yaml: &str, flags: &[&str]) -> Result<Config, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.yaml");
+    std::fs::write(&path, yaml).unwrap();
+    let flags = [flags, &["--config", path.to_str().unwrap()]].concat();
+    Config::load(&args(&flags)).map_err(|error| error.to_string().replace(dir.path().to_str().unwrap(), ""))
+}
+
+fn refusal(yaml: &str) -> String {
+    with_file(yaml, &[]).unwrap_err()
+}
+
+const EVERYTHING: &str = "
+node_name: n1.example
+manifests: /m
+state_dir: /s
+run_dir: /r
+bpffs: /b
+cgroup: /c
+uplinks: [eth0, eth1]
+routing: vxlan
+vxlan: {vni: 7, port: 4789, device: overlay0}
+mtu: 9000
+masquerade: {enabled: false, except: [10.0.0.0/8, 'fd00::/8'], ports: 50000-50999}
+connect_time: {tcp: false, udp: true}
+capacity:
+  endpoints: 1
+  routes: 2
+  services: 3
+  backends: 4
+  backend_generations: 5
+  flows: 6
+  fragments: 7
+  datagram_origins: 8
+  events_bytes: 4096
+http: off
+log: debug
+log_format: json
+log_ebpf: trace
+";
+
+#[test]
+fn every_key_of_the_file_reaches_the_configuration() {
+    let config = with_file(EVERYTHING, &[]).unwrap();
+    assert_eq!(config.node_name, "n1.example");
+    assert_eq!(config.manifests, Path::new("/m"));
+    assert_eq!(config.state_dir, Path::new("/s"));
+    assert_eq!(config.run_dir, Path::new("/r"));
+    assert_eq!(config.bpffs, Path::new("/b"));
+    assert_eq!(config.cgroup.as_deref(), Some(Path::new("/c")));
+    assert_eq!(config.uplinks, Uplinks::Named(vec!["eth0".to_owned(), "eth1".to_owned()]));
+    assert_eq!(config.routing, Routing::Vxlan);
+    assert_eq!(config.vxlan, Vxlan { vni: 7, port: 4789, device: "overlay0".to_owned() });
+    assert_eq!(config.mtu, Some(9000));
+    let except = vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
+    assert_eq!(config.masquerade, Masquerade { enabled: false, except, ports: 50_000..=50_999 });
+    assert_eq!(config.connect_time, ConnectTime { tcp: false, udp: true });
+    let capacity = Capacity {
+        endpoints: 1,
+        routes: 2,
+        services: 3,
+        backends: 4,
+        backend_generations: 5,
+        flows: 6,
+        fragments: 7,
+        datagram_origins: 8,
+        events_bytes: 4096,
+    };
+    assert_eq!(config.capacity, capacity);
+    assert_eq!(config.http, None);
+    assert_eq!(config.log, "debug");
+    assert_eq!(config.log_format, LogFormat::Json);
+    assert_eq!(config.log_ebpf, EbpfLog::Trace);
+}
+
+#[test]
+fn an_empty_file_means_the_defaults() {
+    for yaml in ["", "# nothing\n", "vxlan:\n  # vni: 2\n", "{}"] {
+        let config = with_file(yaml, &["--node-name", "n1"]).unwrap();
+        assert_eq!(config.manifests, Path::new("/etc/dataplane/manifests"), "{yaml:?}");
+        assert_eq!(config.vxlan, Vxlan { vni: 1, port: 8472, device: "dataplane0".to_owned() });
+        assert_eq!(config.masquerade.ports, 61_000..=65_535);
+        assert!(config.masquerade.enabled && config.connect_time.tcp && !config.connect_time.udp);
+        assert_eq!(config.http, Some("127.0.0.1:9964".parse().unwrap()));
+        assert_eq!((config.mtu, config.cgroup, config.uplinks), (None, None, Uplinks::Auto));
+        assert_eq!(config.capacity, Capacity::default());
+    }
+}
+
+#[test]
+fn flags_override_the_file() {
+    let flags = ["--mtu=auto", "--vxlan-vni=9", "--masquerade-except=", "--http=[::1]:80", "--uplinks=a,b"];
+    let config = with_file(EVERYTHING, &flags).unwrap();
+    assert_eq!(config.mtu, None);
+    assert_eq!(config.vxlan.vni, 9);
+    assert_eq!(config.masquerade.except, []);
+    assert_eq!(config.http, Some("[::1]:80".parse().unwrap()));
+    assert_eq!(config.uplinks, Uplinks::Named(vec!["a".to_owned(), "b".to_owned()]));
+    assert_eq!(config.routing, Routing::Vxlan);
+}
+
+#[test]
+fn each_key_is_a_flag_and_a_variable_by_its_name() {
+    let command = Cli::command();
+    let flags: BTreeSet<_> = command
+        .get_arguments()
+        .filter(|arg| !matches!(arg.get_id().as_str(), "help" | "config"))
+        .map(|arg| {
+            let flag = arg.get_long().unwrap().to_owned();
+            (flag, arg.get_env().unwrap().to_str().unwrap().to_owned())
+        })
+        .collect();
+    let expected = KEYS.map(|key| {
+        let flag = key.replace(['_', '.'], "-");
+        let variable = format!("DATAPLANE_{}", key.replace('.', "_").to_uppercase());
+        (flag, variable)
+    });
+    assert_eq!(flags, BTreeSet::from(expected));
+    for key in KEYS {
+        let known = Settings::default().fill(key, "");
+        assert_ne!(known, Err(keys::FillError::Unknown), "{key}");
+    }
+}
+
+#[test]
+fn variables_stand_between_flags_and_file() {
+    // a process of its own: variables belong to the process, and other tests run in this one
+    if std::env::var_os("DATAPLANE_VXLAN_PORT").is_some() {
+        let config = with_file(EVERYTHING, &["--vxlan-vni=9"]).unwrap();
+        assert_eq!(config.vxlan, Vxlan { vni: 9, port: 6000, device: "overlay0".to_owned() });
+        return;
+    }
+    let status = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "config::tests::variables_stand_between_flags_and_file"])
+        .envs([("DATAPLANE_VXLAN_PORT", "6000"), ("DATAPLANE_VXLAN_VNI", "8")])
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_what_was_meant() {
+    let cases = [
+        ("routng: vxlan", "/config.yaml: unknown key routng: is routing meant?"),
+        ("node-name: n1", "/config.yaml: unknown key node-name: is node_name meant?"),
+        ("vxlan: {vnii: 1}", "/config.yaml: unknown key vxlan.vnii: is vxlan.vni meant?"),
+        ("vni: 1", "/config.yaml: unknown key vni: is vxlan.vni meant?"),
+        ("vxlann: {port: 1}", "/config.yaml: unknown key vxlann.port: is vxlan.port meant?"),
+        (
+            "vxlan: 5",
+            "/config.yaml: unknown key vxlan: it is a section of vxlan.vni, vxlan.port, vxlan.device",
+        ),
+        (
+            "vxlan: {zzzzzzzzzzzzz: 5}",
+            "/config.yaml: unknown key vxlan.zzzzzzzzzzzzz: vxlan has vxlan.vni, vxlan.port, vxlan.device",
+        ),
+    ];
+    for (yaml, message) in cases {
+        assert_eq!(refusal(yaml), message, "{yaml}");
+    }
+    assert!(refusal("zzzzzzzzzzz: 1").contains("known are node_name, manifests,"));
+}
+
+#[test]
+fn an_impossible_value_is_refused_with_what_is_allowed() {
+    let cases = [
+        ("mtu: 1000", "mtu: \"1000\": must be auto or 1280 to 65535"),
+        ("vxlan: {vni: 16777216}", "vxlan.vni: \"16777216\": must be 1 to 16777215"),
+        ("vxlan: {port: 0}", "vxlan.port: \"0\": must be 1 to 65535"),
+        ("routing: ospf", "routing: \"ospf\": must be auto, native or vxlan"),
+        ("masquerade: {ports: 2000-1999}", "masquerade.ports: \"2000-1999\": must be FIRST-LAST within 1024"),
+        ("masquerade: {ports: 80-90}", "masquerade.ports: \"80-90\": must be FIRST-LAST within 1024"),
+        (
+            "masquerade: {except: [10.0.0.1/8]}",
+            "10.0.0.1/8 has bits set after its prefix: 10.0.0.0/8 is meant?",
+        ),
+        ("masquerade: {except: [ten]}", "\"ten\" is not a CIDR"),
+        ("masquerade: {enabled: maybe}", "masquerade.enabled: \"maybe\": must be true or false"),
+        ("node_name: Node_1", "node_name: \"Node_1\": must be the name of a Node"),
+        ("node_name: ''", "node_name: \"\": must be the name of a Node"),
+        ("uplinks: []", "uplinks: \"\": must be auto, or names of network devices"),
+        ("uplinks: [a-name-that-is-too-long]", "must be auto, or names of network devices"),
+        ("capacity: {flows: 0}", "capacity.flows: \"0\": must be 1 to 16777216"),
+        ("capacity: {events_bytes: 5000}", "capacity.events_bytes: \"5000\": must be a power of two"),
+        ("http: localhost", "http: \"localhost\": must be off, or ADDRESS:PORT"),
+        ("log: 'a=loud'", "log: \"a=loud\": must be a filter"),
+        ("log_format: xml", "log_format: \"xml\": log format \"xml\" is none of text, json"),
+        ("log_ebpf: loud", "log_ebpf: \"loud\": log level \"loud\" is none of"),
+        ("state_dir: ''", "state_dir: \"\": must be a path"),
+        ("mtu:", "mtu: has no value"),
+        ("uplinks: [{a: b}]", "uplinks: must be a list of plain values"),
+        ("- mtu", "expected a mapping of keys to values, found a list"),
+    ];
+    for (yaml, message) in cases {
+        let refusal = refusal(yaml);
+        assert!(refusal.starts_with("/config.yaml: ") && refusal.contains(message), "{yaml}: {refusal}");
+    }
+}
+
+#[test]
+fn a_value_of_the_file_is_checked_even_when_a_flag_overrides_it() {
+    let refusal = with_file("mtu: 12", &["--mtu=1500"]).unwrap_err();
+    assert!(refusal.contains("mtu: \"12\""), "{refusal}");
+}
+
+#[test]
+fn a_flag_is_refused_by_its_name() {
+    let error = Cli::try_parse_from(["run", "--mtu", "12"]).unwrap_err().to_string();
+    assert!(error.contains("--mtu") && error.contains("must be auto or 1280 to 65535"), "{error}");
+}
+
+#[test]
+fn values_that_collide_are_refused() {
+    let port = refusal("{node_name: n1, vxlan: {port: 61001}}");
+    assert!(port.starts_with("masquerade.ports: 61000-65535 contains vxlan.port 61001"), "{port}");
+    let uplink = refusal("{node_name: n1, uplinks: [dataplane0]}");
+    assert_eq!(uplink, "uplinks: dataplane0 is the overlay device (vxlan.device)");
+    assert!(with_file("{node_name: n1, vxlan: {port: 61001}, masquerade: {enabled: false}}", &[]).is_ok());
+}
+
+#[test]
+fn a_file_that_is_none_is_named() {
+    let missing = Config::load(&args(&["--config", "/nowhere/config.yaml"])).unwrap_err().to_string();
+    assert!(missing.starts_with("read configuration /nowhere/config.yaml: "), "{missing}");
+    assert!(refusal("mtu: [").starts_with("/config.yaml: "));
+    assert!(refusal("mtu: 1500\nmtu: 1500").contains("duplicate"));
+}
+
+#[test]
+fn the_node_is_called_like_the_host_by_default() {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().to_lowercase();
+    assert_eq!(Config::load(&args(&[])).unwrap().node_name, host);
+}
