@@ -100,7 +100,7 @@ fn has_tcx() -> bool {
     use aya::programs::{SchedClassifier, TcAttachType};
     let has = SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok();
     if !has {
-        eprintln!("skipped: this kernel has no tcx");
+        eprintln!("SKIP: this kernel has no tcx");
     }
     has
 }

@@ -11,7 +11,7 @@ use tokio::runtime;
 /// Runs the test in new namespaces, with a runtime that stays on the namespace's thread. Without root: a skip.
 pub(crate) fn in_fresh_netns<T: Future<Output = ()>>(test: impl FnOnce() -> T + Send + 'static) {
     if !nix::unistd::Uid::effective().is_root() {
-        eprintln!("skipped: a network namespace needs root");
+        eprintln!("SKIP: a network namespace needs root");
         return;
     }
     let run = move || {

@@ -1,0 +1,83 @@
+//! `test`: every test of the workspace, from one build.
+//!
+//! Binaries that need nothing but a processor run side by side; those with clusters of namespaces run alone, because
+//! they measure time. A test that cannot run here prints `SKIP: <reason>` and is counted as skipped, not as passed.
+
+mod binaries;
+mod libtest;
+mod runner;
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::Instant,
+};
+
+use anyhow::{Result, bail};
+
+use self::{binaries::Binary, libtest::Report};
+use crate::setup::{self, Purpose};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only tests whose `binary::test` contains this
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+}
+
+pub(crate) fn run(arguments: &Args) -> Result<()> {
+    setup::ensure(&[Purpose::Build, Purpose::Run])?;
+    let mut binaries = binaries::build()?;
+    let filter = arguments.filter.as_deref();
+    if let Some(filter) = filter {
+        binaries = runner::select(binaries, filter)?;
+    }
+    let start = Instant::now();
+    let (alone, together): (VecDeque<Binary>, VecDeque<Binary>) =
+        binaries.into_iter().partition(|binary| binary.runs_alone);
+    let mut reports = Vec::new();
+    run_all(together, thread::available_parallelism()?.get(), &mut reports)?;
+    run_all(alone, 1, &mut reports)?;
+    if filter.is_none() {
+        reports.push(runner::run_doc_tests()?);
+    }
+    summarize(&reports, start)
+}
+
+/// Runs binaries, `workers` at a time.
+fn run_all(queue: VecDeque<Binary>, workers: usize, reports: &mut Vec<Report>) -> Result<()> {
+    let queue = Mutex::new(queue);
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let work =
+        || -> Result<Vec<Report>> { std::iter::from_fn(next).map(|binary| runner::run(&binary)).collect() };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        for thread in threads {
+            reports.extend(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(())
+    })
+}
+
+/// What failed and why, what was skipped and why, and the numbers as the last line.
+fn summarize(reports: &[Report], start: Instant) -> Result<()> {
+    for failure in reports.iter().flat_map(|report| &report.failures) {
+        println!("\nFAILED {}\n{}", failure.test, failure.reason);
+    }
+    let skips: Vec<_> = reports.iter().flat_map(|report| &report.skips).collect();
+    if !skips.is_empty() {
+        println!("\nskipped:");
+        for skip in &skips {
+            println!("  {}: {}", skip.test, skip.reason);
+        }
+    }
+    let failed: usize = reports.iter().map(|report| report.failures.len()).sum();
+    let passed: usize = reports.iter().map(|report| report.passed).sum();
+    println!("\nran for {:.0?}", start.elapsed());
+    println!("{passed} passed, {failed} failed, {} skipped", skips.len());
+    if failed > 0 {
+        bail!("{failed} tests failed");
+    }
+    Ok(())
+}

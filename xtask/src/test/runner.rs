@@ -1,0 +1,127 @@
+//! Runs one test binary and watches it.
+
+use std::{
+    io::{BufRead as _, BufReader, Read},
+    process::{Command, Stdio},
+    sync::mpsc::{self, RecvTimeoutError, Sender},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    binaries::Binary,
+    libtest::{Case, Output, Report},
+};
+use crate::{process, workspace};
+
+/// A binary that takes longer hangs.
+const LIMIT: Duration = Duration::from_mins(8);
+/// How often the end of a silent binary is looked for.
+const LOOK: Duration = Duration::from_millis(100);
+/// Lines of stderr kept for a binary that fails.
+const KEPT: usize = 60;
+
+/// A line, and from where.
+enum Line {
+    Out(String),
+    Err(String),
+}
+
+/// The binaries that have tests the filter matches, with only those.
+pub(super) fn select(binaries: Vec<Binary>, filter: &str) -> Result<Vec<Binary>> {
+    let mut selected = Vec::new();
+    for mut binary in binaries {
+        let mut list = Command::new(&binary.executable);
+        let text =
+            process::output(list.args(["--list", "--format", "terse"]).current_dir(&binary.directory))?;
+        let tests: Vec<String> = text
+            .lines()
+            .filter_map(|line| line.strip_suffix(": test"))
+            .filter(|test| format!("{}::{test}", binary.name).contains(filter))
+            .map(str::to_owned)
+            .collect();
+        if !tests.is_empty() {
+            binary.only = Some(tests);
+            selected.push(binary);
+        }
+    }
+    Ok(selected)
+}
+
+/// Runs all its tests, or the selected ones.
+pub(super) fn run(binary: &Binary) -> Result<Report> {
+    if binary.needs_root && !process::is_root() {
+        let reason = "loads programs and makes network namespaces: needs root".to_owned();
+        let skip = Case { test: binary.name.clone(), reason };
+        return Ok(Report { skips: vec![skip], ..Report::default() });
+    }
+    let mut command = Command::new(&binary.executable);
+    command.current_dir(&binary.directory).env("CARGO_MANIFEST_DIR", &binary.directory).arg("--show-output");
+    if let Some(only) = &binary.only {
+        command.arg("--exact").args(only);
+    }
+    watch(&binary.name, &mut command)
+}
+
+/// Examples in the documentation; cargo builds and runs them itself.
+pub(super) fn run_doc_tests() -> Result<Report> {
+    let mut cargo = workspace::cargo();
+    cargo.args(["test", "--doc", "--workspace", "--exclude", workspace::EBPF, "--no-fail-fast"]);
+    cargo.args(["--", "--show-output"]);
+    watch("documentation", &mut cargo)
+}
+
+fn watch(name: &str, command: &mut Command) -> Result<Report> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("run {}", process::line(command)))?;
+    let (sender, lines) = mpsc::channel();
+    forward(child.stdout.take().context("stdout is piped")?, sender.clone(), Line::Out);
+    forward(child.stderr.take().context("stderr is piped")?, sender, Line::Err);
+
+    let deadline = Instant::now() + LIMIT;
+    let mut output = Output::of(name);
+    let mut complaints = Vec::new();
+    let mut has_ended = false;
+    loop {
+        match lines.recv_timeout(LOOK) {
+            Ok(Line::Out(line)) => {
+                if let Some((test, how)) = output.line(&line) {
+                    println!("{name}::{test} ... {how}");
+                }
+            }
+            Ok(Line::Err(line)) => complaints.push(line),
+            // what it started may outlive it and hold its output open
+            Err(RecvTimeoutError::Timeout) if has_ended => break,
+            Err(RecvTimeoutError::Timeout) => has_ended = child.try_wait()?.is_some(),
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        if !has_ended && Instant::now() > deadline {
+            complaints.push(format!("killed: it ran for more than {LIMIT:?}"));
+            child.kill()?;
+            break;
+        }
+    }
+    let status = child.wait()?;
+    let problem = (!status.success()).then(|| {
+        let tail = complaints.split_off(complaints.len().saturating_sub(KEPT));
+        format!("{status}\n{}", tail.join("\n"))
+    });
+    Ok(output.finish(problem))
+}
+
+/// Sends every line of a pipe, until it closes or nobody listens.
+fn forward(pipe: impl Read + Send + 'static, lines: Sender<Line>, wrap: fn(String) -> Line) {
+    thread::spawn(move || {
+        let mut pipe = BufReader::new(pipe);
+        let mut line = Vec::new();
+        while pipe.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
+            let text = String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned();
+            line.clear();
+            if lines.send(wrap(text)).is_err() {
+                return;
+            }
+        }
+    });
+}

@@ -1,0 +1,58 @@
+//! Where the workspace and its output are, and cargo.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use crate::process;
+
+/// Compiles for BPF only; `dataplane-agent` builds it.
+pub(crate) const EBPF: &str = "dataplane-ebpf";
+
+/// The repository's top directory.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a directory of the workspace")
+}
+
+/// The cargo that runs us, at the top directory.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Where binaries of a profile are.
+pub(crate) fn binaries(profile: &str) -> Result<PathBuf> {
+    let metadata = metadata()?;
+    let target = metadata["target_directory"].as_str().context("cargo metadata: target_directory")?;
+    Ok(Path::new(target).join(profile))
+}
+
+/// What `cargo metadata` says of the workspace and all it depends on.
+pub(crate) fn metadata() -> Result<&'static Value> {
+    static METADATA: OnceLock<Value> = OnceLock::new();
+    if let Some(metadata) = METADATA.get() {
+        return Ok(metadata);
+    }
+    let text = process::output(cargo().args(["metadata", "--format-version=1", "--locked"]))?;
+    let metadata = serde_json::from_str(&text).context("parse the output of cargo metadata")?;
+    Ok(METADATA.get_or_init(|| metadata))
+}
+
+/// Every file under version control, or about to be, that ends in `.extension`; relative to the top directory.
+pub(crate) fn files(extension: &str) -> Result<Vec<PathBuf>> {
+    let mut git = Command::new("git");
+    git.current_dir(root()).args(["ls-files", "--cached", "--others", "--exclude-standard", "-z", "--"]);
+    let text = process::output(git.arg(format!("*.{extension}")))?;
+    let mut files: Vec<PathBuf> =
+        text.split_terminator('\0').map(PathBuf::from).filter(|file| root().join(file).is_file()).collect();
+    files.sort();
+    files.dedup();
+    Ok(files)
+}
