@@ -116,7 +116,8 @@ impl<K: Clone + Ord + Hash> WorkQueue<K> {
 
     /// Keys that failed, with the last error.
     pub fn problems(&self) -> impl Iterator<Item = (&K, &str)> {
-        self.failures.iter().map(|(key, failure)| (key, failure.message.as_str()))
+        let failed = self.failures.iter().filter(|(_, failure)| failure.attempts > 0);
+        failed.map(|(key, failure)| (key, failure.message.as_str()))
     }
 
     /// How many keys failed.

@@ -40,6 +40,10 @@ impl<K, V> Counted<K, V> {
         done
     }
 
+    pub fn name(&self) -> &'static str {
+        self.table.name()
+    }
+
     pub fn capacity(&self) -> u32 {
         self.table.capacity()
     }

@@ -1,5 +1,235 @@
-//! Desired against actual: the one owner of what stands in the datapath's tables.
+//! Desired against actual: the one owner of what stands in the datapath's tables, and of what is asked of the
+//! kernel's routes.
+//!
+//! [`Reconciler`] belongs to one task. Inputs say what is wanted and return at once, except for the pods of this node,
+//! which the CNI waits for; [`Reconciler::work`] makes it so, key by key, and a key that fails waits by itself. What an
+//! earlier agent left is taken over by [`Reconciler::adopt`]: rows that are still right are never written again, and
+//! rows nobody wants are removed only when everything that exists has been heard of ([`Reconciler::synced`],
+//! [`Reconciler::pods_loaded`]). Knows no Kubernetes type, no aya and no netlink message.
 
 pub mod backoff;
+mod claims;
 pub mod counted;
+pub mod endpoints;
+pub mod kernel;
+pub mod routes;
+pub mod services;
 pub mod slots;
+pub mod views;
+
+use std::{net::IpAddr, time::Instant};
+
+use dataplane_common::abi::{Addr, BackendSlot, Endpoint, Route, Service, ServiceKey};
+use tokio::sync::mpsc::UnboundedSender;
+
+pub use endpoints::{EndpointError, LocalPod};
+pub use kernel::{KernelRoutes, KernelUpdate};
+pub use routes::NodeNetwork;
+
+use self::{endpoints::Endpoints, kernel::KernelSweep, routes::Routes, services::Services};
+use crate::{
+    compile,
+    datapath::{
+        Tables,
+        table::{RoutePrefix, Table, TableError},
+    },
+    state::{Changes, NamespacedName, Store},
+};
+
+/// Writes in one call of [`Reconciler::work`], more or less: the rest of the task must get its turn.
+const STEP: u64 = 2_000;
+
+/// The tables that are written.
+pub struct ReconcileTables {
+    pub endpoints: Box<dyn Table<Addr, Endpoint>>,
+    pub routes: Box<dyn Table<RoutePrefix, Route>>,
+    pub services: Box<dyn Table<ServiceKey, Service>>,
+    pub backends: Box<dyn Table<u32, BackendSlot>>,
+    pub backend_generations: Box<dyn Table<u32, u32>>,
+}
+
+impl From<Tables> for ReconcileTables {
+    fn from(tables: Tables) -> Self {
+        Self {
+            endpoints: Box::new(tables.endpoints),
+            routes: Box::new(tables.routes),
+            services: Box::new(tables.services),
+            backends: Box::new(tables.backends),
+            backend_generations: Box::new(tables.backend_generations),
+        }
+    }
+}
+
+/// What is wanted, what is there, and the work between them.
+#[derive(Debug)]
+pub struct Reconciler {
+    endpoints: Endpoints,
+    routes: Routes,
+    services: Services,
+    /// Revision of the state that has been taken in.
+    revision: u64,
+    /// Revision that is in the tables completely.
+    applied: u64,
+    drift: u64,
+    /// The table the next audit looks at.
+    audit: Audit,
+}
+
+/// Tables are audited in turn, so that no audit takes long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Audit {
+    Endpoints,
+    Routes,
+    Services,
+    Backends,
+    Generations,
+}
+
+/// What was found in the tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Adopted {
+    pub endpoints: usize,
+    pub routes: usize,
+    pub services: usize,
+    pub backends: usize,
+    /// Rows of `SERVICES` whose range cannot be: they are rewritten when what they should say is known.
+    pub broken: usize,
+}
+
+impl Reconciler {
+    /// Over tables nobody else writes. Routes of the kernel go to `kernel` ([`KernelRoutes`] is the other end).
+    pub fn new(tables: impl Into<ReconcileTables>, kernel: UnboundedSender<KernelUpdate>) -> Self {
+        let tables = tables.into();
+        Self {
+            endpoints: Endpoints::new(tables.endpoints),
+            routes: Routes::new(tables.routes, kernel),
+            services: Services::new(tables.services, tables.backends, tables.backend_generations),
+            revision: 0,
+            applied: 0,
+            drift: 0,
+            audit: Audit::Endpoints,
+        }
+    }
+
+    /// Reads what is in the tables. To be called once, before anything else.
+    pub fn adopt(&mut self) -> Result<Adopted, TableError> {
+        let (services, backends, broken) = self.services.adopt()?;
+        Ok(Adopted {
+            endpoints: self.endpoints.adopt()?,
+            routes: self.routes.adopt()?,
+            services,
+            backends,
+            broken,
+        })
+    }
+
+    /// Takes in everything that `changes` names.
+    pub fn changed(&mut self, store: &Store, changes: &Changes) {
+        self.nodes_changed(store, changes.nodes.iter().map(String::as_str));
+        self.services_changed(store, &changes.services);
+        if changes.synced {
+            self.synced();
+        }
+        self.revision = store.revision();
+    }
+
+    /// Nodes that came, went or changed. This node among them means that every other is looked at again.
+    fn nodes_changed<'a>(&mut self, store: &Store, names: impl IntoIterator<Item = &'a str>) {
+        self.routes.nodes_changed(store, names);
+    }
+
+    /// Services that came, went or changed, or one of whose slices did.
+    fn services_changed<'a>(&mut self, store: &Store, names: impl IntoIterator<Item = &'a NamespacedName>) {
+        for name in names {
+            let entries =
+                store.service(name).map(|service| compile::services::compile(service, store.slices_of(name)));
+            self.services.set(name, entries);
+        }
+    }
+
+    /// What this node reaches others with, at start and whenever it changes: all routes are made anew.
+    pub fn set_network(&mut self, network: NodeNetwork, store: &Store) {
+        self.routes.set_network(network, store);
+    }
+
+    /// Every address of this host on any device, link-local and loopback ones left out.
+    pub fn set_host_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
+        self.endpoints.set_host(addresses);
+    }
+
+    /// A pod of this node, at once. After an error it stays wanted and is tried again until [`Self::remove_pod`].
+    ///
+    /// `id` names the attachment (container and interface).
+    pub fn upsert_pod(&mut self, id: &str, pod: &LocalPod, now: Instant) -> Result<(), EndpointError> {
+        let done = self.endpoints.upsert_pod(id, pod, now);
+        self.routes.set_pod(id, self.endpoints.pods.get(id).map(|pod| &pod.device));
+        done
+    }
+
+    /// The pod is gone, at once. After an error its entries are removed later.
+    pub fn remove_pod(&mut self, id: &str, now: Instant) -> Result<(), EndpointError> {
+        self.routes.set_pod(id, None);
+        self.endpoints.remove_pod(id, now)
+    }
+
+    /// Every pod of this node has been given to [`Self::upsert_pod`]: others do not exist.
+    pub fn pods_loaded(&mut self) {
+        self.endpoints.sweep_pods();
+        self.routes.sweep_kernel(KernelSweep::Pods);
+    }
+
+    /// The source has delivered everything: what is not wanted by now does not exist.
+    fn synced(&mut self) {
+        self.endpoints.sweep_host();
+        self.routes.sweep();
+        self.routes.sweep_kernel(KernelSweep::Nodes);
+        self.services.sweep();
+    }
+
+    /// Does what is due, up to a limit. Returns when to be called again: now, if there is more; `None` if there is
+    /// nothing to do until an input changes.
+    pub fn work(&mut self, now: Instant) -> Option<Instant> {
+        let enough = self.changes() + STEP;
+        while self.changes() < enough {
+            let worked =
+                self.endpoints.work_one(now) || self.routes.work_one(now) || self.services.work_one(now);
+            if !worked {
+                break;
+            }
+        }
+        if self.is_settled() {
+            self.applied = self.revision;
+        }
+        self.next_due(now)
+    }
+
+    /// Compares the next table with what was written to it; what differs is repaired by later [`Self::work`]. Returns
+    /// whether every table has had its turn. To be called by timer.
+    pub fn audit(&mut self) -> Result<bool, TableError> {
+        let (next, different) = match self.audit {
+            Audit::Endpoints => (Audit::Routes, self.endpoints.audit()?),
+            Audit::Routes => (Audit::Services, self.routes.audit()?),
+            Audit::Services => (Audit::Backends, self.services.audit_frontends()?),
+            Audit::Backends => (Audit::Generations, self.services.audit_ranges()?),
+            Audit::Generations => (Audit::Endpoints, self.services.backends.audit()?),
+        };
+        self.audit = next;
+        self.drift += different;
+        Ok(next == Audit::Endpoints)
+    }
+
+    /// Everything is as it is wanted.
+    pub fn is_settled(&self) -> bool {
+        self.endpoints.is_settled() && self.routes.is_settled() && self.services.is_settled()
+    }
+
+    /// Revision of the state that is in the tables completely.
+    pub const fn applied_revision(&self) -> u64 {
+        self.applied
+    }
+
+    /// Entries written or removed since the agent started.
+    pub fn changes(&self) -> u64 {
+        self.endpoints.changes() + self.routes.changes() + self.services.changes()
+    }
+}

@@ -1,0 +1,251 @@
+//! `ENDPOINTS`: the pods of this node and the addresses of the host.
+//!
+//! The datapath writes the gates of an entry, we write the rest: entries are compared without gates, and an entry that
+//! is written over another one opens them all, because the datapath may open one at the same moment.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    time::Instant,
+};
+
+use dataplane_common::abi::{Addr, Endpoint};
+
+use super::{backoff::WorkQueue, counted::Counted};
+use crate::{
+    compile::{self, endpoints::PodDevice},
+    datapath::table::{Table, TableError},
+};
+
+/// A pod of this node, as the CNI knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPod {
+    pub namespace: String,
+    pub name: String,
+    /// Name of the host-side device.
+    pub device_name: String,
+    pub device: PodDevice,
+}
+
+/// Why a pod has no entries.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    #[error("address {0} of the pod is an address of this host")]
+    HostAddress(IpAddr),
+    #[error("endpoint {address}: {source}")]
+    Table { address: IpAddr, source: TableError },
+}
+
+/// What an address should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Wanted {
+    endpoint: Endpoint,
+    /// Attachment of the pod; `None`: the host.
+    pod: Option<String>,
+    /// A new entry starts with open gates: flows to the address may exist.
+    open: bool,
+}
+
+/// Wanted and actual entries.
+#[derive(Debug)]
+pub(super) struct Endpoints {
+    pub(super) table: Counted<Addr, Endpoint>,
+    /// Without gates.
+    actual: HashMap<Addr, Endpoint>,
+    wanted: HashMap<Addr, Wanted>,
+    pub(super) pods: BTreeMap<String, LocalPod>,
+    /// `None`: not known yet.
+    host: Option<BTreeSet<Addr>>,
+    /// Nothing was adopted: no flow is older than this agent.
+    fresh: bool,
+    pub(super) queue: WorkQueue<Addr>,
+}
+
+impl Endpoints {
+    pub(super) fn new(table: Box<dyn Table<Addr, Endpoint>>) -> Self {
+        Self {
+            table: Counted::new(table),
+            actual: HashMap::new(),
+            wanted: HashMap::new(),
+            pods: BTreeMap::new(),
+            host: None,
+            fresh: true,
+            queue: WorkQueue::default(),
+        }
+    }
+
+    pub(super) fn adopt(&mut self) -> Result<usize, TableError> {
+        let entries = self.table.entries()?;
+        self.actual = entries.into_iter().map(|(addr, endpoint)| (addr, endpoint.without_gates())).collect();
+        self.fresh = self.actual.is_empty();
+        Ok(self.actual.len())
+    }
+
+    pub(super) fn set_host(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
+        let entries: BTreeMap<_, _> = compile::endpoints::host(addresses).into_iter().collect();
+        let before = self.host.take();
+        // an address that comes back has flows from before: masquerade uses the node's
+        let open = before.is_some() || !self.fresh;
+        for addr in before.unwrap_or_default() {
+            if !entries.contains_key(&addr) {
+                self.wanted.remove(&addr);
+                self.want_pod_at(addr);
+                self.queue.push(addr);
+            }
+        }
+        for (addr, endpoint) in &entries {
+            let known = self.wanted.get(addr).is_some_and(|wanted| wanted.pod.is_none());
+            if !known {
+                self.wanted.insert(*addr, Wanted { endpoint: *endpoint, pod: None, open });
+                self.queue.push(*addr);
+            }
+        }
+        self.host = Some(entries.into_keys().collect());
+    }
+
+    /// The host gave the address up: a pod that has it gets it.
+    fn want_pod_at(&mut self, addr: Addr) {
+        let has = |pod: &LocalPod| pod.device.addresses.iter().any(|ip| Addr::from(*ip) == addr);
+        if let Some((id, pod)) = self.pods.iter().find(|(_, pod)| has(pod)) {
+            let endpoint = Endpoint::pod(pod.device.ifindex, pod.device.mac);
+            self.wanted.insert(addr, Wanted { endpoint, pod: Some(id.clone()), open: false });
+        }
+    }
+
+    pub(super) fn upsert_pod(&mut self, id: &str, pod: &LocalPod, now: Instant) -> Result<(), EndpointError> {
+        let entries = compile::endpoints::pod(&pod.device);
+        let host = self.host.iter().flatten();
+        if let Some(addr) = host.into_iter().find(|addr| entries.iter().any(|(own, _)| own == *addr)) {
+            return Err(EndpointError::HostAddress(addr.to_ip()));
+        }
+        let before = self.pods.insert(id.to_owned(), pod.clone());
+        let mut result = Ok(());
+        for (addr, endpoint) in &entries {
+            let wanted = Wanted { endpoint: *endpoint, pod: Some(id.to_owned()), open: false };
+            self.wanted.insert(*addr, wanted);
+            result = result.and(self.apply_now(*addr, now));
+        }
+        for ip in before.map(|pod| pod.device.addresses).unwrap_or_default() {
+            let addr = Addr::from(ip);
+            if entries.iter().all(|(own, _)| *own != addr) {
+                result = result.and(self.drop_pod_at(addr, id, now));
+            }
+        }
+        result
+    }
+
+    pub(super) fn remove_pod(&mut self, id: &str, now: Instant) -> Result<(), EndpointError> {
+        let Some(pod) = self.pods.remove(id) else { return Ok(()) };
+        let addresses = pod.device.addresses.into_iter().map(Addr::from);
+        let mut result = Ok(());
+        for addr in addresses {
+            result = result.and(self.drop_pod_at(addr, id, now));
+        }
+        result
+    }
+
+    /// Another pod may have got the address since: then it is none of ours.
+    fn drop_pod_at(&mut self, addr: Addr, id: &str, now: Instant) -> Result<(), EndpointError> {
+        if self.wanted.get(&addr).is_none_or(|wanted| wanted.pod.as_deref() != Some(id)) {
+            return Ok(());
+        }
+        self.wanted.remove(&addr);
+        self.apply_now(addr, now)
+    }
+
+    fn apply_now(&mut self, addr: Addr, now: Instant) -> Result<(), EndpointError> {
+        let done = self.apply(addr);
+        self.settle(addr, &done, now);
+        done.map_err(|source| EndpointError::Table { address: addr.to_ip(), source })
+    }
+
+    fn settle(&mut self, addr: Addr, done: &Result<(), TableError>, now: Instant) {
+        match done {
+            Ok(()) => self.queue.settle(&addr),
+            Err(error) => self.queue.fail(addr, error.to_string(), now),
+        }
+    }
+
+    /// Makes the entry what it should be.
+    fn apply(&mut self, addr: Addr) -> Result<(), TableError> {
+        let actual = self.actual.get(&addr);
+        let Some(wanted) = self.wanted.get(&addr) else {
+            if actual.is_some() {
+                self.table.remove(&addr)?;
+                self.actual.remove(&addr);
+            }
+            return Ok(());
+        };
+        if actual == Some(&wanted.endpoint) {
+            return Ok(());
+        }
+        let open = wanted.open || actual.is_some();
+        let entry = if open { wanted.endpoint.with_gates_open() } else { wanted.endpoint };
+        self.table.insert(&addr, &entry)?;
+        self.actual.insert(addr, wanted.endpoint);
+        Ok(())
+    }
+
+    /// Pods nobody told us of do not exist.
+    pub(super) fn sweep_pods(&mut self) {
+        self.sweep(|endpoint| !endpoint.is_host());
+    }
+
+    /// Addresses the host does not have are not its own.
+    pub(super) fn sweep_host(&mut self) {
+        if self.host.is_some() {
+            self.sweep(Endpoint::is_host);
+        }
+    }
+
+    fn sweep(&mut self, which: impl Fn(&Endpoint) -> bool) {
+        for (addr, endpoint) in &self.actual {
+            if which(endpoint) && !self.wanted.contains_key(addr) {
+                self.queue.push(*addr);
+            }
+        }
+    }
+
+    /// Works on one key that is due. `false`: there is none.
+    pub(super) fn work_one(&mut self, now: Instant) -> bool {
+        let Some(addr) = self.queue.pop(now) else { return false };
+        let done = self.apply(addr);
+        self.settle(addr, &done, now);
+        true
+    }
+
+    /// The pod an address belongs to.
+    pub(super) fn pod_of(&self, addr: &Addr) -> Option<&LocalPod> {
+        self.pods.get(self.wanted.get(addr)?.pod.as_ref()?)
+    }
+
+    /// Compares with what is in the table; differences are repaired by later work. Returns how many there are.
+    pub(super) fn audit(&mut self) -> Result<u64, TableError> {
+        let entries = self.table.entries()?.into_iter();
+        let found: HashMap<_, _> = entries.map(|(addr, endpoint)| (addr, endpoint.without_gates())).collect();
+        let mut different: BTreeSet<Addr> = BTreeSet::new();
+        different.extend(found.iter().filter(|(a, e)| self.actual.get(a) != Some(e)).map(|(a, _)| *a));
+        different.extend(self.actual.keys().filter(|addr| !found.contains_key(addr)));
+        self.actual = found;
+        for addr in &different {
+            self.queue.push(*addr);
+        }
+        Ok(different.len() as u64)
+    }
+
+    pub(super) fn used(&self) -> usize {
+        self.actual.len()
+    }
+
+    pub(super) fn next_due(&self, now: Instant) -> Option<Instant> {
+        self.queue.next_due(now)
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        self.queue.is_settled()
+    }
+
+    pub(super) const fn changes(&self) -> u64 {
+        self.table.changes()
+    }
+}

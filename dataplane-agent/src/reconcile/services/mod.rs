@@ -1,0 +1,412 @@
+//! `SERVICES`, `BACKENDS` and `BACKEND_GENERATIONS`: from ports of services to frontends and ranges.
+//!
+//! Invariants, after every single write: a row of `SERVICES` points to a range that is written completely and is not
+//! written again while the row or a reader of it may be there; every slot of such a range carries the generation its
+//! backend has. So the order is: numbers of new backends, a fresh range, the rows that point to it, what is not wanted any
+//! more, and last the generations of backends that are gone, which makes UDP flows to them choose again.
+
+mod audit;
+mod backends;
+mod ids;
+mod ranges;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+    time::Instant,
+};
+
+use dataplane_common::abi::{BackendSlot, Service, ServiceKey};
+
+pub(super) use self::backends::BackendKey;
+use self::{
+    backends::Backends,
+    ids::ServiceIds,
+    ranges::{RangeError, Ranges},
+};
+use super::{backoff::WorkQueue, counted::Counted, slots::SlotsError};
+use crate::{
+    compile::services::{Backend, PortEntries, ServiceEntries, ServicePortKey},
+    datapath::table::{Table, TableError},
+    state::NamespacedName,
+};
+
+/// What is worked on.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum ServiceWork {
+    Service(NamespacedName),
+    /// One that nobody may want any more.
+    Frontend(ServiceKey),
+}
+
+/// Why a service is not as it should be.
+#[derive(Debug, thiserror::Error)]
+enum ServiceError {
+    #[error(transparent)]
+    Table(#[from] TableError),
+    #[error(transparent)]
+    Slots(#[from] SlotsError),
+    #[error("{}:{} is held by Service {holder}", .frontend.addr, .frontend.port)]
+    Held { frontend: ServiceKey, holder: NamespacedName },
+}
+
+/// What the frontends of a port lead to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Backing {
+    /// No backend is ready.
+    Nothing,
+    /// A range, by its first slot.
+    Range(u32),
+}
+
+/// A row as it is in the table.
+#[derive(Debug)]
+struct Row {
+    value: Service,
+    /// First slots of the ranges it points into: one, none without backends, several if it is broken.
+    ranges: Vec<u32>,
+}
+
+/// Wanted and actual entries.
+#[derive(Debug)]
+pub(super) struct Services {
+    pub(super) table: Counted<ServiceKey, Service>,
+    rows: HashMap<ServiceKey, Row>,
+    /// Rows of an earlier agent whose range is not theirs alone.
+    broken: HashSet<ServiceKey>,
+    pub(super) ranges: Ranges,
+    pub(super) backends: Backends,
+    ids: ServiceIds,
+    wanted: BTreeMap<NamespacedName, Arc<ServiceEntries>>,
+    /// Who wants a frontend; the first had it first.
+    claims: HashMap<ServiceKey, Vec<ServicePortKey>>,
+    pub(super) queue: WorkQueue<ServiceWork>,
+}
+
+impl Row {
+    fn backing(&self) -> Backing {
+        self.ranges.first().map_or(Backing::Nothing, |start| Backing::Range(*start))
+    }
+}
+
+impl Backing {
+    const fn range(self) -> Option<u32> {
+        match self {
+            Self::Nothing => None,
+            Self::Range(start) => Some(start),
+        }
+    }
+}
+
+impl From<RangeError> for ServiceError {
+    fn from(error: RangeError) -> Self {
+        match error {
+            RangeError::Slots(error) => Self::Slots(error),
+            RangeError::Table(error) => Self::Table(error),
+        }
+    }
+}
+
+impl Services {
+    pub(super) fn new(
+        services: Box<dyn Table<ServiceKey, Service>>,
+        backends: Box<dyn Table<u32, BackendSlot>>,
+        generations: Box<dyn Table<u32, u32>>,
+    ) -> Self {
+        Self {
+            table: Counted::new(services),
+            rows: HashMap::new(),
+            broken: HashSet::new(),
+            ranges: Ranges::new(backends),
+            backends: Backends::new(generations),
+            ids: ServiceIds::default(),
+            wanted: BTreeMap::new(),
+            claims: HashMap::new(),
+            queue: WorkQueue::default(),
+        }
+    }
+
+    /// Takes over what is there. Returns how many frontends, backends and broken rows there are.
+    pub(super) fn adopt(&mut self) -> Result<(usize, usize, usize), TableError> {
+        self.backends.adopt()?;
+        let mut rows = self.table.entries()?;
+        // of two that overlap, the small one is the more likely to be right, and the rest is less to hold
+        rows.sort_by_key(|(key, row)| (row.count, row.first_slot, *key));
+        for (key, value) in rows {
+            let (ranges, own) = self.ranges.adopt(&value, key.protocol, &mut self.backends)?;
+            if !own {
+                self.broken.insert(key);
+            }
+            self.rows.insert(key, Row { value, ranges });
+        }
+        self.backends.adopted();
+        self.ids.adopt(self.rows.values().map(|row| row.value.id));
+        Ok((self.rows.len(), self.backends.used(), self.broken.len()))
+    }
+
+    /// What a service should be; `None`: it is gone.
+    pub(super) fn set(&mut self, name: &NamespacedName, entries: Option<ServiceEntries>) {
+        let before = self.wanted.get(name).cloned();
+        if before.as_deref() == entries.as_ref() {
+            return;
+        }
+        let claims_after = claims_of(entries.as_ref());
+        let claims_before = claims_of(before.as_deref());
+        for (frontend, port) in claims_before.difference(&claims_after) {
+            self.unclaim(frontend, port);
+        }
+        for (frontend, port) in claims_after.difference(&claims_before) {
+            self.claims.entry(*frontend).or_default().push(port.clone());
+        }
+        let ports = entries.iter().flat_map(|entries| &entries.ports).map(|port| &port.key);
+        let ports: HashSet<_> = ports.collect();
+        for port in before.iter().flat_map(|before| &before.ports) {
+            if !ports.contains(&port.key) {
+                self.ids.forget(&port.key);
+            }
+        }
+        match entries {
+            Some(entries) => self.wanted.insert(name.clone(), Arc::new(entries)),
+            None => self.wanted.remove(name),
+        };
+        self.queue.push(ServiceWork::Service(name.clone()));
+    }
+
+    /// The next in line gets the frontend, or it goes: after what else has changed is in place.
+    fn unclaim(&mut self, frontend: &ServiceKey, port: &ServicePortKey) {
+        let Some(claims) = self.claims.get_mut(frontend) else { return };
+        claims.retain(|claim| claim != port);
+        let next = claims.first().map(|port| ServiceWork::Service(port.service.clone()));
+        if next.is_none() {
+            self.claims.remove(frontend);
+        }
+        self.queue.push(next.unwrap_or(ServiceWork::Frontend(*frontend)));
+    }
+
+    /// Frontends nobody wants do not exist, nor do backends no range has.
+    pub(super) fn sweep(&mut self) {
+        for key in self.rows.keys() {
+            if !self.claims.contains_key(key) {
+                self.queue.push(ServiceWork::Frontend(*key));
+            }
+        }
+        self.backends.sweep();
+    }
+
+    /// Works on one key that is due. `false`: there is none.
+    pub(super) fn work_one(&mut self, now: Instant) -> bool {
+        let Some(work) = self.queue.pop(now) else { return self.backends.work_one(now) };
+        let done = match &work {
+            ServiceWork::Service(name) => self.apply(name, now),
+            ServiceWork::Frontend(key) => self.drop_unclaimed(key, now).map_err(ServiceError::from),
+        };
+        match done {
+            Ok(()) => self.queue.settle(&work),
+            Err(ServiceError::Slots(error @ SlotsError::Resting { until, .. })) => {
+                self.queue.postpone(work, error.to_string(), until);
+            }
+            Err(error) => self.queue.fail(work, error.to_string(), now),
+        }
+        true
+    }
+
+    /// Makes a service what it should be. A port that cannot be made does not keep the others.
+    fn apply(&mut self, name: &NamespacedName, now: Instant) -> Result<(), ServiceError> {
+        let Some(entries) = self.wanted.get(name).cloned() else { return Ok(()) };
+        let mut result = Ok(());
+        for port in &entries.ports {
+            let (ours, held) = self.frontends(port);
+            result = result.and(held);
+            let found = ours.iter().filter_map(|key| self.rows.get(key)).map(|row| row.value.id);
+            let id = self.ids.number(&port.key, found);
+            for family in [true, false] {
+                let frontends: Vec<_> = ours.iter().filter(|key| key.addr.is_v4() == family).collect();
+                let Some(first) = frontends.first() else { continue };
+                let backends = port.backends(first);
+                result = result.and(self.apply_family(port, id, &frontends, backends, now));
+            }
+        }
+        result
+    }
+
+    /// The frontends of a port that are its own, and an error if another service holds one.
+    fn frontends(&self, port: &PortEntries) -> (Vec<ServiceKey>, Result<(), ServiceError>) {
+        let (mut ours, mut result) = (Vec::new(), Ok(()));
+        for frontend in &port.frontends {
+            match self.claims.get(frontend).and_then(|claims| claims.first()) {
+                Some(holder) if *holder != port.key => {
+                    let holder = holder.service.clone();
+                    result = Err(ServiceError::Held { frontend: *frontend, holder });
+                }
+                _ => ours.push(*frontend),
+            }
+        }
+        (ours, result)
+    }
+
+    /// Frontends of one family share a range.
+    fn apply_family(
+        &mut self,
+        port: &PortEntries,
+        id: u32,
+        frontends: &[&ServiceKey],
+        backends: &[Backend],
+        now: Instant,
+    ) -> Result<(), ServiceError> {
+        let protocol = port.key.protocol.number();
+        let keys = backends.iter().map(|b| BackendKey { addr: b.addr, port: b.port, protocol });
+        let layout = port.layout(backends);
+        let last =
+            frontends.iter().filter_map(|key| self.rows.get(key)).map(|row| row.value.generation).max();
+
+        let numbers: Option<Vec<u32>> = keys.clone().map(|key| self.backends.id(&key)).collect();
+        let content = numbers.map(|numbers| arrange(&layout, &numbers));
+        let fitting = content.and_then(|content| self.fitting(frontends, &content));
+        let (backing, generation) = if let Some(backing) = fitting {
+            (backing, last.unwrap_or(1))
+        } else {
+            let numbers: Vec<u32> = keys.map(|key| self.backends.number(key)).collect::<Result<_, _>>()?;
+            let backing = self.write_range(&arrange(&layout, &numbers), now)?;
+            (backing, last.unwrap_or(0).wrapping_add(1))
+        };
+        let value = Service {
+            id,
+            first_slot: backing.range().unwrap_or(0),
+            count: layout.len() as u32,
+            affinity_timeout: port.affinity_timeout,
+            generation,
+            flags: port.flags(),
+            reserved: 0,
+        };
+        let mut result = Ok(());
+        for frontend in frontends {
+            result = result.and(self.point(frontend, value, backing, now));
+        }
+        if let Some(start) = backing.range() {
+            self.ranges.discard(start, &mut self.backends);
+        }
+        result.map_err(ServiceError::from)
+    }
+
+    /// What one of the frontends points to already, if that holds what it should.
+    fn fitting(&self, frontends: &[&ServiceKey], content: &[u32]) -> Option<Backing> {
+        let sound = frontends.iter().filter(|key| !self.broken.contains(key));
+        let mut backings = sound.filter_map(|key| self.rows.get(key)).map(Row::backing);
+        backings.find(|backing| match backing {
+            Backing::Nothing => content.is_empty(),
+            Backing::Range(start) => self.ranges.holds(*start, content),
+        })
+    }
+
+    fn write_range(&mut self, content: &[u32], now: Instant) -> Result<Backing, RangeError> {
+        if content.is_empty() {
+            return Ok(Backing::Nothing);
+        }
+        let mut written = self.ranges.write(content, &mut self.backends, now);
+        if let Err(RangeError::Slots(SlotsError::Full { .. } | SlotsError::Fragmented { .. })) = written
+            && !self.broken.is_empty()
+        {
+            self.give_up_broken(now);
+            written = self.ranges.write(content, &mut self.backends, now);
+        }
+        written.map(Backing::Range)
+    }
+
+    /// What broken rows point into is needed: nobody can say what they mean anyway.
+    fn give_up_broken(&mut self, now: Instant) {
+        for key in &self.broken {
+            let Some(row) = self.rows.get_mut(key) else { continue };
+            for start in std::mem::take(&mut row.ranges) {
+                self.ranges.release(start, &mut self.backends, now);
+            }
+        }
+    }
+
+    /// Writes the row of a frontend, if it says something else.
+    fn point(
+        &mut self,
+        frontend: &ServiceKey,
+        value: Service,
+        backing: Backing,
+        now: Instant,
+    ) -> Result<(), TableError> {
+        let before = self.rows.get(frontend).filter(|_| !self.broken.contains(frontend));
+        // the generation tells changes of the backends, and the range is the same
+        let same = |row: &Row| Service { generation: value.generation, ..row.value } == value;
+        if before.is_some_and(same) {
+            return Ok(());
+        }
+        self.table.insert(frontend, &value)?;
+        self.broken.remove(frontend);
+        let ranges: Vec<u32> = backing.range().into_iter().collect();
+        for start in &ranges {
+            self.ranges.hold(*start);
+        }
+        if let Some(before) = self.rows.insert(*frontend, Row { value, ranges }) {
+            self.release(before, now);
+        }
+        Ok(())
+    }
+
+    /// Removes a frontend that nobody wants.
+    fn drop_unclaimed(&mut self, frontend: &ServiceKey, now: Instant) -> Result<(), TableError> {
+        if self.claims.contains_key(frontend) || !self.rows.contains_key(frontend) {
+            return Ok(());
+        }
+        self.table.remove(frontend)?;
+        self.broken.remove(frontend);
+        if let Some(row) = self.rows.remove(frontend) {
+            self.release(row, now);
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, row: Row, now: Instant) {
+        for start in row.ranges {
+            self.ranges.release(start, &mut self.backends, now);
+        }
+    }
+
+    /// What is wanted of each service.
+    pub(super) fn wanted(&self) -> impl Iterator<Item = &ServiceEntries> {
+        self.wanted.values().map(Arc::as_ref)
+    }
+
+    /// The number of a port, once it is known.
+    pub(super) fn id(&self, port: &ServicePortKey) -> Option<u32> {
+        self.ids.get(port)
+    }
+
+    /// The row of a frontend, and the backends it leads to.
+    pub(super) fn row(&self, frontend: &ServiceKey) -> Option<(&Service, Vec<BackendKey>)> {
+        let row = self.rows.get(frontend)?;
+        let members = row.ranges.iter().flat_map(|start| self.ranges.members(*start));
+        Some((&row.value, members.filter_map(|id| self.backends.key(*id)).copied().collect()))
+    }
+
+    pub(super) fn used(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub(super) fn next_due(&self, now: Instant) -> Option<Instant> {
+        [self.queue.next_due(now), self.backends.queue.next_due(now)].into_iter().flatten().min()
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        self.queue.is_settled() && self.backends.queue.is_settled()
+    }
+
+    pub(super) const fn changes(&self) -> u64 {
+        self.table.changes() + self.ranges.table.changes() + self.backends.table.changes()
+    }
+}
+
+fn claims_of(entries: Option<&ServiceEntries>) -> BTreeSet<(ServiceKey, ServicePortKey)> {
+    let ports = entries.into_iter().flat_map(|entries| &entries.ports);
+    ports.flat_map(|port| port.frontends.iter().map(|key| (*key, port.key.clone()))).collect()
+}
+
+/// The number in each slot.
+fn arrange(layout: &[u32], numbers: &[u32]) -> Vec<u32> {
+    layout.iter().filter_map(|index| numbers.get(*index as usize)).copied().collect()
+}

@@ -1,0 +1,237 @@
+//! What the API shows of the reconciler: rows as they are in the tables, in the words of the objects they came from.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Instant,
+};
+
+use dataplane_common::abi::{Addr, Endpoint, Gate, Route, RouteKind, ServiceKey};
+
+use super::{Reconciler, services::ServiceWork};
+use crate::{
+    api::views::{
+        BackendView, EndpointView, NodeView, Origin, PodView, ProblemView, ReconcileView, RouteKindView,
+        RouteView, ServiceView, TableView,
+    },
+    compile::{routes, services::PortEntries},
+    datapath::table::{RoutePrefix, TableError},
+    state::{LoadBalancing, Node, Store},
+};
+
+impl Reconciler {
+    /// Every service port that has a frontend in the tables.
+    pub fn services(&self) -> Vec<ServiceView> {
+        let ports = self.services.wanted().flat_map(|entries| &entries.ports);
+        ports.filter_map(|port| self.service(port)).collect()
+    }
+
+    fn service(&self, port: &PortEntries) -> Option<ServiceView> {
+        let rows: Vec<_> =
+            port.frontends.iter().filter_map(|key| Some((key, self.services.row(key)?))).collect();
+        let id = self.services.id(&port.key)?;
+        let ours = rows.iter().filter(|(_, (row, _))| row.id == id);
+        let generation = ours.clone().map(|(_, (row, _))| row.generation).max()?;
+        let backends: BTreeSet<_> = ours
+            .clone()
+            .flat_map(|(_, (_, backends))| backends)
+            .map(|backend| BackendView { address: backend.addr.to_ip(), port: backend.port.get() })
+            .collect();
+        let affinity = port.affinity_timeout;
+        Some(ServiceView {
+            namespace: port.key.service.namespace.clone(),
+            name: port.key.service.name.clone(),
+            port_name: port.name.clone(),
+            cluster_ips: ours.map(|(key, _)| key.addr.to_ip()).collect(),
+            port: port.key.port,
+            protocol: port.key.protocol.to_string(),
+            id,
+            generation,
+            load_balancing: match port.load_balancing {
+                LoadBalancing::Random => "random",
+                LoadBalancing::Maglev => "maglev",
+            }
+            .to_owned(),
+            affinity_timeout: (affinity != 0).then_some(affinity),
+            backends: backends.into_iter().collect(),
+        })
+    }
+
+    /// Every address of this node.
+    pub fn endpoints(&self) -> Result<Vec<EndpointView>, TableError> {
+        let mut entries = self.endpoints.table.entries()?;
+        entries.sort_by_key(|(addr, _)| addr.to_ip());
+        Ok(entries.into_iter().map(|(addr, endpoint)| self.endpoint(addr, &endpoint)).collect())
+    }
+
+    fn endpoint(&self, addr: Addr, endpoint: &Endpoint) -> EndpointView {
+        let pod = self.endpoints.pod_of(&addr);
+        let open = GATES.into_iter().filter(|(gate, _)| endpoint.gates[*gate as usize] != 0);
+        EndpointView {
+            address: addr.to_ip(),
+            pod: pod.map(|pod| PodView { namespace: pod.namespace.clone(), name: pod.name.clone() }),
+            device: pod.map(|pod| pod.device_name.clone()),
+            ifindex: endpoint.ifindex,
+            mac: (!endpoint.is_host()).then(|| endpoint.mac.to_string()),
+            gates: open.map(|(_, name)| name.to_owned()).collect(),
+        }
+    }
+
+    /// Every prefix of the route table.
+    pub fn routes(&self) -> Vec<RouteView> {
+        let devices = self.devices();
+        let mut views: Vec<_> = self
+            .routes
+            .actual
+            .iter()
+            .filter_map(|(prefix, route)| self.route(prefix, route, &devices))
+            .collect();
+        views.sort_by_key(|view| view.prefix);
+        views
+    }
+
+    fn route(
+        &self,
+        prefix: &RoutePrefix,
+        route: &Route,
+        devices: &HashMap<u32, String>,
+    ) -> Option<RouteView> {
+        Some(RouteView {
+            prefix: routes::network(prefix)?,
+            kind: match route.kind()? {
+                RouteKind::Native => RouteKindView::Native,
+                RouteKind::Overlay => RouteKindView::Overlay,
+                RouteKind::NoMasquerade => RouteKindView::NoMasquerade,
+                RouteKind::Local => RouteKindView::Local,
+            },
+            next_hop: (!route.next_hop.is_unspecified()).then(|| route.next_hop.to_ip()),
+            device: devices.get(&route.ifindex).cloned(),
+            node: self.routes.node_of(prefix).map(ToOwned::to_owned),
+            mtu: route.mtu,
+        })
+    }
+
+    fn devices(&self) -> HashMap<u32, String> {
+        let Some(network) = &self.routes.network else { return HashMap::new() };
+        let uplinks = network.uplinks.iter().map(|uplink| (uplink.ifindex, uplink.name.clone()));
+        let overlay = network.overlay.map(|overlay| (overlay.ifindex, network.overlay_device.clone()));
+        uplinks.chain(overlay).collect()
+    }
+
+    /// Other nodes, and how their pods are reached.
+    pub fn nodes(&self, store: &Store) -> Vec<NodeView> {
+        let own = self.routes.network.as_ref().map(|network| network.own.as_str());
+        let others = store.nodes().filter(|node| Some(node.name.as_str()) != own);
+        others
+            .map(|node| NodeView {
+                name: node.name.clone(),
+                routing: self.routing(node),
+                internal_ips: node.internal_ips.clone(),
+                pod_cidrs: node.pod_cidrs.clone(),
+            })
+            .collect()
+    }
+
+    fn routing(&self, node: &Node) -> String {
+        let kinds = node.pod_cidrs.iter().filter_map(|cidr| {
+            let route = self.routes.actual.get(&routes::prefix(cidr))?;
+            match route.kind()? {
+                RouteKind::Native => Some("native"),
+                RouteKind::Overlay => Some("vxlan"),
+                RouteKind::NoMasquerade | RouteKind::Local => None,
+            }
+        });
+        let kinds: BTreeSet<_> = kinds.collect();
+        let why = self.routes.problems.get(&node.name).and_then(|problems| problems.first());
+        match (kinds.is_empty(), why) {
+            (false, _) => kinds.into_iter().collect::<Vec<_>>().join(", "),
+            (true, Some(problem)) => format!("none: {}", problem.message),
+            (true, None) if node.pod_cidrs.is_empty() => "none: it has no pod CIDR".to_owned(),
+            (true, None) => "none: not in the table yet".to_owned(),
+        }
+    }
+
+    /// Use of the tables.
+    pub fn tables(&self) -> Vec<TableView> {
+        let services = &self.services;
+        vec![
+            self.endpoints.table.view(self.endpoints.used()),
+            self.routes.table.view(self.routes.actual.len()),
+            services.table.view(services.used()),
+            services.ranges.table.view(services.ranges.slots.used() as usize),
+            services.backends.table.view(services.backends.used()),
+        ]
+    }
+
+    /// Counters since the agent started.
+    pub fn statistics(&self) -> ReconcileView {
+        let services = &self.services;
+        ReconcileView {
+            errors: self.endpoints.table.errors()
+                + self.routes.table.errors()
+                + services.table.errors()
+                + services.ranges.table.errors()
+                + services.backends.table.errors(),
+            retries: self.endpoints.queue.retries()
+                + self.routes.queue.retries()
+                + services.queue.retries()
+                + services.backends.queue.retries(),
+            drift: self.drift,
+            pending: self.endpoints.queue.pending()
+                + self.routes.queue.pending()
+                + services.queue.pending()
+                + services.backends.queue.pending(),
+        }
+    }
+
+    /// What is not as it should be, by subject.
+    pub fn problems(&self) -> Vec<ProblemView> {
+        let mut problems: Vec<ProblemView> = Vec::new();
+        let mut add = |subject: String, message: &str| {
+            problems.push(ProblemView { origin: Origin::Reconcile, subject, message: message.to_owned() });
+        };
+        for (addr, message) in self.endpoints.queue.problems() {
+            add(format!("endpoint {addr}"), message);
+        }
+        for (prefix, message) in self.routes.queue.problems() {
+            let prefix =
+                routes::network(prefix).map_or_else(|| prefix.addr.to_string(), |net| net.to_string());
+            add(format!("route {prefix}"), message);
+        }
+        for problem in self.routes.problems.values().flatten() {
+            add(format!("Node {}", problem.node), &format!("{}: {}", problem.field, problem.message));
+        }
+        if let Some(own) = self.routes.missing_own() {
+            add(format!("Node {own}"), "this node has no object yet: no route to any other can be told");
+        }
+        for (work, message) in self.services.queue.problems() {
+            match work {
+                ServiceWork::Service(name) => add(format!("Service {name}"), message),
+                ServiceWork::Frontend(key) => add(format!("frontend {}", frontend(key)), message),
+            }
+        }
+        for (id, message) in self.services.backends.queue.problems() {
+            add(format!("backend number {id}"), message);
+        }
+        problems.sort_by(|a, b| a.subject.cmp(&b.subject));
+        problems
+    }
+
+    /// Pods of this node.
+    pub fn pods(&self) -> usize {
+        self.endpoints.pods.len()
+    }
+
+    /// When something is due again: as [`Self::work`] says, without working.
+    pub fn next_due(&self, now: Instant) -> Option<Instant> {
+        let due = [self.endpoints.next_due(now), self.routes.next_due(now), self.services.next_due(now)];
+        due.into_iter().flatten().min()
+    }
+}
+
+const GATES: [(Gate, &str); 4] =
+    [(Gate::Tcp, "tcp"), (Gate::Udp, "udp"), (Gate::Icmp, "icmp"), (Gate::Other, "other")];
+
+fn frontend(key: &ServiceKey) -> String {
+    let protocol = if key.protocol == 6 { "TCP" } else { "UDP" };
+    format!("{} port {}/{protocol}", key.addr, key.port)
+}
