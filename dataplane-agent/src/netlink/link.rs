@@ -1,6 +1,9 @@
 //! Devices.
 
+use std::pin::pin;
+
 use dataplane_common::abi::MacAddr;
+use futures::TryStreamExt as _;
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec,
     packet_route::{
@@ -47,7 +50,15 @@ impl Netlink {
 
     /// The device of that name, if there is one.
     pub async fn link(&self, name: &str) -> Result<Option<Link>, NetlinkError> {
-        Ok(self.links().await?.into_iter().find(|link| link.name == name))
+        // not out of the list of all: there may be hundreds, and the list changes while pods come and go
+        let mut answer = pin!(self.handle.link().get().match_name(name).execute());
+        match answer.try_next().await {
+            Ok(message) => Ok(message.map(Link::read)),
+            Err(error) => match NetlinkError::new("find device", name, &error) {
+                error if error.errno() == Some(nix::libc::ENODEV) => Ok(None),
+                error => Err(error),
+            },
+        }
     }
 
     /// Brings a device up.

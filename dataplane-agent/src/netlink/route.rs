@@ -176,7 +176,7 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-fn family(address: IpAddr) -> rtnetlink::packet_route::AddressFamily {
+pub(super) fn family(address: IpAddr) -> rtnetlink::packet_route::AddressFamily {
     match address {
         IpAddr::V4(_) => rtnetlink::packet_route::AddressFamily::Inet,
         IpAddr::V6(_) => rtnetlink::packet_route::AddressFamily::Inet6,

@@ -1,0 +1,36 @@
+//! The seam to the datapath: what the CNI server asks of the task that owns tables and programs.
+
+use std::{fmt, net::IpAddr};
+
+use dataplane_cni::protocol::Pod;
+use dataplane_common::abi::MacAddr;
+use futures::future::BoxFuture;
+
+/// A pod's device, as the datapath must know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodDevice {
+    /// Name of the host's side.
+    pub name: String,
+    pub ifindex: u32,
+    /// Link address inside the pod.
+    pub mac: MacAddr,
+    /// At most one per family.
+    pub addresses: Vec<IpAddr>,
+    /// Absent if the runtime did not say, or the record is lost.
+    pub pod: Option<Pod>,
+}
+
+/// Why the datapath did not do as asked: a sentence.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct WiringError(pub String);
+
+/// The datapath. Every call may be repeated, and says that all is well if there is nothing to do.
+pub trait Wiring: fmt::Debug + Send + Sync {
+    /// Attaches the programs to the device and publishes its addresses. Once it returns, packets flow.
+    fn attach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>>;
+    /// Withdraws the addresses and the programs. The device may be gone already, or never have been attached.
+    fn detach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>>;
+    /// Whether programs and addresses are as [`Self::attach`] left them.
+    fn check<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>>;
+}
