@@ -135,6 +135,8 @@ pub(crate) fn redirect_neigh(ifindex: u32, next_hop: &Addr) -> i32 {
 /// Says where the overlay device shall send the packet.
 #[inline(always)]
 pub(crate) fn set_tunnel(ctx: &TcContext, vni: u32, remote: &Addr) -> Result<(), DropReason> {
+    // the key as Linux 5.10 knows it, which refuses the longer one; later kernels go by the length they are told
+    const LEN: usize = core::mem::offset_of!(bpf_tunnel_key, __bindgen_anon_3);
     // SAFETY: an all-zero key is a valid one.
     let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
     key.tunnel_id = vni;
@@ -153,7 +155,7 @@ pub(crate) fn set_tunnel(ctx: &TcContext, vni: u32, remote: &Addr) -> Result<(),
         bpf_skb_set_tunnel_key(
             ctx.skb.skb,
             &raw mut key,
-            size_of::<bpf_tunnel_key>() as u32,
+            LEN as u32,
             u64::from(flags),
         )
     };
