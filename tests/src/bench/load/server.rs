@@ -1,0 +1,128 @@
+//! The side that answers: an echo over TCP and UDP on one port.
+//!
+//! It polls while somebody asks and sleeps soon after nobody does: in an interleaved run, the servers of all variants
+//! exist side by side, and only the one being measured may take processor time.
+
+use std::{
+    io::{ErrorKind, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsFd as _,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+
+/// Silence after which it sleeps.
+const LINGER: Duration = Duration::from_millis(20);
+/// What is not busy is looked at once in so many turns: a look costs a system call.
+const IDLE_TURNS: u32 = 16;
+
+/// Answers for ever; calls `ready` once it listens.
+pub fn serve(address: SocketAddr, ready: impl FnOnce() -> Result<()>) -> Result<()> {
+    let mut server = Server::bind(address).with_context(|| format!("listen on {address}"))?;
+    ready()?;
+    let mut turn = 0_u32;
+    let mut busy_at = Instant::now();
+    loop {
+        turn = turn.wrapping_add(1);
+        if server.turn(turn.is_multiple_of(IDLE_TURNS)) {
+            busy_at = Instant::now();
+        } else if turn.is_multiple_of(IDLE_TURNS) && busy_at.elapsed() > LINGER {
+            server.sleep()?;
+            busy_at = Instant::now();
+        }
+    }
+}
+
+struct Server {
+    listener: TcpListener,
+    datagrams: UdpSocket,
+    connections: Vec<TcpStream>,
+    /// The last one who asked used UDP.
+    udp_is_busy: bool,
+}
+
+impl Server {
+    fn bind(address: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        let datagrams = UdpSocket::bind(address)?;
+        datagrams.set_nonblocking(true)?;
+        Ok(Self { listener, datagrams, connections: Vec::new(), udp_is_busy: false })
+    }
+
+    /// Looks at what is busy, and `all` of the rest; whether there was anything to do.
+    fn turn(&mut self, all: bool) -> bool {
+        let mut busy = false;
+        if !self.connections.is_empty() {
+            busy |= self.answer_connections();
+        } else if !self.udp_is_busy || all {
+            busy |= self.accept();
+        }
+        if all && !self.connections.is_empty() {
+            busy |= self.accept();
+        }
+        if (self.udp_is_busy || all) && self.answer_datagram() {
+            self.udp_is_busy = true;
+            return true;
+        }
+        if busy {
+            self.udp_is_busy = false;
+        }
+        busy
+    }
+
+    fn accept(&mut self) -> bool {
+        let Ok((stream, _)) = self.listener.accept() else { return false };
+        // one that cannot be set up is closed, which its client counts
+        if stream.set_nonblocking(true).is_ok() && stream.set_nodelay(true).is_ok() {
+            self.connections.push(stream);
+        }
+        true
+    }
+
+    fn answer_connections(&mut self) -> bool {
+        let before = self.connections.len();
+        let mut busy = false;
+        self.connections.retain_mut(|stream| {
+            let mut bytes = [0; 64];
+            match stream.read(&mut bytes) {
+                Ok(0) => false,
+                Ok(count) => {
+                    busy = true;
+                    stream.write_all(&bytes[..count]).is_ok()
+                }
+                Err(error) => error.kind() == ErrorKind::WouldBlock,
+            }
+        });
+        busy || self.connections.len() != before
+    }
+
+    fn answer_datagram(&self) -> bool {
+        let mut bytes = [0; 64];
+        match self.datagrams.recv_from(&mut bytes) {
+            Ok((count, from)) => {
+                // a lost answer is counted by whoever waits for it
+                let _sent = self.datagrams.send_to(&bytes[..count], from);
+                true
+            }
+            Err(_nothing_there) => false,
+        }
+    }
+
+    fn sleep(&self) -> Result<()> {
+        let mut sources = vec![
+            PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.datagrams.as_fd(), PollFlags::POLLIN),
+        ];
+        sources.extend(self.connections.iter().map(|stream| PollFd::new(stream.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut sources, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(error).context("wait for a request"),
+        }
+    }
+}
