@@ -1,17 +1,7 @@
 //! The benchmark: our datapath beside what it replaces and beside the limit, in one interleaved run.
 //!
-//! [`load`] makes the traffic, [`peers`] and [`rules`] build what is compared with, [`plan`] says which measurements
-//! make which row, [`measure`] takes them in random order, [`stats`] turns rounds into ratios with an interval, and
-//! [`report`] prints them. Numbers of different runs never meet: only ratios inside one run mean anything here.
+//! [`load`] makes the traffic and [`stats`] turns rounds into ratios with an interval. Numbers of different runs never
+//! meet: only ratios inside one run mean anything here.
 
 pub mod load;
-//pub mod machine;
-//pub mod measure;
-//pub mod network;
-//pub mod peers;
-//pub mod plan;
-//pub mod report;
-//pub mod rules;
-//pub mod services;
-//pub mod site;
 pub mod stats;

@@ -75,8 +75,7 @@ fn main() -> Result<()> {
                 Kind::UdpRr => Load::UdpRr,
             };
             let warm_up = Duration::from_millis(warm_up_ms);
-            let outcome =
-                load::run(&Run { load, target, warm_up, time: Duration::from_millis(time_ms) })?;
+            let outcome = load::run(&Run { load, target, warm_up, time: Duration::from_millis(time_ms) })?;
             say(&serde_json::to_string(&outcome)?)
         }
     }

@@ -117,7 +117,9 @@ mod tests {
         let (ready, is_ready) = std::sync::mpsc::channel();
         thread::spawn(move || serve(target, || ready.send(()).map_err(Into::into)));
         is_ready.recv().expect("the server listens");
-        for load in [Load::TcpRr { connections: 1 }, Load::TcpRr { connections: 4 }, Load::TcpCrr, Load::UdpRr] {
+        for load in
+            [Load::TcpRr { connections: 1 }, Load::TcpRr { connections: 4 }, Load::TcpCrr, Load::UdpRr]
+        {
             let time = Duration::from_millis(200);
             let outcome = run(&Run { load, target, warm_up: time / 4, time }).expect("a run");
             // two pollers on a machine that does other things get few turns: how many proves nothing
