@@ -1,0 +1,131 @@
+//! discovery.k8s.io/v1 EndpointSlice: who stands behind a service.
+
+use std::{fmt::Display, net::IpAddr};
+
+use k8s_openapi::api::discovery::v1 as discovery;
+
+use super::{
+    Converted, FieldError,
+    field::{self, Protocol},
+};
+use crate::state::{Endpoint, EndpointPort, EndpointSlice, NamespacedName, Object};
+
+/// Names the service a slice is for.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// What the addresses of a slice are.
+#[derive(Clone, Copy)]
+enum Family {
+    Ipv4,
+    Ipv6,
+}
+
+pub(super) fn convert(slice: &discovery::EndpointSlice) -> Result<Converted, FieldError> {
+    let name = super::namespaced_name(&slice.metadata)?;
+    let family = match slice.address_type.as_str() {
+        "IPv4" => Family::Ipv4,
+        "IPv6" => Family::Ipv6,
+        "FQDN" => {
+            let problem = FieldError::new("addressType", "slices of FQDN are left out: not supported");
+            return Ok(Converted { object: None, problems: vec![problem] });
+        }
+        "" => return Err(FieldError::missing("addressType")),
+        other => {
+            return Err(FieldError::new("addressType", format!("{other:?} is none of IPv4, IPv6, FQDN")));
+        }
+    };
+    let mut problems = Vec::new();
+    let slice = EndpointSlice {
+        service: service(slice, &name)?,
+        name,
+        owner: super::owner(&slice.metadata),
+        ports: ports(slice, &mut problems)?,
+        endpoints: slice
+            .endpoints
+            .iter()
+            .flatten()
+            .enumerate()
+            .map(|(index, it)| endpoint(&format!("endpoints[{index}]"), it, family))
+            .collect::<Result<_, _>>()?,
+    };
+    Ok(Converted { object: Some(Object::EndpointSlice(slice)), problems })
+}
+
+fn service(slice: &discovery::EndpointSlice, name: &NamespacedName) -> Result<NamespacedName, FieldError> {
+    let label = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
+    let service = label.map(String::as_str).unwrap_or_default();
+    Ok(NamespacedName {
+        namespace: name.namespace.clone(),
+        name: field::object_name(&format!("metadata.labels[{SERVICE_NAME}]"), service)?,
+    })
+}
+
+fn ports(
+    slice: &discovery::EndpointSlice,
+    problems: &mut Vec<FieldError>,
+) -> Result<Vec<EndpointPort>, FieldError> {
+    let list = slice.ports.as_deref().unwrap_or_default();
+    let mut ports: Vec<EndpointPort> = Vec::with_capacity(list.len());
+    for (index, port) in list.iter().enumerate() {
+        let at = format!("ports[{index}]");
+        let name = port.name.as_deref().unwrap_or_default();
+        let protocol = field::protocol(format_args!("{at}.protocol"), port.protocol.as_deref())?;
+        let number = port.port.map(|number| field::port(format_args!("{at}.port"), number)).transpose()?;
+        match (protocol, number) {
+            (Protocol::Sctp, number) => {
+                let number = number.map_or_else(|| "*".to_owned(), |number| number.to_string());
+                problems.push(field::sctp(format!("{at}.protocol"), name, number));
+            }
+            (Protocol::Supported(_), None) => {
+                problems.push(FieldError::new(
+                    format!("{at}.port"),
+                    "missing, which means every port: not supported, left out",
+                ));
+            }
+            (Protocol::Supported(protocol), Some(port)) => {
+                if ports.iter().any(|earlier| earlier.name == name) {
+                    return Err(FieldError::new(
+                        format!("{at}.name"),
+                        format!("{name:?} is an earlier port's too"),
+                    ));
+                }
+                ports.push(EndpointPort { name: name.to_owned(), port, protocol });
+            }
+        }
+    }
+    Ok(ports)
+}
+
+fn endpoint(at: &str, endpoint: &discovery::Endpoint, family: Family) -> Result<Endpoint, FieldError> {
+    if endpoint.addresses.is_empty() {
+        return Err(FieldError::missing(format!("{at}.addresses")));
+    }
+    let conditions = endpoint.conditions.as_ref();
+    // not known counts as ready; serving not known is as ready is (API reference of EndpointConditions)
+    let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
+    Ok(Endpoint {
+        addresses: endpoint
+            .addresses
+            .iter()
+            .enumerate()
+            .map(|(index, text)| address(format_args!("{at}.addresses[{index}]"), text, family))
+            .collect::<Result<_, _>>()?,
+        ready,
+        serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(ready),
+        terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
+        node_name: endpoint.node_name.clone(),
+    })
+}
+
+fn address(field: impl Display, text: &str, family: Family) -> Result<IpAddr, FieldError> {
+    let address = field::address(&field, text)?;
+    match (family, address) {
+        (Family::Ipv4, IpAddr::V4(_)) | (Family::Ipv6, IpAddr::V6(_)) => Ok(address),
+        (Family::Ipv4, IpAddr::V6(_)) => {
+            Err(FieldError::new(field.to_string(), format!("{text:?} is not IPv4, which addressType says")))
+        }
+        (Family::Ipv6, IpAddr::V4(_)) => {
+            Err(FieldError::new(field.to_string(), format!("{text:?} is not IPv6, which addressType says")))
+        }
+    }
+}

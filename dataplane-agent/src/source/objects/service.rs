@@ -1,0 +1,143 @@
+//! v1 Service: cluster IPs, ports, affinity.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use k8s_openapi::api::core::v1 as core;
+
+use super::{
+    Converted, FieldError,
+    field::{self, Protocol},
+};
+use crate::state::{LoadBalancing, Object, Service, ServicePort};
+
+/// Says how backends are chosen.
+const LOAD_BALANCING: &str = "dataplane.local/load-balancing";
+/// Seconds (the API's own default and bound).
+const AFFINITY_DEFAULT: i32 = 10_800;
+const AFFINITY_MAX: i32 = 86_400;
+
+pub(super) fn convert(service: &core::Service) -> Result<Converted, FieldError> {
+    let name = super::namespaced_name(&service.metadata)?;
+    let spec = service.spec.as_ref().ok_or_else(|| FieldError::missing("spec"))?;
+    match spec.type_.as_deref() {
+        None | Some("ClusterIP" | "NodePort" | "LoadBalancer") => {}
+        Some("ExternalName") => return Ok(Converted::default()),
+        Some(other) => {
+            return Err(FieldError::new(
+                "spec.type",
+                format!("{other:?} is none of ClusterIP, NodePort, LoadBalancer, ExternalName"),
+            ));
+        }
+    }
+    let Some(cluster_ips) = cluster_ips(spec)? else { return Ok(Converted::default()) };
+    let mut problems = Vec::new();
+    let service = Service {
+        name,
+        owner: super::owner(&service.metadata),
+        cluster_ips,
+        ports: ports(spec, &mut problems)?,
+        affinity_timeout: affinity_timeout(spec)?,
+        load_balancing: load_balancing(service)?,
+    };
+    Ok(Converted { object: Some(Object::Service(service)), problems })
+}
+
+/// `None`: headless.
+fn cluster_ips(spec: &core::ServiceSpec) -> Result<Option<Vec<IpAddr>>, FieldError> {
+    let single = spec.cluster_ip.as_deref().filter(|text| !text.is_empty());
+    let list = spec.cluster_ips.as_deref().unwrap_or_default();
+    if let (Some(single), Some(first)) = (single, list.first())
+        && single != first
+    {
+        return Err(FieldError::new(
+            "spec.clusterIP",
+            format!("{single:?} is not spec.clusterIPs[0], which is {first:?}"),
+        ));
+    }
+    if single == Some("None") || list == ["None"] {
+        return Ok(None);
+    }
+    let ips = list
+        .iter()
+        .enumerate()
+        .map(|(index, text)| field::address(format_args!("spec.clusterIPs[{index}]"), text))
+        .collect::<Result<Vec<_>, _>>()?;
+    field::one_per_family("spec.clusterIPs", &ips, IpAddr::is_ipv4)?;
+    match (single, ips.is_empty()) {
+        (_, false) => Ok(Some(ips)),
+        (Some(single), true) => Ok(Some(vec![field::address("spec.clusterIP", single)?])),
+        // an API server allocates one; here, nobody does
+        (None, true) => Err(FieldError::missing("spec.clusterIP")),
+    }
+}
+
+fn ports(spec: &core::ServiceSpec, problems: &mut Vec<FieldError>) -> Result<Vec<ServicePort>, FieldError> {
+    let list = spec.ports.as_deref().unwrap_or_default();
+    if list.is_empty() {
+        return Err(FieldError::missing("spec.ports"));
+    }
+    let mut ports = Vec::with_capacity(list.len());
+    let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
+    for (index, port) in list.iter().enumerate() {
+        let at = format!("spec.ports[{index}]");
+        let number = field::port(format_args!("{at}.port"), port.port)?;
+        let protocol = field::protocol(format_args!("{at}.protocol"), port.protocol.as_deref())?;
+        let name = port.name.as_deref().unwrap_or_default();
+        if name.is_empty() && list.len() > 1 {
+            return Err(FieldError::new(format!("{at}.name"), "missing (there is more than one port)"));
+        }
+        if !names.insert(name) {
+            return Err(FieldError::new(format!("{at}.name"), format!("{name:?} is an earlier port's too")));
+        }
+        if !numbers.insert((number, protocol)) {
+            return Err(FieldError::new(
+                format!("{at}.port"),
+                format!("{number} is an earlier port of the same protocol too"),
+            ));
+        }
+        match protocol {
+            Protocol::Supported(protocol) => {
+                ports.push(ServicePort { name: name.to_owned(), port: number, protocol });
+            }
+            Protocol::Sctp => problems.push(field::sctp(format!("{at}.protocol"), name, number)),
+        }
+    }
+    Ok(ports)
+}
+
+fn affinity_timeout(spec: &core::ServiceSpec) -> Result<Option<u32>, FieldError> {
+    match spec.session_affinity.as_deref() {
+        None | Some("None" | "") => return Ok(None),
+        Some("ClientIP") => {}
+        Some(other) => {
+            return Err(FieldError::new(
+                "spec.sessionAffinity",
+                format!("{other:?} is none of None, ClientIP"),
+            ));
+        }
+    }
+    let seconds = spec
+        .session_affinity_config
+        .as_ref()
+        .and_then(|config| config.client_ip.as_ref()?.timeout_seconds)
+        .unwrap_or(AFFINITY_DEFAULT);
+    if !(1..=AFFINITY_MAX).contains(&seconds) {
+        return Err(FieldError::new(
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+            format!("{seconds} is not within 1 to {AFFINITY_MAX}"),
+        ));
+    }
+    Ok(Some(seconds.unsigned_abs()))
+}
+
+fn load_balancing(service: &core::Service) -> Result<LoadBalancing, FieldError> {
+    let choice = service.metadata.annotations.as_ref().and_then(|all| all.get(LOAD_BALANCING));
+    match choice.map(String::as_str) {
+        None | Some("random") => Ok(LoadBalancing::Random),
+        Some("maglev") => Ok(LoadBalancing::Maglev),
+        Some(other) => Err(FieldError::new(
+            format!("metadata.annotations[{LOAD_BALANCING}]"),
+            format!("{other:?} is none of random, maglev"),
+        )),
+    }
+}

@@ -1,0 +1,224 @@
+//! Objects as `kubectl get -o yaml` writes them, and every field that can be impossible.
+
+use serde_json::json;
+
+use super::*;
+use crate::state::{
+    Endpoint, EndpointPort, EndpointSlice as Slice, LoadBalancing, Node as PlainNode,
+    Service as PlainService, ServicePort, TransportProtocol,
+};
+
+fn fixture(text: &str) -> Value {
+    serde_json::to_value(serde_norway::from_str::<serde_norway::Value>(text).unwrap()).unwrap()
+}
+
+fn shop(name: &str) -> NamespacedName {
+    NamespacedName { namespace: "shop".to_owned(), name: name.to_owned() }
+}
+
+#[test]
+fn a_node_of_kubectl_is_read() {
+    let converted = Kind::Node.convert(fixture(include_str!("../../../tests/fixtures/node.yaml"))).unwrap();
+    assert_eq!(converted.problems, []);
+    let node = PlainNode {
+        name: "worker-1".to_owned(),
+        owner: Owner {
+            uid: "6f1f3b0a-7a0e-4bb0-b7c7-4f1a2a0d2f10".to_owned(),
+            resource_version: "184467".to_owned(),
+        },
+        pod_cidrs: vec!["10.244.1.0/24".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()],
+        internal_ips: vec!["172.18.0.3".parse().unwrap(), "fc00:f853:ccd:e793::3".parse().unwrap()],
+    };
+    assert_eq!(converted.object, Some(Object::Node(node)));
+}
+
+#[test]
+fn a_service_of_kubectl_is_read() {
+    let converted =
+        Kind::Service.convert(fixture(include_str!("../../../tests/fixtures/service.yaml"))).unwrap();
+    assert_eq!(converted.problems, []);
+    let port = |name: &str, port, protocol| ServicePort { name: name.to_owned(), port, protocol };
+    let service = PlainService {
+        name: shop("web"),
+        owner: Owner {
+            uid: "0c8d5b3e-6f3a-4c05-9dd9-1fd2b8f8b8c4".to_owned(),
+            resource_version: "2041".to_owned(),
+        },
+        cluster_ips: vec!["10.96.17.204".parse().unwrap(), "fd00:10:96::a1c".parse().unwrap()],
+        ports: vec![port("http", 80, TransportProtocol::Tcp), port("dns", 53, TransportProtocol::Udp)],
+        affinity_timeout: Some(10_800),
+        load_balancing: LoadBalancing::Maglev,
+    };
+    assert_eq!(converted.object, Some(Object::Service(service)));
+}
+
+#[test]
+fn a_slice_of_kubectl_is_read() {
+    let list = fixture(include_str!("../../../tests/fixtures/endpointslices.yaml"));
+    let converted = Kind::EndpointSlice.convert(list["items"][0].clone()).unwrap();
+    assert_eq!(converted.problems, []);
+    let endpoint = |address: &str, node: &str, ready, terminating| Endpoint {
+        addresses: vec![address.parse().unwrap()],
+        ready,
+        serving: true,
+        terminating,
+        node_name: Some(node.to_owned()),
+    };
+    let slice = Slice {
+        name: shop("web-h5wqz"),
+        owner: Owner {
+            uid: "1b1f8f2a-98f4-4a59-8b51-2f2d2f8f4f05".to_owned(),
+            resource_version: "2077".to_owned(),
+        },
+        service: shop("web"),
+        ports: vec![EndpointPort { name: "http".to_owned(), port: 8080, protocol: TransportProtocol::Tcp }],
+        endpoints: vec![
+            endpoint("10.244.1.7", "worker-1", true, false),
+            endpoint("10.244.2.9", "worker-2", false, true),
+        ],
+    };
+    assert_eq!(converted.object, Some(Object::EndpointSlice(slice)));
+    let empty = Kind::EndpointSlice.convert(list["items"][1].clone()).unwrap();
+    assert!(matches!(empty.object, Some(Object::EndpointSlice(slice)) if slice.endpoints.is_empty()));
+}
+
+#[test]
+fn a_service_without_an_address_asks_for_nothing() {
+    for spec in [
+        json!({"clusterIP": "None", "ports": [{"port": 80}]}),
+        json!({"clusterIPs": ["None"]}),
+        json!({"type": "ExternalName", "externalName": "example.com"}),
+    ] {
+        let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": spec});
+        assert_eq!(Kind::Service.convert(service.clone()), Ok(Converted::default()), "{service}");
+    }
+}
+
+/// A valid object, with one field changed.
+fn changed(kind: Kind, pointer: &str, value: Value) -> Value {
+    let metadata = json!({
+        "name": "a", "annotations": {"dataplane.local/load-balancing": "random"},
+        "labels": {"kubernetes.io/service-name": "a"},
+    });
+    let mut object = match kind {
+        Kind::Node => json!({
+            "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd01::/64"]},
+            "status": {"addresses": [{"type": "InternalIP", "address": "172.16.0.1"}]},
+        }),
+        Kind::Service => json!({"spec": {
+            "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd96::1"], "type": "ClusterIP",
+            "ports": [
+                {"name": "a", "port": 80, "protocol": "TCP"},
+                {"name": "b", "port": 80, "protocol": "UDP"},
+            ],
+            "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 10}},
+        }}),
+        Kind::EndpointSlice => json!({
+            "addressType": "IPv4", "ports": [{"name": "a", "port": 80}, {"name": "b", "port": 81}],
+            "endpoints": [{"addresses": ["10.1.0.1"]}],
+        }),
+    };
+    object["apiVersion"] = json!(kind.api_version());
+    object["kind"] = json!(kind.name());
+    object["metadata"] = metadata;
+    *object.pointer_mut(pointer).unwrap() = value;
+    object
+}
+
+#[test]
+fn an_impossible_field_is_named() {
+    use Kind::{EndpointSlice, Node, Service};
+    let name = json!("a");
+    for kind in Kind::ALL {
+        let valid = kind.convert(changed(kind, "/metadata/name", name.clone())).unwrap();
+        assert!(valid.object.is_some() && valid.problems.is_empty(), "{valid:?}");
+    }
+    let cases = [
+        (Node, "/metadata/name", json!("A b"), "metadata.name: \"A b\" is not a name of an object"),
+        (Node, "/spec/podCIDRs/0", json!("10.1.0.1/24"), "spec.podCIDRs[0]: \"10.1.0.1/24\" has bits set"),
+        (Node, "/spec/podCIDRs/0", json!("10.1.0.0/33"), "spec.podCIDRs[0]: \"10.1.0.0/33\" is not a CIDR"),
+        (Node, "/spec/podCIDRs/0", json!("0.0.0.0/0"), "spec.podCIDRs[0]: \"0.0.0.0/0\" is every address"),
+        (Node, "/spec/podCIDRs/0", json!("127.0.0.0/8"), "spec.podCIDRs[0]: \"127.0.0.0/8\" is a loopback"),
+        (Node, "/spec/podCIDRs/1", json!("10.2.0.0/24"), "spec.podCIDRs: 2 of IPv4"),
+        (Node, "/spec/podCIDRs/1", json!("::ffff:10.0.0.0/104"), "is an IPv4-mapped IPv6 address: 10.0.0.0"),
+        (Node, "/spec/podCIDR", json!("10.9.0.0/24"), "spec.podCIDR: 10.9.0.0/24 is not spec.podCIDRs[0]"),
+        (Node, "/status/addresses/0/address", json!("172.16.0"), "status.addresses[0].address: \"172.16.0\""),
+        (Node, "/status/addresses/0/address", json!("169.254.0.1"), "is a link-local address"),
+        (Node, "/status/addresses", json!("x"), "status.addresses: invalid type: string"),
+        (Service, "/spec/clusterIPs/0", json!("10.96.0.256"), "spec.clusterIP: \"10.96.0.1\" is not"),
+        (
+            Service,
+            "/spec/clusterIPs/1",
+            json!("fd96::g"),
+            "spec.clusterIPs[1]: \"fd96::g\" is not an IP address",
+        ),
+        (Service, "/spec/clusterIPs/1", json!("::ffff:10.0.0.1"), "10.0.0.1 is meant?"),
+        (Service, "/spec/clusterIPs/1", json!("10.96.0.2"), "spec.clusterIPs: 2 of IPv4"),
+        (Service, "/spec/clusterIPs/1", json!("ff02::1"), "spec.clusterIPs[1]: \"ff02::1\" is a multicast"),
+        (Service, "/spec/type", json!("Cluster"), "spec.type: \"Cluster\" is none of"),
+        (Service, "/spec/ports", json!([]), "spec.ports: missing"),
+        (Service, "/spec/ports/0/port", json!(0), "spec.ports[0].port: 0 is not a port"),
+        (Service, "/spec/ports/1/port", json!(65_536), "spec.ports[1].port: 65536 is not a port"),
+        (Service, "/spec/ports/1/port", json!("http"), "spec.ports[1].port: invalid type: string"),
+        (Service, "/spec/ports/1/port", json!(99_999_999_999_u64), "spec.ports[1].port: invalid value"),
+        (Service, "/spec/ports/1/name", json!("a"), "spec.ports[1].name: \"a\" is an earlier port's too"),
+        (Service, "/spec/ports/1/name", json!(null), "spec.ports[1].name: missing"),
+        (
+            Service,
+            "/spec/ports/1/protocol",
+            json!("TCP"),
+            "spec.ports[1].port: 80 is an earlier port of the same",
+        ),
+        (Service, "/spec/ports/1/protocol", json!("tcp"), "spec.ports[1].protocol: \"tcp\" is none of"),
+        (Service, "/spec/sessionAffinity", json!("Cookie"), "spec.sessionAffinity: \"Cookie\" is none of"),
+        (
+            Service,
+            "/spec/sessionAffinityConfig/clientIP/timeoutSeconds",
+            json!(0),
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds: 0 is not within 1 to 86400",
+        ),
+        (Service, "/spec", json!(null), "spec: missing"),
+        (Service, "/spec", json!({"ports": [{"port": 80}]}), "spec.clusterIP: missing"),
+        (
+            Service,
+            "/metadata/annotations",
+            json!({"dataplane.local/load-balancing": "best"}),
+            "metadata.annotations[dataplane.local/load-balancing]: \"best\" is none of random, maglev",
+        ),
+        (EndpointSlice, "/addressType", json!("IPX"), "addressType: \"IPX\" is none of"),
+        (EndpointSlice, "/addressType", json!("IPv6"), "endpoints[0].addresses[0]: \"10.1.0.1\" is not IPv6"),
+        (EndpointSlice, "/endpoints/0/addresses", json!([]), "endpoints[0].addresses: missing"),
+        (EndpointSlice, "/endpoints/0/addresses/0", json!("10.1.0.1.1"), "endpoints[0].addresses[0]: \"10"),
+        (EndpointSlice, "/ports/1/port", json!(-1), "ports[1].port: -1 is not a port"),
+        (EndpointSlice, "/ports/1/name", json!("a"), "ports[1].name: \"a\" is an earlier port's too"),
+        (
+            EndpointSlice,
+            "/metadata/labels",
+            json!({}),
+            "metadata.labels[kubernetes.io/service-name]: missing",
+        ),
+    ];
+    for (kind, pointer, value, message) in cases {
+        let error = kind.convert(changed(kind, pointer, value.clone())).unwrap_err().to_string();
+        assert!(error.contains(message), "{pointer} = {value}: {error}");
+    }
+}
+
+#[test]
+fn what_is_not_supported_is_left_out_and_the_rest_applies() {
+    let service = changed(Kind::Service, "/spec/ports/1/protocol", json!("SCTP"));
+    let converted = Kind::Service.convert(service).unwrap();
+    assert!(matches!(&converted.object, Some(Object::Service(service)) if service.ports.len() == 1));
+    let message = "spec.ports[1].protocol: port \"b\" 80/SCTP is left out: SCTP is not supported";
+    assert_eq!(converted.problems.iter().map(ToString::to_string).collect::<Vec<_>>(), [message]);
+
+    let slice = changed(Kind::EndpointSlice, "/ports/1", json!({"name": "b", "protocol": "SCTP", "port": 9}));
+    let converted = Kind::EndpointSlice.convert(slice).unwrap();
+    assert!(matches!(&converted.object, Some(Object::EndpointSlice(slice)) if slice.ports.len() == 1));
+    assert_eq!(converted.problems.len(), 1);
+
+    let node = changed(Kind::Node, "/status/addresses", json!(null));
+    let converted = Kind::Node.convert(node).unwrap();
+    assert!(converted.object.is_some());
+    assert!(converted.problems[0].to_string().starts_with("status.addresses: no InternalIP"));
+}
