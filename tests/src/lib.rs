@@ -4,3 +4,4 @@ pub mod bench;
 pub mod bins;
 pub mod lab;
 pub mod prog;
+pub mod traffic;

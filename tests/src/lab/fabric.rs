@@ -10,7 +10,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
 
-use super::netns::{Namespace, veth};
+use super::{
+    netns::{Namespace, veth},
+    site::Site,
+};
 
 /// Address of the outside host.
 pub const OUTSIDE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -44,7 +47,7 @@ impl Segment {
     }
 }
 
-/// The namespaces `<cluster>-fabric`, `-gateway` and `-outside`.
+/// The namespaces `fabric`, `gateway` and `outside` of a cluster.
 #[derive(Debug)]
 pub struct Fabric {
     bridges: Namespace,
@@ -54,10 +57,10 @@ pub struct Fabric {
 
 impl Fabric {
     /// `outside_mtu` is that of the link between gateway and outside.
-    pub(super) fn create(cluster: &str, mtu: u32, outside_mtu: u32) -> Result<Self> {
-        let bridges = Namespace::create(&format!("{cluster}-fabric"))?;
-        let gateway = Namespace::create(&format!("{cluster}-gateway"))?;
-        let outside = Namespace::create(&format!("{cluster}-outside"))?;
+    pub(super) fn create(site: &Site, mtu: u32, outside_mtu: u32) -> Result<Self> {
+        let bridges = Namespace::create(&site.namespace("fabric"))?;
+        let gateway = Namespace::create(&site.namespace("gateway"))?;
+        let outside = Namespace::create(&site.namespace("outside"))?;
         for segment in [Segment::FIRST, Segment::SECOND] {
             let bridge = segment.bridge();
             bridges.ip(&format!(

@@ -1,11 +1,27 @@
 //! Clusters of network namespaces on one machine: nodes with the real agent, pods made by the real CNI plugin, real
 //! traffic. Tests, the demo and the benchmark stand on it.
 
+mod agent;
+mod cluster;
+mod cni;
 mod fabric;
+mod interrupt;
 mod netns;
+mod node;
+mod objects;
+mod pod;
 mod process;
+mod site;
+mod traffic;
 pub mod wait;
 
+pub use agent::Agent;
+pub use cluster::{Cluster, Routing, Spec, attach_to_pod, service_addresses};
 pub use fabric::{Fabric, OUTSIDE_V4, OUTSIDE_V6, Segment};
 pub use netns::Namespace;
+pub use node::Node;
+pub use objects::{Backend, Protocol, Service, ServicePort, distribution};
+pub use pod::Pod;
 pub use process::{Place, Process, tail};
+pub use site::take_down;
+pub use traffic::{Client, Ping, failures, names};

@@ -5,12 +5,15 @@
 
 use std::{
     ffi::OsStr,
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{BufRead as _, BufReader, Write as _},
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio},
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -25,13 +28,15 @@ use super::{netns::Namespace, wait};
 pub struct Place {
     namespace: Namespace,
     cgroup: PathBuf,
+    logs: PathBuf,
 }
 
 impl Place {
-    /// Makes the cgroup.
-    pub(super) fn new(namespace: Namespace, cgroup: &Path) -> Result<Self> {
-        std::fs::create_dir_all(cgroup).with_context(|| format!("make cgroup {}", cgroup.display()))?;
-        Ok(Self { namespace, cgroup: cgroup.to_owned() })
+    /// Makes the cgroup, and the directory for what programs complain about.
+    pub(super) fn new(namespace: Namespace, cgroup: &Path, logs: &Path) -> Result<Self> {
+        fs::create_dir_all(cgroup).with_context(|| format!("make cgroup {}", cgroup.display()))?;
+        fs::create_dir_all(logs).with_context(|| format!("make directory {}", logs.display()))?;
+        Ok(Self { namespace, cgroup: cgroup.to_owned(), logs: logs.to_owned() })
     }
 
     pub const fn namespace(&self) -> &Namespace {
@@ -40,6 +45,11 @@ impl Place {
 
     pub fn cgroup(&self) -> &Path {
         &self.cgroup
+    }
+
+    /// Where programs that run here log.
+    pub fn logs(&self) -> &Path {
+        &self.logs
     }
 
     /// A command that will run here.
@@ -55,6 +65,8 @@ impl Place {
             setns(&*namespace, CloneFlags::CLONE_NEWNET)?;
             Ok(())
         };
+        // Ctrl-C is for us: we end them in order
+        command.process_group(0);
         // SAFETY: between fork and exec only `write` and `setns` are called, on descriptors opened before; neither
         // allocates nor takes a lock.
         unsafe { command.pre_exec(enter) };
@@ -89,12 +101,23 @@ impl Place {
         command.output().with_context(|| format!("run {}", program.display()))
     }
 
-    /// Starts a program. It reads a pipe that closes with the handle; stderr goes to `log`.
-    pub fn start(&self, program: impl AsRef<OsStr>, arguments: &[&str], log: &Path) -> Result<Process> {
-        let program = program.as_ref();
+    /// Starts a program that needs nobody: all it prints goes to `log`.
+    pub fn daemon(&self, program: impl AsRef<OsStr>, arguments: &[&str], log: &Path) -> Result<Process> {
+        let mut command = self.command(program.as_ref())?;
+        command.args(arguments);
+        Process::daemon(command, log)
+    }
+
+    /// Starts a program. It reads a pipe that closes with the handle; its stderr is logged.
+    pub fn start(&self, program: impl AsRef<OsStr>, arguments: &[&str]) -> Result<Process> {
+        static NUMBER: AtomicU32 = AtomicU32::new(1);
+        let program = Path::new(program.as_ref());
+        let name = program.file_name().unwrap_or_default().display().to_string();
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let log = self.logs.join(format!("{}-{name}-{number}.log", self.namespace.name()));
         let mut command = self.command(program)?;
         command.args(arguments);
-        Process::start(command, log)
+        Process::start(command, &log)
     }
 }
 
@@ -106,6 +129,7 @@ pub struct Process {
     lines: Arc<Lines>,
     log: PathBuf,
     what: String,
+    is_left: bool,
 }
 
 /// What it has printed so far.
@@ -116,15 +140,12 @@ struct Lines {
 }
 
 impl Process {
-    pub(super) fn start(mut command: Command, log: &Path) -> Result<Self> {
-        let what = format!("{} ({})", Path::new(command.get_program()).display(), log.display());
-        let stderr = OpenOptions::new().create(true).append(true).open(log);
-        let stderr: File = stderr.with_context(|| format!("open log {}", log.display()))?;
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
-        let mut child = command.spawn().with_context(|| format!("start {what}"))?;
-        let lines = Arc::new(Lines::default());
-        let stdout = child.stdout.take().context("a child has no stdout")?;
-        let sink = Arc::clone(&lines);
+    fn start(mut command: Command, log: &Path) -> Result<Self> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(open_log(log)?);
+        let mut process = Self::spawn(command, log)?;
+        process.stdin = process.child.stdin.take();
+        let stdout = process.child.stdout.take().context("a child has no stdout")?;
+        let sink = Arc::clone(&process.lines);
         thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                 sink.state.lock().unwrap_or_else(PoisonError::into_inner).0.push(line);
@@ -133,7 +154,23 @@ impl Process {
             sink.state.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
             sink.changed.notify_all();
         });
-        Ok(Self { stdin: child.stdin.take(), child, lines, log: log.to_owned(), what })
+        Ok(process)
+    }
+
+    fn daemon(mut command: Command, log: &Path) -> Result<Self> {
+        command.stdin(Stdio::null()).stdout(open_log(log)?).stderr(open_log(log)?);
+        Self::spawn(command, log)
+    }
+
+    fn spawn(mut command: Command, log: &Path) -> Result<Self> {
+        let what = format!("{} ({})", Path::new(command.get_program()).display(), log.display());
+        let child = command.spawn().with_context(|| format!("start {what}"))?;
+        Ok(Self { child, stdin: None, lines: Arc::default(), log: log.to_owned(), what, is_left: false })
+    }
+
+    /// Lets it run on without us.
+    pub fn leave(mut self) {
+        self.is_left = true;
     }
 
     pub fn pid(&self) -> u32 {
@@ -224,15 +261,23 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if self.is_left {
+            return;
+        }
         // it may have ended; nothing to be done about anything else
         let _gone = self.child.kill();
         let _reaped = self.child.wait();
     }
 }
 
+fn open_log(path: &Path) -> Result<File> {
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    file.with_context(|| format!("open log {}", path.display()))
+}
+
 /// The last lines of a file.
 pub fn tail(path: &Path, lines: usize) -> String {
-    let text = match std::fs::read(path) {
+    let text = match fs::read(path) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) => return format!("({}: {error})", path.display()),
     };

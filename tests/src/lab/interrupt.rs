@@ -1,0 +1,52 @@
+//! Ctrl-C and its kin: clusters go before the process does.
+
+use std::{
+    io::Read as _,
+    os::fd::{AsRawFd as _, IntoRawFd as _},
+    sync::{
+        OnceLock,
+        atomic::{AtomicI32, Ordering},
+    },
+    thread,
+};
+
+use anyhow::{Result, anyhow};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+use super::site;
+
+static PIPE: AtomicI32 = AtomicI32::new(-1);
+
+/// Makes SIGINT, SIGTERM and SIGHUP remove this process's clusters and end it. Once is enough.
+pub(super) fn install() -> Result<()> {
+    static INSTALLED: OnceLock<Result<(), String>> = OnceLock::new();
+    let installed = INSTALLED.get_or_init(|| try_install().map_err(|error| format!("{error:#}")));
+    installed.clone().map_err(|error| anyhow!("install signal handlers: {error}"))
+}
+
+fn try_install() -> Result<()> {
+    let (mut read, write) = std::io::pipe()?;
+    PIPE.store(write.as_raw_fd(), Ordering::SeqCst);
+    // open as long as the process
+    let _never_closed = write.into_raw_fd();
+    thread::spawn(move || {
+        let mut signal = [0];
+        if read.read_exact(&mut signal).is_ok() {
+            eprintln!("interrupted: removing the cluster");
+            site::remove_owned();
+            std::process::exit(128 + i32::from(signal[0]));
+        }
+    });
+    let action = SigAction::new(SigHandler::Handler(report), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        // SAFETY: the handler only calls write(2) on a descriptor that stays open, which a handler may.
+        unsafe { sigaction(signal, &action) }?;
+    }
+    Ok(())
+}
+
+extern "C" fn report(signal: i32) {
+    let [byte, ..] = signal.to_le_bytes();
+    // SAFETY: one byte of this frame, to a pipe that stays open.
+    let _full = unsafe { libc::write(PIPE.load(Ordering::SeqCst), (&raw const byte).cast(), 1) };
+}

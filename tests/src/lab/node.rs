@@ -1,0 +1,195 @@
+//! A node: a network namespace on the fabric, a cgroup, a directory, an agent.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
+};
+
+use anyhow::{Context as _, Result};
+use dataplane_agent::api::{request::View, views::ServiceView};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde_json::{Value, json};
+
+use super::{
+    agent::Agent,
+    cluster::Spec,
+    cni::Runtime,
+    fabric::{Fabric, Segment},
+    netns::Namespace,
+    objects::{self, Manifests, Service},
+    pod::Pod,
+    process::{Place, Process},
+    site::{Site, mount_bpffs},
+};
+
+/// A node of a cluster.
+#[derive(Debug)]
+pub struct Node {
+    name: String,
+    number: u8,
+    segment: Segment,
+    place: Place,
+    manifests: Manifests,
+    agent: Agent,
+}
+
+impl Node {
+    /// `number` counts from 1.
+    pub(super) fn create(
+        site: &Site,
+        fabric: &Fabric,
+        spec: &Spec,
+        number: u8,
+        segment: Segment,
+    ) -> Result<Self> {
+        let name = format!("node{number}");
+        let namespace = Namespace::create(&site.namespace(&name))?;
+        let directory = site.directory().join(&name);
+        let place = Place::new(namespace, &site.cgroup()?.join(&name), &directory.join("logs"))?;
+        for child in ["run", "state"] {
+            fs::create_dir_all(directory.join(child))?;
+        }
+        mount_bpffs(&directory.join("bpf"))?;
+        let manifests = Manifests::create(directory.join("manifests"), directory.join("draft"))?;
+        let agent = Agent::new(place.clone(), &directory, &config(spec, &name, &directory, place.cgroup()))?;
+        let node = Self { name, number, segment, place, manifests, agent };
+        node.connect(fabric, spec.mtu)?;
+        Ok(node)
+    }
+
+    fn connect(&self, fabric: &Fabric, mtu: u32) -> Result<()> {
+        let namespace = self.place.namespace();
+        fabric.plug(namespace, "eth0", self.segment, &self.name, mtu)?;
+        let [v4, v6] = self.segment.gateway();
+        namespace.ip(&format!(
+            "addr add {}/24 dev eth0\n\
+             addr add {}/64 dev eth0 nodad\n\
+             route add default via {v4}\n\
+             -6 route add default via {v6}",
+            self.v4(),
+            self.v6()
+        ))?;
+        Ok(())
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where host processes run.
+    pub const fn place(&self) -> &Place {
+        &self.place
+    }
+
+    pub const fn agent(&self) -> &Agent {
+        &self.agent
+    }
+
+    pub const fn agent_mut(&mut self) -> &mut Agent {
+        &mut self.agent
+    }
+
+    pub fn v4(&self) -> Ipv4Addr {
+        self.segment.ipv4(self.number)
+    }
+
+    pub fn v6(&self) -> Ipv6Addr {
+        self.segment.ipv6(self.number)
+    }
+
+    /// IPv4, IPv6.
+    pub fn addresses(&self) -> [IpAddr; 2] {
+        [self.v4().into(), self.v6().into()]
+    }
+
+    pub fn pod_cidrs(&self) -> [IpNet; 2] {
+        let v4 = Ipv4Addr::new(10, 1, self.number, 0);
+        let v6 = Ipv6Addr::new(0xfd00, 0x10, self.number.into(), 0, 0, 0, 0, 0);
+        [Ipv4Net::new_assert(v4, 24).into(), Ipv6Net::new_assert(v6, 64).into()]
+    }
+
+    /// The Node object.
+    pub(super) fn object(&self) -> Value {
+        objects::node(&self.name, &self.addresses(), &self.pod_cidrs())
+    }
+
+    /// Puts objects into the file `<name>.yaml` of the directory the agent watches.
+    pub fn apply(&self, name: &str, objects: &[Value]) -> Result<()> {
+        self.manifests.write(name, objects)
+    }
+
+    /// As [`Self::apply`], of any text.
+    pub fn apply_text(&self, name: &str, text: &str) -> Result<()> {
+        self.manifests.write_text(name, text)
+    }
+
+    /// Removes the file.
+    pub fn withdraw(&self, name: &str) -> Result<()> {
+        self.manifests.remove(name)
+    }
+
+    /// Waits until the agent has the service in the datapath with exactly these backends.
+    pub fn await_service(&mut self, wanted: &Service) -> Result<()> {
+        self.agent.until(&format!("service {} in the datapath", wanted.name), |agent| {
+            let views: Vec<ServiceView> = agent.ask(&View::Services)?;
+            let found: Vec<_> = views.iter().filter(|view| view.name == wanted.name).collect();
+            let is_applied = {
+                let status = agent.status()?.status;
+                status.applied_revision == status.revision
+            };
+            let is_wanted = found.len() == wanted.ports.len()
+                && wanted.ports.iter().all(|port| {
+                    found.iter().any(|view| {
+                        view.port == port.port
+                            && view.protocol == port.protocol.name()
+                            && same_backends(view, wanted)
+                    })
+                });
+            Ok((is_applied && is_wanted).then_some(()))
+        })
+    }
+
+    /// Starts the traffic server as a process of the host.
+    pub fn serve(&self) -> Result<Process> {
+        self.place.serve(&self.name)
+    }
+
+    pub(super) fn pod(&self, site: &Site, name: &str) -> Result<Pod> {
+        let namespace = Namespace::create(&site.namespace(&format!("pod-{name}")))?;
+        let place = Place::new(namespace, &self.place.cgroup().join("pods").join(name), self.place.logs())?;
+        let runtime = Runtime::new(self.place.clone(), self.agent.socket().to_owned());
+        Pod::create(name, &self.name, place, runtime)
+            .with_context(|| format!("on {}; log of its agent:\n{}", self.name, self.agent.log_tail()))
+    }
+}
+
+fn same_backends(view: &ServiceView, wanted: &Service) -> bool {
+    let mut found: Vec<IpAddr> = view.backends.iter().map(|backend| backend.address).collect();
+    let mut expected: Vec<IpAddr> =
+        wanted.backends.iter().flat_map(|backend| backend.addresses.clone()).collect();
+    expected
+        .retain(|address| wanted.addresses.iter().any(|frontend| frontend.is_ipv4() == address.is_ipv4()));
+    found.sort();
+    expected.sort();
+    found == expected
+}
+
+fn config(spec: &Spec, name: &str, directory: &Path, cgroup: &Path) -> Value {
+    let mut config = json!({
+        "node_name": name,
+        "manifests": directory.join("manifests"),
+        "state_dir": directory.join("state"),
+        "run_dir": directory.join("run"),
+        "bpffs": directory.join("bpf"),
+        "cgroup": cgroup,
+        "routing": spec.routing.name(),
+        "masquerade": {"enabled": true, "except": spec.masquerade_except},
+        "connect_time": {"tcp": spec.connect_tcp, "udp": spec.connect_udp},
+        "log_format": "text",
+    });
+    if let (Some(config), Some(more)) = (config.as_object_mut(), spec.config.as_object()) {
+        config.extend(more.clone());
+    }
+    config
+}

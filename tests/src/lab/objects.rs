@@ -1,0 +1,240 @@
+//! Kubernetes objects as `kubectl get -o yaml` writes them, and the directory they are put into.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::IpAddr,
+    path::PathBuf,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use anyhow::{Context as _, Result};
+use ipnet::IpNet;
+use serde_json::{Value, json};
+
+/// Kubernetes splits the endpoints of a service into slices of this size.
+const SLICE: usize = 100;
+
+/// A transport protocol, as objects spell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        }
+    }
+}
+
+/// A port of a service, and the port behind it.
+#[derive(Clone, Debug)]
+pub struct ServicePort {
+    pub name: &'static str,
+    pub port: u16,
+    pub protocol: Protocol,
+    pub target: u16,
+}
+
+/// A pod that serves.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    pub pod: String,
+    pub node: String,
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A service and what stands behind it.
+#[derive(Clone, Debug)]
+pub struct Service {
+    pub name: String,
+    pub addresses: Vec<IpAddr>,
+    pub ports: Vec<ServicePort>,
+    pub backends: Vec<Backend>,
+}
+
+impl Service {
+    /// The Service and its `EndpointSlice`s.
+    pub fn objects(&self) -> Vec<Value> {
+        let mut objects = vec![self.service()];
+        for (family, is_ipv4) in [("IPv4", true), ("IPv6", false)] {
+            if !self.addresses.iter().any(|address| address.is_ipv4() == is_ipv4) {
+                continue;
+            }
+            let ready: Vec<(&Backend, IpAddr)> = self
+                .backends
+                .iter()
+                .flat_map(|backend| backend.addresses.iter().map(move |address| (backend, *address)))
+                .filter(|(_, address)| address.is_ipv4() == is_ipv4)
+                .collect();
+            // a service without endpoints has an empty slice, not none
+            let slices = ready.len().div_ceil(SLICE).max(1);
+            for number in 0..slices {
+                let part = ready.iter().skip(number * SLICE).take(SLICE);
+                objects.push(self.slice(family, number, part));
+            }
+        }
+        objects
+    }
+
+    fn service(&self) -> Value {
+        let ports = self.ports.iter().map(|port| {
+            json!({
+                "name": port.name,
+                "port": port.port,
+                "protocol": port.protocol.name(),
+                "targetPort": port.target,
+            })
+        });
+        json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": metadata(&self.name, &json!({"app": self.name})),
+            "spec": {
+                "type": "ClusterIP",
+                "clusterIP": self.addresses.first(),
+                "clusterIPs": self.addresses,
+                "ipFamilies": self.addresses.iter().map(family).collect::<Vec<_>>(),
+                "ipFamilyPolicy": "PreferDualStack",
+                "internalTrafficPolicy": "Cluster",
+                "selector": {"app": self.name},
+                "sessionAffinity": "None",
+                "ports": ports.collect::<Vec<_>>(),
+            },
+            "status": {"loadBalancer": {}},
+        })
+    }
+
+    fn slice<'a>(
+        &self,
+        family: &str,
+        number: usize,
+        part: impl Iterator<Item = &'a (&'a Backend, IpAddr)>,
+    ) -> Value {
+        let endpoints = part.map(|(backend, address)| {
+            json!({
+                "addresses": [address],
+                "conditions": {"ready": true, "serving": true, "terminating": false},
+                "nodeName": backend.node,
+                "targetRef": {"kind": "Pod", "name": backend.pod, "namespace": "default", "uid": uid("pod", &backend.pod)},
+            })
+        });
+        let ports = self
+            .ports
+            .iter()
+            .map(|port| json!({"name": port.name, "port": port.target, "protocol": port.protocol.name()}));
+        let name = format!("{}-{}-{number}", self.name, family.to_lowercase());
+        json!({
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": metadata(&name, &json!({
+                "kubernetes.io/service-name": self.name,
+                "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
+            })),
+            "addressType": family,
+            "endpoints": endpoints.collect::<Vec<_>>(),
+            "ports": ports.collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// A Node.
+pub(super) fn node(name: &str, addresses: &[IpAddr], pod_cidrs: &[IpNet]) -> Value {
+    let addresses = addresses.iter().map(|address| json!({"type": "InternalIP", "address": address}));
+    let mut metadata = metadata(name, &json!({"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"}));
+    if let Some(fields) = metadata.as_object_mut() {
+        // the only kind here that is not in a namespace
+        fields.remove("namespace");
+    }
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": metadata,
+        "spec": {"podCIDR": pod_cidrs.first(), "podCIDRs": pod_cidrs},
+        "status": {
+            "addresses": addresses.chain([json!({"type": "Hostname", "address": name})]).collect::<Vec<_>>(),
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    })
+}
+
+fn metadata(name: &str, labels: &Value) -> Value {
+    static VERSION: AtomicU64 = AtomicU64::new(1_000);
+    json!({
+        "name": name,
+        "namespace": "default",
+        "uid": uid("object", name),
+        "resourceVersion": VERSION.fetch_add(1, Ordering::Relaxed).to_string(),
+        "creationTimestamp": "2026-01-01T00:00:00Z",
+        "labels": labels,
+    })
+}
+
+/// The same for the same object, as long as it is the same object.
+fn uid(kind: &str, name: &str) -> String {
+    let hash = |seed: u64| {
+        let bytes = kind.bytes().chain(name.bytes());
+        bytes.fold(seed, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    };
+    let (a, b) = (hash(0xcbf2_9ce4_8422_2325), hash(0x9e37_79b9_7f4a_7c15));
+    format!(
+        "{:08x}-{:04x}-4{:03x}-8{:03x}-{:012x}",
+        a >> 32,
+        a >> 16 & 0xffff,
+        a & 0xfff,
+        b >> 52,
+        b & 0xffff_ffff_ffff
+    )
+}
+
+const fn family(address: &IpAddr) -> &'static str {
+    if address.is_ipv4() { "IPv4" } else { "IPv6" }
+}
+
+/// A directory an agent watches. A file changes in one step: whoever reads sees the old or the new.
+#[derive(Clone, Debug)]
+pub(super) struct Manifests {
+    directory: PathBuf,
+    /// On the same file system, and not watched.
+    draft: PathBuf,
+}
+
+impl Manifests {
+    pub(super) fn create(directory: PathBuf, draft: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&directory)?;
+        Ok(Self { directory, draft })
+    }
+
+    /// Writes `<name>.yaml`: a document, or a List of several.
+    pub(super) fn write(&self, name: &str, objects: &[Value]) -> Result<()> {
+        let text = match objects {
+            [object] => serde_norway::to_string(object),
+            _ => serde_norway::to_string(&json!({"apiVersion": "v1", "kind": "List", "items": objects})),
+        };
+        self.write_text(name, &text.context("write YAML")?)
+    }
+
+    pub(super) fn write_text(&self, name: &str, text: &str) -> Result<()> {
+        fs::write(&self.draft, text)?;
+        let file = self.directory.join(format!("{name}.yaml"));
+        fs::rename(&self.draft, &file).with_context(|| file.display().to_string())
+    }
+
+    pub(super) fn remove(&self, name: &str) -> Result<()> {
+        let file = self.directory.join(format!("{name}.yaml"));
+        fs::remove_file(&file).with_context(|| file.display().to_string())
+    }
+}
+
+/// Counts by key, for reports of who answered how often.
+pub fn distribution<T: Ord>(answers: impl IntoIterator<Item = T>) -> BTreeMap<T, u64> {
+    let mut counts = BTreeMap::new();
+    for answer in answers {
+        *counts.entry(answer).or_default() += 1;
+    }
+    counts
+}

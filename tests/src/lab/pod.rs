@@ -1,0 +1,103 @@
+//! A pod: a network namespace with a device from the CNI plugin, and a cgroup below its node's.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use super::{
+    cni::{Container, Runtime},
+    netns::Namespace,
+    objects::Backend,
+    process::{Place, Process},
+};
+
+/// A pod of a node.
+#[derive(Debug)]
+pub struct Pod {
+    name: String,
+    node: String,
+    id: String,
+    place: Place,
+    runtime: Runtime,
+    result: Value,
+    v4: Ipv4Addr,
+    v6: Ipv6Addr,
+}
+
+impl Pod {
+    pub(super) fn create(name: &str, node: &str, place: Place, runtime: Runtime) -> Result<Self> {
+        let id = place.namespace().name().to_owned();
+        let netns = place.namespace().path();
+        let result = runtime.call("ADD", &Container { id: &id, netns: &netns, pod: name }, None)?;
+        let addresses = addresses(&result).with_context(|| format!("the result of CNI ADD: {result}"))?;
+        let v4 = addresses.iter().find_map(|address| match address {
+            IpAddr::V4(v4) => Some(*v4),
+            IpAddr::V6(_) => None,
+        });
+        let v6 = addresses.iter().find_map(|address| match address {
+            IpAddr::V6(v6) => Some(*v6),
+            IpAddr::V4(_) => None,
+        });
+        let (v4, v6) = v4.zip(v6).with_context(|| format!("pod {name} lacks a family: {addresses:?}"))?;
+        let (name, node) = (name.to_owned(), node.to_owned());
+        Ok(Self { name, node, id, place, runtime, result, v4, v6 })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Name of its node.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    pub const fn place(&self) -> &Place {
+        &self.place
+    }
+
+    pub const fn v4(&self) -> Ipv4Addr {
+        self.v4
+    }
+
+    pub const fn v6(&self) -> Ipv6Addr {
+        self.v6
+    }
+
+    /// IPv4, IPv6.
+    pub fn addresses(&self) -> [IpAddr; 2] {
+        [self.v4.into(), self.v6.into()]
+    }
+
+    /// As a service lists it.
+    pub fn backend(&self) -> Backend {
+        Backend { pod: self.name.clone(), node: self.node.clone(), addresses: self.addresses().to_vec() }
+    }
+
+    /// Starts the server of `dataplane-traffic` here; listens on its default ports.
+    pub fn serve(&self) -> Result<Process> {
+        self.place.serve(&self.name)
+    }
+
+    /// CNI CHECK with the result of ADD.
+    pub fn check(&self) -> Result<()> {
+        self.call("CHECK", Some(&self.result)).map(drop)
+    }
+
+    /// As a runtime ends a pod: DEL, then its namespace.
+    pub fn delete(self) -> Result<()> {
+        self.call("DEL", Some(&self.result))?;
+        Namespace::delete(self.place.namespace().name())
+    }
+
+    fn call(&self, command: &str, previous: Option<&Value>) -> Result<Value> {
+        let netns = self.place.namespace().path();
+        self.runtime.call(command, &Container { id: &self.id, netns: &netns, pod: &self.name }, previous)
+    }
+}
+
+fn addresses(result: &Value) -> Option<Vec<IpAddr>> {
+    let ips = result.get("ips")?.as_array()?.iter();
+    ips.map(|ip| ip.get("address")?.as_str()?.split('/').next()?.parse().ok()).collect()
+}

@@ -1,0 +1,238 @@
+//! What a cluster leaves on the machine, and its removal: by its owner, on Ctrl-C, or by a later run.
+//!
+//! All of it carries the cluster's name: `/run/dataplane-lab/<cluster>/`, namespaces `dpl-<cluster>-*`, the cgroup
+//! `dataplane-lab/<cluster>`. The owner holds a lock; a name whose lock is free and that is not marked as kept has lost
+//! its owner.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File, OpenOptions},
+    io::ErrorKind,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::{interrupt, netns::Namespace, wait};
+
+const ROOT: &str = "/run/dataplane-lab";
+const CGROUP: &str = "dataplane-lab";
+/// In the directory of a cluster that stays after its owner has ended.
+const KEPT: &str = "kept";
+
+/// Names of clusters this process owns.
+static OWNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// A name that is ours, and the places that go with it.
+#[derive(Debug)]
+pub(super) struct Site {
+    name: String,
+    is_kept: bool,
+    _lock: Flock<File>,
+}
+
+impl Site {
+    /// Takes the name, after removing what others left behind.
+    pub(super) fn claim(name: &str) -> Result<Self> {
+        interrupt::install()?;
+        sweep()?;
+        // somebody who looks for leftovers may hold it for a moment
+        let claimed = wait::until("its lock", Duration::from_secs(2), || lock(name));
+        let lock = claimed.with_context(|| format!("a cluster {name} is in use"))?;
+        if directory(name).exists() {
+            bail!("a cluster {name} was kept: take it down first");
+        }
+        OWNED.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+        let site = Self { name: name.to_owned(), is_kept: false, _lock: lock };
+        fs::create_dir_all(site.directory())?;
+        fs::create_dir_all(site.cgroup()?)?;
+        Ok(site)
+    }
+
+    pub(super) fn directory(&self) -> PathBuf {
+        directory(&self.name)
+    }
+
+    pub(super) fn cgroup(&self) -> Result<PathBuf> {
+        Ok(cgroup_root()?.join(&self.name))
+    }
+
+    /// Name of a namespace of the cluster.
+    pub(super) fn namespace(&self, what: &str) -> String {
+        format!("{}{what}", prefix(&self.name))
+    }
+
+    /// Leaves everything as it is when the owner ends.
+    pub(super) fn keep(&mut self) -> Result<()> {
+        fs::write(self.directory().join(KEPT), "")?;
+        self.is_kept = true;
+        Ok(())
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        OWNED.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+        if self.is_kept {
+            return;
+        }
+        if let Err(error) = remove(&self.name) {
+            tracing::warn!(cluster = self.name, "not removed completely: {error:#}");
+        }
+    }
+}
+
+/// Mounts a BPF file system of its own at `path`.
+pub(super) fn mount_bpffs(path: &Path) -> Result<()> {
+    fs::create_dir_all(path)?;
+    mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+        .with_context(|| format!("mount a bpf file system at {}", path.display()))
+}
+
+/// Removes a cluster that was kept; whether there was one.
+pub fn take_down(name: &str) -> Result<bool> {
+    if !directory(name).exists() {
+        return Ok(false);
+    }
+    let Some(_lock) = lock(name)? else { bail!("cluster {name} is in use by a running program") };
+    remove(name)?;
+    Ok(true)
+}
+
+/// Removes the clusters of this process: it is about to end.
+pub(super) fn remove_owned() {
+    let owned = OWNED.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    for name in owned {
+        if let Err(error) = remove(&name) {
+            eprintln!("cluster {name} is not removed completely: {error:#}");
+        }
+    }
+}
+
+/// Removes the clusters of programs that ended without doing so.
+fn sweep() -> Result<()> {
+    fs::create_dir_all(ROOT)?;
+    for entry in fs::read_dir(ROOT)? {
+        let file = entry?.file_name();
+        let Some(name) = file.to_str().and_then(|file| file.strip_suffix(".lock")) else { continue };
+        if directory(name).join(KEPT).exists() {
+            continue;
+        }
+        if let Some(_lock) = lock(name)? {
+            remove(name).with_context(|| format!("remove the leftover cluster {name}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// `None`: somebody else has it.
+fn lock(name: &str) -> Result<Option<Flock<File>>> {
+    let path = lock_file(name);
+    loop {
+        let file = OpenOptions::new().create(true).append(true).open(&path).context("open a lock")?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            // whoever removed the cluster removed the file with it: then this is a lock nobody looks at
+            Ok(lock) if lock.metadata()?.nlink() == 0 => {}
+            Ok(lock) => return Ok(Some(lock)),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Ok(None),
+            Err((_, error)) => return Err(error).with_context(|| format!("lock {}", path.display())),
+        }
+    }
+}
+
+/// With its lock held.
+fn remove(name: &str) -> Result<()> {
+    let cgroup = cgroup_root()?.join(name);
+    end_processes(&cgroup)?;
+    for namespace in Namespace::all_named(&prefix(name))? {
+        Namespace::delete(&namespace)?;
+    }
+    let directory = directory(name);
+    for mount in mounts_below(&directory)? {
+        umount2(&mount, MntFlags::MNT_DETACH).with_context(|| format!("unmount {}", mount.display()))?;
+    }
+    remove_cgroups(&cgroup)?;
+    absent_is_fine(fs::remove_dir_all(&directory)).with_context(|| directory.display().to_string())?;
+    absent_is_fine(fs::remove_file(lock_file(name))).context("remove a lock")
+}
+
+fn end_processes(cgroup: &Path) -> Result<()> {
+    wait::until("end of a cluster's processes", Duration::from_secs(10), || {
+        let mut found = false;
+        for group in cgroups_below(cgroup)? {
+            for pid in fs::read_to_string(group.join("cgroup.procs"))?.lines() {
+                found = true;
+                // it may have ended by itself
+                let _gone = kill(Pid::from_raw(pid.parse()?), Signal::SIGKILL);
+            }
+        }
+        Ok((!found).then_some(()))
+    })
+}
+
+fn remove_cgroups(cgroup: &Path) -> Result<()> {
+    for group in cgroups_below(cgroup)?.iter().rev() {
+        // a process that was killed may still be leaving
+        wait::until("removal of a cgroup", Duration::from_secs(5), || {
+            absent_is_fine(fs::remove_dir(group)).with_context(|| group.display().to_string()).map(Some)
+        })?;
+    }
+    Ok(())
+}
+
+/// Parents before children; none if it does not exist.
+fn cgroups_below(cgroup: &Path) -> Result<Vec<PathBuf>> {
+    if !cgroup.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = vec![cgroup.to_owned()];
+    let mut next = 0;
+    while let Some(group) = found.get(next).cloned() {
+        next += 1;
+        for entry in fs::read_dir(&group)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                found.push(entry.path());
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn mounts_below(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    Ok(points.filter(|point| point.starts_with(directory)).collect())
+}
+
+fn cgroup_root() -> Result<PathBuf> {
+    Ok(dataplane_agent::datapath::default_cgroup()?.join(CGROUP))
+}
+
+fn directory(name: &str) -> PathBuf {
+    Path::new(ROOT).join(name)
+}
+
+fn lock_file(name: &str) -> PathBuf {
+    Path::new(ROOT).join(format!("{name}.lock"))
+}
+
+fn prefix(name: &str) -> String {
+    format!("dpl-{name}-")
+}
+
+fn absent_is_fine(result: std::io::Result<()>) -> std::io::Result<()> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}

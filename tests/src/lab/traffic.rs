@@ -1,0 +1,184 @@
+//! Traffic from and to a place, by `dataplane-traffic` and `ping`, and what became of it.
+
+use std::{
+    collections::BTreeMap,
+    marker::PhantomData,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde::de::DeserializeOwned;
+
+use super::{
+    objects::distribution,
+    process::{Place, Process},
+};
+use crate::{
+    bins,
+    traffic::report::{Datagrams, Held, Outcome, Ready, Request, Resolved},
+};
+
+/// How long a tool may take to start: opening a thousand connections included.
+const START: Duration = Duration::from_secs(30);
+/// How long it may take to end, once told: its own patience included.
+const END: Duration = Duration::from_secs(30);
+
+/// A client that runs until it is told to end, and then reports.
+#[derive(Debug)]
+pub struct Client<T> {
+    process: Process,
+    report: PhantomData<T>,
+}
+
+impl<T: DeserializeOwned> Client<T> {
+    /// Ends it; its report.
+    pub fn finish(self) -> Result<T> {
+        let lines = self.process.finish(END)?;
+        let line = lines.last().context("the client reported nothing")?;
+        serde_json::from_str(line).with_context(|| format!("a client's report: {line}"))
+    }
+
+    pub fn check_running(&mut self) -> Result<()> {
+        self.process.check_running()
+    }
+}
+
+impl Client<Vec<Request>> {
+    /// The requests that have ended so far.
+    pub fn so_far(&self) -> Result<Vec<Request>> {
+        requests(&self.process.lines())
+    }
+
+    /// Waits for a request that is `wanted`.
+    pub fn wait(&self, deadline: Duration, wanted: impl Fn(&Request) -> bool) -> Result<Request> {
+        self.process
+            .wait_line(deadline, |line| serde_json::from_str(line).ok().filter(|request| wanted(request)))
+    }
+
+    /// Ends it; all its requests.
+    pub fn stop(self) -> Result<Vec<Request>> {
+        requests(&self.process.finish(END)?)
+    }
+}
+
+/// What `ping` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ping {
+    pub sent: u32,
+    pub received: u32,
+}
+
+impl Place {
+    /// Starts a server that tells its `name`, on the default ports of `dataplane-traffic serve`.
+    pub fn serve(&self, name: &str) -> Result<Process> {
+        self.start_traffic(&["serve", "--name", name])
+    }
+
+    /// Starts `dataplane-traffic` and waits until it is ready.
+    pub fn start_traffic(&self, arguments: &[&str]) -> Result<Process> {
+        let process = self.start(bins::traffic()?, arguments)?;
+        process.wait_line(START, |line| serde_json::from_str::<Ready>(line).ok())?;
+        Ok(process)
+    }
+
+    /// So many HTTP requests, one after the other.
+    pub fn get(&self, server: SocketAddr, count: u32) -> Result<Vec<Request>> {
+        self.get_bytes(server, count, 0)
+    }
+
+    /// As [`Self::get`], with bodies of this size.
+    pub fn get_bytes(&self, server: SocketAddr, count: u32, bytes: usize) -> Result<Vec<Request>> {
+        let (server, count, bytes) = (server.to_string(), count.to_string(), bytes.to_string());
+        let text = self.run(bins::traffic()?, &["http", &server, "--count", &count, "--bytes", &bytes])?;
+        text.lines().map(|line| serde_json::from_str(line).context("a client's line")).collect()
+    }
+
+    /// HTTP requests at an interval until stopped.
+    pub fn keep_getting(&self, server: SocketAddr, interval: Duration) -> Result<Client<Vec<Request>>> {
+        let (server, interval) = (server.to_string(), interval.as_millis().to_string());
+        let process = self.start(bins::traffic()?, &["http", &server, "--interval-ms", &interval])?;
+        Ok(Client { process, report: PhantomData })
+    }
+
+    /// Holds TCP connections with an echo on each at an interval; returns when all are open.
+    pub fn hold(&self, server: SocketAddr, connections: u32, interval: Duration) -> Result<Client<Held>> {
+        let (server, connections) = (server.to_string(), connections.to_string());
+        let interval = interval.as_millis().to_string();
+        let arguments = ["hold", &server, "--connections", &connections, "--interval-ms", &interval];
+        Ok(Client { process: self.start_traffic(&arguments)?, report: PhantomData })
+    }
+
+    /// Sends datagrams at an interval until finished; `more` are arguments of `dataplane-traffic datagrams`.
+    pub fn keep_sending(
+        &self,
+        server: SocketAddr,
+        interval: Duration,
+        more: &[&str],
+    ) -> Result<Client<Datagrams>> {
+        let (server, interval) = (server.to_string(), interval.as_millis().to_string());
+        let arguments = [&["datagrams", &server, "--interval-ms", &interval], more].concat();
+        Ok(Client { process: self.start_traffic(&arguments)?, report: PhantomData })
+    }
+
+    /// Sends so many datagrams; `more` are arguments of `dataplane-traffic datagrams`.
+    pub fn send(&self, server: SocketAddr, count: u32, more: &[&str]) -> Result<Datagrams> {
+        let (server, count) = (server.to_string(), count.to_string());
+        let arguments = [&["datagrams", &server, "--count", &count, "--interval-ms", "1"], more].concat();
+        let text = self.run(bins::traffic()?, &arguments)?;
+        serde_json::from_str(text.lines().last().unwrap_or_default()).context("a client's report")
+    }
+
+    /// Asks a DNS server; `more` are arguments of `dataplane-traffic dns`.
+    pub fn resolve(&self, server: SocketAddr, name: &str, more: &[&str]) -> Result<Vec<IpAddr>> {
+        let server = server.to_string();
+        let text = self.run(bins::traffic()?, &[&["dns", &server, name], more].concat())?;
+        let resolved: Resolved = serde_json::from_str(text.trim()).context("a client's report")?;
+        Ok(resolved.addresses)
+    }
+
+    /// Echo requests with so many bytes of data, not to be fragmented.
+    pub fn ping(&self, address: IpAddr, count: u32, bytes: usize) -> Result<Ping> {
+        let (to, count, bytes) = (address.to_string(), count.to_string(), bytes.to_string());
+        let arguments = ["-n", "-c", &count, "-i", "0.02", "-W", "2", "-M", "do", "-s", &bytes, &to];
+        let output = self.output("ping", &arguments)?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let summary = text.lines().find(|line| line.contains("packets transmitted"));
+        let numbers: Option<Vec<u32>> = summary
+            .map(|line| line.split(", ").filter_map(|part| part.split(' ').next()?.parse().ok()).collect());
+        match numbers.as_deref() {
+            Some([sent, received, ..]) => Ok(Ping { sent: *sent, received: *received }),
+            _ => bail!("ping {to}: {text}{}", String::from_utf8_lossy(&output.stderr)),
+        }
+    }
+}
+
+impl Ping {
+    /// Nothing was lost.
+    pub fn check(self) -> Result<()> {
+        if self.sent == 0 || self.sent != self.received {
+            bail!("ping: {} of {} came back", self.received, self.sent);
+        }
+        Ok(())
+    }
+}
+
+/// Who answered how often.
+pub fn names(requests: &[Request]) -> BTreeMap<String, u64> {
+    distribution(requests.iter().filter_map(|request| match &request.outcome {
+        Outcome::Answer(answer) => Some(answer.name.clone()),
+        Outcome::Failed(_) => None,
+    }))
+}
+
+/// How requests failed, and how often.
+pub fn failures(requests: &[Request]) -> BTreeMap<String, u64> {
+    distribution(requests.iter().filter_map(|request| match &request.outcome {
+        Outcome::Answer(_) => None,
+        Outcome::Failed(failure) => Some(failure.kind.clone()),
+    }))
+}
+
+fn requests(lines: &[String]) -> Result<Vec<Request>> {
+    lines.iter().map(|line| serde_json::from_str(line).context("a client's line")).collect()
+}

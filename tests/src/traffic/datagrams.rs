@@ -1,0 +1,179 @@
+//! UDP with sequence numbers: what was lost, came twice, or came from somebody else.
+
+use std::{
+    io::Result as IoResult,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use tokio::{
+    net::UdpSocket,
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
+};
+
+use super::{
+    http::kind,
+    print,
+    report::{Datagrams, Ready},
+    told_to_end,
+};
+
+/// How many lost numbers are reported.
+const SHOWN: usize = 20;
+
+pub(super) struct Plan {
+    pub(super) server: SocketAddr,
+    pub(super) count: Option<u64>,
+    pub(super) size: usize,
+    pub(super) kind: Kind,
+    pub(super) interval: Duration,
+    pub(super) timeout: Duration,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Connected,
+    Unconnected,
+    Fresh,
+}
+
+pub(super) async fn run(plan: &Plan) -> Result<()> {
+    if plan.kind == Kind::Fresh {
+        return fresh(plan).await;
+    }
+    let socket = plan.socket().await?;
+    let mut tally = Tally::default();
+    print(&Ready { ready: true })?;
+    let mut ticks = interval(plan.interval.max(Duration::from_micros(100)));
+    // a delay of ours is not to become a burst
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut buffer = vec![0; 65_536];
+    let end = told_to_end();
+    tokio::pin!(end);
+    while plan.count.is_none_or(|count| tally.report.sent < count) {
+        tokio::select! {
+            () = &mut end, if plan.count.is_none() => break,
+            _ = ticks.tick() => tally.send(plan, &socket).await,
+            got = plan.receive(&socket, &mut buffer) => tally.take(plan, got, &buffer),
+        }
+    }
+    let deadline = Instant::now() + plan.timeout;
+    while tally.seen.contains(&false) {
+        tokio::select! {
+            () = sleep_until(deadline) => break,
+            got = plan.receive(&socket, &mut buffer) => tally.take(plan, got, &buffer),
+        }
+    }
+    print(&tally.finish())
+}
+
+/// A socket for each: what a resolver does.
+async fn fresh(plan: &Plan) -> Result<()> {
+    let mut tally = Tally::default();
+    print(&Ready { ready: true })?;
+    let mut buffer = vec![0; 65_536];
+    let mut ticks = interval(plan.interval.max(Duration::from_micros(100)));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let end = told_to_end();
+    tokio::pin!(end);
+    while plan.count.is_none_or(|count| tally.report.sent < count) {
+        tokio::select! {
+            () = &mut end, if plan.count.is_none() => break,
+            _ = ticks.tick() => {}
+        }
+        let socket = plan.socket().await?;
+        tally.send(plan, &socket).await;
+        if let Ok(got) = timeout(plan.timeout, plan.receive(&socket, &mut buffer)).await {
+            tally.take(plan, got, &buffer);
+        }
+    }
+    print(&tally.finish())
+}
+
+impl Plan {
+    async fn socket(&self) -> Result<UdpSocket> {
+        let any: IpAddr = match self.server {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let socket = UdpSocket::bind((any, 0)).await.context("bind a UDP socket")?;
+        if self.kind == Kind::Connected {
+            socket.connect(self.server).await.context("connect a UDP socket")?;
+        }
+        Ok(socket)
+    }
+
+    fn payload(&self, number: u64) -> Vec<u8> {
+        let mut payload = format!("{}:{number}:", std::process::id()).into_bytes();
+        payload.resize(self.size.max(payload.len()), b'x');
+        payload
+    }
+
+    async fn send(&self, socket: &UdpSocket, payload: &[u8]) -> IoResult<usize> {
+        match self.kind {
+            Kind::Connected => socket.send(payload).await,
+            Kind::Unconnected | Kind::Fresh => socket.send_to(payload, self.server).await,
+        }
+    }
+
+    async fn receive(&self, socket: &UdpSocket, buffer: &mut [u8]) -> IoResult<(usize, SocketAddr)> {
+        socket.recv_from(buffer).await
+    }
+}
+
+#[derive(Default)]
+struct Tally {
+    report: Datagrams,
+    seen: Vec<bool>,
+}
+
+impl Tally {
+    async fn send(&mut self, plan: &Plan, socket: &UdpSocket) {
+        let payload = plan.payload(self.report.sent);
+        self.report.sent += 1;
+        self.seen.push(false);
+        if let Err(error) = plan.send(socket, &payload).await {
+            *self.report.errors.entry(format!("send: {}", kind(&error))).or_default() += 1;
+        }
+    }
+
+    fn take(&mut self, plan: &Plan, got: IoResult<(usize, SocketAddr)>, buffer: &[u8]) {
+        let (length, peer) = match got {
+            Ok(got) => got,
+            Err(error) => {
+                *self.report.errors.entry(format!("receive: {}", kind(&error))).or_default() += 1;
+                return;
+            }
+        };
+        match plan.number(&buffer[..length]).filter(|_| peer == plan.server) {
+            Some((number, server)) if (number as usize) < self.seen.len() => {
+                if std::mem::replace(&mut self.seen[number as usize], true) {
+                    self.report.duplicated += 1;
+                } else {
+                    self.report.received += 1;
+                    *self.report.servers.entry(server).or_default() += 1;
+                }
+            }
+            _ => self.report.misdirected += 1,
+        }
+    }
+
+    fn finish(mut self) -> Datagrams {
+        let lost = || self.seen.iter().enumerate().filter(|(_, seen)| !**seen);
+        self.report.lost = lost().count() as u64;
+        self.report.first_lost = lost().map(|(number, _)| number as u64).take(SHOWN).collect();
+        self.report
+    }
+}
+
+impl Plan {
+    /// Number and server of an echo of ours.
+    fn number(&self, echo: &[u8]) -> Option<(u64, String)> {
+        let text = str::from_utf8(echo).ok()?;
+        let number = text.split(':').nth(1)?.parse().ok()?;
+        let rest = text.as_bytes().strip_prefix(self.payload(number).as_slice())?;
+        let server = str::from_utf8(rest).ok()?.strip_prefix(' ')?;
+        Some((number, server.to_owned()))
+    }
+}

@@ -1,0 +1,111 @@
+//! The HTTP client: a connection per request, as a browser that trusts no cache.
+
+use std::{
+    io::{Error, ErrorKind, Result as IoResult},
+    net::SocketAddr,
+    time::Duration,
+};
+
+use anyhow::Result;
+use nix::time::{ClockId, clock_gettime};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::{sleep, timeout},
+};
+
+use super::{
+    print,
+    report::{Answer, Failure, Outcome, Request},
+    told_to_end,
+};
+
+pub(super) struct Client {
+    pub(super) server: SocketAddr,
+    pub(super) bytes: usize,
+    pub(super) timeout: Duration,
+}
+
+pub(super) async fn run(client: &Client, count: Option<u64>, interval: Duration) -> Result<()> {
+    let Some(count) = count else {
+        return tokio::select! {
+            () = told_to_end() => Ok(()),
+            failed = endless(client, interval) => failed,
+        };
+    };
+    for _ in 0..count {
+        print(&client.request().await?)?;
+        sleep(interval).await;
+    }
+    Ok(())
+}
+
+async fn endless(client: &Client, interval: Duration) -> Result<()> {
+    loop {
+        print(&client.request().await?)?;
+        sleep(interval).await;
+    }
+}
+
+impl Client {
+    async fn request(&self) -> Result<Request> {
+        let began_us = now_us()?;
+        let outcome = match timeout(self.timeout, self.get()).await {
+            Ok(Ok(answer)) => Outcome::Answer(answer),
+            Ok(Err(error)) => {
+                Outcome::Failed(Failure { kind: kind(&error).to_owned(), message: error.to_string() })
+            }
+            Err(elapsed) => {
+                Outcome::Failed(Failure { kind: "timeout".to_owned(), message: elapsed.to_string() })
+            }
+        };
+        Ok(Request { began_us, ended_us: now_us()?, outcome })
+    }
+
+    async fn get(&self) -> IoResult<Answer> {
+        let mut stream = TcpStream::connect(self.server).await?;
+        let server = stream.peer_addr()?;
+        let path = if self.bytes == 0 { "/".to_owned() } else { format!("/bytes/{}", self.bytes) };
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.server);
+        stream.write_all(request.as_bytes()).await?;
+        let mut response = Vec::new();
+        stream.read_to_end(&mut response).await?;
+        parse(&response, server).ok_or_else(|| {
+            let text = String::from_utf8_lossy(&response[..response.len().min(200)]).into_owned();
+            Error::new(ErrorKind::InvalidData, format!("no complete answer of ours: {text:?}"))
+        })
+    }
+}
+
+fn parse(response: &[u8], server: SocketAddr) -> Option<Answer> {
+    let end = response.windows(4).position(|window| window == b"\r\n\r\n")?;
+    let head = str::from_utf8(&response[..end]).ok()?;
+    let bytes = response.len() - end - 4;
+    let header = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    if !head.starts_with("HTTP/1.1 200 ") || header("Content-Length")? != bytes.to_string() {
+        return None;
+    }
+    Some(Answer {
+        name: header("Server")?.to_owned(),
+        client: header("X-Client")?.parse().ok()?,
+        server,
+        bytes,
+    })
+}
+
+pub(super) fn kind(error: &Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::ConnectionRefused => "refused",
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof => "reset",
+        ErrorKind::TimedOut => "timeout",
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => "unreachable",
+        ErrorKind::PermissionDenied => "not_permitted",
+        _ => "other",
+    }
+}
+
+/// Of the monotonic clock, which all processes share.
+fn now_us() -> Result<u64> {
+    let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
+    Ok(u64::try_from(now.as_micros())?)
+}

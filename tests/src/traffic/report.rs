@@ -1,0 +1,90 @@
+//! What clients print and tests read.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// The first line of a client or server that has come as far as it must before anything is asked of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    pub ready: bool,
+}
+
+/// An HTTP request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Microseconds of the monotonic clock when it began, and when it ended.
+    pub began_us: u64,
+    pub ended_us: u64,
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+/// How a request ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    Answer(Answer),
+    Failed(Failure),
+}
+
+/// An answer to a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The server's.
+    pub name: String,
+    /// The client as the server saw it.
+    pub client: SocketAddr,
+    /// The server as the client's socket shows it.
+    pub server: SocketAddr,
+    /// Bytes of the body.
+    pub bytes: usize,
+}
+
+/// Why there was no answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// `refused`, `reset`, `timeout`, `unreachable`, `not_permitted` or `other`.
+    pub kind: String,
+    pub message: String,
+}
+
+/// TCP connections that were held.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    pub connections: u32,
+    /// Connections that ended, and why.
+    pub broken: BTreeMap<String, u32>,
+    pub sent: u64,
+    /// Echoes that came back as they were.
+    pub received: u64,
+    /// Echoes of something else.
+    pub misdirected: u64,
+    /// Longest from question to echo.
+    pub slowest_us: u64,
+    /// Connections by server.
+    pub servers: BTreeMap<String, u32>,
+}
+
+/// Datagrams that were sent and came back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Datagrams {
+    pub sent: u64,
+    pub received: u64,
+    pub lost: u64,
+    pub duplicated: u64,
+    /// From somebody who was not asked, or with somebody else's content.
+    pub misdirected: u64,
+    /// Sends and receives that were refused, and why.
+    pub errors: BTreeMap<String, u64>,
+    /// Numbers of the first lost ones.
+    pub first_lost: Vec<u64>,
+    /// Echoes by server.
+    pub servers: BTreeMap<String, u64>,
+}
+
+/// A DNS answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolved {
+    pub addresses: Vec<std::net::IpAddr>,
+}
