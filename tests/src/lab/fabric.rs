@@ -120,7 +120,7 @@ impl Fabric {
              addr add {OUTSIDE_V4}/24 dev eth0\n\
              addr add {OUTSIDE_V6}/64 dev eth0 nodad\n\
              route add default via 192.0.2.254\n\
-             -6 route add default via 2001:db8:ffff::fe"
+             route add default via 2001:db8:ffff::fe"
         ))?;
         Ok(())
     }

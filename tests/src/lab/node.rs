@@ -66,7 +66,7 @@ impl Node {
             "addr add {}/24 dev eth0\n\
              addr add {}/64 dev eth0 nodad\n\
              route add default via {v4}\n\
-             -6 route add default via {v6}",
+             route add default via {v6}",
             self.v4(),
             self.v6()
         ))?;

@@ -99,7 +99,7 @@ impl Connection {
     async fn talk(&mut self, ending: &Cell<bool>, interval: Duration, patience: Duration) -> IoResult<()> {
         // spread over the interval: a thousand questions at once would measure the queue
         sleep(interval.mul_f64(f64::from(self.number % 1_000) / 1_000.0)).await;
-        while !ending.get() {
+        loop {
             let began = Instant::now();
             match timeout(patience, self.ask()).await {
                 Ok(done) => done?,
@@ -107,9 +107,12 @@ impl Connection {
             }
             let took = began.elapsed();
             self.slowest = self.slowest.max(took);
+            // at the end as in the middle: every connection is heard once more
+            if ending.get() {
+                return Ok(());
+            }
             sleep(interval.saturating_sub(took)).await;
         }
-        Ok(())
     }
 
     async fn ask(&mut self) -> IoResult<()> {
