@@ -151,14 +151,7 @@ pub(crate) fn set_tunnel(ctx: &TcContext, vni: u32, remote: &Addr) -> Result<(),
         BPF_F_TUNINFO_IPV6
     };
     // SAFETY: the key is initialised whole and outlives the call.
-    let result = unsafe {
-        bpf_skb_set_tunnel_key(
-            ctx.skb.skb,
-            &raw mut key,
-            LEN as u32,
-            u64::from(flags),
-        )
-    };
+    let result = unsafe { bpf_skb_set_tunnel_key(ctx.skb.skb, &raw mut key, LEN as u32, u64::from(flags)) };
     match result {
         0 => Ok(()),
         _ => Err(DropReason::TunnelFailed),

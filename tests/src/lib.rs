@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod bins;
+pub mod kernel;
 pub mod lab;
 pub mod prog;
 pub mod traffic;

@@ -1,0 +1,61 @@
+//! What a kernel makes of the datapath: for `cargo xtask kernels`, which runs this in a machine of its own.
+//!
+//! Findings go to stdout, one JSON object per line behind [`MARK`], since a kernel's console has other lines too.
+
+mod hooks;
+mod programs;
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+pub use hooks::hooks;
+pub use programs::programs;
+
+/// Begins the line of a finding.
+const MARK: &str = "FINDING ";
+
+/// One thing found out about the kernel.
+#[derive(Debug, Serialize)]
+#[serde(tag = "of", rename_all = "snake_case")]
+pub enum Finding {
+    Kernel {
+        release: String,
+    },
+    Program {
+        name: &'static str,
+        /// What the verifier walked; told from Linux 5.16.
+        verified: Option<u32>,
+        /// Why the kernel refuses it.
+        refused: Option<String>,
+    },
+    /// How programs come to a place.
+    Hook {
+        place: &'static str,
+        how: Option<&'static str>,
+        refused: Option<String>,
+    },
+}
+
+impl Finding {
+    /// Whether the datapath can work with it.
+    pub fn is_fine(&self) -> bool {
+        match self {
+            Self::Kernel { .. } => true,
+            Self::Program { refused, .. } | Self::Hook { refused, .. } => refused.is_none(),
+        }
+    }
+}
+
+/// The running kernel.
+pub fn kernel() -> Result<Vec<Finding>> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release")?;
+    Ok(vec![Finding::Kernel { release: release.trim().to_owned() }])
+}
+
+/// Prints it.
+pub fn tell(finding: &Finding) -> Result<()> {
+    println!("{MARK}{}", serde_json::to_string(finding)?);
+    Ok(())
+}
