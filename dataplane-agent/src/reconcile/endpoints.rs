@@ -153,6 +153,16 @@ impl Endpoints {
         self.apply_now(addr, now)
     }
 
+    pub(super) fn check_pod(&self, id: &str) -> Result<(), String> {
+        let Some(pod) = self.pods.get(id) else { return Err(format!("pod device {id} is not known")) };
+        for (addr, endpoint) in compile::endpoints::pod(&pod.device) {
+            if self.actual.get(&addr) != Some(&endpoint) {
+                return Err(format!("the entry of {} is not as it should be", addr.to_ip()));
+            }
+        }
+        Ok(())
+    }
+
     fn apply_now(&mut self, addr: Addr, now: Instant) -> Result<(), EndpointError> {
         let done = self.apply(addr);
         self.settle(addr, &done, now);

@@ -19,7 +19,7 @@ pub mod views;
 
 use std::{net::IpAddr, time::Instant};
 
-use dataplane_common::abi::{Addr, BackendSlot, Endpoint, Route, Service, ServiceKey};
+use dataplane_common::abi::{Addr, BackendSlot, Endpoint, Route, RouteKind, Service, ServiceKey};
 use tokio::sync::mpsc::UnboundedSender;
 
 pub use endpoints::{EndpointError, LocalPod};
@@ -216,6 +216,16 @@ impl Reconciler {
         self.audit = next;
         self.drift += different;
         Ok(next == Audit::Endpoints)
+    }
+
+    /// Whether any other node is reached through the overlay, as far as the table holds it.
+    pub fn uses_overlay(&self) -> bool {
+        self.routes.actual.values().any(|route| route.kind() == Some(RouteKind::Overlay))
+    }
+
+    /// Whether a pod's entries are in the table; what is not, in a sentence.
+    pub fn check_pod(&self, id: &str) -> Result<(), String> {
+        self.endpoints.check_pod(id)
     }
 
     /// Everything is as it is wanted.

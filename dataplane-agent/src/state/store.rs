@@ -131,6 +131,20 @@ impl Store {
         self.services.values()
     }
 
+    /// How many slices there are.
+    pub fn slice_count(&self) -> usize {
+        self.slices.len()
+    }
+
+    /// Everything there is, as a change: for whoever comes late.
+    pub fn everything(&self) -> Changes {
+        Changes {
+            nodes: self.nodes.keys().cloned().collect(),
+            services: self.services.keys().cloned().collect(),
+            synced: self.synced,
+        }
+    }
+
     /// The slices that name the service, whether or not it exists.
     pub fn slices_of(&self, service: &NamespacedName) -> impl Iterator<Item = &EndpointSlice> + Clone {
         self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name))

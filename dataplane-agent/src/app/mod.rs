@@ -1,0 +1,125 @@
+//! `run`: the parts of the agent, started in order and wired together.
+//!
+//! Order matters to those who ask: the socket, health and metrics answer before anything else works, and say what is
+//! missing. Then the source speaks to the one task that owns the state ([`node`]), which does everything else.
+//! When the agent ends, nothing is taken down: the programs go on without it.
+
+mod node;
+mod pods;
+mod running;
+mod setup;
+
+use std::{process::ExitCode, sync::Arc};
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+};
+
+use crate::{
+    api::{
+        answer::Api,
+        instance::{Instance, InstanceError},
+        server::{Limits, serve},
+        views::Status,
+    },
+    config::{Config, ConfigError, RunArgs},
+    health::{Health, HealthError},
+    metrics::Metrics,
+    netlink::{Netlink, NetlinkError},
+    source::{ManifestError, ManifestSource, Problems},
+    telemetry::{self, TelemetryError},
+};
+
+/// Threads of the runtime: the task that owns the state, and whatever else has something to do meanwhile.
+const THREADS: usize = 2;
+/// Events of the source that may wait.
+const EVENTS: usize = 1_024;
+/// Questions that may wait.
+const QUERIES: usize = 64;
+
+/// Why the agent does not run.
+#[derive(Debug, thiserror::Error)]
+enum AppError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    #[error("start the runtime: {0}")]
+    Runtime(#[source] std::io::Error),
+    #[error("catch signals: {0}")]
+    Signals(#[source] std::io::Error),
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+    #[error(transparent)]
+    Health(#[from] HealthError),
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    #[error(transparent)]
+    Manifests(#[from] ManifestError),
+    #[error("the source: {0}")]
+    Panicked(#[source] tokio::task::JoinError),
+    #[error(transparent)]
+    Node(#[from] node::NodeError),
+}
+
+/// Runs the agent until it is told to stop. One sentence to stderr if it cannot.
+pub fn run(args: &RunArgs) -> ExitCode {
+    match start(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dataplane-agent: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(args: &RunArgs) -> Result<(), AppError> {
+    let config = Config::load(args)?;
+    telemetry::init(&config.log, config.log_format)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .thread_name("dataplane")
+        .enable_all()
+        .build()
+        .map_err(AppError::Runtime)?;
+    runtime.block_on(serve_node(config))
+}
+
+async fn serve_node(config: Config) -> Result<(), AppError> {
+    tracing::info!(node = config.node_name, version = env!("CARGO_PKG_VERSION"), "starting");
+    let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Signals)?;
+
+    let instance = Instance::acquire(&config.run_dir)?;
+    let (status, status_seen) = watch::channel(Status::starting(&config.node_name));
+    let (queries, queries_asked) = mpsc::channel(QUERIES);
+    let metrics = Arc::new(Metrics::new(status_seen.clone()));
+    let api = Api::new(status_seen.clone(), queries.clone(), Arc::clone(&metrics));
+    tokio::spawn(serve(instance.listen()?, Arc::clone(&api), Limits::default()));
+    if let Some(address) = config.http {
+        let health = Health::start(address, status_seen, queries, metrics)?;
+        tracing::info!(address = %health.address(), "metrics and health");
+    }
+
+    let (events, events_heard) = mpsc::channel(EVENTS);
+    let problems = Problems::default();
+    let problems_seen = problems.subscribe();
+    let source = ManifestSource::new(&config.manifests, events, problems)?;
+    let source = tokio::spawn(source.run(std::future::pending()));
+
+    let inputs = node::Inputs {
+        events: events_heard,
+        problems: problems_seen,
+        queries: queries_asked,
+        monitor: Netlink::monitor()?,
+    };
+    let (node, requests) = node::NodeTask::new(config, Netlink::connect()?, api, status);
+    tokio::select! {
+        done = node.run(inputs, requests) => done?,
+        done = source => done.map_err(AppError::Panicked)??,
+        _ = terminate.recv() => tracing::info!("told to stop: the programs go on without the agent"),
+        _ = interrupt.recv() => tracing::info!("interrupted: the programs go on without the agent"),
+    }
+    Ok(())
+}

@@ -1,0 +1,303 @@
+//! The task that owns the state: everything that changes tables or programs happens here, one thing after the other.
+//!
+//! It hears the source, the CNI server, the API and the kernel, and between two of them does what is due. Until the
+//! node's own object is known there is nothing to load; from then on [`Running`] has the programs and tables.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{mpsc, watch},
+    task::block_in_place,
+    time::sleep_until,
+};
+
+use super::{
+    pods::{PodChannel, PodRequest},
+    running::{Running, StartError},
+    setup::Setup,
+};
+use crate::{
+    api::{
+        answer::Api,
+        query::Query,
+        views::{NotReady, Origin, ProblemView, Status},
+    },
+    config::Config,
+    netlink::{Monitor, Netlink},
+    source,
+    state::{Changes, SourceEvent, Store},
+};
+
+/// Events of the source taken in one go, so that a burst is compiled once.
+const BURST: usize = 4_096;
+/// Changes of the network come in flocks: they are looked at together.
+const NETWORK_SETTLES: Duration = Duration::from_millis(50);
+/// Waits between attempts to make the network as it is to be.
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LAST_RETRY: Duration = Duration::from_secs(10);
+/// A table is compared with what it should hold this often, one after the other.
+const AUDIT: Duration = Duration::from_secs(60);
+/// The status is not made more often than this.
+const PUBLISH: Duration = Duration::from_millis(20);
+
+/// Why the agent ends by itself.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NodeError {
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error("the kernel's word of changes of the network has ended")]
+    Monitor,
+    #[error("the source has ended")]
+    Source,
+}
+
+/// What the task hears.
+pub(super) struct Inputs {
+    pub events: mpsc::Receiver<SourceEvent>,
+    pub problems: watch::Receiver<Vec<source::Problem>>,
+    pub queries: mpsc::Receiver<Query>,
+    pub monitor: Monitor,
+}
+
+/// The task.
+pub(super) struct NodeTask {
+    config: Config,
+    netlink: Netlink,
+    api: Arc<Api>,
+    status: watch::Sender<Status>,
+    store: Store,
+    running: Option<Running>,
+    pods: PodChannel,
+    /// When the network is to be looked at; `None`: when the kernel says that something changed.
+    look: Option<Instant>,
+    /// Why the network is not as it is to be, and how long to wait before trying again.
+    trouble: Option<(String, Duration)>,
+    last_event: Option<Instant>,
+    last_audit: Option<Instant>,
+    next_audit: Instant,
+    next_publish: Instant,
+    /// Something was heard or done since the status was published.
+    news: bool,
+}
+
+impl NodeTask {
+    pub(super) fn new(
+        config: Config,
+        netlink: Netlink,
+        api: Arc<Api>,
+        status: watch::Sender<Status>,
+    ) -> (Self, mpsc::Receiver<PodRequest>) {
+        let (pods, requests) = PodChannel::new();
+        let now = Instant::now();
+        let task = Self {
+            config,
+            netlink,
+            api,
+            status,
+            store: Store::default(),
+            running: None,
+            pods,
+            look: Some(now),
+            trouble: None,
+            last_event: None,
+            last_audit: None,
+            next_audit: now + AUDIT,
+            next_publish: now,
+            news: true,
+        };
+        (task, requests)
+    }
+
+    /// Until something ends that must not.
+    pub(super) async fn run(
+        mut self,
+        mut inputs: Inputs,
+        mut requests: mpsc::Receiver<PodRequest>,
+    ) -> Result<(), NodeError> {
+        loop {
+            let due = self.work(&inputs).await?;
+            tokio::select! {
+                event = inputs.events.recv() => {
+                    self.hear(event.ok_or(NodeError::Source)?, &mut inputs.events);
+                }
+                Some(request) = requests.recv() => self.pod(request),
+                Some(query) = inputs.queries.recv() => self.answer(query),
+                change = inputs.monitor.changed() => {
+                    change.ok_or(NodeError::Monitor)?;
+                    self.look_by(Instant::now() + NETWORK_SETTLES);
+                }
+                Ok(()) = inputs.problems.changed() => self.news = true,
+                () = sleep_until(due.into()) => {}
+            }
+        }
+    }
+
+    /// Does what is due. Returns when there is more to do.
+    async fn work(&mut self, inputs: &Inputs) -> Result<Instant, NodeError> {
+        if self.look.is_some_and(|at| at <= Instant::now()) {
+            self.look = None;
+            self.set_up().await?;
+        }
+        let now = Instant::now();
+        let mut due = self.next_audit;
+        if let Some(running) = &mut self.running {
+            due = running.work(now).map_or(due, |more| more.min(due));
+            if now >= self.next_audit {
+                if running.audit() {
+                    self.last_audit = Some(now);
+                }
+                self.next_audit = now + AUDIT;
+            }
+            self.news |= running.take_news();
+        }
+        if self.news {
+            if now >= self.next_publish {
+                self.publish(inputs);
+                self.news = false;
+                self.next_publish = now + PUBLISH;
+            } else {
+                due = due.min(self.next_publish);
+            }
+        }
+        Ok(self.look.map_or(due, |look| look.min(due)))
+    }
+
+    /// Makes the node's network as it is to be; loads the datapath the first time. What may pass is tried again.
+    async fn set_up(&mut self) -> Result<(), NodeError> {
+        self.news = true;
+        let Some(own) = self.store.node(&self.config.node_name) else {
+            // nothing to do until it comes; what runs keeps running if it goes
+            return Ok(());
+        };
+        let setup = match Setup::make(&self.config, own, &self.netlink).await {
+            Ok(setup) => setup,
+            Err(error) => {
+                self.try_again(error.to_string());
+                return Ok(());
+            }
+        };
+        match &mut self.running {
+            Some(running) => match block_in_place(|| running.update(&self.config, setup, &self.store)) {
+                Ok(()) => self.trouble = None,
+                Err(error) => self.try_again(error.to_string()),
+            },
+            None => {
+                let running = block_in_place(|| Running::start(&self.config, setup, &self.store))?;
+                running.open_for_pods(&self.config, &self.netlink, &self.api, &self.pods)?;
+                self.running = Some(running);
+                self.trouble = None;
+            }
+        }
+        Ok(())
+    }
+
+    fn try_again(&mut self, reason: String) {
+        let wait = self.trouble.as_ref().map_or(FIRST_RETRY, |(_, wait)| (*wait * 2).min(LAST_RETRY));
+        if self.trouble.as_ref().is_none_or(|(known, _)| *known != reason) {
+            tracing::warn!(reason, "the node's network is not as it is to be");
+        }
+        self.trouble = Some((reason, wait));
+        self.look_by(Instant::now() + wait);
+    }
+
+    fn look_by(&mut self, at: Instant) {
+        self.look = Some(self.look.map_or(at, |look| look.min(at)));
+    }
+
+    fn hear(&mut self, event: SourceEvent, events: &mut mpsc::Receiver<SourceEvent>) {
+        let mut changes = self.store.apply(event);
+        for _ in 1..BURST {
+            let Ok(event) = events.try_recv() else { break };
+            changes.merge(self.store.apply(event));
+        }
+        self.last_event = Some(Instant::now());
+        self.news = true;
+        self.take_in(&changes);
+    }
+
+    fn take_in(&mut self, changes: &Changes) {
+        if changes.nodes.contains(&self.config.node_name) {
+            self.look_by(Instant::now());
+        }
+        if let Some(running) = &mut self.running {
+            running.changed(&self.store, changes);
+        }
+    }
+
+    fn pod(&mut self, request: PodRequest) {
+        self.news = true;
+        // the CNI server starts when the datapath runs
+        if let Some(running) = &mut self.running {
+            running.pod(request);
+        }
+    }
+
+    fn answer(&mut self, query: Query) {
+        // somebody who asks and went away is nobody's trouble
+        let running = self.running.as_ref();
+        match query {
+            Query::Ping(asker) => drop(asker.send(())),
+            Query::Services(asker) => drop(asker.send(running.map(Running::services).unwrap_or_default())),
+            Query::Endpoints(asker) => drop(asker.send(running.map(Running::endpoints).unwrap_or_default())),
+            Query::Routes(asker) => drop(asker.send(running.map(Running::routes).unwrap_or_default())),
+        }
+    }
+
+    fn publish(&self, inputs: &Inputs) {
+        let mut status = Status {
+            started: self.status.borrow().started,
+            not_ready: self.not_ready(),
+            revision: self.store.revision(),
+            synced: self.store.is_synced(),
+            last_event: self.last_event.map(Into::into),
+            last_audit: self.last_audit.map(Into::into),
+            ..Status::starting(&self.config.node_name)
+        };
+        status.problems.extend(inputs.problems.borrow().iter().map(|problem| ProblemView {
+            origin: Origin::Source,
+            subject: problem.subject.clone(),
+            message: problem.message.clone(),
+        }));
+        if let Some((reason, _)) = &self.trouble {
+            status.problems.push(ProblemView {
+                origin: Origin::Datapath,
+                subject: "network".to_owned(),
+                message: reason.clone(),
+            });
+        }
+        status.objects.nodes = self.store.nodes().count() as u64;
+        status.objects.services = self.store.services().count() as u64;
+        status.objects.endpoint_slices = self.store.slice_count() as u64;
+        if let Some(running) = &self.running {
+            running.describe(&mut status, &self.store);
+        }
+        let was_ready = self.status.borrow().is_ready();
+        if status.is_ready() && !was_ready {
+            tracing::info!("ready");
+        }
+        // nobody reads it: the agent is stopping
+        let _stopping = self.status.send(status);
+    }
+
+    fn not_ready(&self) -> Vec<NotReady> {
+        let mut reasons = Vec::new();
+        let mut wait_for = |check: &str, reason: String| {
+            reasons.push(NotReady { check: check.to_owned(), reason });
+        };
+        if !self.store.is_synced() {
+            wait_for("source", "the source has not delivered everything yet".to_owned());
+        }
+        match (&self.running, &self.trouble) {
+            (Some(running), _) => reasons.extend(running.not_ready()),
+            (None, Some((reason, _))) => wait_for("network", reason.clone()),
+            (None, None) => {
+                let name = &self.config.node_name;
+                wait_for("node", format!("there is no Node object {name} yet"));
+            }
+        }
+        reasons
+    }
+}

@@ -1,0 +1,105 @@
+//! The CNI server beside the task that owns programs and tables: [`Wiring`] is a channel between them.
+
+use std::{path::PathBuf, sync::Arc};
+
+use futures::{FutureExt as _, future::BoxFuture};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    api::answer::Api,
+    cni::{CniError, PodDevice, PodNetwork, Server, Wiring, WiringError},
+    netlink::Netlink,
+};
+
+/// Requests that may wait.
+const WAITING: usize = 64;
+
+/// What the CNI server asks.
+#[derive(Debug)]
+pub(super) enum PodRequest {
+    Attach(PodDevice, Answer),
+    Detach(PodDevice, Answer),
+    Check(PodDevice, Answer),
+    /// Every pod that was there when the agent started has been attached; or why they are not known.
+    Loaded(Result<(), CniError>),
+}
+
+/// Where the answer goes.
+pub(super) type Answer = oneshot::Sender<Result<(), WiringError>>;
+
+/// The asking end.
+#[derive(Clone, Debug)]
+pub(super) struct PodChannel(mpsc::Sender<PodRequest>);
+
+impl PodChannel {
+    pub(super) fn new() -> (Self, mpsc::Receiver<PodRequest>) {
+        let (asking, asked) = mpsc::channel(WAITING);
+        (Self(asking), asked)
+    }
+
+    async fn ask(&self, request: impl FnOnce(Answer) -> PodRequest + Send) -> Result<(), WiringError> {
+        let (answer, answered) = oneshot::channel();
+        let stopping = || WiringError("the agent is stopping".to_owned());
+        self.0.send(request(answer)).await.map_err(|_closed| stopping())?;
+        answered.await.map_err(|_dropped| stopping())?
+    }
+}
+
+impl Wiring for PodChannel {
+    fn attach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>> {
+        self.ask(|answer| PodRequest::Attach(device.clone(), answer)).boxed()
+    }
+
+    fn detach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>> {
+        self.ask(|answer| PodRequest::Detach(device.clone(), answer)).boxed()
+    }
+
+    fn check<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>> {
+        self.ask(|answer| PodRequest::Check(device.clone(), answer)).boxed()
+    }
+}
+
+/// Runs the CNI server: attaches the pods that are there, then lets the plugin in, and gives new pods what `network`
+/// says at the time.
+pub(super) async fn serve_pods(
+    channel: PodChannel,
+    netlink: Netlink,
+    state_dir: PathBuf,
+    network: watch::Receiver<PodNetwork>,
+    api: Arc<Api>,
+) {
+    let started = start(&channel, netlink, state_dir, network.clone()).await;
+    let (server, loaded) = match started {
+        Ok(server) => (Some(server), Ok(())),
+        Err(error) => (None, Err(error)),
+    };
+    // nobody listens: the agent is stopping
+    let _stopping = channel.0.send(PodRequest::Loaded(loaded)).await;
+    let Some(server) = server else { return };
+    api.set_cni(Arc::new(server.clone()));
+    follow(&server, network).await;
+}
+
+async fn start(
+    channel: &PodChannel,
+    netlink: Netlink,
+    state_dir: PathBuf,
+    network: watch::Receiver<PodNetwork>,
+) -> Result<Server, CniError> {
+    let (server, recovery) = Server::start(netlink, Arc::new(channel.clone()), &state_dir).await?;
+    tracing::info!(alive = recovery.pods.len(), gone = recovery.released.len(), "pods of before");
+    server.configure(network.borrow().clone());
+    for pod in &recovery.pods {
+        if let Err(error) = channel.attach(pod).await {
+            tracing::error!(device = pod.name, %error, "attach a pod of before");
+        }
+    }
+    Ok(server)
+}
+
+async fn follow(server: &Server, mut network: watch::Receiver<PodNetwork>) {
+    while network.changed().await.is_ok() {
+        let network = network.borrow_and_update().clone();
+        server.configure(network);
+    }
+}

@@ -1,0 +1,417 @@
+//! The node at work: loaded programs, the devices they are on, and the tables behind them.
+
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
+
+use dataplane_common::abi::names::map;
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    pods::{PodChannel, PodRequest, serve_pods},
+    setup::Setup,
+};
+use crate::{
+    api::{
+        answer::Api,
+        kernel::{Kernel, KernelError},
+        views::{EndpointView, NotReady, Origin, ProblemView, RouteView, ServiceView, Status, UplinkView},
+    },
+    cni::{CniError, PodDevice, PodNetwork, WiringError},
+    compile::{endpoints, routes::RoutingMode},
+    config::{Config, Routing},
+    datapath::{
+        AttachError, CgroupError, Datapath, DatapathConfig, EbpfLog, LoadError, OpenError, TcHooks,
+        default_cgroup, table::TableError,
+    },
+    netlink::{Netlink, NetlinkError, Uplink},
+    reconcile::{KernelRoutes, LocalPod, NodeNetwork, Reconciler},
+    state::{Changes, Store},
+};
+
+/// Why the node does not run.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartError {
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error("adopt tables: {0}")]
+    Adopt(#[from] TableError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+}
+
+/// The node at work.
+pub(super) struct Running {
+    setup: Setup,
+    datapath: Datapath,
+    reconciler: Reconciler,
+    /// Attached pods by the name of their host-side device.
+    pods: BTreeMap<String, PodDevice>,
+    /// Devices that could not be attached, and why.
+    unattached: BTreeMap<String, String>,
+    /// Since new pods were told what they get.
+    routes_changed: bool,
+    kernel_problems: watch::Receiver<Vec<ProblemView>>,
+    /// What new pods get.
+    pod_network: watch::Sender<PodNetwork>,
+    pins_adopted: u32,
+    /// Pods that were there when the agent started: whether they are attached, or why they are not known.
+    pods_loaded: Option<Result<(), CniError>>,
+    /// Everything was in the tables once: from then on the node is ready, whatever single key may wait.
+    was_settled: bool,
+    news: bool,
+}
+
+impl Running {
+    /// Loads the datapath, fills its tables and hooks it to the node's devices, in this order.
+    pub(super) fn start(config: &Config, setup: Setup, store: &Store) -> Result<Self, StartError> {
+        let (datapath, pins_adopted) = load(config, &setup)?;
+        let (updates, updates_heard) = mpsc::unbounded_channel();
+        let mut reconciler = Reconciler::new(datapath.tables()?, updates);
+        let adopted = reconciler.adopt()?;
+        tracing::info!(?adopted, "tables");
+        let (kernel, kernel_problems) = KernelRoutes::new(Netlink::connect()?, updates_heard);
+        tokio::spawn(kernel.run());
+        let mut running = Self {
+            setup,
+            datapath,
+            reconciler,
+            pods: BTreeMap::new(),
+            unattached: BTreeMap::new(),
+            routes_changed: true,
+            kernel_problems,
+            pod_network: watch::Sender::default(),
+            pins_adopted,
+            pods_loaded: None,
+            was_settled: false,
+            news: true,
+        };
+        running.tell_network(config, store);
+        running.reconciler.changed(store, &store.everything());
+        // a new node's programs meet full tables; an adopted node's tables are full already
+        while running.reconciler.work(Instant::now()).is_some_and(|due| due <= Instant::now()) {}
+        running.attach_node(config, &[])?;
+        running.tell_pods();
+        Ok(running)
+    }
+
+    /// What changed of the node: devices that came or went, addresses, constants of the programs.
+    ///
+    /// # Errors
+    ///
+    /// Programs that are refused, or a device that cannot be hooked. What ran before goes on.
+    pub(super) fn update(&mut self, config: &Config, setup: Setup, store: &Store) -> Result<(), StartError> {
+        self.news = true;
+        let before = std::mem::replace(&mut self.setup, setup);
+        if before.constants != self.setup.constants {
+            let (datapath, _) = load(config, &self.setup).inspect_err(|_| self.setup = before.clone())?;
+            tracing::info!("the node's addresses or devices changed: programs are loaded anew");
+            self.datapath = datapath;
+            self.attach_node(config, &before.uplinks)?;
+            let pods: Vec<_> = self.pods.keys().cloned().collect();
+            for device in pods {
+                self.attach_pod(&device)?;
+            }
+        } else if before.uplinks != self.setup.uplinks {
+            self.attach_node(config, &before.uplinks)?;
+        }
+        if before != self.setup {
+            self.tell_network(config, store);
+        }
+        Ok(())
+    }
+
+    /// Hooks uplinks, overlay and sockets; takes the programs off devices that are uplinks no more.
+    fn attach_node(&mut self, config: &Config, before: &[Uplink]) -> Result<(), StartError> {
+        let is_uplink = |name: &str| self.setup.uplinks.iter().any(|uplink| uplink.name == name);
+        for gone in before.iter().filter(|uplink| !is_uplink(&uplink.name)) {
+            self.datapath.detach_uplink(&gone.name)?;
+            tracing::info!(device = gone.name, "no uplink any more");
+        }
+        for uplink in &self.setup.uplinks {
+            let how = self.datapath.attach_uplink(&uplink.name)?;
+            tracing::info!(device = uplink.name, mtu = uplink.mtu, ?how, "uplink");
+        }
+        if let Some(overlay) = self.setup.overlay {
+            let how = self.datapath.attach_overlay(&self.setup.overlay_device)?;
+            tracing::info!(device = self.setup.overlay_device, mtu = overlay.mtu, ?how, "overlay");
+        }
+        if config.connect_time.tcp || config.connect_time.udp {
+            let cgroup = config.cgroup.clone().map_or_else(default_cgroup, Ok)?;
+            self.datapath.attach_cgroup(&cgroup)?;
+            tracing::info!(cgroup = %cgroup.display(), "sockets");
+        } else {
+            self.datapath.detach_cgroup()?;
+        }
+        Ok(())
+    }
+
+    /// Tells the reconciler what the node is, and new pods how large their packets may be.
+    fn tell_network(&mut self, config: &Config, store: &Store) {
+        let network = NodeNetwork {
+            own: config.node_name.clone(),
+            uplinks: self.setup.uplinks.clone(),
+            mode: match config.routing {
+                Routing::Auto => RoutingMode::Auto,
+                Routing::Native => RoutingMode::Native,
+                Routing::Vxlan => RoutingMode::Vxlan,
+            },
+            overlay: self.setup.overlay,
+            overlay_device: self.setup.overlay_device.clone(),
+            exceptions: config.masquerade.except.clone(),
+        };
+        self.reconciler.set_network(network, store);
+        self.reconciler.set_host_addresses(self.setup.addresses.iter().copied());
+        self.routes_changed = true;
+    }
+
+    /// What new pods get depends on how other nodes are reached.
+    fn tell_pods(&self) {
+        let network = PodNetwork {
+            ranges: self.setup.own.pod_cidrs.clone(),
+            mtu: self.setup.pod_mtu(self.reconciler.uses_overlay()),
+            sources: self.setup.constants.addresses().collect(),
+        };
+        self.pod_network.send_if_modified(|told| {
+            let changed = *told != network;
+            *told = network;
+            changed
+        });
+    }
+
+    /// Starts the CNI server: first the pods that are there, then whoever asks.
+    pub(super) fn open_for_pods(
+        &self,
+        config: &Config,
+        netlink: &Netlink,
+        api: &Arc<Api>,
+        channel: &PodChannel,
+    ) -> Result<(), StartError> {
+        api.set_live(Arc::new(Kernel::open(self.datapath.pins())?));
+        let network = self.pod_network.subscribe();
+        let state_dir = config.state_dir.clone();
+        tokio::spawn(serve_pods(channel.clone(), netlink.clone(), state_dir, network, Arc::clone(api)));
+        Ok(())
+    }
+
+    /// What changed of the cluster.
+    pub(super) fn changed(&mut self, store: &Store, changes: &Changes) {
+        self.reconciler.changed(store, changes);
+        self.routes_changed |= !changes.nodes.is_empty();
+        self.news = true;
+    }
+
+    /// Answers the CNI server.
+    pub(super) fn pod(&mut self, request: PodRequest) {
+        self.news = true;
+        // whoever asked may have given up: what was done stays done, and the next request finds it so
+        match request {
+            PodRequest::Attach(device, asker) => drop(asker.send(self.add_pod(device))),
+            PodRequest::Detach(device, asker) => drop(asker.send(self.remove_pod(&device))),
+            PodRequest::Check(device, asker) => drop(asker.send(self.check_pod(&device))),
+            PodRequest::Loaded(result) => self.pods_loaded(result),
+        }
+    }
+
+    fn pods_loaded(&mut self, result: Result<(), CniError>) {
+        if let Err(error) = &result {
+            tracing::error!(%error, "pods cannot be added");
+        } else {
+            self.reconciler.pods_loaded();
+            match self.datapath.sweep_devices() {
+                Ok(gone) if gone.is_empty() => {}
+                Ok(gone) => tracing::info!(devices = ?gone, "pins of devices that are gone removed"),
+                Err(error) => tracing::warn!(%error, "remove pins of devices that are gone"),
+            }
+        }
+        self.pods_loaded = Some(result);
+    }
+
+    fn add_pod(&mut self, device: PodDevice) -> Result<(), WiringError> {
+        let name = device.name.clone();
+        // programs first: a packet that finds the address finds its device hooked
+        self.pods.insert(name.clone(), device.clone());
+        self.attach_pod(&name).map_err(|error| WiringError(error.to_string()))?;
+        let (namespace, pod) =
+            device.pod.map_or_else(Default::default, |pod| (pod.namespace.clone(), pod.name));
+        let entry = LocalPod {
+            namespace,
+            name: pod,
+            device_name: name.clone(),
+            device: endpoints::PodDevice {
+                addresses: device.addresses,
+                ifindex: device.ifindex,
+                mac: device.mac,
+            },
+        };
+        self.reconciler
+            .upsert_pod(&name, &entry, Instant::now())
+            .map_err(|error| WiringError(error.to_string()))
+    }
+
+    fn attach_pod(&mut self, device: &str) -> Result<(), AttachError> {
+        let done = self.datapath.attach_pod(device);
+        match &done {
+            Ok(how) => {
+                tracing::debug!(device, ?how, "pod device");
+                self.unattached.remove(device);
+            }
+            Err(error) => {
+                self.unattached.insert(device.to_owned(), error.to_string());
+            }
+        }
+        done.map(drop)
+    }
+
+    /// Addresses first: no packet is to find a device without programs.
+    fn remove_pod(&mut self, device: &PodDevice) -> Result<(), WiringError> {
+        let withdrawn = self.reconciler.remove_pod(&device.name, Instant::now());
+        self.pods.remove(&device.name);
+        self.unattached.remove(&device.name);
+        self.datapath.detach_pod(&device.name).map_err(|error| WiringError(error.to_string()))?;
+        withdrawn.map_err(|error| WiringError(error.to_string()))
+    }
+
+    fn check_pod(&self, device: &PodDevice) -> Result<(), WiringError> {
+        let Some(known) = self.pods.get(&device.name) else {
+            return Err(WiringError(format!("device {} is not attached", device.name)));
+        };
+        if known.ifindex != device.ifindex {
+            return Err(WiringError(format!(
+                "device {} has number {}, attached is number {}",
+                device.name, device.ifindex, known.ifindex
+            )));
+        }
+        if let Some(reason) = self.unattached.get(&device.name) {
+            return Err(WiringError(reason.clone()));
+        }
+        self.reconciler.check_pod(&device.name).map_err(WiringError)
+    }
+
+    /// Does what is due. Returns when there is more to do.
+    pub(super) fn work(&mut self, now: Instant) -> Option<Instant> {
+        let before = (self.reconciler.changes(), self.reconciler.applied_revision());
+        let due = self.reconciler.work(now);
+        let after = (self.reconciler.changes(), self.reconciler.applied_revision());
+        let settled = self.reconciler.is_settled();
+        if settled && std::mem::take(&mut self.routes_changed) {
+            self.tell_pods();
+        }
+        self.news |= before != after || (settled && !self.was_settled);
+        self.was_settled |= settled;
+        due
+    }
+
+    /// Compares a table with what it should hold; differences are repaired by later work. Returns whether every table
+    /// has had its turn.
+    pub(super) fn audit(&mut self) -> bool {
+        let before = self.reconciler.statistics().drift;
+        let round = self.reconciler.audit().unwrap_or_else(|error| {
+            tracing::warn!(%error, "audit");
+            false
+        });
+        let drift = self.reconciler.statistics().drift - before;
+        if drift > 0 {
+            tracing::warn!(drift, "somebody else changed the tables: repaired");
+        }
+        round
+    }
+
+    pub(super) fn take_news(&mut self) -> bool {
+        let kernel = self.kernel_problems.has_changed().unwrap_or(false);
+        if kernel {
+            self.kernel_problems.mark_unchanged();
+        }
+        std::mem::take(&mut self.news) || kernel
+    }
+
+    pub(super) fn services(&self) -> Vec<ServiceView> {
+        self.reconciler.services()
+    }
+
+    pub(super) fn endpoints(&self) -> Vec<EndpointView> {
+        self.reconciler.endpoints().unwrap_or_else(|error| {
+            tracing::warn!(%error, "list endpoints");
+            Vec::new()
+        })
+    }
+
+    pub(super) fn routes(&self) -> Vec<RouteView> {
+        self.reconciler.routes()
+    }
+
+    /// What keeps the node from being ready.
+    pub(super) fn not_ready(&self) -> Vec<NotReady> {
+        let mut reasons = Vec::new();
+        let pods = match &self.pods_loaded {
+            Some(Ok(())) => None,
+            Some(Err(error)) => Some(format!("pods cannot be added: {error}")),
+            None => Some("pods that were there when the agent started are not attached yet".to_owned()),
+        };
+        reasons.extend(pods.map(|reason| NotReady { check: "pods".to_owned(), reason }));
+        if !self.was_settled {
+            let reason = "the tables do not hold everything yet".to_owned();
+            reasons.push(NotReady { check: "reconcile".to_owned(), reason });
+        }
+        reasons
+    }
+
+    /// Fills in what the node knows of itself.
+    pub(super) fn describe(&self, status: &mut Status, store: &Store) {
+        status.uplinks = self.setup.uplinks.iter().map(uplink_view).collect();
+        status.pins_adopted = self.pins_adopted;
+        status.objects.pods = self.pods.len() as u64;
+        status.applied_revision = self.reconciler.applied_revision();
+        status.nodes = self.reconciler.nodes(store);
+        status.tables = self.reconciler.tables();
+        status.reconcile = self.reconciler.statistics();
+        status.problems.extend(self.reconciler.problems());
+        status.problems.extend(self.kernel_problems.borrow().iter().cloned());
+        let kept = self.datapath.problems().iter().map(|message| ("capacity", message));
+        let unattached = self.unattached.iter().map(|(device, message)| (device.as_str(), message));
+        status.problems.extend(kept.chain(unattached).map(|(subject, message)| ProblemView {
+            origin: Origin::Datapath,
+            subject: subject.to_owned(),
+            message: message.clone(),
+        }));
+    }
+}
+
+/// Loads the datapath, and says how many pins it took over.
+fn load(config: &Config, setup: &Setup) -> Result<(Datapath, u32), StartError> {
+    let wanted = DatapathConfig {
+        bpffs: config.bpffs.clone(),
+        node: setup.constants.node_config(config),
+        capacity: config.capacity,
+        log: config.log_ebpf,
+        tc: TcHooks::Auto,
+    };
+    let pins = crate::datapath::Pins::new(&config.bpffs);
+    let adopted = map::PINNED.iter().filter(|name| pins.map(name).exists()).count() as u32;
+    let mut datapath = Datapath::load(&wanted)?;
+    for problem in datapath.problems() {
+        tracing::warn!(problem, "datapath");
+    }
+    tracing::info!(adopted, "datapath loaded");
+    if config.log_ebpf != EbpfLog::Off
+        && let Err(error) = datapath.forward_log()
+    {
+        tracing::warn!(%error, "the programs' log is not forwarded");
+    }
+    Ok((datapath, adopted))
+}
+
+fn uplink_view(uplink: &Uplink) -> UplinkView {
+    UplinkView {
+        device: uplink.name.clone(),
+        ifindex: uplink.ifindex,
+        mtu: uplink.mtu,
+        addresses: uplink.addresses.clone(),
+    }
+}
