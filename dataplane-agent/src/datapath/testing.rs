@@ -27,11 +27,7 @@ struct Inner<K, V> {
     /// Arrays: what a slot holds that was never written, or was removed.
     blank: Option<V>,
     writes: u64,
-    /// Called after each write, as a reader on another processor may look at any moment.
-    observer: Option<Observer>,
 }
-
-type Observer = Arc<dyn Fn() + Send + Sync>;
 
 impl<K: Ord, V> MemoryTable<K, V> {
     /// A hash: full when `capacity` entries are in it.
@@ -40,7 +36,7 @@ impl<K: Ord, V> MemoryTable<K, V> {
     }
 
     fn new(name: &'static str, capacity: u32, entries: BTreeMap<K, V>, blank: Option<V>) -> Self {
-        let inner = Inner { entries, blank, writes: 0, observer: None };
+        let inner = Inner { entries, blank, writes: 0 };
         Self { shared: Arc::new(Shared { name, capacity, inner: Mutex::new(inner) }) }
     }
 
@@ -49,25 +45,8 @@ impl<K: Ord, V> MemoryTable<K, V> {
         self.lock().writes
     }
 
-    /// Has `observer` called after each write and removal.
-    pub fn observe(&self, observer: impl Fn() + Send + Sync + 'static) {
-        self.lock().observer = Some(Arc::new(observer));
-    }
-
     fn lock(&self) -> MutexGuard<'_, Inner<K, V>> {
         self.shared.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Makes a change and tells the observer, which may read this very table.
-    fn write(&self, change: impl FnOnce(&mut Inner<K, V>)) {
-        let mut inner = self.lock();
-        change(&mut inner);
-        inner.writes += 1;
-        let observer = inner.observer.clone();
-        drop(inner);
-        if let Some(observer) = observer {
-            observer();
-        }
     }
 }
 
@@ -101,23 +80,23 @@ impl<K: Ord + Clone + Send, V: Clone + Send> Table<K, V> for MemoryTable<K, V> {
     }
 
     fn insert(&mut self, key: &K, value: &V) -> Result<(), TableError> {
-        let inner = self.lock();
+        let mut inner = self.lock();
         let fits = inner.entries.contains_key(key) || inner.entries.len() < self.shared.capacity as usize;
-        drop(inner);
         if !fits {
             return Err(TableError::Full { table: self.shared.name, capacity: self.shared.capacity });
         }
-        self.write(|inner| {
-            inner.entries.insert(key.clone(), value.clone());
-        });
+        inner.entries.insert(key.clone(), value.clone());
+        inner.writes += 1;
         Ok(())
     }
 
     fn remove(&mut self, key: &K) -> Result<(), TableError> {
-        self.write(|inner| match (&inner.blank, inner.entries.get_mut(key)) {
-            (Some(blank), Some(slot)) => slot.clone_from(blank),
+        let mut inner = self.lock();
+        match inner.blank.clone() {
+            Some(blank) if inner.entries.contains_key(key) => drop(inner.entries.insert(key.clone(), blank)),
             _ => drop(inner.entries.remove(key)),
-        });
+        }
+        inner.writes += 1;
         Ok(())
     }
 
@@ -140,7 +119,8 @@ pub struct Faults {
 struct Plan {
     calls: u64,
     failing: BTreeSet<u64>,
-    all: bool,
+    /// From this one on all fail.
+    last: Option<u64>,
 }
 
 impl Faults {
@@ -151,23 +131,24 @@ impl Faults {
         plan.failing = calls.into_iter().map(|call| now + call).collect();
     }
 
-    /// Every write fails from now on.
-    pub fn fail_all(&self) {
-        self.lock().all = true;
+    /// Every write fails after so many more: what a crash leaves behind.
+    pub fn fail_after(&self, calls: u64) {
+        let mut plan = self.lock();
+        plan.last = Some(plan.calls + calls);
     }
 
     /// No write fails any more.
     pub fn clear(&self) {
         let mut plan = self.lock();
         plan.failing.clear();
-        plan.all = false;
+        plan.last = None;
     }
 
     fn strike(&self) -> bool {
         let mut plan = self.lock();
         let call = plan.calls;
         plan.calls += 1;
-        plan.all || plan.failing.contains(&call)
+        plan.last.is_some_and(|last| call >= last) || plan.failing.contains(&call)
     }
 
     fn lock(&self) -> MutexGuard<'_, Plan> {

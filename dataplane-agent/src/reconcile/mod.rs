@@ -15,6 +15,8 @@ pub mod kernel;
 pub mod routes;
 pub mod services;
 pub mod slots;
+#[cfg(test)]
+mod tests;
 pub mod views;
 
 use std::{net::IpAddr, time::Instant};

@@ -8,7 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a range rests. Programs run for microseconds; this is for the worst preemption anybody has seen.
+/// How long a range rests. Programs run for microseconds; this is for the worst preemption anybody has seen. Ranges that
+/// rested when an agent died are free for the next one: it starts later than any program runs.
 pub const QUARANTINE: Duration = Duration::from_secs(1);
 
 /// Slots `start..start + len`.

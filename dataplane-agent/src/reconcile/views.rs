@@ -209,6 +209,9 @@ impl Reconciler {
                 ServiceWork::Frontend(key) => add(format!("frontend {}", frontend(key)), message),
             }
         }
+        for (key, holder, waiting) in self.services.conflicts() {
+            add(format!("Service {waiting}"), &format!("{} is held by Service {holder}", frontend(key)));
+        }
         for (id, message) in self.services.backends.queue.problems() {
             add(format!("backend number {id}"), message);
         }

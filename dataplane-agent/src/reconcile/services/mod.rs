@@ -39,17 +39,6 @@ pub(super) enum ServiceWork {
     Frontend(ServiceKey),
 }
 
-/// Why a service is not as it should be.
-#[derive(Debug, thiserror::Error)]
-enum ServiceError {
-    #[error(transparent)]
-    Table(#[from] TableError),
-    #[error(transparent)]
-    Slots(#[from] SlotsError),
-    #[error("{}:{} is held by Service {holder}", .frontend.addr, .frontend.port)]
-    Held { frontend: ServiceKey, holder: NamespacedName },
-}
-
 /// What the frontends of a port lead to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Backing {
@@ -80,6 +69,8 @@ pub(super) struct Services {
     wanted: BTreeMap<NamespacedName, Arc<ServiceEntries>>,
     /// Who wants a frontend; the first had it first.
     claims: HashMap<ServiceKey, Vec<ServicePortKey>>,
+    /// Wanted by several.
+    contested: BTreeSet<ServiceKey>,
     pub(super) queue: WorkQueue<ServiceWork>,
 }
 
@@ -94,15 +85,6 @@ impl Backing {
         match self {
             Self::Nothing => None,
             Self::Range(start) => Some(start),
-        }
-    }
-}
-
-impl From<RangeError> for ServiceError {
-    fn from(error: RangeError) -> Self {
-        match error {
-            RangeError::Slots(error) => Self::Slots(error),
-            RangeError::Table(error) => Self::Table(error),
         }
     }
 }
@@ -122,6 +104,7 @@ impl Services {
             ids: ServiceIds::default(),
             wanted: BTreeMap::new(),
             claims: HashMap::new(),
+            contested: BTreeSet::new(),
             queue: WorkQueue::default(),
         }
     }
@@ -156,7 +139,7 @@ impl Services {
             self.unclaim(frontend, port);
         }
         for (frontend, port) in claims_after.difference(&claims_before) {
-            self.claims.entry(*frontend).or_default().push(port.clone());
+            self.claim(frontend, port);
         }
         let ports = entries.iter().flat_map(|entries| &entries.ports).map(|port| &port.key);
         let ports: HashSet<_> = ports.collect();
@@ -172,15 +155,34 @@ impl Services {
         self.queue.push(ServiceWork::Service(name.clone()));
     }
 
+    fn claim(&mut self, frontend: &ServiceKey, port: &ServicePortKey) {
+        let claims = self.claims.entry(*frontend).or_default();
+        claims.push(port.clone());
+        if claims.len() > 1 {
+            self.contested.insert(*frontend);
+        }
+    }
+
     /// The next in line gets the frontend, or it goes: after what else has changed is in place.
     fn unclaim(&mut self, frontend: &ServiceKey, port: &ServicePortKey) {
         let Some(claims) = self.claims.get_mut(frontend) else { return };
         claims.retain(|claim| claim != port);
+        if claims.len() < 2 {
+            self.contested.remove(frontend);
+        }
         let next = claims.first().map(|port| ServiceWork::Service(port.service.clone()));
         if next.is_none() {
             self.claims.remove(frontend);
         }
         self.queue.push(next.unwrap_or(ServiceWork::Frontend(*frontend)));
+    }
+
+    /// Frontends several services want: the one that has it, and the first that does not.
+    pub(super) fn conflicts(&self) -> impl Iterator<Item = (&ServiceKey, &NamespacedName, &NamespacedName)> {
+        self.contested.iter().filter_map(|frontend| match self.claims.get(frontend)?.as_slice() {
+            [holder, waiting, ..] => Some((frontend, &holder.service, &waiting.service)),
+            _ => None,
+        })
     }
 
     /// Frontends nobody wants do not exist, nor do backends no range has.
@@ -198,11 +200,11 @@ impl Services {
         let Some(work) = self.queue.pop(now) else { return self.backends.work_one(now) };
         let done = match &work {
             ServiceWork::Service(name) => self.apply(name, now),
-            ServiceWork::Frontend(key) => self.drop_unclaimed(key, now).map_err(ServiceError::from),
+            ServiceWork::Frontend(key) => self.drop_unclaimed(key, now).map_err(RangeError::from),
         };
         match done {
             Ok(()) => self.queue.settle(&work),
-            Err(ServiceError::Slots(error @ SlotsError::Resting { until, .. })) => {
+            Err(RangeError::Slots(error @ SlotsError::Resting { until, .. })) => {
                 self.queue.postpone(work, error.to_string(), until);
             }
             Err(error) => self.queue.fail(work, error.to_string(), now),
@@ -211,12 +213,12 @@ impl Services {
     }
 
     /// Makes a service what it should be. A port that cannot be made does not keep the others.
-    fn apply(&mut self, name: &NamespacedName, now: Instant) -> Result<(), ServiceError> {
+    fn apply(&mut self, name: &NamespacedName, now: Instant) -> Result<(), RangeError> {
         let Some(entries) = self.wanted.get(name).cloned() else { return Ok(()) };
         let mut result = Ok(());
         for port in &entries.ports {
-            let (ours, held) = self.frontends(port);
-            result = result.and(held);
+            let ours: Vec<_> =
+                port.frontends.iter().filter(|key| self.has(&port.key, key)).copied().collect();
             let found = ours.iter().filter_map(|key| self.rows.get(key)).map(|row| row.value.id);
             let id = self.ids.number(&port.key, found);
             for family in [true, false] {
@@ -229,19 +231,9 @@ impl Services {
         result
     }
 
-    /// The frontends of a port that are its own, and an error if another service holds one.
-    fn frontends(&self, port: &PortEntries) -> (Vec<ServiceKey>, Result<(), ServiceError>) {
-        let (mut ours, mut result) = (Vec::new(), Ok(()));
-        for frontend in &port.frontends {
-            match self.claims.get(frontend).and_then(|claims| claims.first()) {
-                Some(holder) if *holder != port.key => {
-                    let holder = holder.service.clone();
-                    result = Err(ServiceError::Held { frontend: *frontend, holder });
-                }
-                _ => ours.push(*frontend),
-            }
-        }
-        (ours, result)
+    /// Whether the port has the frontend: others that want it have to wait.
+    fn has(&self, port: &ServicePortKey, frontend: &ServiceKey) -> bool {
+        self.claims.get(frontend).and_then(|claims| claims.first()) == Some(port)
     }
 
     /// Frontends of one family share a range.
@@ -252,7 +244,7 @@ impl Services {
         frontends: &[&ServiceKey],
         backends: &[Backend],
         now: Instant,
-    ) -> Result<(), ServiceError> {
+    ) -> Result<(), RangeError> {
         let protocol = port.key.protocol.number();
         let keys = backends.iter().map(|b| BackendKey { addr: b.addr, port: b.port, protocol });
         let layout = port.layout(backends);
@@ -285,7 +277,7 @@ impl Services {
         if let Some(start) = backing.range() {
             self.ranges.discard(start, &mut self.backends);
         }
-        result.map_err(ServiceError::from)
+        Ok(result?)
     }
 
     /// What one of the frontends points to already, if that holds what it should.

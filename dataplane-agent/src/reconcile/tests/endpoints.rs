@@ -1,0 +1,114 @@
+//! Addresses of this node, and their gates.
+
+use super::*;
+use crate::reconcile::EndpointError;
+
+fn entry(world: &World, ip: &str) -> Option<Endpoint> {
+    let addr: std::net::IpAddr = ip.parse().unwrap();
+    world.endpoints.get(&addr.into()).unwrap()
+}
+
+fn host(world: &mut World, ips: &[&str]) {
+    world.agent.set_host_addresses(ips.iter().map(|ip| ip.parse().unwrap()));
+    world.settle();
+}
+
+const CLOSED: [u8; 4] = [0; 4];
+const OPEN: [u8; 4] = [1; 4];
+
+#[test]
+fn a_pod_is_there_when_the_call_returns() {
+    let mut world = World::new(PLENTY);
+    world.agent.upsert_pod("c1", &pod("web", "10.1.0.2", 7), world.now).unwrap();
+    let endpoint = entry(&world, "10.1.0.2").unwrap();
+    assert_eq!((endpoint.ifindex, endpoint.gates), (7, CLOSED));
+    world.agent.remove_pod("c1", world.now).unwrap();
+    assert_eq!(entry(&world, "10.1.0.2"), None);
+}
+
+#[test]
+fn an_entry_written_over_another_opens_every_gate() {
+    let mut world = World::new(PLENTY);
+    world.agent.upsert_pod("c1", &pod("web", "10.1.0.2", 7), world.now).unwrap();
+    world.agent.upsert_pod("c1", &pod("web", "10.1.0.2", 8), world.now).unwrap();
+    let endpoint = entry(&world, "10.1.0.2").unwrap();
+    assert_eq!((endpoint.ifindex, endpoint.gates), (8, OPEN));
+}
+
+#[test]
+fn gates_the_datapath_opened_are_no_difference() {
+    let mut world = World::new(PLENTY);
+    world.agent.upsert_pod("c1", &pod("web", "10.1.0.2", 7), world.now).unwrap();
+    let mut endpoint = entry(&world, "10.1.0.2").unwrap();
+    endpoint.gates[0] = 1;
+    let addr: std::net::IpAddr = "10.1.0.2".parse().unwrap();
+    world.endpoints.insert(&addr.into(), &endpoint).unwrap();
+    world.restart();
+    world.agent.upsert_pod("c1", &pod("web", "10.1.0.2", 7), world.now).unwrap();
+    world.agent.pods_loaded();
+    world.settle();
+    assert_eq!(entry(&world, "10.1.0.2"), Some(endpoint));
+    assert_eq!(world.agent.changes(), 0);
+    assert_eq!(world.agent.endpoints().unwrap()[0].gates, ["tcp"]);
+}
+
+#[test]
+fn an_address_the_host_gets_back_has_flows_from_before() {
+    let mut world = World::new(PLENTY);
+    host(&mut world, &["192.168.1.1"]);
+    assert_eq!(entry(&world, "192.168.1.1").unwrap().gates, CLOSED);
+    host(&mut world, &[]);
+    assert_eq!(entry(&world, "192.168.1.1"), None);
+    host(&mut world, &["192.168.1.1"]);
+    assert_eq!(entry(&world, "192.168.1.1").unwrap().gates, OPEN);
+}
+
+#[test]
+fn the_late_removal_of_a_pod_does_not_take_the_address_from_its_heir() {
+    let mut world = World::new(PLENTY);
+    world.agent.upsert_pod("old", &pod("web", "10.1.0.2", 7), world.now).unwrap();
+    world.agent.upsert_pod("new", &pod("web", "10.1.0.2", 8), world.now).unwrap();
+    world.agent.remove_pod("old", world.now).unwrap();
+    assert_eq!(entry(&world, "10.1.0.2").unwrap().ifindex, 8);
+}
+
+#[test]
+fn a_pod_cannot_have_an_address_of_the_host() {
+    let mut world = World::new(PLENTY);
+    host(&mut world, &["192.168.1.1"]);
+    let refused = world.agent.upsert_pod("c1", &pod("web", "192.168.1.1", 7), world.now);
+    assert!(matches!(refused, Err(EndpointError::HostAddress(_))), "{refused:?}");
+    assert!(entry(&world, "192.168.1.1").unwrap().is_host());
+}
+
+#[test]
+fn the_cni_hears_of_a_failure_and_it_is_tried_again() {
+    let mut world = World::new(PLENTY);
+    world.faults.fail([0]);
+    let failed = world.agent.upsert_pod("c1", &pod("web", "10.1.0.2", 7), world.now);
+    assert!(matches!(failed, Err(EndpointError::Table { .. })), "{failed:?}");
+    assert_eq!(world.agent.problems()[0].subject, "endpoint 10.1.0.2");
+    world.settle();
+    assert!(entry(&world, "10.1.0.2").is_some());
+    assert_eq!(world.agent.statistics().retries, 1);
+}
+
+#[test]
+fn pods_that_went_while_the_agent_was_away_go_when_the_cni_has_listed_the_others() {
+    let mut world = World::new(PLENTY);
+    for (id, ip) in [("c1", "10.1.0.2"), ("c2", "10.1.0.3")] {
+        world.agent.upsert_pod(id, &pod(id, ip, 7), world.now).unwrap();
+    }
+    host(&mut world, &["192.168.1.1"]);
+    world.restart();
+    world.agent.upsert_pod("c2", &pod("c2", "10.1.0.3", 7), world.now).unwrap();
+    host(&mut world, &[]);
+    world.apply([SourceEvent::Synced]);
+    world.settle();
+    assert!(entry(&world, "10.1.0.2").is_some(), "the CNI has not said that it is gone");
+    assert_eq!(entry(&world, "192.168.1.1"), None);
+    world.agent.pods_loaded();
+    world.settle();
+    assert_eq!(entry(&world, "10.1.0.2"), None);
+    assert!(entry(&world, "10.1.0.3").is_some());
+}

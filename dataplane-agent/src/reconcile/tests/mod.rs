@@ -1,0 +1,324 @@
+//! The reconciler over tables in memory that check every write ([`check`]), with faults and restarts.
+
+mod check;
+mod endpoints;
+mod property;
+mod routes;
+mod services;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use dataplane_common::abi::{Addr, BackendSlot, Endpoint, MacAddr, Route, Service, ServiceKey};
+use ipnet::IpNet;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+
+use self::check::{Checked, Checker};
+use super::{KernelUpdate, LocalPod, NodeNetwork, ReconcileTables, Reconciler, slots::QUARANTINE};
+use crate::{
+    compile::{
+        endpoints::PodDevice,
+        routes::{Overlay, RoutingMode},
+    },
+    datapath::{
+        table::{RoutePrefix, Table},
+        testing::{Faults, FaultyTable, MemoryTable},
+    },
+    netlink::{KernelRoute, Uplink},
+    state::{
+        Changes, Endpoint as StateEndpoint, EndpointPort, EndpointSlice, LoadBalancing, NamespacedName, Node,
+        Object, ObjectKey, Owner, Service as StateService, ServicePort, SourceEvent, Store,
+        TransportProtocol,
+    },
+};
+
+/// Capacities of the tables.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    frontends: u32,
+    slots: u32,
+    backends: u32,
+}
+
+const PLENTY: Room = Room { frontends: 4_096, slots: 65_536, backends: 32_768 };
+
+/// The tables, and what outlives an agent.
+struct World {
+    endpoints: MemoryTable<Addr, Endpoint>,
+    routes: MemoryTable<RoutePrefix, Route>,
+    services: MemoryTable<ServiceKey, Service>,
+    backends: MemoryTable<u32, BackendSlot>,
+    generations: MemoryTable<u32, u32>,
+    faults: Faults,
+    checker: Arc<Mutex<Checker>>,
+    store: Store,
+    now: Instant,
+    agent: Reconciler,
+    kernel: UnboundedReceiver<KernelUpdate>,
+    kernel_routes: BTreeMap<IpNet, KernelRoute>,
+}
+
+impl World {
+    /// An agent over empty tables.
+    fn new(room: Room) -> Self {
+        let services = MemoryTable::hash("SERVICES", room.frontends);
+        let backends = MemoryTable::array("BACKENDS", room.slots);
+        let generations = MemoryTable::array("BACKEND_GENERATIONS", room.backends);
+        let now = Instant::now();
+        let checker = Checker::new(services.clone(), backends.clone(), generations.clone(), now);
+        let endpoints = MemoryTable::hash("ENDPOINTS", 64);
+        let routes = MemoryTable::hash("ROUTES", 64);
+        let faults = Faults::default();
+        let (sender, kernel) = mpsc::unbounded_channel();
+        let checker = Arc::new(Mutex::new(checker));
+        let mut world = Self {
+            agent: Reconciler::new(
+                tables(&endpoints, &routes, &services, &backends, &generations, &faults, &checker),
+                sender,
+            ),
+            endpoints,
+            routes,
+            services,
+            backends,
+            generations,
+            faults,
+            checker,
+            store: Store::default(),
+            now,
+            kernel,
+            kernel_routes: BTreeMap::new(),
+        };
+        world.agent.adopt().unwrap();
+        world
+    }
+
+    /// The agent dies, and another one adopts the tables. It starts later than any program runs.
+    fn restart(&mut self) {
+        self.pass(QUARANTINE);
+        self.faults.clear();
+        let (sender, kernel) = mpsc::unbounded_channel();
+        let tables = tables(
+            &self.endpoints,
+            &self.routes,
+            &self.services,
+            &self.backends,
+            &self.generations,
+            &self.faults,
+            &self.checker,
+        );
+        self.agent = Reconciler::new(tables, sender);
+        self.kernel = kernel;
+        self.kernel_routes.clear();
+        self.agent.adopt().unwrap();
+    }
+
+    /// The new agent hears of everything there is.
+    fn replay(&mut self) {
+        let changes = Changes {
+            nodes: self.store.nodes().map(|node| node.name.clone()).collect(),
+            services: self.store.services().map(|service| service.name.clone()).collect(),
+            synced: true,
+        };
+        self.take(&changes);
+    }
+
+    fn apply(&mut self, events: impl IntoIterator<Item = SourceEvent>) {
+        let mut changes = Changes::default();
+        for event in events {
+            changes.merge(self.store.apply(event));
+        }
+        self.take(&changes);
+    }
+
+    fn take(&mut self, changes: &Changes) {
+        self.checker.lock().unwrap().expect(&self.store);
+        self.agent.changed(&self.store, changes);
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.checker.lock().unwrap().now = self.now;
+    }
+
+    fn work(&mut self) -> Option<Instant> {
+        let due = self.agent.work(self.now);
+        while let Ok(update) = self.kernel.try_recv() {
+            match update {
+                KernelUpdate::Want(route) => drop(self.kernel_routes.insert(route.destination, route)),
+                KernelUpdate::Unwant(destination) => drop(self.kernel_routes.remove(&destination)),
+                KernelUpdate::Sweep(_) => {}
+            }
+        }
+        due
+    }
+
+    /// Works until there is nothing to do.
+    fn settle(&mut self) {
+        for _ in 0..1_000 {
+            let Some(due) = self.work() else { break };
+            self.pass(due.saturating_duration_since(self.now));
+        }
+        assert!(self.agent.is_settled(), "{:#?}", self.agent.problems());
+    }
+
+    /// Writes to any table so far.
+    fn writes(&self) -> u64 {
+        self.endpoints.writes()
+            + self.routes.writes()
+            + self.services.writes()
+            + self.backends.writes()
+            + self.generations.writes()
+    }
+
+    fn problems(&self) -> Vec<String> {
+        self.agent.problems().into_iter().map(|p| format!("{}: {}", p.subject, p.message)).collect()
+    }
+
+    /// Backends a frontend leads to, as a reader sees them.
+    fn behind(&self, frontend: &ServiceKey) -> Option<Vec<String>> {
+        let row = self.services.get(frontend).unwrap()?;
+        let slots =
+            (row.first_slot..row.first_slot + row.count).map(|i| self.backends.get(&i).unwrap().unwrap());
+        Some(slots.map(|slot| format!("{}:{}", slot.addr, slot.port)).collect())
+    }
+}
+
+fn tables(
+    endpoints: &MemoryTable<Addr, Endpoint>,
+    routes: &MemoryTable<RoutePrefix, Route>,
+    services: &MemoryTable<ServiceKey, Service>,
+    backends: &MemoryTable<u32, BackendSlot>,
+    generations: &MemoryTable<u32, u32>,
+    faults: &Faults,
+    checker: &Arc<Mutex<Checker>>,
+) -> ReconcileTables {
+    ReconcileTables {
+        endpoints: Box::new(FaultyTable::new(endpoints.clone(), faults.clone())),
+        routes: Box::new(FaultyTable::new(routes.clone(), faults.clone())),
+        services: Box::new(FaultyTable::new(Checked::new(services.clone(), checker), faults.clone())),
+        backends: Box::new(FaultyTable::new(Checked::new(backends.clone(), checker), faults.clone())),
+        backend_generations: Box::new(FaultyTable::new(
+            Checked::new(generations.clone(), checker),
+            faults.clone(),
+        )),
+    }
+}
+
+fn name(name: &str) -> NamespacedName {
+    NamespacedName { namespace: "default".to_owned(), name: name.to_owned() }
+}
+
+/// A service with these cluster IPs, on TCP and UDP port 53.
+fn service(service: &str, ips: &[&str]) -> StateService {
+    let port = |name: &str, protocol| ServicePort { name: name.to_owned(), port: 53, protocol };
+    StateService {
+        name: name(service),
+        owner: Owner::default(),
+        cluster_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+        ports: vec![port("tcp", TransportProtocol::Tcp), port("udp", TransportProtocol::Udp)],
+        affinity_timeout: None,
+        load_balancing: LoadBalancing::Random,
+    }
+}
+
+/// Its only slice.
+fn slice(service: &str, addresses: impl IntoIterator<Item = String>) -> EndpointSlice {
+    let port = |name: &str, protocol| EndpointPort { name: name.to_owned(), port: 5_300, protocol };
+    let endpoint = |address: String| StateEndpoint {
+        addresses: vec![address.parse().unwrap()],
+        ready: true,
+        serving: true,
+        terminating: false,
+        node_name: None,
+    };
+    EndpointSlice {
+        name: name(service),
+        owner: Owner::default(),
+        service: name(service),
+        ports: vec![port("tcp", TransportProtocol::Tcp), port("udp", TransportProtocol::Udp)],
+        endpoints: addresses.into_iter().map(endpoint).collect(),
+    }
+}
+
+fn upsert(object: impl Into<Object>) -> SourceEvent {
+    SourceEvent::Upsert(object.into())
+}
+
+fn gone(key: ObjectKey) -> SourceEvent {
+    SourceEvent::Remove(key, Owner::default())
+}
+
+fn service_gone(service: &str) -> SourceEvent {
+    gone(ObjectKey::Service(name(service)))
+}
+
+impl From<StateService> for Object {
+    fn from(service: StateService) -> Self {
+        Self::Service(service)
+    }
+}
+
+impl From<EndpointSlice> for Object {
+    fn from(slice: EndpointSlice) -> Self {
+        Self::EndpointSlice(slice)
+    }
+}
+
+impl From<Node> for Object {
+    fn from(node: Node) -> Self {
+        Self::Node(node)
+    }
+}
+
+fn frontend(ip: &str, protocol: TransportProtocol) -> ServiceKey {
+    let addr = ip.parse::<std::net::IpAddr>().unwrap().into();
+    ServiceKey {
+        addr,
+        port: dataplane_common::abi::Port::new(53),
+        protocol: protocol.number(),
+        scope: dataplane_common::abi::Scope::Any as u8,
+    }
+}
+
+fn node(node: &str, ips: &[&str], cidrs: &[&str]) -> Node {
+    Node {
+        name: node.to_owned(),
+        owner: Owner::default(),
+        pod_cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
+        internal_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+    }
+}
+
+/// This node is `a`; nodes in 192.168.1.0/24 are neighbours.
+fn network() -> NodeNetwork {
+    NodeNetwork {
+        own: "a".to_owned(),
+        uplinks: vec![Uplink {
+            name: "eth0".to_owned(),
+            ifindex: 2,
+            mtu: 1_500,
+            mac: Some(MacAddr::new([2, 0, 0, 0, 0, 1])),
+            addresses: vec!["192.168.1.1/24".parse().unwrap(), "fd00::1/64".parse().unwrap()],
+        }],
+        mode: RoutingMode::Auto,
+        overlay: Some(Overlay { ifindex: 9, mtu: 1_450 }),
+        overlay_device: "dataplane0".to_owned(),
+        exceptions: vec!["172.16.0.0/12".parse().unwrap()],
+    }
+}
+
+fn pod(pod: &str, ip: &str, ifindex: u32) -> LocalPod {
+    LocalPod {
+        namespace: "default".to_owned(),
+        name: pod.to_owned(),
+        device_name: format!("dp{ifindex}"),
+        device: PodDevice {
+            addresses: vec![ip.parse().unwrap()],
+            ifindex,
+            mac: MacAddr::new([2, 0, 0, 0, 1, ifindex as u8]),
+        },
+    }
+}
