@@ -9,6 +9,7 @@ use super::{
     name::host_device,
     server::{Held, Shared},
 };
+use crate::netlink::Link;
 
 impl Shared {
     /// A pod nobody knows is a pod that is gone: no error.
@@ -58,7 +59,7 @@ impl Shared {
         }
         // by its name, not by what is known of it: the record may be lost. Its end in the pod, its addresses, and the
         // routes and neighbours on it go with it.
-        if let Some(link) = self.netlink.link(device).await?.filter(|link| link.is_pod_device()) {
+        if let Some(link) = self.netlink.link(device).await?.filter(Link::is_pod_device) {
             self.netlink.delete_link(&link).await?;
         }
         let name = device.to_owned();
