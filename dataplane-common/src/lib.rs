@@ -6,12 +6,12 @@
 //! **Byte order.** Addresses and ports lie in memory as they lie in a packet ([`abi::Addr`], [`abi::Port`]); host
 //! order exists only behind getters. Counts, indices and interface numbers are native integers.
 //!
-//! **Padding.** A type in [`abi`] has no implicit padding: [`abi!`](macro@crate::abi) asserts that its size is the
+//! **Padding.** A type in [`mod@abi`] has no implicit padding: [`abi!`](macro@crate::abi) asserts that its size is the
 //! sum of its fields, so two equal values are equal bytes and a key is never missed.
 #![cfg_attr(not(test), no_std)]
 #![deny(missing_docs)]
 
-/// Version of everything under [`abi`]. Pins live under `<bpffs>/v<ABI_VERSION>/`: raise it whenever a layout, a map
+/// Version of everything under [`mod@abi`]. Pins live under `<bpffs>/v<ABI_VERSION>/`: raise it whenever a layout, a map
 /// type or the meaning of a field changes, so that an older agent's tables are never read with newer eyes.
 pub const ABI_VERSION: u32 = 1;
 

@@ -24,7 +24,7 @@ pub(crate) fn report(ctx: &TcContext, work: &mut Work, hook: Hook, outcome: u8) 
     work.event.length = skb::len(ctx);
     work.event.hook = hook as u8;
     work.event.outcome = outcome;
-    let _lost_if_full = maps::events().output(&work.event, 0);
+    let _lost_if_full = maps::events().output(work.event, 0);
 }
 
 /// Leaves the packet's tuple in `work.from`.

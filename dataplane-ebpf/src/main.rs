@@ -1,9 +1,10 @@
 //! The datapath of a node: every entry the kernel calls.
 //!
 //! An entry is a shell: it says where it is attached, and [`hooks`] says what happens there. Start reading at
-//! [`hooks::from_pod`], the path of a packet that leaves a pod.
+//! [`hooks::FromPod`], the path of a packet that leaves a pod.
 #![no_std]
 #![no_main]
+#![expect(clippy::needless_pass_by_value, reason = "aya-ebpf's macros hand an entry its context by value")]
 
 mod config;
 mod event;

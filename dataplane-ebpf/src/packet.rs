@@ -26,6 +26,7 @@ pub(crate) fn with_header<T: Header, R>(
 }
 
 /// The header at `offset`, if the linear part holds it whole.
+#[expect(clippy::mut_from_ref, reason = "the packet is the kernel's, not a part of `ctx`; see SAFETY")]
 #[inline(always)]
 fn header_mut<T: Header>(ctx: &TcContext, offset: usize) -> Option<&mut T> {
     let start = ctx.data() + offset;

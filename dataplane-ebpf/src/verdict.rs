@@ -55,7 +55,7 @@ fn finish(ctx: &TcContext, work: &mut Work, hook: Hook, result: Result<Verdict, 
 #[inline(always)]
 const fn action(verdict: Verdict) -> i32 {
     match verdict {
-        Verdict::ToPod | Verdict::ToWire | Verdict::ToOverlay => TC_ACT_REDIRECT as i32,
+        Verdict::ToPod | Verdict::ToWire | Verdict::ToOverlay => TC_ACT_REDIRECT,
         _ => TC_ACT_UNSPEC,
     }
 }

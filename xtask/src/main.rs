@@ -12,6 +12,9 @@ mod setup;
 mod test;
 mod workspace;
 
+use std::process::ExitCode;
+
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 /// Sets up, builds, demonstrates, tests and measures this project.
@@ -47,7 +50,17 @@ enum Command {
     Kernels(kernels::Args),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     match Arguments::parse().command {
         Command::Setup(arguments) => setup::run(&arguments),
         Command::Build => build::run(),

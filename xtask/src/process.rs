@@ -62,7 +62,11 @@ pub(crate) fn line(command: &Command) -> String {
     let variables = command
         .get_envs()
         .filter_map(|(name, value)| Some(format!("{}={}", name.display(), value?.display())));
-    let words = [command.get_program()].into_iter().chain(command.get_args()).map(quoted);
+    let program = command.get_program();
+    // cargo hands its own path on
+    let is_cargo = env::var_os("CARGO").is_some_and(|cargo| cargo == program);
+    let program = if is_cargo { OsStr::new("cargo") } else { program };
+    let words = [program].into_iter().chain(command.get_args()).map(quoted);
     variables.chain(words).collect::<Vec<_>>().join(" ")
 }
 

@@ -135,5 +135,5 @@ fn set_link_addresses(ctx: &TcContext, dst: MacAddr, src: MacAddr) -> Result<(),
 /// A redirect helper's answer: anything but "redirect" means that it refused its arguments.
 #[inline(always)]
 fn redirected(action: i32, verdict: Verdict) -> Result<Verdict, DropReason> {
-    if action == TC_ACT_REDIRECT as i32 { Ok(verdict) } else { Err(DropReason::BadRoute) }
+    if action == TC_ACT_REDIRECT { Ok(verdict) } else { Err(DropReason::BadRoute) }
 }
