@@ -88,6 +88,11 @@ impl Claims {
         Some(file)
     }
 
+    #[cfg(test)]
+    pub(super) fn claim(&self, key: &ObjectKey) -> Option<Claim> {
+        self.by_key.get(key)?.values().next().cloned()
+    }
+
     /// A problem for each place that does not count.
     pub(super) fn duplicates(&self) -> impl Iterator<Item = Problem> {
         self.contested.iter().filter_map(|key| self.by_key.get_key_value(key)).flat_map(|(key, claims)| {

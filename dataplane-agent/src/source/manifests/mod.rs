@@ -227,3 +227,6 @@ async fn deliver(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
