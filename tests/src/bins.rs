@@ -25,6 +25,11 @@ pub fn traffic() -> Result<PathBuf> {
     find("dataplane-traffic", "dataplane-tests")
 }
 
+/// The load generator of the benchmark.
+pub fn load() -> Result<PathBuf> {
+    find("dataplane-load", "dataplane-tests")
+}
+
 /// The directory of all of them: what a runtime calls `CNI_PATH`.
 pub fn directory() -> Result<PathBuf> {
     if let Some(directory) = env::var_os(DIRECTORY) {

@@ -1,7 +1,20 @@
 //! The benchmark: our datapath beside what it replaces and beside the limit, in one interleaved run.
 //!
-//! [`load`] makes the traffic and [`stats`] turns rounds into ratios with an interval. Numbers of different runs never
+//! [`load`] makes the traffic between the ends of a [`site`]; [`peers`] and [`rules`] build what is compared with,
+//! [`bed`] all of it; [`plan`] says which measurements make which row, [`measure`] takes them in random order, [`stats`]
+//! turns rounds into ratios with an interval, [`report`] and [`markdown`] tell them. Numbers of different runs never
 //! meet: only ratios inside one run mean anything here.
 
+pub mod bed;
 pub mod load;
+pub mod machine;
+pub mod markdown;
+pub mod measure;
+pub mod network;
+pub mod peers;
+pub mod plan;
+pub mod report;
+pub mod rules;
+pub mod services;
+pub mod site;
 pub mod stats;

@@ -1,0 +1,145 @@
+//! The report for people: a table on the terminal, and `docs/benchmarks.md` which keeps the last run.
+
+use std::fmt::{Arguments, Write as _};
+
+use super::{
+    plan::Variant,
+    report::{Against, Report, Row},
+    stats::Estimate,
+};
+
+const COLUMNS: [Variant; 5] =
+    [Variant::Raw, Variant::Hosts, Variant::Plain, Variant::Nftables, Variant::Iptables];
+
+/// Ratios: the result.
+pub fn ratios(report: &Report) -> String {
+    let mut text = String::from(
+        "| row | ours, per second | against kube-proxy | of the limit | against fewest services |\n\
+         |---|---:|---:|---:|---:|\n",
+    );
+    for row in &report.rows {
+        let ours = row.ours.map_or_else(|| "not measured".to_owned(), thousands);
+        let fewest = row.vs_fewest_services.map_or_else(String::new, |ratio| interval(&ratio));
+        line(
+            &mut text,
+            format_args!(
+                "| {} | {ours} | {} | {} | {fewest} |",
+                title(row),
+                against(row.vs_peer.as_ref()),
+                against(row.vs_limit.as_ref())
+            ),
+        );
+    }
+    for row in &report.rows {
+        for (variant, failure) in &row.failures {
+            line(&mut text, format_args!("\n{}: {variant} failed: {failure}", title(row)));
+        }
+    }
+    text
+}
+
+/// Medians of everybody, to see the ratios' origin.
+pub fn rates(report: &Report) -> String {
+    let mut text = String::from("| row, operations per second (p50 µs) | ours |");
+    for column in COLUMNS {
+        text.push_str(&format!(" {column} |"));
+    }
+    text.push_str("\n|---|---:|---:|---:|---:|---:|---:|\n");
+    for row in &report.rows {
+        let ours = if row.params.get("translation").is_some_and(|way| way == "packet") {
+            Variant::Packet
+        } else {
+            Variant::Ours
+        };
+        text.push_str(&format!("| {} |", title(row)));
+        for variant in std::iter::once(ours).chain(COLUMNS) {
+            match row.rates.get(&variant.to_string()) {
+                Some(rate) => {
+                    text.push_str(&format!(" {} ({:.1}) |", thousands(rate.per_second), rate.p50_us));
+                }
+                None => text.push_str(" – |"),
+            }
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// What was measured on, and how quiet it was.
+pub fn conditions(report: &Report) -> String {
+    let noise = report.noise.map_or_else(|| "not measured".to_owned(), |noise| interval(&noise));
+    let verdict = if report.is_quiet() {
+        "within the 2 % allowed"
+    } else {
+        "**more than the 2 % allowed: this run is no result**"
+    };
+    format!(
+        "{}; commit {}, {}; {} rounds of {} s per block; time stolen by other guests {:.1} %; the same thing \
+         measured twice per round: {noise}, {verdict}. iptables is `{}`.\n",
+        report.machine.line(),
+        report.machine.commit,
+        report.machine.date,
+        report.rounds,
+        report.seconds_per_block,
+        report.stolen * 100.0,
+        report.machine.iptables
+    )
+}
+
+/// The whole of `docs/benchmarks.md`.
+pub fn document(report: &Report) -> String {
+    format!(
+        include_str!("benchmarks.md.in"),
+        conditions = conditions(report),
+        ratios = ratios(report),
+        rates = rates(report)
+    )
+}
+
+fn title(row: &Row) -> String {
+    let params: Vec<String> = row.params.iter().map(|(key, value)| format!("{key} {value}")).collect();
+    format!("`{}` {}", row.name, params.join(", ").replace('"', ""))
+}
+
+fn against(against: Option<&Against>) -> String {
+    against
+        .map_or_else(|| "–".to_owned(), |against| format!("{} × {}", interval(&against.ratio), against.peer))
+}
+
+fn interval(ratio: &Estimate) -> String {
+    format!("**{:.3}** ({:.3}–{:.3})", ratio.median, ratio.low, ratio.high)
+}
+
+/// 12345 as `12 345`.
+fn thousands(rate: f64) -> String {
+    let digits = format!("{rate:.0}");
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn line(text: &mut String, arguments: Arguments<'_>) {
+    // writing to a string cannot fail
+    let _written = writeln!(text, "{arguments}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_are_set_apart() {
+        assert_eq!([9.6, 999.0, 1_000.0, 1_234_567.0].map(thousands), ["10", "999", "1 000", "1 234 567"]);
+    }
+
+    #[test]
+    fn an_interval_shows_its_ends() {
+        let ratio = Estimate { median: 1.234_5, low: 1.2, high: 1.25 };
+        assert_eq!(interval(&ratio), "**1.234** (1.200–1.250)");
+    }
+}

@@ -1,0 +1,120 @@
+//! Takes the measurements: rounds, each of all blocks in an order of its own, so that what drifts with time falls on
+//! everybody alike.
+
+use std::{collections::BTreeMap, fs, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{
+    load::Outcome,
+    plan::{Case, Variant},
+    site::Servers,
+    stats::Random,
+};
+
+/// Enough for a first operation.
+const PROOF: Duration = Duration::from_millis(50);
+
+/// How long everything takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    pub rounds: usize,
+    pub warm_up: Duration,
+    pub time: Duration,
+}
+
+/// What one variant of one case gave, round by round; a failed round has nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Samples {
+    pub outcomes: Vec<Option<Outcome>>,
+    /// What went wrong last.
+    pub problem: Option<String>,
+}
+
+impl Samples {
+    /// Operations per second, round by round. A block with errors is none: its rate says nothing.
+    pub fn rates(&self) -> Vec<Option<f64>> {
+        self.outcomes
+            .iter()
+            .map(|outcome| outcome.filter(|outcome| outcome.errors == 0).map(|outcome| outcome.per_second))
+            .collect()
+    }
+
+    pub fn latencies_p50(&self) -> Vec<f64> {
+        self.outcomes.iter().flatten().map(|outcome| outcome.latency.p50).collect()
+    }
+
+    pub fn latencies_p99(&self) -> Vec<f64> {
+        self.outcomes.iter().flatten().map(|outcome| outcome.latency.p99).collect()
+    }
+
+    /// Operations that failed and datagrams that were lost, over all rounds.
+    pub fn failures(&self) -> u64 {
+        self.outcomes.iter().flatten().map(|outcome| outcome.errors + outcome.lost).sum()
+    }
+}
+
+/// Samples of every case, by variant.
+pub type Measured = Vec<BTreeMap<Variant, Samples>>;
+
+/// Runs all rounds; `progress` hears of every block before it begins.
+pub fn measure(cases: &[Case], pace: Pace, mut progress: impl FnMut(usize, &str)) -> Result<Measured> {
+    let mut servers = Servers::default();
+    let mut blocks: Vec<(usize, usize)> = Vec::new();
+    for (number, case) in cases.iter().enumerate() {
+        for (index, (variant, site)) in case.sites.iter().enumerate() {
+            servers.start(site).with_context(|| format!("{}: {variant}", case.title()))?;
+            blocks.push((number, index));
+        }
+    }
+    prove(cases)?;
+    let mut random = Random::new(seed()?);
+    let mut measured: Measured = vec![BTreeMap::new(); cases.len()];
+    for round in 0..pace.rounds {
+        random.shuffle(&mut blocks);
+        for (number, index) in &blocks {
+            let case = &cases[*number];
+            let (variant, site) = &case.sites[*index];
+            progress(round, &format!("{}: {variant}", case.title()));
+            let samples = measured[*number].entry(*variant).or_default();
+            match site.ask(case.load, pace.warm_up, pace.time) {
+                Ok(outcome) => samples.outcomes.push(Some(outcome)),
+                Err(error) => {
+                    samples.outcomes.push(None);
+                    samples.problem = Some(format!("{error:#}"));
+                }
+            }
+        }
+    }
+    Ok(measured)
+}
+
+/// Every variant answers, without an error, before anything is measured.
+fn prove(cases: &[Case]) -> Result<()> {
+    for case in cases {
+        for (variant, site) in &case.sites {
+            let what = || format!("{}: {variant}", case.title());
+            let ask = |time| site.ask(case.load, Duration::ZERO, time).with_context(what);
+            let mut outcome = ask(PROOF)?;
+            if outcome.operations == 0 {
+                // the machine may have been busy with something else
+                outcome = ask(PROOF * 20)?;
+            }
+            ensure!(
+                outcome.errors == 0 && outcome.operations > 0,
+                "{}: {} operations, {} errors before anything was measured",
+                what(),
+                outcome.operations,
+                outcome.errors
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Another order in each run.
+fn seed() -> Result<u64> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/uuid").context("read a random number")?;
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).take(16).collect();
+    Ok(u64::from_str_radix(&digits, 16)?)
+}

@@ -1,0 +1,119 @@
+//! The benchmark: builds every topology, measures them interleaved, prints a table, writes JSON and the document.
+
+use std::{collections::BTreeSet, fs, io::Write as _, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::{Parser, ValueEnum as _};
+use dataplane_tests::bench::{
+    bed::Bed,
+    machine::{Machine, stolen},
+    markdown,
+    measure::{Pace, measure},
+    network::remove_leftovers,
+    plan::Variant,
+    report::{self, Report},
+};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Measures our datapath beside kube-proxy's rules, plain routing and the limit, in one interleaved run.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Few short rounds: shows that it works, not how fast
+    #[arg(long)]
+    quick: bool,
+    /// Writes the result to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Only these variants
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Variant>,
+    /// Only rows whose name contains this
+    #[arg(long, default_value = "")]
+    rows: String,
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Of a block, after its warm-up
+    #[arg(long, value_name = "MILLISECONDS")]
+    time_ms: Option<u64>,
+    /// Updates docs/benchmarks.md; a whole run that is not quick always does
+    #[arg(long)]
+    write_docs: bool,
+}
+
+impl Arguments {
+    fn pace(&self) -> Pace {
+        let (rounds, warm_up, time) = if self.quick { (5, 100, 250) } else { (15, 200, 800) };
+        Pace {
+            rounds: self.rounds.unwrap_or(rounds),
+            warm_up: Duration::from_millis(warm_up),
+            time: Duration::from_millis(self.time_ms.unwrap_or(time)),
+        }
+    }
+
+    fn wanted(&self) -> BTreeSet<Variant> {
+        if self.only.is_empty() {
+            return Variant::value_variants().iter().copied().collect();
+        }
+        self.only.iter().copied().collect()
+    }
+
+    fn is_whole(&self) -> bool {
+        !self.quick && self.only.is_empty() && self.rows.is_empty()
+    }
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    ensure!(nix::unistd::geteuid().is_root(), "network namespaces and eBPF need root");
+    let report = run(&arguments)?;
+    print(&markdown::ratios(&report))?;
+    print(&markdown::rates(&report))?;
+    print(&markdown::conditions(&report))?;
+    if let Some(path) = &arguments.json {
+        let text = serde_json::to_string_pretty(&report)?;
+        fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))?;
+    }
+    if arguments.write_docs || arguments.is_whole() {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/benchmarks.md");
+        fs::write(&path, markdown::document(&report)).with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn run(arguments: &Arguments) -> Result<Report> {
+    let machine = Machine::inspect()?;
+    remove_leftovers()?;
+    let wanted = arguments.wanted();
+    let bed = Bed::create(&wanted)?;
+    let cases: Vec<_> = bed
+        .cases()
+        .into_iter()
+        .filter(|case| case.row.contains(&arguments.rows))
+        .filter_map(|case| case.keep(&wanted))
+        .collect();
+    let pace = arguments.pace();
+    let blocks: usize = cases.iter().map(|case| case.sites.len()).sum();
+    let bar = ProgressBar::new((blocks * pace.rounds) as u64);
+    bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {eta} {msg}")?);
+    let (stolen_before, all_before) = stolen()?;
+    let measured = measure(&cases, pace, |_, block| {
+        bar.set_message(block.to_owned());
+        bar.inc(1);
+    })?;
+    bar.finish_and_clear();
+    let (stolen_after, all_after) = stolen()?;
+    bed.check()?;
+    Ok(Report {
+        machine,
+        rounds: pace.rounds,
+        seconds_per_block: pace.time.as_secs_f64(),
+        stolen: (stolen_after - stolen_before) as f64 / (all_after - all_before).max(1) as f64,
+        noise: report::noise(&cases, &measured),
+        rows: report::rows(&cases, &measured),
+    })
+}
+
+fn print(text: &str) -> Result<()> {
+    writeln!(std::io::stdout().lock(), "{text}").context("write to stdout")
+}
