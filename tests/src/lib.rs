@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod bins;
+pub mod demo;
 pub mod kernel;
 pub mod lab;
 pub mod prog;

@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use dataplane_agent::api::{request::View, views::StatusView};
+use dataplane_agent::api::{
+    request::{EventLine, View},
+    views::StatusView,
+};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -134,14 +137,33 @@ impl Agent {
         }
     }
 
+    /// The events there are now.
+    pub fn stream(&self, view: &View) -> Result<Vec<EventLine>> {
+        let mut stream = self.send(&serde_json::to_string(view)?)?;
+        let mut lines = Vec::new();
+        let mut text = String::new();
+        while stream.read_line(&mut text).context("read the agent's answer")? != 0 {
+            match serde_json::from_str(&text)? {
+                EventLine::End => break,
+                line => lines.push(line),
+            }
+            text.clear();
+        }
+        Ok(lines)
+    }
+
     /// One line there, one line back.
     pub fn exchange(&self, line: &str) -> Result<String> {
+        let mut answer = String::new();
+        self.send(line)?.read_line(&mut answer).context("read the agent's answer")?;
+        Ok(answer)
+    }
+
+    fn send(&self, line: &str) -> Result<BufReader<UnixStream>> {
         let stream = UnixStream::connect(&self.socket).with_context(|| self.socket.display().to_string())?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut stream = BufReader::new(stream);
         writeln!(stream.get_mut(), "{line}")?;
-        let mut answer = String::new();
-        stream.read_line(&mut answer).context("read the agent's answer")?;
-        Ok(answer)
+        Ok(stream)
     }
 }

@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::Result;
 
 use super::{
+    family::Family,
     netns::{Namespace, veth},
     site::Site,
 };
@@ -19,6 +20,14 @@ use super::{
 pub const OUTSIDE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// Address of the outside host.
 pub const OUTSIDE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1);
+
+/// Of the outside host.
+pub const fn outside(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4(OUTSIDE_V4),
+        Family::V6 => IpAddr::V6(OUTSIDE_V6),
+    }
+}
 
 /// A layer-2 network of nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

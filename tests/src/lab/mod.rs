@@ -4,7 +4,9 @@
 mod agent;
 mod cluster;
 mod cni;
+mod evidence;
 mod fabric;
+mod family;
 mod interrupt;
 mod netns;
 mod node;
@@ -17,7 +19,8 @@ pub mod wait;
 
 pub use agent::Agent;
 pub use cluster::{Cluster, Routing, Spec, attach_to_pod, service_addresses};
-pub use fabric::{Fabric, OUTSIDE_V4, OUTSIDE_V6, Segment};
+pub use fabric::{Fabric, OUTSIDE_V4, OUTSIDE_V6, Segment, outside};
+pub use family::Family;
 pub use netns::Namespace;
 pub use node::Node;
 pub use objects::{Backend, Protocol, Service, ServicePort, distribution};

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use dataplane_agent::api::{request::View, views::ServiceView};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::{Value, json};
@@ -16,6 +16,7 @@ use super::{
     cluster::Spec,
     cni::Runtime,
     fabric::{Fabric, Segment},
+    family::Family,
     netns::Namespace,
     objects::{self, Manifests, Service},
     pod::Pod,
@@ -103,6 +104,13 @@ impl Node {
         [self.v4().into(), self.v6().into()]
     }
 
+    pub fn address(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.v4().into(),
+            Family::V6 => self.v6().into(),
+        }
+    }
+
     pub fn pod_cidrs(&self) -> [IpNet; 2] {
         let v4 = Ipv4Addr::new(10, 1, self.number, 0);
         let v6 = Ipv6Addr::new(0xfd00, 0x10, self.number.into(), 0, 0, 0, 0, 0);
@@ -131,22 +139,23 @@ impl Node {
 
     /// Waits until the agent has the service in the datapath with exactly these backends.
     pub fn await_service(&mut self, wanted: &Service) -> Result<()> {
-        self.agent.until(&format!("service {} in the datapath", wanted.name), |agent| {
+        self.await_services(std::slice::from_ref(wanted))
+    }
+
+    /// Waits until the agent has all of these in the datapath, each with exactly its backends.
+    pub fn await_services(&mut self, wanted: &[Service]) -> Result<()> {
+        self.agent.until("services in the datapath", |agent| {
             let views: Vec<ServiceView> = agent.ask(&View::Services)?;
-            let found: Vec<_> = views.iter().filter(|view| view.name == wanted.name).collect();
-            let is_applied = {
-                let status = agent.status()?.status;
-                status.applied_revision == status.revision
-            };
-            let is_wanted = found.len() == wanted.ports.len()
-                && wanted.ports.iter().all(|port| {
-                    found.iter().any(|view| {
-                        view.port == port.port
-                            && view.protocol == port.protocol.name()
-                            && same_backends(view, wanted)
-                    })
-                });
-            Ok((is_applied && is_wanted).then_some(()))
+            for service in wanted {
+                let found: Vec<&ServiceView> =
+                    views.iter().filter(|view| view.name == service.name).collect();
+                if found.len() != service.ports.len() || !found.iter().all(|view| is_as_wanted(view, service))
+                {
+                    bail!("service {} is {found:?}", service.name);
+                }
+            }
+            let status = agent.status()?.status;
+            Ok((status.applied_revision == status.revision).then_some(()))
         })
     }
 
@@ -164,7 +173,9 @@ impl Node {
     }
 }
 
-fn same_backends(view: &ServiceView, wanted: &Service) -> bool {
+fn is_as_wanted(view: &ServiceView, wanted: &Service) -> bool {
+    let is_port =
+        wanted.ports.iter().any(|port| port.port == view.port && port.protocol.name() == view.protocol);
     let mut found: Vec<IpAddr> = view.backends.iter().map(|backend| backend.address).collect();
     let mut expected: Vec<IpAddr> =
         wanted.backends.iter().flat_map(|backend| backend.addresses.clone()).collect();
@@ -172,7 +183,7 @@ fn same_backends(view: &ServiceView, wanted: &Service) -> bool {
         .retain(|address| wanted.addresses.iter().any(|frontend| frontend.is_ipv4() == address.is_ipv4()));
     found.sort();
     expected.sort();
-    found == expected
+    is_port && found == expected
 }
 
 fn config(spec: &Spec, name: &str, directory: &Path, cgroup: &Path) -> Value {

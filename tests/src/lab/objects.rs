@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -11,6 +11,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use ipnet::IpNet;
 use serde_json::{Value, json};
+
+use super::family::Family;
 
 /// Kubernetes splits the endpoints of a service into slices of this size.
 const SLICE: usize = 100;
@@ -58,6 +60,12 @@ pub struct Service {
 }
 
 impl Service {
+    /// Where it is asked: its address of a family, and a port.
+    pub fn at(&self, family: Family, port: u16) -> SocketAddr {
+        let address = self.addresses.iter().find(|address| family.is_of(address));
+        SocketAddr::new(*address.expect("a service of both families"), port)
+    }
+
     /// The Service and its `EndpointSlice`s.
     pub fn objects(&self) -> Vec<Value> {
         let mut objects = vec![self.service()];

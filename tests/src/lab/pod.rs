@@ -1,16 +1,18 @@
 //! A pod: a network namespace with a device from the CNI plugin, and a cgroup below its node's.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use super::{
     cni::{Container, Runtime},
+    family::Family,
     netns::Namespace,
     objects::Backend,
     process::{Place, Process},
 };
+use crate::traffic::{ECHO, HTTP};
 
 /// A pod of a node.
 #[derive(Debug)]
@@ -68,6 +70,23 @@ impl Pod {
     /// IPv4, IPv6.
     pub fn addresses(&self) -> [IpAddr; 2] {
         [self.v4.into(), self.v6.into()]
+    }
+
+    pub const fn address(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => IpAddr::V4(self.v4),
+            Family::V6 => IpAddr::V6(self.v6),
+        }
+    }
+
+    /// Of the traffic server's HTTP.
+    pub const fn web(&self, family: Family) -> SocketAddr {
+        SocketAddr::new(self.address(family), HTTP)
+    }
+
+    /// Of the traffic server's echo, TCP and UDP.
+    pub const fn echo(&self, family: Family) -> SocketAddr {
+        SocketAddr::new(self.address(family), ECHO)
     }
 
     /// As a service lists it.

@@ -65,8 +65,6 @@ impl Place {
             setns(&*namespace, CloneFlags::CLONE_NEWNET)?;
             Ok(())
         };
-        // Ctrl-C is for us: we end them in order
-        command.process_group(0);
         // SAFETY: between fork and exec only `write` and `setns` are called, on descriptors opened before; neither
         // allocates nor takes a lock.
         unsafe { command.pre_exec(enter) };
@@ -164,7 +162,8 @@ impl Process {
 
     fn spawn(mut command: Command, log: &Path) -> Result<Self> {
         let what = format!("{} ({})", Path::new(command.get_program()).display(), log.display());
-        let child = command.spawn().with_context(|| format!("start {what}"))?;
+        // Ctrl-C is for us: we end them in order
+        let child = command.process_group(0).spawn().with_context(|| format!("start {what}"))?;
         Ok(Self { child, stdin: None, lines: Arc::default(), log: log.to_owned(), what, is_left: false })
     }
 

@@ -105,7 +105,7 @@ pub(super) fn kind(error: &Error) -> &'static str {
 }
 
 /// Of the monotonic clock, which all processes share.
-fn now_us() -> Result<u64> {
+pub fn now_us() -> Result<u64> {
     let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
     Ok(u64::try_from(now.as_micros())?)
 }

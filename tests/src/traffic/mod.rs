@@ -16,6 +16,12 @@ use anyhow::{Context as _, Result};
 use tokio::io::AsyncReadExt as _;
 
 pub use dns::RecordType;
+pub use http::now_us;
+
+/// Port of the server's HTTP.
+pub const HTTP: u16 = 8080;
+/// Port of the server's echo.
+pub const ECHO: u16 = 7000;
 
 /// Longest that a single answer is waited for unless an argument says otherwise.
 const PATIENCE_MS: u64 = 3_000;
@@ -27,10 +33,10 @@ pub enum Command {
     Serve {
         #[arg(long)]
         name: String,
-        #[arg(long, default_value_t = 8080)]
+        #[arg(long, default_value_t = HTTP)]
         http: u16,
         /// TCP and UDP
-        #[arg(long, default_value_t = 7000)]
+        #[arg(long, default_value_t = ECHO)]
         echo: u16,
         /// Listen on this address only
         #[arg(long, default_value = "::")]

@@ -88,3 +88,30 @@ pub struct Datagrams {
 pub struct Resolved {
     pub addresses: Vec<std::net::IpAddr>,
 }
+
+impl Request {
+    pub const fn answer(&self) -> Option<&Answer> {
+        match &self.outcome {
+            Outcome::Answer(answer) => Some(answer),
+            Outcome::Failed(_) => None,
+        }
+    }
+
+    /// The server of this name has answered it.
+    pub fn is_from(&self, name: &str) -> bool {
+        self.answer().is_some_and(|answer| answer.name == name)
+    }
+}
+
+impl Datagrams {
+    /// Every one came back, once, from whom it should.
+    pub fn is_complete(&self) -> bool {
+        let Self { sent, received, lost, duplicated, misdirected, errors, .. } = self;
+        *sent > 0
+            && received == sent
+            && *lost == 0
+            && *duplicated == 0
+            && *misdirected == 0
+            && errors.is_empty()
+    }
+}
