@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod bins;
+pub mod cni;
 pub mod demo;
 pub mod kernel;
 pub mod lab;

@@ -62,9 +62,10 @@ impl CniError {
 impl From<PodNetnsError> for CniError {
     fn from(error: PodNetnsError) -> Self {
         match error {
-            PodNetnsError::Open { .. } | PodNetnsError::Host { .. } | PodNetnsError::Enter { .. } => {
-                Self::Netns(error)
-            }
+            PodNetnsError::Open { .. }
+            | PodNetnsError::NotNamespace { .. }
+            | PodNetnsError::Host { .. }
+            | PodNetnsError::Enter { .. } => Self::Netns(error),
             PodNetnsError::Netlink(error) => Self::Device(error),
             PodNetnsError::Sysctl(_) => Self::InPod(error),
         }

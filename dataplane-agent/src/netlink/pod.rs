@@ -15,13 +15,16 @@ use std::{
 
 use dataplane_common::abi::MacAddr;
 use ipnet::IpNet;
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::statfs::{NSFS_MAGIC, fstatfs},
+};
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
         address::AddressHeaderFlags,
         link::{InfoData, InfoVeth},
-        route::{RouteAttribute, RouteMessage, RouteScope},
+        route::{RouteAttribute, RouteFlags, RouteMessage, RouteScope},
     },
 };
 use tokio::{runtime::Handle, sync::oneshot};
@@ -40,6 +43,8 @@ pub const GATEWAY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0
 pub enum PodNetnsError {
     #[error("network namespace {path}: {source}")]
     Open { path: PathBuf, source: io::Error },
+    #[error("{path} is not a network namespace")]
+    NotNamespace { path: PathBuf },
     #[error("network namespace {path} is the node's own")]
     Host { path: PathBuf },
     #[error("enter network namespace {path}: {source}")]
@@ -84,6 +89,10 @@ impl PodNetns {
     pub fn open(path: &Path) -> Result<Self, PodNetnsError> {
         let failed = |source| PodNetnsError::Open { path: path.to_owned(), source };
         let file = File::open(path).map_err(failed)?;
+        // /proc and bind mounts lead to it; a file in its place is what is left of a namespace that was unmounted
+        if fstatfs(&file).map_err(|errno| failed(errno.into()))?.filesystem_type() != NSFS_MAGIC {
+            return Err(PodNetnsError::NotNamespace { path: path.to_owned() });
+        }
         let identity = |file: &File| file.metadata().map(|meta| (meta.dev(), meta.ino()));
         let own = File::open("/proc/thread-self/ns/net").map_err(failed)?;
         if identity(&file).map_err(failed)? == identity(&own).map_err(failed)? {
@@ -325,7 +334,12 @@ fn to_gateway(gateway: IpAddr, ifindex: u32) -> RouteMessage {
 
 /// `default via 169.254.1.1 dev eth0`
 fn by_gateway(gateway: IpAddr, ifindex: u32) -> RouteMessage {
-    pod_route(gateway, ifindex, RouteAttribute::Gateway(gateway.into()))
+    let mut message = pod_route(gateway, ifindex, RouteAttribute::Gateway(gateway.into()));
+    if gateway.is_ipv4() {
+        // another device of the pod may have the route to the gateway
+        message.header.flags |= RouteFlags::Onlink;
+    }
+    message
 }
 
 fn pod_route(family: IpAddr, ifindex: u32, attribute: RouteAttribute) -> RouteMessage {

@@ -1,0 +1,105 @@
+//! The agent's CNI server and its socket, with the real kernel and without a datapath: what `tests/cni.rs` drives.
+//!
+//! What the datapath would be told is written to `wiring.log` in the run directory; a file `fail-attach`, `fail-detach`
+//! or `fail-check` there makes it refuse. The real datapath is proved by the namespace tests.
+#![forbid(unsafe_code)]
+
+use std::{
+    fs::OpenOptions,
+    io::Write as _,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use dataplane_agent::{
+    api::{
+        answer::Api,
+        instance::Instance,
+        server::{self, Limits},
+        views::Status,
+    },
+    cni::{PodDevice, PodNetwork, Server, Wiring, WiringError},
+    metrics::Metrics,
+    netlink::{Netlink, sysctl},
+};
+use futures::{FutureExt as _, future::BoxFuture};
+use ipnet::IpNet;
+use tokio::sync::{mpsc, watch};
+
+#[derive(Parser)]
+struct Args {
+    #[arg(long)]
+    run_dir: PathBuf,
+    #[arg(long)]
+    state_dir: PathBuf,
+    #[arg(long, value_delimiter = ',')]
+    ranges: Vec<IpNet>,
+    #[arg(long, value_delimiter = ',')]
+    sources: Vec<IpAddr>,
+    #[arg(long)]
+    mtu: u32,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let Args { run_dir, state_dir, ranges, sources, mtu } = Args::parse();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
+    let instance = Instance::acquire(&run_dir)?;
+    sysctl::prepare_node(&[])?;
+    let wiring = Recorder { directory: run_dir };
+    let (server, recovery) = Server::start(Netlink::connect()?, Arc::new(wiring.clone()), &state_dir).await?;
+    for device in &recovery.pods {
+        wiring.write("recover", device).context("wiring.log")?;
+    }
+    server.configure(PodNetwork { ranges, mtu, sources });
+    let (_status, status) = watch::channel(Status::starting("test"));
+    let (queries, _unanswered) = mpsc::channel(1);
+    let api = Api::new(status.clone(), queries, Arc::new(Metrics::new(status)));
+    api.set_cni(Arc::new(server));
+    server::serve(instance.listen()?, api, Limits::default()).await;
+    Ok(())
+}
+
+/// Remembers what the datapath would have been told.
+#[derive(Clone, Debug)]
+struct Recorder {
+    directory: PathBuf,
+}
+
+impl Recorder {
+    fn told(&self, what: &'static str, device: &PodDevice) -> BoxFuture<'static, Result<(), WiringError>> {
+        let refused = Path::exists(&self.directory.join(format!("fail-{what}")));
+        let written = self.write(what, device);
+        async move {
+            written.map_err(|error| WiringError(error.to_string()))?;
+            if refused { Err(WiringError("the test wants it so".to_owned())) } else { Ok(()) }
+        }
+        .boxed()
+    }
+
+    fn write(&self, what: &str, device: &PodDevice) -> std::io::Result<()> {
+        let PodDevice { name, ifindex, mac, addresses, pod } = device;
+        let pod = pod.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
+        let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        let line = format!("{what} {name} {ifindex} {mac} {} {pod}\n", addresses.join(","));
+        let mut log = OpenOptions::new().create(true).append(true).open(self.directory.join("wiring.log"))?;
+        log.write_all(line.as_bytes())
+    }
+}
+
+impl Wiring for Recorder {
+    fn attach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>> {
+        self.told("attach", device)
+    }
+
+    fn detach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>> {
+        self.told("detach", device)
+    }
+
+    fn check<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>> {
+        self.told("check", device)
+    }
+}
