@@ -250,3 +250,19 @@ fn the_node_is_called_like_the_host_by_default() {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().to_lowercase();
     assert_eq!(Config::load(&args(&[])).unwrap().node_name, host);
 }
+
+#[test]
+fn the_documentation_has_every_key_and_its_default() {
+    let text = include_str!("../../../docs/config.md");
+    let example = text.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
+    let documented = with_file(example, &["--node-name=n1"]).unwrap();
+    let default = with_file("node_name: n1", &[]).unwrap();
+    assert_eq!(format!("{documented:?}"), format!("{default:?}"));
+    let mut settings = Settings::default();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), example.replace("#node_name", "node_name")).unwrap();
+    file::fill(&mut settings, file.path()).unwrap();
+    let left_out = format!("{settings:?}").split(": None").count() - 1;
+    // (mtu and cgroup are `Some`, of auto)
+    assert_eq!(left_out, 0, "{settings:?}");
+}
