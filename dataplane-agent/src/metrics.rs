@@ -23,10 +23,13 @@ use prometheus_client::{
 };
 use tokio::sync::watch;
 
-use crate::api::{
-    cni::CniServer,
-    live::Live,
-    views::{Origin, Status},
+use crate::{
+    api::{
+        cni::CniServer,
+        live::Live,
+        views::{Origin, Status},
+    },
+    source::Problems,
 };
 
 /// Before every name.
@@ -62,6 +65,7 @@ struct AtScrape {
     status: watch::Receiver<Status>,
     live: OnceLock<Arc<dyn Live>>,
     cni: OnceLock<Arc<dyn CniServer>>,
+    source: OnceLock<Problems>,
     flows: Mutex<Option<(Instant, u64)>>,
 }
 
@@ -74,6 +78,7 @@ impl Metrics {
             status,
             live: OnceLock::new(),
             cni: OnceLock::new(),
+            source: OnceLock::new(),
             flows: Mutex::default(),
         });
         registry.register_collector(Box::new(Arc::clone(&scrape)));
@@ -114,6 +119,11 @@ impl Metrics {
     /// From now on the address ranges can be read. The first call counts.
     pub fn set_cni(&self, cni: Arc<dyn CniServer>) {
         let _first = self.scrape.cni.set(cni);
+    }
+
+    /// From now on what the source could not use is counted. The first call counts.
+    pub fn set_source(&self, problems: Problems) {
+        let _first = self.scrape.source.set(problems);
     }
 
     /// A request of the CNI plugin was answered.
@@ -171,6 +181,9 @@ impl Collector for AtScrape {
         encode_agent(&mut out, &status)?;
         encode_tables(&mut out, &status)?;
         encode_reconcile(&mut out, &status)?;
+        if let Some(source) = self.source.get() {
+            out.counter("source_problems", "Problems the source came upon, gone or not", source.ever())?;
+        }
         self.encode_datapath(&mut out)?;
         self.encode_ipam(&mut out)
     }

@@ -9,12 +9,14 @@ use std::{
 };
 
 use dataplane_agent::{
+    api::views::Status,
+    metrics::Metrics,
     source::{ManifestError, ManifestSource, Problem, Problems},
     state::{NamespacedName, SourceEvent, Store},
 };
 use tempfile::TempDir;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
     time::timeout,
 };
@@ -226,7 +228,10 @@ async fn a_broken_file_is_a_problem_until_it_is_mended() {
     replace(&world.directory, "a.yaml", &service("a", "10.0.0.2"));
     world.until(|store| address(store, "a").as_deref() == Some("10.0.0.2")).await;
     world.until_problems(<[_]>::is_empty).await;
-    assert_eq!(world.problems.ever(), 1);
+    let (_status, seen) = watch::channel(Status::starting("n1"));
+    let metrics = Metrics::new(seen);
+    metrics.set_source(world.problems.clone());
+    assert!(metrics.encode().contains("dataplane_source_problems_total 1\n"), "{}", metrics.encode());
 }
 
 #[tokio::test]

@@ -98,12 +98,13 @@ async fn serve_node(config: Config) -> Result<(), AppError> {
     let api = Api::new(status_seen.clone(), queries.clone(), Arc::clone(&metrics));
     tokio::spawn(serve(instance.listen()?, Arc::clone(&api), Limits::default()));
     if let Some(address) = config.http {
-        let health = Health::start(address, status_seen, queries, metrics)?;
+        let health = Health::start(address, status_seen, queries, Arc::clone(&metrics))?;
         tracing::info!(address = %health.address(), "metrics and health");
     }
 
     let (events, events_heard) = mpsc::channel(EVENTS);
     let problems = Problems::default();
+    metrics.set_source(problems.clone());
     let problems_seen = problems.subscribe();
     let source = ManifestSource::new(&config.manifests, events, problems)?;
     let source = tokio::spawn(source.run(std::future::pending()));
