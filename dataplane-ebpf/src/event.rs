@@ -1,7 +1,11 @@
 //! Reports of packets. The cold end: the packet is read once more, as far as it can be.
 
 use aya_ebpf::programs::TcContext;
-use dataplane_common::{abi::FlowKey, net::EtherType, reason::Hook};
+use dataplane_common::{
+    abi::{Event, FlowKey},
+    net::EtherType,
+    reason::Hook,
+};
 
 use crate::{
     family::{IpFamily, V4, V6},
@@ -24,7 +28,9 @@ pub(crate) fn report(ctx: &TcContext, work: &mut Work, hook: Hook, outcome: u8) 
     work.event.length = skb::len(ctx);
     work.event.hook = hook as u8;
     work.event.outcome = outcome;
-    let _lost_if_full = maps::events().output(work.event, 0);
+    // by reference: a copy of it would not fit on the verifier's stack
+    let event: &Event = &work.event;
+    let _lost_if_full = maps::events().output(event, 0);
 }
 
 /// Leaves the packet's tuple in `work.from`.

@@ -76,22 +76,15 @@ impl Agent {
         what: &str,
         mut condition: impl FnMut(&Self) -> Result<Option<T>>,
     ) -> Result<T> {
-        let mut ended = None;
         let waited = wait::until(what, PATIENCE, || {
             if let Some(process) = &mut self.process
                 && let Err(error) = process.check_running()
             {
-                ended = Some(error);
-                return Ok(None);
+                return Ok(Some(Err(error)));
             }
-            condition(self).map(|found| found.map(Some))
+            condition(self).map(|found| found.map(Ok))
         });
-        match ended {
-            Some(error) => Err(error),
-            None => {
-                waited?.context("nothing").with_context(|| format!("log of the agent:\n{}", self.log_tail()))
-            }
-        }
+        waited.with_context(|| format!("log of the agent:\n{}", self.log_tail()))?
     }
 
     /// As a crash ends it: without a word.
