@@ -17,7 +17,7 @@ const BENCH: &str = "dataplane-bench";
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    arguments: Vec<OsString>,
+    pub(crate) arguments: Vec<OsString>,
 }
 
 pub(crate) fn demo(arguments: &Args) -> Result<()> {

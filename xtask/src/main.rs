@@ -73,3 +73,19 @@ fn run() -> Result<()> {
         Command::Kernels(arguments) => kernels::run(arguments),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_demos_arguments_are_handed_on_as_they_are() {
+        let words = ["web-1", "--", "ip", "-br", "address"];
+        let arguments =
+            Arguments::try_parse_from(["cargo xtask", "shell"].iter().chain(&words)).expect("a pod");
+        let Command::Shell(shell) = arguments.command else { panic!("shell is a command") };
+        assert_eq!(shell.arguments, words);
+        let arguments = Arguments::try_parse_from(["cargo xtask", "demo", "--nodes", "5", "--help"]);
+        assert!(matches!(arguments.expect("a demo").command, Command::Demo(_)));
+    }
+}
