@@ -13,14 +13,13 @@ use clap::Args;
 
 use crate::{
     api::instance::{self, InstanceError},
+    cni::pods,
     datapath::{self, AttachError},
     netlink::{KernelRoute, Link, Netlink, NetlinkError},
 };
 
 /// Below the BPF file system (see [`datapath::Pins`]).
 const PINS: &str = "dataplane";
-/// Of the files in the state directory, those agents write.
-const STATE_EXTENSIONS: [&str; 3] = ["json", "tmp", "lock"];
 
 /// What to remove, and where it is.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
@@ -86,8 +85,9 @@ pub async fn cleanup(args: &CleanupArgs, say: &mut dyn FnMut(&str)) -> Result<()
     for path in instance::leftovers(&args.run_dir) {
         file(&path, &mut report);
     }
-    state_files(&args.state_dir, &mut report);
-    for directory in [&args.run_dir, &args.state_dir] {
+    let records = args.state_dir.join(pods::DIRECTORY);
+    record_files(&records, &mut report);
+    for directory in [&records, &args.run_dir, &args.state_dir] {
         empty_directory(directory, &mut report);
     }
     report.end()
@@ -154,19 +154,11 @@ fn walk(directory: &Path, files: &mut Vec<PathBuf>) -> Result<(), CleanupError> 
     Ok(())
 }
 
-fn state_files(directory: &Path, report: &mut Report<'_>) {
+/// Records of pods: without their devices they are of no use to an agent to come.
+fn record_files(directory: &Path, report: &mut Report<'_>) {
     match entries(directory) {
-        Ok(paths) => {
-            for path in paths {
-                let ours = path
-                    .extension()
-                    .is_some_and(|extension| STATE_EXTENSIONS.iter().any(|e| extension == *e));
-                if ours && path.is_file() {
-                    file(&path, report);
-                }
-            }
-        }
-        Err(error) => report.attempt("state files", Err(error)),
+        Ok(paths) => paths.iter().for_each(|path| file(path, report)),
+        Err(error) => report.attempt("records of pods", Err(error)),
     }
 }
 

@@ -1,11 +1,13 @@
 //! Records of the pods, on disk: one file per device, in the state directory.
 //!
-//! A record is written before anything is made for its pod, and removed after all of it is gone, so that a crash between
-//! two steps leaves something that says what to clean up. A file is whole or not there.
+//! A record is written before anything is made for its pod, and removed after all of it is gone, so that a crash of the
+//! agent between two steps leaves something that says what to clean up. A file is whole or not there.
+//!
+//! Nothing is waited for until it is on the disk (it would be most of the time an ADD takes): what a loss of power
+//! takes along speaks of pods that went with it. Records of an earlier boot are thrown away unread, whole or torn.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write as _},
+    fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
 };
@@ -14,8 +16,12 @@ use dataplane_cni::protocol::{Attachment, Pod};
 use dataplane_common::abi::MacAddr;
 use serde::{Deserialize, Serialize};
 
-/// Below the state directory.
-const DIRECTORY: &str = "pods";
+/// Below the state directory. Nothing else is in it.
+pub const DIRECTORY: &str = "pods";
+/// Says which boot the records are of.
+const BOOT: &str = "boot_id";
+/// Which boot this is.
+const THIS_BOOT: &str = "/proc/sys/kernel/random/boot_id";
 const EXTENSION: &str = "json";
 /// Added to the name of a file that cannot be read.
 const BROKEN: &str = "broken";
@@ -57,19 +63,32 @@ pub struct Store {
 }
 
 impl Store {
-    /// Makes sure of the directory.
+    /// Makes sure of the directory, and that all in it is of this boot.
     pub fn open(state_dir: &Path) -> Result<Self, RecordError> {
-        let directory = state_dir.join(DIRECTORY);
-        fs::create_dir_all(&directory).map_err(failed("create", &directory))?;
-        Ok(Self { directory })
+        let this_boot = Path::new(THIS_BOOT);
+        let boot = fs::read_to_string(this_boot).map_err(failed("read", this_boot))?;
+        Self::open_in(state_dir, &boot)
+    }
+
+    fn open_in(state_dir: &Path, boot: &str) -> Result<Self, RecordError> {
+        let store = Self { directory: state_dir.join(DIRECTORY) };
+        fs::create_dir_all(&store.directory).map_err(failed("create", &store.directory))?;
+        let path = store.directory.join(BOOT);
+        // one that cannot be read is none
+        if fs::read_to_string(&path).is_ok_and(|found| found == boot) {
+            return Ok(store);
+        }
+        for path in store.files()? {
+            fs::remove_file(&path).map_err(failed("remove", &path))?;
+        }
+        write(&path, boot.as_bytes())?;
+        Ok(store)
     }
 
     /// Every record, oldest first, and what is wrong with the others.
     pub fn load(&self) -> Result<(Vec<Record>, Vec<RecordError>), RecordError> {
         let (mut records, mut problems) = (Vec::new(), Vec::new());
-        let entries = fs::read_dir(&self.directory).map_err(failed("read", &self.directory))?;
-        for entry in entries {
-            let path = entry.map_err(failed("read", &self.directory))?.path();
+        for path in self.files()? {
             match path.extension().and_then(|extension| extension.to_str()) {
                 Some(EXTENSION) => match read(&path) {
                     Ok(record) => records.push(record),
@@ -84,27 +103,14 @@ impl Store {
         Ok((records, problems))
     }
 
-    /// Writes a record in place of the one of its device. Blocks until it is on the disk.
+    /// Writes a record in place of the one of its device.
     pub fn save(&self, record: &Record) -> Result<(), RecordError> {
         let path = self.path(&record.device);
-        let unfinished = beside(&path, UNFINISHED);
-        let mut text = serde_json::to_vec_pretty(record).map_err(|error| RecordError::Io {
-            operation: "write",
-            path: path.clone(),
-            source: error.into(),
-        })?;
-        text.push(b'\n');
-        let mut file = File::create(&unfinished).map_err(failed("create", &unfinished))?;
-        file.write_all(&text).map_err(failed("write", &unfinished))?;
-        file.sync_all().map_err(failed("sync", &unfinished))?;
-        fs::rename(&unfinished, &path).map_err(failed("rename to", &path))?;
-        let directory = File::open(&self.directory).map_err(failed("open", &self.directory))?;
-        directory.sync_all().map_err(failed("sync", &self.directory))
+        let text = serde_json::to_vec_pretty(record).map_err(io::Error::from);
+        write(&path, &text.map_err(failed("write", &path))?)
     }
 
     /// Removes the record of a device, if there is one.
-    ///
-    /// Not waited for: should a loss of power bring it back, the device it speaks of is gone, and so it goes again.
     pub fn remove(&self, device: &str) -> Result<(), RecordError> {
         let path = self.path(device);
         match fs::remove_file(&path) {
@@ -116,6 +122,19 @@ impl Store {
     fn path(&self, device: &str) -> PathBuf {
         self.directory.join(format!("{device}.{EXTENSION}"))
     }
+
+    fn files(&self) -> Result<Vec<PathBuf>, RecordError> {
+        let entries = fs::read_dir(&self.directory).map_err(failed("read", &self.directory))?;
+        let paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>();
+        paths.map_err(failed("read", &self.directory))
+    }
+}
+
+/// All of it, or what was there before.
+fn write(path: &Path, text: &[u8]) -> Result<(), RecordError> {
+    let unfinished = beside(path, UNFINISHED);
+    fs::write(&unfinished, text).map_err(failed("write", &unfinished))?;
+    fs::rename(&unfinished, path).map_err(failed("rename to", path))
 }
 
 fn read(path: &Path) -> Result<Record, RecordError> {
@@ -190,6 +209,19 @@ mod tests {
         let (records, problems) = Store::open(state_dir.path()).unwrap().load().unwrap();
         assert_eq!(records, [record("dpc", 1), record("dpb", 3)]);
         assert!(problems.is_empty());
+    }
+
+    #[test]
+    fn records_of_an_earlier_boot_are_thrown_away_unread() {
+        let state_dir = tempfile::tempdir().unwrap();
+        let store = Store::open_in(state_dir.path(), "one").unwrap();
+        store.save(&record("dpa", 1)).unwrap();
+        // what a loss of power makes of a file
+        fs::write(state_dir.path().join("pods/dpb.json"), "").unwrap();
+        let (records, problems) = Store::open_in(state_dir.path(), "two").unwrap().load().unwrap();
+        assert!(records.is_empty() && problems.is_empty());
+        store.save(&record("dpa", 1)).unwrap();
+        assert_eq!(Store::open_in(state_dir.path(), "two").unwrap().load().unwrap().0.len(), 1);
     }
 
     #[test]

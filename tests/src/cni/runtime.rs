@@ -165,7 +165,8 @@ impl Runtime {
     /// Files of the records.
     pub fn records(&self) -> Result<BTreeSet<String>> {
         let files = fs::read_dir(self.path("state/pods"))?;
-        files.map(|file| Ok(file?.file_name().to_string_lossy().into_owned())).collect()
+        let names = files.map(|file| Ok(file?.file_name().to_string_lossy().into_owned()));
+        names.filter(|name| name.as_ref().is_ok_and(|name| name != "boot_id")).collect()
     }
 
     /// Addresses in use, of every range.
