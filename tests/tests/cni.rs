@@ -74,11 +74,15 @@ fn a_pod_gets_its_network_and_loses_it() -> Result<()> {
     assert_eq!(runtime.told()?, [format!("{attached} 10.77.0.1,fd77::1 test/{}", pod.id)]);
 
     // packets, by the kernel alone
-    for address in [NODE_V4, NODE_V6] {
-        let ping = Command::new("ip")
-            .args(["netns", "exec", pod.namespace.name(), "ping", "-c1", "-W2", address])
-            .output()?;
-        assert!(ping.status.success(), "{}", String::from_utf8_lossy(&ping.stdout));
+    for (from, to) in [
+        (&pod.namespace, NODE_V4),
+        (&pod.namespace, NODE_V6),
+        (&runtime.namespace, "10.77.0.1"),
+        (&runtime.namespace, "fd77::1"),
+    ] {
+        let ping =
+            Command::new("ip").args(["netns", "exec", from.name(), "ping", "-c1", "-W2", to]).output()?;
+        assert!(ping.status.success(), "{to}: {}", String::from_utf8_lossy(&ping.stdout));
     }
 
     assert_eq!(runtime.about("DEL", &pod).ok()?, Value::Null);
@@ -236,14 +240,11 @@ fn a_pod_that_is_spoilt_fails_its_check_and_is_made_anew() -> Result<()> {
     for (spoil, text) in spoils {
         spoil()?;
         let (code, message) = runtime.check(&pod, &result).refused()?;
-        // addresses differ from round to round: each repair gives a new one
-        let text = text.replace("fd77::1", addresses(&result)[1].as_str());
         assert_eq!(code, 104, "{message}");
-        assert!(message.contains(&text), "{text} in {message}");
+        assert!(message.contains(text), "{text} in {message}");
+        // each repair gives new addresses: only the first spoil may name one
         result = runtime.add(&pod)?;
         assert_eq!(runtime.check(&pod, &result).ok()?, Value::Null);
-        pod.namespace.ip(&format!("addr add {}/128 dev lo nodad", "fd77::1"))?;
-        pod.namespace.ip(&format!("addr del {}/128 dev lo", "fd77::1"))?;
     }
     runtime.about("DEL", &pod).ok()?;
     runtime.expect_clean()

@@ -1,5 +1,5 @@
-//! Answers the plugin: a request to a verb, a result to a response. What the verbs do is in [`super::add`],
-//! [`super::del`] and [`super::check`].
+//! Answers the plugin: a request to a verb, a result to a response. What the verbs do is in `add` (with CHECK) and
+//! `del` (with GC).
 
 use std::{
     collections::BTreeMap,
