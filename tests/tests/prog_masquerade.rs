@@ -21,6 +21,9 @@ fn a_pod_goes_out_as_its_node_and_the_reply_finds_it() -> Result<()> {
             let (src, dst) = run.packet().tuple();
             assert_eq!((src.ip(), dst), (world.host, outside));
             assert!((61_000..=61_999).contains(&src.port()), "{src}");
+            // with the node's source, the kernel would take it for a packet that claims to come from itself
+            let next = rig.run(Hook::FromPod, &frame.build())?;
+            assert_eq!((next.outcome, next.frame), ("stack_outside", frame.build()), "known flow");
 
             let reply = match frame.protocol {
                 Protocol::TCP => Frame::tcp(outside, src, 0x12),

@@ -11,7 +11,7 @@ use dataplane_common::{
     reason::DropReason,
 };
 
-use super::Answer;
+use super::{Answer, translate::NewFlow};
 use crate::{
     config,
     maps::{self, Work},
@@ -23,10 +23,10 @@ const PORT_TRIES: u32 = 8;
 /// Slots examined before the table counts as full. The verifier walks the loop; the node's setting may stop it earlier.
 const MAX_PROBES: u32 = 8;
 
-/// Whether a packet with tuple `work.from` belongs to a flow: then `work.to` is the tuple it leaves with, and the flow has
+/// Whether a packet with tuple `work.from` belongs to a flow that is translated here: then `work.to` is the tuple it leaves with, and the flow has
 /// seen a packet with the TCP flags `tcp`.
 #[inline(always)]
-pub(crate) fn lookup(work: &mut Work, tcp: u8) -> bool {
+pub(crate) fn lookup<N: NewFlow>(work: &mut Work, tcp: u8) -> bool {
     let Some(reference) = maps::flow_ref(&work.from) else { return false };
     let Some(flow) = maps::flow(reference.slot) else { return false };
     // SAFETY: array values live as long as the map. Another processor may give the record to a new owner meanwhile; the
@@ -37,7 +37,7 @@ pub(crate) fn lookup(work: &mut Work, tcp: u8) -> bool {
     }
     let direction = if flow.forward == work.from { Direction::Forward } else { Direction::Reply };
     match direction {
-        Direction::Forward if is_over(flow, tcp) => return false,
+        Direction::Forward if !N::begins_here(flow.flags) || is_over(flow, tcp) => return false,
         Direction::Forward => reverse(&flow.reply, &mut work.to),
         Direction::Reply => reverse(&flow.forward, &mut work.to),
     }
@@ -50,12 +50,19 @@ pub(crate) fn lookup(work: &mut Work, tcp: u8) -> bool {
 
 /// As [`lookup`], leaving no trace: for messages about a packet.
 #[inline(always)]
-pub(crate) fn peek(work: &mut Work) -> bool {
+pub(crate) fn peek<N: NewFlow>(work: &mut Work) -> bool {
     let Some(reference) = maps::flow_ref(&work.from) else { return false };
     let Some(flow) = maps::flow(reference.slot) else { return false };
     // SAFETY: as in `lookup`.
     let flow = unsafe { &*flow };
-    let opposite = if flow.forward == work.from { &flow.reply } else { &flow.forward };
+    let opposite = if flow.forward == work.from {
+        if !N::begins_here(flow.flags) {
+            return false;
+        }
+        &flow.reply
+    } else {
+        &flow.forward
+    };
     reverse(opposite, &mut work.to);
     epoch(flow) == reference.epoch
 }

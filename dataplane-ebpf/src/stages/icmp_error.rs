@@ -15,6 +15,7 @@ use dataplane_common::{
 use super::{
     flow,
     parse::{self, Packet},
+    translate::NewFlow,
 };
 use crate::{
     family::{IpFamily, L3},
@@ -25,7 +26,7 @@ use crate::{
 /// Translates `packet`, an ICMP error, if the packet it carries belongs to a flow: whether it did. Then `work.to` is the
 /// tuple that packets of the flow have where the message goes.
 #[inline(always)]
-pub(crate) fn translate<F: IpFamily>(
+pub(crate) fn translate<F: IpFamily, N: NewFlow>(
     ctx: &TcContext,
     packet: &Packet<F>,
     work: &mut Work,
@@ -36,7 +37,7 @@ pub(crate) fn translate<F: IpFamily>(
     // what is carried went the other way
     work.from.src_port = dst_port;
     work.from.dst_port = src_port;
-    if !flow::peek(work) {
+    if !flow::peek::<N>(work) {
         return Ok(false);
     }
     let Work { from: travels, to: leaves, .. } = work;

@@ -1,6 +1,9 @@
 //! Pods that talk to the outside do so as their node.
 
-use dataplane_common::{abi::NodeFlags, reason::DropReason};
+use dataplane_common::{
+    abi::{FlowFlags, NodeFlags},
+    reason::DropReason,
+};
 
 use super::{flow, translate::NewFlow};
 use crate::{
@@ -13,6 +16,11 @@ use crate::{
 pub(crate) enum AsNode {}
 
 impl NewFlow for AsNode {
+    #[inline(always)]
+    fn begins_here(flags: u32) -> bool {
+        flags & FlowFlags::SERVICE == 0
+    }
+
     #[inline(always)]
     fn open<F: IpFamily>(work: &mut Work) -> Result<bool, DropReason> {
         let node = F::node_address();

@@ -19,6 +19,11 @@ pub(crate) enum ToBackend {}
 
 impl NewFlow for ToBackend {
     #[inline(always)]
+    fn begins_here(flags: u32) -> bool {
+        flags & FlowFlags::SERVICE != 0
+    }
+
+    #[inline(always)]
     fn open<F: IpFamily>(work: &mut Work) -> Result<bool, DropReason> {
         open::<F>(work)
     }

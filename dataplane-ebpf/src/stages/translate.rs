@@ -11,6 +11,10 @@ use crate::{family::IpFamily, maps::Work};
 
 /// What a packet that belongs to no flow may open.
 pub(crate) trait NewFlow {
+    /// Whether a flow with these [`FlowFlags`] begins where such a flow is opened: only there are its forward packets
+    /// translated. A pod's packet to the outside passes two such places, and its flow belongs to one of them.
+    fn begins_here(flags: u32) -> bool;
+
     /// Opens the flow of packets `work.from`, leaving in `work.to` what they leave with: whether there is one to open.
     fn open<F: IpFamily>(work: &mut Work) -> Result<bool, DropReason>;
 }
@@ -19,6 +23,11 @@ pub(crate) trait NewFlow {
 pub(crate) enum Known {}
 
 impl NewFlow for Known {
+    #[inline(always)]
+    fn begins_here(_flags: u32) -> bool {
+        true
+    }
+
     #[inline(always)]
     fn open<F: IpFamily>(_work: &mut Work) -> Result<bool, DropReason> {
         Ok(false)
@@ -39,10 +48,10 @@ pub(crate) fn packet<F: IpFamily, N: NewFlow>(ctx: &TcContext, work: &mut Work) 
 fn run<F: IpFamily, N: NewFlow>(ctx: &TcContext, work: &mut Work) -> Result<bool, DropReason> {
     let packet = F::parse(ctx)?;
     if packet.is_icmp_error(ctx) {
-        return icmp_error::translate(ctx, &packet, work);
+        return icmp_error::translate::<F, N>(ctx, &packet, work);
     }
     parse::tuple(ctx, &packet, work)?;
-    if !flow::lookup(work, packet.tcp_flags(ctx)) && !N::open::<F>(work)? {
+    if !flow::lookup::<N>(work, packet.tcp_flags(ctx)) && !N::open::<F>(work)? {
         return Ok(false);
     }
     rewrite::tuple(ctx, &packet, work)?;
