@@ -17,16 +17,16 @@ const PROGRAM_TESTS: &str = "prog_";
 
 /// One executable full of tests.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Binary {
+pub(crate) struct Binary {
     /// As it is shown: `package` for a crate's own tests, `package/file` for a file of its `tests/`.
-    pub(super) name: String,
-    pub(super) executable: PathBuf,
+    pub(crate) name: String,
+    pub(crate) executable: PathBuf,
     /// The package's directory, where tests run.
-    pub(super) directory: PathBuf,
-    pub(super) runs_alone: bool,
-    pub(super) needs_root: bool,
+    pub(crate) directory: PathBuf,
+    pub(crate) runs_alone: bool,
+    pub(crate) needs_root: bool,
     /// Only these tests, if not all.
-    pub(super) only: Option<Vec<String>>,
+    pub(crate) only: Option<Vec<String>>,
 }
 
 /// A message of cargo's; of other kinds only the reason is read.
@@ -58,7 +58,7 @@ struct Profile {
 }
 
 /// Builds all tests, and the programs they start.
-pub(super) fn build() -> Result<Vec<Binary>> {
+pub(crate) fn build() -> Result<Vec<Binary>> {
     let mut cargo = workspace::cargo();
     cargo.args(["build", "--workspace", "--exclude", workspace::EBPF, "--lib", "--bins", "--tests"]);
     cargo.arg("--message-format=json-render-diagnostics");

@@ -2,22 +2,22 @@
 
 /// A test that failed, or did not run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Case {
-    pub(super) test: String,
-    pub(super) reason: String,
+pub(crate) struct Case {
+    pub(crate) test: String,
+    pub(crate) reason: String,
 }
 
 /// What became of one binary's tests.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Report {
-    pub(super) passed: usize,
-    pub(super) failures: Vec<Case>,
-    pub(super) skips: Vec<Case>,
+pub(crate) struct Report {
+    pub(crate) passed: usize,
+    pub(crate) failures: Vec<Case>,
+    pub(crate) skips: Vec<Case>,
 }
 
 /// The binary's output so far.
 #[derive(Debug, Default)]
-pub(super) struct Output {
+pub(crate) struct Output {
     binary: String,
     passed: usize,
     /// Tests that libtest counts as passed, but that said they did nothing.
@@ -32,12 +32,12 @@ pub(super) struct Output {
 }
 
 impl Output {
-    pub(super) fn of(binary: &str) -> Self {
+    pub(crate) fn of(binary: &str) -> Self {
         Self { binary: binary.to_owned(), ..Self::default() }
     }
 
     /// Takes the next line. If it tells the end of a test: which, and how it ended.
-    pub(super) fn line<'a>(&mut self, line: &'a str) -> Option<(&'a str, &'a str)> {
+    pub(crate) fn line<'a>(&mut self, line: &'a str) -> Option<(&'a str, &'a str)> {
         if let Some(result) = line.strip_prefix("test result: ") {
             self.passed += count(result, "passed");
             self.failed += count(result, "failed");
@@ -83,7 +83,7 @@ impl Output {
     }
 
     /// After the last line. `end` says how the process ended, if not well.
-    pub(super) fn finish(mut self, end: Option<String>) -> Report {
+    pub(crate) fn finish(mut self, end: Option<String>) -> Report {
         // a binary that fails says so by its tests; otherwise something else went wrong, and must not be lost
         if let Some(end) = end
             && (self.failed == 0 || !self.has_result)

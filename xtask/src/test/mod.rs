@@ -3,8 +3,8 @@
 //! Binaries that need nothing but a processor run side by side; those with clusters of namespaces run alone, because
 //! they measure time. A test that cannot run here prints `SKIP: <reason>` and is counted as skipped, not as passed.
 
-mod binaries;
-mod libtest;
+pub(crate) mod binaries;
+pub(crate) mod libtest;
 mod runner;
 
 use std::{

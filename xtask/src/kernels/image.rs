@@ -1,0 +1,186 @@
+//! The file system a guest boots with: busybox, `ip`, the modules it needs, and what is to run, with its libraries.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File, Permissions},
+    io::Write as _,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::packages::Kernel;
+use crate::process;
+
+const INIT: &str = include_str!("init.sh");
+/// What is loaded before anything runs, as far as it is not built in.
+const MODULES: [&str; 6] = ["veth", "vxlan", "bridge", "sch_ingress", "cls_bpf", "dummy"];
+/// Programs the tests start.
+const TOOLS: [&str; 4] = ["ip", "tc", "nsenter", "ping"];
+
+/// Something a guest runs.
+#[derive(Clone, Debug)]
+pub(super) struct Step {
+    pub(super) name: String,
+    pub(super) executable: PathBuf,
+    pub(super) arguments: String,
+    /// After that it is ended.
+    pub(super) seconds: u32,
+}
+
+/// Writes the image of `kernel` to `file`. `tree` is a directory of ours to build it in.
+pub(super) fn write(
+    kernel: &Kernel,
+    steps: &[Step],
+    companions: &[PathBuf],
+    tree: &Path,
+    file: &Path,
+) -> Result<()> {
+    let _absent = fs::remove_dir_all(tree);
+    for directory in ["bin", "dev", "proc", "run", "sys", "t", "tmp", "var"] {
+        fs::create_dir_all(tree.join(directory))?;
+    }
+    symlink("../run", tree.join("var/run"))?;
+    busybox(tree)?;
+    for tool in TOOLS {
+        let path = process::find(tool).with_context(|| format!("{tool} is not installed"))?;
+        let target = tree.join("bin").join(tool);
+        let _applet = fs::remove_file(&target);
+        fs::copy(&path, &target).with_context(|| format!("copy {}", path.display()))?;
+        libraries(&path, tree)?;
+    }
+    let mut lines = String::new();
+    for step in steps {
+        let name = program(&step.executable, tree)?;
+        lines += &format!("{} {} /t/{name} {}\n", step.seconds, step.name, step.arguments);
+    }
+    for companion in companions {
+        program(companion, tree)?;
+    }
+    fs::write(tree.join("t/steps"), lines)?;
+    modules(kernel, tree)?;
+    fs::write(tree.join("init"), INIT)?;
+    fs::set_permissions(tree.join("init"), Permissions::from_mode(0o755))?;
+    pack(tree, file)
+}
+
+fn busybox(tree: &Path) -> Result<()> {
+    let busybox = process::find("busybox").context("busybox is not installed")?;
+    fs::copy(&busybox, tree.join("bin/busybox"))?;
+    for applet in
+        process::output(Command::new(&busybox).arg("--list"))?.lines().filter(|name| *name != "busybox")
+    {
+        symlink("busybox", tree.join("bin").join(applet))?;
+    }
+    Ok(())
+}
+
+/// Copies one of our programs without its debug information, under its name without cargo's hash.
+fn program(executable: &Path, tree: &Path) -> Result<String> {
+    let file = executable.file_name().context("a program without a name")?.to_string_lossy();
+    let is_hash = |end: &str| end.len() == 16 && end.chars().all(|c| c.is_ascii_hexdigit());
+    let name = file.rsplit_once('-').filter(|(_, end)| is_hash(end)).map_or(&*file, |(name, _)| name);
+    let target = tree.join("t").join(name);
+    let mut strip = Command::new("strip");
+    process::output(strip.arg("-o").arg(&target).arg(executable))?;
+    libraries(executable, tree)?;
+    Ok(name.to_owned())
+}
+
+/// Copies the libraries a program is linked to, to where they are here.
+fn libraries(program: &Path, tree: &Path) -> Result<()> {
+    let text = process::output(Command::new("ldd").arg(program))?;
+    for library in text.split_whitespace().filter(|word| word.starts_with('/')) {
+        let target = tree.join(library.trim_start_matches('/'));
+        if target.exists() {
+            continue;
+        }
+        fs::create_dir_all(target.parent().context("a library at the root")?)?;
+        fs::copy(library, &target).with_context(|| format!("copy {library}"))?;
+    }
+    Ok(())
+}
+
+/// Copies the modules, decompressed, and lists them in the order they are to be loaded.
+fn modules(kernel: &Kernel, tree: &Path) -> Result<()> {
+    let dependencies = dependencies(&kernel.modules)?;
+    let mut order = String::new();
+    let mut copied = BTreeSet::new();
+    for name in MODULES {
+        // not in the list: built in, or tests that need it will tell
+        let Some(line) = dependencies.lines().find(|line| is_module(line, name)) else { continue };
+        // a module stands before those it needs
+        for path in line.split([':', ' ']).filter(|path| !path.is_empty()).rev() {
+            let file = Path::new(path).file_name().context("a module without a name")?.to_string_lossy();
+            let target = Path::new("t").join(file.trim_end_matches(".xz"));
+            if copied.insert(target.clone()) {
+                let source = kernel.modules.join(path);
+                let text = if file.ends_with(".xz") { decompress(&source)? } else { fs::read(&source)? };
+                fs::write(tree.join(&target), text)?;
+                order += &format!("/{}\n", target.display());
+            }
+        }
+    }
+    Ok(fs::write(tree.join("t/modules"), order)?)
+}
+
+/// Whether the line of modules.dep is about this module.
+fn is_module(line: &str, name: &str) -> bool {
+    let path = line.split(':').next().unwrap_or_default();
+    let file = path.rsplit('/').next().unwrap_or_default();
+    file.split('.').next().is_some_and(|module| module.replace('-', "_") == name)
+}
+
+/// `modules.dep`, which packages leave to be made.
+fn dependencies(modules: &Path) -> Result<String> {
+    let file = modules.join("modules.dep");
+    if !file.is_file() {
+        let (Some(release), Some(root)) = (modules.file_name(), modules.ancestors().nth(3)) else {
+            bail!("{} is no directory of modules", modules.display());
+        };
+        process::output(Command::new("busybox").args(["depmod", "-b"]).arg(root).arg(release))?;
+    }
+    fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))
+}
+
+fn decompress(path: &Path) -> Result<Vec<u8>> {
+    let output = Command::new("xz").arg("-dc").arg(path).output().context("run xz (package xz-utils)")?;
+    if !output.status.success() {
+        bail!("xz {}: {}", path.display(), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(output.stdout)
+}
+
+/// As the kernel reads it: a cpio archive.
+fn pack(tree: &Path, file: &Path) -> Result<()> {
+    let mut cpio = Command::new("cpio");
+    cpio.current_dir(tree).args(["--create", "--format=newc", "--null", "--quiet", "--owner=0:0"]);
+    let mut child = cpio
+        .stdin(Stdio::piped())
+        .stdout(File::create(file).with_context(|| format!("write {}", file.display()))?)
+        .spawn()
+        .context("run cpio")?;
+    let mut list = Vec::new();
+    walk(tree, Path::new(""), &mut list)?;
+    child.stdin.take().context("cpio has no stdin")?.write_all(&list)?;
+    if !child.wait()?.success() {
+        bail!("cpio failed in {}", tree.display());
+    }
+    Ok(())
+}
+
+/// Names below `tree`, directories before what is in them, each with a zero behind it.
+fn walk(tree: &Path, below: &Path, list: &mut Vec<u8>) -> Result<()> {
+    for entry in fs::read_dir(tree.join(below))? {
+        let entry = entry?;
+        let path = below.join(entry.file_name());
+        list.extend_from_slice(path.as_os_str().as_encoded_bytes());
+        list.push(0);
+        if entry.file_type()?.is_dir() {
+            walk(tree, &path, list)?;
+        }
+    }
+    Ok(())
+}

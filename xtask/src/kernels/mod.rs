@@ -1,0 +1,167 @@
+//! `kernels`: the datapath on other kernels, each booted in QEMU with stock packages of Debian.
+//!
+//! In the guest `dataplane-kernel-check` loads and attaches everything; then test binaries run as they are. The console
+//! of a guest is kept in `target/kernels/<version>/console.log`, and is all that is known of it.
+
+mod console;
+mod guest;
+mod image;
+mod packages;
+mod report;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Mutex,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use self::{console::Outcome, image::Step};
+use crate::{
+    setup::{self, Purpose},
+    test::binaries::{self, Binary},
+    workspace,
+};
+
+/// What is run if nothing is asked for: the floor, what distributions ship, and what comes next.
+const DEFAULT: [&str; 4] = ["5.10", "6.1", "6.12", packages::NEWEST];
+const DOCUMENT: &str = "docs/kernels.md";
+/// The step that loads and attaches.
+const CHECK: &str = "check";
+/// Test binaries that show the datapath at work on a kernel.
+const SUITES: [&str; 3] = ["dataplane-agent/datapath", "dataplane-agent/netlink", "dataplane-tests/prog_"];
+/// Without hardware virtualisation a verifier takes a second where it takes a hundredth.
+const CHECK_SECONDS: u32 = 180;
+const SUITE_SECONDS: u32 = 600;
+const BOOT_SECONDS: u32 = 120;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Version to run, as `6.12` or `newest`; 5.10, 6.1, 6.12 and newest without it
+    #[arg(long = "kernel", value_name = "VERSION")]
+    kernels: Vec<String>,
+    /// Load and attach only, no tests
+    #[arg(long)]
+    quick: bool,
+    /// Fetch the kernels anew: archives move on
+    #[arg(long)]
+    update: bool,
+    /// How many to run at a time
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+}
+
+pub(crate) fn run(arguments: Args) -> Result<()> {
+    let is_default = arguments.kernels.is_empty();
+    let names = if is_default { DEFAULT.map(str::to_owned).to_vec() } else { arguments.kernels };
+    setup::ensure(&[Purpose::Build, Purpose::Run, Purpose::Kernels])?;
+    let binaries = binaries::build()?;
+    let programs = workspace::binaries("debug")?;
+    let steps = steps(&programs, if arguments.quick { &[] } else { &binaries });
+    let companions = ["dataplane-agent", "dataplane-cni"].map(|name| programs.join(name));
+    let directory = programs.parent().context("the binaries are in no directory")?.join("kernels");
+    let mut kernels = Vec::new();
+    for name in &names {
+        kernels.push(packages::kernel(&directory, name, arguments.update)?);
+    }
+
+    let queue = Mutex::new(kernels.iter().enumerate());
+    let outcomes = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..arguments.jobs.max(1))
+            .map(|_| {
+                scope.spawn(|| -> Result<()> {
+                    while let Some((place, kernel)) = next(&queue) {
+                        let outcome = boot(kernel, &steps, &companions, &directory.join(&kernel.name))?;
+                        outcomes.lock().expect("no worker panics").push((
+                            place,
+                            kernel.name.clone(),
+                            outcome,
+                        ));
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("no worker panics"))
+    })?;
+    let mut outcomes = outcomes.into_inner().expect("no worker panics");
+    outcomes.sort_by_key(|(place, _, _)| *place);
+    let rows: Vec<report::Row> = outcomes.into_iter().map(|(_, name, outcome)| (name, outcome)).collect();
+    finish(&rows, is_default && !arguments.quick)
+}
+
+fn next<T>(queue: &Mutex<impl Iterator<Item = T>>) -> Option<T> {
+    queue.lock().expect("no worker panics").next()
+}
+
+/// What a guest runs, in order.
+fn steps(programs: &Path, binaries: &[Binary]) -> Vec<Step> {
+    let check = Step {
+        name: CHECK.to_owned(),
+        executable: programs.join("dataplane-kernel-check"),
+        arguments: String::new(),
+        seconds: CHECK_SECONDS,
+    };
+    let suites = binaries.iter().filter(|binary| SUITES.iter().any(|suite| binary.name.starts_with(suite)));
+    let suites = suites.map(|binary| Step {
+        name: binary.name.clone(),
+        executable: binary.executable.clone(),
+        arguments: "--test-threads=1 --show-output".to_owned(),
+        seconds: SUITE_SECONDS,
+    });
+    [check].into_iter().chain(suites).collect()
+}
+
+/// Runs the steps on a kernel. What goes wrong in the guest is an outcome.
+fn boot(
+    kernel: &packages::Kernel,
+    steps: &[Step],
+    companions: &[PathBuf],
+    directory: &Path,
+) -> Result<Outcome> {
+    let file = directory.join("initramfs");
+    image::write(kernel, steps, companions, &directory.join("tree"), &file)?;
+    let log = directory.join("console.log");
+    let limit = BOOT_SECONDS + steps.iter().map(|step| step.seconds).sum::<u32>();
+    eprintln!("kernels: {}: booting, console in {}", kernel.name, log.display());
+    let start = Instant::now();
+    let in_time = guest::run(&kernel.image, &file, &log, Duration::from_secs(limit.into()))?;
+    let console = fs::read(&log).with_context(|| format!("read {}", log.display()))?;
+    let names: Vec<_> = steps.iter().map(|step| (step.name.as_str(), step.name != CHECK)).collect();
+    let mut outcome = console::read(&String::from_utf8_lossy(&console), &names);
+    if !in_time {
+        outcome.problems.insert(0, format!("was ended after {limit} s"));
+    }
+    let verdict = if outcome.problems.is_empty() { "ok" } else { "failed" };
+    eprintln!("kernels: {}: {verdict} after {} s", kernel.name, start.elapsed().as_secs());
+    Ok(outcome)
+}
+
+fn finish(rows: &[report::Row], is_whole: bool) -> Result<()> {
+    let table = report::table(rows);
+    println!("{table}");
+    if is_whole {
+        let path = workspace::root().join(DOCUMENT);
+        let document = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        fs::write(&path, report::put(&document, &table)?)?;
+        eprintln!("kernels: written to {DOCUMENT}");
+    }
+    let failed: Vec<&str> = rows
+        .iter()
+        .filter(|(_, outcome)| !outcome.problems.is_empty())
+        .map(|(name, _)| name.as_str())
+        .collect();
+    if !failed.is_empty() {
+        for (name, outcome) in rows {
+            for problem in &outcome.problems {
+                eprintln!("kernels: {name}: {problem}");
+            }
+        }
+        bail!("failed on {}", failed.join(", "));
+    }
+    Ok(())
+}
