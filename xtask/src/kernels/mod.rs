@@ -31,12 +31,32 @@ const DEFAULT: [&str; 4] = ["5.10", "6.1", "6.12", packages::NEWEST];
 const DOCUMENT: &str = "docs/kernels.md";
 /// The step that loads and attaches.
 const CHECK: &str = "check";
-/// Test binaries that show the datapath at work on a kernel.
-const SUITES: [&str; 3] = ["dataplane-agent/datapath", "dataplane-agent/netlink", "dataplane-tests/prog_"];
+/// For cargo: the program of that step.
+const CHECK_ONLY: [&str; 4] = ["--package", "dataplane-tests", "--bin", CHECK_PROGRAM];
+const CHECK_PROGRAM: &str = "dataplane-kernel-check";
+/// For cargo: that, the programs it starts, and the tests that show the datapath at work on a kernel.
+const ALL: [&str; 13] = [
+    "--package",
+    "dataplane-agent",
+    "--package",
+    "dataplane-cni",
+    "--package",
+    "dataplane-tests",
+    "--bins",
+    "--test",
+    "datapath",
+    "--test",
+    "netlink",
+    "--test",
+    "prog_*",
+];
 /// Without hardware virtualisation a verifier takes a second where it takes a hundredth.
 const CHECK_SECONDS: u32 = 180;
 const SUITE_SECONDS: u32 = 600;
 const BOOT_SECONDS: u32 = 120;
+
+/// Programs that programs in the guest start.
+const COMPANIONS: [&str; 2] = ["dataplane-agent", "dataplane-cni"];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -58,10 +78,11 @@ pub(crate) fn run(arguments: Args) -> Result<()> {
     let is_default = arguments.kernels.is_empty();
     let names = if is_default { DEFAULT.map(str::to_owned).to_vec() } else { arguments.kernels };
     setup::ensure(&[Purpose::Build, Purpose::Run, Purpose::Kernels])?;
-    let binaries = binaries::build()?;
+    let binaries = binaries::build_selected(if arguments.quick { &CHECK_ONLY } else { &ALL })?;
     let programs = workspace::binaries("debug")?;
-    let steps = steps(&programs, if arguments.quick { &[] } else { &binaries });
-    let companions = ["dataplane-agent", "dataplane-cni"].map(|name| programs.join(name));
+    let steps = steps(&programs, &binaries);
+    let companions: &[&str] = if arguments.quick { &[] } else { &COMPANIONS };
+    let companions: Vec<PathBuf> = companions.iter().map(|name| programs.join(name)).collect();
     let directory = programs.parent().context("the binaries are in no directory")?.join("kernels");
     let mut kernels = Vec::new();
     for name in &names {
@@ -102,12 +123,11 @@ fn next<T>(queue: &Mutex<impl Iterator<Item = T>>) -> Option<T> {
 fn steps(programs: &Path, binaries: &[Binary]) -> Vec<Step> {
     let check = Step {
         name: CHECK.to_owned(),
-        executable: programs.join("dataplane-kernel-check"),
+        executable: programs.join(CHECK_PROGRAM),
         arguments: String::new(),
         seconds: CHECK_SECONDS,
     };
-    let suites = binaries.iter().filter(|binary| SUITES.iter().any(|suite| binary.name.starts_with(suite)));
-    let suites = suites.map(|binary| Step {
+    let suites = binaries.iter().map(|binary| Step {
         name: binary.name.clone(),
         executable: binary.executable.clone(),
         arguments: "--test-threads=1 --show-output".to_owned(),

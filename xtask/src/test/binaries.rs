@@ -59,8 +59,13 @@ struct Profile {
 
 /// Builds all tests, and the programs they start.
 pub(crate) fn build() -> Result<Vec<Binary>> {
+    build_selected(&["--workspace", "--exclude", workspace::EBPF, "--lib", "--bins", "--tests"])
+}
+
+/// Builds what `cargo build` is told to.
+pub(crate) fn build_selected(selection: &[&str]) -> Result<Vec<Binary>> {
     let mut cargo = workspace::cargo();
-    cargo.args(["build", "--workspace", "--exclude", workspace::EBPF, "--lib", "--bins", "--tests"]);
+    cargo.arg("build").args(selection);
     cargo.arg("--message-format=json-render-diagnostics");
     eprintln!("$ {}", process::line(&cargo));
     let text = messages(&mut cargo)?;
