@@ -88,7 +88,8 @@ impl Outcome {
             }
         }
         if let Some(end) = end.filter(|_| self.problems.len() == known) {
-            self.problems.push(format!("{step} {end}: {}", lines.last().unwrap_or(&"without a word")));
+            let error = lines.iter().find(|line| line.starts_with("Error: ")).or(lines.last());
+            self.problems.push(format!("{step} {end}: {}", error.unwrap_or(&"without a word")));
         }
     }
 
