@@ -4,6 +4,7 @@
 
 mod hooks;
 mod programs;
+mod traffic;
 
 use std::fs;
 
@@ -12,6 +13,7 @@ use serde::Serialize;
 
 pub use hooks::hooks;
 pub use programs::programs;
+pub use traffic::traffic;
 
 /// Begins the line of a finding.
 const MARK: &str = "FINDING ";
@@ -36,6 +38,12 @@ pub enum Finding {
         how: Option<&'static str>,
         refused: Option<String>,
     },
+    /// What became of some traffic.
+    Traffic {
+        mode: &'static str,
+        what: String,
+        failed: Option<String>,
+    },
 }
 
 impl Finding {
@@ -44,6 +52,7 @@ impl Finding {
         match self {
             Self::Kernel { .. } => true,
             Self::Program { refused, .. } | Self::Hook { refused, .. } => refused.is_none(),
+            Self::Traffic { failed, .. } => failed.is_none(),
         }
     }
 }

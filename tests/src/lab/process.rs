@@ -187,6 +187,7 @@ impl Process {
 
     /// The first line for which `wanted` gives something, printed already or soon.
     pub fn wait_line<T>(&self, deadline: Duration, mut wanted: impl FnMut(&str) -> Option<T>) -> Result<T> {
+        let deadline = wait::patient(deadline);
         let end = Instant::now() + deadline;
         let mut seen = 0;
         let mut state = self.lines.state.lock().unwrap_or_else(PoisonError::into_inner);

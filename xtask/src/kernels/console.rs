@@ -11,6 +11,7 @@ pub(super) struct Outcome {
     pub(super) release: String,
     pub(super) programs: Vec<Program>,
     pub(super) hooks: Vec<Hook>,
+    pub(super) traffic: Vec<Traffic>,
     /// By name of the step.
     pub(super) suites: Vec<(String, Report)>,
     /// Everything that makes the kernel fail.
@@ -31,6 +32,13 @@ pub(super) struct Hook {
     pub(super) refused: Option<String>,
 }
 
+#[derive(Debug, Deserialize)]
+pub(super) struct Traffic {
+    pub(super) mode: String,
+    what: String,
+    pub(super) failed: Option<String>,
+}
+
 /// As `tests/src/kernel` writes it.
 #[derive(Deserialize)]
 #[serde(tag = "of", rename_all = "snake_case")]
@@ -38,6 +46,7 @@ enum Finding {
     Kernel { release: String },
     Program(Program),
     Hook(Hook),
+    Traffic(Traffic),
 }
 
 /// Reads a console. `steps` are those that were to run, the tests among them by `is_suite`.
@@ -83,6 +92,11 @@ impl Outcome {
                     let place = &hook.place;
                     self.problems.extend(hook.refused.iter().map(|why| format!("{place}: {why}")));
                     self.hooks.push(hook);
+                }
+                Ok(Finding::Traffic(traffic)) => {
+                    let (mode, what) = (&traffic.mode, &traffic.what);
+                    self.problems.extend(traffic.failed.iter().map(|why| format!("{mode}: {what}: {why}")));
+                    self.traffic.push(traffic);
                 }
                 Err(error) => self.problems.push(format!("{step}: {error} in {line}")),
             }

@@ -29,9 +29,9 @@ use crate::{
 /// What is run if nothing is asked for: the floor, what distributions ship, and what comes next.
 const DEFAULT: [&str; 4] = ["5.10", "6.1", "6.12", packages::NEWEST];
 const DOCUMENT: &str = "docs/kernels.md";
-/// The step that loads and attaches.
-const CHECK: &str = "check";
-/// For cargo: the program of that step.
+/// The steps that are no test binaries: what loads and attaches, and what sends traffic.
+const CHECKS: [&str; 2] = ["programs", "traffic"];
+/// For cargo: the program of these steps.
 const CHECK_ONLY: [&str; 4] = ["--package", "dataplane-tests", "--bin", CHECK_PROGRAM];
 const CHECK_PROGRAM: &str = "dataplane-kernel-check";
 /// For cargo: that, the programs it starts, and the tests that show the datapath at work on a kernel.
@@ -56,7 +56,7 @@ const SUITE_SECONDS: u32 = 900;
 const BOOT_SECONDS: u32 = 120;
 
 /// Programs that programs in the guest start.
-const COMPANIONS: [&str; 2] = ["dataplane-agent", "dataplane-cni"];
+const COMPANIONS: [&str; 3] = ["dataplane-agent", "dataplane-cni", "dataplane-traffic"];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -80,7 +80,7 @@ pub(crate) fn run(arguments: Args) -> Result<()> {
     setup::ensure(&[Purpose::Build, Purpose::Run, Purpose::Kernels])?;
     let binaries = binaries::build_selected(if arguments.quick { &CHECK_ONLY } else { &ALL })?;
     let programs = workspace::binaries("debug")?;
-    let steps = steps(&programs, &binaries);
+    let steps = steps(&programs, &binaries, arguments.quick);
     let companions: &[&str] = if arguments.quick { &[] } else { &COMPANIONS };
     let companions: Vec<PathBuf> = companions.iter().map(|name| programs.join(name)).collect();
     let directory = programs.parent().context("the binaries are in no directory")?.join("kernels");
@@ -120,20 +120,20 @@ fn next<T>(queue: &Mutex<impl Iterator<Item = T>>) -> Option<T> {
 }
 
 /// What a guest runs, in order.
-fn steps(programs: &Path, binaries: &[Binary]) -> Vec<Step> {
-    let check = Step {
-        name: CHECK.to_owned(),
+fn steps(programs: &Path, binaries: &[Binary], is_quick: bool) -> Vec<Step> {
+    let checks = CHECKS.iter().take(if is_quick { 1 } else { CHECKS.len() }).map(|what| Step {
+        name: (*what).to_owned(),
         executable: programs.join(CHECK_PROGRAM),
-        arguments: String::new(),
+        arguments: (*what).to_owned(),
         seconds: CHECK_SECONDS,
-    };
+    });
     let suites = binaries.iter().map(|binary| Step {
         name: binary.name.clone(),
         executable: binary.executable.clone(),
         arguments: "--test-threads=1 --show-output".to_owned(),
         seconds: SUITE_SECONDS,
     });
-    [check].into_iter().chain(suites).collect()
+    checks.chain(suites).collect()
 }
 
 /// Runs the steps on a kernel. What goes wrong in the guest is an outcome.
@@ -151,7 +151,8 @@ fn boot(
     let start = Instant::now();
     let in_time = guest::run(&kernel.image, &file, &log, Duration::from_secs(limit.into()))?;
     let console = fs::read(&log).with_context(|| format!("read {}", log.display()))?;
-    let names: Vec<_> = steps.iter().map(|step| (step.name.as_str(), step.name != CHECK)).collect();
+    let names: Vec<_> =
+        steps.iter().map(|step| (step.name.as_str(), !CHECKS.contains(&step.name.as_str()))).collect();
     let mut outcome = console::read(&String::from_utf8_lossy(&console), &names);
     if !in_time {
         outcome.problems.insert(0, format!("was ended after {limit} s"));

@@ -38,6 +38,18 @@ pub(super) fn table(rows: &[Row]) -> String {
         });
         line(&mut text, place, cells);
     }
+    for mode in names(rows, |outcome| outcome.traffic.iter().map(|traffic| traffic.mode.as_str())) {
+        let cells = rows.iter().map(|(_, outcome)| {
+            let of_mode = outcome.traffic.iter().filter(|traffic| traffic.mode == mode);
+            let (failed, passed) = of_mode.partition::<Vec<_>, _>(|traffic| traffic.failed.is_some());
+            match (passed.len(), failed.len()) {
+                (0, 0) => "?".to_owned(),
+                (passed, 0) => passed.to_string(),
+                (passed, failed) => format!("{passed}, {failed} failed"),
+            }
+        });
+        line(&mut text, &format!("traffic: {mode}"), cells);
+    }
     for suite in names(rows, |outcome| outcome.suites.iter().map(|(name, _)| name.as_str())) {
         let cells = rows.iter().map(|(_, outcome)| {
             let Some((_, report)) = outcome.suites.iter().find(|(name, _)| name == suite) else {
