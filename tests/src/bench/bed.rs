@@ -5,10 +5,12 @@ use std::collections::BTreeSet;
 use anyhow::Result;
 
 use super::{
+    ours::{Ours, Translation},
     peers::{Cluster, Pair, Proxy, Routing, service_backend},
     plan::{self, Case, Participants, SERVICE_COUNTS, Variant},
     services::ServiceSet,
 };
+use crate::lab;
 
 /// All topologies.
 #[derive(Debug)]
@@ -16,6 +18,9 @@ pub struct Bed {
     raw: Pair,
     native: Vec<Setting>,
     vxlan: Setting,
+    /// By number of services, then by how they are translated.
+    ours: Vec<Vec<(Variant, Ours)>>,
+    ours_vxlan: Option<Ours>,
 }
 
 /// The peers of one routing mode with one number of services.
@@ -54,24 +59,34 @@ impl Setting {
 }
 
 impl Bed {
-    pub fn create(_wanted: &BTreeSet<Variant>) -> Result<Self> {
+    /// Peers are cheap and always there; ours only if wanted.
+    pub fn create(wanted: &BTreeSet<Variant>) -> Result<Self> {
         let native = SERVICE_COUNTS.into_iter().map(|count| Setting::create(Routing::Native, count));
+        let ours_vxlan = wanted
+            .contains(&Variant::Ours)
+            .then(|| Ours::create(lab::Routing::Vxlan, SERVICE_COUNTS[0], Translation::Connect));
         Ok(Self {
             raw: Pair::create()?,
             native: native.collect::<Result<_>>()?,
             vxlan: Setting::create(Routing::Vxlan, SERVICE_COUNTS[0])?,
+            ours: SERVICE_COUNTS.into_iter().map(|count| ours(count, wanted)).collect::<Result<_>>()?,
+            ours_vxlan: ours_vxlan.transpose()?,
         })
     }
 
     /// Every row of the benchmark.
     pub fn cases(&self) -> Vec<Case> {
         let few = self.native[0].participants();
-        let mut cases = plan::same_node(&self.raw, &few, None);
-        for setting in &self.native {
-            cases.push(plan::cluster_ip(&self.raw, &setting.participants(), &setting.services, Vec::new()));
+        let default =
+            self.ours[0].iter().find(|(variant, _)| *variant == Variant::Ours).map(|(_, ours)| ours);
+        let mut cases = plan::same_node(&self.raw, &few, default.map(Ours::same_node));
+        for (setting, ours) in self.native.iter().zip(&self.ours) {
+            let ours = ours.iter().map(|(variant, ours)| (*variant, ours.service())).collect();
+            cases.push(plan::cluster_ip(&self.raw, &setting.participants(), &setting.services, ours));
         }
-        cases.extend(plan::two_nodes("native", &few, None));
-        cases.extend(plan::two_nodes("vxlan", &self.vxlan.participants(), None));
+        let vxlan = self.ours_vxlan.as_ref().map(Ours::two_nodes);
+        cases.extend(plan::two_nodes("native", &few, default.map(Ours::two_nodes)));
+        cases.extend(plan::two_nodes("vxlan", &self.vxlan.participants(), vxlan));
         cases
     }
 
@@ -84,4 +99,12 @@ impl Bed {
         }
         Ok(())
     }
+}
+
+fn ours(count: u16, wanted: &BTreeSet<Variant>) -> Result<Vec<(Variant, Ours)>> {
+    let ways = [(Variant::Ours, Translation::Connect), (Variant::Packet, Translation::Packet)];
+    ways.into_iter()
+        .filter(|(variant, _)| wanted.contains(variant))
+        .map(|(variant, way)| Ok((variant, Ours::create(lab::Routing::Native, count, way)?)))
+        .collect()
 }

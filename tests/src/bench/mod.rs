@@ -1,7 +1,7 @@
 //! The benchmark: our datapath beside what it replaces and beside the limit, in one interleaved run.
 //!
-//! [`load`] makes the traffic between the ends of a [`site`]; [`peers`] and [`rules`] build what is compared with,
-//! [`bed`] all of it; [`plan`] says which measurements make which row, [`measure`] takes them in random order, [`stats`]
+//! [`load`] makes the traffic between the ends of a [`site`]; [`ours`] and, with [`rules`],
+//! [`peers`] build what is compared, [`bed`] all of it; [`plan`] says which measurements make which row, [`measure`] takes them in random order, [`stats`]
 //! turns rounds into ratios with an interval, [`report`] and [`markdown`] tell them. Numbers of different runs never
 //! meet: only ratios inside one run mean anything here.
 
@@ -11,6 +11,7 @@ pub mod machine;
 pub mod markdown;
 pub mod measure;
 pub mod network;
+pub mod ours;
 pub mod peers;
 pub mod plan;
 pub mod report;

@@ -1,8 +1,6 @@
-//! The services a benchmark runs with: the same set for our agent (as manifests) and for kube-proxy's rules.
+//! The services a benchmark runs with: the same set for our agent (as objects) and for kube-proxy's rules.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-
-use serde_json::{Value, json};
 
 /// Cluster addresses come from here.
 pub const SERVICE_CIDR: &str = "10.96.0.0/16";
@@ -61,13 +59,6 @@ impl ServiceSet {
     pub fn backends(&self) -> usize {
         self.iter().map(|service| service.backends.len()).sum()
     }
-
-    /// As `kubectl get service,endpointslice -o json` writes them.
-    pub fn manifest(&self) -> Value {
-        let items: Vec<Value> =
-            self.iter().flat_map(|service| [service.object(), service.endpoint_slice()]).collect();
-        json!({ "apiVersion": "v1", "kind": "List", "items": items })
-    }
 }
 
 impl Service {
@@ -76,39 +67,9 @@ impl Service {
         format!("{NAMESPACE}/{}:{PORT_NAME}", self.name)
     }
 
-    fn object(&self) -> Value {
-        json!({
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": { "name": self.name, "namespace": NAMESPACE },
-            "spec": {
-                "type": "ClusterIP",
-                "clusterIP": self.cluster_ip,
-                "clusterIPs": [self.cluster_ip],
-                "ipFamilies": ["IPv4"],
-                "ports": [{ "name": PORT_NAME, "port": SERVICE_PORT, "protocol": "TCP" }],
-            },
-        })
-    }
-
-    fn endpoint_slice(&self) -> Value {
-        let endpoints: Vec<Value> = self
-            .backends
-            .iter()
-            .map(|backend| json!({ "addresses": [backend.ip()], "conditions": { "ready": true } }))
-            .collect();
-        json!({
-            "apiVersion": "discovery.k8s.io/v1",
-            "kind": "EndpointSlice",
-            "metadata": {
-                "name": format!("{}-1", self.name),
-                "namespace": NAMESPACE,
-                "labels": { "kubernetes.io/service-name": self.name },
-            },
-            "addressType": "IPv4",
-            "endpoints": endpoints,
-            "ports": [{ "name": PORT_NAME, "port": self.backends.first().map(SocketAddrV4::port), "protocol": "TCP" }],
-        })
+    /// Port of every backend of it.
+    pub fn target_port(&self) -> u16 {
+        self.backends.first().map_or(0, SocketAddrV4::port)
     }
 }
 
@@ -152,14 +113,5 @@ mod tests {
         let backends: BTreeSet<SocketAddrV4> =
             set.iter().flat_map(|service| service.backends.iter().copied()).collect();
         assert_eq!((addresses.len(), backends.len()), (1_000, set.backends()));
-    }
-
-    #[test]
-    fn manifest_holds_a_service_and_a_slice_each() {
-        let manifest = set().manifest();
-        let items = manifest["items"].as_array().expect("items");
-        assert_eq!(items.len(), 2_000);
-        assert_eq!(items[1_001]["endpoints"][0]["addresses"][0], "10.244.1.10");
-        assert_eq!(items[1_001]["ports"][0]["port"], 7000);
     }
 }
