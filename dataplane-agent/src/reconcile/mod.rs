@@ -39,7 +39,9 @@ use crate::{
 };
 
 /// Writes in one call of [`Reconciler::work`], more or less: the rest of the task must get its turn.
-const STEP: u64 = 2_000;
+const WRITES: u64 = 2_000;
+/// Keys in one call, whether or not there was something to write.
+const KEYS: usize = 2_000;
 
 /// The tables that are written.
 pub struct ReconcileTables {
@@ -191,11 +193,13 @@ impl Reconciler {
     /// Does what is due, up to a limit. Returns when to be called again: now, if there is more; `None` if there is
     /// nothing to do until an input changes.
     pub fn work(&mut self, now: Instant) -> Option<Instant> {
-        let enough = self.changes() + STEP;
-        while self.changes() < enough {
+        let enough = self.changes() + WRITES;
+        let mut keys = 0..KEYS;
+        while self.changes() < enough && keys.next().is_some() {
             let worked =
                 self.endpoints.work_one(now) || self.routes.work_one(now) || self.services.work_one(now);
             if !worked {
+                self.services.look();
                 break;
             }
         }

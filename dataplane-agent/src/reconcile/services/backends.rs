@@ -26,6 +26,8 @@ pub(in crate::reconcile) struct BackendKey {
 #[derive(Debug)]
 struct Backend {
     key: BackendKey,
+    /// What is in the table.
+    generation: u32,
     /// Ranges it is in.
     ranges: u32,
 }
@@ -34,16 +36,19 @@ struct Backend {
 #[derive(Debug)]
 pub(in crate::reconcile) struct Backends {
     pub(in crate::reconcile) table: Counted<u32, u32>,
-    /// What is in the table.
-    generations: Vec<u32>,
     ids: HashMap<BackendKey, u32>,
     known: HashMap<u32, Backend>,
     /// Free numbers below `next`; from there on all are free.
     freed: BTreeSet<u32>,
     next: u32,
+    /// The next number an earlier agent may have given out for nothing; `None`: all have been looked at.
+    unseen: Option<u32>,
     /// Numbers that may have become nobody's.
     pub(in crate::reconcile) queue: WorkQueue<u32>,
 }
+
+/// Numbers looked at in one step of the search for those of an earlier agent.
+const LOOK_AT: u32 = 2_048;
 
 const fn in_use(generation: u32) -> bool {
     generation & 1 == 1
@@ -51,52 +56,50 @@ const fn in_use(generation: u32) -> bool {
 
 impl Backends {
     pub(super) fn new(table: Box<dyn Table<u32, u32>>) -> Self {
-        let table = Counted::new(table);
         Self {
-            generations: vec![0; table.capacity() as usize],
-            table,
+            table: Counted::new(table),
             ids: HashMap::new(),
             known: HashMap::new(),
             freed: BTreeSet::new(),
             next: 0,
+            unseen: None,
             queue: WorkQueue::default(),
         }
     }
 
-    /// Reads the generations. The numbers come with [`Self::adopt_slots`].
-    pub(super) fn adopt(&mut self) -> Result<(), TableError> {
-        for (id, generation) in self.table.entries()? {
-            if let Some(known) = self.generations.get_mut(id as usize) {
-                *known = generation;
-            }
-        }
-        Ok(())
-    }
-
     /// Takes the numbers in a range for given. `None`, and nothing is taken: they contradict others or the generations.
-    pub(super) fn adopt_slots(&mut self, slots: &[BackendSlot], protocol: u8) -> Option<Vec<u32>> {
-        let mut new: HashMap<u32, BackendKey> = HashMap::new();
+    pub(super) fn adopt_slots(
+        &mut self,
+        slots: &[BackendSlot],
+        protocol: u8,
+    ) -> Result<Option<Vec<u32>>, TableError> {
+        let mut new: HashMap<u32, Backend> = HashMap::new();
         let mut new_ids: HashMap<BackendKey, u32> = HashMap::new();
         for slot in slots {
             let key = BackendKey { addr: slot.addr, port: slot.port, protocol };
-            let generation = self.generations.get(slot.id as usize).copied()?;
-            let key_of_id = self.known.get(&slot.id).map(|backend| backend.key);
+            let generation = match self.known.get(&slot.id).or_else(|| new.get(&slot.id)) {
+                Some(backend) if backend.key == key => backend.generation,
+                Some(_) => return Ok(None),
+                None => match self.table.get(&slot.id)? {
+                    Some(generation) => generation,
+                    None => return Ok(None),
+                },
+            };
             let agrees = in_use(generation)
                 && slot.generation == generation
                 && slot.reserved == 0
-                && key_of_id.is_none_or(|known| known == key)
                 && self.ids.get(&key).is_none_or(|id| *id == slot.id)
-                && *new.entry(slot.id).or_insert(key) == key
                 && *new_ids.entry(key).or_insert(slot.id) == slot.id;
             if !agrees {
-                return None;
+                return Ok(None);
             }
+            new.insert(slot.id, Backend { key, generation, ranges: 0 });
         }
-        for (id, key) in new {
-            self.known.entry(id).or_insert(Backend { key, ranges: 0 });
-            self.ids.insert(key, id);
+        for (id, backend) in new {
+            self.ids.insert(backend.key, id);
+            self.known.entry(id).or_insert(backend);
         }
-        Some(slots.iter().map(|slot| slot.id).collect())
+        Ok(Some(slots.iter().map(|slot| slot.id).collect()))
     }
 
     /// No more numbers are adopted: the others are free.
@@ -105,13 +108,29 @@ impl Backends {
         self.freed = (0..self.next).filter(|id| !self.known.contains_key(id)).collect();
     }
 
-    /// Numbers that an earlier agent gave out and that are nobody's.
-    pub(super) fn sweep(&mut self) {
-        for (id, generation) in (0..).zip(&self.generations) {
-            if in_use(*generation) && !self.known.contains_key(&id) {
+    /// Begins to look for numbers that an earlier agent gave out and that are nobody's.
+    pub(super) const fn sweep(&mut self) {
+        self.unseen = Some(0);
+    }
+
+    /// Looks at some more. There may be many, and reading each costs a system call: nobody waits for it.
+    pub(super) fn look(&mut self) {
+        let Some(first) = self.unseen else { return };
+        let last = first.saturating_add(LOOK_AT).min(self.table.capacity());
+        for id in first..last {
+            if self.known.contains_key(&id) {
+                continue;
+            }
+            // what cannot be read is looked at again by whoever takes the number
+            if self.table.get(&id).is_ok_and(|generation| generation.is_some_and(in_use)) {
                 self.queue.push(id);
             }
         }
+        self.unseen = (last < self.table.capacity()).then_some(last);
+    }
+
+    pub(super) fn next_due(&self, now: Instant) -> Option<Instant> {
+        if self.unseen.is_some() { Some(now) } else { self.queue.next_due(now) }
     }
 
     /// The number of a backend, if it has one.
@@ -125,9 +144,8 @@ impl Backends {
 
     /// What stands in a slot of the backend.
     pub(super) fn slot(&self, id: u32) -> Option<BackendSlot> {
-        let BackendKey { addr, port, .. } = *self.key(id)?;
-        let generation = *self.generations.get(id as usize)?;
-        Some(BackendSlot { addr, id, generation, port, reserved: 0 })
+        let Backend { key, generation, .. } = self.known.get(&id)?;
+        Some(BackendSlot { addr: key.addr, id, generation: *generation, port: key.port, reserved: 0 })
     }
 
     /// The number of a backend; it gets one if it has none, and loses it later unless a range holds it by then.
@@ -136,16 +154,17 @@ impl Backends {
             return Ok(id);
         }
         let id = self.freed.first().copied().unwrap_or(self.next);
-        let Some(generation) = self.generations.get(id as usize) else {
+        let Some(generation) = self.table.get(&id)? else {
             let (table, capacity) = (self.table.name(), self.table.capacity());
             return Err(TableError::Full { table, capacity });
         };
-        self.set_generation(id, generation.wrapping_add(1) | 1)?;
+        let generation = generation.wrapping_add(1) | 1;
+        self.table.insert(&id, &generation)?;
         if !self.freed.remove(&id) {
             self.next = id + 1;
         }
         self.ids.insert(key, id);
-        self.known.insert(id, Backend { key, ranges: 0 });
+        self.known.insert(id, Backend { key, generation, ranges: 0 });
         self.queue.push(id);
         Ok(id)
     }
@@ -183,39 +202,34 @@ impl Backends {
 
     /// If no range holds the number: what still uses it is stale from now on.
     fn take_back(&mut self, id: u32) -> Result<(), TableError> {
-        let Some(generation) = self.generations.get(id as usize).copied() else { return Ok(()) };
         match self.known.get(&id) {
             Some(backend) if backend.ranges > 0 => {}
-            Some(Backend { key, .. }) => {
+            Some(Backend { key, generation, .. }) => {
                 let key = *key;
-                self.set_generation(id, generation.wrapping_add(1))?;
+                self.table.insert(&id, &generation.wrapping_add(1))?;
                 self.known.remove(&id);
                 self.ids.remove(&key);
                 self.freed.insert(id);
             }
-            None if in_use(generation) => self.set_generation(id, generation.wrapping_add(1))?,
-            None => {}
+            None => {
+                if let Some(generation) = self.table.get(&id)?.filter(|generation| in_use(*generation)) {
+                    self.table.insert(&id, &generation.wrapping_add(1))?;
+                }
+            }
         }
         Ok(())
     }
 
-    /// Compares with the table, and repairs it. Returns how many generations differed.
+    /// Compares the numbers given out with the table, and repairs it. Returns how many differed.
     pub(in crate::reconcile) fn audit(&mut self) -> Result<u64, TableError> {
         let mut different = 0;
-        for (id, generation) in self.table.entries()? {
-            let Some(known) = self.generations.get(id as usize).copied() else { continue };
-            if generation != known {
+        for (id, backend) in &self.known {
+            if self.table.get(id)? != Some(backend.generation) {
                 different += 1;
-                self.set_generation(id, known)?;
+                self.table.insert(id, &backend.generation)?;
             }
         }
         Ok(different)
-    }
-
-    fn set_generation(&mut self, id: u32, generation: u32) -> Result<(), TableError> {
-        self.table.insert(&id, &generation)?;
-        self.generations[id as usize] = generation;
-        Ok(())
     }
 
     /// Numbers given out.

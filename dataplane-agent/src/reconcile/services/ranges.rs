@@ -89,7 +89,7 @@ impl Ranges {
         for index in range.start..range.end() {
             slots.push(self.table.get(&index)?.unwrap_or_default());
         }
-        Ok(backends.adopt_slots(&slots, protocol))
+        backends.adopt_slots(&slots, protocol)
     }
 
     fn hold_all(&mut self, range: Range, backends: &mut Backends) -> Vec<u32> {

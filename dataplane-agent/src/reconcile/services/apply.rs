@@ -1,0 +1,191 @@
+//! One service: its ranges, its frontends, in the order that is right for readers.
+
+use std::time::Instant;
+
+use dataplane_common::abi::{Service, ServiceKey};
+
+use super::{BackendKey, Row, Services, ranges::RangeError};
+use crate::{
+    compile::services::{Backend, PortEntries, ServicePortKey},
+    datapath::table::TableError,
+    reconcile::slots::SlotsError,
+    state::NamespacedName,
+};
+
+/// What the frontends of a port lead to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Backing {
+    /// No backend is ready.
+    Nothing,
+    /// A range, by its first slot.
+    Range(u32),
+}
+
+impl Row {
+    fn backing(&self) -> Backing {
+        self.ranges.first().map_or(Backing::Nothing, |start| Backing::Range(*start))
+    }
+}
+
+impl Backing {
+    const fn range(self) -> Option<u32> {
+        match self {
+            Self::Nothing => None,
+            Self::Range(start) => Some(start),
+        }
+    }
+}
+
+impl Services {
+    /// Makes a service what it should be. A port that cannot be made does not keep the others.
+    pub(super) fn apply(&mut self, name: &NamespacedName, now: Instant) -> Result<(), RangeError> {
+        let Some(entries) = self.wanted.get(name).cloned() else { return Ok(()) };
+        let mut result = Ok(());
+        for port in &entries.ports {
+            let ours: Vec<_> =
+                port.frontends.iter().filter(|key| self.has(&port.key, key)).copied().collect();
+            let found = ours.iter().filter_map(|key| self.rows.get(key)).map(|row| row.value.id);
+            let id = self.ids.number(&port.key, found);
+            for family in [true, false] {
+                let frontends: Vec<_> = ours.iter().filter(|key| key.addr.is_v4() == family).collect();
+                let Some(first) = frontends.first() else { continue };
+                let backends = port.backends(first);
+                result = result.and(self.apply_family(port, id, &frontends, backends, now));
+            }
+        }
+        result
+    }
+
+    /// Whether the port has the frontend: others that want it have to wait.
+    fn has(&self, port: &ServicePortKey, frontend: &ServiceKey) -> bool {
+        self.claims.get(frontend).and_then(|claims| claims.first()) == Some(port)
+    }
+
+    /// Frontends of one family share a range.
+    fn apply_family(
+        &mut self,
+        port: &PortEntries,
+        id: u32,
+        frontends: &[&ServiceKey],
+        backends: &[Backend],
+        now: Instant,
+    ) -> Result<(), RangeError> {
+        let protocol = port.key.protocol.number();
+        let keys = backends.iter().map(|b| BackendKey { addr: b.addr, port: b.port, protocol });
+        let layout = port.layout(backends);
+        let last =
+            frontends.iter().filter_map(|key| self.rows.get(key)).map(|row| row.value.generation).max();
+
+        let numbers: Option<Vec<u32>> = keys.clone().map(|key| self.backends.id(&key)).collect();
+        let content = numbers.map(|numbers| arrange(&layout, &numbers));
+        let fitting = content.and_then(|content| self.fitting(frontends, &content));
+        let (backing, generation) = if let Some(backing) = fitting {
+            (backing, last.unwrap_or(1))
+        } else {
+            let numbers: Vec<u32> = keys.map(|key| self.backends.number(key)).collect::<Result<_, _>>()?;
+            let backing = self.write_range(&arrange(&layout, &numbers), now)?;
+            (backing, last.unwrap_or(0).wrapping_add(1))
+        };
+        let value = Service {
+            id,
+            first_slot: backing.range().unwrap_or(0),
+            count: layout.len() as u32,
+            affinity_timeout: port.affinity_timeout,
+            generation,
+            flags: port.flags(),
+            reserved: 0,
+        };
+        let mut result = Ok(());
+        for frontend in frontends {
+            result = result.and(self.point(frontend, value, backing, now));
+        }
+        if let Some(start) = backing.range() {
+            self.ranges.discard(start, &mut self.backends);
+        }
+        Ok(result?)
+    }
+
+    /// What one of the frontends points to already, if that holds what it should.
+    fn fitting(&self, frontends: &[&ServiceKey], content: &[u32]) -> Option<Backing> {
+        let sound = frontends.iter().filter(|key| !self.broken.contains(key));
+        let mut backings = sound.filter_map(|key| self.rows.get(key)).map(Row::backing);
+        backings.find(|backing| match backing {
+            Backing::Nothing => content.is_empty(),
+            Backing::Range(start) => self.ranges.holds(*start, content),
+        })
+    }
+
+    fn write_range(&mut self, content: &[u32], now: Instant) -> Result<Backing, RangeError> {
+        if content.is_empty() {
+            return Ok(Backing::Nothing);
+        }
+        let mut written = self.ranges.write(content, &mut self.backends, now);
+        if let Err(RangeError::Slots(SlotsError::Full { .. } | SlotsError::Fragmented { .. })) = written
+            && !self.broken.is_empty()
+        {
+            self.give_up_broken(now);
+            written = self.ranges.write(content, &mut self.backends, now);
+        }
+        written.map(Backing::Range)
+    }
+
+    /// What broken rows point into is needed: nobody can say what they mean anyway.
+    fn give_up_broken(&mut self, now: Instant) {
+        for key in &self.broken {
+            let Some(row) = self.rows.get_mut(key) else { continue };
+            for start in std::mem::take(&mut row.ranges) {
+                self.ranges.release(start, &mut self.backends, now);
+            }
+        }
+    }
+
+    /// Writes the row of a frontend, if it says something else.
+    fn point(
+        &mut self,
+        frontend: &ServiceKey,
+        value: Service,
+        backing: Backing,
+        now: Instant,
+    ) -> Result<(), TableError> {
+        let before = self.rows.get(frontend).filter(|_| !self.broken.contains(frontend));
+        // the generation tells changes of the backends, and the range is the same
+        let same = |row: &Row| Service { generation: value.generation, ..row.value } == value;
+        if before.is_some_and(same) {
+            return Ok(());
+        }
+        self.table.insert(frontend, &value)?;
+        self.broken.remove(frontend);
+        let ranges: Vec<u32> = backing.range().into_iter().collect();
+        for start in &ranges {
+            self.ranges.hold(*start);
+        }
+        if let Some(before) = self.rows.insert(*frontend, Row { value, ranges }) {
+            self.release(before, now);
+        }
+        Ok(())
+    }
+
+    /// Removes a frontend that nobody wants.
+    pub(super) fn drop_unclaimed(&mut self, frontend: &ServiceKey, now: Instant) -> Result<(), TableError> {
+        if self.claims.contains_key(frontend) || !self.rows.contains_key(frontend) {
+            return Ok(());
+        }
+        self.table.remove(frontend)?;
+        self.broken.remove(frontend);
+        if let Some(row) = self.rows.remove(frontend) {
+            self.release(row, now);
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, row: Row, now: Instant) {
+        for start in row.ranges {
+            self.ranges.release(start, &mut self.backends, now);
+        }
+    }
+}
+
+/// The number in each slot.
+fn arrange(layout: &[u32], numbers: &[u32]) -> Vec<u32> {
+    layout.iter().filter_map(|index| numbers.get(*index as usize)).copied().collect()
+}
