@@ -63,8 +63,10 @@ pub(super) struct Running {
     pins_adopted: u32,
     /// Pods that were there when the agent started: whether they are attached, or why they are not known.
     pods_loaded: Option<Result<(), CniError>>,
-    /// Everything was in the tables once: from then on the node is ready, whatever single key may wait.
-    was_settled: bool,
+    /// The source has delivered everything.
+    synced: bool,
+    /// And all of it has been worked on: from then on the node is ready, whatever single key may wait for room.
+    caught_up: bool,
     news: bool,
 }
 
@@ -89,7 +91,8 @@ impl Running {
             pod_network: watch::Sender::default(),
             pins_adopted,
             pods_loaded: None,
-            was_settled: false,
+            synced: store.is_synced(),
+            caught_up: false,
             news: true,
         };
         running.tell_network(config, store);
@@ -204,6 +207,7 @@ impl Running {
     pub(super) fn changed(&mut self, store: &Store, changes: &Changes) {
         self.reconciler.changed(store, changes);
         self.routes_changed |= !changes.nodes.is_empty();
+        self.synced |= changes.synced;
         self.news = true;
     }
 
@@ -303,8 +307,9 @@ impl Running {
         if settled && std::mem::take(&mut self.routes_changed) {
             self.tell_pods();
         }
-        self.news |= before != after || (settled && !self.was_settled);
-        self.was_settled |= settled;
+        let caught_up = self.synced && due.is_none_or(|due| due > now);
+        self.news |= before != after || (caught_up && !self.caught_up);
+        self.caught_up |= caught_up;
         due
     }
 
@@ -355,7 +360,7 @@ impl Running {
             None => Some("pods that were there when the agent started are not attached yet".to_owned()),
         };
         reasons.extend(pods.map(|reason| NotReady { check: "pods".to_owned(), reason }));
-        if !self.was_settled {
+        if !self.caught_up {
             let reason = "the tables do not hold everything yet".to_owned();
             reasons.push(NotReady { check: "reconcile".to_owned(), reason });
         }
