@@ -60,10 +60,10 @@ fn run_all(queue: VecDeque<Binary>, workers: usize, reports: &mut Vec<Report>) -
     })
 }
 
-/// What failed and why, what was skipped and why, and the numbers as the last line.
+/// What failed (why stands where it ended), what was skipped and why, and the numbers as the last line.
 fn summarize(reports: &[Report], start: Instant) -> Result<()> {
     for failure in reports.iter().flat_map(|report| &report.failures) {
-        println!("\nFAILED {}\n{}", failure.test, failure.reason);
+        println!("FAILED {}", failure.test);
     }
     let skips: Vec<_> = reports.iter().flat_map(|report| &report.skips).collect();
     if !skips.is_empty() {

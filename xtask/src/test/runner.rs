@@ -17,7 +17,7 @@ use super::{
 use crate::{process, workspace};
 
 /// A binary that takes longer hangs.
-const LIMIT: Duration = Duration::from_mins(8);
+const LIMIT: Duration = Duration::from_mins(10);
 /// How often the end of a silent binary is looked for.
 const LOOK: Duration = Duration::from_millis(100);
 /// Lines of stderr kept for a binary that fails.
@@ -108,7 +108,11 @@ fn watch(name: &str, command: &mut Command) -> Result<Report> {
         let tail = complaints.split_off(complaints.len().saturating_sub(KEPT));
         format!("{status}\n{}", tail.join("\n"))
     });
-    Ok(output.finish(problem))
+    let report = output.finish(problem);
+    for failure in &report.failures {
+        println!("\nFAILED {}\n{}", failure.test, failure.reason);
+    }
+    Ok(report)
 }
 
 /// Sends every line of a pipe, until it closes or nobody listens.
