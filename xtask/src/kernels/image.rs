@@ -18,7 +18,7 @@ const INIT: &str = include_str!("init.sh");
 /// What is loaded before anything runs, as far as it is not built in.
 const MODULES: [&str; 6] = ["veth", "vxlan", "bridge", "sch_ingress", "cls_bpf", "dummy"];
 /// Programs the tests start.
-const TOOLS: [&str; 4] = ["ip", "tc", "nsenter", "ping"];
+const TOOLS: [&str; 5] = ["ip", "tc", "nsenter", "ping", "bash"];
 
 /// Something a guest runs.
 #[derive(Clone, Debug)]

@@ -66,6 +66,9 @@ pub(crate) struct Args {
     /// Load and attach only, no tests
     #[arg(long)]
     quick: bool,
+    /// Only steps whose name contains this (repeatable), besides loading
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
     /// Fetch the kernels anew: archives move on
     #[arg(long)]
     update: bool,
@@ -80,7 +83,13 @@ pub(crate) fn run(arguments: Args) -> Result<()> {
     setup::ensure(&[Purpose::Build, Purpose::Run, Purpose::Kernels])?;
     let binaries = binaries::build_selected(if arguments.quick { &CHECK_ONLY } else { &ALL })?;
     let programs = workspace::binaries("debug")?;
-    let steps = steps(&programs, &binaries, arguments.quick);
+    let mut steps = steps(&programs, &binaries, arguments.quick);
+    let is_whole = is_default && !arguments.quick && arguments.only.is_empty();
+    if !arguments.only.is_empty() {
+        steps.retain(|step| {
+            step.name == CHECKS[0] || arguments.only.iter().any(|text| step.name.contains(text))
+        });
+    }
     let companions: &[&str] = if arguments.quick { &[] } else { &COMPANIONS };
     let companions: Vec<PathBuf> = companions.iter().map(|name| programs.join(name)).collect();
     let directory = programs.parent().context("the binaries are in no directory")?.join("kernels");
@@ -112,7 +121,7 @@ pub(crate) fn run(arguments: Args) -> Result<()> {
     let mut outcomes = outcomes.into_inner().expect("no worker panics");
     outcomes.sort_by_key(|(place, _, _)| *place);
     let rows: Vec<report::Row> = outcomes.into_iter().map(|(_, name, outcome)| (name, outcome)).collect();
-    finish(&rows, is_default && !arguments.quick)
+    finish(&rows, is_whole)
 }
 
 fn next<T>(queue: &Mutex<impl Iterator<Item = T>>) -> Option<T> {
