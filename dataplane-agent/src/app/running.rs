@@ -47,6 +47,10 @@ pub(super) enum StartError {
 }
 
 /// The node at work.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each says whether one thing is due, whatever the others say"
+)]
 pub(super) struct Running {
     setup: Setup,
     datapath: Datapath,

@@ -1,7 +1,7 @@
 //! The loaded programs and their maps: the only place that knows aya.
 //!
 //! [`loader`] puts the object into the kernel, adopting what an earlier agent pinned ([`pins`]); [`attach`] hooks
-//! programs to devices, [`cgroup`] to sockets; [`maps`] gives the reconciler its tables; [`events`], [`counters`] and [`flows`]
+//! programs to devices, [`cgroup`] to sockets; [`maps`] gives the reconciler its tables; [`events`], [`counters`] and [`mod@flows`]
 //! read what the datapath writes. Nothing here knows a Kubernetes object or decides what an entry says.
 
 pub mod attach;

@@ -11,7 +11,7 @@ use crate::{family::IpFamily, maps::Work};
 
 /// What a packet that belongs to no flow may open.
 pub(crate) trait NewFlow {
-    /// Whether a flow with these [`FlowFlags`] begins where such a flow is opened: only there are its forward packets
+    /// Whether a flow with these `FlowFlags` begins where such a flow is opened: only there are its forward packets
     /// translated. A pod's packet to the outside passes two such places, and its flow belongs to one of them.
     fn begins_here(flags: u32) -> bool;
 

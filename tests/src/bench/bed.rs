@@ -79,14 +79,14 @@ impl Bed {
         let few = self.native[0].participants();
         let default =
             self.ours[0].iter().find(|(variant, _)| *variant == Variant::Ours).map(|(_, ours)| ours);
-        let mut cases = plan::same_node(&self.raw, &few, default.map(Ours::same_node));
+        let mut cases = plan::same_node(&self.raw, &few, default.map(Ours::same_node).as_ref());
         for (setting, ours) in self.native.iter().zip(&self.ours) {
             let ours = ours.iter().map(|(variant, ours)| (*variant, ours.service())).collect();
             cases.push(plan::cluster_ip(&self.raw, &setting.participants(), &setting.services, ours));
         }
         let vxlan = self.ours_vxlan.as_ref().map(Ours::two_nodes);
-        cases.extend(plan::two_nodes("native", &few, default.map(Ours::two_nodes)));
-        cases.extend(plan::two_nodes("vxlan", &self.vxlan.participants(), vxlan));
+        cases.extend(plan::two_nodes("native", &few, default.map(Ours::two_nodes).as_ref()));
+        cases.extend(plan::two_nodes("vxlan", &self.vxlan.participants(), vxlan.as_ref()));
         cases
     }
 

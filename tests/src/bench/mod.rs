@@ -4,6 +4,11 @@
 //! [`peers`] build what is compared, [`bed`] all of it; [`plan`] says which measurements make which row, [`measure`] takes them in random order, [`stats`]
 //! turns rounds into ratios with an interval, [`report`] and [`markdown`] tell them. Numbers of different runs never
 //! meet: only ratios inside one run mean anything here.
+#![expect(
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "counts and positive ratios, far below what a float can tell apart"
+)]
 
 pub mod bed;
 pub mod load;

@@ -50,7 +50,7 @@ pub fn remove_leftovers() -> Result<()> {
     Ok(())
 }
 
-/// Lets a client open connections without end: every port is used, and one in TIME_WAIT again after a second.
+/// Lets a client open connections without end: every port is used, and one in `TIME_WAIT` again after a second.
 pub fn recycle_ports(client: &Namespace) -> Result<()> {
     client.sysctls(&[("net/ipv4/ip_local_port_range", "1024 65535"), ("net/ipv4/tcp_tw_reuse", "1")])
 }

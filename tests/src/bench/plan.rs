@@ -104,7 +104,7 @@ impl Participants<'_> {
 }
 
 /// Row 5: two pods of one node.
-pub fn same_node(raw: &Pair, peers: &Participants<'_>, ours: Option<Site>) -> Vec<Case> {
+pub fn same_node(raw: &Pair, peers: &Participants<'_>, ours: Option<&Site>) -> Vec<Case> {
     let loads = [
         (Load::TcpRr { connections: 1 }, "tcp"),
         (Load::TcpRr { connections: MANY }, "tcp"),
@@ -113,7 +113,7 @@ pub fn same_node(raw: &Pair, peers: &Participants<'_>, ours: Option<Site>) -> Ve
     let case = |(load, protocol)| {
         let mut sites = vec![(Variant::Raw, raw.site())];
         sites.extend(peers.sites(Cluster::same_node));
-        sites.extend(ours.clone().map(|site| (Variant::Ours, site)));
+        sites.extend(ours.cloned().map(|site| (Variant::Ours, site)));
         let connections = if let Load::TcpRr { connections } = load { connections } else { 1 };
         let params = params(&[("protocol", json!(protocol)), ("connections", json!(connections))]);
         Case { row: "same_node_rr", params, load, limit: Variant::Raw, sites }
@@ -140,12 +140,12 @@ pub fn cluster_ip(
 }
 
 /// Row 8: pods of two nodes.
-pub fn two_nodes(routing: &str, peers: &Participants<'_>, ours: Option<Site>) -> Vec<Case> {
+pub fn two_nodes(routing: &str, peers: &Participants<'_>, ours: Option<&Site>) -> Vec<Case> {
     let loads = [("two_node_rr", Load::TcpRr { connections: 1 }), ("two_node_crr", Load::TcpCrr)];
     let case = |(row, load)| {
         let mut sites = vec![(Variant::Hosts, peers.plain.hosts())];
         sites.extend(peers.sites(Cluster::two_nodes));
-        sites.extend(ours.clone().map(|site| (Variant::Ours, site)));
+        sites.extend(ours.cloned().map(|site| (Variant::Ours, site)));
         let params = params(&[("routing", json!(routing))]);
         Case { row, params, load, limit: Variant::Hosts, sites }
     };

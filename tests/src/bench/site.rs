@@ -40,6 +40,7 @@ pub struct Site {
 
 impl Site {
     /// The same ends, asked through a service.
+    #[must_use]
     pub fn through(&self, service: SocketAddr) -> Self {
         Self { target: service, ..self.clone() }
     }

@@ -60,7 +60,7 @@ fn middle_of(samples: &mut [f64]) -> f64 {
     if samples.len() % 2 == 1 { samples[half] } else { f64::midpoint(samples[half - 1], samples[half]) }
 }
 
-/// SplitMix64: small, fast, good enough to draw rounds and shuffle orders with.
+/// `SplitMix64`: small, fast, good enough to draw rounds and shuffle orders with.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 

@@ -81,6 +81,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+#[expect(clippy::cast_precision_loss, reason = "ticks of minutes, far below what a float can tell apart")]
 fn run(arguments: &Arguments) -> Result<Report> {
     let machine = Machine::inspect()?;
     remove_leftovers()?;

@@ -1,7 +1,7 @@
 //! Processes in their place: a network namespace and a cgroup, entered before the program starts, so that its first
 //! socket already belongs there.
 //!
-//! A [`Process`] ends with its handle. One whose owner crashed is found through its cgroup by [`super::cleanup`].
+//! A [`Process`] ends with its handle. One whose owner crashed is found through its cgroup by [`super::site`].
 
 use std::{
     ffi::OsStr,

@@ -208,16 +208,16 @@ impl Parsed {
                 if checksum::fold(checksum::sum(header)) != 0xffff {
                     return Err("IPv4 header checksum is wrong".to_owned());
                 }
-                let src: [u8; 4] = header[12..16].try_into().map_err(|_| "short")?;
-                let dst: [u8; 4] = header[16..20].try_into().map_err(|_| "short")?;
+                let src: [u8; 4] = header[12..16].try_into().map_err(|_length| "short")?;
+                let dst: [u8; 4] = header[16..20].try_into().map_err(|_length| "short")?;
                 let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
                 let transport = &frame[14 + header.len()..14 + total];
                 (IpAddr::from(src), IpAddr::from(dst), header[9], header[8], transport)
             }
             0x86dd => {
                 let header = &frame[14..54];
-                let src: [u8; 16] = header[8..24].try_into().map_err(|_| "short")?;
-                let dst: [u8; 16] = header[24..40].try_into().map_err(|_| "short")?;
+                let src: [u8; 16] = header[8..24].try_into().map_err(|_length| "short")?;
+                let dst: [u8; 16] = header[24..40].try_into().map_err(|_length| "short")?;
                 (IpAddr::from(src), IpAddr::from(dst), header[6], header[7], &frame[54..])
             }
             other => return Err(format!("ether type {other:#06x}")),
@@ -239,8 +239,8 @@ impl Parsed {
             _ => (0, 0),
         };
         Ok(Self {
-            eth_dst: frame[0..6].try_into().map_err(|_| "short")?,
-            eth_src: frame[6..12].try_into().map_err(|_| "short")?,
+            eth_dst: frame[0..6].try_into().map_err(|_length| "short")?,
+            eth_src: frame[6..12].try_into().map_err(|_length| "short")?,
             src,
             dst,
             protocol,

@@ -21,6 +21,9 @@ pub(crate) enum Outcome {
     Note(String),
 }
 
+/// The documentation is for readers of the code: it shows private items, so links may lead there.
+const DOCUMENTATION: &str = "-Dwarnings -Arustdoc::private-intra-doc-links";
+
 const CHECKS: [Check; 9] = [
     ("format", format),
     ("boundaries", boundaries::check),
@@ -65,7 +68,8 @@ fn format() -> Result<Outcome> {
 /// With the real eBPF object where it can be built: then the tests need not build the agent's build script again.
 fn clippy() -> Result<Outcome> {
     let mut cargo = workspace::cargo();
-    cargo.args(["clippy", "--workspace", "--exclude", workspace::EBPF, "--all-targets", "--", "-Dwarnings"]);
+    cargo.args(["clippy", "--keep-going", "--workspace", "--exclude", workspace::EBPF, "--all-targets"]);
+    cargo.args(["--", "-Dwarnings"]);
     process::run(without_object_if_need_be(&mut cargo))?;
     Ok(Outcome::Ok)
 }
@@ -87,14 +91,14 @@ fn clippy_ebpf() -> Result<Outcome> {
 fn documentation() -> Result<Outcome> {
     let mut cargo = workspace::cargo();
     cargo.args(["doc", "--no-deps", "--document-private-items", "--workspace", "--exclude", workspace::EBPF]);
-    process::run(without_object_if_need_be(cargo.env("RUSTDOCFLAGS", "-Dwarnings")))?;
+    process::run(without_object_if_need_be(cargo.env("RUSTDOCFLAGS", DOCUMENTATION)))?;
     Ok(Outcome::Ok)
 }
 
 fn documentation_ebpf() -> Result<Outcome> {
     let mut cargo = workspace::cargo();
     cargo.args(["doc", "--no-deps", "--document-private-items", "--release", "--package", workspace::EBPF]);
-    process::run(cargo.env("RUSTDOCFLAGS", "-Dwarnings"))?;
+    process::run(cargo.env("RUSTDOCFLAGS", DOCUMENTATION))?;
     Ok(Outcome::Ok)
 }
 

@@ -58,7 +58,7 @@ impl Tally {
 
     fn outcome(&self, load: Load) -> Outcome {
         // what began before the end has been waited for, so the time is that of the last answer
-        let seconds = (Instant::now() - self.start).as_secs_f64();
+        let seconds = self.start.elapsed().as_secs_f64();
         let operations = self.histogram.count();
         Outcome {
             load,

@@ -149,8 +149,11 @@ fn write_service(
 
 /// At most 28 characters, unique.
 fn chain_name(kind: &str, addresses: &[Ipv4Addr]) -> String {
-    let digits: String = addresses.iter().map(|address| format!("{:08X}", address.to_bits())).collect();
-    format!("KUBE-{kind}-{digits}")
+    let mut name = format!("KUBE-{kind}-");
+    for address in addresses {
+        push(&mut name, format_args!("{:08X}", address.to_bits()));
+    }
+    name
 }
 
 fn push(text: &mut String, line: std::fmt::Arguments<'_>) {
