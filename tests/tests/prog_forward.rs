@@ -2,7 +2,11 @@
 
 use anyhow::Result;
 use dataplane_common::reason::Hook;
-use dataplane_tests::prog::{Action, Family, Frame, OTHER_POD_MAC, at, frame::HOST_MAC, rig};
+use dataplane_tests::prog::{
+    Action, Family, Frame, OTHER_POD_MAC, at,
+    frame::{HOST_MAC, OVERLAY_MAC},
+    rig,
+};
 
 #[test]
 fn pod_to_pod_of_the_node_goes_straight_into_the_pod() -> Result<()> {
@@ -32,6 +36,9 @@ fn pod_to_pod_of_another_node_goes_to_the_wire_or_the_overlay() -> Result<()> {
             assert_eq!((run.action, run.outcome), (Action::Redirect, outcome));
             assert_eq!(run.packet().tuple(), (frame.src, frame.dst));
             assert_eq!(run.packet().hop_limit, 63);
+            if outcome == "to_overlay" {
+                assert_eq!((run.packet().eth_dst, run.packet().eth_src), (OVERLAY_MAC, HOST_MAC));
+            }
         }
         assert!(rig.flows()?.is_empty());
     }
@@ -161,6 +168,8 @@ fn the_hosts_own_packets_pass_unchanged() -> Result<()> {
         let overlay = Frame::tcp(at(world.host, 40_000), at(world.overlay_pod, 443), 0x02).build();
         let run = rig.run(Hook::ToOverlay, &overlay)?;
         assert_eq!((run.action, run.outcome), (Action::Next, "delivered"));
+        // a device that gets a frame from its own address, which all of them share, takes it for a loop
+        assert_eq!((run.packet().eth_dst, run.packet().eth_src), (OVERLAY_MAC, HOST_MAC));
         let run = rig.run(Hook::ToOverlay, &Frame::udp(at(world.host, 1), at(world.outside, 2)).build())?;
         assert_eq!((run.action, run.outcome), (Action::Drop, "no_endpoint"));
     }

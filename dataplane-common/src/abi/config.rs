@@ -12,7 +12,7 @@ abi! {
         pub ipv6: Addr,
         /// Link address of the host side of every pod device.
         pub host_mac: MacAddr,
-        /// Link address of the overlay device.
+        /// Link address of the overlay device, the same on every node.
         pub overlay_mac: MacAddr,
         /// Overlay device, 0 if there is none.
         pub overlay_ifindex: u32,

@@ -1,6 +1,6 @@
 //! A packet arrives from another node through the tunnel: tc ingress of the overlay device.
 //!
-//! As from the wire, but the frame inside the tunnel is addressed to nobody in particular.
+//! As from the wire, but only what is for this node has any business here.
 
 use aya_ebpf::programs::TcContext;
 use dataplane_common::reason::{DropReason, Hook, Verdict};
@@ -9,8 +9,7 @@ use super::from_wire::arrive;
 use crate::{
     family::IpFamily,
     maps::Work,
-    skb,
-    stages::route::{self, Destination, Into},
+    stages::route::{self, Into},
     verdict::Place,
 };
 
@@ -26,9 +25,6 @@ impl Place for FromOverlay {
             // nobody tunnels to us what is not here: the sender's idea of the cluster is old
             return Err(DropReason::NoEndpoint);
         };
-        if matches!(destination, Destination::Host(_)) {
-            skb::address_to_host(ctx)?;
-        }
         route::forward(ctx, &packet, &destination, Into::Peer)
     }
 }

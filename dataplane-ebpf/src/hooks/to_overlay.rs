@@ -7,7 +7,6 @@ use aya_ebpf::programs::TcContext;
 use dataplane_common::reason::{DropReason, Hook, Verdict};
 
 use crate::{
-    config,
     family::IpFamily,
     maps::Work,
     skb,
@@ -29,7 +28,7 @@ impl Place for ToOverlay {
         let Destination::Node(route) = route::find(&packet.dst)? else {
             return Err(DropReason::NoEndpoint);
         };
-        skb::set_tunnel(ctx, config::overlay_vni(), &route.next_hop)?;
+        route::enter_tunnel(ctx, route)?;
         skb::mark_decided(ctx);
         Ok(Verdict::Delivered)
     }

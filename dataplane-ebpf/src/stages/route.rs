@@ -7,7 +7,7 @@ use dataplane_common::{
     reason::{DropReason, Verdict},
 };
 
-use super::parse::Packet;
+use super::{Answer, parse::Packet};
 use crate::{
     config,
     family::{IpFamily, L3},
@@ -119,12 +119,29 @@ fn to_node<F: IpFamily>(ctx: &TcContext, packet: &Packet<F>, route: &Route) -> R
     F::decrement_hop_limit(ctx)?;
     skb::mark_decided(ctx);
     if route.kind() == Some(RouteKind::Overlay) {
-        set_link_addresses(ctx, MacAddr::new([0; 6]), config::overlay_mac())?;
-        skb::set_tunnel(ctx, config::overlay_vni(), &route.next_hop)?;
+        enter_tunnel(ctx, route)?;
         redirected(skb::redirect(route.ifindex), Verdict::ToOverlay)
     } else {
         redirected(skb::redirect_neigh(route.ifindex, &route.next_hop), Verdict::ToWire)
     }
+}
+
+/// Addresses the frame to the overlay device of the other node, and tells ours where that node is.
+///
+/// All overlay devices have the same link address, and a VXLAN device drops what claims to come from its own
+/// (drivers/net/vxlan/vxlan_core.c, `vxlan_set_mac`): the source is another one.
+#[inline(always)]
+pub(crate) fn enter_tunnel(ctx: &TcContext, route: &Route) -> Result<(), DropReason> {
+    // the tunnel key has no place on the stack of a hook that calls as deep as `from_pod`
+    #[inline(never)]
+    fn outlined(ctx: &TcContext, route: &Route) -> Answer {
+        let addressed = set_link_addresses(ctx, config::overlay_mac(), config::host_mac());
+        addressed
+            .and_then(|()| skb::set_tunnel(ctx, config::overlay_vni(), &route.next_hop))
+            .map(|()| true)
+            .into()
+    }
+    outlined(ctx, route).get().map(|_| ())
 }
 
 #[inline(always)]

@@ -23,8 +23,9 @@ use super::{
 };
 use crate::bins;
 
-/// How long an agent may take to be ready, and to take up a change: debug builds on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long an agent may take to be ready, and to take up a change. The kernel verifies programs for seconds, for every
+/// node of a cluster at once, on a machine that may have other things to do.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What runs, or has run, as the agent of a node.
 #[derive(Debug)]

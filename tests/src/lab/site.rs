@@ -152,7 +152,7 @@ fn lock(name: &str) -> Result<Option<Flock<File>>> {
 /// With its lock held.
 fn remove(name: &str) -> Result<()> {
     let cgroup = cgroup_root()?.join(name);
-    end_processes(&cgroup)?;
+    remove_cgroup(&cgroup)?;
     for namespace in Namespace::all_named(&prefix(name))? {
         Namespace::delete(&namespace)?;
     }
@@ -160,33 +160,26 @@ fn remove(name: &str) -> Result<()> {
     for mount in mounts_below(&directory)? {
         umount2(&mount, MntFlags::MNT_DETACH).with_context(|| format!("unmount {}", mount.display()))?;
     }
-    remove_cgroups(&cgroup)?;
     absent_is_fine(fs::remove_dir_all(&directory)).with_context(|| directory.display().to_string())?;
     absent_is_fine(fs::remove_file(lock_file(name))).context("remove a lock")
 }
 
-fn end_processes(cgroup: &Path) -> Result<()> {
-    wait::until("end of a cluster's processes", Duration::from_secs(10), || {
-        let mut found = false;
-        for group in cgroups_below(cgroup)? {
+/// Ends what runs in a cgroup, and removes it with all below it.
+fn remove_cgroup(cgroup: &Path) -> Result<()> {
+    wait::until("removal of a cluster's cgroup", Duration::from_secs(10), || {
+        let groups = cgroups_below(cgroup)?;
+        for group in &groups {
             for pid in fs::read_to_string(group.join("cgroup.procs"))?.lines() {
-                found = true;
                 // it may have ended by itself
                 let _gone = kill(Pid::from_raw(pid.parse()?), Signal::SIGKILL);
             }
         }
-        Ok((!found).then_some(()))
+        // a process that was killed may still be leaving; and if we are interrupted, one more may be starting
+        for group in groups.iter().rev() {
+            absent_is_fine(fs::remove_dir(group)).with_context(|| group.display().to_string())?;
+        }
+        Ok(Some(()))
     })
-}
-
-fn remove_cgroups(cgroup: &Path) -> Result<()> {
-    for group in cgroups_below(cgroup)?.iter().rev() {
-        // a process that was killed may still be leaving
-        wait::until("removal of a cgroup", Duration::from_secs(5), || {
-            absent_is_fine(fs::remove_dir(group)).with_context(|| group.display().to_string()).map(Some)
-        })?;
-    }
-    Ok(())
 }
 
 /// Parents before children; none if it does not exist.

@@ -6,6 +6,8 @@ use dataplane_common::{checksum, net::Protocol};
 
 /// Link address of frames a test sends, and of the host side of pods.
 pub const HOST_MAC: [u8; 6] = [0x0e, 0xda, 0x7a, 0, 0, 1];
+/// Link address of every node's overlay device.
+pub const OVERLAY_MAC: [u8; 6] = [0x0e, 0xda, 0x7a, 0, 0, 2];
 const SENDER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
 
 /// A packet to be built. Fields not named by a test have the values of a plain packet.

@@ -17,7 +17,7 @@ use dataplane_common::{
     reason::{self, Hook, Outcome},
 };
 
-use super::frame::{HOST_MAC, Parsed};
+use super::frame::{HOST_MAC, OVERLAY_MAC, Parsed};
 
 /// Flows the table of a rig holds.
 pub const FLOWS: u32 = 64;
@@ -59,7 +59,7 @@ pub fn node_config() -> NodeConfig {
         ipv4: Addr::v4([172, 18, 0, 2]),
         ipv6: Addr::UNSPECIFIED,
         host_mac: MacAddr::new(HOST_MAC),
-        overlay_mac: MacAddr::new([2, 0, 0, 0, 0, 0x99]),
+        overlay_mac: MacAddr::new(OVERLAY_MAC),
         overlay_ifindex: 5,
         overlay_vni: 1,
         snat_first: Port::new(61_000),

@@ -20,6 +20,9 @@ use super::{
     told_to_end,
 };
 
+/// Failures in a row after which no more of a number of requests are tried.
+const HOPELESS: u32 = 5;
+
 pub(super) struct Client {
     pub(super) server: SocketAddr,
     pub(super) bytes: usize,
@@ -33,8 +36,14 @@ pub(super) async fn run(client: &Client, count: Option<u64>, interval: Duration)
             failed = endless(client, interval) => failed,
         };
     };
+    let mut unanswered = 0;
     for _ in 0..count {
-        print(&client.request().await?)?;
+        let request = client.request().await?;
+        print(&request)?;
+        unanswered = if request.answer().is_some() { 0 } else { unanswered + 1 };
+        if unanswered == HOPELESS {
+            break;
+        }
         sleep(interval).await;
     }
     Ok(())
