@@ -172,6 +172,7 @@ impl Running {
             overlay: self.setup.overlay,
             overlay_device: self.setup.overlay_device.clone(),
             exceptions: config.masquerade.except.clone(),
+            sources: self.setup.constants.addresses().collect(),
         };
         self.reconciler.set_network(network, store);
         self.reconciler.set_host_addresses(self.setup.addresses.iter().copied());

@@ -161,13 +161,8 @@ impl Netlink {
         sources: &[IpAddr],
     ) -> Result<(), NetlinkError> {
         for address in &link.addresses {
-            let source = sources.iter().find(|source| source.is_ipv4() == address.is_ipv4()).copied();
             self.ensure_neighbour(&Neighbour { ifindex, address: *address, mac: link.mac }).await?;
-            self.ensure_route(&KernelRoute {
-                source,
-                ..KernelRoute::on_link(IpNet::from(*address), ifindex)
-            })
-            .await?;
+            self.ensure_route(&KernelRoute::to_pod(*address, ifindex, sources)).await?;
         }
         Ok(())
     }

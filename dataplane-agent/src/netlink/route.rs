@@ -41,6 +41,13 @@ impl KernelRoute {
     pub const fn on_link(destination: IpNet, ifindex: u32) -> Self {
         Self { destination, gateway: None, ifindex, source: None, mtu: None }
     }
+
+    /// To a pod on a device of this node, from that of `sources` (at most one per family) that is of its family: pods'
+    /// devices have no address, and left alone the kernel takes the first it finds on any other device.
+    pub fn to_pod(pod: IpAddr, ifindex: u32, sources: &[IpAddr]) -> Self {
+        let source = sources.iter().find(|source| source.is_ipv4() == pod.is_ipv4()).copied();
+        Self { source, ..Self::on_link(pod.into(), ifindex) }
+    }
 }
 
 impl fmt::Display for KernelRoute {

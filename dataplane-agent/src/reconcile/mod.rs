@@ -154,6 +154,9 @@ impl Reconciler {
     /// What this node reaches others with, at start and whenever it changes: all routes are made anew.
     pub fn set_network(&mut self, network: NodeNetwork, store: &Store) {
         self.routes.set_network(network, store);
+        for (id, pod) in &self.endpoints.pods {
+            self.routes.set_pod(id, Some(&pod.device));
+        }
     }
 
     /// Every address of this host on any device, link-local and loopback ones left out.

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
     time::Instant,
 };
 
@@ -40,6 +41,9 @@ pub struct NodeNetwork {
     pub overlay_device: String,
     /// Destinations outside the cluster that are not masqueraded.
     pub exceptions: Vec<IpNet>,
+    /// The addresses the node speaks to its pods with, at most one per family: as the CNI server has them, so that a
+    /// route it made is the one that is wanted.
+    pub sources: Vec<IpAddr>,
 }
 
 /// Who wants a route, in the order of precedence.
@@ -152,8 +156,9 @@ impl Routes {
 
     /// The host reaches its pods by a route to each address.
     pub(super) fn set_pod(&mut self, id: &str, device: Option<&PodDevice>) {
+        let sources = self.network.as_ref().map_or(&[][..], |network| &network.sources);
         let routes = device.iter().flat_map(|device| {
-            device.addresses.iter().map(|ip| KernelRoute::on_link((*ip).into(), device.ifindex))
+            device.addresses.iter().map(|ip| KernelRoute::to_pod(*ip, device.ifindex, sources))
         });
         let routes: Vec<_> = routes.collect();
         self.claim_kernel(&Claimant::Pod(id.to_owned()), routes);

@@ -307,6 +307,7 @@ fn network() -> NodeNetwork {
         overlay: Some(Overlay { ifindex: 9, mtu: 1_450 }),
         overlay_device: "dataplane0".to_owned(),
         exceptions: vec!["172.16.0.0/12".parse().unwrap()],
+        sources: Vec::new(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Ways to other nodes.
 
+use std::net::IpAddr;
+
 use super::*;
 
 fn listed(world: &World) -> Vec<String> {
@@ -123,4 +125,24 @@ fn the_host_has_a_route_to_each_of_its_pods() {
     world.agent.remove_pod("c1", world.now).unwrap();
     world.work();
     assert!(world.kernel_routes.is_empty());
+}
+
+#[test]
+fn the_host_speaks_to_its_pods_with_one_address_and_the_route_an_add_made_is_the_one_wanted() {
+    let mut world = World::new(PLENTY);
+    let pods: [IpAddr; 2] = ["10.1.0.2".parse().unwrap(), "fd00::2".parse().unwrap()];
+    let mut pod = pod("web", "10.1.0.2", 7);
+    pod.device.addresses = pods.to_vec();
+    world.agent.upsert_pod("c1", &pod, world.now).unwrap();
+    for sources in [["192.168.1.1", "fd99::1"], ["192.168.1.9", "fd99::1"]] {
+        let sources: Vec<IpAddr> = sources.iter().map(|source| source.parse().unwrap()).collect();
+        world.agent.set_network(NodeNetwork { sources: sources.clone(), ..network() }, &world.store);
+        world.work();
+        for (pod, source) in pods.iter().zip(&sources) {
+            // what ADD writes is made by the same function
+            let made = KernelRoute::to_pod(*pod, 7, &sources);
+            assert_eq!(made.source, Some(*source));
+            assert_eq!(world.kernel_routes[&IpNet::from(*pod)], made);
+        }
+    }
 }
