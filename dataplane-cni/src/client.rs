@@ -30,6 +30,14 @@ pub enum ClientError {
     Answer { path: String, detail: String },
 }
 
+impl ClientError {
+    /// There is no agent: not one that is busy, starting or out of reach for this user.
+    pub fn is_nobody_there(&self) -> bool {
+        let kinds = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
+        matches!(self, Self::Connect { source, .. } if kinds.contains(&source.kind()))
+    }
+}
+
 /// Asks, and waits for the answer.
 pub fn ask(socket: &Path, request: &Request) -> Result<Response, ClientError> {
     let path = || socket.display().to_string();

@@ -169,18 +169,83 @@ fn an_agent_that_is_not_there_is_a_matter_of_time() -> Result<()> {
     let pod = runtime.container()?;
     let result = runtime.add(&pod)?;
     runtime.kill()?;
-    for (call, expected) in [
-        (runtime.about("ADD", &pod), 11),
-        (runtime.about("DEL", &pod), 11),
-        (runtime.check(&pod, &result), 11),
-        (runtime.call("STATUS"), 50),
-    ] {
+    for (call, expected) in
+        [(runtime.about("ADD", &pod), 11), (runtime.check(&pod, &result), 11), (runtime.call("STATUS"), 50)]
+    {
         let (code, message) = call.refused()?;
         assert_eq!(code, expected, "{message}");
         assert!(message.starts_with("the agent cannot be reached at "), "{message}");
     }
     runtime.start()?;
     runtime.about("DEL", &pod).ok()?;
+    runtime.expect_clean()
+}
+
+#[test]
+fn a_pod_deleted_while_no_agent_runs_is_gone_once_one_does() -> Result<()> {
+    let mut runtime = Runtime::new(&["10.77.0.0/30", "fd77::/64"])?;
+    let (pod, other) = (runtime.container()?, runtime.container()?);
+    runtime.add(&pod)?;
+    let stays = runtime.add(&other)?;
+    let late = runtime.container()?;
+    assert_eq!(runtime.about("ADD", &late).refused()?.0, 100, "the range is exhausted");
+    runtime.kill()?;
+    // as often as the runtime likes, and for what was never there
+    for _ in 0..2 {
+        assert_eq!(runtime.about("DEL", &pod).ok()?, Value::Null);
+    }
+    runtime.about("DEL", &pod).set("CNI_IFNAME", "eth9").ok()?;
+    assert_eq!(fs::read_dir(runtime.path("run/gone"))?.count(), 2);
+    assert_eq!(pod.ask("link show")?.len(), 2, "nobody was there to remove it");
+
+    runtime.start()?;
+    assert_eq!(pod.ask("link show")?.len(), 1, "only lo is left");
+    assert_eq!(fs::read_dir(runtime.path("run/gone"))?.count(), 0);
+    assert_eq!((runtime.records()?.len(), runtime.used()?), (1, vec![1, 1]));
+    let told = runtime.told()?;
+    assert!(told.last().is_some_and(|line| line.starts_with(&format!("recover {} ", host_device(&stays)))));
+    let result = runtime.add(&late)?;
+    assert_eq!(addresses(&result)[0], "10.77.0.1", "the only one that was free again");
+    assert_eq!(runtime.check(&late, &result).ok()?, Value::Null);
+    assert_eq!(runtime.check(&other, &stays).ok()?, Value::Null);
+
+    // where no agent would look, none is waited for either
+    let nowhere = runtime.about("DEL", &other).with("agentSocket", "/nonexistent/agent.sock");
+    assert_eq!(nowhere.refused()?.0, 11);
+    for pod in [&other, &late] {
+        runtime.about("DEL", pod).ok()?;
+    }
+    runtime.expect_clean()
+}
+
+#[test]
+fn a_pod_whose_namespace_went_without_a_word_does_not_keep_its_addresses() -> Result<()> {
+    let runtime = Runtime::new(&RANGES)?;
+    let (gone, stays) = (runtime.container()?, runtime.container()?);
+    runtime.add(&gone)?;
+    let result = runtime.add(&stays)?;
+    runtime.told()?;
+    let (id, del) = (gone.id.clone(), runtime.about("DEL", &gone));
+    // its name and our own hold on it: the namespace goes
+    drop(gone);
+    dataplane_tests::lab::wait::until("the device is gone", Duration::from_secs(10), || {
+        Ok((runtime.devices()?.len() == 1).then_some(()))
+    })?;
+    assert_eq!(runtime.used()?, [2, 2]);
+    // what cannot be released is left for the next time
+    fs::write(runtime.path("run/fail-detach"), "")?;
+    runtime.sweep()?;
+    assert_eq!((runtime.records()?.len(), runtime.used()?), (2, vec![2, 2]));
+    fs::remove_file(runtime.path("run/fail-detach"))?;
+    runtime.sweep()?;
+    assert_eq!((runtime.records()?.len(), runtime.used()?), (1, vec![1, 1]));
+    let told = runtime.told()?;
+    let of_gone = |line: &String| line.starts_with("detach ") && line.ends_with(&format!("test/{id}"));
+    assert!(told.len() == 2 && told.iter().all(of_gone), "{told:?}");
+    assert_eq!(runtime.check(&stays, &result).ok()?, Value::Null);
+    // a runtime that remembers it after all
+    del.ok()?;
+    runtime.about("DEL", &stays).ok()?;
     runtime.expect_clean()
 }
 

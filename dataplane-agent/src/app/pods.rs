@@ -1,9 +1,12 @@
 //! The CNI server beside the task that owns programs and tables: [`Wiring`] is a channel between them.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, future::BoxFuture};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{MissedTickBehavior, interval},
+};
 
 use crate::{
     api::answer::Api,
@@ -13,6 +16,8 @@ use crate::{
 
 /// Requests that may wait.
 const WAITING: usize = 64;
+/// How often pods that went without a word are looked for.
+const SWEEP: Duration = Duration::from_secs(30);
 
 /// What the CNI server asks.
 #[derive(Debug)]
@@ -59,16 +64,22 @@ impl Wiring for PodChannel {
     }
 }
 
+/// Where the CNI server keeps its records, and where its socket is.
+pub(super) struct Directories {
+    pub(super) state_dir: PathBuf,
+    pub(super) run_dir: PathBuf,
+}
+
 /// Runs the CNI server: attaches the pods that are there, then lets the plugin in, and gives new pods what `network`
 /// says at the time.
 pub(super) async fn serve_pods(
     channel: PodChannel,
     netlink: Netlink,
-    state_dir: PathBuf,
+    directories: Directories,
     network: watch::Receiver<PodNetwork>,
     api: Arc<Api>,
 ) {
-    let started = start(&channel, netlink, state_dir, network.clone()).await;
+    let started = start(&channel, netlink, directories, network.clone()).await;
     let (server, loaded) = match started {
         Ok(server) => (Some(server), Ok(())),
         Err(error) => (None, Err(error)),
@@ -83,10 +94,11 @@ pub(super) async fn serve_pods(
 async fn start(
     channel: &PodChannel,
     netlink: Netlink,
-    state_dir: PathBuf,
+    Directories { state_dir, run_dir }: Directories,
     network: watch::Receiver<PodNetwork>,
 ) -> Result<Server, CniError> {
-    let (server, recovery) = Server::start(netlink, Arc::new(channel.clone()), &state_dir).await?;
+    let wiring = Arc::new(channel.clone());
+    let (server, recovery) = Server::start(netlink, wiring, &state_dir, &run_dir).await?;
     tracing::info!(alive = recovery.pods.len(), gone = recovery.released.len(), "pods of before");
     server.configure(network.borrow().clone());
     for pod in &recovery.pods {
@@ -98,8 +110,17 @@ async fn start(
 }
 
 async fn follow(server: &Server, mut network: watch::Receiver<PodNetwork>) {
-    while network.changed().await.is_ok() {
-        let network = network.borrow_and_update().clone();
-        server.configure(network);
+    let mut sweep = interval(SWEEP);
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            changed = network.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                server.configure(network.borrow_and_update().clone());
+            }
+            _ = sweep.tick() => server.sweep().await,
+        }
     }
 }

@@ -6,7 +6,7 @@ use dataplane_common::abi::names::map;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    pods::{PodChannel, PodRequest, serve_pods},
+    pods::{Directories, PodChannel, PodRequest, serve_pods},
     setup::Setup,
 };
 use crate::{
@@ -203,8 +203,9 @@ impl Running {
     ) -> Result<(), StartError> {
         api.set_live(Arc::new(Kernel::open(self.datapath.pins())?));
         let network = self.pod_network.subscribe();
-        let state_dir = config.state_dir.clone();
-        tokio::spawn(serve_pods(channel.clone(), netlink.clone(), state_dir, network, Arc::clone(api)));
+        let directories =
+            Directories { state_dir: config.state_dir.clone(), run_dir: config.run_dir.clone() };
+        tokio::spawn(serve_pods(channel.clone(), netlink.clone(), directories, network, Arc::clone(api)));
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use std::{
 };
 
 use clap::Args;
+use dataplane_cni::gone::Notes;
 
 use crate::{
     api::instance::{self, InstanceError},
@@ -85,9 +86,12 @@ pub async fn cleanup(args: &CleanupArgs, say: &mut dyn FnMut(&str)) -> Result<()
     for path in instance::leftovers(&args.run_dir) {
         file(&path, &mut report);
     }
+    // without their devices, records and notes of pods are of no use to an agent to come
     let records = args.state_dir.join(pods::DIRECTORY);
-    record_files(&records, &mut report);
-    for directory in [&records, &args.run_dir, &args.state_dir] {
+    files("records of pods", &records, &mut report);
+    let notes = Notes::of(&args.run_dir);
+    files("notes of pods", notes.directory(), &mut report);
+    for directory in [&records, notes.directory(), &args.run_dir, &args.state_dir] {
         empty_directory(directory, &mut report);
     }
     report.end()
@@ -154,11 +158,11 @@ fn walk(directory: &Path, files: &mut Vec<PathBuf>) -> Result<(), CleanupError> 
     Ok(())
 }
 
-/// Records of pods: without their devices they are of no use to an agent to come.
-fn record_files(directory: &Path, report: &mut Report<'_>) {
+/// All there is in a directory, which may be absent.
+fn files(what: &str, directory: &Path, report: &mut Report<'_>) {
     match entries(directory) {
         Ok(paths) => paths.iter().for_each(|path| file(path, report)),
-        Err(error) => report.attempt("records of pods", Err(error)),
+        Err(error) => report.attempt(what, Err(error)),
     }
 }
 

@@ -1,4 +1,4 @@
-//! DEL and GC: a pod's device goes, and all that was made for it.
+//! DEL and GC: a pod's device goes, and all that was made for it. And the sweep, for pods that went without either.
 
 use std::collections::BTreeSet;
 
@@ -7,6 +7,7 @@ use dataplane_cni::protocol::{Del, Gc};
 use super::{
     CniError,
     name::host_device,
+    pods::Record,
     server::{Held, Shared},
 };
 use crate::netlink::Link;
@@ -43,6 +44,37 @@ impl Shared {
             gone.then(|| (record.attachment.container_id.clone(), device.clone()))
         };
         state.pods.iter().filter_map(stale).collect()
+    }
+
+    /// Releases pods whose device is gone although nobody deleted them: their namespace was removed. One that somebody
+    /// works on is left for the next time, and one whose record is lost for the next agent.
+    pub(super) async fn sweep(&self) -> Result<(), CniError> {
+        // in this order: a device that is made from here on is not missed
+        let held = self.complete();
+        let links = self.netlink.links().await?;
+        let links: BTreeSet<&str> = links.iter().map(|link| link.name.as_str()).collect();
+        for record in held.iter().filter(|record| !links.contains(record.device.as_str())) {
+            let Some(_turn) = self.turns.try_take(&record.attachment.container_id) else { continue };
+            // it may have been made anew before the turn was ours
+            if self.netlink.link(&record.device).await?.is_some() {
+                continue;
+            }
+            let Record { attachment, device, addresses, .. } = record;
+            match self.release(device).await {
+                Ok(()) => {
+                    tracing::info!(%attachment, device, ?addresses, "pod went without a word: released")
+                }
+                Err(error) => tracing::warn!(%attachment, device, %error, "release a pod that is gone"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Records of the pods that have, or had, their device.
+    fn complete(&self) -> Vec<Record> {
+        let state = self.state();
+        let made = state.pods.values().filter(|held| held.device.ifindex != 0);
+        made.filter_map(|held| held.record.clone()).collect()
     }
 
     /// Removes a device, its record, and then its claim to addresses: in this order, because an address is free only

@@ -1,16 +1,23 @@
 //! What is left of an earlier agent's pods: records on disk against devices in the kernel.
 //!
 //! The device decides. One that is gone took its pod along (its end is in the pod's namespace), whatever the record
-//! says: the addresses are free. One without a record is a pod all the same: the kernel's routes tell its addresses.
+//! says: the addresses are free. So a pod that was deleted while no agent ran loses its device first, and is then as any
+//! that is gone. One without a record is a pod all the same: the kernel's routes tell its addresses.
 
 use std::collections::BTreeMap;
 
+use dataplane_cni::{
+    gone::{Found, Notes},
+    protocol::Attachment,
+};
+
 use super::{
     CniError, PodDevice,
+    name::host_device,
     pods::{Record, Store},
     server::{Held, State},
 };
-use crate::netlink::{KernelRoute, Link, Netlink};
+use crate::netlink::{KernelRoute, Link, Netlink, NetlinkError};
 
 /// What was found at start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,11 +31,16 @@ pub struct Recovery {
 }
 
 /// Reads the records and looks at the devices. Records of pods that are gone are removed.
-pub(super) async fn recover(netlink: &Netlink, store: &Store) -> Result<(State, Recovery), CniError> {
+pub(super) async fn recover(
+    netlink: &Netlink,
+    store: &Store,
+    notes: &Notes,
+) -> Result<(State, Recovery), CniError> {
     let (records, broken) = store.load()?;
     let mut state = State::default();
     let mut recovery = Recovery::default();
     recovery.problems.extend(broken.iter().map(ToString::to_string));
+    let gone = remove_gone(netlink, notes, &mut recovery).await;
     let links = netlink.links().await?.into_iter().filter(Link::is_pod_device);
     let mut links: BTreeMap<String, Link> = links.map(|link| (link.name.clone(), link)).collect();
     for record in records {
@@ -45,6 +57,12 @@ pub(super) async fn recover(netlink: &Netlink, store: &Store) -> Result<(State, 
         let routes = netlink.our_routes().await?;
         for link in links.values() {
             adopt(netlink, link, &routes, &mut state, &mut recovery).await?;
+        }
+    }
+    // last of all: until here, the next agent would begin again
+    for attachment in &gone {
+        if let Err(error) = notes.remove(attachment) {
+            recovery.problems.push(error.to_string());
         }
     }
     for problem in &recovery.problems {
@@ -68,6 +86,37 @@ impl State {
         }
         self.pods.insert(device.name.clone(), held);
         recovery.pods.push(device);
+    }
+}
+
+/// Removes the devices of pods that were deleted while no agent ran. Notes of those that are left are kept: the next
+/// agent tries again.
+async fn remove_gone(netlink: &Netlink, notes: &Notes, recovery: &mut Recovery) -> Vec<Attachment> {
+    let found = notes.read().unwrap_or_else(|error| {
+        recovery.problems.push(error.to_string());
+        Found::default()
+    });
+    let strangers = found.strangers.iter();
+    recovery.problems.extend(strangers.map(|path| format!("{} is no note of a pod", path.display())));
+    let mut gone = Vec::new();
+    for attachment in found.gone {
+        match remove_device(netlink, &host_device(&attachment)).await {
+            Ok(()) => gone.push(attachment),
+            Err(error) => {
+                recovery.problems.push(format!("{attachment} was deleted and is still here: {error}"))
+            }
+        }
+    }
+    gone
+}
+
+async fn remove_device(netlink: &Netlink, device: &str) -> Result<(), NetlinkError> {
+    match netlink.link(device).await?.filter(Link::is_pod_device) {
+        Some(link) => {
+            tracing::info!(device, "pod was deleted while no agent ran");
+            netlink.delete_link(&link).await
+        }
+        None => Ok(()),
     }
 }
 

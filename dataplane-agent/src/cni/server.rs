@@ -9,7 +9,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use dataplane_cni::protocol::{Failure, Request, Response, code};
+use dataplane_cni::{
+    gone::Notes,
+    protocol::{Failure, Request, Response, code},
+};
 use futures::{FutureExt as _, future::BoxFuture};
 use ipnet::IpNet;
 use serde_json::Value;
@@ -77,15 +80,17 @@ pub(super) struct Held {
 }
 
 impl Server {
-    /// A server over the records in the state directory, brought into line with the devices there are. Pods that are
-    /// found alive are for the caller to hand to the datapath. Until [`Self::configure`] no pod can be added.
+    /// A server over the records in the state directory, brought into line with the devices there are, and with the
+    /// notes of pods that went meanwhile in the run directory, on whose socket the caller listens already. Pods that
+    /// are found alive are for the caller to hand to the datapath. Until [`Self::configure`] no pod can be added.
     pub async fn start(
         netlink: Netlink,
         wiring: Arc<dyn Wiring>,
         state_dir: &Path,
+        run_dir: &Path,
     ) -> Result<(Self, Recovery), CniError> {
         let store = Store::open(state_dir)?;
-        let (state, recovery) = recovery::recover(&netlink, &store).await?;
+        let (state, recovery) = recovery::recover(&netlink, &store, &Notes::of(run_dir)).await?;
         let (turns, state) = (Turns::default(), Mutex::new(state));
         let shared = Arc::new(Shared { netlink, wiring, turns, store, state });
         Ok((Self { shared }, recovery))
@@ -96,6 +101,16 @@ impl Server {
         let mut state = self.shared.state();
         state.ipam.set_ranges(&network.ranges);
         state.network = network;
+    }
+
+    /// Frees the addresses of pods whose device is gone although nobody deleted them. To be called by timer.
+    pub async fn sweep(&self) {
+        // a task of its own: a release is not left half done because somebody stopped waiting for it
+        let shared = Arc::clone(&self.shared);
+        let swept = tokio::spawn(async move { shared.sweep().await });
+        if let Err(error) = swept.await.unwrap_or_else(|error| Err(CniError::Panicked(error))) {
+            tracing::warn!(%error, "look for pods that are gone");
+        }
     }
 
     /// Every pod that has a device.

@@ -1,7 +1,7 @@
 //! One request at a time for a container, any number for different ones.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -26,6 +26,15 @@ impl Turns {
     pub(super) async fn take(&self, container_id: &str) -> Turn<'_> {
         let queue = Arc::clone(self.lock().entry(container_id.to_owned()).or_default());
         Turn { turns: self, container_id: container_id.to_owned(), _guard: queue.lock_owned().await }
+    }
+
+    /// The turn, if nobody works on the container nor waits to.
+    pub(super) fn try_take(&self, container_id: &str) -> Option<Turn<'_>> {
+        let mut queues = self.lock();
+        // only containers somebody works on have a queue
+        let Entry::Vacant(vacant) = queues.entry(container_id.to_owned()) else { return None };
+        let guard = Arc::clone(vacant.insert(Arc::default())).try_lock_owned().ok()?;
+        Some(Turn { turns: self, container_id: container_id.to_owned(), _guard: guard })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<AsyncMutex<()>>>> {
@@ -56,6 +65,8 @@ mod tests {
         let mut second = Box::pin(turns.take("a"));
         assert!((&mut second).now_or_never().is_none());
         drop(turns.take("b").now_or_never().unwrap());
+        assert!(turns.try_take("a").is_none());
+        drop(turns.try_take("b").unwrap());
         drop(first);
         let second = second.now_or_never().unwrap();
         assert!(turns.take("a").now_or_never().is_none());

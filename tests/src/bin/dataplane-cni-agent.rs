@@ -1,7 +1,7 @@
 //! The agent's CNI server and its socket, with the real kernel and without a datapath: what `tests/cni.rs` drives.
 //!
 //! What the datapath would be told is written to `wiring.log` in the run directory; a file `fail-attach`, `fail-detach`
-//! or `fail-check` there makes it refuse. The real datapath is proved by the namespace tests.
+//! or `fail-check` there makes it refuse. A file `sweep` stands for the timer, and is gone once it was done. The real datapath is proved by the namespace tests.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -10,6 +10,7 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -49,8 +50,11 @@ async fn main() -> Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
     let instance = Instance::acquire(&run_dir)?;
     sysctl::prepare_node(&[])?;
-    let wiring = Recorder { directory: run_dir };
-    let (server, recovery) = Server::start(Netlink::connect()?, Arc::new(wiring.clone()), &state_dir).await?;
+    // before notes are read: see `Server::start`
+    let listener = instance.listen()?;
+    let wiring = Recorder { directory: run_dir.clone() };
+    let (server, recovery) =
+        Server::start(Netlink::connect()?, Arc::new(wiring.clone()), &state_dir, &run_dir).await?;
     for device in &recovery.pods {
         wiring.write("recover", device).context("wiring.log")?;
     }
@@ -58,9 +62,20 @@ async fn main() -> Result<()> {
     let (_status, status) = watch::channel(Status::starting("test"));
     let (queries, _unanswered) = mpsc::channel(1);
     let api = Api::new(status.clone(), queries, Arc::new(Metrics::new(status)));
-    api.set_cni(Arc::new(server));
-    server::serve(instance.listen()?, api, Limits::default()).await;
+    api.set_cni(Arc::new(server.clone()));
+    tokio::spawn(sweep_when_told(server, run_dir.join("sweep")));
+    server::serve(listener, api, Limits::default()).await;
     Ok(())
+}
+
+async fn sweep_when_told(server: Server, told: PathBuf) {
+    loop {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        if told.exists() {
+            server.sweep().await;
+            let _gone = std::fs::remove_file(&told);
+        }
+    }
 }
 
 /// Remembers what the datapath would have been told.

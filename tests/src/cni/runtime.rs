@@ -55,7 +55,7 @@ impl Runtime {
         Ok(runtime)
     }
 
-    /// Starts the agent, and waits until it listens.
+    /// Starts the agent, and waits until it answers.
     pub fn start(&mut self) -> Result<()> {
         let log = fs::File::create(self.path("agent.log"))?;
         let mut command = Command::new("nsenter");
@@ -75,11 +75,11 @@ impl Runtime {
         let child = self.agent.insert(child.context("run nsenter (package util-linux)")?);
         let (socket, log) =
             (self.directory.path().join("run/agent.sock"), self.directory.path().join("agent.log"));
-        wait::until("the agent listens", Duration::from_secs(20), || {
+        wait::until("the agent answers", Duration::from_secs(20), || {
             if let Some(status) = child.try_wait()? {
                 bail!("the agent ended ({status}): {}", fs::read_to_string(&log)?);
             }
-            Ok(UnixStream::connect(&socket).ok())
+            Ok(ask_agent(&socket, &json!({"view": "status"})).ok())
         })?;
         Ok(())
     }
@@ -148,6 +148,13 @@ impl Runtime {
         let text = fs::read_to_string(&path).unwrap_or_default();
         fs::write(&path, "")?;
         Ok(text.lines().map(str::to_owned).collect())
+    }
+
+    /// Has the agent look for pods that went without a word, as its timer does.
+    pub fn sweep(&self) -> Result<()> {
+        let told = self.path("run/sweep");
+        fs::write(&told, "")?;
+        wait::until("the sweep is done", Duration::from_secs(10), || Ok((!told.exists()).then_some(())))
     }
 
     /// What `ip -j` answers on the node.
