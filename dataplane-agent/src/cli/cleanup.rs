@@ -83,18 +83,22 @@ pub async fn cleanup(args: &CleanupArgs, say: &mut dyn FnMut(&str)) -> Result<()
     report.attempt("network", network);
     let datapath = programs(&args.bpffs, &mut report);
     report.attempt("datapath", datapath);
-    for path in instance::leftovers(&args.run_dir) {
-        file(&path, &mut report);
-    }
-    // without their devices, records and notes of pods are of no use to an agent to come
-    let records = args.state_dir.join(pods::DIRECTORY);
-    files("records of pods", &records, &mut report);
-    let notes = Notes::of(&args.run_dir);
-    files("notes of pods", notes.directory(), &mut report);
-    for directory in [&records, notes.directory(), &args.run_dir, &args.state_dir] {
-        empty_directory(directory, &mut report);
-    }
+    directories(args, &mut report);
     report.end()
+}
+
+/// Without their devices, records and notes of pods are of no use to an agent to come.
+fn directories(args: &CleanupArgs, report: &mut Report<'_>) {
+    for path in instance::leftovers(&args.run_dir) {
+        file(&path, report);
+    }
+    let records = args.state_dir.join(pods::DIRECTORY);
+    files("records of pods", &records, report);
+    let notes = Notes::of(&args.run_dir);
+    files("notes of pods", notes.directory(), report);
+    for directory in [&records, notes.directory(), &args.run_dir, &args.state_dir] {
+        empty_directory(directory, report);
+    }
 }
 
 async fn network(args: &CleanupArgs, report: &mut Report<'_>) -> Result<(), CleanupError> {
@@ -225,5 +229,47 @@ impl Report<'_> {
             (failed, ..) => return Err(CleanupError::Incomplete(failed)),
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dataplane_cni::protocol::Attachment;
+
+    use super::*;
+
+    #[test]
+    fn directories_go_with_all_that_agent_and_plugin_put_there() {
+        let node = tempfile::tempdir().unwrap();
+        let (run_dir, state_dir) = (node.path().join("run"), node.path().join("state"));
+        let args = |dry_run| CleanupArgs {
+            dry_run,
+            force: false,
+            run_dir: run_dir.clone(),
+            state_dir: state_dir.clone(),
+            bpffs: node.path().join("bpf"),
+            overlay_device: String::new(),
+        };
+        fs::create_dir_all(&run_dir).unwrap();
+        fs::create_dir_all(state_dir.join(pods::DIRECTORY)).unwrap();
+        fs::write(state_dir.join(pods::DIRECTORY).join("dpa.json"), "").unwrap();
+        fs::write(run_dir.join("agent.lock"), "").unwrap();
+        let gone = Attachment { container_id: "c1".to_owned(), ifname: "eth0".to_owned() };
+        Notes::of(&run_dir).leave(&gone).unwrap();
+        let mut said = Vec::new();
+        let mut run = |dry_run| {
+            let mut say = |line: &str| said.push(line.to_owned());
+            let mut report = Report { dry_run, say: &mut say, removed: 0, failed: 0 };
+            directories(&args(dry_run), &mut report);
+            report.end()
+        };
+        run(true).unwrap();
+        assert!(run_dir.join("gone/c1@eth0").exists());
+        run(false).unwrap();
+        assert!(!run_dir.exists() && !state_dir.exists(), "{said:?}");
+        assert!(
+            said.contains(&format!("would remove {}", run_dir.join("gone/c1@eth0").display())),
+            "{said:?}"
+        );
     }
 }

@@ -62,7 +62,7 @@ impl Shared {
             let Record { attachment, device, addresses, .. } = record;
             match self.release(device).await {
                 Ok(()) => {
-                    tracing::info!(%attachment, device, ?addresses, "pod went without a word: released")
+                    tracing::info!(%attachment, device, ?addresses, "pod went without a word: released");
                 }
                 Err(error) => tracing::warn!(%attachment, device, %error, "release a pod that is gone"),
             }

@@ -103,7 +103,7 @@ async fn remove_gone(netlink: &Netlink, notes: &Notes, recovery: &mut Recovery) 
         match remove_device(netlink, &host_device(&attachment)).await {
             Ok(()) => gone.push(attachment),
             Err(error) => {
-                recovery.problems.push(format!("{attachment} was deleted and is still here: {error}"))
+                recovery.problems.push(format!("{attachment} was deleted and is still here: {error}"));
             }
         }
     }
