@@ -104,7 +104,7 @@ fn run(arguments: &Arguments) -> Result<Report> {
     })?;
     bar.finish_and_clear();
     let (stolen_after, all_after) = stolen()?;
-    bed.check()?;
+    bed.check(&cases)?;
     Ok(Report {
         machine,
         rounds: pace.rounds,
