@@ -59,6 +59,17 @@ pub struct Spec {
 }
 
 impl Spec {
+    /// In a few words, for messages.
+    pub fn describe(&self) -> String {
+        let on = |on: bool| if on { "on" } else { "off" };
+        format!(
+            "routing {}, connect-time TCP {}, UDP {}",
+            self.routing.name(),
+            on(self.connect_tcp),
+            on(self.connect_udp)
+        )
+    }
+
     /// So many nodes on one segment; a name of its own.
     pub fn new(nodes: usize) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(1);

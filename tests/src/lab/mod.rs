@@ -2,6 +2,7 @@
 //! traffic. Tests, the demo and the benchmark stand on it.
 
 mod agent;
+mod checks;
 mod cluster;
 mod cni;
 mod evidence;
@@ -18,6 +19,7 @@ mod traffic;
 pub mod wait;
 
 pub use agent::Agent;
+pub use checks::Checks;
 pub use cluster::{Cluster, Routing, Spec, attach_to_pod, service_addresses};
 pub use fabric::{Fabric, OUTSIDE_V4, OUTSIDE_V6, Segment, outside};
 pub use family::Family;

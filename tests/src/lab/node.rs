@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
 };
 
@@ -23,6 +23,7 @@ use super::{
     process::{Place, Process},
     site::{Site, mount_bpffs},
 };
+use crate::traffic::HTTP;
 
 /// A node of a cluster.
 #[derive(Debug)]
@@ -109,6 +110,11 @@ impl Node {
             Family::V4 => self.v4().into(),
             Family::V6 => self.v6().into(),
         }
+    }
+
+    /// Of the HTTP of a traffic server on the host.
+    pub fn web(&self, family: Family) -> SocketAddr {
+        SocketAddr::new(self.address(family), HTTP)
     }
 
     pub fn pod_cidrs(&self) -> [IpNet; 2] {

@@ -94,6 +94,31 @@ impl Place {
         text.lines().map(|line| serde_json::from_str(line).context("a client's line")).collect()
     }
 
+    /// So many HTTP requests, all of which must be answered by `name` (anybody, if `None`), which must have seen the client
+    /// as `seen_as`.
+    pub fn get_as(&self, server: SocketAddr, count: u32, name: Option<&str>, seen_as: IpAddr) -> Result<()> {
+        let requests = self.get(server, count)?;
+        for request in &requests {
+            match &request.outcome {
+                Outcome::Failed(failure) => {
+                    bail!("request to {server}: {}: {}", failure.kind, failure.message)
+                }
+                Outcome::Answer(answer) => {
+                    if name.is_some_and(|name| name != answer.name) {
+                        bail!("request to {server} was answered by {}", answer.name);
+                    }
+                    if answer.client.ip() != seen_as {
+                        bail!("request to {server} was seen as from {}, not {seen_as}", answer.client);
+                    }
+                    if answer.server != server {
+                        bail!("the socket to {server} says that its peer is {}", answer.server);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// HTTP requests at an interval until stopped.
     pub fn keep_getting(&self, server: SocketAddr, interval: Duration) -> Result<Client<Vec<Request>>> {
         let (server, interval) = (server.to_string(), interval.as_millis().to_string());
@@ -150,6 +175,16 @@ impl Place {
             Some([sent, received, ..]) => Ok(Ping { sent: *sent, received: *received }),
             _ => bail!("ping {to}: {text}{}", String::from_utf8_lossy(&output.stderr)),
         }
+    }
+}
+
+impl Datagrams {
+    /// Every one came back.
+    pub fn check(&self) -> Result<()> {
+        if !self.is_complete() {
+            bail!("datagrams: {self:?}");
+        }
+        Ok(())
     }
 }
 

@@ -1,0 +1,48 @@
+//! Many claims about one cluster: all are looked at, all that do not hold are named, with what the nodes know.
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use super::cluster::Cluster;
+
+/// Collects what does not hold.
+#[derive(Debug)]
+pub struct Checks {
+    what: String,
+    held: u32,
+    failures: Vec<String>,
+}
+
+impl Checks {
+    /// `what` names the situation.
+    pub fn of(what: impl Into<String>) -> Self {
+        Self { what: what.into(), held: 0, failures: Vec::new() }
+    }
+
+    /// Looks at a claim.
+    pub fn that(&mut self, claim: impl AsRef<str>, look: impl FnOnce() -> Result<()>) {
+        let began = Instant::now();
+        match look() {
+            Ok(()) => self.held += 1,
+            Err(error) => {
+                self.failures.push(format!("{} ({:.1?}): {error:#}", claim.as_ref(), began.elapsed()))
+            }
+        }
+    }
+
+    /// Fails if anything did.
+    pub fn finish(self, cluster: &Cluster) -> Result<()> {
+        let Self { what, held, failures } = self;
+        if failures.is_empty() {
+            return Ok(());
+        }
+        bail!(
+            "{what}: {} of {} claims do not hold:\n- {}\n{}",
+            failures.len(),
+            failures.len() + held as usize,
+            failures.join("\n- "),
+            cluster.evidence()
+        )
+    }
+}
