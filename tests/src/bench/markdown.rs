@@ -4,7 +4,7 @@ use std::fmt::{Arguments, Write as _};
 
 use super::{
     plan::Variant,
-    report::{Against, Report, Row},
+    report::{Against, Ratio, Report, Row},
     stats::Estimate,
 };
 
@@ -19,7 +19,7 @@ pub fn ratios(report: &Report) -> String {
     );
     for row in &report.rows {
         let ours = row.ours.map_or_else(|| "not measured".to_owned(), thousands);
-        let fewest = row.vs_fewest_services.map_or_else(String::new, |ratio| interval(&ratio));
+        let fewest = row.vs_fewest_services.map_or_else(String::new, |ratio| both(&ratio));
         line(
             &mut text,
             format_args!(
@@ -67,9 +67,11 @@ pub fn rates(report: &Report) -> String {
 
 /// What was measured on, and how quiet it was.
 pub fn conditions(report: &Report) -> String {
-    let noise = report.noise.map_or_else(|| "not measured".to_owned(), |noise| interval(&noise));
+    let noise = report.noise.map_or_else(|| "not measured".to_owned(), |noise| both(&noise));
     let verdict = if report.is_quiet() {
         "within the 2 % allowed"
+    } else if report.is_quiet_at_median() {
+        "**rates differ by more than the 2 % allowed: of this run, only the p50 ratios count**"
     } else {
         "**more than the 2 % allowed: this run is no result**"
     };
@@ -103,7 +105,12 @@ fn title(row: &Row) -> String {
 
 fn against(against: Option<&Against>) -> String {
     against
-        .map_or_else(|| "–".to_owned(), |against| format!("{} × {}", interval(&against.ratio), against.peer))
+        .map_or_else(|| "–".to_owned(), |against| format!("{} × {}", both(&against.ratio), against.peer))
+}
+
+/// The ratio of rates, and behind it that of median operations.
+fn both(ratio: &Ratio) -> String {
+    format!("{}, p50 {:.3}", interval(&ratio.rate), ratio.p50.median)
 }
 
 fn interval(ratio: &Estimate) -> String {

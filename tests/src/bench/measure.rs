@@ -40,6 +40,17 @@ impl Samples {
             .collect()
     }
 
+    /// What the rates would be if every operation took as long as the median one, up to a factor common to all
+    /// variants: what interrupts a block (another guest, a build) moves its rate, but hardly its median operation.
+    pub fn undisturbed_rates(&self) -> Vec<Option<f64>> {
+        self.outcomes
+            .iter()
+            .map(|outcome| {
+                outcome.filter(|outcome| outcome.errors == 0).map(|outcome| 1e6 / outcome.latency.p50)
+            })
+            .collect()
+    }
+
     pub fn latencies_p50(&self) -> Vec<f64> {
         self.outcomes.iter().flatten().map(|outcome| outcome.latency.p50).collect()
     }

@@ -29,7 +29,7 @@ pub struct Row {
     pub vs: Vec<Against>,
     /// Against the same row with the fewest services.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub vs_fewest_services: Option<Estimate>,
+    pub vs_fewest_services: Option<Ratio>,
     /// Failed operations and lost datagrams by variant, where there were any.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub failures: BTreeMap<String, String>,
@@ -42,7 +42,26 @@ pub struct Row {
 pub struct Against {
     pub peer: Variant,
     #[serde(flatten)]
-    pub ratio: Estimate,
+    pub ratio: Ratio,
+}
+
+/// One speed divided by another, by two measures.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Ratio {
+    /// Of operations per second: the result.
+    #[serde(flatten)]
+    pub rate: Estimate,
+    /// Of the speed of the median operation: what the rate comes to on a machine that does nothing else.
+    pub p50: Estimate,
+}
+
+impl Ratio {
+    fn of(ours: &Samples, theirs: &Samples) -> Option<Self> {
+        Some(Self {
+            rate: Estimate::of_ratio(&ours.rates(), &theirs.rates())?,
+            p50: Estimate::of_ratio(&ours.undisturbed_rates(), &theirs.undisturbed_rates())?,
+        })
+    }
 }
 
 /// Medians over rounds.
@@ -62,15 +81,24 @@ pub struct Report {
     /// Share of time other guests took while it ran.
     pub stolen: f64,
     /// The same thing measured twice in every round, one against the other: the smallest difference to believe.
-    pub noise: Option<Estimate>,
+    pub noise: Option<Ratio>,
     pub rows: Vec<Row>,
 }
 
 impl Report {
     /// Whether the machine was quiet enough for the rows to mean something.
     pub fn is_quiet(&self) -> bool {
-        self.noise.is_none_or(|noise| (noise.median - 1.0).abs() <= NOISE_ALLOWED)
+        self.noise.is_none_or(|noise| is_small(&noise.rate))
     }
+
+    /// Whether at least the median operations mean something.
+    pub fn is_quiet_at_median(&self) -> bool {
+        self.noise.is_none_or(|noise| is_small(&noise.p50))
+    }
+}
+
+fn is_small(noise: &Estimate) -> bool {
+    (noise.median - 1.0).abs() <= NOISE_ALLOWED
 }
 
 /// A row per way of ours in every case; a case without ours gives one row with the others' rates.
@@ -104,7 +132,7 @@ fn row(case: &Case, samples: &BTreeMap<Variant, Samples>, ours: Option<Variant>)
         .iter()
         .filter(|(variant, _)| !variant.is_ours())
         .filter_map(|(variant, theirs)| {
-            let ratio = Estimate::of_ratio(&samples.get(&ours?)?.rates(), &theirs.rates())?;
+            let ratio = Ratio::of(samples.get(&ours?)?, theirs)?;
             Some(Against { peer: *variant, ratio })
         })
         .collect();
@@ -156,23 +184,23 @@ fn against_fewest(
     case: &Case,
     ours: Variant,
     samples: &Samples,
-) -> Option<Estimate> {
+) -> Option<Ratio> {
     let first = cases.iter().position(|other| other.row == case.row)?;
     if case.params.get("services")? == cases[first].params.get("services")? {
         return None;
     }
-    Estimate::of_ratio(&samples.rates(), &measured[first].get(&ours)?.rates())
+    Ratio::of(samples, measured[first].get(&ours)?)
 }
 
 /// The limit of the service rows has nothing to do with services, so its measurements in two of them are the same
 /// thing measured twice.
-pub fn noise(cases: &[Case], measured: &Measured) -> Option<Estimate> {
+pub fn noise(cases: &[Case], measured: &Measured) -> Option<Ratio> {
     let mut same = cases
         .iter()
         .zip(measured)
         .filter(|(case, _)| case.row == "clusterip_crr")
         .filter_map(|(case, samples)| samples.get(&case.limit));
-    Estimate::of_ratio(&same.next()?.rates(), &same.next()?.rates())
+    Ratio::of(same.next()?, same.next()?)
 }
 
 #[cfg(test)]
@@ -219,7 +247,9 @@ mod tests {
         assert_eq!(json["name"], "clusterip_crr");
         assert_eq!(json["params"], json!({ "services": 10, "translation": "connect" }));
         assert_eq!(json["ours"], 135.0);
-        assert_eq!(json["vs_peer"], json!({ "peer": "nftables", "median": 1.5, "low": 1.5, "high": 1.5 }));
+        let p50 = json!({ "median": 1.0, "low": 1.0, "high": 1.0 });
+        let against = json!({ "peer": "nftables", "median": 1.5, "low": 1.5, "high": 1.5, "p50": p50 });
+        assert_eq!(json["vs_peer"], against);
         assert_eq!(json["vs_limit"]["median"], 0.9);
         assert_eq!(rows[1].params["translation"], "packet");
     }
@@ -227,7 +257,7 @@ mod tests {
     #[test]
     fn many_services_compare_with_few_of_the_same_way() {
         let rows = rows(&[case(10), case(1_000)], &measured());
-        let few = rows.iter().map(|row| row.vs_fewest_services.map(|ratio| ratio.median));
+        let few = rows.iter().map(|row| row.vs_fewest_services.map(|ratio| ratio.rate.median));
         assert_eq!(few.collect::<Vec<_>>(), [None, None, Some(0.95), Some(1.0)]);
     }
 
