@@ -21,17 +21,14 @@ enum What {
 }
 
 fn main() -> Result<ExitCode> {
-    let looks: &[fn() -> Result<Vec<kernel::Finding>>] = match Arguments::parse().what {
-        What::Programs => &[kernel::kernel, kernel::programs, kernel::hooks],
-        What::Traffic => &[kernel::traffic],
-    };
-    let mut is_fine = true;
-    // one after the other: what is found out is told even if the next cannot be
-    for look in looks {
-        for finding in look()? {
-            kernel::tell(&finding)?;
-            is_fine &= finding.is_fine();
+    let mut told = kernel::Told::nothing();
+    match Arguments::parse().what {
+        What::Programs => {
+            kernel::kernel(&mut told)?;
+            kernel::programs(&mut told)?;
+            kernel::hooks(&mut told)?;
         }
+        What::Traffic => kernel::traffic(&mut told)?,
     }
-    Ok(if is_fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if told.is_fine() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

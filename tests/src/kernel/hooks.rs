@@ -8,19 +8,19 @@ use dataplane_agent::datapath::{
 };
 use nix::sched::{CloneFlags, unshare};
 
-use super::Finding;
+use super::{Finding, Told};
 use crate::prog::node_config;
 
 /// Below the cgroup file system; a directory of our own, so that no socket but ours is looked at.
 const CGROUP: &str = "dataplane-kernel-check";
 
 /// Attaches all programs, and takes them off again.
-pub fn hooks() -> Result<Vec<Finding>> {
+pub fn hooks(told: &mut Told) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
     let directory = tempfile::tempdir()?;
     let found = attach(&directory.path().join("bpf"));
     cleanup(&directory.path().join("bpf")).context("take the programs off")?;
-    found
+    found?.iter().try_for_each(|finding| told.tell(finding))
 }
 
 fn attach(bpffs: &Path) -> Result<Vec<Finding>> {

@@ -48,7 +48,7 @@ pub enum Finding {
 
 impl Finding {
     /// Whether the datapath can work with it.
-    pub fn is_fine(&self) -> bool {
+    fn is_fine(&self) -> bool {
         match self {
             Self::Kernel { .. } => true,
             Self::Program { refused, .. } | Self::Hook { refused, .. } => refused.is_none(),
@@ -57,14 +57,31 @@ impl Finding {
     }
 }
 
-/// The running kernel.
-pub fn kernel() -> Result<Vec<Finding>> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release")?;
-    Ok(vec![Finding::Kernel { release: release.trim().to_owned() }])
+/// Takes findings as they come: what is found out is told even if what follows hangs.
+pub struct Told {
+    is_fine: bool,
 }
 
-/// Prints it.
-pub fn tell(finding: &Finding) -> Result<()> {
-    println!("{MARK}{}", serde_json::to_string(finding)?);
-    Ok(())
+impl Told {
+    pub const fn nothing() -> Self {
+        Self { is_fine: true }
+    }
+
+    /// Prints it.
+    fn tell(&mut self, finding: &Finding) -> Result<()> {
+        self.is_fine &= finding.is_fine();
+        println!("{MARK}{}", serde_json::to_string(finding)?);
+        Ok(())
+    }
+
+    /// Whether all of it was fine.
+    pub const fn is_fine(&self) -> bool {
+        self.is_fine
+    }
+}
+
+/// The running kernel.
+pub fn kernel(told: &mut Told) -> Result<()> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release")?;
+    told.tell(&Finding::Kernel { release: release.trim().to_owned() })
 }

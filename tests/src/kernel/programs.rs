@@ -7,21 +7,23 @@ use aya::{
 };
 use dataplane_common::abi::names::{NODE, program};
 
-use super::Finding;
+use super::{Finding, Told};
 use crate::prog::node_config;
 
 /// Characters of the verifier's log that are told; its end says why.
 const LOG_TAIL: usize = 2_000;
 
 /// Loads every program as shipped: everything switched on, logging off.
-pub fn programs() -> Result<Vec<Finding>> {
+pub fn programs(told: &mut Told) -> Result<()> {
     let mut ebpf = EbpfLoader::new()
         .override_global(NODE, &node_config(), true)
         .override_global("AYA_LOG_LEVEL", &0_u8, false)
         .load(dataplane_agent::datapath::OBJECT)
         .context("load the object's maps")?;
-    let names = program::CLASSIFIERS.into_iter().chain(program::SOCKET);
-    names.map(|name| finding(name, ebpf.program_mut(name).context(name)?)).collect()
+    for name in program::CLASSIFIERS.into_iter().chain(program::SOCKET) {
+        told.tell(&finding(name, ebpf.program_mut(name).context(name)?)?)?;
+    }
+    Ok(())
 }
 
 fn finding(name: &'static str, program: &mut Program) -> Result<Finding> {

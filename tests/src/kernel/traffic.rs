@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::Finding;
+use super::{Finding, Told};
 use crate::{
     lab::{
         Cluster, Family, Place, Pod, Protocol, Routing, Service, ServicePort, Spec, failures, names,
@@ -34,21 +34,20 @@ const MODES: [Mode; 2] = [
 ];
 
 /// Tries both, whatever becomes of the first.
-pub fn traffic() -> Result<Vec<Finding>> {
-    let mut found = Vec::new();
+pub fn traffic(told: &mut Told) -> Result<()> {
     for mode in MODES {
-        if let Err(error) = try_out(mode, &mut found) {
-            found.push(traffic_finding(mode, "cluster".to_owned(), Err(error)));
+        if let Err(error) = try_out(mode, told) {
+            told.tell(&finding(mode, "cluster".to_owned(), Err(error)))?;
         }
     }
-    Ok(found)
+    Ok(())
 }
 
-fn traffic_finding(mode: Mode, what: String, result: Result<()>) -> Finding {
+fn finding(mode: Mode, what: String, result: Result<()>) -> Finding {
     Finding::Traffic { mode: mode.name, what, failed: result.err().map(|error| format!("{error:#}")) }
 }
 
-fn try_out(mode: Mode, found: &mut Vec<Finding>) -> Result<()> {
+fn try_out(mode: Mode, told: &mut Told) -> Result<()> {
     let spec = Spec {
         routing: mode.routing,
         connect_tcp: mode.at_connect,
@@ -63,25 +62,23 @@ fn try_out(mode: Mode, found: &mut Vec<Finding>) -> Result<()> {
     let host = cluster.nodes()[0].place();
 
     for family in Family::BOTH {
-        let mut tell = |what: &str, result: Result<()>| {
-            found.push(traffic_finding(mode, format!("{what}, {family}"), result));
-        };
+        let mut tell = |what: &str, result| told.tell(&finding(mode, format!("{what}, {family}"), result));
         for pod in [&near, &far] {
             let name = pod.name();
-            tell(&format!("ping {name}"), ping(client.place(), pod, family));
-            tell(&format!("TCP to {name}"), requests(client.place(), pod.web(family), &[name]));
+            tell(&format!("ping {name}"), ping(client.place(), pod, family))?;
+            tell(&format!("TCP to {name}"), requests(client.place(), pod.web(family), &[name]))?;
             for more in [&[][..], &IN_PIECES] {
                 let what = format!("UDP to {name} {}", more.join(" "));
-                tell(what.trim_end(), datagrams(client.place(), pod.echo(family), more));
+                tell(what.trim_end(), datagrams(client.place(), pod.echo(family), more))?;
             }
         }
         let both = [near.name(), far.name()];
         for (who, place) in [("pod", client.place()), ("host", host)] {
-            tell(&format!("{who} TCP to service"), requests(place, service.at(family, WEB_PORT), &both));
-            tell(&format!("{who} UDP to service"), datagrams(place, service.at(family, ECHO_PORT), &[]));
+            tell(&format!("{who} TCP to service"), requests(place, service.at(family, WEB_PORT), &both))?;
+            tell(&format!("{who} UDP to service"), datagrams(place, service.at(family, ECHO_PORT), &[]))?;
         }
         // a pod that may be its own backend
-        tell("TCP to service, back to itself", requests(near.place(), service.at(family, WEB_PORT), &both));
+        tell("TCP to service, back to itself", requests(near.place(), service.at(family, WEB_PORT), &both))?;
     }
     Ok(())
 }
