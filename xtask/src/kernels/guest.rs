@@ -38,7 +38,7 @@ pub(super) fn run(kernel: &Path, image: &Path, console: &Path, limit: Duration) 
         .stdout(Stdio::null())
         .stderr(File::create(&errors).with_context(|| format!("write {}", errors.display()))?)
         .spawn()
-        .context("run qemu-system-x86_64")?;
+        .context("run setpriv (package util-linux)")?;
     let mut machine = Machine(child);
     let end = Instant::now() + limit;
     loop {
