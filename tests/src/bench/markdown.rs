@@ -104,8 +104,7 @@ fn title(row: &Row) -> String {
 }
 
 fn against(against: Option<&Against>) -> String {
-    against
-        .map_or_else(|| "–".to_owned(), |against| format!("{} × {}", both(&against.ratio), against.peer))
+    against.map_or_else(|| "–".to_owned(), |against| format!("{} × {}", both(&against.ratio), against.peer))
 }
 
 /// The ratio of rates, and behind it that of median operations.

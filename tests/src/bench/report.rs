@@ -286,6 +286,6 @@ mod tests {
     #[test]
     fn the_limit_measured_twice_is_the_noise() {
         let noise = noise(&[case(10), case(1_000)], &measured()).expect("two service rows");
-        assert!((noise.median - 1.0).abs() < 1e-9);
+        assert!((noise.rate.median - 1.0).abs() < 1e-9);
     }
 }

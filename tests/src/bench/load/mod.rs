@@ -120,10 +120,11 @@ mod tests {
         for load in
             [Load::TcpRr { connections: 1 }, Load::TcpRr { connections: 4 }, Load::TcpCrr, Load::UdpRr]
         {
-            let time = Duration::from_millis(200);
-            let outcome = run(&Run { load, target, warm_up: time / 4, time }).expect("a run");
-            // two pollers on a machine that does other things get few turns: how many proves nothing
-            assert!(outcome.operations > 0, "{load}");
+            // two pollers on a machine that does other things get few turns, in the shortest time perhaps none
+            let times = (0..8).map(|doublings| Duration::from_millis(100 << doublings));
+            let runs = times.map(|time| run(&Run { load, target, warm_up: time / 4, time }).expect("a run"));
+            let mut answered = runs.filter(|outcome| outcome.operations > 0);
+            let outcome = answered.next().unwrap_or_else(|| panic!("{load}: nothing was answered"));
             assert_eq!((outcome.errors, outcome.lost), (0, 0), "{load}");
             assert!(outcome.latency.p50 > 0.0 && outcome.latency.p50 <= outcome.latency.p99, "{load}");
         }
