@@ -1,14 +1,17 @@
 //! What every topology of the benchmark is made of: namespaces that go when their owner does, pods behind veths.
 
-use std::net::Ipv4Addr;
+use std::{fs::File, net::Ipv4Addr};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
+use nix::fcntl::{Flock, FlockArg};
 
 use super::site::Place;
 use crate::lab::Namespace;
 
 /// Namespaces of the benchmark begin so.
 const PREFIX: &str = "dpbench-";
+/// Held while one runs.
+const LOCK: &str = "/run/dataplane-bench.lock";
 /// The gateway of every pod, as our CNI plugin has it; nobody owns the address.
 const GATEWAY: &str = "169.254.1.1";
 
@@ -42,12 +45,23 @@ impl Drop for Owned {
     }
 }
 
-/// Removes what a benchmark that crashed left behind.
-pub fn remove_leftovers() -> Result<()> {
-    for name in Namespace::all_named(PREFIX)? {
-        Namespace::delete(&name)?;
+/// There is one benchmark at a time: two would measure each other.
+#[derive(Debug)]
+pub struct Turn {
+    _lock: Flock<File>,
+}
+
+impl Turn {
+    /// Takes the turn, and removes what a benchmark that crashed left behind.
+    pub fn take() -> Result<Self> {
+        let file = File::create(LOCK).with_context(|| format!("open {LOCK}"))?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, error)| anyhow!("another benchmark runs on this machine ({LOCK}: {error})"))?;
+        for name in Namespace::all_named(PREFIX)? {
+            Namespace::delete(&name)?;
+        }
+        Ok(Self { _lock: lock })
     }
-    Ok(())
 }
 
 /// Lets a client open connections without end: every port is used, and one in `TIME_WAIT` again after a second.

@@ -102,6 +102,8 @@ impl Drop for Servers {
 
 fn generator(place: &Place, core: usize) -> Result<Command> {
     let mut command = Command::new(bins::load()?);
+    // what it says goes into the report: a sentence, not a stack
+    command.env("RUST_LIB_BACKTRACE", "0");
     command.arg("--netns").arg(&place.namespace).args(["--core", &core.to_string()]);
     if let Some(cgroup) = &place.cgroup {
         command.arg("--cgroup").arg(cgroup);

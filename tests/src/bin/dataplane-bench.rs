@@ -9,7 +9,7 @@ use dataplane_tests::bench::{
     machine::{Machine, stolen},
     markdown,
     measure::{Pace, measure},
-    network::remove_leftovers,
+    network::Turn,
     plan::Variant,
     report::{self, Report},
 };
@@ -84,7 +84,7 @@ fn main() -> Result<()> {
 #[expect(clippy::cast_precision_loss, reason = "ticks of minutes, far below what a float can tell apart")]
 fn run(arguments: &Arguments) -> Result<Report> {
     let machine = Machine::inspect()?;
-    remove_leftovers()?;
+    let _turn = Turn::take()?;
     let wanted = arguments.wanted();
     let bed = Bed::create(&wanted)?;
     let cases: Vec<_> = bed
