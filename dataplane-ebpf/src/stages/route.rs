@@ -76,7 +76,7 @@ pub(crate) fn forward<F: IpFamily>(
     match destination {
         Destination::Pod(endpoint) => deliver(ctx, packet, endpoint, into),
         Destination::Host(_) => Ok(Verdict::StackHost),
-        Destination::Node(route) => to_node(ctx, packet, route),
+        Destination::Node(route) => to_node(ctx, packet, route, into),
         Destination::Outside { .. } => Ok(Verdict::StackOutside),
         Destination::Nobody => Err(DropReason::NoEndpoint),
     }
@@ -109,11 +109,18 @@ fn deliver<F: IpFamily>(
 }
 
 #[inline(always)]
-fn to_node<F: IpFamily>(ctx: &TcContext, packet: &Packet<F>, route: &Route) -> Result<Verdict, DropReason> {
+fn to_node<F: IpFamily>(
+    ctx: &TcContext,
+    packet: &Packet<F>,
+    route: &Route,
+    into: Into,
+) -> Result<Verdict, DropReason> {
     if packet.hop_limit <= 1 {
         return Ok(Verdict::StackTtlExpired);
     }
-    if route.mtu != 0 && skb::len(ctx) > route.mtu + L3 as u32 && !skb::is_gso(ctx) {
+    // at a device's egress nobody is left who could answer: there the tunnel's own packet is sent in fragments
+    let answerable = into == Into::Peer;
+    if answerable && route.mtu != 0 && skb::len(ctx) > route.mtu + L3 as u32 && !skb::is_gso(ctx) {
         return Ok(Verdict::StackTooBig);
     }
     F::decrement_hop_limit(ctx)?;
