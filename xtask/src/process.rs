@@ -59,9 +59,8 @@ pub(crate) fn is_root() -> bool {
 
 /// The command as one would type it.
 pub(crate) fn line(command: &Command) -> String {
-    let variables = command
-        .get_envs()
-        .filter_map(|(name, value)| Some(format!("{}={}", name.display(), value?.display())));
+    let variables =
+        command.get_envs().filter_map(|(name, value)| Some(format!("{}={}", name.display(), quoted(value?))));
     let program = command.get_program();
     // cargo hands its own path on
     let is_cargo = env::var_os("CARGO").is_some_and(|cargo| cargo == program);

@@ -136,7 +136,7 @@ fn to_node<F: IpFamily>(
 /// Addresses the frame to the overlay device of the other node, and tells ours where that node is.
 ///
 /// All overlay devices have the same link address, and a VXLAN device drops what claims to come from its own
-/// (drivers/net/vxlan/vxlan_core.c, `vxlan_set_mac`): the source is another one.
+/// (`drivers/net/vxlan/vxlan_core.c`, `vxlan_set_mac`): the source is another one.
 #[inline(always)]
 pub(crate) fn enter_tunnel(ctx: &TcContext, route: &Route) -> Result<(), DropReason> {
     // the tunnel key has no place on the stack of a hook that calls as deep as `from_pod`

@@ -26,7 +26,7 @@ impl Checks {
         match look() {
             Ok(()) => self.held += 1,
             Err(error) => {
-                self.failures.push(format!("{} ({:.1?}): {error:#}", claim.as_ref(), began.elapsed()))
+                self.failures.push(format!("{} ({:.1?}): {error:#}", claim.as_ref(), began.elapsed()));
             }
         }
     }
