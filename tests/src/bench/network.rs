@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, anyhow};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::site::Place;
-use crate::lab::Namespace;
+use crate::lab::{Namespace, interrupt};
 
 /// Namespaces of the benchmark begin so.
 const PREFIX: &str = "dpbench-";
@@ -57,11 +57,21 @@ impl Turn {
         let file = File::create(LOCK).with_context(|| format!("open {LOCK}"))?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
             .map_err(|(_, error)| anyhow!("another benchmark runs on this machine ({LOCK}: {error})"))?;
-        for name in Namespace::all_named(PREFIX)? {
-            Namespace::delete(&name)?;
-        }
+        remove_all()?;
+        interrupt::also(|| {
+            if let Err(error) = remove_all() {
+                eprintln!("{error:#}");
+            }
+        })?;
         Ok(Self { _lock: lock })
     }
+}
+
+fn remove_all() -> Result<()> {
+    for name in Namespace::all_named(PREFIX)? {
+        Namespace::delete(&name)?;
+    }
+    Ok(())
 }
 
 /// Lets a client open connections without end: every port is used, and one in `TIME_WAIT` again after a second.

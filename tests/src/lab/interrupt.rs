@@ -4,7 +4,7 @@ use std::{
     io::Read as _,
     os::fd::{AsRawFd as _, IntoRawFd as _},
     sync::{
-        OnceLock,
+        Mutex, OnceLock, PoisonError,
         atomic::{AtomicI32, Ordering},
     },
     thread,
@@ -16,6 +16,14 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use super::site;
 
 static PIPE: AtomicI32 = AtomicI32::new(-1);
+/// What others have to remove.
+static ALSO: Mutex<Vec<fn()>> = Mutex::new(Vec::new());
+
+/// Does `work`, too, before an interrupted process ends.
+pub fn also(work: fn()) -> Result<()> {
+    ALSO.lock().unwrap_or_else(PoisonError::into_inner).push(work);
+    install()
+}
 
 /// Makes SIGINT, SIGTERM and SIGHUP remove this process's clusters and end it. Once is enough.
 pub(super) fn install() -> Result<()> {
@@ -34,6 +42,9 @@ fn try_install() -> Result<()> {
         if read.read_exact(&mut signal).is_ok() {
             eprintln!("interrupted: removing the cluster");
             site::remove_owned();
+            for work in ALSO.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                work();
+            }
             std::process::exit(128 + i32::from(signal[0]));
         }
     });

@@ -8,7 +8,7 @@ mod cni;
 mod evidence;
 mod fabric;
 mod family;
-mod interrupt;
+pub mod interrupt;
 mod netns;
 mod node;
 mod objects;
