@@ -19,7 +19,9 @@ const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 no_timer_check clocksou
 
 /// Boots, and waits until the guest has switched itself off. Whether it did so in time.
 pub(super) fn run(kernel: &Path, image: &Path, console: &Path, limit: Duration) -> Result<bool> {
-    let mut qemu = Command::new("qemu-system-x86_64");
+    // ends with us, however we end
+    let mut qemu = Command::new("setpriv");
+    qemu.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"]);
     qemu.args([
         "-nodefaults",
         "-no-user-config",
