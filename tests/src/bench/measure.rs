@@ -32,31 +32,29 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// Operations per second, round by round. A block with errors is none: its rate says nothing.
+    /// Operations per second, round by round. A block with errors, or without an operation, is none: its rate says
+    /// nothing.
     pub fn rates(&self) -> Vec<Option<f64>> {
-        self.outcomes
-            .iter()
-            .map(|outcome| outcome.filter(|outcome| outcome.errors == 0).map(|outcome| outcome.per_second))
-            .collect()
+        self.sound().map(|outcome| outcome.map(|outcome| outcome.per_second)).collect()
     }
 
     /// What the rates would be if every operation took as long as the median one, up to a factor common to all
     /// variants: what interrupts a block (another guest, a build) moves its rate, but hardly its median operation.
     pub fn undisturbed_rates(&self) -> Vec<Option<f64>> {
-        self.outcomes
-            .iter()
-            .map(|outcome| {
-                outcome.filter(|outcome| outcome.errors == 0).map(|outcome| 1e6 / outcome.latency.p50)
-            })
-            .collect()
+        self.sound().map(|outcome| outcome.map(|outcome| 1e6 / outcome.latency.p50)).collect()
     }
 
     pub fn latencies_p50(&self) -> Vec<f64> {
-        self.outcomes.iter().flatten().map(|outcome| outcome.latency.p50).collect()
+        self.sound().flatten().map(|outcome| outcome.latency.p50).collect()
     }
 
     pub fn latencies_p99(&self) -> Vec<f64> {
-        self.outcomes.iter().flatten().map(|outcome| outcome.latency.p99).collect()
+        self.sound().flatten().map(|outcome| outcome.latency.p99).collect()
+    }
+
+    fn sound(&self) -> impl Iterator<Item = Option<&Outcome>> {
+        let is_sound = |outcome: &&Outcome| outcome.errors == 0 && outcome.operations > 0;
+        self.outcomes.iter().map(move |outcome| outcome.as_ref().filter(is_sound))
     }
 
     /// Operations that failed and datagrams that were lost, over all rounds.

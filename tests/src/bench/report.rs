@@ -284,6 +284,17 @@ mod tests {
     }
 
     #[test]
+    fn a_block_without_an_operation_counts_for_nothing() {
+        let mut measured = measured();
+        let empty =
+            measured[0].get_mut(&Variant::Nftables).expect("there").outcomes[0].as_mut().expect("there");
+        (empty.operations, empty.per_second, empty.latency.p50) = (0, 0.0, 0.0);
+        let rows = rows(&[case(10)], &measured);
+        let against = rows[0].vs.iter().find(|against| against.peer == Variant::Nftables).expect("a peer");
+        assert_eq!((against.ratio.rate.high, against.ratio.p50.high), (1.5, 1.0));
+    }
+
+    #[test]
     fn the_limit_measured_twice_is_the_noise() {
         let noise = noise(&[case(10), case(1_000)], &measured()).expect("two service rows");
         assert!((noise.rate.median - 1.0).abs() < 1e-9);
