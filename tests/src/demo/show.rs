@@ -12,6 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::world::World;
+use crate::lab;
 
 /// Tells, and remembers what it told.
 pub(super) struct Show {
@@ -112,6 +113,9 @@ impl Show {
     }
 
     fn record(&mut self, name: &str, result: Result<String>, evidence: String, took: Duration) {
+        if lab::is_interrupted() {
+            return;
+        }
         let ok = result.is_ok();
         let result = result.unwrap_or_else(|error| format!("{error:#}"));
         self.line(&format!("{} {name}: {}", if ok { "ok  " } else { "FAIL" }, first_line(&result)));

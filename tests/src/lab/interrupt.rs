@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsRawFd as _, IntoRawFd as _},
     sync::{
         Mutex, OnceLock, PoisonError,
-        atomic::{AtomicI32, Ordering},
+        atomic::{AtomicBool, AtomicI32, Ordering},
     },
     thread,
 };
@@ -16,6 +16,12 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use super::site;
 
 static PIPE: AtomicI32 = AtomicI32::new(-1);
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// The clusters are being removed: what fails from now on says nothing.
+pub fn is_interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
 /// What others have to remove.
 static ALSO: Mutex<Vec<fn()>> = Mutex::new(Vec::new());
 
@@ -40,8 +46,9 @@ fn try_install() -> Result<()> {
     thread::spawn(move || {
         let mut signal = [0];
         if read.read_exact(&mut signal).is_ok() {
+            INTERRUPTED.store(true, Ordering::Relaxed);
             eprintln!("interrupted: removing the cluster");
-            site::remove_owned();
+            let _nobody_else_removes = site::remove_owned();
             for work in ALSO.lock().unwrap_or_else(PoisonError::into_inner).iter() {
                 work();
             }

@@ -23,6 +23,7 @@ pub use checks::Checks;
 pub use cluster::{Cluster, Routing, Spec, attach_to_pod, service_addresses};
 pub use fabric::{Fabric, OUTSIDE_V4, OUTSIDE_V6, Segment, outside};
 pub use family::Family;
+pub use interrupt::is_interrupted;
 pub use netns::Namespace;
 pub use node::Node;
 pub use objects::{Backend, Protocol, Service, ServicePort, distribution};

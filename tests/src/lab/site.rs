@@ -10,7 +10,7 @@ use std::{
     io::ErrorKind,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -31,6 +31,9 @@ const KEPT: &str = "kept";
 
 /// Names of clusters this process owns.
 static OWNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// Held by who removes clusters of this process. Once it is interrupted nobody else does: owners wait here for the end.
+static REMOVAL: Mutex<()> = Mutex::new(());
 
 /// A name that is ours, and the places that go with it.
 #[derive(Debug)]
@@ -81,6 +84,7 @@ impl Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
+        let _alone = REMOVAL.lock().unwrap_or_else(PoisonError::into_inner);
         OWNED.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
         if self.is_kept {
             return;
@@ -108,14 +112,17 @@ pub fn take_down(name: &str) -> Result<bool> {
     Ok(true)
 }
 
-/// Removes the clusters of this process: it is about to end.
-pub(super) fn remove_owned() {
+/// Removes the clusters of this process, which is about to end: the caller ends it while it holds what it gets.
+#[must_use]
+pub(super) fn remove_owned() -> MutexGuard<'static, ()> {
+    let alone = REMOVAL.lock().unwrap_or_else(PoisonError::into_inner);
     let owned = OWNED.lock().unwrap_or_else(PoisonError::into_inner).clone();
     for name in owned {
         if let Err(error) = remove(&name) {
             eprintln!("cluster {name} is not removed completely: {error:#}");
         }
     }
+    alone
 }
 
 /// Removes the clusters of programs that ended without doing so.
