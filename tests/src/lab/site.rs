@@ -113,7 +113,6 @@ pub fn take_down(name: &str) -> Result<bool> {
 }
 
 /// Removes the clusters of this process, which is about to end: the caller ends it while it holds what it gets.
-#[must_use]
 pub(super) fn remove_owned() -> MutexGuard<'static, ()> {
     let alone = REMOVAL.lock().unwrap_or_else(PoisonError::into_inner);
     let owned = OWNED.lock().unwrap_or_else(PoisonError::into_inner).clone();
