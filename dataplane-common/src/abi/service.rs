@@ -3,6 +3,9 @@
 //! A service's backends are one contiguous range of `BACKENDS`. An update writes a fresh range, then replaces the
 //! entry of `SERVICES`: a reader sees the old list or the new one, never a mixture. User space re-uses the slots of
 //! the old range only after every program that could have read the old entry has ended.
+//!
+//! `BACKEND_GENERATIONS[id]` is odd while the number belongs to a backend and even while it is free: giving a number out
+//! and taking it back each add one, so that a flow's copy never matches a later owner's.
 
 use super::{Addr, Port};
 use crate::abi;
