@@ -28,6 +28,8 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 
 /// Characters of the verifier's log that go into an error: its end says why.
 const LOG_TAIL: usize = 1_500;
+/// How lines begin that the verifier adds after that end, with its statistics. Linux 7 has one for every function.
+const STATISTICS: [&str; 4] = ["verification time", "stack depth", "subprog ", "processed "];
 
 /// Why the datapath is not loaded.
 #[derive(Debug, thiserror::Error)]
@@ -257,7 +259,28 @@ fn reason(error: &ProgramError) -> String {
     let ProgramError::LoadError { io_error, verifier_log } = error else {
         return error.to_string();
     };
-    let log = verifier_log.to_string();
+    format!("{io_error}\n{}", tail(&verifier_log.to_string()))
+}
+
+fn tail(log: &str) -> String {
+    let says_why = |line: &&str| !STATISTICS.iter().any(|statistics| line.starts_with(statistics));
+    let log: String = log.lines().filter(says_why).flat_map(|line| [line, "\n"]).collect();
     let tail = log.char_indices().rev().nth(LOG_TAIL).map_or(log.as_str(), |(start, _)| &log[start..]);
-    format!("{io_error}\n{}", tail.trim())
+    tail.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_verifiers_log_is_its_reason_and_not_its_statistics() {
+        let mut log = "0: R1=ctx()\n".repeat(1_000);
+        log.push_str("invalid access to map value\nverification time 3 usec\nstack depth 0+8\n");
+        log.push_str(&"subprog 3 (open) static insns_self 0 insns_total 0 stack 0\n".repeat(100));
+        log.push_str("processed 30 insns (limit 1000000)\n");
+        let tail = tail(&log);
+        assert!(tail.ends_with("invalid access to map value"), "{tail}");
+        assert!(tail.len() <= LOG_TAIL + 1, "{}", tail.len());
+    }
 }
