@@ -4,6 +4,7 @@
 
 mod build;
 mod ci;
+mod image;
 mod kernels;
 mod lab;
 mod lint;
@@ -31,6 +32,8 @@ enum Command {
     Setup(setup::Args),
     /// Build everything in release and say where it is
     Build,
+    /// Write the container image as one file, offline; no other tool needed
+    Image(image::Args),
     /// Show the whole thing at work: a cluster of network namespaces, with real traffic (root)
     #[command(disable_help_flag = true)]
     Demo(lab::Args),
@@ -64,6 +67,7 @@ fn run() -> Result<()> {
     match Arguments::parse().command {
         Command::Setup(arguments) => setup::run(&arguments),
         Command::Build => build::run(),
+        Command::Image(arguments) => image::run(&arguments),
         Command::Demo(arguments) => lab::demo(&arguments),
         Command::Shell(arguments) => lab::shell(&arguments),
         Command::Test(arguments) => test::run(&arguments),
