@@ -2,12 +2,14 @@
 //!
 //! One way through: [`source`] → [`state`] (one writer, plain types) → [`compile`] (pure: state → desired entries) →
 //! [`reconcile`] (desired against actual) → [`datapath`] tables. Boundaries a reviewer can grep: `aya::` only under
-//! `datapath/`, Kubernetes types only under `source/`, `rtnetlink::` only under `netlink/`.
+//! `datapath/`, Kubernetes types only under `source/`
+//! and `cluster/`, `rtnetlink::` only under `netlink/`.
 #![forbid(unsafe_code)]
 
 pub mod api;
 pub mod app;
 pub mod cli;
+pub mod cluster;
 pub mod cni;
 pub mod compile;
 pub mod config;

@@ -7,15 +7,18 @@ use std::{ops::RangeInclusive, path::PathBuf};
 use clap::Args;
 
 use super::{
-    Routing,
-    parse::{self, CgroupPath, Cidrs, Http, Invalid, Mtu},
+    Routing, Source,
+    parse::{self, CgroupPath, Cidrs, Http, Invalid, KubeconfigPath, Mtu, Servers},
 };
 use crate::{datapath::EbpfLog, netlink::Uplinks, telemetry::LogFormat};
 
 /// Every key of the file; a dot leads into a section.
-pub const KEYS: [&str; 30] = [
+pub const KEYS: [&str; 33] = [
     "node_name",
+    "source",
     "manifests",
+    "api_server",
+    "kubeconfig",
     "state_dir",
     "run_dir",
     "bpffs",
@@ -52,9 +55,18 @@ pub struct Settings {
     /// Name of this node's Node object [default: the host name]
     #[arg(long, env = "DATAPLANE_NODE_NAME", value_name = "NAME", value_parser = parse::node_name)]
     pub node_name: Option<String>,
+    /// Where the cluster's objects come from: manifests or kubernetes [default: manifests]
+    #[arg(long, env = "DATAPLANE_SOURCE", value_name = "SOURCE", value_parser = parse::from_str::<Source>)]
+    pub source: Option<Source>,
     /// Directory of Kubernetes objects as YAML or JSON [default: /etc/dataplane/manifests]
     #[arg(long, env = "DATAPLANE_MANIFESTS", value_name = "DIR", value_parser = parse::path)]
     pub manifests: Option<PathBuf>,
+    /// API servers, asked one after the other [default: the one the credentials name]
+    #[arg(long, env = "DATAPLANE_API_SERVER", value_name = "URL,..", value_parser = parse::servers)]
+    pub api_server: Option<Servers>,
+    /// Credentials for them, or auto: the pod's service account [default: auto]
+    #[arg(long, env = "DATAPLANE_KUBECONFIG", value_name = "FILE", value_parser = parse::kubeconfig)]
+    pub kubeconfig: Option<KubeconfigPath>,
     /// Directory of what outlives the agent [default: /var/lib/dataplane]
     #[arg(long, env = "DATAPLANE_STATE_DIR", value_name = "DIR", value_parser = parse::path)]
     pub state_dir: Option<PathBuf>,
@@ -154,6 +166,9 @@ impl Settings {
         match key {
             "node_name" => fill(&mut self.node_name, parse::node_name(text)),
             "manifests" => fill(&mut self.manifests, parse::path(text)),
+            "source" => fill(&mut self.source, parse::from_str(text)),
+            "api_server" => fill(&mut self.api_server, parse::servers(text)),
+            "kubeconfig" => fill(&mut self.kubeconfig, parse::kubeconfig(text)),
             "state_dir" => fill(&mut self.state_dir, parse::path(text)),
             "run_dir" => fill(&mut self.run_dir, parse::path(text)),
             "bpffs" => fill(&mut self.bpffs, parse::path(text)),

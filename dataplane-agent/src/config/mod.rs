@@ -10,12 +10,14 @@ mod parse;
 use std::{io, net::SocketAddr, ops::RangeInclusive, path::PathBuf, str::FromStr};
 
 use clap::Args;
+use http::Uri;
 use ipnet::IpNet;
 
 pub use keys::{KEYS, Settings};
 pub use parse::Invalid;
 
 use crate::{
+    cluster::{Access, Contact},
     datapath::{Capacity, EbpfLog},
     netlink::Uplinks,
     telemetry::LogFormat,
@@ -26,9 +28,14 @@ use crate::{
 pub struct Config {
     /// Name of this node's Node object.
     pub node_name: String,
+    pub source: Source,
     /// Directory of the manifests.
     pub manifests: PathBuf,
-    /// What outlives the agent: address leases.
+    /// API servers; empty: the one the credentials name.
+    pub api_server: Vec<Uri>,
+    /// Credentials for them; `None`: the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// What outlives the agent: address leases, and what the cluster last was.
     pub state_dir: PathBuf,
     /// What does not: the agent's socket.
     pub run_dir: PathBuf,
@@ -50,6 +57,16 @@ pub struct Config {
     pub log: String,
     pub log_format: LogFormat,
     pub log_ebpf: EbpfLog,
+}
+
+/// Where the objects of the cluster come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Source {
+    /// A directory of files.
+    #[default]
+    Manifests,
+    /// The API server.
+    Kubernetes,
 }
 
 /// How pods of other nodes are reached.
@@ -136,7 +153,10 @@ impl Config {
         let capacity = Capacity::default();
         Ok(Self {
             node_name: set.node_name.map_or_else(host_name, Ok)?,
+            source: set.source.unwrap_or_default(),
             manifests: set.manifests.unwrap_or_else(|| "/etc/dataplane/manifests".into()),
+            api_server: set.api_server.unwrap_or_default().0,
+            kubeconfig: set.kubeconfig.unwrap_or_default().0,
             state_dir: set.state_dir.unwrap_or_else(|| "/var/lib/dataplane".into()),
             run_dir: set.run_dir.unwrap_or_else(|| "/run/dataplane".into()),
             bpffs: set.bpffs.unwrap_or_else(|| "/sys/fs/bpf".into()),
@@ -176,6 +196,15 @@ impl Config {
         })
     }
 
+    /// How the cluster is reached.
+    pub fn access(&self) -> Access {
+        Access {
+            servers: self.api_server.clone(),
+            kubeconfig: self.kubeconfig.clone(),
+            contact: Contact::default(),
+        }
+    }
+
     /// What is right alone and wrong together.
     fn check(&self) -> Result<(), ConfigError> {
         let Vxlan { port, device, .. } = &self.vxlan;
@@ -206,6 +235,18 @@ fn host_name() -> Result<String, ConfigError> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").map_err(ConfigError::NoHostName)?;
     let name = name.trim().to_lowercase();
     parse::node_name(&name).map_err(|reason| ConfigError::HostName { name, reason })
+}
+
+impl FromStr for Source {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text {
+            "manifests" => Ok(Self::Manifests),
+            "kubernetes" => Ok(Self::Kubernetes),
+            _ => Err(Invalid::new("must be manifests or kubernetes")),
+        }
+    }
 }
 
 impl FromStr for Routing {

@@ -2,6 +2,7 @@
 
 use std::{fmt::Display, net::SocketAddr, ops::RangeInclusive, path::PathBuf, str::FromStr};
 
+use http::Uri;
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
@@ -27,6 +28,14 @@ pub struct Invalid(String);
 /// A path, or found by the agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CgroupPath(pub Option<PathBuf>);
+
+/// A path, or the service account of the pod the agent is in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KubeconfigPath(pub Option<PathBuf>);
+
+/// A list, which may be empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Servers(pub Vec<Uri>);
 
 /// An MTU, or that of the uplink.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,6 +95,41 @@ pub(super) fn cgroup(text: &str) -> Result<CgroupPath, Invalid> {
         return Ok(CgroupPath(None));
     }
     path(text).map(|path| CgroupPath(Some(path)))
+}
+
+pub(super) fn kubeconfig(text: &str) -> Result<KubeconfigPath, Invalid> {
+    if text == "auto" {
+        return Ok(KubeconfigPath(None));
+    }
+    path(text).map(|path| KubeconfigPath(Some(path)))
+}
+
+pub(super) fn servers(text: &str) -> Result<Servers, Invalid> {
+    if text.is_empty() {
+        return Ok(Servers::default());
+    }
+    let mut servers = Vec::new();
+    for url in text.split(',').map(|text| server(text.trim())) {
+        let url = url?;
+        if servers.contains(&url) {
+            return Err(Invalid::new(format!("{url} is there twice")));
+        }
+        servers.push(url);
+    }
+    Ok(Servers(servers))
+}
+
+fn server(text: &str) -> Result<Uri, Invalid> {
+    let url = text.parse::<Uri>().ok().filter(|url| {
+        let authority = url.authority().map(http::uri::Authority::as_str).unwrap_or_default();
+        matches!(url.scheme_str(), Some("https" | "http"))
+            && url.host().is_some_and(|host| !host.is_empty())
+            && !authority.contains('@')
+            && (authority.ends_with(url.host().unwrap_or_default())
+                || url.port_u16().is_some_and(|port| port > 0))
+            && url.query().is_none()
+    });
+    url.ok_or_else(|| Invalid::new(format!("{text:?} is not the URL of a server like https://10.0.0.1:6443")))
 }
 
 pub(super) fn uplinks(text: &str) -> Result<Uplinks, Invalid> {

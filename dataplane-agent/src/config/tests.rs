@@ -31,7 +31,10 @@ fn refusal(yaml: &str) -> String {
 
 const EVERYTHING: &str = "
 node_name: n1.example
+source: kubernetes
 manifests: /m
+api_server: ['https://10.0.0.1:6443', 'https://[fd00::2]:6443/k8s']
+kubeconfig: /k
 state_dir: /s
 run_dir: /r
 bpffs: /b
@@ -63,6 +66,10 @@ fn every_key_of_the_file_reaches_the_configuration() {
     let config = with_file(EVERYTHING, &[]).unwrap();
     assert_eq!(config.node_name, "n1.example");
     assert_eq!(config.manifests, Path::new("/m"));
+    assert_eq!(config.source, Source::Kubernetes);
+    let servers = ["https://10.0.0.1:6443/", "https://[fd00::2]:6443/k8s"];
+    assert_eq!(config.api_server.iter().map(ToString::to_string).collect::<Vec<_>>(), servers);
+    assert_eq!(config.kubeconfig.as_deref(), Some(Path::new("/k")));
     assert_eq!(config.state_dir, Path::new("/s"));
     assert_eq!(config.run_dir, Path::new("/r"));
     assert_eq!(config.bpffs, Path::new("/b"));
@@ -101,6 +108,7 @@ fn an_empty_file_means_the_defaults() {
         assert_eq!(config.masquerade.ports, 61_000..=65_535);
         assert!(config.masquerade.enabled && config.connect_time.tcp && !config.connect_time.udp);
         assert_eq!(config.http, Some("127.0.0.1:9964".parse().unwrap()));
+        assert_eq!((config.source, config.api_server, config.kubeconfig), (Source::Manifests, vec![], None));
         assert_eq!((config.mtu, config.cgroup, config.uplinks), (None, None, Uplinks::Auto));
         assert_eq!(config.capacity, Capacity::default());
     }
@@ -177,7 +185,7 @@ fn an_unknown_key_is_refused_with_what_was_meant() {
     for (yaml, message) in cases {
         assert_eq!(refusal(yaml), message, "{yaml}");
     }
-    assert!(refusal("zzzzzzzzzzz: 1").contains("known are node_name, manifests,"));
+    assert!(refusal("zzzzzzzzzzz: 1").contains("known are node_name, source,"));
 }
 
 #[test]
@@ -197,6 +205,14 @@ fn an_impossible_value_is_refused_with_what_is_allowed() {
         ("masquerade: {enabled: maybe}", "masquerade.enabled: \"maybe\": must be true or false"),
         ("node_name: Node_1", "node_name: \"Node_1\": must be the name of a Node"),
         ("node_name: ''", "node_name: \"\": must be the name of a Node"),
+        ("source: etcd", "source: \"etcd\": must be manifests or kubernetes"),
+        ("kubeconfig: ''", "kubeconfig: \"\": must be a path"),
+        ("api_server: 10.0.0.1", "api_server: \"10.0.0.1\": \"10.0.0.1\" is not the URL of a server"),
+        ("api_server: ['ftp://a']", "\"ftp://a\" is not the URL of a server like https://10.0.0.1:6443"),
+        ("api_server: ['https://u@a']", "\"https://u@a\" is not the URL of a server"),
+        ("api_server: ['https://a:0']", "\"https://a:0\" is not the URL of a server"),
+        ("api_server: ['https://a?b']", "\"https://a?b\" is not the URL of a server"),
+        ("api_server: ['https://a', 'https://a/']", "https://a/ is there twice"),
         ("uplinks: []", "uplinks: \"\": must be auto, or names of network devices"),
         ("uplinks: [a-name-that-is-too-long]", "must be auto, or names of network devices"),
         ("capacity: {flows: 0}", "capacity.flows: \"0\": must be 1 to 16777216"),
