@@ -6,6 +6,7 @@
 //! and `cluster/`, `rtnetlink::` only under `netlink/`.
 #![forbid(unsafe_code)]
 
+pub mod allocate;
 pub mod api;
 pub mod app;
 pub mod cli;
