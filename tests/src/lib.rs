@@ -1,5 +1,6 @@
 //! Proof across crates: packets through the loaded programs, and clusters of network namespaces.
 
+pub mod apiserver;
 pub mod bench;
 pub mod bins;
 pub mod cni;

@@ -1,0 +1,464 @@
+//! What the API server makes of an object before it keeps it: identity, defaults, and the refusals that matter to us.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use ipnet::IpNet;
+use k8s_openapi::{
+    api::{
+        coordination::v1::Lease,
+        core::v1::{ConfigMap, Event, Namespace, Node, Pod, Service, ServiceAccount},
+        discovery::v1::EndpointSlice,
+        events::v1::Event as NewEvent,
+        rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
+    },
+    jiff::Timestamp,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+use super::{
+    failure::Failure,
+    resources::Resource,
+    store::{Key, Store},
+};
+
+/// Fields the server alone writes.
+const OWN: [&str; 3] = ["uid", "creationTimestamp", "deletionTimestamp"];
+
+/// A new object, complete; and its name, which may be a new one.
+pub(super) fn create(
+    store: &Store,
+    resource: &'static Resource,
+    namespace: &str,
+    object: &Value,
+) -> Result<(Key, Value), Failure> {
+    let mut object = decode(resource, object)?;
+    let name = match text(&object["metadata"], "name") {
+        "" => match text(&object["metadata"], "generateName") {
+            "" => {
+                return Err(Failure::invalid(
+                    resource,
+                    "",
+                    "metadata.name: Required value: name or generateName is required",
+                ));
+            }
+            prefix => format!("{prefix}{}", &uuid()?[..5]),
+        },
+        name => name.to_owned(),
+    };
+    if !text(&object["metadata"], "resourceVersion").is_empty() {
+        let problem = "resourceVersion should not be set on objects to be created";
+        return Err(Failure::new(500, "InternalError", problem));
+    }
+    check_place(store, resource, namespace, &name, &object)?;
+    object["metadata"]["name"] = json!(name);
+    if resource.namespaced {
+        object["metadata"]["namespace"] = json!(namespace);
+    }
+    object["metadata"]["uid"] = json!(uuid()?);
+    object["metadata"]["creationTimestamp"] = json!(now());
+    let key = Key { resource, namespace: namespace.to_owned(), name };
+    complete(store, &key, &mut object, None)?;
+    validate(&key, &object, None)?;
+    Ok((key, object))
+}
+
+/// What an object becomes by an update: of everything but its status, or of its status alone.
+pub(super) fn update(
+    store: &Store,
+    key: &Key,
+    old: &Value,
+    new: &Value,
+    subresource: Option<&str>,
+) -> Result<Value, Failure> {
+    let mut new = decode(key.resource, new)?;
+    let uid = text(&new["metadata"], "uid");
+    if !uid.is_empty() && old["metadata"]["uid"] != uid {
+        let problem = format!(
+            "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+            text(&old["metadata"], "uid")
+        );
+        return Err(Failure::conflict(key.resource, &key.name, &problem));
+    }
+    for field in ["namespace", "name"] {
+        let given = text(&new["metadata"], field);
+        let kept = text(&old["metadata"], field);
+        if !given.is_empty() && given != kept {
+            let problem =
+                format!("the {field} of the provided object does not match the {field} sent on the request");
+            return Err(Failure::bad_request(problem));
+        }
+        if !kept.is_empty() {
+            new["metadata"][field] = json!(kept);
+        }
+    }
+    for field in OWN {
+        match old["metadata"].get(field) {
+            Some(value) => new["metadata"][field] = value.clone(),
+            None => {
+                new["metadata"].as_object_mut().map(|metadata| metadata.remove(field));
+            }
+        }
+    }
+    if subresource.is_some() {
+        let mut changed = old.clone();
+        set(&mut changed, "status", new.get("status"));
+        // upstream takes these through the status, too
+        for field in ["labels", "annotations"] {
+            set(&mut changed["metadata"], field, new["metadata"].get(field));
+        }
+        changed["metadata"]["resourceVersion"] = new["metadata"]["resourceVersion"].clone();
+        new = changed;
+    } else if key.resource.status {
+        set(&mut new, "status", old.get("status"));
+    }
+    complete(store, key, &mut new, Some(old))?;
+    validate(key, &new, Some(old))?;
+    Ok(new)
+}
+
+/// Reads the object as its type: what does not fit is refused, what nobody knows is dropped.
+fn decode(resource: &'static Resource, object: &Value) -> Result<Value, Failure> {
+    fn through<T: DeserializeOwned + Serialize>(object: &Value) -> serde_json::Result<Value> {
+        serde_json::to_value(T::deserialize(object)?)
+    }
+    let mut object = object.clone();
+    if !object.is_object() {
+        return Err(Failure::bad_request("the body of the request is not an object"));
+    }
+    for (field, wanted) in [("apiVersion", resource.api_version()), ("kind", resource.kind.to_owned())] {
+        let given = text(&object, field);
+        if !given.is_empty() && given != wanted {
+            let problem =
+                format!("the {field} in the data ({given}) does not match the expected one ({wanted})");
+            return Err(Failure::bad_request(problem));
+        }
+        object[field] = json!(wanted);
+    }
+    let decoded = match (resource.group, resource.kind) {
+        (_, "Node") => through::<Node>(&object),
+        (_, "Namespace") => through::<Namespace>(&object),
+        (_, "Service") => through::<Service>(&object),
+        (_, "Pod") => through::<Pod>(&object),
+        ("", "Event") => through::<Event>(&object),
+        (_, "Event") => through::<NewEvent>(&object),
+        (_, "ConfigMap") => through::<ConfigMap>(&object),
+        (_, "ServiceAccount") => through::<ServiceAccount>(&object),
+        (_, "EndpointSlice") => through::<EndpointSlice>(&object),
+        (_, "Lease") => through::<Lease>(&object),
+        (_, "ClusterRole") => through::<ClusterRole>(&object),
+        (_, "ClusterRoleBinding") => through::<ClusterRoleBinding>(&object),
+        (_, "Role") => through::<Role>(&object),
+        (_, "RoleBinding") => through::<RoleBinding>(&object),
+        (_, kind) => return Err(Failure::bad_request(format!("no type for {kind}"))),
+    };
+    decoded.map_err(|error| {
+        let (kind, version) = (resource.kind, resource.version);
+        Failure::bad_request(format!(
+            "{kind} in version \"{version}\" cannot be handled as a {kind}: json: {error}"
+        ))
+    })
+}
+
+fn check_place(
+    store: &Store,
+    resource: &'static Resource,
+    namespace: &str,
+    name: &str,
+    object: &Value,
+) -> Result<(), Failure> {
+    let is_plain = |character: char| {
+        character.is_ascii_lowercase() || character.is_ascii_digit() || matches!(character, '.' | '-')
+    };
+    // names of roles are free
+    if !resource.group.starts_with("rbac") && !name.chars().all(is_plain) {
+        let problem = format!(
+            "metadata.name: Invalid value: \"{name}\": a lowercase RFC 1123 subdomain must consist of lower case \
+             alphanumeric characters, '-' or '.'"
+        );
+        return Err(Failure::invalid(resource, name, &problem));
+    }
+    if !resource.namespaced {
+        return Ok(());
+    }
+    if namespace.is_empty() {
+        return Err(Failure::bad_request("an empty namespace may not be set during creation"));
+    }
+    let given = text(&object["metadata"], "namespace");
+    if !given.is_empty() && given != namespace {
+        return Err(Failure::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    let namespaces = Resource::named("v1", "Namespace").expect("namespaces are in the list of kinds");
+    let key = Key { resource: namespaces, namespace: String::new(), name: namespace.to_owned() };
+    match store.get(&key) {
+        Some(_) => Ok(()),
+        None => Err(Failure::not_found(namespaces, namespace)),
+    }
+}
+
+/// Defaults, and what is derived from other fields.
+fn complete(store: &Store, key: &Key, object: &mut Value, old: Option<&Value>) -> Result<(), Failure> {
+    match key.resource.kind {
+        "Node" => {
+            let (one, all) =
+                (object["spec"].get("podCIDR").cloned(), object["spec"].get("podCIDRs").cloned());
+            let first = all.as_ref().and_then(|all| all.get(0)).cloned();
+            match (one, first) {
+                (Some(one), None) if one != "" => object["spec"]["podCIDRs"] = json!([one]),
+                // the list wins, as upstream's conversion has it
+                (_, Some(first)) => object["spec"]["podCIDR"] = first,
+                _ => {}
+            }
+        }
+        "Namespace" if old.is_none() => object["status"] = json!({"phase": "Active"}),
+        "Pod" if old.is_none() => object["status"] = json!({"phase": "Pending"}),
+        "Service" => complete_service(store, key, object, old)?,
+        _ => {}
+    }
+    Ok(())
+}
+
+fn complete_service(
+    store: &Store,
+    key: &Key,
+    object: &mut Value,
+    old: Option<&Value>,
+) -> Result<(), Failure> {
+    if old.is_none() {
+        object["status"] = json!({"loadBalancer": {}});
+    }
+    let spec = &mut object["spec"];
+    let default = |spec: &mut Value, field: &str, value: Value| {
+        if spec.get(field).is_none() {
+            spec[field] = value;
+        }
+    };
+    default(spec, "type", json!("ClusterIP"));
+    default(spec, "sessionAffinity", json!("None"));
+    for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
+        default(port, "protocol", json!("TCP"));
+        let same = port["port"].clone();
+        default(port, "targetPort", same);
+    }
+    if spec["type"] == "ExternalName" {
+        return Ok(());
+    }
+    default(spec, "internalTrafficPolicy", json!("Cluster"));
+    for field in ["clusterIP", "clusterIPs"] {
+        if let Some(kept) = old.and_then(|old| old["spec"].get(field)) {
+            default(spec, field, kept.clone());
+        }
+    }
+    let given = spec.get("clusterIPs").and_then(|all| all.get(0)).or_else(|| spec.get("clusterIP"));
+    let first = match given.and_then(Value::as_str).unwrap_or_default() {
+        "" => free_address(store, key)?,
+        given => given.to_owned(),
+    };
+    if spec.get("clusterIPs").and_then(|all| all.get(0)).is_none() {
+        spec["clusterIPs"] = json!([first]);
+    }
+    spec["clusterIP"] = json!(first);
+    let families: Vec<&str> = spec["clusterIPs"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|address| address.as_str()?.parse::<IpAddr>().ok())
+        .map(|address| if address.is_ipv4() { "IPv4" } else { "IPv6" })
+        .collect();
+    if families.is_empty() {
+        default(spec, "ipFamilies", json!(["IPv4", "IPv6"]));
+    } else {
+        spec["ipFamilies"] = json!(families);
+    }
+    let policy = if families.len() == 1 { "SingleStack" } else { "RequireDualStack" };
+    default(spec, "ipFamilyPolicy", json!(policy));
+    Ok(())
+}
+
+/// Of the upper half of 10.97.0.0/16, which tests do not choose from.
+fn free_address(store: &Store, key: &Key) -> Result<String, Failure> {
+    let used: Vec<&str> =
+        store.current(key.resource).filter_map(|service| service["spec"]["clusterIP"].as_str()).collect();
+    let free = (0x8001..0xffff_u32)
+        .map(|host| Ipv4Addr::from(0x0a61_0000 | host).to_string())
+        .find(|address| !used.contains(&address.as_str()));
+    free.ok_or_else(|| Failure::new(500, "InternalError", "range is full"))
+}
+
+fn validate(key: &Key, object: &Value, old: Option<&Value>) -> Result<(), Failure> {
+    let refuse = |problem: String| Err(Failure::invalid(key.resource, &key.name, &problem));
+    match key.resource.kind {
+        "Node" => match node_problem(object, old) {
+            Some(problem) => refuse(problem),
+            None => Ok(()),
+        },
+        "Service" => {
+            let (is, was) = (&object["spec"]["clusterIP"], old.map(|old| &old["spec"]["clusterIP"]));
+            match was {
+                Some(was) if was.is_string() && is.is_string() && was != is => {
+                    refuse(format!("spec.clusterIPs[0]: Invalid value: [{is}]: may not change once set"))
+                }
+                _ => Ok(()),
+            }
+        }
+        "EndpointSlice" => match slice_problem(object, old) {
+            Some(problem) => refuse(problem),
+            None => Ok(()),
+        },
+        "Event" => match event_problem(key, object, old) {
+            Some(problem) => refuse(problem),
+            None => Ok(()),
+        },
+        "Lease" if object["spec"]["leaseDurationSeconds"].as_i64().is_some_and(|seconds| seconds <= 0) => {
+            refuse("spec.leaseDurationSeconds: Invalid value: must be greater than 0".to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn node_problem(node: &Value, old: Option<&Value>) -> Option<String> {
+    let cidrs = |node: &Value| -> Vec<String> {
+        let all = node["spec"]["podCIDRs"].as_array();
+        all.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+    };
+    let (now, before) = (cidrs(node), old.map(cidrs).unwrap_or_default());
+    if !before.is_empty() && before != now {
+        return Some(
+            "spec.podCIDRs: Forbidden: node updates may not change podCIDR except from \"\" to valid"
+                .to_owned(),
+        );
+    }
+    let mut parsed = Vec::new();
+    for (index, cidr) in now.iter().enumerate() {
+        match cidr.parse::<IpNet>() {
+            Ok(net) => parsed.push(net),
+            Err(_) => {
+                return Some(format!(
+                    "spec.podCIDRs[{index}]: Invalid value: \"{cidr}\": must be a valid CIDR value, (e.g. 10.9.8.0/24 \
+                     or 2001:db8::/64)"
+                ));
+            }
+        }
+    }
+    let v4 = parsed.iter().filter(|net| matches!(net, IpNet::V4(_))).count();
+    if v4 > 1 || parsed.len() - v4 > 1 {
+        return Some(format!(
+            "spec.podCIDRs: Invalid value: {now:?}: may specify no more than one CIDR for each IP family"
+        ));
+    }
+    let addresses: Vec<&Value> = node["status"]["addresses"].as_array().into_iter().flatten().collect();
+    let repeated = addresses
+        .iter()
+        .enumerate()
+        .find(|(at, address)| addresses.iter().take(*at).any(|one| one == *address));
+    repeated.map(|(at, address)| format!("status.addresses[{at}]: Duplicate value: {address}"))
+}
+
+fn slice_problem(slice: &Value, old: Option<&Value>) -> Option<String> {
+    let kind = text(slice, "addressType");
+    if old.is_some_and(|old| text(old, "addressType") != kind) {
+        return Some(format!("addressType: Invalid value: \"{kind}\": field is immutable"));
+    }
+    if !["IPv4", "IPv6", "FQDN"].contains(&kind) {
+        return Some(format!(
+            "addressType: Unsupported value: \"{kind}\": supported values: \"FQDN\", \"IPv4\", \"IPv6\""
+        ));
+    }
+    let endpoints = slice["endpoints"].as_array().map_or(&[][..], Vec::as_slice);
+    if endpoints.len() > 1_000 {
+        return Some(format!("endpoints: Too many: {}: must have at most 1000 items", endpoints.len()));
+    }
+    for (number, endpoint) in endpoints.iter().enumerate() {
+        let addresses = endpoint["addresses"].as_array().map_or(&[][..], Vec::as_slice);
+        if addresses.is_empty() {
+            return Some(format!(
+                "endpoints[{number}].addresses: Required value: must contain at least 1 address"
+            ));
+        }
+        for (at, address) in addresses.iter().filter_map(Value::as_str).enumerate() {
+            let is_right = match kind {
+                "IPv4" => address.parse::<Ipv4Addr>().is_ok(),
+                "IPv6" => address.parse::<Ipv6Addr>().is_ok(),
+                _ => true,
+            };
+            if !is_right {
+                return Some(format!(
+                    "endpoints[{number}].addresses[{at}]: Invalid value: \"{address}\": must be a valid {kind} address"
+                ));
+            }
+        }
+    }
+    None
+}
+
+/// Events of what has no namespace are in `default`; those with an `eventTime` may be in `kube-system`, too.
+fn event_problem(key: &Key, event: &Value, old: Option<&Value>) -> Option<String> {
+    let is_new = key.resource.group == "events.k8s.io";
+    let about = &event[if is_new { "regarding" } else { "involvedObject" }];
+    let of = text(about, "namespace");
+    let is_placed = match (of, key.namespace.as_str()) {
+        ("", "default") => true,
+        ("", "kube-system") => !text(event, "eventTime").is_empty(),
+        (of, namespace) => of == namespace,
+    };
+    if !is_placed {
+        return Some(format!(
+            "involvedObject.namespace: Invalid value: \"{of}\": does not match event.namespace"
+        ));
+    }
+    if !is_new {
+        return None;
+    }
+    if let Some(old) = old {
+        let fixed = ["eventTime", "reason", "note", "type", "action", "regarding", "reportingController"];
+        let changed = fixed.iter().find(|field| old.get(field) != event.get(field));
+        return changed.map(|field| format!("{field}: Invalid value: field is immutable"));
+    }
+    for field in ["eventTime", "reportingController", "reportingInstance", "action", "reason"] {
+        let value = text(event, field);
+        if value.is_empty() {
+            return Some(format!("{field}: Required value"));
+        }
+        if value.len() > 128 {
+            return Some(format!("{field}: Invalid value: \"{value}\": can have at most 128 characters"));
+        }
+    }
+    if text(event, "note").len() > 1_024 {
+        return Some("message: Invalid value: can have at most 1024 characters".to_owned());
+    }
+    let kind = text(event, "type");
+    if !["Normal", "Warning"].contains(&kind) {
+        return Some(format!("type: Invalid value: \"{kind}\": has invalid value: \"{kind}\""));
+    }
+    None
+}
+
+fn set(object: &mut Value, field: &str, value: Option<&Value>) {
+    match (value, object.as_object_mut()) {
+        (Some(value), Some(fields)) => drop(fields.insert(field.to_owned(), value.clone())),
+        (None, Some(fields)) => drop(fields.remove(field)),
+        (_, None) => {}
+    }
+}
+
+pub(super) fn text<'a>(object: &'a Value, field: &str) -> &'a str {
+    object.get(field).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// To the second, as metadata has it.
+pub(super) fn now() -> String {
+    let seconds = Timestamp::now().as_second();
+    Timestamp::from_second(seconds).unwrap_or_default().to_string()
+}
+
+fn uuid() -> Result<String, Failure> {
+    let read = fs::read_to_string("/proc/sys/kernel/random/uuid");
+    let text =
+        read.map_err(|error| Failure::new(500, "InternalError", format!("no random uuid: {error}")))?;
+    Ok(text.trim().to_owned())
+}

@@ -1,0 +1,30 @@
+//! A small API server in this process, for tests of what talks to one: objects with their history, lists by pages,
+//! watches, patches, roles. It can be away, forgetful, slow and wrong on demand.
+//!
+//! Behind it stands no etcd, and nothing acts on objects: no controllers, no garbage collection. What it refuses it
+//! refuses in the words of the real one, but it does not refuse all that the real one does.
+
+mod admission;
+mod failure;
+mod faults;
+mod http;
+mod objects;
+mod patch;
+mod paths;
+mod rbac;
+mod read;
+mod resources;
+mod select;
+mod server;
+mod state;
+mod store;
+mod watch;
+mod write;
+
+pub use failure::Failure;
+pub use faults::{Drop, Fault, Faults, Requests};
+pub use objects::Objects;
+pub use rbac::{Use, User};
+pub use resources::{RESOURCES, Resource};
+pub use server::Server;
+pub use state::Behaviour;

@@ -1,0 +1,169 @@
+//! Label and field selectors: which objects a list or a watch is about.
+
+use serde_json::Value;
+
+use super::failure::Failure;
+
+/// Both selectors of a request. Empty: everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Selector {
+    labels: Vec<Requirement>,
+    fields: Vec<Requirement>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Requirement {
+    key: String,
+    operator: Operator,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Operator {
+    In(Vec<String>),
+    NotIn(Vec<String>),
+    Exists,
+    DoesNotExist,
+}
+
+/// Fields that can be selected by, for every kind or for pods.
+const FIELDS: [&str; 4] = ["metadata.name", "metadata.namespace", "spec.nodeName", "status.phase"];
+
+impl Selector {
+    /// From the parameters `labelSelector` and `fieldSelector`.
+    pub(super) fn parse(labels: &str, fields: &str) -> Result<Self, Failure> {
+        let labels = split(labels).into_iter().map(label).collect::<Result<_, _>>()?;
+        let fields = split(fields).into_iter().map(field).collect::<Result<_, _>>()?;
+        Ok(Self { labels, fields })
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.labels.is_empty() && self.fields.is_empty()
+    }
+
+    pub(super) fn matches(&self, object: &Value) -> bool {
+        let label = |key: &str| object["metadata"]["labels"].get(key).and_then(Value::as_str);
+        let field = |key: &str| {
+            let value = key.split('.').try_fold(object, |value, part| value.get(part));
+            // what is not set is empty
+            Some(value.and_then(Value::as_str).unwrap_or_default())
+        };
+        self.labels.iter().all(|requirement| requirement.holds(label(&requirement.key)))
+            && self.fields.iter().all(|requirement| requirement.holds(field(&requirement.key)))
+    }
+
+    /// The one object a field selector asks for by name: what authorization by name looks at.
+    pub(super) fn name(&self) -> Option<&str> {
+        self.fields.iter().find_map(|requirement| match &requirement.operator {
+            Operator::In(values) if requirement.key == "metadata.name" => values.first().map(String::as_str),
+            _ => None,
+        })
+    }
+}
+
+impl Requirement {
+    fn holds(&self, value: Option<&str>) -> bool {
+        match (&self.operator, value) {
+            (Operator::In(values), Some(value)) => values.iter().any(|wanted| wanted == value),
+            (Operator::NotIn(values), Some(value)) => values.iter().all(|unwanted| unwanted != value),
+            (Operator::NotIn(_) | Operator::DoesNotExist, None) | (Operator::Exists, Some(_)) => true,
+            (Operator::In(_) | Operator::Exists, None) | (Operator::DoesNotExist, Some(_)) => false,
+        }
+    }
+}
+
+/// At commas outside of parentheses.
+fn split(text: &str) -> Vec<&str> {
+    let mut depth = 0_usize;
+    let parts = text.split(|character| {
+        match character {
+            '(' => depth += 1,
+            ')' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        character == ',' && depth == 0
+    });
+    parts.map(str::trim).filter(|part| !part.is_empty()).collect()
+}
+
+fn label(text: &str) -> Result<Requirement, Failure> {
+    let requirement = |key: &str, operator| Ok(Requirement { key: key.trim().to_owned(), operator });
+    for (word, is_in) in [(" notin ", false), (" in ", true)] {
+        let Some((key, values)) = text.split_once(word) else { continue };
+        let values = values.trim().strip_prefix('(').and_then(|values| values.strip_suffix(')'));
+        let values = values.ok_or_else(|| unparsable("label", text))?;
+        let values = values.split(',').map(|value| value.trim().to_owned()).collect();
+        return requirement(key, if is_in { Operator::In(values) } else { Operator::NotIn(values) });
+    }
+    match equality(text) {
+        Some((key, operator)) => requirement(key, operator),
+        None => match text.strip_prefix('!') {
+            Some(key) => requirement(key, Operator::DoesNotExist),
+            None if text.contains(char::is_whitespace) => Err(unparsable("label", text)),
+            None => requirement(text, Operator::Exists),
+        },
+    }
+}
+
+fn field(text: &str) -> Result<Requirement, Failure> {
+    let (key, operator) = equality(text).ok_or_else(|| unparsable("field", text))?;
+    if !FIELDS.contains(&key) {
+        return Err(Failure::bad_request(format!("field label not supported: {key}")));
+    }
+    Ok(Requirement { key: key.to_owned(), operator })
+}
+
+fn equality(text: &str) -> Option<(&str, Operator)> {
+    for (sign, is_equal) in [("!=", false), ("==", true), ("=", true)] {
+        if let Some((key, value)) = text.split_once(sign) {
+            let values = vec![value.trim().to_owned()];
+            let operator = if is_equal { Operator::In(values) } else { Operator::NotIn(values) };
+            return Some((key.trim(), operator));
+        }
+    }
+    None
+}
+
+fn unparsable(what: &str, text: &str) -> Failure {
+    Failure::bad_request(format!("unable to parse requirement: {what} selector {text:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn matches(labels: &str, fields: &str) -> bool {
+        let object = json!({
+            "metadata": {"name": "a", "labels": {"app": "web", "tier": "front"}},
+            "spec": {"nodeName": "node1"},
+        });
+        Selector::parse(labels, fields).expect("a selector").matches(&object)
+    }
+
+    #[test]
+    fn labels_by_equality_and_by_sets() {
+        for yes in [
+            "",
+            "app=web",
+            "app==web,tier!=back",
+            "app in (db, web),tier",
+            "!zone",
+            "zone notin (x)",
+            "zone!=x",
+        ] {
+            assert!(matches(yes, ""), "{yes}");
+        }
+        for no in ["app=db", "app!=web", "app notin (web)", "!app", "zone", "zone in (x)", "app=web,zone"] {
+            assert!(!matches(no, ""), "{no}");
+        }
+    }
+
+    #[test]
+    fn fields_by_equality_alone() {
+        assert!(matches("", "spec.nodeName=node1,metadata.name!=b"));
+        assert!(!matches("", "spec.nodeName=node2"));
+        assert!(Selector::parse("", "spec.podCIDR=x").is_err());
+        assert!(Selector::parse("", "metadata.name").is_err());
+    }
+}
