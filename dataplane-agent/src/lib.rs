@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod allocate;
+pub mod announce;
 pub mod api;
 pub mod app;
 pub mod cli;

@@ -4,7 +4,11 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use dataplane_agent::{app, cli, config::RunArgs};
+use dataplane_agent::{
+    allocate::{self, AllocateArgs},
+    app, cli,
+    config::RunArgs,
+};
 
 /// Pod network and services of a Kubernetes node, in eBPF.
 #[derive(Debug, Parser)]
@@ -18,6 +22,8 @@ struct Args {
 enum Command {
     /// Run the agent of this node
     Run(Box<RunArgs>),
+    /// Give each node its ranges of pod addresses, on a cluster that does not
+    Allocate(Box<AllocateArgs>),
     #[command(flatten)]
     Cli(cli::Command),
 }
@@ -25,6 +31,7 @@ enum Command {
 fn main() -> ExitCode {
     match Args::parse().command {
         Command::Run(args) => app::run(&args),
+        Command::Allocate(args) => allocate::run(&args),
         Command::Cli(command) => cli::run(command),
     }
 }

@@ -177,6 +177,14 @@ pub(super) fn same_family(one: &IpNet, other: &IpNet) -> bool {
 }
 
 impl Finding {
+    /// The other node it is about.
+    pub fn other(&self) -> Option<&str> {
+        match self {
+            Self::Overlap { other, .. } => Some(other),
+            _ => None,
+        }
+    }
+
     /// The reason of the Event.
     pub const fn reason(&self) -> &'static str {
         match self {
@@ -390,7 +398,9 @@ mod tests {
                     }
                     Step::Restart => {
                         book = new();
-                        server.values().for_each(|node| book.observe(node, now));
+                        for node in server.values() {
+                            book.observe(node, now);
+                        }
                     }
                 }
                 let given: Vec<IpNet> = server.values().flat_map(|node| node.pod_cidrs.clone()).collect();

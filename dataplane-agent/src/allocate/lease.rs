@@ -97,7 +97,7 @@ impl Candidate {
             next.transitions = record.transitions;
             return Step::Write(next);
         }
-        let lasts = Duration::from_secs(record.duration_seconds.max(0) as u64);
+        let lasts = Duration::from_secs(record.duration_seconds.try_into().unwrap_or_default());
         if !record.holder.is_empty() && now < *seen + lasts {
             return Step::Wait;
         }
