@@ -31,7 +31,13 @@ const RULES: &[Rule] = &[
     Rule {
         within: "dataplane-agent/src",
         words: &["k8s_openapi::", "kube::"],
-        only: &["dataplane-agent/src/cluster", "dataplane-agent/src/source"],
+        only: &[
+            "dataplane-agent/src/allocate",
+            "dataplane-agent/src/announce.rs",
+            "dataplane-agent/src/cluster",
+            "dataplane-agent/src/lifecycle",
+            "dataplane-agent/src/source",
+        ],
         why: "no Kubernetes type passes the state",
     },
     Rule {
