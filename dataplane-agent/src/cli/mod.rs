@@ -25,9 +25,12 @@ use serde::de::DeserializeOwned;
 pub use cleanup::{CleanupArgs, CleanupError, cleanup};
 pub use client::ClientError;
 
-use crate::api::{
-    request::{EventFilter, EventLine, FlowFilter, View},
-    views::EventView,
+use crate::{
+    api::{
+        request::{EventFilter, EventLine, FlowFilter, View},
+        views::EventView,
+    },
+    datapath::{Pins, pins::PinsError},
 };
 use client::Client;
 
@@ -48,6 +51,8 @@ pub enum Command {
     Events(EventsArgs),
     /// Remove everything the agent ever made on this node: programs, tables, devices, routes, files
     Cleanup(CleanupArgs),
+    /// Mount a BPF file system unless there is one; for the init container of a node without systemd
+    MountBpffs(MountArgs),
     /// Version of the agent and of its tables
     Version,
 }
@@ -114,6 +119,14 @@ pub struct EventsArgs {
     outcome: Option<String>,
 }
 
+/// Where.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct MountArgs {
+    /// BPF file system for the agent's pins
+    #[arg(long, env = "DATAPLANE_BPFFS", default_value = "/sys/fs/bpf")]
+    bpffs: PathBuf,
+}
+
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 enum CliError {
@@ -121,6 +134,8 @@ enum CliError {
     Client(#[from] ClientError),
     #[error("clean up: {0}")]
     Cleanup(#[from] CleanupError),
+    #[error(transparent)]
+    Pins(#[from] PinsError),
     #[error("the agent's answer is not understood (is it of another version?): {0}")]
     Answer(#[from] serde_json::Error),
     #[error("write the answer: {0}")]
@@ -137,6 +152,7 @@ pub fn run(command: Command) -> ExitCode {
         Command::Flows(args) => show(&args.ask, &View::Flows(args.filter()), lists::flows),
         Command::Events(args) => events(&args),
         Command::Cleanup(args) => clean(&args),
+        Command::MountBpffs(args) => Pins::new(&args.bpffs).prepare().map_err(CliError::Pins),
         Command::Version => print(&version()),
     };
     match done {

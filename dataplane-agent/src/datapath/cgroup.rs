@@ -98,7 +98,8 @@ impl Datapath {
     }
 }
 
-/// Where the cgroup2 hierarchy is mounted.
+/// Where the cgroup2 hierarchy is mounted; of several mounts the one that shows most of it. In a container that is the
+/// host's, if it was mounted there, and not the container's own.
 pub fn default_cgroup() -> Result<PathBuf, CgroupError> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(CgroupError::Mounts)?;
     cgroup2_mount(&mounts).ok_or(CgroupError::NoCgroup2)
@@ -106,12 +107,20 @@ pub fn default_cgroup() -> Result<PathBuf, CgroupError> {
 
 /// proc(5): `36 35 98:0 /root /mount/point options - type source options`, with spaces of the path as `\040`.
 fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
-    mountinfo.lines().find_map(|line| {
+    let mounts = mountinfo.lines().filter_map(|line| {
         let (mount, filesystem) = line.split_once(" - ")?;
         let is_cgroup2 = filesystem.split(' ').next() == Some("cgroup2");
-        let path = mount.split(' ').nth(4)?;
-        is_cgroup2.then(|| PathBuf::from(path.replace("\\040", " ")))
-    })
+        let mut fields = mount.split(' ').skip(3);
+        let (root, path) = (fields.next()?, fields.next()?);
+        is_cgroup2.then(|| (depth(root), PathBuf::from(path.replace("\\040", " "))))
+    });
+    // the first of those that show the same
+    mounts.min_by_key(|(depth, _)| *depth).map(|(_, path)| path)
+}
+
+/// How far below the root of our cgroup namespace a mount begins; negative above it (cgroup_namespaces(7): `/../..`).
+fn depth(root: &str) -> i32 {
+    root.split('/').filter(|part| !part.is_empty()).map(|part| if part == ".." { -1 } else { 1 }).sum()
 }
 
 #[cfg(test)]
@@ -126,5 +135,17 @@ mod tests {
             31 29 0:28 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n";
         assert_eq!(cgroup2_mount(mounts), Some(PathBuf::from("/sys/fs/cgroup/unified")));
         assert_eq!(cgroup2_mount(""), None);
+    }
+
+    #[test]
+    fn in_a_container_the_hosts_mount_is_taken_whoever_came_first() {
+        let own = "90 80 0:27 / /sys/fs/cgroup ro,nosuid - cgroup2 cgroup rw\n";
+        let host = "91 80 0:27 /../../.. /host/sys/fs/cgroup rw master:9 - cgroup2 cgroup2 rw\n";
+        // without a cgroup namespace of its own
+        let shared = "90 80 0:27 /kubepods/pod1/c1 /sys/fs/cgroup ro - cgroup2 cgroup rw\n\
+                      91 80 0:27 / /host/sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(cgroup2_mount(&format!("{own}{host}")), Some(PathBuf::from("/host/sys/fs/cgroup")));
+        assert_eq!(cgroup2_mount(&format!("{host}{own}")), Some(PathBuf::from("/host/sys/fs/cgroup")));
+        assert_eq!(cgroup2_mount(shared), Some(PathBuf::from("/host/sys/fs/cgroup/unified")));
     }
 }

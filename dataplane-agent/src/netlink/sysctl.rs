@@ -2,7 +2,13 @@
 //!
 //! Only what packets need to pass is set, only if it differs, and every change is returned so that it can be told.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// Where a container has the switches to move: its own `/proc/sys` is read-only unless it is privileged.
+const IN_CONTAINERS: &str = "/host/proc/sys";
 
 /// A switch that was moved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,12 +43,20 @@ pub fn set(key: &str, value: &str) -> Result<Option<SysctlChange>, SysctlError> 
     if from == value {
         return Ok(None);
     }
-    fs::write(path(key), value).map_err(|source| SysctlError {
-        operation: "write",
-        key: key.to_owned(),
-        source,
-    })?;
+    let written = match fs::write(path(key), value) {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => in_container(key, value, error),
+        done => done,
+    };
+    written.map_err(|source| SysctlError { operation: "write", key: key.to_owned(), source })?;
     Ok(Some(SysctlChange { key: key.to_owned(), from, to: value.to_owned() }))
+}
+
+/// By the other mount of the same file system, if there is one. The namespace is the calling thread's there too.
+fn in_container(key: &str, value: &str, read_only: io::Error) -> io::Result<()> {
+    match fs::write(Path::new(IN_CONTAINERS).join(key), value) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(read_only),
+        done => done,
+    }
 }
 
 /// What a node needs: it forwards both families, and still learns its own routes from router advertisements.
