@@ -44,7 +44,7 @@ impl World {
         prepare(&directory);
         let (sender, events) = mpsc::channel(16);
         let problems = Problems::default();
-        let source = ManifestSource::new(&directory, sender, problems.clone()).unwrap();
+        let source = ManifestSource::new(&directory, sender, problems.clone()).unwrap().on_node("n1");
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(source.run(async {
             stopped.await.ok();
@@ -128,6 +128,25 @@ async fn everything_there_comes_before_synced() {
     let web = NamespacedName { namespace: "shop".to_owned(), name: "web".to_owned() };
     assert_eq!(world.store.slices_of(&web).map(|slice| slice.endpoints.len()).sum::<usize>(), 2);
     assert_eq!(world.store.services().count(), 2);
+}
+
+#[tokio::test]
+async fn pods_of_this_node_are_read_as_long_as_they_are_here() {
+    let pod = |node| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec: {{nodeName: {node}}}\n---\n\
+             apiVersion: v1\nkind: Namespace\nmetadata: {{name: default, labels: {{a: b}}}}\n"
+        )
+    };
+    let mut world = World::synced(|directory| {
+        fs::write(directory.join("here.yaml"), pod("n1")).unwrap();
+        fs::write(directory.join("there.yaml"), pod("n2").replace("name: p", "name: q")).unwrap();
+    })
+    .await;
+    assert_eq!(world.store.pods().map(|pod| pod.name.name.as_str()).collect::<Vec<_>>(), ["p"]);
+    assert_eq!(world.store.namespace("default").map(|namespace| namespace.labels.len()), Some(1));
+    replace(&world.directory, "here.yaml", &pod("n2"));
+    world.until(|store| store.pods().count() == 0).await;
 }
 
 #[tokio::test]

@@ -48,6 +48,7 @@ fn service(number: u16) -> [Object; 2] {
         service: name,
         ports: vec![EndpointPort { name: String::new(), port: 8_080, protocol: TransportProtocol::Tcp }],
         endpoints: (1..=BACKENDS).map(endpoint).collect(),
+        trigger_time: None,
     };
     [Object::Service(service), Object::EndpointSlice(slice)]
 }

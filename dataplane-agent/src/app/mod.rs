@@ -106,7 +106,7 @@ async fn serve_node(config: Config) -> Result<(), AppError> {
     let problems = Problems::default();
     metrics.set_source(problems.clone());
     let problems_seen = problems.subscribe();
-    let source = ManifestSource::new(&config.manifests, events, problems)?;
+    let source = ManifestSource::new(&config.manifests, events, problems)?.on_node(&config.node_name);
     let source = tokio::spawn(source.run(std::future::pending()));
 
     let inputs = node::Inputs {

@@ -210,6 +210,7 @@ mod tests {
             owner: Owner::default(),
             pod_cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
             internal_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+            ..Node::default()
         }
     }
 

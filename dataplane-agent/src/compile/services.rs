@@ -211,6 +211,7 @@ mod tests {
                     node_name: None,
                 })
                 .collect(),
+            trigger_time: None,
         }
     }
 

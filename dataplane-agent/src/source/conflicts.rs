@@ -46,9 +46,12 @@ impl Conflicts {
         let (mut out, mut synced) = (Vec::new(), false);
         for event in events {
             match event {
-                // nobody excludes a slice
-                SourceEvent::Upsert(Object::EndpointSlice(_))
-                | SourceEvent::Remove(ObjectKey::EndpointSlice(_), _) => out.push(event),
+                // nobody excludes these
+                SourceEvent::Upsert(Object::EndpointSlice(_) | Object::Namespace(_) | Object::Pod(_))
+                | SourceEvent::Remove(
+                    ObjectKey::EndpointSlice(_) | ObjectKey::Namespace(_) | ObjectKey::Pod(_),
+                    _,
+                ) => out.push(event),
                 SourceEvent::Upsert(object) => self.queue(object),
                 SourceEvent::Remove(key, _) => self.remove(&key, &mut out),
                 SourceEvent::Synced => synced = true,
@@ -241,7 +244,7 @@ fn resources(object: &Object) -> Vec<Resource> {
     match object {
         Object::Node(node) => node.pod_cidrs.iter().copied().map(Resource::PodCidr).collect(),
         Object::Service(service) => service.cluster_ips.iter().copied().map(Resource::ClusterIp).collect(),
-        Object::EndpointSlice(_) => Vec::new(),
+        Object::EndpointSlice(_) | Object::Namespace(_) | Object::Pod(_) => Vec::new(),
     }
 }
 

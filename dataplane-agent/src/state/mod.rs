@@ -5,6 +5,6 @@ mod types;
 
 pub use store::{Changes, Store};
 pub use types::{
-    Endpoint, EndpointPort, EndpointSlice, LoadBalancing, NamespacedName, Node, Object, ObjectKey, Owner,
-    Service, ServicePort, SourceEvent, TransportProtocol,
+    Endpoint, EndpointPort, EndpointSlice, LoadBalancing, Namespace, NamespacedName, Node, Object, ObjectKey,
+    Owner, Pod, Service, ServicePort, SourceEvent, TransportProtocol,
 };

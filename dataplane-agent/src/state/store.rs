@@ -5,14 +5,18 @@
 
 use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
-use super::{EndpointSlice, NamespacedName, Node, Object, ObjectKey, Owner, Service, SourceEvent};
+use super::{
+    EndpointSlice, Namespace, NamespacedName, Node, Object, ObjectKey, Owner, Pod, Service, SourceEvent,
+};
 
 /// Everything the agent knows of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Store {
     nodes: BTreeMap<String, Node>,
+    namespaces: BTreeMap<String, Namespace>,
     services: BTreeMap<NamespacedName, Service>,
     slices: BTreeMap<NamespacedName, EndpointSlice>,
+    pods: BTreeMap<NamespacedName, Pod>,
     /// Service → its slices. A service with a thousand slices costs nothing to those with one.
     slices_of: BTreeMap<NamespacedName, BTreeSet<NamespacedName>>,
     synced: bool,
@@ -25,6 +29,8 @@ pub struct Changes {
     pub nodes: BTreeSet<String>,
     /// Services that changed, came or went, or one of whose slices did.
     pub services: BTreeSet<NamespacedName>,
+    pub namespaces: BTreeSet<String>,
+    pub pods: BTreeSet<NamespacedName>,
     /// From now on, what is not in the store does not exist.
     pub synced: bool,
 }
@@ -38,6 +44,8 @@ impl Changes {
     pub fn merge(&mut self, later: Self) {
         self.nodes.extend(later.nodes);
         self.services.extend(later.services);
+        self.namespaces.extend(later.namespaces);
+        self.pods.extend(later.pods);
         self.synced |= later.synced;
     }
 }
@@ -57,6 +65,18 @@ impl Store {
                 let name = service.name.clone();
                 if upsert(&mut self.services, name.clone(), service) != Upserted::Same {
                     changes.services.insert(name);
+                }
+            }
+            SourceEvent::Upsert(Object::Namespace(namespace)) => {
+                let name = namespace.name.clone();
+                if upsert(&mut self.namespaces, name.clone(), namespace) != Upserted::Same {
+                    changes.namespaces.insert(name);
+                }
+            }
+            SourceEvent::Upsert(Object::Pod(pod)) => {
+                let name = pod.name.clone();
+                if upsert(&mut self.pods, name.clone(), pod) != Upserted::Same {
+                    changes.pods.insert(name);
                 }
             }
             SourceEvent::Upsert(Object::EndpointSlice(slice)) => self.upsert_slice(slice, &mut changes),
@@ -95,6 +115,16 @@ impl Store {
                     changes.services.insert(name.clone());
                 }
             }
+            ObjectKey::Namespace(name) => {
+                if remove(&mut self.namespaces, name, owner, |namespace| &namespace.owner).is_some() {
+                    changes.namespaces.insert(name.clone());
+                }
+            }
+            ObjectKey::Pod(name) => {
+                if remove(&mut self.pods, name, owner, |pod| &pod.owner).is_some() {
+                    changes.pods.insert(name.clone());
+                }
+            }
             ObjectKey::EndpointSlice(name) => {
                 if let Some(slice) = remove(&mut self.slices, name, owner, |slice| &slice.owner) {
                     self.unlink(name, &slice.service);
@@ -131,6 +161,25 @@ impl Store {
         self.services.values()
     }
 
+    pub fn namespace(&self, name: &str) -> Option<&Namespace> {
+        self.namespaces.get(name)
+    }
+
+    /// By name.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Namespace> + Clone {
+        self.namespaces.values()
+    }
+
+    /// A pod of this node.
+    pub fn pod(&self, name: &NamespacedName) -> Option<&Pod> {
+        self.pods.get(name)
+    }
+
+    /// The pods of this node, by namespace and name.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> + Clone {
+        self.pods.values()
+    }
+
     /// How many slices there are.
     pub fn slice_count(&self) -> usize {
         self.slices.len()
@@ -141,6 +190,8 @@ impl Store {
         Changes {
             nodes: self.nodes.keys().cloned().collect(),
             services: self.services.keys().cloned().collect(),
+            namespaces: self.namespaces.keys().cloned().collect(),
+            pods: self.pods.keys().cloned().collect(),
             synced: self.synced,
         }
     }
@@ -214,8 +265,7 @@ mod tests {
             name: name(n),
             owner: owner(uid),
             service: name(service),
-            ports: Vec::new(),
-            endpoints: Vec::new(),
+            ..EndpointSlice::default()
         }))
     }
 
@@ -223,9 +273,12 @@ mod tests {
         SourceEvent::Upsert(Object::Node(Node {
             name: format!("n{n}"),
             owner: owner(uid),
-            pod_cidrs: Vec::new(),
-            internal_ips: Vec::new(),
+            ..Node::default()
         }))
+    }
+
+    fn pod(n: u8, uid: u8) -> SourceEvent {
+        SourceEvent::Upsert(Object::Pod(Pod { name: name(n), owner: owner(uid), ..Pod::default() }))
     }
 
     #[test]
@@ -253,6 +306,25 @@ mod tests {
         assert!(store.node("n1").is_some());
         assert!(!store.apply(SourceEvent::Remove(ObjectKey::Node("n1".to_owned()), owner(2))).is_empty());
         assert!(store.node("n1").is_none());
+    }
+
+    #[test]
+    fn namespaces_and_pods_come_and_go() {
+        let mut store = Store::default();
+        let shop = Namespace { name: "shop".to_owned(), owner: owner(1), ..Namespace::default() };
+        let changes = store.apply(SourceEvent::Upsert(Object::Namespace(shop.clone())));
+        assert_eq!(changes.namespaces, BTreeSet::from(["shop".to_owned()]));
+        assert_eq!(store.apply(pod(1, 1)).pods, BTreeSet::from([name(1)]));
+        assert_eq!((store.namespace("shop"), store.pods().count()), (Some(&shop), 1));
+        assert_eq!(store.everything().pods.len() + store.everything().namespaces.len(), 2);
+        // a pod of a StatefulSet comes back by the same name before its predecessor's end is heard of
+        store.apply(pod(1, 2));
+        assert!(store.apply(SourceEvent::Remove(ObjectKey::Pod(name(1)), owner(1))).is_empty());
+        assert!(!store.apply(SourceEvent::Remove(ObjectKey::Pod(name(1)), owner(2))).is_empty());
+        assert!(
+            !store.apply(SourceEvent::Remove(ObjectKey::Namespace("shop".to_owned()), owner(1))).is_empty()
+        );
+        assert_eq!((store.namespaces().count(), store.pod(&name(1))), (0, None));
     }
 
     #[test]

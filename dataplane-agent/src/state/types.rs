@@ -1,18 +1,19 @@
 //! The objects, as every source delivers them: parsed, validated, trimmed to what the datapath needs.
 
-use std::{fmt, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr, time::SystemTime};
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 /// Namespace and name of an object.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NamespacedName {
     pub namespace: String,
     pub name: String,
 }
 
 /// Which incarnation of an object a row came from: a row is deleted only by its owner.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Owner {
     /// `metadata.uid`; empty when the manifest has none.
     pub uid: String,
@@ -21,7 +22,7 @@ pub struct Owner {
 }
 
 /// A node of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Node {
     pub name: String,
     pub owner: Owner,
@@ -29,10 +30,45 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// `status.addresses` of type InternalIP: next hops and tunnel ends, at most one per family.
     pub internal_ips: Vec<IpAddr>,
+    pub labels: BTreeMap<String, String>,
+    /// Keys of `spec.taints`.
+    pub taints: Vec<String>,
+    /// Its deletion has begun.
+    pub deleting: bool,
+}
+
+/// A namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Namespace {
+    pub name: String,
+    pub owner: Owner,
+    pub labels: BTreeMap<String, String>,
+    /// Those under `dataplane.local/`.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A pod of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Pod {
+    pub name: NamespacedName,
+    pub owner: Owner,
+    /// `spec.nodeName`.
+    pub node: String,
+    pub labels: BTreeMap<String, String>,
+    /// Those under `dataplane.local/`, and those of the bandwidth.
+    pub annotations: BTreeMap<String, String>,
+    /// It has the node's addresses, not its own.
+    pub host_network: bool,
+    /// `status.podIPs`.
+    pub ips: Vec<IpAddr>,
+    /// Its containers have ended for good (`Succeeded`, `Failed`).
+    pub ended: bool,
+    /// Its deletion has begun.
+    pub deleting: bool,
 }
 
 /// A Service with cluster IPs. Headless and ExternalName services never become one of these.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Service {
     pub name: NamespacedName,
     pub owner: Owner,
@@ -44,7 +80,7 @@ pub struct Service {
 }
 
 /// A port of a service. EndpointSlices refer to it by `name`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ServicePort {
     /// Empty if the service has a single unnamed port.
     pub name: String,
@@ -53,7 +89,7 @@ pub struct ServicePort {
 }
 
 /// How a backend is chosen. Annotation `dataplane.local/load-balancing: random|maglev`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LoadBalancing {
     #[default]
     Random,
@@ -61,14 +97,14 @@ pub enum LoadBalancing {
 }
 
 /// Protocols a service port can have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum TransportProtocol {
     Tcp,
     Udp,
 }
 
 /// Some of the endpoints of a service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct EndpointSlice {
     pub name: NamespacedName,
     pub owner: Owner,
@@ -76,10 +112,13 @@ pub struct EndpointSlice {
     pub service: NamespacedName,
     pub ports: Vec<EndpointPort>,
     pub endpoints: Vec<Endpoint>,
+    /// When the change happened that led to this state of the slice
+    /// (`endpoints.kubernetes.io/last-change-trigger-time`).
+    pub trigger_time: Option<SystemTime>,
 }
 
 /// Target port of a service port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct EndpointPort {
     /// The service port's name.
     pub name: String,
@@ -88,7 +127,7 @@ pub struct EndpointPort {
 }
 
 /// A pod or host behind a service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Endpoint {
     pub addresses: Vec<IpAddr>,
     /// Gets new connections. Unset conditions count as ready (KEP-752).
@@ -100,19 +139,23 @@ pub struct Endpoint {
 }
 
 /// An object a source delivered.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Object {
     Node(Node),
+    Namespace(Namespace),
     Service(Service),
     EndpointSlice(EndpointSlice),
+    Pod(Pod),
 }
 
 /// Names an object of the state.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ObjectKey {
     Node(String),
+    Namespace(String),
     Service(NamespacedName),
     EndpointSlice(NamespacedName),
+    Pod(NamespacedName),
 }
 
 /// What a source says.
@@ -130,16 +173,20 @@ impl Object {
     pub fn key(&self) -> ObjectKey {
         match self {
             Self::Node(node) => ObjectKey::Node(node.name.clone()),
+            Self::Namespace(namespace) => ObjectKey::Namespace(namespace.name.clone()),
             Self::Service(service) => ObjectKey::Service(service.name.clone()),
             Self::EndpointSlice(slice) => ObjectKey::EndpointSlice(slice.name.clone()),
+            Self::Pod(pod) => ObjectKey::Pod(pod.name.clone()),
         }
     }
 
     pub const fn owner(&self) -> &Owner {
         match self {
             Self::Node(node) => &node.owner,
+            Self::Namespace(namespace) => &namespace.owner,
             Self::Service(service) => &service.owner,
             Self::EndpointSlice(slice) => &slice.owner,
+            Self::Pod(pod) => &pod.owner,
         }
     }
 }
@@ -173,8 +220,10 @@ impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Node(name) => write!(f, "Node {name}"),
+            Self::Namespace(name) => write!(f, "Namespace {name}"),
             Self::Service(name) => write!(f, "Service {name}"),
             Self::EndpointSlice(name) => write!(f, "EndpointSlice {name}"),
+            Self::Pod(name) => write!(f, "Pod {name}"),
         }
     }
 }

@@ -121,6 +121,7 @@ impl World {
             nodes: self.store.nodes().map(|node| node.name.clone()).collect(),
             services: self.store.services().map(|service| service.name.clone()).collect(),
             synced: true,
+            ..Changes::default()
         };
         self.take(&changes);
     }
@@ -240,6 +241,7 @@ fn slice(service: &str, addresses: impl IntoIterator<Item = String>) -> Endpoint
         service: name(service),
         ports: vec![port("tcp", TransportProtocol::Tcp), port("udp", TransportProtocol::Udp)],
         endpoints: addresses.into_iter().map(endpoint).collect(),
+        trigger_time: None,
     }
 }
 
@@ -289,6 +291,7 @@ fn node(node: &str, ips: &[&str], cidrs: &[&str]) -> Node {
         owner: Owner::default(),
         pod_cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
         internal_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+        ..Node::default()
     }
 }
 

@@ -25,7 +25,7 @@ fn node(name: &str, cidrs: &[&str]) -> SourceEvent {
         name: name.to_owned(),
         owner: Owner::default(),
         pod_cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
-        internal_ips: Vec::new(),
+        ..Node::default()
     }))
 }
 
@@ -186,7 +186,7 @@ proptest! {
                 let there = match key {
                     ObjectKey::Node(name) => store.node(name).cloned().map(Object::Node),
                     ObjectKey::Service(name) => store.service(name).cloned().map(Object::Service),
-                    ObjectKey::EndpointSlice(_) => None,
+                    _ => None,
                 };
                 prop_assert!(refused.contains(key) || there.as_ref() == Some(object), "{}", key);
             }

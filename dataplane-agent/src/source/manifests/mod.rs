@@ -25,7 +25,7 @@ use self::{
     watch::Watch,
 };
 use super::{Problem, Problems, conflicts::Conflicts};
-use crate::state::SourceEvent;
+use crate::state::{Object, ObjectKey, SourceEvent};
 
 /// Changes closer together than this are taken together...
 const QUIET: Duration = Duration::from_millis(20);
@@ -68,6 +68,8 @@ struct Reader {
     files: Files,
     claims: Claims,
     conflicts: Conflicts,
+    /// Pods count where they run.
+    node: Option<String>,
 }
 
 /// What a look at the directory came to.
@@ -95,6 +97,13 @@ impl ManifestSource {
         let watch = Watch::new(&directory).ok();
         let reader = Reader::default();
         Ok(Self { directory, events, problems, watch, watched: None, reader, synced: false })
+    }
+
+    /// Reads the pods of this node, too.
+    #[must_use]
+    pub fn on_node(mut self, name: &str) -> Self {
+        self.reader.node = Some(name.to_owned());
+        self
     }
 
     /// Sends what the directory says, then every change, until `shutdown`, or until nobody listens.
@@ -194,7 +203,8 @@ impl ManifestSource {
 impl Reader {
     fn look(&mut self, directory: &Path, writing: &HashSet<OsString>) -> Look {
         let scan = self.files.scan(directory, writing, &mut self.claims);
-        let changes = self.conflicts.apply(self.claims.changes());
+        let changes = self.claims.changes().into_iter().map(|event| local(event, self.node.as_deref()));
+        let changes = self.conflicts.apply(changes);
         Look { changes, problems: self.problems(), scan }
     }
 
@@ -204,6 +214,16 @@ impl Reader {
             Problem { subject: format!("{file}: {key}"), message }
         });
         self.files.problems().chain(self.claims.duplicates()).chain(refused).collect()
+    }
+}
+
+/// A pod of another node is none here; one that moved has gone.
+fn local(event: SourceEvent, node: Option<&str>) -> SourceEvent {
+    match event {
+        SourceEvent::Upsert(Object::Pod(pod)) if Some(pod.node.as_str()) != node => {
+            SourceEvent::Remove(ObjectKey::Pod(pod.name), pod.owner)
+        }
+        event => event,
     }
 }
 

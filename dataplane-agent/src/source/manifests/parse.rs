@@ -12,8 +12,6 @@ use crate::{
     state::{Object, ObjectKey},
 };
 
-/// Core kinds that may stand beside ours, and mean nothing to the agent.
-const IGNORED: [&str; 1] = ["Pod"];
 /// How alike a kind is to the one that was meant (1 = the same).
 const ALIKE: f64 = 0.7;
 
@@ -146,7 +144,6 @@ impl Content {
                 let reason = format!("{reason}; {kind} is read as {}", known.api_version());
                 self.broken(place, known, &object, &FieldError::new("apiVersion", reason));
             }
-            _ if api_version == "v1" && IGNORED.contains(&kind) => {}
             _ if api_version == "v1" && kind == "Endpoints" => {
                 let message = "kind: Endpoints is not supported; EndpointSlice is".to_owned();
                 self.complain(place, &named(kind, &object), message);
@@ -158,7 +155,7 @@ impl Content {
             }
             _ => {
                 let message = format!(
-                    "kind: {api_version} {kind} is unknown; Node, Service and EndpointSlice are read"
+                    "kind: {api_version} {kind} is unknown; Node, Namespace, Service, EndpointSlice and Pod are read"
                 );
                 self.complain(place, &named(kind, &object), message);
             }

@@ -98,7 +98,12 @@ fn documents_and_lists_are_read_alike() {
 fn fixtures_of_kubectl_are_read_without_complaint() {
     let everything = parse(Format::Json, include_str!("../../../tests/fixtures/everything.json"));
     assert_eq!(complaints(&everything), [""; 0]);
-    let expected = ["Service shop/db", "Service shop/mirror", "Service default/kubernetes"];
+    let expected = [
+        "Pod shop/web-6d4b75cb6d-2kqgx",
+        "Service shop/db",
+        "Service shop/mirror",
+        "Service default/kubernetes",
+    ];
     assert_eq!(keys(&everything), expected);
     let slices = parse(Format::Yaml, include_str!("../../../tests/fixtures/endpointslices.yaml"));
     assert_eq!(complaints(&slices), [""; 0]);
@@ -137,7 +142,7 @@ fn a_complaint_names_document_item_object_and_field() {
     }
     // where in the file, not in the document
     assert!(complaints[1].contains("line 9"), "{}", complaints[1]);
-    assert_eq!(keys(&content), ["Node n", "Service default/s", "EndpointSlice default/e"]);
+    assert_eq!(keys(&content), ["Pod default/p", "Node n", "Service default/s", "EndpointSlice default/e"]);
 }
 
 #[test]

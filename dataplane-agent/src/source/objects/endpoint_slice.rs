@@ -1,17 +1,20 @@
 //! discovery.k8s.io/v1 EndpointSlice: who stands behind a service.
 
-use std::{fmt::Display, net::IpAddr};
+use std::{fmt::Display, net::IpAddr, time::SystemTime};
 
-use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::{api::discovery::v1 as discovery, jiff::Timestamp};
 
 use super::{
     Converted, FieldError,
     field::{self, Protocol},
+    service::NOT_OURS,
 };
 use crate::state::{Endpoint, EndpointPort, EndpointSlice, NamespacedName, Object};
 
 /// Names the service a slice is for.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Says when what changed the slice happened (RFC 3339).
+const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// What the addresses of a slice are.
 #[derive(Clone, Copy)]
@@ -22,6 +25,9 @@ enum Family {
 
 pub(super) fn convert(slice: &discovery::EndpointSlice) -> Result<Converted, FieldError> {
     let name = super::namespaced_name(&slice.metadata)?;
+    if super::has_label(&slice.metadata, &NOT_OURS) {
+        return Ok(Converted::default());
+    }
     let family = match slice.address_type.as_str() {
         "IPv4" => Family::Ipv4,
         "IPv6" => Family::Ipv6,
@@ -47,8 +53,15 @@ pub(super) fn convert(slice: &discovery::EndpointSlice) -> Result<Converted, Fie
             .enumerate()
             .map(|(index, it)| endpoint(&format!("endpoints[{index}]"), it, family))
             .collect::<Result<_, _>>()?,
+        trigger_time: trigger_time(slice),
     };
     Ok(Converted { object: Some(Object::EndpointSlice(slice)), problems })
+}
+
+/// A time nobody can read is none: it only serves to measure.
+fn trigger_time(slice: &discovery::EndpointSlice) -> Option<SystemTime> {
+    let text = slice.metadata.annotations.as_ref()?.get(TRIGGER_TIME)?;
+    text.parse::<Timestamp>().ok().map(SystemTime::from)
 }
 
 fn service(slice: &discovery::EndpointSlice, name: &NamespacedName) -> Result<NamespacedName, FieldError> {

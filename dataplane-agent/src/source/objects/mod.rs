@@ -5,12 +5,16 @@
 
 mod endpoint_slice;
 mod field;
+mod namespace;
 mod node;
+mod pod;
 mod service;
+
+use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::{
-        core::v1::{Node, Service},
+        core::v1::{Namespace, Node, Pod, Service},
         discovery::v1::EndpointSlice,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -21,12 +25,17 @@ pub use field::FieldError;
 
 use crate::state::{NamespacedName, Object, ObjectKey, Owner};
 
+/// Annotations of ours.
+const OURS: &str = "dataplane.local/";
+
 /// Kinds the agent reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Node,
+    Namespace,
     Service,
     EndpointSlice,
+    Pod,
 }
 
 /// What became of an object that is not impossible.
@@ -39,19 +48,21 @@ pub struct Converted {
 }
 
 impl Kind {
-    pub const ALL: [Self; 3] = [Self::Node, Self::Service, Self::EndpointSlice];
+    pub const ALL: [Self; 5] = [Self::Node, Self::Namespace, Self::Service, Self::EndpointSlice, Self::Pod];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Node => "Node",
+            Self::Namespace => "Namespace",
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
+            Self::Pod => "Pod",
         }
     }
 
     pub const fn api_version(self) -> &'static str {
         match self {
-            Self::Node | Self::Service => "v1",
+            Self::Node | Self::Namespace | Self::Service | Self::Pod => "v1",
             Self::EndpointSlice => "discovery.k8s.io/v1",
         }
     }
@@ -65,8 +76,10 @@ impl Kind {
         let namespaced = || NamespacedName { namespace: namespace.to_owned(), name: name.to_owned() };
         match self {
             Self::Node => ObjectKey::Node(name.to_owned()),
+            Self::Namespace => ObjectKey::Namespace(name.to_owned()),
             Self::Service => ObjectKey::Service(namespaced()),
             Self::EndpointSlice => ObjectKey::EndpointSlice(namespaced()),
+            Self::Pod => ObjectKey::Pod(namespaced()),
         }
     }
 
@@ -74,8 +87,10 @@ impl Kind {
     pub fn convert(self, value: Value) -> Result<Converted, FieldError> {
         match self {
             Self::Node => node::convert(&typed::<Node>(value)?),
+            Self::Namespace => namespace::convert(typed::<Namespace>(value)?),
             Self::Service => service::convert(&typed::<Service>(value)?),
             Self::EndpointSlice => endpoint_slice::convert(&typed::<EndpointSlice>(value)?),
+            Self::Pod => pod::convert(typed::<Pod>(value)?),
         }
     }
 }
@@ -100,6 +115,19 @@ fn namespaced_name(metadata: &ObjectMeta) -> Result<NamespacedName, FieldError> 
 
 fn name(metadata: &ObjectMeta) -> Result<String, FieldError> {
     field::object_name("metadata.name", metadata.name.as_deref().unwrap_or_default())
+}
+
+/// Whether the object has one of these labels, whatever it says.
+fn has_label(metadata: &ObjectMeta, names: &[&str]) -> bool {
+    let labels = metadata.labels.as_ref();
+    labels.is_some_and(|labels| names.iter().any(|name| labels.contains_key(*name)))
+}
+
+/// Annotations of ours, and those of others that mean something to us.
+fn annotations(metadata: &mut ObjectMeta, others: &[&str]) -> BTreeMap<String, String> {
+    let mut annotations = metadata.annotations.take().unwrap_or_default();
+    annotations.retain(|name, _| name.starts_with(OURS) || others.contains(&name.as_str()));
+    annotations
 }
 
 fn owner(metadata: &ObjectMeta) -> Owner {

@@ -17,11 +17,15 @@ pub(super) fn convert(node: &core::Node) -> Result<Converted, FieldError> {
             "no InternalIP: other nodes cannot reach the pods of this one",
         ));
     }
+    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
     let node = Node {
         name: super::name(&node.metadata)?,
         owner: super::owner(&node.metadata),
         pod_cidrs: pod_cidrs(node)?,
         internal_ips,
+        labels: node.metadata.labels.clone().unwrap_or_default(),
+        taints: taints.map(|taint| taint.key.clone()).collect(),
+        deleting: node.metadata.deletion_timestamp.is_some(),
     };
     Ok(Converted { object: Some(Object::Node(node)), problems })
 }

@@ -12,12 +12,18 @@ use crate::state::{LoadBalancing, Object, Service, ServicePort};
 
 /// Says how backends are chosen.
 const LOAD_BALANCING: &str = "dataplane.local/load-balancing";
+/// Services that someone else makes work, and services without an address: kube-proxy leaves them alone by these labels.
+pub(super) const NOT_OURS: [&str; 2] =
+    ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
 /// Seconds (the API's own default and bound).
 const AFFINITY_DEFAULT: i32 = 10_800;
 const AFFINITY_MAX: i32 = 86_400;
 
 pub(super) fn convert(service: &core::Service) -> Result<Converted, FieldError> {
     let name = super::namespaced_name(&service.metadata)?;
+    if super::has_label(&service.metadata, &NOT_OURS) {
+        return Ok(Converted::default());
+    }
     let spec = service.spec.as_ref().ok_or_else(|| FieldError::missing("spec"))?;
     match spec.type_.as_deref() {
         None | Some("ClusterIP" | "NodePort" | "LoadBalancer") => {}

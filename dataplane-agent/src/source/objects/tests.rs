@@ -28,6 +28,18 @@ fn a_node_of_kubectl_is_read() {
         },
         pod_cidrs: vec!["10.244.1.0/24".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()],
         internal_ips: vec!["172.18.0.3".parse().unwrap(), "fc00:f853:ccd:e793::3".parse().unwrap()],
+        labels: [
+            ("beta.kubernetes.io/arch", "amd64"),
+            ("beta.kubernetes.io/os", "linux"),
+            ("kubernetes.io/arch", "amd64"),
+            ("kubernetes.io/hostname", "worker-1"),
+            ("kubernetes.io/os", "linux"),
+            ("node-role.kubernetes.io/control-plane", ""),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into(),
+        taints: vec!["node-role.kubernetes.io/control-plane".to_owned()],
+        deleting: false,
     };
     assert_eq!(converted.object, Some(Object::Node(node)));
 }
@@ -76,6 +88,7 @@ fn a_slice_of_kubectl_is_read() {
             endpoint("10.244.1.7", "worker-1", true, false),
             endpoint("10.244.2.9", "worker-2", false, true),
         ],
+        trigger_time: None,
     };
     assert_eq!(converted.object, Some(Object::EndpointSlice(slice)));
     let empty = Kind::EndpointSlice.convert(list["items"][1].clone()).unwrap();
@@ -92,6 +105,58 @@ fn a_service_without_an_address_asks_for_nothing() {
         let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": spec});
         assert_eq!(Kind::Service.convert(service.clone()), Ok(Converted::default()), "{service}");
     }
+}
+
+#[test]
+fn what_kube_proxy_leaves_alone_asks_for_nothing() {
+    for kind in [Kind::Service, Kind::EndpointSlice] {
+        for label in ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"] {
+            let labels = json!({label: "", "kubernetes.io/service-name": "a"});
+            assert_eq!(kind.convert(changed(kind, "/metadata/labels", labels)), Ok(Converted::default()));
+        }
+    }
+}
+
+#[test]
+fn a_slice_says_when_its_change_happened() {
+    let at = |text: &str| {
+        let mut slice = changed(Kind::EndpointSlice, "/metadata/name", json!("a"));
+        slice["metadata"]["annotations"]["endpoints.kubernetes.io/last-change-trigger-time"] = json!(text);
+        let Some(Object::EndpointSlice(slice)) = Kind::EndpointSlice.convert(slice).unwrap().object else {
+            panic!("no slice");
+        };
+        slice.trigger_time.map(|time| time.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs())
+    };
+    assert_eq!(at("2026-03-02T10:01:12Z"), Some(1_772_445_672));
+    assert_eq!(at("2026-03-02T10:01:12.5+01:00"), Some(1_772_442_072));
+    assert_eq!(at("yesterday"), None);
+}
+
+#[test]
+fn a_pod_is_read_once_it_has_a_node() {
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": "web", "namespace": "shop", "uid": "u", "deletionTimestamp": "2026-03-02T10:01:12Z",
+            "labels": {"app": "web"},
+            "annotations": {
+                "dataplane.local/ipv4": "10.1.0.9", "kubernetes.io/egress-bandwidth": "1M", "other.io/x": "y",
+            },
+        },
+        "spec": {"nodeName": "n1", "hostNetwork": true, "containers": [{"name": "c"}]},
+        "status": {"phase": "Failed", "podIPs": [{"ip": "10.1.0.2"}, {"ip": "fd01::2"}]},
+    });
+    let Some(Object::Pod(read)) = Kind::Pod.convert(pod.clone()).unwrap().object else { panic!("no pod") };
+    assert_eq!((read.name, read.node.as_str()), (shop("web"), "n1"));
+    assert!(read.host_network && read.ended && read.deleting);
+    assert_eq!(read.ips.len(), 2);
+    assert_eq!(
+        read.annotations.keys().collect::<Vec<_>>(),
+        ["dataplane.local/ipv4", "kubernetes.io/egress-bandwidth"]
+    );
+    let mut pending = pod;
+    pending["spec"]["nodeName"] = json!(null);
+    assert_eq!(Kind::Pod.convert(pending), Ok(Converted::default()));
 }
 
 /// A valid object, with one field changed.
@@ -117,6 +182,10 @@ fn changed(kind: Kind, pointer: &str, value: Value) -> Value {
             "addressType": "IPv4", "ports": [{"name": "a", "port": 80}, {"name": "b", "port": 81}],
             "endpoints": [{"addresses": ["10.1.0.1"]}],
         }),
+        Kind::Namespace => json!({}),
+        Kind::Pod => json!({
+            "spec": {"nodeName": "n1", "containers": []}, "status": {"podIPs": [{"ip": "10.1.0.2"}]},
+        }),
     };
     object["apiVersion"] = json!(kind.api_version());
     object["kind"] = json!(kind.name());
@@ -127,7 +196,7 @@ fn changed(kind: Kind, pointer: &str, value: Value) -> Value {
 
 #[test]
 fn an_impossible_field_is_named() {
-    use Kind::{EndpointSlice, Node, Service};
+    use Kind::{EndpointSlice, Node, Pod, Service};
     let name = json!("a");
     for kind in Kind::ALL {
         let valid = kind.convert(changed(kind, "/metadata/name", name.clone())).unwrap();
@@ -185,6 +254,7 @@ fn an_impossible_field_is_named() {
             json!({"dataplane.local/load-balancing": "best"}),
             "metadata.annotations[dataplane.local/load-balancing]: \"best\" is none of random, maglev",
         ),
+        (Pod, "/status/podIPs/0/ip", json!("10.1"), "status.podIPs[0].ip: \"10.1\" is not an IP address"),
         (EndpointSlice, "/addressType", json!("IPX"), "addressType: \"IPX\" is none of"),
         (EndpointSlice, "/addressType", json!("IPv6"), "endpoints[0].addresses[0]: \"10.1.0.1\" is not IPv6"),
         (EndpointSlice, "/endpoints/0/addresses", json!([]), "endpoints[0].addresses: missing"),
