@@ -100,8 +100,8 @@ fn the_last_backend_leaves_and_another_comes() -> Result<()> {
     cluster.apply(&service(&[&web]))?;
     cluster.explain(client.place().get_as(at, 3, Some("web"), client.address(Family::V4)))?;
     // and the service itself goes: its address is nobody's, and leaves the cluster like any other
-    let node = &cluster.nodes_mut()[0];
-    node.withdraw("service-web")?;
+    cluster.withdraw("service-web")?;
+    let node = &cluster.nodes()[0];
     wait::until("end of the service", PATIENCE, || {
         let before = node.count("from_pod", "stack_outside")?;
         let _unanswered = client.place().get(at, 1)?;

@@ -265,7 +265,8 @@ impl Parameters {
 
     fn number(&self, name: &str) -> Result<Option<u64>, Failure> {
         let parse = |text: &str| {
-            text.parse().map_err(|_| Failure::bad_request(format!("{name}: invalid value \"{text}\"")))
+            text.parse()
+                .map_err(|_no_number| Failure::bad_request(format!("{name}: invalid value \"{text}\"")))
         };
         self.get(name).filter(|text| !text.is_empty()).map(parse).transpose()
     }

@@ -1,13 +1,17 @@
-//! A small API server in this process, for tests of what talks to one: objects with their history, lists by pages,
-//! watches, patches, roles. It can be away, forgetful, slow and wrong on demand.
+//! API servers for tests of what talks to one: the real one ([`Envtest`]) where `KUBEBUILDER_ASSETS` says where it is, and
+//! a small one in this process ([`Server`]): objects with their history, lists by pages, watches, patches, roles. It can be
+//! away, forgetful, slow and wrong on demand.
 //!
-//! Behind it stands no etcd, and nothing acts on objects: no controllers, no garbage collection. What it refuses it
-//! refuses in the words of the real one, but it does not refuse all that the real one does.
+//! Behind the small one stands no etcd, and nothing acts on objects: no controllers, no garbage collection. What it
+//! refuses it refuses in the words of the real one, but it does not refuse all that the real one does.
 
 mod admission;
+mod choice;
+mod envtest;
 mod failure;
 mod faults;
 mod http;
+mod kubeconfig;
 mod objects;
 mod patch;
 mod paths;
@@ -21,6 +25,8 @@ mod store;
 mod watch;
 mod write;
 
+pub use choice::{ApiServer, Needs};
+pub use envtest::{Assets, Envtest};
 pub use failure::Failure;
 pub use faults::{Drop, Fault, Faults, Requests};
 pub use objects::Objects;

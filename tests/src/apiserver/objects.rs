@@ -12,7 +12,7 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::sync::mpsc as queue;
 
-use super::{resources::Resource, server::kubeconfig};
+use super::resources::Resource;
 use crate::lab::Namespace;
 
 type Work = Box<dyn FnOnce(Client) -> futures::future::BoxFuture<'static, ()> + Send>;
@@ -24,9 +24,9 @@ pub struct Objects {
 }
 
 impl Objects {
-    /// As the owner of a token; in this network namespace or where we are.
-    pub fn connect(url: &str, token: &str, namespace: Option<&Namespace>) -> Result<Self> {
-        let text = kubeconfig(url, token)?;
+    /// As whom a kubeconfig is for; in this network namespace or where we are.
+    pub fn connect(kubeconfig: &str, namespace: Option<&Namespace>) -> Result<Self> {
+        let text = kubeconfig.to_owned();
         let (work, mut queue) = queue::unbounded_channel::<Work>();
         let (report, ready) = mpsc::channel();
         let namespace = namespace.cloned();
@@ -52,10 +52,7 @@ impl Objects {
             // nobody listens after a good start
             let _told = report.send(served);
         })?;
-        ready
-            .recv()
-            .map_err(|_| anyhow!("the client's thread ended"))?
-            .with_context(|| format!("a client of {url}"))?;
+        ready.recv().map_err(|_ended| anyhow!("the client's thread ended"))?.context("make a client")?;
         Ok(Self { work })
     }
 
@@ -71,8 +68,8 @@ impl Objects {
                 let _gone = report.send(work(client).await);
             })
         });
-        self.work.send(work).map_err(|_| anyhow!("the client has ended"))?;
-        done.recv().map_err(|_| anyhow!("the client has ended"))
+        self.work.send(work).map_err(|_ended| anyhow!("the client has ended"))?;
+        done.recv().map_err(|_ended| anyhow!("the client has ended"))
     }
 
     /// Makes the objects what they are here: created, or replaced, with their status where that is written apart.

@@ -222,7 +222,7 @@ fn insert(target: &mut Value, path: &str, value: Value, how: Insert) -> Result<(
         }
         Value::Array(elements) if last == "-" && how == Insert::Anew => elements.push(value),
         Value::Array(elements) => {
-            let index: usize = last.parse().map_err(|_| format!("{path}: no index"))?;
+            let index: usize = last.parse().map_err(|_no_number| format!("{path}: no index"))?;
             let end = if how == Insert::Anew { elements.len() + 1 } else { elements.len() };
             if index >= end {
                 return Err(format!("{path}: unable to access invalid index: {index}"));

@@ -95,7 +95,7 @@ pub(super) fn number(version: &str) -> Result<u64, Failure> {
     if version.is_empty() {
         return Ok(0);
     }
-    version.parse().map_err(|_| {
+    version.parse().map_err(|_no_number| {
         Failure::invalid_options(&format!("resourceVersion: Invalid value: \"{version}\": strconv.ParseUint"))
     })
 }

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 /// A kind, as the API spells it.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(clippy::struct_excessive_bools, reason = "a table of what a kind has and has not")]
 pub struct Resource {
     /// Empty: the core group.
     pub group: &'static str,

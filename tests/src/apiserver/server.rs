@@ -10,12 +10,12 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use axum::{Router, serve::ListenerExt as _};
-use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::{
     faults::{Drop as DropWatch, Faults},
     http,
+    kubeconfig::kubeconfig,
     objects::Objects,
     rbac::{Use, User},
     state::{Behaviour, State},
@@ -134,15 +134,14 @@ impl Server {
     /// A kubeconfig for this user at the first address.
     pub fn kubeconfig(&self, user: &User) -> Result<String> {
         let url = self.urls().into_iter().next().context("the server listens nowhere")?;
-        kubeconfig(&url, &self.token(user))
+        kubeconfig(&url, &self.token(user), None)
     }
 
     /// Its objects, through its first address, as somebody who may do everything. The address must be reachable from
     /// the network namespace it was opened in.
     pub fn objects(&self) -> Result<Objects> {
         let door = self.doors.first().context("the server listens nowhere")?;
-        let url = format!("http://{}", door.address);
-        Objects::connect(&url, &self.token(&User::admin()), door.namespace.as_ref())
+        Objects::connect(&self.kubeconfig(&User::admin())?, door.namespace.as_ref())
     }
 }
 
@@ -150,19 +149,6 @@ impl Default for Server {
     fn default() -> Self {
         Self::new()
     }
-}
-
-/// A kubeconfig with one cluster and one user.
-pub(super) fn kubeconfig(url: &str, token: &str) -> Result<String> {
-    let config = json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "lab", "cluster": {"server": url, "insecure-skip-tls-verify": url.starts_with("https")}}],
-        "users": [{"name": "user", "user": {"token": token}}],
-        "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "user"}}],
-        "current-context": "lab",
-    });
-    serde_norway::to_string(&config).context("write a kubeconfig")
 }
 
 impl Door {
@@ -208,7 +194,7 @@ impl Open {
             });
             // the runtime's end is the end of its connections and watches
         })?;
-        let told = ready.recv().map_err(|_| anyhow!("the API server's thread ended"))?;
+        let told = ready.recv().map_err(|_ended| anyhow!("the API server's thread ended"))?;
         told.context("start the API server")?;
         Ok(Self { close: Some(close), thread: Some(thread) })
     }

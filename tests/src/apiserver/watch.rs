@@ -229,7 +229,7 @@ impl Watch {
     }
 
     async fn send(&mut self, line: Bytes) -> Result<(), Ended> {
-        self.sink.send(Ok(line)).await.map_err(|_| Ended)
+        self.sink.send(Ok(line)).await.map_err(|_gone| Ended)
     }
 }
 

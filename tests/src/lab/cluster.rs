@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::{
     fabric::{Fabric, Segment},
+    feed::{Control, Feed, Source, required},
     netns::Namespace,
     node::Node,
     objects::Service,
@@ -47,6 +48,7 @@ pub struct Spec {
     pub name: String,
     /// Where each node is.
     pub nodes: Vec<Segment>,
+    pub source: Source,
     pub routing: Routing,
     pub connect_tcp: bool,
     pub connect_udp: bool,
@@ -63,7 +65,8 @@ impl Spec {
     pub fn describe(&self) -> String {
         let on = |on: bool| if on { "on" } else { "off" };
         format!(
-            "routing {}, connect-time TCP {}, UDP {}",
+            "source {}, routing {}, connect-time TCP {}, UDP {}",
+            self.source.name(),
             self.routing.name(),
             on(self.connect_tcp),
             on(self.connect_udp)
@@ -77,6 +80,7 @@ impl Spec {
         Self {
             name: format!("t{}x{number}", std::process::id()),
             nodes: vec![Segment::FIRST; nodes],
+            source: Source::Manifests,
             routing: Routing::Native,
             connect_tcp: true,
             connect_udp: false,
@@ -93,8 +97,10 @@ impl Spec {
 pub struct Cluster {
     // ends before what it runs on
     nodes: Vec<Node>,
+    feed: Feed,
     fabric: Fabric,
     site: Site,
+    spec: Spec,
 }
 
 impl Cluster {
@@ -115,17 +121,51 @@ impl Cluster {
     pub fn lay_out(spec: &Spec) -> Result<Self> {
         let site = Site::claim(&spec.name)?;
         let fabric = Fabric::create(&site, spec.mtu, spec.outside_mtu)?;
-        let mut nodes = Vec::new();
-        for (number, segment) in (1..).zip(&spec.nodes) {
-            nodes.push(Node::create(&site, &fabric, spec, number, *segment)?);
+        let feed = Feed::create(&site, &fabric, spec.mtu, &spec.source)?;
+        let mut cluster = Self { nodes: Vec::new(), feed, fabric, site, spec: spec.clone() };
+        for segment in &spec.nodes {
+            cluster.add_node(*segment)?;
         }
-        let objects: Vec<Value> = nodes.iter().map(Node::object).collect();
-        for node in &nodes {
-            for (object, of) in objects.iter().zip(&nodes) {
-                node.apply(&format!("node-{}", of.name()), std::slice::from_ref(object))?;
-            }
+        for index in 0..cluster.nodes.len() {
+            cluster.register(index)?;
         }
-        Ok(Self { nodes, fabric, site })
+        Ok(cluster)
+    }
+
+    /// One more machine, known to nobody, with no agent running; its index.
+    pub fn add_node(&mut self, segment: Segment) -> Result<usize> {
+        let number = self.nodes.last().map_or(1, |node| node.number() + 1);
+        let access = self.feed.access()?;
+        let node = Node::create(&self.site, &self.fabric, &self.spec, number, segment, access)?;
+        self.feed.tell_all(&node)?;
+        self.nodes.push(node);
+        Ok(self.nodes.len() - 1)
+    }
+
+    /// Tells of the Node with this index: that there is one, or what it has become.
+    pub fn register(&mut self, index: usize) -> Result<()> {
+        let (name, object) = {
+            let node = self.node(index)?;
+            (format!("node-{}", node.name()), node.object())
+        };
+        self.feed.apply(&self.nodes, &name, &[object])
+    }
+
+    /// The Node with this index is no more; the machine is still there.
+    pub fn unregister(&mut self, index: usize) -> Result<()> {
+        let name = format!("node-{}", self.node(index)?.name());
+        self.feed.withdraw(&self.nodes, &name)
+    }
+
+    /// The machine with this index goes, with all that runs on it. What is told of it stays: see [`Self::unregister`].
+    pub fn remove_node(&mut self, index: usize) -> Result<()> {
+        let namespace = self.node(index)?.place().namespace().name().to_owned();
+        drop(self.nodes.remove(index));
+        Namespace::delete(&namespace)
+    }
+
+    fn node(&self, index: usize) -> Result<&Node> {
+        self.nodes.get(index).with_context(|| format!("there is no node with index {index}"))
     }
 
     pub fn nodes(&self) -> &[Node] {
@@ -151,8 +191,7 @@ impl Cluster {
 
     /// Makes a pod on the node with this index.
     pub fn pod(&self, node: usize, name: &str) -> Result<Pod> {
-        let node = self.nodes.get(node).with_context(|| format!("there is no node with index {node}"))?;
-        let pod = node.pod(&self.site, name)?;
+        let pod = self.node(node)?.pod(&self.site, name)?;
         let known = Known {
             namespace: pod.place().namespace().name().to_owned(),
             cgroup: pod.place().cgroup().to_owned(),
@@ -166,15 +205,32 @@ impl Cluster {
 
     /// Tells every agent of a service and waits until each has it.
     pub fn apply(&mut self, service: &Service) -> Result<()> {
-        let objects = service.objects();
-        for node in &self.nodes {
-            node.apply(&format!("service-{}", service.name), &objects)?;
-        }
+        self.apply_objects(&format!("service-{}", service.name), &service.objects())?;
         for node in &mut self.nodes {
             let name = node.name().to_owned();
             node.await_service(service).with_context(|| format!("on {name}"))?;
         }
         Ok(())
+    }
+
+    /// Makes these the objects of this name, for all agents; waits for nobody.
+    pub fn apply_objects(&mut self, name: &str, objects: &[Value]) -> Result<()> {
+        self.feed.apply(&self.nodes, name, objects)
+    }
+
+    /// The objects of this name are gone: `service-<name>` are those of a service.
+    pub fn withdraw(&mut self, name: &str) -> Result<()> {
+        self.feed.withdraw(&self.nodes, name)
+    }
+
+    /// The API server, where there is one.
+    pub fn control(&self) -> Result<&Control> {
+        required(self.feed.control())
+    }
+
+    /// As [`Self::control`], to be changed.
+    pub fn control_mut(&mut self) -> Result<&mut Control> {
+        required(self.feed.control_mut())
     }
 
     /// Leaves it running.
@@ -189,8 +245,10 @@ impl Cluster {
 
 /// IPv4 and IPv6 address of the service with this number.
 pub fn service_addresses(number: u16) -> [IpAddr; 2] {
-    let [high, low] = number.to_be_bytes();
-    [Ipv4Addr::new(10, 96, high, low).into(), Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, number).into()]
+    // the first addresses of a cluster belong to its own services
+    let host = number + 0x100;
+    let [high, low] = host.to_be_bytes();
+    [Ipv4Addr::new(10, 96, high, low).into(), Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, host).into()]
 }
 
 /// What is remembered of a pod for [`attach_to_pod`].

@@ -107,6 +107,11 @@ impl Fabric {
         Ok(())
     }
 
+    /// Takes a port of a bridge out of service, or back.
+    pub(super) fn set_port(&self, port: &str, is_up: bool) -> Result<()> {
+        self.bridges.ip(&format!("link set {port} {}", if is_up { "up" } else { "down" })).map(drop)
+    }
+
     fn connect_gateway(&self, mtu: u32) -> Result<()> {
         for (segment, device) in [(Segment::FIRST, "seg1"), (Segment::SECOND, "seg2")] {
             self.plug(&self.gateway, device, segment, &format!("gw-{device}"), mtu)?;

@@ -31,19 +31,24 @@ pub struct Node {
     name: String,
     number: u8,
     segment: Segment,
+    /// Of its address in the segment.
+    host: u8,
+    /// Of its range in those of all nodes.
+    range: u8,
     place: Place,
     manifests: Manifests,
     agent: Agent,
 }
 
 impl Node {
-    /// `number` counts from 1.
+    /// `number` counts from 1; `access`: URLs of the API server and a kubeconfig, where there is one.
     pub(super) fn create(
         site: &Site,
         fabric: &Fabric,
         spec: &Spec,
         number: u8,
         segment: Segment,
+        access: Option<(Vec<String>, String)>,
     ) -> Result<Self> {
         let name = format!("node{number}");
         let namespace = Namespace::create(&site.namespace(&name))?;
@@ -54,8 +59,16 @@ impl Node {
         }
         mount_bpffs(&directory.join("bpf"))?;
         let manifests = Manifests::create(directory.join("manifests"), directory.join("draft"))?;
-        let agent = Agent::new(place.clone(), &directory, &config(spec, &name, &directory, place.cgroup()))?;
-        let node = Self { name, number, segment, place, manifests, agent };
+        let mut config = config(spec, &name, &directory, place.cgroup());
+        if let Some((urls, kubeconfig)) = access {
+            let file = directory.join("kubeconfig");
+            fs::write(&file, kubeconfig)?;
+            config["source"] = json!("kubernetes");
+            config["api_server"] = json!(urls);
+            config["kubeconfig"] = json!(file);
+        }
+        let agent = Agent::new(place.clone(), &directory, &config)?;
+        let node = Self { name, number, segment, host: number, range: number, place, manifests, agent };
         node.connect(fabric, spec.mtu)?;
         Ok(node)
     }
@@ -79,6 +92,36 @@ impl Node {
         &self.name
     }
 
+    pub(super) const fn number(&self) -> u8 {
+        self.number
+    }
+
+    /// Another range for its pods; for the Node object to tell.
+    pub const fn set_range(&mut self, range: u8) {
+        self.range = range;
+    }
+
+    /// Another address of its device; for the Node object to tell.
+    pub fn set_host(&mut self, host: u8) -> Result<()> {
+        let (old_v4, old_v6) = (self.v4(), self.v6());
+        self.host = host;
+        let [gateway_v4, gateway_v6] = self.segment.gateway();
+        // the last address of a prefix takes the routes with it
+        self.place.namespace().ip(&format!(
+            "addr add {}/24 dev eth0\n\
+             addr add {}/64 dev eth0 nodad\n\
+             addr del {old_v4}/24 dev eth0\n\
+             addr del {old_v6}/64 dev eth0\n\
+             addr replace {}/24 dev eth0\n\
+             route replace default via {gateway_v4}\n\
+             route replace default via {gateway_v6}",
+            self.v4(),
+            self.v6(),
+            self.v4()
+        ))?;
+        Ok(())
+    }
+
     /// Where host processes run.
     pub const fn place(&self) -> &Place {
         &self.place
@@ -93,11 +136,11 @@ impl Node {
     }
 
     pub fn v4(&self) -> Ipv4Addr {
-        self.segment.ipv4(self.number)
+        self.segment.ipv4(self.host)
     }
 
     pub fn v6(&self) -> Ipv6Addr {
-        self.segment.ipv6(self.number)
+        self.segment.ipv6(self.host)
     }
 
     /// IPv4, IPv6.
@@ -118,8 +161,8 @@ impl Node {
     }
 
     pub fn pod_cidrs(&self) -> [IpNet; 2] {
-        let v4 = Ipv4Addr::new(10, 1, self.number, 0);
-        let v6 = Ipv6Addr::new(0xfd00, 0x10, self.number.into(), 0, 0, 0, 0, 0);
+        let v4 = Ipv4Addr::new(10, 1, self.range, 0);
+        let v6 = Ipv6Addr::new(0xfd00, 0x10, self.range.into(), 0, 0, 0, 0, 0);
         [Ipv4Net::new_assert(v4, 24).into(), Ipv6Net::new_assert(v6, 64).into()]
     }
 

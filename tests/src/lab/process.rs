@@ -155,7 +155,8 @@ impl Process {
         Ok(process)
     }
 
-    fn daemon(mut command: Command, log: &Path) -> Result<Self> {
+    /// A program that needs nobody: all it prints goes to `log`.
+    pub(crate) fn daemon(mut command: Command, log: &Path) -> Result<Self> {
         command.stdin(Stdio::null()).stdout(open_log(log)?).stderr(open_log(log)?);
         Self::spawn(command, log)
     }
