@@ -62,6 +62,11 @@ impl Conflicts {
         out
     }
 
+    /// How many objects wait.
+    pub fn waiting(&self) -> usize {
+        self.turn_of.len()
+    }
+
     /// Objects that wait, each with the reason.
     pub fn refused(&self) -> impl Iterator<Item = (&ObjectKey, String)> {
         self.turn_of.iter().filter_map(|(key, turn)| {

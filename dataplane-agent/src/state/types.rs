@@ -180,6 +180,16 @@ impl Object {
         }
     }
 
+    pub const fn owner_mut(&mut self) -> &mut Owner {
+        match self {
+            Self::Node(node) => &mut node.owner,
+            Self::Namespace(namespace) => &mut namespace.owner,
+            Self::Service(service) => &mut service.owner,
+            Self::EndpointSlice(slice) => &mut slice.owner,
+            Self::Pod(pod) => &mut pod.owner,
+        }
+    }
+
     pub const fn owner(&self) -> &Owner {
         match self {
             Self::Node(node) => &node.owner,
