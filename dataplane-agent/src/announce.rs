@@ -145,7 +145,9 @@ impl Writer {
         let key = (name.unwrap_or_default(), uid.unwrap_or_default(), what.reason, what.note.clone());
         if let Some(said) = self.known.get_mut(&key) {
             said.count = said.count.saturating_add(1);
-            if now.duration_since(said.written) < REPEAT || !self.budget.take(now) {
+            // that it was not once is news too
+            let is_news = said.count == 2 || now.duration_since(said.written) >= REPEAT;
+            if !is_news || !self.budget.take(now) {
                 return Ok(());
             }
             said.written = now;

@@ -205,7 +205,7 @@ fn encode_agent(out: &mut Encoder<'_>, status: &Status) -> fmt::Result {
         ("pod", status.objects.pods),
     ];
     out.gauges("objects", "Objects known", objects.map(|(kind, count)| ([("kind", kind)], count)))?;
-    let problems = [Origin::Source, Origin::Reconcile, Origin::Datapath].map(|origin| {
+    let problems = [Origin::Source, Origin::Reconcile, Origin::Datapath, Origin::Node].map(|origin| {
         let count = status.problems.iter().filter(|problem| problem.origin == origin).count();
         ([("origin", origin.name())], count as u64)
     });

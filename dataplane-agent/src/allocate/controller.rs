@@ -38,8 +38,6 @@ use crate::{
     reconcile::backoff::WorkQueue,
 };
 
-/// A write must be over, as far as we know, before anyone else can lead.
-const PATIENCE: Duration = Duration::from_secs(3);
 /// What is wrong with nodes is said again after so long.
 const REMIND: Duration = Duration::from_secs(300);
 /// Nodes of one answer.
@@ -52,8 +50,8 @@ const FENCE: &str = "dataplane.local/allocator";
 enum WriteError {
     #[error("{}", explain(.0))]
     Api(#[from] kube::Error),
-    #[error("no answer within {PATIENCE:?}")]
-    Silence,
+    #[error("no answer within {0:?}")]
+    Silence(Duration),
     #[error("the node changed meanwhile")]
     Changed,
     #[error("{0}")]
@@ -319,11 +317,13 @@ impl Term<'_> {
         if !self.controller.may_write(self.number) {
             return Err(WriteError::Changed);
         }
-        match timeout(PATIENCE, request).await {
+        let patience = self.controller.settings.terms.patience;
+        match timeout(patience, request).await {
             Ok(Ok(node)) => Ok(facts(&node)),
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409 | 422) => {
-                let found =
-                    timeout(PATIENCE, nodes.get_opt(name)).await.map_err(|_late| WriteError::Silence)??;
+                let found = timeout(patience, nodes.get_opt(name))
+                    .await
+                    .map_err(|_late| WriteError::Silence(patience))??;
                 let now = Instant::now();
                 match found {
                     Some(node) => self.book.observe(&facts(&node), now),
@@ -332,7 +332,7 @@ impl Term<'_> {
                 Err(if status.code == 422 { kube::Error::Api(status).into() } else { WriteError::Changed })
             }
             Ok(Err(error)) => Err(error.into()),
-            Err(_elapsed) => Err(WriteError::Silence),
+            Err(_elapsed) => Err(WriteError::Silence(patience)),
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 
-/// How long leading lasts. As kube-controller-manager's defaults.
+/// How long leading lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
     /// A leader that has not renewed for so long is replaced.
@@ -17,15 +17,14 @@ pub struct Terms {
     pub renew_deadline: Duration,
     /// Between two attempts.
     pub retry: Duration,
+    /// A write of the leader is over, as far as it knows, after so long: before anyone else begins.
+    pub patience: Duration,
 }
 
-impl Default for Terms {
-    fn default() -> Self {
-        Self {
-            duration: Duration::from_secs(15),
-            renew_deadline: Duration::from_secs(10),
-            retry: Duration::from_secs(2),
-        }
+impl Terms {
+    /// In the proportions of client-go: 15, 10 and 2 seconds.
+    pub fn new(duration: Duration) -> Self {
+        Self { duration, renew_deadline: duration * 2 / 3, retry: duration * 2 / 15, patience: duration / 5 }
     }
 }
 
@@ -126,7 +125,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn candidate(identity: &str) -> Candidate {
-        Candidate::new(identity.to_owned(), Terms::default())
+        Candidate::new(identity.to_owned(), Terms::new(SECOND * 15))
     }
 
     fn clock(second: i64) -> Timestamp {

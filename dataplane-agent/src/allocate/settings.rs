@@ -43,6 +43,9 @@ pub struct AllocateArgs {
     /// Name of that Lease
     #[arg(long, env = "DATAPLANE_LEASE_NAME", value_name = "NAME", default_value = "dataplane-allocator")]
     lease_name: String,
+    /// Seconds after which an allocator that is silent is replaced
+    #[arg(long, env = "DATAPLANE_LEASE_DURATION", value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u16).range(5..=300))]
+    lease_duration: u16,
     /// Name of this allocator among them [default: the host name and a random part]
     #[arg(long, env = "DATAPLANE_IDENTITY", value_name = "NAME")]
     identity: Option<String>,
@@ -119,7 +122,7 @@ impl Settings {
             lease_namespace: args.lease_namespace.clone(),
             lease_name: args.lease_name.clone(),
             identity: args.identity.clone().map_or_else(identity, Ok).map_err(SettingsError::Identity)?,
-            terms: Terms::default(),
+            terms: Terms::new(Duration::from_secs(args.lease_duration.into())),
             access: Access {
                 servers: args.api_server.clone(),
                 kubeconfig: args.kubeconfig.clone(),

@@ -167,6 +167,8 @@ pub enum Origin {
     Reconcile,
     /// A program that is not attached, a map that cannot be read.
     Datapath,
+    /// Something on the node: files of the CNI, what others left, the Node object.
+    Node,
 }
 
 impl Origin {
@@ -175,6 +177,7 @@ impl Origin {
             Self::Source => "source",
             Self::Reconcile => "reconcile",
             Self::Datapath => "datapath",
+            Self::Node => "node",
         }
     }
 }

@@ -23,8 +23,10 @@ use crate::{
         server::{Limits, serve},
         views::Status,
     },
-    config::{Config, ConfigError, RunArgs},
+    cluster::{self, ClusterError},
+    config::{Cni, Config, ConfigError, RunArgs, Source},
     health::{Health, HealthError},
+    lifecycle::{self, Install, InstallError, Lifecycle},
     metrics::Metrics,
     netlink::{Netlink, NetlinkError},
     source::{ManifestError, ManifestSource, Problems},
@@ -61,6 +63,10 @@ enum AppError {
     Panicked(#[source] tokio::task::JoinError),
     #[error(transparent)]
     Node(#[from] node::NodeError),
+    #[error(transparent)]
+    Install(#[from] InstallError),
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
 }
 
 /// Runs the agent until it is told to stop. One sentence to stderr if it cannot.
@@ -97,6 +103,7 @@ async fn serve_node(config: Config) -> Result<(), AppError> {
     let metrics = Arc::new(Metrics::new(status_seen.clone()));
     let api = Api::new(status_seen.clone(), queries.clone(), Arc::clone(&metrics));
     tokio::spawn(serve(instance.listen()?, Arc::clone(&api), Limits::default()));
+    let status_seen_by_lifecycle = status_seen.clone();
     if let Some(address) = config.http {
         let health = Health::start(address, status_seen, queries, Arc::clone(&metrics))?;
         tracing::info!(address = %health.address(), "metrics and health");
@@ -109,7 +116,9 @@ async fn serve_node(config: Config) -> Result<(), AppError> {
     let source = ManifestSource::new(&config.manifests, events, problems)?.on_node(&config.node_name);
     let source = tokio::spawn(source.run(std::future::pending()));
 
+    let node_problems = take_care(&config, &status_seen_by_lifecycle).await?;
     let inputs = node::Inputs {
+        node_problems,
         events: events_heard,
         problems: problems_seen,
         queries: queries_asked,
@@ -123,4 +132,18 @@ async fn serve_node(config: Config) -> Result<(), AppError> {
         _ = interrupt.recv() => tracing::info!("interrupted: the programs go on without the agent"),
     }
     Ok(())
+}
+
+/// The node's life in the cluster, as far as it is ours to take care of.
+async fn take_care(
+    config: &Config,
+    status: &watch::Receiver<Status>,
+) -> Result<lifecycle::Problems, AppError> {
+    let Cni { install, bin_dir, conf_dir } = &config.cni;
+    let install = install.then(|| Install::new(bin_dir, conf_dir, &config.run_dir)).transpose()?;
+    let client = match config.source {
+        Source::Kubernetes => Some(cluster::connect(&config.access()).await?),
+        Source::Manifests => None,
+    };
+    Ok(Lifecycle::new(&config.node_name, install, client, Netlink::connect()?).start(status))
 }

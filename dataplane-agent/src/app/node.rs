@@ -26,6 +26,7 @@ use crate::{
         views::{NotReady, Origin, ProblemView, Status},
     },
     config::Config,
+    lifecycle,
     netlink::{Monitor, Netlink},
     source,
     state::{Changes, SourceEvent, Store},
@@ -58,6 +59,7 @@ pub(super) enum NodeError {
 pub(super) struct Inputs {
     pub events: mpsc::Receiver<SourceEvent>,
     pub problems: watch::Receiver<Vec<source::Problem>>,
+    pub node_problems: lifecycle::Problems,
     pub queries: mpsc::Receiver<Query>,
     pub monitor: Monitor,
 }
@@ -130,6 +132,7 @@ impl NodeTask {
                     self.look_by(Instant::now() + NETWORK_SETTLES);
                 }
                 Ok(()) = inputs.problems.changed() => self.news = true,
+                () = inputs.node_problems.changed() => self.news = true,
                 () = sleep_until(due.into()) => {}
             }
         }
@@ -261,6 +264,7 @@ impl NodeTask {
             subject: problem.subject.clone(),
             message: problem.message.clone(),
         }));
+        status.problems.extend(inputs.node_problems.now());
         if let Some((reason, _)) = &self.trouble {
             status.problems.push(ProblemView {
                 origin: Origin::Datapath,

@@ -7,13 +7,13 @@ use std::{ops::RangeInclusive, path::PathBuf};
 use clap::Args;
 
 use super::{
-    Routing, Source,
+    CniPreset, Routing, Source,
     parse::{self, CgroupPath, Cidrs, Http, Invalid, KubeconfigPath, Mtu, Servers},
 };
 use crate::{datapath::EbpfLog, netlink::Uplinks, telemetry::LogFormat};
 
 /// Every key of the file; a dot leads into a section.
-pub const KEYS: [&str; 33] = [
+pub const KEYS: [&str; 39] = [
     "node_name",
     "source",
     "manifests",
@@ -34,6 +34,10 @@ pub const KEYS: [&str; 33] = [
     "masquerade.ports",
     "connect_time.tcp",
     "connect_time.udp",
+    "cni.install",
+    "cni.preset",
+    "cni.bin_dir",
+    "cni.conf_dir",
     "capacity.endpoints",
     "capacity.routes",
     "capacity.services",
@@ -44,6 +48,8 @@ pub const KEYS: [&str; 33] = [
     "capacity.datagram_origins",
     "capacity.events_bytes",
     "http",
+    "healthz",
+    "proxy_mode",
     "log",
     "log_format",
     "log_ebpf",
@@ -112,6 +118,18 @@ pub struct Settings {
     /// Whether UDP does [default: false]
     #[arg(long, env = "DATAPLANE_CONNECT_TIME_UDP", value_name = "BOOL", value_parser = parse::flag)]
     pub connect_time_udp: Option<bool>,
+    /// Whether the CNI plugin and its configuration are placed [default: with source kubernetes]
+    #[arg(long, env = "DATAPLANE_CNI_INSTALL", value_name = "BOOL", value_parser = parse::flag)]
+    pub cni_install: Option<bool>,
+    /// Whose directories they go to: standard, microk8s or k3s [default: standard]
+    #[arg(long, env = "DATAPLANE_CNI_PRESET", value_name = "NAME", value_parser = parse::from_str::<CniPreset>)]
+    pub cni_preset: Option<CniPreset>,
+    /// Directory of CNI plugins [default: the preset's]
+    #[arg(long, env = "DATAPLANE_CNI_BIN_DIR", value_name = "DIR", value_parser = parse::path)]
+    pub cni_bin_dir: Option<PathBuf>,
+    /// Directory of CNI configurations [default: the preset's]
+    #[arg(long, env = "DATAPLANE_CNI_CONF_DIR", value_name = "DIR", value_parser = parse::path)]
+    pub cni_conf_dir: Option<PathBuf>,
     /// Pods and addresses of this node [default: 4096]
     #[arg(long, env = "DATAPLANE_CAPACITY_ENDPOINTS", value_name = "N", value_parser = parse::capacity)]
     pub capacity_endpoints: Option<u32>,
@@ -142,6 +160,12 @@ pub struct Settings {
     /// Where metrics and health are served, or off [default: 127.0.0.1:9964]
     #[arg(long, env = "DATAPLANE_HTTP", value_name = "ADDRESS:PORT", value_parser = parse::http)]
     pub http: Option<Http>,
+    /// Where kube-proxy's /healthz is answered, or off [default: 0.0.0.0:10256 with source kubernetes, else off]
+    #[arg(long, env = "DATAPLANE_HEALTHZ", value_name = "ADDRESS:PORT", value_parser = parse::http)]
+    pub healthz: Option<Http>,
+    /// Where kube-proxy's /proxyMode is answered, or off [default: 127.0.0.1:10249 with source kubernetes, else off]
+    #[arg(long, env = "DATAPLANE_PROXY_MODE", value_name = "ADDRESS:PORT", value_parser = parse::http)]
+    pub proxy_mode: Option<Http>,
     /// What is logged [default: info]
     #[arg(long, env = "DATAPLANE_LOG", value_name = "FILTER", value_parser = parse::log)]
     pub log: Option<String>,
@@ -184,6 +208,10 @@ impl Settings {
             "masquerade.ports" => fill(&mut self.masquerade_ports, parse::ports(text)),
             "connect_time.tcp" => fill(&mut self.connect_time_tcp, parse::flag(text)),
             "connect_time.udp" => fill(&mut self.connect_time_udp, parse::flag(text)),
+            "cni.install" => fill(&mut self.cni_install, parse::flag(text)),
+            "cni.preset" => fill(&mut self.cni_preset, parse::from_str(text)),
+            "cni.bin_dir" => fill(&mut self.cni_bin_dir, parse::path(text)),
+            "cni.conf_dir" => fill(&mut self.cni_conf_dir, parse::path(text)),
             "capacity.endpoints" => fill(&mut self.capacity_endpoints, parse::capacity(text)),
             "capacity.routes" => fill(&mut self.capacity_routes, parse::capacity(text)),
             "capacity.services" => fill(&mut self.capacity_services, parse::capacity(text)),
@@ -196,6 +224,8 @@ impl Settings {
             "capacity.datagram_origins" => fill(&mut self.capacity_datagram_origins, parse::capacity(text)),
             "capacity.events_bytes" => fill(&mut self.capacity_events_bytes, parse::events_bytes(text)),
             "http" => fill(&mut self.http, parse::http(text)),
+            "healthz" => fill(&mut self.healthz, parse::http(text)),
+            "proxy_mode" => fill(&mut self.proxy_mode, parse::http(text)),
             "log" => fill(&mut self.log, parse::log(text)),
             "log_format" => fill(&mut self.log_format, parse::from_str(text)),
             "log_ebpf" => fill(&mut self.log_ebpf, parse::from_str(text)),

@@ -50,9 +50,14 @@ pub struct Config {
     pub mtu: Option<u32>,
     pub masquerade: Masquerade,
     pub connect_time: ConnectTime,
+    pub cni: Cni,
     pub capacity: Capacity,
     /// Where metrics and health are served; `None`: nowhere.
     pub http: Option<SocketAddr>,
+    /// Where kube-proxy's health is answered; `None`: nowhere.
+    pub healthz: Option<SocketAddr>,
+    /// Where kube-proxy's mode is answered; `None`: nowhere.
+    pub proxy_mode: Option<SocketAddr>,
     /// Filter of the log, as `tracing_subscriber::EnvFilter` reads it.
     pub log: String,
     pub log_format: LogFormat,
@@ -104,6 +109,26 @@ pub struct ConnectTime {
     pub udp: bool,
 }
 
+/// The plugin and its configuration, where the container runtime looks for them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cni {
+    /// Whether the agent places them.
+    pub install: bool,
+    pub bin_dir: PathBuf,
+    pub conf_dir: PathBuf,
+}
+
+/// Whose directories.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CniPreset {
+    /// Everybody's, k3s without flannel among them.
+    #[default]
+    Standard,
+    Microk8s,
+    /// k3s as long as flannel is not switched off.
+    K3s,
+}
+
 /// Arguments of `run`: the file, and a flag for each of its keys.
 #[derive(Clone, Debug, Default, Args)]
 pub struct RunArgs {
@@ -151,9 +176,16 @@ impl Config {
 
     fn from_settings(set: Settings) -> Result<Self, ConfigError> {
         let capacity = Capacity::default();
+        let source = set.source.unwrap_or_default();
+        let in_cluster = source == Source::Kubernetes;
+        let preset = set.cni_preset.unwrap_or_default();
+        let port = |chosen: Option<parse::Http>, address: [u8; 4], port: u16| match chosen {
+            Some(chosen) => chosen.0,
+            None => in_cluster.then(|| SocketAddr::from((address, port))),
+        };
         Ok(Self {
             node_name: set.node_name.map_or_else(host_name, Ok)?,
-            source: set.source.unwrap_or_default(),
+            source,
             manifests: set.manifests.unwrap_or_else(|| "/etc/dataplane/manifests".into()),
             api_server: set.api_server.unwrap_or_default().0,
             kubeconfig: set.kubeconfig.unwrap_or_default().0,
@@ -178,6 +210,11 @@ impl Config {
                 tcp: set.connect_time_tcp.unwrap_or(true),
                 udp: set.connect_time_udp.unwrap_or(false),
             },
+            cni: Cni {
+                install: set.cni_install.unwrap_or(in_cluster),
+                bin_dir: set.cni_bin_dir.unwrap_or_else(|| preset.bin_dir().into()),
+                conf_dir: set.cni_conf_dir.unwrap_or_else(|| preset.conf_dir().into()),
+            },
             capacity: Capacity {
                 endpoints: set.capacity_endpoints.unwrap_or(capacity.endpoints),
                 routes: set.capacity_routes.unwrap_or(capacity.routes),
@@ -190,6 +227,8 @@ impl Config {
                 events_bytes: set.capacity_events_bytes.unwrap_or(capacity.events_bytes),
             },
             http: set.http.unwrap_or_default().0,
+            healthz: port(set.healthz, [0, 0, 0, 0], 10_256),
+            proxy_mode: port(set.proxy_mode, [127, 0, 0, 1], 10_249),
             log: set.log.unwrap_or_else(|| "info".to_owned()),
             log_format: set.log_format.unwrap_or_default(),
             log_ebpf: set.log_ebpf.unwrap_or_default(),
@@ -245,6 +284,37 @@ impl FromStr for Source {
             "manifests" => Ok(Self::Manifests),
             "kubernetes" => Ok(Self::Kubernetes),
             _ => Err(Invalid::new("must be manifests or kubernetes")),
+        }
+    }
+}
+
+impl CniPreset {
+    pub const fn bin_dir(self) -> &'static str {
+        match self {
+            Self::Standard => "/opt/cni/bin",
+            Self::Microk8s => "/var/snap/microk8s/current/opt/cni/bin",
+            Self::K3s => "/var/lib/rancher/k3s/data/cni",
+        }
+    }
+
+    pub const fn conf_dir(self) -> &'static str {
+        match self {
+            Self::Standard => "/etc/cni/net.d",
+            Self::Microk8s => "/var/snap/microk8s/current/args/cni-network",
+            Self::K3s => "/var/lib/rancher/k3s/agent/etc/cni/net.d",
+        }
+    }
+}
+
+impl FromStr for CniPreset {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text {
+            "standard" => Ok(Self::Standard),
+            "microk8s" => Ok(Self::Microk8s),
+            "k3s" => Ok(Self::K3s),
+            _ => Err(Invalid::new("must be standard, microk8s or k3s")),
         }
     }
 }

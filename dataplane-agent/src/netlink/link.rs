@@ -112,6 +112,14 @@ impl Link {
         self.kind == Some(InfoKind::Vxlan)
     }
 
+    /// One of which nothing but the name matters.
+    #[cfg(test)]
+    pub(crate) fn named(name: &str) -> Self {
+        let mut link = Self::read(LinkMessage::default());
+        name.clone_into(&mut link.name);
+        link
+    }
+
     fn read(message: LinkMessage) -> Self {
         let flags = message.header.flags;
         let mut link = Self {

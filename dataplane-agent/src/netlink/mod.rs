@@ -7,6 +7,7 @@
 pub mod address;
 pub mod link;
 pub mod neigh;
+pub mod nftables;
 pub mod overlay;
 pub mod pod;
 pub mod route;

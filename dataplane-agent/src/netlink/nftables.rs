@@ -1,0 +1,418 @@
+//! nftables over its own netlink: which tables, chains and jumps there are, and their removal.
+//!
+//! By hand, because the agent's image holds no `nft`, and because what is removed must be removed by its handle and
+//! not by what a tool prints of it. Rules are read only as far as the chains they lead to. `iptables` of today keeps its
+//! rules here too. Knows not whose they are.
+
+use std::{
+    collections::BTreeSet,
+    fmt, io,
+    os::fd::{AsRawFd as _, OwnedFd},
+};
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket,
+    sockopt::RcvBuf,
+};
+
+/// `linux/netlink.h`
+const REQUEST: u16 = 0x1;
+const ACK: u16 = 0x4;
+const DUMP: u16 = 0x300;
+const INTERRUPTED: u16 = 0x10;
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+/// `linux/netfilter/nfnetlink.h`
+const SUBSYSTEM: u16 = 10;
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+/// `linux/netfilter/nf_tables.h`
+const NEW_TABLE: u16 = 0;
+const GET_TABLE: u16 = 1;
+const DELETE_TABLE: u16 = 2;
+const NEW_CHAIN: u16 = 3;
+const GET_CHAIN: u16 = 4;
+const DELETE_CHAIN: u16 = 5;
+const NEW_RULE: u16 = 6;
+const GET_RULE: u16 = 7;
+const DELETE_RULE: u16 = 8;
+/// Names of tables, chains and rules begin their attributes alike: table, chain or handle, ..
+const NAME: u16 = 1;
+const CHAIN_NAME: u16 = 3;
+const RULE_CHAIN: u16 = 2;
+const RULE_HANDLE: u16 = 3;
+const RULE_EXPRESSIONS: u16 = 4;
+const EXPRESSION_NAME: u16 = 1;
+const EXPRESSION_DATA: u16 = 2;
+const IMMEDIATE_DATA: u16 = 2;
+const DATA_VERDICT: u16 = 2;
+const VERDICT_CHAIN: u16 = 2;
+
+/// Bytes of one transaction: less than a socket takes by default.
+const BATCH: usize = 64 * 1024;
+/// Bytes of an answer at a time; the kernel fills pages.
+const ANSWER: usize = 64 * 1024;
+/// A dump during which somebody writes is begun again so often.
+const ATTEMPTS: u32 = 10;
+
+/// A family of tables, as the kernel numbers them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Family(pub u8);
+
+/// A table.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Table {
+    pub family: Family,
+    pub name: String,
+}
+
+/// A chain of a table.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Chain {
+    pub table: Table,
+    pub name: String,
+}
+
+/// A rule that leads to another chain.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Jump {
+    pub from: Chain,
+    pub handle: u64,
+    /// Name of a chain of the same table.
+    pub to: String,
+}
+
+/// What is to go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// With all that is in it.
+    Table(Table),
+    /// This rule.
+    Rule(Jump),
+    /// All rules of a chain.
+    Rules(Chain),
+    /// A chain without rules that no rule leads to.
+    Chain(Chain),
+}
+
+/// A conversation with the kernel of this network namespace.
+#[derive(Debug)]
+pub struct Nftables {
+    socket: OwnedFd,
+    sequence: u32,
+}
+
+impl Family {
+    pub const IPV4: Self = Self(2);
+    pub const IPV6: Self = Self(10);
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            1 => f.write_str("inet"),
+            2 => f.write_str("ip"),
+            3 => f.write_str("arp"),
+            5 => f.write_str("netdev"),
+            7 => f.write_str("bridge"),
+            10 => f.write_str("ip6"),
+            other => write!(f, "family {other}"),
+        }
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.family, self.name)
+    }
+}
+
+impl fmt::Display for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.table, self.name)
+    }
+}
+
+impl Nftables {
+    /// # Errors
+    ///
+    /// The kernel has no netfilter, or we may not ask.
+    pub fn open() -> io::Result<Self> {
+        let socket = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkNetFilter,
+        )?;
+        // errors of a whole batch come at once
+        setsockopt(&socket, RcvBuf, &(1 << 20))?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    pub fn tables(&mut self) -> io::Result<Vec<Table>> {
+        self.dump(GET_TABLE, Family(0), NEW_TABLE, &[], |family, attributes| {
+            Some(Table { family, name: text(attributes, NAME)? })
+        })
+    }
+
+    pub fn chains(&mut self) -> io::Result<Vec<Chain>> {
+        self.dump(GET_CHAIN, Family(0), NEW_CHAIN, &[], |family, attributes| {
+            let table = Table { family, name: text(attributes, NAME)? };
+            Some(Chain { table, name: text(attributes, CHAIN_NAME)? })
+        })
+    }
+
+    /// Rules of a table that do nothing but lead to another chain, whatever they ask before.
+    pub fn jumps(&mut self, table: &Table) -> io::Result<Vec<Jump>> {
+        let mut of_table = Vec::new();
+        put_text(&mut of_table, NAME, &table.name);
+        self.dump(GET_RULE, table.family, NEW_RULE, &of_table, |family, attributes| {
+            let found = Table { family, name: text(attributes, NAME)? };
+            // kernels before 5.x answer with every table
+            let from = Chain { table: found, name: text(attributes, RULE_CHAIN)? };
+            let handle = attribute(attributes, RULE_HANDLE)?.try_into().ok().map(u64::from_be_bytes)?;
+            let to =
+                parse(attribute(attributes, RULE_EXPRESSIONS)?).find_map(|(_, element)| jump(element))?;
+            Some(Jump { from, handle, to }).filter(|jump| jump.from.table == *table)
+        })
+    }
+
+    /// Removes, in this order. Each part of the list is done completely or not at all.
+    ///
+    /// # Errors
+    ///
+    /// The first that could not be removed; parts before it are done.
+    pub fn remove(&mut self, removals: &[Removal]) -> io::Result<()> {
+        let mut rest = removals;
+        while !rest.is_empty() {
+            let mut batch = Vec::new();
+            self.put(&mut batch, BATCH_BEGIN, REQUEST, Family(0), SUBSYSTEM, &[]);
+            let mut taken = 0;
+            while let Some(removal) = rest.get(taken).filter(|_| batch.len() < BATCH) {
+                let is_last = taken + 1 == rest.len() || batch.len() + 1_024 >= BATCH;
+                let (kind, family, attributes) = removal.encode();
+                // the kernel answers what failed, and the last one in any case
+                let flags = if is_last { REQUEST | ACK } else { REQUEST };
+                self.put(&mut batch, SUBSYSTEM << 8 | kind, flags, family, 0, &attributes);
+                taken += 1;
+                if is_last {
+                    break;
+                }
+            }
+            let last = self.sequence;
+            self.put(&mut batch, BATCH_END, REQUEST, Family(0), SUBSYSTEM, &[]);
+            self.send(&batch)?;
+            self.answers(last)?;
+            rest = rest.get(taken..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Reads what the kernel says of a batch, until it has spoken of its last message.
+    fn answers(&self, last: u32) -> io::Result<()> {
+        let mut failed = None;
+        loop {
+            let buffer = self.receive()?;
+            for message in messages(&buffer) {
+                if message.kind != ERROR {
+                    continue;
+                }
+                let errno = error_of(message.body);
+                if errno != 0 && failed.is_none() {
+                    failed = Some(io::Error::from_raw_os_error(errno));
+                }
+                // a refusal of the batch as a whole bears the number of its first message
+                if message.sequence >= last || errno != 0 {
+                    return failed.map_or(Ok(()), Err);
+                }
+            }
+        }
+    }
+
+    fn dump<T: Ord>(
+        &mut self,
+        get: u16,
+        family: Family,
+        new: u16,
+        attributes: &[u8],
+        mut read: impl FnMut(Family, &[u8]) -> Option<T>,
+    ) -> io::Result<Vec<T>> {
+        for _ in 0..ATTEMPTS {
+            let mut request = Vec::new();
+            self.put(&mut request, SUBSYSTEM << 8 | get, REQUEST | DUMP, family, 0, attributes);
+            self.send(&request)?;
+            let mut found = BTreeSet::new();
+            if self.collect(new, &mut |family, attributes| found.extend(read(family, attributes)))? {
+                return Ok(found.into_iter().collect());
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::ResourceBusy, "nftables changes too fast to be read"))
+    }
+
+    /// Reads a dump to its end. False: somebody wrote meanwhile.
+    fn collect(&self, new: u16, each: &mut dyn FnMut(Family, &[u8])) -> io::Result<bool> {
+        let mut whole = true;
+        loop {
+            let buffer = self.receive()?;
+            for message in messages(&buffer) {
+                if message.sequence != self.sequence {
+                    continue;
+                }
+                whole &= message.flags & INTERRUPTED == 0;
+                match message.kind {
+                    DONE => return Ok(whole),
+                    ERROR => match error_of(message.body) {
+                        0 => {}
+                        // a table that went is one that is not there
+                        nix::libc::ENOENT => return Ok(whole),
+                        nix::libc::EINTR => return Ok(false),
+                        errno => return Err(io::Error::from_raw_os_error(errno)),
+                    },
+                    kind if kind == SUBSYSTEM << 8 | new => {
+                        if let (Some(family), Some(attributes)) =
+                            (message.body.first(), message.body.get(4..))
+                        {
+                            each(Family(*family), attributes);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Appends a message: header, `nfgenmsg`, attributes.
+    fn put(
+        &mut self,
+        batch: &mut Vec<u8>,
+        kind: u16,
+        flags: u16,
+        family: Family,
+        resource: u16,
+        attributes: &[u8],
+    ) {
+        self.sequence += 1;
+        let length = (20 + attributes.len()) as u32;
+        batch.extend(length.to_ne_bytes());
+        batch.extend(kind.to_ne_bytes());
+        batch.extend(flags.to_ne_bytes());
+        batch.extend(self.sequence.to_ne_bytes());
+        batch.extend(0_u32.to_ne_bytes());
+        batch.extend([family.0, 0]);
+        batch.extend(resource.to_be_bytes());
+        batch.extend(attributes);
+    }
+
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        sendto(self.socket.as_raw_fd(), bytes, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+        Ok(())
+    }
+
+    fn receive(&self) -> io::Result<Vec<u8>> {
+        let mut buffer = vec![0; ANSWER];
+        let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        buffer.truncate(length);
+        Ok(buffer)
+    }
+}
+
+impl Removal {
+    fn encode(&self) -> (u16, Family, Vec<u8>) {
+        let mut attributes = Vec::new();
+        let (kind, table) = match self {
+            Self::Table(table) => {
+                put_text(&mut attributes, NAME, &table.name);
+                (DELETE_TABLE, table)
+            }
+            Self::Rule(Jump { from, handle, .. }) => {
+                put_text(&mut attributes, NAME, &from.table.name);
+                put_text(&mut attributes, RULE_CHAIN, &from.name);
+                put_bytes(&mut attributes, RULE_HANDLE, &handle.to_be_bytes());
+                (DELETE_RULE, &from.table)
+            }
+            Self::Rules(chain) => {
+                put_text(&mut attributes, NAME, &chain.table.name);
+                put_text(&mut attributes, RULE_CHAIN, &chain.name);
+                (DELETE_RULE, &chain.table)
+            }
+            Self::Chain(chain) => {
+                put_text(&mut attributes, NAME, &chain.table.name);
+                put_text(&mut attributes, CHAIN_NAME, &chain.name);
+                (DELETE_CHAIN, &chain.table)
+            }
+        };
+        (kind, table.family, attributes)
+    }
+}
+
+struct Message<'a> {
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    body: &'a [u8],
+}
+
+fn messages(mut buffer: &[u8]) -> impl Iterator<Item = Message<'_>> {
+    std::iter::from_fn(move || {
+        let length = u32::from_ne_bytes(buffer.get(..4)?.try_into().ok()?) as usize;
+        let whole = buffer.get(..length).filter(|whole| whole.len() >= 16)?;
+        buffer = buffer.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(Message {
+            kind: u16::from_ne_bytes([whole[4], whole[5]]),
+            flags: u16::from_ne_bytes([whole[6], whole[7]]),
+            sequence: u32::from_ne_bytes([whole[8], whole[9], whole[10], whole[11]]),
+            body: &whole[16..],
+        })
+    })
+}
+
+/// The number of an error, 0 for an acknowledgement.
+fn error_of(body: &[u8]) -> i32 {
+    let bytes = body.get(..4).and_then(|bytes| bytes.try_into().ok());
+    bytes.map_or(nix::libc::EBADMSG, |bytes| -i32::from_ne_bytes(bytes))
+}
+
+/// Type and value of each attribute.
+fn parse(mut attributes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let header = attributes.get(..4)?;
+        let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
+        // the upper two bits are flags
+        let kind = u16::from_ne_bytes([header[2], header[3]]) & 0x3fff;
+        let value = attributes.get(4..length)?;
+        attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    parse(attributes).find_map(|(kind, value)| (kind == wanted).then_some(value))
+}
+
+fn text(attributes: &[u8], wanted: u16) -> Option<String> {
+    let bytes = attribute(attributes, wanted)?;
+    let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
+    Some(String::from_utf8_lossy(bytes).into_owned())
+}
+
+/// The chain an expression leads to, if it is a jump or a goto.
+fn jump(expression: &[u8]) -> Option<String> {
+    if text(expression, EXPRESSION_NAME)? != "immediate" {
+        return None;
+    }
+    let data = attribute(attribute(expression, EXPRESSION_DATA)?, IMMEDIATE_DATA)?;
+    text(attribute(data, DATA_VERDICT)?, VERDICT_CHAIN)
+}
+
+fn put_text(attributes: &mut Vec<u8>, kind: u16, text: &str) {
+    let mut bytes = text.as_bytes().to_vec();
+    bytes.push(0);
+    put_bytes(attributes, kind, &bytes);
+}
+
+fn put_bytes(attributes: &mut Vec<u8>, kind: u16, bytes: &[u8]) {
+    attributes.extend(((4 + bytes.len()) as u16).to_ne_bytes());
+    attributes.extend(kind.to_ne_bytes());
+    attributes.extend(bytes);
+    attributes.resize(attributes.len().next_multiple_of(4), 0);
+}
