@@ -15,9 +15,9 @@ use std::{
 use serde_json::{Value, json};
 
 /// Name of the plugin: what the configuration calls its type, and of its file.
-pub const PLUGIN: &str = "dataplane-cni";
+pub(super) const PLUGIN: &str = "dataplane-cni";
 /// Name of the configuration. Runtimes take the first by name.
-pub const CONFLIST: &str = "05-dataplane.conflist";
+pub(super) const CONFLIST: &str = "05-dataplane.conflist";
 /// Where the plugin looks for the agent if nobody says.
 const DEFAULT_SOCKET: &str = "/run/dataplane/agent.sock";
 /// What runtimes take for a configuration (go-cni, ocicni).
