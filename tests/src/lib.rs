@@ -5,6 +5,7 @@ pub mod bench;
 pub mod bins;
 pub mod cni;
 pub mod demo;
+pub mod deploy;
 pub mod kernel;
 pub mod lab;
 pub mod prog;

@@ -34,6 +34,7 @@ pub struct Agent {
     config: PathBuf,
     socket: PathBuf,
     log: PathBuf,
+    under: Vec<String>,
     process: Option<Process>,
 }
 
@@ -45,6 +46,7 @@ impl Agent {
             config: directory.join("agent.yaml"),
             socket: directory.join("run/agent.sock"),
             log: directory.join("agent.log"),
+            under: Vec::new(),
             process: None,
         };
         fs::write(&agent.config, serde_norway::to_string(config)?)?;
@@ -56,8 +58,17 @@ impl Agent {
             bail!("the agent of {} runs already", self.place.namespace().name());
         }
         let config = self.config.to_str().context("a path that is not UTF-8")?;
-        self.process = Some(self.place.daemon(bins::agent()?, &["run", "--config", config], &self.log)?);
+        let agent = bins::agent()?;
+        let agent = agent.to_str().context("a path that is not UTF-8")?;
+        let words = self.under.iter().map(String::as_str).chain([agent, "run", "--config", config]);
+        let words: Vec<&str> = words.collect();
+        self.process = Some(self.place.daemon(words[0], &words[1..], &self.log)?);
         Ok(())
+    }
+
+    /// From the next start on, this program starts it: one that takes something away from it first.
+    pub fn start_under(&mut self, program: Vec<String>) {
+        self.under = program;
     }
 
     /// Waits until it says that it is ready.
