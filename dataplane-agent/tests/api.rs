@@ -94,6 +94,11 @@ impl Agent {
         Self { runtime, run_dir, status, queries, api, metrics, live, _instance: instance }
     }
 
+    fn health(&self) -> Health {
+        let (published, queries) = (self.status.subscribe(), self.queries.clone());
+        Health::start("127.0.0.1:0".parse().unwrap(), published, queries, Arc::clone(&self.metrics)).unwrap()
+    }
+
     /// The datapath is loaded.
     fn load(&self) {
         let _runtime = self.runtime.enter();
@@ -413,13 +418,7 @@ fn get(server: SocketAddr, path: &str) -> (u16, String) {
 #[test]
 fn readiness_follows_the_published_status() {
     let agent = Agent::start(Limits::default());
-    let health = Health::start(
-        "127.0.0.1:0".parse().unwrap(),
-        agent.status.subscribe(),
-        agent.queries.clone(),
-        Arc::clone(&agent.metrics),
-    )
-    .unwrap();
+    let health = agent.health();
     agent.status.send_modify(|status| {
         status.not_ready = vec![NotReady { check: "source".to_owned(), reason: "not synced".to_owned() }];
     });
@@ -436,13 +435,7 @@ fn readiness_follows_the_published_status() {
 #[test]
 fn http_answers_while_the_agents_own_runtime_is_stuck() {
     let agent = Agent::start(Limits::default());
-    let health = Health::start(
-        "127.0.0.1:0".parse().unwrap(),
-        agent.status.subscribe(),
-        agent.queries.clone(),
-        Arc::clone(&agent.metrics),
-    )
-    .unwrap();
+    let health = agent.health();
     let (release, held) = std::sync::mpsc::channel::<()>();
     let held = Arc::new(Mutex::new(held));
     for _ in 0..2 {

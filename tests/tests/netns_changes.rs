@@ -4,15 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use dataplane_tests::{
-    lab::{
-        Checks, Client, Cluster, Family, Pod, Protocol, Service, ServicePort, Spec, failures,
-        service_addresses, wait,
-    },
-    traffic::{ECHO, HTTP, now_us, report::Request},
+    lab::{Checks, Cluster, ECHO_PORT, Family, Service, Spec, WEB_PORT, failures, wait},
+    traffic::now_us,
 };
 
-const WEB: u16 = 80;
-const ECHO_PORT: u16 = 7;
 const PATIENCE: Duration = Duration::from_secs(30);
 const INTERVAL: Duration = Duration::from_millis(5);
 const ENOUGH: usize = 50;
@@ -34,22 +29,22 @@ fn a_backend_leaves_without_a_failed_request(spec: &Spec) -> Result<()> {
     let (client, stays, leaves) = cluster.explain(made)?;
     let _servers = [stays.serve()?, leaves.serve()?];
     // who leaves is alone at first: everything is with it
-    cluster.apply(&service(&[&leaves]))?;
-    let web = service(&[&stays]);
+    cluster.apply(&Service::of(&[&leaves]))?;
+    let web = Service::of(&[&stays]);
     let mut traffic = Vec::new();
     for family in Family::BOTH {
         let held = client.place().hold(web.at(family, ECHO_PORT), 20, Duration::from_millis(20))?;
         let datagrams = client.place().keep_sending(web.at(family, ECHO_PORT), INTERVAL, &[])?;
-        let requests = client.place().keep_getting(web.at(family, WEB), INTERVAL)?;
-        answers_since(&requests, 0)?;
+        let requests = client.place().keep_getting(web.at(family, WEB_PORT), INTERVAL)?;
+        requests.wait_answers(ENOUGH, 0, PATIENCE)?;
         traffic.push((family, held, datagrams, requests));
     }
 
-    cluster.apply(&service(&[&leaves, &stays]))?;
+    cluster.apply(&Service::of(&[&leaves, &stays]))?;
     cluster.apply(&web)?;
     let gone = now_us()?;
     for (_, _, _, requests) in &traffic {
-        answers_since(requests, gone)?;
+        requests.wait_answers(ENOUGH, gone, PATIENCE)?;
     }
 
     let mut checks = Checks::of(spec.describe());
@@ -86,18 +81,18 @@ fn the_last_backend_leaves_and_another_comes() -> Result<()> {
     let mut cluster = Cluster::create(&spec)?;
     let (client, web) = cluster.explain((|| Ok((cluster.pod(0, "client")?, cluster.pod(0, "web")?)))())?;
     let _server = web.serve()?;
-    cluster.apply(&service(&[&web]))?;
-    let at = service(&[]).at(Family::V4, WEB);
+    cluster.apply(&Service::of(&[&web]))?;
+    let at = Service::of(&[]).at(Family::V4, WEB_PORT);
     cluster.explain(client.place().get_as(at, 3, Some("web"), client.address(Family::V4)))?;
 
-    cluster.apply(&service(&[]))?;
+    cluster.apply(&Service::of(&[]))?;
     let node = &cluster.nodes()[0];
     let before = node.count("from_pod", "no_backend")?;
     let requests = client.place().get(at, 1)?;
     ensure!(failures(&requests).len() == 1, "{requests:?}");
     ensure!(node.count("from_pod", "no_backend")? > before, "the drop has no name");
 
-    cluster.apply(&service(&[&web]))?;
+    cluster.apply(&Service::of(&[&web]))?;
     cluster.explain(client.place().get_as(at, 3, Some("web"), client.address(Family::V4)))?;
     // and the service itself goes: its address is nobody's, and leaves the cluster like any other
     cluster.withdraw("service-web")?;
@@ -106,26 +101,5 @@ fn the_last_backend_leaves_and_another_comes() -> Result<()> {
         let before = node.count("from_pod", "stack_outside")?;
         let _unanswered = client.place().get(at, 1)?;
         Ok((node.count("from_pod", "stack_outside")? > before).then_some(()))
-    })
-}
-
-fn service(backends: &[&Pod]) -> Service {
-    let port = |name, port, protocol, target| ServicePort { name, port, protocol, target };
-    Service {
-        name: "web".to_owned(),
-        addresses: service_addresses(1).to_vec(),
-        ports: vec![
-            port("http", WEB, Protocol::Tcp, HTTP),
-            port("echo", ECHO_PORT, Protocol::Tcp, ECHO),
-            port("echo-udp", ECHO_PORT, Protocol::Udp, ECHO),
-        ],
-        backends: backends.iter().map(|pod| pod.backend()).collect(),
-    }
-}
-
-fn answers_since(client: &Client<Vec<Request>>, moment: u64) -> Result<()> {
-    wait::until("answers", PATIENCE, || {
-        let since = client.so_far()?.iter().filter(|request| request.began_us > moment).count();
-        Ok((since >= ENOUGH).then_some(()))
     })
 }

@@ -4,15 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use dataplane_tests::{
-    lab::{
-        Checks, Client, Cluster, Family, Pod, Protocol, Routing, Service, ServicePort, Spec, failures,
-        service_addresses, wait,
-    },
-    traffic::{ECHO, HTTP, now_us, report::Request},
+    lab::{Checks, Cluster, ECHO_PORT, Family, Routing, Service, Spec, WEB_PORT, failures},
+    traffic::now_us,
 };
 
-const WEB: u16 = 80;
-const ECHO_PORT: u16 = 7;
 /// Of each family: 1,000 in all.
 const CONNECTIONS: u32 = 500;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -38,7 +33,7 @@ fn killed_under_load(spec: &Spec) -> Result<()> {
     let made = (|| Ok((cluster.pod(0, "client")?, cluster.pod(0, "near")?, cluster.pod(1, "far")?)))();
     let (client, near, far) = cluster.explain(made)?;
     let _servers = [near.serve()?, far.serve()?];
-    let web = service(&[&near, &far]);
+    let web = Service::of(&[&near, &far]);
     cluster.apply(&web)?;
 
     let mut traffic = Vec::new();
@@ -47,11 +42,11 @@ fn killed_under_load(spec: &Spec) -> Result<()> {
         let via_service =
             client.place().keep_sending(web.at(family, ECHO_PORT), Duration::from_millis(5), &[])?;
         let direct = client.place().keep_sending(far.echo(family), Duration::from_millis(5), &[])?;
-        let requests = client.place().keep_getting(web.at(family, WEB), Duration::from_millis(5))?;
+        let requests = client.place().keep_getting(web.at(family, WEB_PORT), Duration::from_millis(5))?;
         traffic.push((family, held, via_service, direct, requests));
     }
     for (_, _, _, _, requests) in &traffic {
-        answers_since(requests, 0)?;
+        requests.wait_answers(ENOUGH, 0, PATIENCE)?;
     }
 
     for node in cluster.nodes_mut() {
@@ -59,7 +54,7 @@ fn killed_under_load(spec: &Spec) -> Result<()> {
     }
     let killed = now_us()?;
     for (_, _, _, _, requests) in &traffic {
-        answers_since(requests, killed)?;
+        requests.wait_answers(ENOUGH, killed, PATIENCE)?;
     }
     let mut checks = Checks::of(spec.describe());
     for node in cluster.nodes_mut() {
@@ -81,7 +76,7 @@ fn killed_under_load(spec: &Spec) -> Result<()> {
     }
     let ready = now_us()?;
     for (_, _, _, _, requests) in &traffic {
-        answers_since(requests, ready)?;
+        requests.wait_answers(ENOUGH, ready, PATIENCE)?;
     }
 
     for (family, held, via_service, direct, requests) in traffic {
@@ -102,33 +97,12 @@ fn killed_under_load(spec: &Spec) -> Result<()> {
     checks.that("the next agents work: a pod comes, a backend goes, a pod goes", || {
         let late = cluster.pod(1, "late")?;
         let _server = late.serve()?;
-        cluster.apply(&service(&[&late]))?;
+        cluster.apply(&Service::of(&[&late]))?;
         for family in Family::BOTH {
-            client.place().get_as(web.at(family, WEB), 5, Some("late"), client.address(family))?;
+            client.place().get_as(web.at(family, WEB_PORT), 5, Some("late"), client.address(family))?;
         }
         near.check()?;
         late.delete()
     });
     checks.finish(&cluster)
-}
-
-fn service(backends: &[&Pod]) -> Service {
-    let port = |name, port, protocol, target| ServicePort { name, port, protocol, target };
-    Service {
-        name: "web".to_owned(),
-        addresses: service_addresses(1).to_vec(),
-        ports: vec![
-            port("http", WEB, Protocol::Tcp, HTTP),
-            port("echo", ECHO_PORT, Protocol::Tcp, ECHO),
-            port("echo-udp", ECHO_PORT, Protocol::Udp, ECHO),
-        ],
-        backends: backends.iter().map(|pod| pod.backend()).collect(),
-    }
-}
-
-fn answers_since(client: &Client<Vec<Request>>, moment: u64) -> Result<()> {
-    wait::until("answers", PATIENCE, || {
-        let since = client.so_far()?.iter().filter(|request| request.began_us > moment).count();
-        Ok((since >= ENOUGH).then_some(()))
-    })
 }

@@ -3,16 +3,8 @@
 use anyhow::{Context as _, Result, ensure};
 
 use super::{Finding, Told};
-use crate::{
-    lab::{
-        Cluster, Family, Place, Pod, Protocol, Routing, Service, ServicePort, Spec, failures, names,
-        service_addresses,
-    },
-    traffic::{ECHO, HTTP},
-};
+use crate::lab::{Cluster, ECHO_PORT, Family, Place, Pod, Routing, Service, Spec, WEB_PORT, failures, names};
 
-const WEB_PORT: u16 = 80;
-const ECHO_PORT: u16 = 7;
 /// Requests to a service: that one of two backends gets none of them by chance happens once in a million runs.
 const REQUESTS: u32 = 20;
 /// Bytes of a datagram that travels in pieces.
@@ -57,7 +49,7 @@ fn try_out(mode: Mode, told: &mut Told) -> Result<()> {
     let mut cluster = Cluster::create(&spec)?;
     let (client, near, far) = (cluster.pod(0, "client")?, cluster.pod(0, "near")?, cluster.pod(1, "far")?);
     let _servers = [near.serve()?, far.serve()?];
-    let service = service(&[&near, &far]);
+    let service = Service::of(&[&near, &far]);
     cluster.apply(&service)?;
     let host = cluster.nodes()[0].place();
 
@@ -81,18 +73,6 @@ fn try_out(mode: Mode, told: &mut Told) -> Result<()> {
         tell("TCP to service, back to itself", requests(near.place(), service.at(family, WEB_PORT), &both))?;
     }
     Ok(())
-}
-
-fn service(pods: &[&Pod]) -> Service {
-    Service {
-        name: "web".to_owned(),
-        addresses: service_addresses(1).to_vec(),
-        ports: vec![
-            ServicePort { name: "http", port: WEB_PORT, protocol: Protocol::Tcp, target: HTTP },
-            ServicePort { name: "echo", port: ECHO_PORT, protocol: Protocol::Udp, target: ECHO },
-        ],
-        backends: pods.iter().map(|pod| pod.backend()).collect(),
-    }
 }
 
 fn ping(from: &Place, to: &Pod, family: Family) -> Result<()> {

@@ -28,7 +28,7 @@ pub use feed::{Control, Source, agent_user};
 pub use interrupt::is_interrupted;
 pub use netns::Namespace;
 pub use node::Node;
-pub use objects::{Backend, Protocol, Service, ServicePort, distribution};
+pub use objects::{Backend, ECHO_PORT, Protocol, Service, ServicePort, WEB_PORT, distribution};
 pub use pod::Pod;
 pub use process::{Place, Process, tail};
 pub use site::take_down;

@@ -12,8 +12,12 @@ use anyhow::{Context as _, Result};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::family::Family;
+use super::{cluster::service_addresses, family::Family, pod::Pod};
+use crate::traffic::{ECHO, HTTP};
 
+/// Ports of [`Service::of`].
+pub const WEB_PORT: u16 = 80;
+pub const ECHO_PORT: u16 = 7;
 /// Kubernetes splits the endpoints of a service into slices of this size.
 const SLICE: usize = 100;
 
@@ -60,6 +64,22 @@ pub struct Service {
 }
 
 impl Service {
+    /// What the pods of these tests serve ([`crate::traffic`]), behind one service: HTTP over TCP, and an echo over TCP
+    /// and UDP.
+    pub fn of(pods: &[&Pod]) -> Self {
+        let port = |name, port, protocol, target| ServicePort { name, port, protocol, target };
+        Self {
+            name: "web".to_owned(),
+            addresses: service_addresses(1).to_vec(),
+            ports: vec![
+                port("http", WEB_PORT, Protocol::Tcp, HTTP),
+                port("echo", ECHO_PORT, Protocol::Tcp, ECHO),
+                port("echo-udp", ECHO_PORT, Protocol::Udp, ECHO),
+            ],
+            backends: pods.iter().map(|pod| pod.backend()).collect(),
+        }
+    }
+
     /// Where it is asked: its address of a family, and a port.
     pub fn at(&self, family: Family, port: u16) -> SocketAddr {
         let address = self.addresses.iter().find(|address| family.is_of(address));

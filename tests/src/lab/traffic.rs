@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use super::{
     objects::distribution,
     process::{Place, Process},
+    wait,
 };
 use crate::{
     bins,
@@ -54,6 +55,14 @@ impl Client<Vec<Request>> {
     pub fn wait(&self, deadline: Duration, wanted: impl Fn(&Request) -> bool) -> Result<Request> {
         self.process
             .wait_line(deadline, |line| serde_json::from_str(line).ok().filter(|request| wanted(request)))
+    }
+
+    /// Waits for so many answers to requests that began after a moment (of [`crate::traffic::now_us`]).
+    pub fn wait_answers(&self, count: usize, after_us: u64, deadline: Duration) -> Result<()> {
+        wait::until("answers", deadline, || {
+            let since = self.so_far()?.iter().filter(|request| request.began_us > after_us).count();
+            Ok((since >= count).then_some(()))
+        })
     }
 
     /// Ends it; all its requests.
