@@ -111,6 +111,7 @@ fn request(environment: &Environment, config: &Config) -> Result<Request, Error>
                 network: config.name.clone(),
                 netns: target.netns,
                 pod: environment.pod()?,
+                port_mappings: config.port_mappings()?,
             })
         }
         // the namespace may be gone; the agent knows by the name of the device what to remove

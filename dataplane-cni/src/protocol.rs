@@ -37,6 +37,8 @@ pub mod code {
     pub const DATAPATH: u32 = 103;
     /// CHECK found the pod's network not to be as it was made.
     pub const CHECK: u32 = 104;
+    /// A port of the node that the pod asks for is another pod's.
+    pub const PORT_TAKEN: u32 = 105;
 }
 
 /// A question to the agent.
@@ -69,6 +71,28 @@ pub struct Add {
     pub netns: PathBuf,
     /// Absent outside of Kubernetes.
     pub pod: Option<Pod>,
+    /// Ports of the node that lead to the container (capability `portMappings`).
+    #[serde(default)]
+    pub port_mappings: Vec<PortMapping>,
+}
+
+/// A port of the node that leads to a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PortMapping {
+    /// Address of the node; `None`: every one.
+    #[serde(default)]
+    pub host_ip: Option<IpAddr>,
+    pub host_port: u16,
+    pub protocol: PortProtocol,
+    pub container_port: u16,
+}
+
+/// Protocol of a mapped port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PortProtocol {
+    Tcp,
+    Udp,
 }
 
 /// Takes the device away. Neither it nor the namespace need exist.
@@ -148,6 +172,34 @@ pub struct Failure {
 impl fmt::Display for Attachment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of container {}", self.ifname, self.container_id)
+    }
+}
+
+impl fmt::Display for PortProtocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+impl PortMapping {
+    /// Whether a packet can be addressed to both.
+    pub fn collides(&self, other: &Self) -> bool {
+        let everywhere = self.host_ip.is_none() || other.host_ip.is_none();
+        self.host_port == other.host_port
+            && self.protocol == other.protocol
+            && (everywhere || self.host_ip == other.host_ip)
+    }
+}
+
+impl fmt::Display for PortMapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host_ip {
+            Some(ip) => write!(f, "{}/{} on {ip}", self.host_port, self.protocol),
+            None => write!(f, "{}/{}", self.host_port, self.protocol),
+        }
     }
 }
 

@@ -8,12 +8,12 @@
 //!
 //! **Padding.** A type in [`mod@abi`] has no implicit padding: [`abi!`](macro@crate::abi) asserts that its size is the
 //! sum of its fields, so two equal values are equal bytes and a key is never missed.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "user")), no_std)]
 #![deny(missing_docs)]
 
 /// Version of everything under [`mod@abi`]. Pins live under `<bpffs>/v<ABI_VERSION>/`: raise it whenever a layout, a map
 /// type or the meaning of a field changes, so that an older agent's tables are never read with newer eyes.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 pub mod abi;
 pub mod checksum;
@@ -21,4 +21,6 @@ pub mod flow;
 pub mod hash;
 pub mod maglev;
 pub mod net;
+#[cfg(feature = "user")]
+pub mod netns;
 pub mod reason;

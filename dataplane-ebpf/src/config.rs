@@ -19,6 +19,7 @@ static NODE: NodeConfig = NodeConfig {
     flow_slots: 0,
     flags: 0,
     flow_probes: 0,
+    host_netns: [0; 8],
 };
 
 /// Reads one field. Volatile, or the compiler would use the zeros it sees instead of what the loader wrote; field by
@@ -75,4 +76,10 @@ pub(crate) fn snat_ports() -> (u16, u32) {
 #[inline(always)]
 pub(crate) fn flow_probes() -> u32 {
     field!(flow_probes)
+}
+
+/// Cookie of the host's network namespace; 0 is no namespace's.
+#[inline(always)]
+pub(crate) fn host_netns() -> u64 {
+    u64::from_ne_bytes(field!(host_netns))
 }

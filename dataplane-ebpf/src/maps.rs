@@ -7,11 +7,12 @@
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf, SkStorage, lpm_trie::Key},
+    helpers::generated::bpf_map_lookup_elem,
     macros::btf_map,
 };
 use dataplane_common::{
     abi::{
-        Addr, BackendSlot, Endpoint, Event, Flow, FlowKey, FlowRef, FragmentKey, FragmentPorts, Gate,
+        Addr, BackendSlot, Endpoint, Event, Flow, FlowKey, FlowRef, FragmentKey, FragmentPorts, Gates,
         OriginKey, Route, Service, ServiceKey, SocketOrigin, names::capacity,
     },
     reason::COUNTERS as COUNTER_ENTRIES,
@@ -21,7 +22,7 @@ use dataplane_common::{
 #[btf_map]
 static ENDPOINTS: HashMap<Addr, Endpoint, { capacity::ENDPOINTS as usize }> = HashMap::new();
 
-/// Everything else of the cluster. Written by the agent.
+/// Everything else of the cluster. Written by the agent; the datapath opens gates.
 #[btf_map]
 static ROUTES: LpmTrie<Addr, Route, { capacity::ROUTES as usize }> = LpmTrie::new();
 
@@ -116,17 +117,32 @@ pub(crate) fn endpoint(addr: &Addr) -> Option<&'static Endpoint> {
     unsafe { ENDPOINTS.get(addr) }
 }
 
-/// Makes sure that packets of `protocol` to `addr` look for a flow.
-#[inline(always)]
+/// Makes sure that packets of `protocol` to `addr` look for a flow, wherever in the cluster it is.
+#[inline(never)]
 pub(crate) fn open_gate(addr: &Addr, protocol: u8) {
-    let Some(endpoint) = ENDPOINTS.get_ptr_mut(addr) else { return };
-    // SAFETY: the pointer is to a live value of the map; one byte is written, which nobody ever resets.
-    let gates = unsafe { &mut (*endpoint).gates };
-    if let Some(gate) = gates.get_mut(Gate::of(protocol) as usize)
-        && *gate == 0
-    {
-        *gate = 1;
+    let gates = match ENDPOINTS.get_ptr_mut(addr) {
+        // SAFETY: a live value of the map.
+        Some(endpoint) => unsafe { &raw mut (*endpoint).gates },
+        None => route_gates(addr),
+    };
+    // SAFETY: null, or a live value of a map; one byte is written, which nobody ever resets.
+    if let Some(gates) = unsafe { gates.as_mut() } {
+        gates.open(protocol);
     }
+}
+
+/// Null if there is no route. The map's own `get` lends a value that must not be written.
+#[inline(always)]
+fn route_gates(addr: &Addr) -> *mut Gates {
+    let key = Key::new(128, *addr);
+    // SAFETY: map and key are live, and of the types that belong together.
+    let route =
+        unsafe { bpf_map_lookup_elem((&raw const ROUTES).cast_mut().cast(), (&raw const key).cast()) };
+    if route.is_null() {
+        return core::ptr::null_mut();
+    }
+    // SAFETY: a live value of the map.
+    unsafe { &raw mut (*route.cast::<Route>()).gates }
 }
 
 #[inline(always)]

@@ -9,9 +9,9 @@ use aya_ebpf::{
         bpf_redir_neigh__bindgen_ty_1, bpf_sock_addr, bpf_tunnel_key,
     },
     helpers::generated::{
-        bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_l4_csum_replace, bpf_redirect,
-        bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_pull_data,
-        bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
+        bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_ns,
+        bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type,
+        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
     },
     programs::{SockAddrContext, TcContext},
 };
@@ -320,6 +320,13 @@ impl<'a> Socket<'a> {
     pub(crate) fn cookie(&self) -> u64 {
         // SAFETY: the context is the kernel's.
         unsafe { bpf_get_socket_cookie(self.ctx.as_ptr()) }
+    }
+
+    /// Cookie of the socket's network namespace (Linux 5.7), never 0.
+    #[inline(always)]
+    pub(crate) fn netns(&self) -> u64 {
+        // SAFETY: the context is the kernel's.
+        unsafe { bpf_get_netns_cookie(self.ctx.as_ptr()) }
     }
 
     /// What the socket was connected to, if it was translated.

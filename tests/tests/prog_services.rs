@@ -82,6 +82,42 @@ fn a_pod_reaches_itself_through_its_service() -> Result<()> {
 }
 
 #[test]
+fn a_port_of_the_node_leads_to_a_pod_and_the_reply_comes_from_the_node() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        let (frontend, server) = (at(world.host, 8088), at(world.pod, 8080));
+        rig.service(frontend, Protocol::TCP, 200, &[server], ServiceFlags::HOST_PORT)?;
+        // as it is before there are frontends: the host's own business
+        let knock = Frame::tcp(at(world.outside, 40_000), frontend, SYN).build();
+        assert_eq!(rig.run(Hook::FromWire, &knock)?.outcome, "stack_host");
+        // the reply of a pod to another pod looks for no flow before there is one
+        let stray = Frame::tcp(server, at(world.wire_pod, 40_000), SYN_ACK).build();
+        assert_eq!(rig.run(Hook::FromPod, &stray)?.packet().tuple().0, server);
+
+        rig.host_with_frontends(world.host)?;
+        for (hook, client, way_back) in [
+            (Hook::FromWire, world.outside, (Action::Next, "stack_outside")),
+            (Hook::FromWire, world.wire_pod, (Action::Redirect, "to_wire")),
+            (Hook::FromWire, world.wire_node, (Action::Redirect, "to_wire")),
+            (Hook::FromOverlay, world.overlay_pod, (Action::Redirect, "to_overlay")),
+            (Hook::FromPod, world.other_pod, (Action::Redirect, "to_pod")),
+        ] {
+            let client = at(client, 40_000);
+            let run = rig.run(hook, &Frame::tcp(client, frontend, SYN).build())?;
+            assert_eq!((run.action, run.outcome), (Action::Redirect, "to_pod"), "{client}");
+            assert_eq!(run.packet().tuple(), (client, server), "the client's address is kept");
+            let run = rig.run(Hook::FromPod, &Frame::tcp(server, client, SYN_ACK).build())?;
+            assert_eq!((run.action, run.outcome), way_back, "{client}");
+            assert_eq!(run.packet().tuple(), (frontend, client));
+        }
+        // a port nobody asked for stays the host's
+        let ssh = Frame::tcp(at(world.outside, 40_000), at(world.host, 22), SYN).build();
+        assert_eq!(rig.run(Hook::FromWire, &ssh)?.outcome, "stack_host");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_service_without_backends_drops_by_name() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;

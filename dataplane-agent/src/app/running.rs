@@ -149,13 +149,9 @@ impl Running {
             let how = self.datapath.attach_overlay(&self.setup.overlay_device)?;
             tracing::info!(device = self.setup.overlay_device, mtu = overlay.mtu, ?how, "overlay");
         }
-        if config.connect_time.tcp || config.connect_time.udp {
-            let cgroup = config.cgroup.clone().map_or_else(default_cgroup, Ok)?;
-            self.datapath.attach_cgroup(&cgroup)?;
-            tracing::info!(cgroup = %cgroup.display(), "sockets");
-        } else {
-            self.datapath.detach_cgroup()?;
-        }
+        let cgroup = config.cgroup.clone().map_or_else(default_cgroup, Ok)?;
+        self.datapath.attach_cgroup(&cgroup)?;
+        tracing::info!(cgroup = %cgroup.display(), "sockets");
         Ok(())
     }
 
@@ -239,6 +235,12 @@ impl Running {
                 Ok(gone) => tracing::info!(devices = ?gone, "pins of devices that are gone removed"),
                 Err(error) => tracing::warn!(%error, "remove pins of devices that are gone"),
             }
+            // our programs are on every device: those of an agent with other tables have had their last packet
+            match self.datapath.remove_other_versions() {
+                Ok(gone) if gone.is_empty() => {}
+                Ok(gone) => tracing::info!(?gone, "pins of another version removed"),
+                Err(error) => tracing::warn!(%error, "remove pins of another version"),
+            }
         }
         self.pods_loaded = Some(result);
     }
@@ -259,6 +261,7 @@ impl Running {
                 ifindex: device.ifindex,
                 mac: device.mac,
             },
+            port_mappings: device.port_mappings,
         };
         self.reconciler
             .upsert_pod(&name, &entry, Instant::now())

@@ -5,7 +5,10 @@
 
 use std::net::IpAddr;
 
-use dataplane_common::abi::{Addr, MacAddr, NodeConfig, NodeFlags, Port};
+use dataplane_common::{
+    abi::{Addr, MacAddr, NodeConfig, NodeFlags, Port},
+    netns,
+};
 
 use crate::{
     compile::routes::Overlay,
@@ -118,6 +121,8 @@ impl Constants {
                 | flag(config.connect_time.udp, NodeFlags::CONNECT_UDP)
                 | flag(config.masquerade.enabled, NodeFlags::MASQUERADE),
             flow_probes: FLOW_PROBES,
+            // without it, no process of the host reaches a port of the host that leads to a pod
+            host_netns: netns::cookie().unwrap_or(0).to_ne_bytes(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use dataplane_cni::protocol::{Add, Added, Attachment, Check, PodAddress};
+use dataplane_cni::protocol::{Add, Added, Attachment, Check, PodAddress, PortMapping};
 
 use super::{
     CniError, PodDevice, PodNetwork,
@@ -118,14 +118,29 @@ impl Shared {
 
 impl State {
     fn reserve(&mut self, add: Add, device: String, mtu: u32) -> Result<Record, CniError> {
-        let Add { attachment, network, netns, pod } = add;
+        let Add { attachment, network, netns, pod, port_mappings } = add;
+        self.check_ports(&port_mappings)?;
         let addresses = self.ipam.allocate(&device)?;
         self.sequence += 1;
         let mac = pod_mac(&addresses);
         let sequence = self.sequence;
-        let record = Record { attachment, network, netns, pod, device, mac, mtu, addresses, sequence };
+        let record =
+            Record { attachment, network, netns, pod, device, mac, mtu, addresses, port_mappings, sequence };
         self.pods.insert(record.device.clone(), Held::new(record.clone(), 0));
         Ok(record)
+    }
+
+    /// A port of the node leads to one pod.
+    fn check_ports(&self, wanted: &[PortMapping]) -> Result<(), CniError> {
+        for port in wanted {
+            let holds = |held: &&Held| held.device.port_mappings.iter().any(|taken| taken.collides(port));
+            if let Some(held) = self.pods.values().find(holds) {
+                let pod =
+                    held.device.pod.as_ref().map_or_else(|| held.device.name.clone(), ToString::to_string);
+                return Err(CniError::PortTaken { port: *port, pod });
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn forget(&mut self, device: &str) {
@@ -142,6 +157,7 @@ impl Held {
             mac: record.mac,
             addresses: record.addresses.clone(),
             pod: record.pod.clone(),
+            port_mappings: record.port_mappings.clone(),
         };
         Self { record: Some(record), device }
     }

@@ -1,6 +1,6 @@
 //! Why a request of the plugin failed, and the code the runtime gets for it.
 
-use dataplane_cni::protocol::{Attachment, Failure, code};
+use dataplane_cni::protocol::{Attachment, Failure, PortMapping, code};
 
 use super::{ipam::IpamError, pods::RecordError, wiring::WiringError};
 use crate::netlink::{NetlinkError, PodNetnsError};
@@ -16,6 +16,8 @@ pub enum CniError {
     Unknown(Attachment),
     #[error("{attachment}: device name {device} is that of {other}")]
     NameTaken { attachment: Attachment, device: String, other: Attachment },
+    #[error("hostPort {port} is pod {pod}'s")]
+    PortTaken { port: PortMapping, pod: String },
     #[error("CNI_NETNS: {0}")]
     Netns(#[source] PodNetnsError),
     #[error(transparent)]
@@ -48,6 +50,7 @@ impl CniError {
             Self::Request(_) => code::DECODE,
             Self::NotConfigured | Self::Address(IpamError::NoRange) => code::TRY_AGAIN,
             Self::Unknown(_) => code::UNKNOWN_CONTAINER,
+            Self::PortTaken { .. } => code::PORT_TAKEN,
             Self::Netns(_) => code::ENVIRONMENT,
             Self::Address(IpamError::Exhausted { .. }) => code::RANGE_EXHAUSTED,
             Self::Address(IpamError::Taken { .. }) | Self::NameTaken { .. } | Self::Record(_) => code::RECORD,

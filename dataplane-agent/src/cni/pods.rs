@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use dataplane_cni::protocol::{Attachment, Pod};
+use dataplane_cni::protocol::{Attachment, Pod, PortMapping};
 use dataplane_common::abi::MacAddr;
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +43,9 @@ pub struct Record {
     pub mac: MacAddr,
     pub mtu: u32,
     pub addresses: Vec<IpAddr>,
+    /// Ports of the node that lead to it.
+    #[serde(default)]
+    pub port_mappings: Vec<PortMapping>,
     /// Grows from record to record.
     pub sequence: u64,
 }
@@ -193,6 +196,7 @@ mod tests {
             mac: MacAddr::new([0x0a, 0xda, 10, 1, 0, 5]),
             mtu: 1_450,
             addresses: vec!["10.1.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
+            port_mappings: Vec::new(),
             sequence,
         }
     }

@@ -144,7 +144,14 @@ async fn adopt(
         link.name,
         addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     ));
-    let device = PodDevice { name: link.name.clone(), ifindex: link.ifindex, mac, addresses, pod: None };
+    let device = PodDevice {
+        name: link.name.clone(),
+        ifindex: link.ifindex,
+        mac,
+        addresses,
+        pod: None,
+        port_mappings: Vec::new(),
+    };
     state.hold(Held { record: None, device }, recovery);
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt, net::IpAddr};
 
-use dataplane_cni::protocol::Pod;
+use dataplane_cni::protocol::{Pod, PortMapping};
 use dataplane_common::abi::MacAddr;
 use futures::future::BoxFuture;
 
@@ -18,6 +18,8 @@ pub struct PodDevice {
     pub addresses: Vec<IpAddr>,
     /// Absent if the runtime did not say, or the record is lost.
     pub pod: Option<Pod>,
+    /// Ports of the node that lead to it.
+    pub port_mappings: Vec<PortMapping>,
 }
 
 /// Why the datapath did not do as asked: a sentence.

@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use dataplane_common::abi::{Addr, Route, RouteKind};
+use dataplane_common::abi::{Addr, Gates, Route, RouteKind};
 use ipnet::IpNet;
 
 use crate::{
@@ -121,7 +121,7 @@ pub fn network(prefix: &RoutePrefix) -> Option<IpNet> {
 }
 
 fn terminal(kind: RouteKind) -> Route {
-    Route { next_hop: Addr::UNSPECIFIED, ifindex: 0, kind: kind as u32, mtu: 0 }
+    Route { next_hop: Addr::UNSPECIFIED, ifindex: 0, kind: kind as u32, mtu: 0, gates: Gates::CLOSED }
 }
 
 fn overlap(a: &IpNet, b: &IpNet) -> bool {
@@ -176,7 +176,7 @@ impl Path<'_> {
                 (tunnel_end, device.ifindex, RouteKind::Overlay, device.mtu)
             }
         };
-        Route { next_hop: (*next_hop).into(), ifindex, kind: kind as u32, mtu }
+        Route { next_hop: (*next_hop).into(), ifindex, kind: kind as u32, mtu, gates: Gates::CLOSED }
     }
 
     fn kernel_route(&self, destination: IpNet) -> KernelRoute {

@@ -52,7 +52,9 @@ pub struct PortEntries {
     /// Seconds, 0 without session affinity.
     pub affinity_timeout: u32,
     pub load_balancing: LoadBalancing,
-    /// Cluster IPs, sorted.
+    /// The frontends are at the host's own addresses.
+    pub on_host: bool,
+    /// Where the port is, sorted.
     pub frontends: Vec<ServiceKey>,
     /// Sorted.
     pub ipv4: Vec<Backend>,
@@ -68,10 +70,11 @@ impl PortEntries {
 
     /// Bits of [`ServiceFlags`].
     pub const fn flags(&self) -> u32 {
-        match self.load_balancing {
+        let hash = match self.load_balancing {
             LoadBalancing::Random => 0,
             LoadBalancing::Maglev => ServiceFlags::HASH,
-        }
+        };
+        if self.on_host { hash | ServiceFlags::HOST_PORT } else { hash }
     }
 
     /// The range a frontend needs in `BACKENDS`: for each slot an index into `backends`.
@@ -99,6 +102,7 @@ fn port_entries(service: &Service, port: &ServicePort, slices: &[&EndpointSlice]
         name: port.name.clone(),
         affinity_timeout: service.affinity_timeout.unwrap_or(0),
         load_balancing: service.load_balancing,
+        on_host: false,
         frontends: frontends.into_iter().collect(),
         ipv4: backends(port, slices, IpAddr::is_ipv4),
         ipv6: backends(port, slices, IpAddr::is_ipv6),

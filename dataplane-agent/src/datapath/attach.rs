@@ -4,7 +4,10 @@
 //! the two is found by trying. Both stay when the agent ends, and both are given the new program in place, so that no
 //! packet of a restart passes a device without a program.
 
-use std::{io, path::Path};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use aya::{
     pin::PinError,
@@ -106,6 +109,12 @@ impl Datapath {
             }
         }
         Ok(gone)
+    }
+
+    /// Removes the pins of agents with tables of another version, which detaches their programs: for when ours are on
+    /// every device. Returns what was removed.
+    pub fn remove_other_versions(&self) -> Result<Vec<PathBuf>, AttachError> {
+        Ok(self.pins.remove_other_versions()?)
     }
 
     fn attach_device(&mut self, device: &str, hooks: [Hook; 2]) -> Result<Attachment, AttachError> {

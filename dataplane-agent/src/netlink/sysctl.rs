@@ -75,12 +75,13 @@ pub fn prepare_node(uplinks: &[&str]) -> Result<Vec<SysctlChange>, SysctlError> 
     Ok(changes)
 }
 
-/// What a device of ours needs: replies to translated packets come from addresses the kernel would not route there,
-/// and nobody on it is to be asked or told by neighbour discovery.
+/// What a device of ours needs: replies to translated packets come from addresses the kernel would not route there
+/// (of services; of the host itself, if a client asked a port of the node), and nobody on it is to be asked or told by neighbour discovery.
 pub fn prepare_device(device: &str) -> Result<Vec<SysctlChange>, SysctlError> {
     let mut changes = Vec::new();
     for (key, value) in [
         (format!("net/ipv4/conf/{device}/rp_filter"), "0"),
+        (format!("net/ipv4/conf/{device}/accept_local"), "1"),
         (format!("net/ipv4/conf/{device}/send_redirects"), "0"),
         (format!("net/ipv6/conf/{device}/accept_dad"), "0"),
         (format!("net/ipv6/conf/{device}/accept_ra"), "0"),

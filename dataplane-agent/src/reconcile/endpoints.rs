@@ -9,6 +9,7 @@ use std::{
     time::Instant,
 };
 
+use dataplane_cni::protocol::PortMapping;
 use dataplane_common::abi::{Addr, Endpoint};
 
 use super::{backoff::WorkQueue, counted::Counted};
@@ -25,6 +26,8 @@ pub struct LocalPod {
     /// Name of the host-side device.
     pub device_name: String,
     pub device: PodDevice,
+    /// Ports of the host that lead to it.
+    pub port_mappings: Vec<PortMapping>,
 }
 
 /// Why a pod has no entries.
@@ -56,6 +59,8 @@ pub(super) struct Endpoints {
     pub(super) pods: BTreeMap<String, LocalPod>,
     /// `None`: not known yet.
     host: Option<BTreeSet<Addr>>,
+    /// Addresses of the host with frontends; `None`: not known yet, those of an earlier agent count.
+    frontends: Option<BTreeSet<Addr>>,
     /// Nothing was adopted: no flow is older than this agent.
     fresh: bool,
     pub(super) queue: WorkQueue<Addr>,
@@ -69,6 +74,7 @@ impl Endpoints {
             wanted: HashMap::new(),
             pods: BTreeMap::new(),
             host: None,
+            frontends: None,
             fresh: true,
             queue: WorkQueue::default(),
         }
@@ -82,7 +88,10 @@ impl Endpoints {
     }
 
     pub(super) fn set_host(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
-        let entries: BTreeMap<_, _> = compile::endpoints::host(addresses).into_iter().collect();
+        let entries: BTreeMap<_, _> = compile::endpoints::host(addresses)
+            .into_iter()
+            .map(|(addr, endpoint)| (addr, self.with_frontends(addr, endpoint)))
+            .collect();
         let before = self.host.take();
         // an address that comes back has flows from before: masquerade uses the node's
         let open = before.is_some() || !self.fresh;
@@ -94,13 +103,38 @@ impl Endpoints {
             }
         }
         for (addr, endpoint) in &entries {
-            let known = self.wanted.get(addr).is_some_and(|wanted| wanted.pod.is_none());
-            if !known {
+            let known = self.wanted.get(addr).filter(|wanted| wanted.pod.is_none());
+            if known.is_none_or(|wanted| wanted.endpoint != *endpoint) {
                 self.wanted.insert(*addr, Wanted { endpoint: *endpoint, pod: None, open });
                 self.queue.push(*addr);
             }
         }
         self.host = Some(entries.into_keys().collect());
+    }
+
+    /// From now on these addresses, as far as they are the host's, have frontends.
+    pub(super) fn set_frontends(&mut self, frontends: BTreeSet<Addr>) {
+        if self.frontends.as_ref() == Some(&frontends) {
+            return;
+        }
+        self.frontends = Some(frontends);
+        let host: Vec<IpAddr> = self.host_addresses().collect();
+        if self.host.is_some() {
+            self.set_host(host);
+        }
+    }
+
+    fn with_frontends(&self, addr: Addr, endpoint: Endpoint) -> Endpoint {
+        let has = match &self.frontends {
+            Some(frontends) => frontends.contains(&addr),
+            None => self.actual.get(&addr).is_some_and(Endpoint::has_frontends),
+        };
+        if has { endpoint.with_frontends() } else { endpoint }
+    }
+
+    /// Every address of the host.
+    pub(super) fn host_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.host.iter().flatten().map(Addr::to_ip)
     }
 
     /// The host gave the address up: a pod that has it gets it.
@@ -189,7 +223,7 @@ impl Endpoints {
         if actual == Some(&wanted.endpoint) {
             return Ok(());
         }
-        let open = wanted.open || actual.is_some();
+        let open = wanted.open || actual.is_some() || wanted.endpoint.has_frontends();
         let entry = if open { wanted.endpoint.with_gates_open() } else { wanted.endpoint };
         self.table.insert(&addr, &entry)?;
         self.actual.insert(addr, wanted.endpoint);

@@ -19,7 +19,11 @@ pub mod slots;
 mod tests;
 pub mod views;
 
-use std::{net::IpAddr, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Instant,
+};
 
 use dataplane_common::abi::{Addr, BackendSlot, Endpoint, Route, RouteKind, Service, ServiceKey};
 use tokio::sync::mpsc::UnboundedSender;
@@ -75,8 +79,19 @@ pub struct Reconciler {
     /// Revision that is in the tables completely.
     applied: u64,
     drift: u64,
+    /// Addresses of the host at which pods have ports.
+    host_ports: BTreeMap<NamespacedName, BTreeSet<Addr>>,
+    synced: bool,
+    pods_loaded: bool,
     /// The table the next audit looks at.
     audit: Audit,
+}
+
+/// Under which name the ports of a pod stand in the tables; `None`: it has none.
+fn host_ports_name(pod: &LocalPod) -> Option<NamespacedName> {
+    // a runtime outside of Kubernetes does not say who the pod is
+    let name = if pod.name.is_empty() { &pod.device_name } else { &pod.name };
+    (!pod.port_mappings.is_empty()).then(|| compile::host_ports::name(&pod.namespace, name))
 }
 
 /// Tables are audited in turn, so that no audit takes long.
@@ -111,6 +126,9 @@ impl Reconciler {
             revision: 0,
             applied: 0,
             drift: 0,
+            host_ports: BTreeMap::new(),
+            synced: false,
+            pods_loaded: false,
             audit: Audit::Endpoints,
         }
     }
@@ -162,27 +180,65 @@ impl Reconciler {
     /// Every address of this host on any device, link-local and loopback ones left out.
     pub fn set_host_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
         self.endpoints.set_host(addresses);
+        let names: BTreeSet<_> = self.endpoints.pods.values().filter_map(host_ports_name).collect();
+        self.host_ports_changed(names);
     }
 
     /// A pod of this node, at once. After an error it stays wanted and is tried again until [`Self::remove_pod`].
     ///
     /// `id` names the attachment (container and interface).
     pub fn upsert_pod(&mut self, id: &str, pod: &LocalPod, now: Instant) -> Result<(), EndpointError> {
+        let before = self.endpoints.pods.get(id).and_then(host_ports_name);
         let done = self.endpoints.upsert_pod(id, pod, now);
         self.routes.set_pod(id, self.endpoints.pods.get(id).map(|pod| &pod.device));
+        self.host_ports_changed(before.into_iter().chain(host_ports_name(pod)));
         done
     }
 
     /// The pod is gone, at once. After an error its entries are removed later.
     pub fn remove_pod(&mut self, id: &str, now: Instant) -> Result<(), EndpointError> {
         self.routes.set_pod(id, None);
-        self.endpoints.remove_pod(id, now)
+        let name = self.endpoints.pods.get(id).and_then(host_ports_name);
+        let done = self.endpoints.remove_pod(id, now);
+        self.host_ports_changed(name);
+        done
+    }
+
+    /// Ports of the host that lead to pods of these names came, went or changed.
+    fn host_ports_changed(&mut self, names: impl IntoIterator<Item = NamespacedName>) {
+        for name in names {
+            // of two pods of one name, one is on its way out
+            let pods = self.endpoints.pods.values();
+            let pod = pods.filter(|pod| host_ports_name(pod).as_ref() == Some(&name)).next_back();
+            let entries = pod.and_then(|pod| {
+                let addresses = &pod.device.addresses;
+                let host = self.endpoints.host_addresses();
+                compile::host_ports::compile(&name, &pod.port_mappings, addresses, host)
+            });
+            let ports = entries.iter().flat_map(|entries| &entries.ports);
+            let addresses = ports.flat_map(|port| &port.frontends).map(|frontend| frontend.addr).collect();
+            self.host_ports.insert(name.clone(), addresses);
+            if entries.is_none() {
+                self.host_ports.remove(&name);
+            }
+            self.services.set(&name, entries);
+        }
+        if self.pods_loaded {
+            self.tell_frontends();
+        }
+    }
+
+    fn tell_frontends(&mut self) {
+        self.endpoints.set_frontends(self.host_ports.values().flatten().copied().collect());
     }
 
     /// Every pod of this node has been given to [`Self::upsert_pod`]: others do not exist.
     pub fn pods_loaded(&mut self) {
+        self.pods_loaded = true;
+        self.tell_frontends();
         self.endpoints.sweep_pods();
         self.routes.sweep_kernel(KernelSweep::Pods);
+        self.sweep_services();
     }
 
     /// The source has delivered everything: what is not wanted by now does not exist.
@@ -190,7 +246,15 @@ impl Reconciler {
         self.endpoints.sweep_host();
         self.routes.sweep();
         self.routes.sweep_kernel(KernelSweep::Nodes);
-        self.services.sweep();
+        self.synced = true;
+        self.sweep_services();
+    }
+
+    /// Frontends come from the source and from the pods of this node.
+    fn sweep_services(&mut self) {
+        if self.synced && self.pods_loaded {
+            self.services.sweep();
+        }
     }
 
     /// Does what is due, up to a limit. Returns when to be called again: now, if there is more; `None` if there is

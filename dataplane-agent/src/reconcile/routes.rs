@@ -1,7 +1,7 @@
 //! `ROUTES`, and what the kernel's own routes should be.
 //!
 //! A prefix may be wanted twice (a node's range that is an exception too): what is on this node comes before what is on
-//! others, and that before exceptions.
+//! others, and that before exceptions. Gates are the datapath's, as in `ENDPOINTS`.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -59,6 +59,7 @@ pub(super) enum Claimant {
 #[derive(Debug)]
 pub(super) struct Routes {
     pub(super) table: Counted<RoutePrefix, Route>,
+    /// Without gates.
     pub(super) actual: HashMap<RoutePrefix, Route>,
     claims: Claims<RoutePrefix, Claimant, Route>,
     pub(super) queue: WorkQueue<RoutePrefix>,
@@ -90,7 +91,7 @@ impl Routes {
     }
 
     pub(super) fn adopt(&mut self) -> Result<usize, TableError> {
-        self.actual = self.table.entries()?.into_iter().collect();
+        self.actual = self.found()?;
         Ok(self.actual.len())
     }
 
@@ -214,7 +215,8 @@ impl Routes {
         match self.claims.winner(prefix) {
             Some((_, wanted)) if actual == Some(wanted) => {}
             Some((_, wanted)) => {
-                self.table.insert(prefix, wanted)?;
+                let entry = if actual.is_some() { wanted.with_gates_open() } else { *wanted };
+                self.table.insert(prefix, &entry)?;
                 self.actual.insert(*prefix, *wanted);
             }
             None if actual.is_some() => {
@@ -226,9 +228,15 @@ impl Routes {
         Ok(())
     }
 
+    /// What is in the table, without gates.
+    fn found(&self) -> Result<HashMap<RoutePrefix, Route>, TableError> {
+        let entries = self.table.entries()?.into_iter();
+        Ok(entries.map(|(prefix, route)| (prefix, route.without_gates())).collect())
+    }
+
     /// Compares with what is in the table; differences are repaired by later work. Returns how many there are.
     pub(super) fn audit(&mut self) -> Result<u64, TableError> {
-        let found: HashMap<_, _> = self.table.entries()?.into_iter().collect();
+        let found = self.found()?;
         let mut different: BTreeSet<RoutePrefix> = BTreeSet::new();
         different.extend(found.iter().filter(|(p, r)| self.actual.get(p) != Some(r)).map(|(p, _)| *p));
         different.extend(self.actual.keys().filter(|prefix| !found.contains_key(prefix)));

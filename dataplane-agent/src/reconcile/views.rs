@@ -5,7 +5,7 @@ use std::{
     time::Instant,
 };
 
-use dataplane_common::abi::{Addr, Endpoint, Gate, Route, RouteKind, ServiceKey};
+use dataplane_common::abi::{Addr, Endpoint, Gates, Route, RouteKind, ServiceKey};
 
 use super::{Reconciler, services::ServiceWork};
 use crate::{
@@ -65,14 +65,13 @@ impl Reconciler {
 
     fn endpoint(&self, addr: Addr, endpoint: &Endpoint) -> EndpointView {
         let pod = self.endpoints.pod_of(&addr);
-        let open = GATES.into_iter().filter(|(gate, _)| endpoint.gates[*gate as usize] != 0);
         EndpointView {
             address: addr.to_ip(),
             pod: pod.map(|pod| PodView { namespace: pod.namespace.clone(), name: pod.name.clone() }),
             device: pod.map(|pod| pod.device_name.clone()),
             ifindex: endpoint.ifindex,
             mac: (!endpoint.is_host()).then(|| endpoint.mac.to_string()),
-            gates: open.map(|(_, name)| name.to_owned()).collect(),
+            gates: open_gates(&endpoint.gates),
         }
     }
 
@@ -231,8 +230,11 @@ impl Reconciler {
     }
 }
 
-const GATES: [(Gate, &str); 4] =
-    [(Gate::Tcp, "tcp"), (Gate::Udp, "udp"), (Gate::Icmp, "icmp"), (Gate::Other, "other")];
+fn open_gates(gates: &Gates) -> Vec<String> {
+    let Gates { tcp, udp, icmp, other } = *gates;
+    let named = [(tcp, "tcp"), (udp, "udp"), (icmp, "icmp"), (other, "other")];
+    named.into_iter().filter(|(gate, _)| *gate != 0).map(|(_, name)| name.to_owned()).collect()
+}
 
 fn frontend(key: &ServiceKey) -> String {
     let protocol = if key.protocol == 6 { "TCP" } else { "UDP" };

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Error, Version, environment::is_identifier};
-use crate::protocol::{Attachment, DEFAULT_SOCKET};
+use super::{Error, Version, environment::is_identifier, runtime};
+use crate::protocol::{Attachment, DEFAULT_SOCKET, PortMapping};
 
 /// What every command needs of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,6 +72,11 @@ impl Config {
         let mut object = |key| keys.remove(key).filter(|value| !value.is_null());
         let (dns, previous) = (object("dns"), object("prevResult"));
         Ok(Self { version, name, socket, dns, previous, rest: keys })
+    }
+
+    /// The ports of the node that the runtime wants to lead to the container.
+    pub fn port_mappings(&self) -> Result<Vec<PortMapping>, Error> {
+        runtime::port_mappings(self.rest.get("runtimeConfig"))
     }
 
     /// What GC needs. A list that is not there is not an empty list: taking it for one would remove every pod.

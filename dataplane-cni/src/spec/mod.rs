@@ -6,6 +6,7 @@ mod config;
 mod environment;
 mod error;
 mod result;
+mod runtime;
 mod version;
 
 pub use config::{Config, GcConfig};

@@ -65,6 +65,16 @@ impl Addr {
         self.words[0] == 0 && self.words[1] == 0 && self.words[2] == MAPPED
     }
 
+    /// Whether this is in 127.0.0.0/8, or `::1`.
+    #[inline(always)]
+    pub const fn is_loopback(&self) -> bool {
+        if self.is_v4() {
+            self.words[3].to_ne_bytes()[0] == 127
+        } else {
+            self.words[0] | self.words[1] | self.words[2] == 0 && u32::from_be(self.words[3]) == 1
+        }
+    }
+
     /// Whether this is `::`.
     #[inline(always)]
     pub const fn is_unspecified(&self) -> bool {

@@ -5,7 +5,7 @@ use crate::abi;
 
 abi! {
     /// `.rodata` symbol `NODE` of the object, set by the loader.
-    pub struct NodeConfig: 68 {
+    pub struct NodeConfig: 76 {
         /// Source of masqueraded IPv4 packets; unspecified = IPv4 is not masqueraded.
         pub ipv4: Addr,
         /// Source of masqueraded IPv6 packets; unspecified = IPv6 is not masqueraded.
@@ -28,6 +28,9 @@ abi! {
         pub flags: u32,
         /// Slots of `FLOWS` a new flow may examine before it is refused.
         pub flow_probes: u32,
+        /// Cookie of the host's network namespace, in the machine's byte order (`SO_NETNS_COOKIE`, Linux 5.14); 0 if
+        /// the kernel does not tell.
+        pub host_netns: [u8; 8],
     }
 }
 

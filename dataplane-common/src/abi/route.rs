@@ -1,11 +1,11 @@
 //! `ROUTES`: longest-prefix match over everything that is not on this node.
 
-use super::Addr;
+use super::{Addr, Gates};
 use crate::abi;
 
 abi! {
     /// Value of `ROUTES`, an LPM trie over [`Addr`] (an IPv4 prefix is 96 bits longer than it is written).
-    pub struct Route: 28 {
+    pub struct Route: 32 {
         /// [`RouteKind::Native`]: the neighbour on the uplink. [`RouteKind::Overlay`]: the remote tunnel end.
         pub next_hop: Addr,
         /// Device the packet leaves by: the uplink, or the overlay device. 0 where there is none.
@@ -14,6 +14,9 @@ abi! {
         pub kind: u32,
         /// MTU of the path in bytes of IP packet, 0 if unknown.
         pub mtu: u32,
+        /// Not closed to a protocol once a flow of it has an address behind this prefix as its reply target: a client
+        /// there has asked a frontend of this node.
+        pub gates: Gates,
     }
 }
 
@@ -42,5 +45,19 @@ impl Route {
             4 => Some(RouteKind::Local),
             _ => None,
         }
+    }
+
+    /// The same route with every gate open: what user space writes over an existing entry.
+    #[must_use]
+    pub const fn with_gates_open(mut self) -> Self {
+        self.gates = Gates::OPEN;
+        self
+    }
+
+    /// The same route with every gate closed: what two entries are compared by.
+    #[must_use]
+    pub const fn without_gates(mut self) -> Self {
+        self.gates = Gates::CLOSED;
+        self
     }
 }

@@ -13,7 +13,7 @@ use crate::abi;
 abi! {
     /// Key of `SERVICES`: one frontend.
     pub struct ServiceKey: 20 {
-        /// Cluster IP.
+        /// Cluster IP, or an address of the host.
         pub addr: Addr,
         /// Service port.
         pub port: Port,
@@ -71,4 +71,7 @@ pub struct ServiceFlags;
 impl ServiceFlags {
     /// Select by the hash of the packet's tuple (the range is a Maglev table) instead of at random.
     pub const HASH: u32 = 1;
+    /// A frontend on an address of the host (`hostPort`). The packets of the host's own processes to it never leave the
+    /// host, so their sockets are translated whatever [`NodeFlags`](super::NodeFlags) say.
+    pub const HOST_PORT: u32 = 2;
 }

@@ -2,7 +2,7 @@
 //!
 //! Most packets go to another pod and need no translation: one lookup finds the address on this node, two on another,
 //! and the packet is on its way past the host's stack. Only what is addressed to a service, or may be the answer to
-//! something that was translated, looks for a flow.
+//! something that was translated, looks for a flow: the destination says so.
 
 use aya_ebpf::programs::TcContext;
 use dataplane_common::reason::{DropReason, Hook, Verdict};
@@ -27,15 +27,23 @@ impl Place for FromPod {
     fn run<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<Verdict, DropReason> {
         let packet = F::parse(ctx)?;
         let destination = route::find(&packet.dst)?;
-        let translated = match destination {
+        let looks = match destination {
             Destination::Outside { .. } => {
                 if let Some(verdict) = packet.link_scoped(ctx) {
                     return Ok(verdict);
                 }
-                translate::packet::<F, ToBackend>(ctx, work)?
+                true
             }
-            _ => destination.expects(ctx, &packet) && translate::packet::<F, Known>(ctx, work)?,
+            _ => destination.expects(ctx, &packet),
         };
+        let translated = looks
+            && match destination {
+                // where frontends are
+                Destination::Outside { .. } | Destination::Host(_) => {
+                    translate::packet::<F, ToBackend>(ctx, work)?
+                }
+                _ => translate::packet::<F, Known>(ctx, work)?,
+            };
         if translated {
             let destination = route::find(&work.to.dst)?;
             return route::forward(ctx, &packet, &destination, Into::Peer);

@@ -1,7 +1,8 @@
 //! A packet arrives from another machine: tc ingress of an uplink.
 //!
-//! What is for a pod goes straight into it. Replies to what this node translated are restored first: once to undo a
-//! masquerade (then the packet is for a pod), once more if the pod had asked a service.
+//! What is for a pod goes straight into it. What is for a port of this node that belongs to a pod gets the pod's address.
+//! Replies to what this node translated are restored first: once to undo a masquerade (then the packet is for a pod),
+//! once more if the pod had asked a service.
 
 use aya_ebpf::programs::TcContext;
 use dataplane_common::reason::{DropReason, Hook, Verdict};
@@ -12,6 +13,7 @@ use crate::{
     stages::{
         parse::Packet,
         route::{self, Destination, Into},
+        service::ToBackend,
         translate::{self, Known},
     },
     verdict::Place,
@@ -30,7 +32,7 @@ impl Place for FromWire {
     }
 }
 
-/// Where a packet from outside goes after every restoration; `None` if it is not for this node.
+/// Where a packet from outside goes after every translation; `None` if it is not for this node.
 #[inline(always)]
 pub(super) fn arrive<F: IpFamily>(
     ctx: &TcContext,
@@ -40,7 +42,7 @@ pub(super) fn arrive<F: IpFamily>(
     let mut destination = route::find(&packet.dst)?;
     if let Destination::Host(_) = destination
         && destination.expects(ctx, packet)
-        && translate::packet::<F, Known>(ctx, work)?
+        && translate::packet::<F, ToBackend>(ctx, work)?
     {
         destination = route::find(&work.to.dst)?;
     }

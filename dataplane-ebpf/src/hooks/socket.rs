@@ -63,17 +63,21 @@ pub(crate) fn getpeername(socket: &Socket<'_>) -> i32 {
 /// Replaces the address of a service by one of its backends, and returns both.
 #[inline(always)]
 fn translate(socket: &Socket<'_>, random: u32) -> Result<Option<SocketOrigin>, DropReason> {
-    let protocol = socket.protocol();
+    let (addr, port, protocol) = (socket.addr(), socket.port(), socket.protocol());
     let enabled = match protocol {
         Protocol::TCP => config::flag(NodeFlags::CONNECT_TCP),
         Protocol::UDP => config::flag(NodeFlags::CONNECT_UDP),
         _ => false,
     };
-    if !enabled {
+    let of_host = socket.netns() == config::host_netns();
+    // a pod's loopback is its own
+    if !(enabled || of_host) || (addr.is_loopback() && !of_host) {
         return Ok(None);
     }
-    let (addr, port) = (socket.addr(), socket.port());
     let Some(service) = service::frontend(&addr, port, protocol) else { return Ok(None) };
+    if !enabled && service.flags & ServiceFlags::HOST_PORT == 0 {
+        return Ok(None);
+    }
     // a consistent choice needs the packet's source, which a socket does not have yet: left to the packets
     if service.flags & ServiceFlags::HASH != 0 {
         return Ok(None);

@@ -34,9 +34,10 @@ impl Destination {
     pub(crate) fn expects<F: IpFamily>(&self, ctx: &TcContext, packet: &Packet<F>) -> bool {
         match self {
             Self::Pod(endpoint) | Self::Host(endpoint) => {
-                endpoint.gate_open(packet.protocol) || packet.is_icmp_error(ctx)
+                endpoint.gates.is_open(packet.protocol) || packet.is_icmp_error(ctx)
             }
-            _ => false,
+            Self::Node(route) => route.gates.is_open(packet.protocol) || packet.is_icmp_error(ctx),
+            Self::Outside { .. } | Self::Nobody => false,
         }
     }
 }

@@ -96,7 +96,7 @@ impl Recorder {
     }
 
     fn write(&self, what: &str, device: &PodDevice) -> std::io::Result<()> {
-        let PodDevice { name, ifindex, mac, addresses, pod } = device;
+        let PodDevice { name, ifindex, mac, addresses, pod, .. } = device;
         let pod = pod.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
         let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
         let line = format!("{what} {name} {ifindex} {mac} {} {pod}\n", addresses.join(","));

@@ -191,7 +191,12 @@ impl Cluster {
 
     /// Makes a pod on the node with this index.
     pub fn pod(&self, node: usize, name: &str) -> Result<Pod> {
-        let pod = self.node(node)?.pod(&self.site, name)?;
+        self.pod_with(node, name, json!({}))
+    }
+
+    /// A pod for which the runtime asks more: `runtimeConfig` of the plugin.
+    pub fn pod_with(&self, node: usize, name: &str, runtime_config: Value) -> Result<Pod> {
+        let pod = self.node(node)?.pod(&self.site, name, runtime_config)?;
         let known = Known {
             namespace: pod.place().namespace().name().to_owned(),
             cgroup: pod.place().cgroup().to_owned(),

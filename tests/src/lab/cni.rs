@@ -24,6 +24,8 @@ pub(super) struct Container<'a> {
     pub(super) id: &'a str,
     pub(super) netns: &'a Path,
     pub(super) pod: &'a str,
+    /// What the runtime fills in for the plugin's capabilities.
+    pub(super) runtime_config: &'a Value,
 }
 
 impl Runtime {
@@ -43,6 +45,7 @@ impl Runtime {
             "name": "dataplane",
             "type": "dataplane-cni",
             "agentSocket": self.socket,
+            "runtimeConfig": container.runtime_config,
         });
         if let Some(previous) = previous {
             config["prevResult"] = previous.clone();

@@ -213,11 +213,11 @@ impl Node {
         self.place.serve(&self.name)
     }
 
-    pub(super) fn pod(&self, site: &Site, name: &str) -> Result<Pod> {
+    pub(super) fn pod(&self, site: &Site, name: &str, runtime_config: Value) -> Result<Pod> {
         let namespace = Namespace::create(&site.namespace(&format!("pod-{name}")))?;
         let place = Place::new(namespace, &self.place.cgroup().join("pods").join(name), self.place.logs())?;
         let runtime = Runtime::new(self.place.clone(), self.agent.socket().to_owned());
-        Pod::create(name, &self.name, place, runtime)
+        Pod::create(name, &self.name, place, runtime, runtime_config)
             .with_context(|| format!("on {}; log of its agent:\n{}", self.name, self.agent.log_tail()))
     }
 }

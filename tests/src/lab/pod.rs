@@ -22,16 +22,24 @@ pub struct Pod {
     id: String,
     place: Place,
     runtime: Runtime,
+    runtime_config: Value,
     result: Value,
     v4: Ipv4Addr,
     v6: Ipv6Addr,
 }
 
 impl Pod {
-    pub(super) fn create(name: &str, node: &str, place: Place, runtime: Runtime) -> Result<Self> {
+    pub(super) fn create(
+        name: &str,
+        node: &str,
+        place: Place,
+        runtime: Runtime,
+        runtime_config: Value,
+    ) -> Result<Self> {
         let id = place.namespace().name().to_owned();
         let netns = place.namespace().path();
-        let result = runtime.call("ADD", &Container { id: &id, netns: &netns, pod: name }, None)?;
+        let container = Container { id: &id, netns: &netns, pod: name, runtime_config: &runtime_config };
+        let result = runtime.call("ADD", &container, None)?;
         let addresses = addresses(&result).with_context(|| format!("the result of CNI ADD: {result}"))?;
         let v4 = addresses.iter().find_map(|address| match address {
             IpAddr::V4(v4) => Some(*v4),
@@ -43,7 +51,7 @@ impl Pod {
         });
         let (v4, v6) = v4.zip(v6).with_context(|| format!("pod {name} lacks a family: {addresses:?}"))?;
         let (name, node) = (name.to_owned(), node.to_owned());
-        Ok(Self { name, node, id, place, runtime, result, v4, v6 })
+        Ok(Self { name, node, id, place, runtime, runtime_config, result, v4, v6 })
     }
 
     pub fn name(&self) -> &str {
@@ -112,7 +120,8 @@ impl Pod {
 
     fn call(&self, command: &str, previous: Option<&Value>) -> Result<Value> {
         let netns = self.place.namespace().path();
-        self.runtime.call(command, &Container { id: &self.id, netns: &netns, pod: &self.name }, previous)
+        let Self { id, name, runtime_config, .. } = self;
+        self.runtime.call(command, &Container { id, netns: &netns, pod: name, runtime_config }, previous)
     }
 }
 

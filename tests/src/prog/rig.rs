@@ -67,6 +67,7 @@ pub fn node_config() -> NodeConfig {
         flow_slots: FLOWS,
         flags: NodeFlags::CONNECT_TCP | NodeFlags::CONNECT_UDP | NodeFlags::MASQUERADE,
         flow_probes: 8,
+        host_netns: [0; 8],
     }
 }
 
@@ -176,13 +177,19 @@ impl Rig {
         Ok(self.hash(map::ENDPOINTS)?.insert(Addr::from(addr), Endpoint::host(), 0)?)
     }
 
+    /// An address of the host with frontends at it, as the agent writes it.
+    pub fn host_with_frontends(&mut self, addr: IpAddr) -> Result<()> {
+        let endpoint = Endpoint::host().with_frontends().with_gates_open();
+        Ok(self.hash(map::ENDPOINTS)?.insert(Addr::from(addr), endpoint, 0)?)
+    }
+
     pub fn remove_endpoint(&mut self, addr: IpAddr) -> Result<()> {
         Ok(self.hash::<Addr, Endpoint>(map::ENDPOINTS)?.remove(&Addr::from(addr))?)
     }
 
     /// Whether packets of `protocol` to `addr` look for a flow.
     pub fn gate_open(&mut self, addr: IpAddr, protocol: u8) -> Result<bool> {
-        Ok(self.hash::<Addr, Endpoint>(map::ENDPOINTS)?.get(&addr.into(), 0)?.gate_open(protocol))
+        Ok(self.hash::<Addr, Endpoint>(map::ENDPOINTS)?.get(&addr.into(), 0)?.gates.is_open(protocol))
     }
 
     /// `prefix` is written for its own family.
@@ -200,6 +207,7 @@ impl Rig {
             ifindex,
             kind: kind as u32,
             mtu,
+            ..Route::default()
         };
         let mut routes: LpmTrie<&mut MapData, Addr, Route> =
             LpmTrie::try_from(self.ebpf.map_mut(map::ROUTES).context("ROUTES")?)?;

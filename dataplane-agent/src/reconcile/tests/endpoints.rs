@@ -1,5 +1,8 @@
 //! Addresses of this node, and their gates.
 
+use dataplane_cni::protocol::{PortMapping, PortProtocol};
+use dataplane_common::abi::Gates;
+
 use super::*;
 use crate::reconcile::EndpointError;
 
@@ -13,15 +16,12 @@ fn host(world: &mut World, ips: &[&str]) {
     world.settle();
 }
 
-const CLOSED: [u8; 4] = [0; 4];
-const OPEN: [u8; 4] = [1; 4];
-
 #[test]
 fn a_pod_is_there_when_the_call_returns() {
     let mut world = World::new(PLENTY);
     world.agent.upsert_pod("c1", &pod("web", "10.1.0.2", 7), world.now).unwrap();
     let endpoint = entry(&world, "10.1.0.2").unwrap();
-    assert_eq!((endpoint.ifindex, endpoint.gates), (7, CLOSED));
+    assert_eq!((endpoint.ifindex, endpoint.gates), (7, Gates::CLOSED));
     world.agent.remove_pod("c1", world.now).unwrap();
     assert_eq!(entry(&world, "10.1.0.2"), None);
 }
@@ -32,7 +32,7 @@ fn an_entry_written_over_another_opens_every_gate() {
     world.agent.upsert_pod("c1", &pod("web", "10.1.0.2", 7), world.now).unwrap();
     world.agent.upsert_pod("c1", &pod("web", "10.1.0.2", 8), world.now).unwrap();
     let endpoint = entry(&world, "10.1.0.2").unwrap();
-    assert_eq!((endpoint.ifindex, endpoint.gates), (8, OPEN));
+    assert_eq!((endpoint.ifindex, endpoint.gates), (8, Gates::OPEN));
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn gates_the_datapath_opened_are_no_difference() {
     let mut world = World::new(PLENTY);
     world.agent.upsert_pod("c1", &pod("web", "10.1.0.2", 7), world.now).unwrap();
     let mut endpoint = entry(&world, "10.1.0.2").unwrap();
-    endpoint.gates[0] = 1;
+    endpoint.gates.tcp = 1;
     let addr: std::net::IpAddr = "10.1.0.2".parse().unwrap();
     world.endpoints.insert(&addr.into(), &endpoint).unwrap();
     world.restart();
@@ -56,11 +56,11 @@ fn gates_the_datapath_opened_are_no_difference() {
 fn an_address_the_host_gets_back_has_flows_from_before() {
     let mut world = World::new(PLENTY);
     host(&mut world, &["192.168.1.1"]);
-    assert_eq!(entry(&world, "192.168.1.1").unwrap().gates, CLOSED);
+    assert_eq!(entry(&world, "192.168.1.1").unwrap().gates, Gates::CLOSED);
     host(&mut world, &[]);
     assert_eq!(entry(&world, "192.168.1.1"), None);
     host(&mut world, &["192.168.1.1"]);
-    assert_eq!(entry(&world, "192.168.1.1").unwrap().gates, OPEN);
+    assert_eq!(entry(&world, "192.168.1.1").unwrap().gates, Gates::OPEN);
 }
 
 #[test]
@@ -111,4 +111,44 @@ fn pods_that_went_while_the_agent_was_away_go_when_the_cni_has_listed_the_others
     world.settle();
     assert_eq!(entry(&world, "10.1.0.2"), None);
     assert!(entry(&world, "10.1.0.3").is_some());
+}
+
+#[test]
+fn a_port_of_the_host_is_there_as_long_as_its_pod_and_outlives_the_agent() {
+    let mut world = World::new(PLENTY);
+    world.agent.set_network(network(), &world.store);
+    host(&mut world, &["192.168.1.1"]);
+    world.agent.pods_loaded();
+    let mapping =
+        PortMapping { host_ip: None, host_port: 8080, protocol: PortProtocol::Tcp, container_port: 80 };
+    let web = LocalPod { port_mappings: vec![mapping], ..pod("web", "10.1.0.2", 7) };
+    let frontends = |world: &World| -> Vec<String> {
+        let mut all: Vec<_> =
+            world.services.entries().unwrap().iter().map(|(key, _)| key.addr.to_string()).collect();
+        all.sort();
+        all
+    };
+    world.agent.upsert_pod("c1", &web, world.now).unwrap();
+    world.settle();
+    assert_eq!(frontends(&world), ["127.0.0.1", "192.168.1.1"]);
+    let entry_of_host = entry(&world, "192.168.1.1").unwrap();
+    assert!(entry_of_host.has_frontends());
+    assert_eq!(entry_of_host.gates, Gates::OPEN);
+
+    // the source is in step before the pods are known, as it is when a new agent starts
+    world.restart();
+    world.agent.set_network(network(), &world.store);
+    host(&mut world, &["192.168.1.1"]);
+    world.replay();
+    world.agent.upsert_pod("c1", &web, world.now).unwrap();
+    world.agent.pods_loaded();
+    world.settle();
+    assert_eq!((frontends(&world).len(), world.agent.changes()), (2, 0));
+
+    host(&mut world, &["192.168.1.1", "192.168.1.2"]);
+    assert_eq!(frontends(&world), ["127.0.0.1", "192.168.1.1", "192.168.1.2"]);
+    world.agent.remove_pod("c1", world.now).unwrap();
+    world.settle();
+    assert!(frontends(&world).is_empty());
+    assert!(!entry(&world, "192.168.1.1").unwrap().has_frontends());
 }

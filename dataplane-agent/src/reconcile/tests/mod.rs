@@ -324,5 +324,6 @@ fn pod(pod: &str, ip: &str, ifindex: u32) -> LocalPod {
             ifindex,
             mac: MacAddr::new([2, 0, 0, 0, 1, ifindex as u8]),
         },
+        port_mappings: Vec::new(),
     }
 }

@@ -1,0 +1,122 @@
+//! Ports of the node that lead to its pods (`hostPort`) → frontends at the node's addresses.
+//!
+//! A pod's mapped ports are to the tables what a service of one backend is; its name is one no Service can have.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use dataplane_cni::protocol::{PortMapping, PortProtocol};
+use dataplane_common::abi::{Addr, Port, Scope, ServiceKey};
+
+use super::services::{Backend, PortEntries, ServiceEntries, ServicePortKey};
+use crate::state::{LoadBalancing, NamespacedName, TransportProtocol};
+
+/// Where the host's own processes look for a port that is asked for on every address.
+const LOOPBACK: [IpAddr; 2] =
+    [IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)];
+
+/// Under which name the ports of a pod stand in the tables. A colon is in no name of an object.
+pub fn name(namespace: &str, pod: &str) -> NamespacedName {
+    NamespacedName { namespace: namespace.to_owned(), name: format!("hostport:{pod}") }
+}
+
+/// The entries for a pod's ports, on a host with these addresses. `None`: there are none.
+pub fn compile(
+    name: &NamespacedName,
+    ports: &[PortMapping],
+    pod: &[IpAddr],
+    host: impl IntoIterator<Item = IpAddr>,
+) -> Option<ServiceEntries> {
+    let everywhere: BTreeSet<IpAddr> = host.into_iter().chain(LOOPBACK).collect();
+    let entries = |mapping: &PortMapping| {
+        let at: BTreeSet<IpAddr> =
+            mapping.host_ip.map_or_else(|| everywhere.clone(), |address| BTreeSet::from([address]));
+        let protocol = match mapping.protocol {
+            PortProtocol::Tcp => TransportProtocol::Tcp,
+            PortProtocol::Udp => TransportProtocol::Udp,
+        };
+        let mut frontends: Vec<ServiceKey> = at
+            .into_iter()
+            // a family the pod does not have is not answered for
+            .filter(|address| pod.iter().any(|own| own.is_ipv4() == address.is_ipv4()))
+            .map(|address| ServiceKey {
+                addr: address.into(),
+                port: Port::new(mapping.host_port),
+                protocol: protocol.number(),
+                scope: Scope::Any as u8,
+            })
+            .collect();
+        frontends.sort_unstable();
+        let backend =
+            |own: &IpAddr| Backend { addr: Addr::from(*own), port: Port::new(mapping.container_port) };
+        PortEntries {
+            key: ServicePortKey { service: name.clone(), port: mapping.host_port, protocol },
+            name: String::new(),
+            affinity_timeout: 0,
+            load_balancing: LoadBalancing::Random,
+            on_host: true,
+            frontends,
+            ipv4: pod.iter().filter(|own| own.is_ipv4()).map(backend).collect(),
+            ipv6: pod.iter().filter(|own| own.is_ipv6()).map(backend).collect(),
+        }
+    };
+    let mut compiled: Vec<PortEntries> = Vec::with_capacity(ports.len());
+    for port in ports.iter().map(entries) {
+        // the same port on two addresses is one port with the frontends of both
+        match compiled.iter_mut().find(|earlier| earlier.key == port.key) {
+            Some(earlier) if (&earlier.ipv4, &earlier.ipv6) == (&port.ipv4, &port.ipv6) => {
+                earlier.frontends.extend(port.frontends);
+                earlier.frontends.sort_unstable();
+                earlier.frontends.dedup();
+            }
+            // two targets for one port: the first is meant, as it is for the runtime's own plugin
+            Some(_) => {}
+            None => compiled.push(port),
+        }
+    }
+    compiled.sort_by(|one, other| one.key.cmp(&other.key));
+    (!compiled.is_empty()).then_some(ServiceEntries { ports: compiled })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn mapping(host_ip: Option<&str>, host_port: u16) -> PortMapping {
+        PortMapping { host_ip: host_ip.map(ip), host_port, protocol: PortProtocol::Tcp, container_port: 80 }
+    }
+
+    fn listed(ports: &[PortMapping], pod: &[&str]) -> Vec<String> {
+        let pod: Vec<_> = pod.iter().map(|text| ip(text)).collect();
+        let host = [ip("192.168.1.1"), ip("fd00::1")];
+        let entries = compile(&name("default", "web"), ports, &pod, host).unwrap();
+        let ports = entries.ports.iter();
+        ports.flat_map(|port| &port.frontends).map(|key| format!("{} {}", key.addr, key.port)).collect()
+    }
+
+    #[test]
+    fn a_port_is_on_every_address_of_the_pods_families() {
+        let both = ["10.1.0.2", "fd01::2"];
+        let mut all = listed(&[mapping(None, 8080)], &both);
+        all.sort();
+        assert_eq!(all, ["127.0.0.1 8080", "192.168.1.1 8080", "::1 8080", "fd00::1 8080"]);
+        assert_eq!(listed(&[mapping(None, 8080)], &both[..1]).len(), 2);
+        assert_eq!(listed(&[mapping(Some("127.0.0.1"), 8080)], &both), ["127.0.0.1 8080"]);
+    }
+
+    #[test]
+    fn one_port_on_two_addresses_is_one_port() {
+        let ports = [mapping(Some("192.168.1.1"), 8080), mapping(Some("127.0.0.1"), 8080)];
+        let mut both = listed(&ports, &["10.1.0.2"]);
+        both.sort();
+        assert_eq!(both, ["127.0.0.1 8080", "192.168.1.1 8080"]);
+    }
+
+    #[test]
+    fn a_pod_without_ports_has_no_entries() {
+        assert_eq!(compile(&name("default", "web"), &[], &[ip("10.1.0.2")], []), None);
+    }
+}

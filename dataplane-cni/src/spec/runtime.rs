@@ -1,0 +1,109 @@
+//! `runtimeConfig`: what the runtime fills in for the capabilities a plugin has (CNI conventions, "Dynamic Plugin
+//! specific fields").
+
+use std::net::IpAddr;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Error;
+use crate::protocol::{PortMapping, PortProtocol};
+
+const PORTS: &str = "runtimeConfig.portMappings";
+
+/// As the runtime writes it.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Mapping {
+    #[serde(default)]
+    host_port: i64,
+    container_port: i64,
+    #[serde(default)]
+    protocol: String,
+    #[serde(default, rename = "hostIP")]
+    host_ip: String,
+}
+
+/// The ports of the node that lead to the container. Those without a host port ask for nothing.
+pub(super) fn port_mappings(runtime: Option<&Value>) -> Result<Vec<PortMapping>, Error> {
+    let list = runtime.and_then(|runtime| runtime.get("portMappings")).filter(|list| !list.is_null());
+    let Some(list) = list else { return Ok(Vec::new()) };
+    let list: Vec<Mapping> =
+        Deserialize::deserialize(list).map_err(|problem: serde_json::Error| wrong(problem.to_string()))?;
+    let asked = list.iter().enumerate().filter(|(_, mapping)| mapping.host_port != 0);
+    asked
+        .map(|(index, mapping)| mapping.read().map_err(|problem| wrong(format!("[{index}] {problem}"))))
+        .collect()
+}
+
+impl Mapping {
+    fn read(&self) -> Result<PortMapping, String> {
+        let port = |name: &str, number: i64| {
+            let port = u16::try_from(number).ok().filter(|port| *port != 0);
+            port.ok_or_else(|| format!("{name}: {number} is not a port"))
+        };
+        Ok(PortMapping {
+            host_ip: self.host_ip()?,
+            host_port: port("hostPort", self.host_port)?,
+            protocol: match self.protocol.to_ascii_lowercase().as_str() {
+                "" | "tcp" => PortProtocol::Tcp,
+                "udp" => PortProtocol::Udp,
+                "sctp" => return Err("protocol: SCTP is not supported".to_owned()),
+                other => return Err(format!("protocol: {other:?} is none of tcp, udp, sctp")),
+            },
+            container_port: port("containerPort", self.container_port)?,
+        })
+    }
+
+    /// The unspecified address of either family means every address, as Kubernetes has it.
+    fn host_ip(&self) -> Result<Option<IpAddr>, String> {
+        if self.host_ip.is_empty() {
+            return Ok(None);
+        }
+        let ip: IpAddr =
+            self.host_ip.parse().map_err(|_| format!("hostIP: {:?} is not an IP address", self.host_ip))?;
+        Ok(Some(ip.to_canonical()).filter(|ip| !ip.is_unspecified()))
+    }
+}
+
+fn wrong(problem: String) -> Error {
+    Error::Config { key: PORTS, problem }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(list: Value) -> Result<Vec<PortMapping>, String> {
+        port_mappings(Some(&json!({ "portMappings": list }))).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_kubelet_asks_for_is_read() {
+        let list = json!([
+            {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "127.0.0.1"},
+            {"hostPort": 53, "containerPort": 5353, "protocol": "UDP", "hostIP": "::"},
+            {"hostPort": 0, "containerPort": 9000, "protocol": "tcp"},
+        ]);
+        let texts: Vec<_> = read(list).unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(texts, ["8080/TCP on 127.0.0.1", "53/UDP"]);
+        assert_eq!(read(Value::Null).unwrap(), []);
+        assert_eq!(port_mappings(None).unwrap(), []);
+    }
+
+    #[test]
+    fn what_cannot_be_is_named() {
+        for (mapping, expected) in [
+            (json!({"hostPort": 70000, "containerPort": 80}), "[0] hostPort: 70000 is not a port"),
+            (json!({"hostPort": 80, "containerPort": 0}), "[0] containerPort: 0 is not a port"),
+            (json!({"hostPort": 80, "containerPort": 80, "protocol": "sctp"}), "SCTP is not supported"),
+            (json!({"hostPort": 80, "containerPort": 80, "hostIP": "eth0"}), "hostIP: \"eth0\" is not an IP"),
+            (json!({"hostPort": "80", "containerPort": 80}), "invalid type"),
+        ] {
+            let error = read(json!([mapping])).unwrap_err();
+            assert!(error.contains(expected) && error.contains(PORTS), "{error}");
+        }
+    }
+}
