@@ -72,6 +72,9 @@ pub struct Status {
     pub applied_revision: u64,
     /// The source has delivered everything once.
     pub synced: bool,
+    /// Why this node leaves the cluster, if it does: load balancers are to send it nothing new.
+    #[serde(default)]
+    pub leaving: Option<String>,
     pub problems: Vec<ProblemView>,
     pub tables: Vec<TableView>,
     pub reconcile: ReconcileView,
@@ -104,6 +107,7 @@ impl Status {
             revision: 0,
             applied_revision: 0,
             synced: false,
+            leaving: None,
             problems: Vec::new(),
             tables: Vec::new(),
             reconcile: ReconcileView::default(),

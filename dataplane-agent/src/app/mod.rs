@@ -26,7 +26,7 @@ use crate::{
     cluster::{self, ClusterError},
     config::{Cni, Config, ConfigError, RunArgs, Source},
     health::{Health, HealthError},
-    lifecycle::{self, Install, InstallError, Lifecycle},
+    lifecycle::{self, Install, InstallError, Lifecycle, ProxyAddresses},
     metrics::Metrics,
     netlink::{Netlink, NetlinkError},
     source::{ManifestError, ManifestSource, Problems},
@@ -145,5 +145,8 @@ async fn take_care(
         Source::Kubernetes => Some(cluster::connect(&config.access()).await?),
         Source::Manifests => None,
     };
-    Ok(Lifecycle::new(&config.node_name, install, client, Netlink::connect()?).start(status))
+    let proxy = ProxyAddresses { health: config.healthz, mode: config.proxy_mode };
+    let lifecycle =
+        Lifecycle { install, client, proxy, ..Lifecycle::new(&config.node_name, Netlink::connect()?) };
+    Ok(lifecycle.start(status))
 }

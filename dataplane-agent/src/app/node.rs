@@ -29,7 +29,7 @@ use crate::{
     lifecycle,
     netlink::{Monitor, Netlink},
     source,
-    state::{Changes, SourceEvent, Store},
+    state::{Changes, Node, SourceEvent, Store},
 };
 
 /// Events of the source taken in one go, so that a burst is compiled once.
@@ -43,6 +43,9 @@ const LAST_RETRY: Duration = Duration::from_secs(10);
 const AUDIT: Duration = Duration::from_secs(60);
 /// The status is not made more often than this.
 const PUBLISH: Duration = Duration::from_millis(20);
+
+/// How the cluster autoscaler marks a node it is about to delete.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// Why the agent ends by itself.
 #[derive(Debug, thiserror::Error)]
@@ -255,6 +258,7 @@ impl NodeTask {
             not_ready: self.not_ready(),
             revision: self.store.revision(),
             synced: self.store.is_synced(),
+            leaving: self.store.node(&self.config.node_name).and_then(leaving).map(str::to_owned),
             last_event: self.last_event.map(Into::into),
             last_audit: self.last_audit.map(Into::into),
             ..Status::starting(&self.config.node_name)
@@ -304,4 +308,13 @@ impl NodeTask {
         }
         reasons
     }
+}
+
+/// Why a node leaves the cluster, as kube-proxy sees it (`ProxyHealthServer.SyncNode`).
+fn leaving(node: &Node) -> Option<&'static str> {
+    if node.deleting {
+        return Some("its Node object is being deleted");
+    }
+    let tainted = node.taints.iter().any(|key| key == TO_BE_DELETED);
+    tainted.then_some("the cluster autoscaler takes it away")
 }

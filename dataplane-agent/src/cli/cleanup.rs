@@ -15,7 +15,9 @@ use dataplane_cni::gone::Notes;
 use crate::{
     api::instance::{self, InstanceError},
     cni::pods,
+    config::CniPreset,
     datapath::{self, AttachError},
+    lifecycle,
     netlink::{KernelRoute, Link, Netlink, NetlinkError},
 };
 
@@ -24,13 +26,20 @@ const PINS: &str = "dataplane";
 
 /// What to remove, and where it is.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct CleanupArgs {
     /// Only say what would be removed
     #[arg(long)]
     pub dry_run: bool,
-    /// Even while an agent is running
+    /// Even while an agent (or kube-proxy) is running
     #[arg(long)]
     pub force: bool,
+    /// Remove what kube-proxy left in the kernel, and nothing of ours. Without --yes only says what would be removed
+    #[arg(long)]
+    pub kube_proxy: bool,
+    /// Do remove it
+    #[arg(long, requires = "kube_proxy")]
+    pub yes: bool,
     /// Directory of the agent's socket
     #[arg(long, env = "DATAPLANE_RUN_DIR", default_value = "/run/dataplane")]
     pub run_dir: PathBuf,
@@ -43,6 +52,15 @@ pub struct CleanupArgs {
     /// Name of the overlay device
     #[arg(long, env = "DATAPLANE_VXLAN_DEVICE", default_value = "dataplane0")]
     pub overlay_device: String,
+    /// Whose directories the CNI plugin and its configuration went to: standard, microk8s or k3s
+    #[arg(long, env = "DATAPLANE_CNI_PRESET", default_value = "standard")]
+    pub cni_preset: CniPreset,
+    /// Directory of CNI plugins [default: the preset's]
+    #[arg(long, env = "DATAPLANE_CNI_BIN_DIR")]
+    pub cni_bin_dir: Option<PathBuf>,
+    /// Directory of CNI configurations [default: the preset's]
+    #[arg(long, env = "DATAPLANE_CNI_CONF_DIR")]
+    pub cni_conf_dir: Option<PathBuf>,
 }
 
 /// Why not everything was removed.
@@ -78,13 +96,25 @@ pub async fn cleanup(args: &CleanupArgs, say: &mut dyn FnMut(&str)) -> Result<()
         return Err(CleanupError::Running { pid });
     }
     let mut report = Report { dry_run: args.dry_run, say, removed: 0, failed: 0 };
-    // pods first: without their devices no packet is in flight when programs and tables go
+    // before anything: a runtime that finds a configuration adds pods
+    cni_files(args, &mut report);
+    // then pods: without their devices no packet is in flight when programs and tables go
     let network = network(args, &mut report).await;
     report.attempt("network", network);
     let datapath = programs(&args.bpffs, &mut report);
     report.attempt("datapath", datapath);
     directories(args, &mut report);
     report.end()
+}
+
+/// Plugin and configuration, where they are ours.
+fn cni_files(args: &CleanupArgs, report: &mut Report<'_>) {
+    let preset = args.cni_preset;
+    let bin_dir = args.cni_bin_dir.as_deref().unwrap_or(Path::new(preset.bin_dir()));
+    let conf_dir = args.cni_conf_dir.as_deref().unwrap_or(Path::new(preset.conf_dir()));
+    for path in lifecycle::ours(bin_dir, conf_dir) {
+        file(&path, report);
+    }
 }
 
 /// Without their devices, records and notes of pods are of no use to an agent to come.
@@ -249,6 +279,11 @@ mod tests {
             state_dir: state_dir.clone(),
             bpffs: node.path().join("bpf"),
             overlay_device: String::new(),
+            kube_proxy: false,
+            yes: false,
+            cni_preset: CniPreset::Standard,
+            cni_bin_dir: Some(node.path().join("bin")),
+            cni_conf_dir: Some(node.path().join("net.d")),
         };
         fs::create_dir_all(&run_dir).unwrap();
         fs::create_dir_all(state_dir.join(pods::DIRECTORY)).unwrap();
@@ -256,10 +291,19 @@ mod tests {
         fs::write(run_dir.join("agent.lock"), "").unwrap();
         let gone = Attachment { container_id: "c1".to_owned(), ifname: "eth0".to_owned() };
         Notes::of(&run_dir).leave(&gone).unwrap();
+        for (directory, name, text) in [
+            ("bin", "dataplane-cni", ""),
+            ("net.d", "05-dataplane.conflist", "dataplane-cni"),
+            ("net.d", "10-x.conf", ""),
+        ] {
+            fs::create_dir_all(node.path().join(directory)).unwrap();
+            fs::write(node.path().join(directory).join(name), text).unwrap();
+        }
         let mut said = Vec::new();
         let mut run = |dry_run| {
             let mut say = |line: &str| said.push(line.to_owned());
             let mut report = Report { dry_run, say: &mut say, removed: 0, failed: 0 };
+            cni_files(&args(dry_run), &mut report);
             directories(&args(dry_run), &mut report);
             report.end()
         };
@@ -267,6 +311,11 @@ mod tests {
         assert!(run_dir.join("gone/c1@eth0").exists());
         run(false).unwrap();
         assert!(!run_dir.exists() && !state_dir.exists(), "{said:?}");
+        assert!(
+            !node.path().join("bin/dataplane-cni").exists()
+                && !node.path().join("net.d/05-dataplane.conflist").exists()
+        );
+        assert!(node.path().join("net.d/10-x.conf").exists(), "somebody else's");
         assert!(
             said.contains(&format!("would remove {}", run_dir.join("gone/c1@eth0").display())),
             "{said:?}"

@@ -5,6 +5,7 @@
 
 mod cleanup;
 mod client;
+mod kube_proxy;
 mod lists;
 mod status;
 mod table;
@@ -24,6 +25,7 @@ use serde::de::DeserializeOwned;
 
 pub use cleanup::{CleanupArgs, CleanupError, cleanup};
 pub use client::ClientError;
+pub use kube_proxy::KubeProxyError;
 
 use crate::{
     api::{
@@ -33,6 +35,7 @@ use crate::{
     datapath::{Pins, pins::PinsError},
 };
 use client::Client;
+use kube_proxy::Resolve;
 
 /// What can be asked.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
@@ -49,7 +52,7 @@ pub enum Command {
     Flows(FlowsArgs),
     /// What happened to packets: drops with their reason
     Events(EventsArgs),
-    /// Remove everything the agent ever made on this node: programs, tables, devices, routes, files
+    /// Remove everything the agent ever made on this node: programs, tables, devices, routes, files; or what kube-proxy left
     Cleanup(CleanupArgs),
     /// Mount a BPF file system unless there is one; for the init container of a node without systemd
     MountBpffs(MountArgs),
@@ -134,6 +137,8 @@ enum CliError {
     Client(#[from] ClientError),
     #[error("clean up: {0}")]
     Cleanup(#[from] CleanupError),
+    #[error("clean up after kube-proxy: {0}")]
+    KubeProxy(#[from] KubeProxyError),
     #[error(transparent)]
     Pins(#[from] PinsError),
     #[error("the agent's answer is not understood (is it of another version?): {0}")]
@@ -212,11 +217,16 @@ fn events(args: &EventsArgs) -> Result<(), CliError> {
 }
 
 fn clean(args: &CleanupArgs) -> Result<(), CliError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // on with the work if nobody reads along any more
-    runtime.block_on(cleanup(args, &mut |line| {
+    let mut say = |line: &str| {
         let _closed = writeln!(io::stdout(), "{line}");
-    }))?;
+    };
+    if args.kube_proxy {
+        let yes = args.yes && !args.dry_run;
+        return Ok(kube_proxy::clean(Resolve { yes, force: args.force }, &mut say)?);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(cleanup(args, &mut say))?;
     Ok(())
 }
 

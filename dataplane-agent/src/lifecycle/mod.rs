@@ -11,6 +11,7 @@ mod install;
 pub mod kube_proxy;
 mod leftovers;
 mod node;
+mod proxy_health;
 mod taint;
 
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use tokio::{sync::watch, time::sleep};
 
 pub use board::Problems;
 pub use install::{Install, InstallError, ours};
+pub use proxy_health::ProxyAddresses;
 
 use crate::{announce::Announcer, api::views::Status, netlink::Netlink};
 use board::{Board, problem};
@@ -40,14 +42,23 @@ pub struct Lifecycle {
     /// The API server, if there is one.
     pub client: Option<Client>,
     pub netlink: Netlink,
+    /// Where kube-proxy's health is answered.
+    pub proxy: ProxyAddresses,
     /// An agent that is not ready for less is being restarted.
     pub grace: Duration,
 }
 
 impl Lifecycle {
     /// As the agent of a node does it.
-    pub fn new(node_name: &str, install: Option<Install>, client: Option<Client>, netlink: Netlink) -> Self {
-        Self { node_name: node_name.to_owned(), install, client, netlink, grace: condition::GRACE }
+    pub fn new(node_name: &str, netlink: Netlink) -> Self {
+        Self {
+            node_name: node_name.to_owned(),
+            install: None,
+            client: None,
+            netlink,
+            proxy: ProxyAddresses::default(),
+            grace: condition::GRACE,
+        }
     }
 
     /// Takes care of it for as long as somebody publishes a status.
@@ -65,6 +76,9 @@ impl Lifecycle {
             let reporter =
                 events::Reporter { announcer, name: self.node_name, status: status.clone(), uid, judge };
             tokio::spawn(reporter.run());
+        }
+        if let Err(error) = proxy_health::start(self.proxy, status.clone(), board.clone()) {
+            board.put("proxy", vec![problem("healthz", format!("its thread does not start: {error}"))]);
         }
         tokio::spawn(look(self.netlink, board));
         problems
