@@ -2,8 +2,8 @@
 //!
 //! One way through: [`source`] → [`state`] (one writer, plain types) → [`compile`] (pure: state → desired entries) →
 //! [`reconcile`] (desired against actual) → [`datapath`] tables. Boundaries a reviewer can grep: `aya::` only under
-//! `datapath/`, Kubernetes types only under `source/`
-//! and `cluster/`, `rtnetlink::` only under `netlink/`.
+//! `datapath/`, `rtnetlink::` only under `netlink/`, Kubernetes types only where the API server is spoken to: `source/`,
+//! `cluster/`, `lifecycle/`, `allocate/` and `announce.rs`.
 #![forbid(unsafe_code)]
 
 pub mod allocate;

@@ -9,6 +9,7 @@ mod controller;
 mod election;
 mod figures;
 pub mod lease;
+mod nodes;
 pub mod pool;
 mod settings;
 
@@ -132,7 +133,7 @@ async fn work(
 async fn check(client: &kube::Client, settings: &Settings) -> Result<(), SettingsError> {
     let mut trouble = None;
     loop {
-        let reason = match timeout(PATIENCE, controller::list(client)).await {
+        let reason = match timeout(PATIENCE, nodes::list(client)).await {
             Ok(Ok(nodes)) => return settings.check(&nodes),
             Ok(Err(error)) => explain(&error),
             Err(_elapsed) => format!("no answer within {PATIENCE:?}"),

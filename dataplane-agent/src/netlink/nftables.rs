@@ -15,6 +15,10 @@ use nix::sys::socket::{
     sockopt::RcvBuf,
 };
 
+use wire::{attribute, error_of, jump, messages, parse, put_bytes, put_text, text};
+
+mod wire;
+
 /// `linux/netlink.h`
 const REQUEST: u16 = 0x1;
 const ACK: u16 = 0x4;
@@ -42,11 +46,6 @@ const CHAIN_NAME: u16 = 3;
 const RULE_CHAIN: u16 = 2;
 const RULE_HANDLE: u16 = 3;
 const RULE_EXPRESSIONS: u16 = 4;
-const EXPRESSION_NAME: u16 = 1;
-const EXPRESSION_DATA: u16 = 2;
-const IMMEDIATE_DATA: u16 = 2;
-const DATA_VERDICT: u16 = 2;
-const VERDICT_CHAIN: u16 = 2;
 
 /// Bytes of one transaction: less than a socket takes by default.
 const BATCH: usize = 64 * 1024;
@@ -343,76 +342,4 @@ impl Removal {
         };
         (kind, table.family, attributes)
     }
-}
-
-struct Message<'a> {
-    kind: u16,
-    flags: u16,
-    sequence: u32,
-    body: &'a [u8],
-}
-
-fn messages(mut buffer: &[u8]) -> impl Iterator<Item = Message<'_>> {
-    std::iter::from_fn(move || {
-        let length = u32::from_ne_bytes(buffer.get(..4)?.try_into().ok()?) as usize;
-        let whole = buffer.get(..length).filter(|whole| whole.len() >= 16)?;
-        buffer = buffer.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(Message {
-            kind: u16::from_ne_bytes([whole[4], whole[5]]),
-            flags: u16::from_ne_bytes([whole[6], whole[7]]),
-            sequence: u32::from_ne_bytes([whole[8], whole[9], whole[10], whole[11]]),
-            body: &whole[16..],
-        })
-    })
-}
-
-/// The number of an error, 0 for an acknowledgement.
-fn error_of(body: &[u8]) -> i32 {
-    let bytes = body.get(..4).and_then(|bytes| bytes.try_into().ok());
-    bytes.map_or(nix::libc::EBADMSG, |bytes| -i32::from_ne_bytes(bytes))
-}
-
-/// Type and value of each attribute.
-fn parse(mut attributes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let header = attributes.get(..4)?;
-        let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
-        // the upper two bits are flags
-        let kind = u16::from_ne_bytes([header[2], header[3]]) & 0x3fff;
-        let value = attributes.get(4..length)?;
-        attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
-}
-
-fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    parse(attributes).find_map(|(kind, value)| (kind == wanted).then_some(value))
-}
-
-fn text(attributes: &[u8], wanted: u16) -> Option<String> {
-    let bytes = attribute(attributes, wanted)?;
-    let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
-    Some(String::from_utf8_lossy(bytes).into_owned())
-}
-
-/// The chain an expression leads to, if it is a jump or a goto.
-fn jump(expression: &[u8]) -> Option<String> {
-    if text(expression, EXPRESSION_NAME)? != "immediate" {
-        return None;
-    }
-    let data = attribute(attribute(expression, EXPRESSION_DATA)?, IMMEDIATE_DATA)?;
-    text(attribute(data, DATA_VERDICT)?, VERDICT_CHAIN)
-}
-
-fn put_text(attributes: &mut Vec<u8>, kind: u16, text: &str) {
-    let mut bytes = text.as_bytes().to_vec();
-    bytes.push(0);
-    put_bytes(attributes, kind, &bytes);
-}
-
-fn put_bytes(attributes: &mut Vec<u8>, kind: u16, bytes: &[u8]) {
-    attributes.extend(((4 + bytes.len()) as u16).to_ne_bytes());
-    attributes.extend(kind.to_ne_bytes());
-    attributes.extend(bytes);
-    attributes.resize(attributes.len().next_multiple_of(4), 0);
 }
