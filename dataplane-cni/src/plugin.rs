@@ -112,6 +112,7 @@ fn request(environment: &Environment, config: &Config) -> Result<Request, Error>
                 netns: target.netns,
                 pod: environment.pod()?,
                 port_mappings: config.port_mappings()?,
+                bandwidth: config.bandwidth()?,
             })
         }
         // the namespace may be gone; the agent knows by the name of the device what to remove

@@ -39,6 +39,8 @@ pub mod code {
     pub const CHECK: u32 = 104;
     /// A port of the node that the pod asks for is another pod's.
     pub const PORT_TAKEN: u32 = 105;
+    /// The pod asks for an address it cannot have.
+    pub const ADDRESS: u32 = 106;
 }
 
 /// A question to the agent.
@@ -74,6 +76,30 @@ pub struct Add {
     /// Ports of the node that lead to the container (capability `portMappings`).
     #[serde(default)]
     pub port_mappings: Vec<PortMapping>,
+    /// How fast the container may talk (capability `bandwidth`).
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
+}
+
+/// Limits of a container's traffic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bandwidth {
+    /// To the container; `None`: as fast as it can.
+    #[serde(default)]
+    pub ingress: Option<Limit>,
+    /// From it.
+    #[serde(default)]
+    pub egress: Option<Limit>,
+}
+
+/// A limit of one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// Bits per second, never 0.
+    pub rate: u64,
+    /// Bits that may go at once; `None`: what fits the rate.
+    #[serde(default)]
+    pub burst: Option<u64>,
 }
 
 /// A port of the node that leads to a container.

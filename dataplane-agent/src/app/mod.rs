@@ -8,6 +8,7 @@ mod node;
 mod pods;
 mod running;
 mod setup;
+mod wishes;
 
 use std::{process::ExitCode, sync::Arc};
 

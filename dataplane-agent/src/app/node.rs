@@ -18,6 +18,7 @@ use super::{
     pods::{PodChannel, PodRequest},
     running::{Running, StartError},
     setup::Setup,
+    wishes::Waiting,
 };
 use crate::{
     api::{
@@ -25,7 +26,7 @@ use crate::{
         query::Query,
         views::{NotReady, Origin, ProblemView, Status},
     },
-    config::Config,
+    config::{Config, Source},
     lifecycle,
     netlink::{Monitor, Netlink},
     source,
@@ -76,6 +77,8 @@ pub(super) struct NodeTask {
     store: Store,
     running: Option<Running>,
     pods: PodChannel,
+    /// Pods that are being added.
+    waiting: Waiting,
     /// When the network is to be looked at; `None`: when the kernel says that something changed.
     look: Option<Instant>,
     /// Why the network is not as it is to be, and how long to wait before trying again.
@@ -105,6 +108,7 @@ impl NodeTask {
             store: Store::default(),
             running: None,
             pods,
+            waiting: Waiting::default(),
             look: Some(now),
             trouble: None,
             last_event: None,
@@ -168,7 +172,8 @@ impl NodeTask {
                 due = due.min(self.next_publish);
             }
         }
-        Ok(self.look.map_or(due, |look| look.min(due)))
+        let wishes = self.waiting.look(&self.store, now);
+        Ok([self.look, wishes].into_iter().flatten().fold(due, Instant::min))
     }
 
     /// Makes the node's network as it is to be; loads the datapath the first time. What may pass is tried again.
@@ -234,6 +239,10 @@ impl NodeTask {
     }
 
     fn pod(&mut self, request: PodRequest) {
+        if let PodRequest::Wishes(pod, asker) = request {
+            let patient = self.config.source == Source::Kubernetes;
+            return self.waiting.ask(pod, asker, patient);
+        }
         self.news = true;
         // the CNI server starts when the datapath runs
         if let Some(running) = &mut self.running {

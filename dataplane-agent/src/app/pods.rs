@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use dataplane_cni::protocol::Pod;
 use futures::{FutureExt as _, future::BoxFuture};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -10,7 +11,7 @@ use tokio::{
 
 use crate::{
     api::answer::Api,
-    cni::{CniError, PodDevice, PodNetwork, Server, Wiring, WiringError},
+    cni::{CniError, PodDevice, PodNetwork, Server, Wiring, WiringError, Wishes},
     netlink::Netlink,
 };
 
@@ -25,6 +26,8 @@ pub(super) enum PodRequest {
     Attach(PodDevice, Answer),
     Detach(PodDevice, Answer),
     Check(PodDevice, Answer),
+    /// What the pod asks for by its annotations.
+    Wishes(Pod, oneshot::Sender<Result<Wishes, WiringError>>),
     /// Every pod that was there when the agent started has been attached; or why they are not known.
     Loaded(Result<(), CniError>),
 }
@@ -42,7 +45,10 @@ impl PodChannel {
         (Self(asking), asked)
     }
 
-    async fn ask(&self, request: impl FnOnce(Answer) -> PodRequest + Send) -> Result<(), WiringError> {
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<T, WiringError>>) -> PodRequest + Send,
+    ) -> Result<T, WiringError> {
         let (answer, answered) = oneshot::channel();
         let stopping = || WiringError("the agent is stopping".to_owned());
         self.0.send(request(answer)).await.map_err(|_closed| stopping())?;
@@ -57,6 +63,10 @@ impl Wiring for PodChannel {
 
     fn detach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>> {
         self.ask(|answer| PodRequest::Detach(device.clone(), answer)).boxed()
+    }
+
+    fn wishes<'a>(&'a self, pod: &'a Pod) -> BoxFuture<'a, Result<Wishes, WiringError>> {
+        self.ask(|answer| PodRequest::Wishes(pod.clone(), answer)).boxed()
     }
 
     fn check<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>> {

@@ -222,6 +222,8 @@ impl Running {
             PodRequest::Detach(device, asker) => drop(asker.send(self.remove_pod(&device))),
             PodRequest::Check(device, asker) => drop(asker.send(self.check_pod(&device))),
             PodRequest::Loaded(result) => self.pods_loaded(result),
+            // the node's task answers it, who knows the objects
+            PodRequest::Wishes(..) => {}
         }
     }
 
@@ -260,6 +262,7 @@ impl Running {
                 addresses: device.addresses,
                 ifindex: device.ifindex,
                 mac: device.mac,
+                shaped: device.shaped,
             },
             port_mappings: device.port_mappings,
         };

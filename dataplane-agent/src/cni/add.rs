@@ -2,15 +2,17 @@
 
 use std::net::IpAddr;
 
-use dataplane_cni::protocol::{Add, Added, Attachment, Check, PodAddress, PortMapping};
+use dataplane_cni::protocol::{
+    Add, Added, Attachment, Bandwidth, Check, Limit, Pod, PodAddress, PortMapping,
+};
 
 use super::{
-    CniError, PodDevice, PodNetwork,
+    CniError, PodDevice, PodNetwork, Wishes,
     name::{host_device, pod_mac},
     pods::Record,
     server::{Held, Shared, State},
 };
-use crate::netlink::{PodLink, PodNetns, link::HOST_MAC, pod::gateway};
+use crate::netlink::{PodLink, PodNetns, Rate, link::HOST_MAC, pod::gateway};
 
 impl Shared {
     /// Everything or nothing: what was made is removed again if a later step fails. Asked again, it answers the same.
@@ -23,7 +25,8 @@ impl Shared {
             return Ok(added);
         }
         // first of all the record: from here on a crash leaves a trace
-        let record = self.reserve(add, device, network.mtu).await?;
+        let wishes = self.wishes(add.pod.as_ref()).await?;
+        let record = self.reserve(add, device, network.mtu, &wishes).await?;
         match self.build(&netns, &record, &network).await {
             Ok(()) => {
                 let Record { attachment, device, pod, addresses, .. } = &record;
@@ -67,14 +70,19 @@ impl Shared {
     }
 
     /// Takes addresses and writes the record.
-    async fn reserve(&self, add: Add, device: String, mtu: u32) -> Result<Record, CniError> {
-        let record = self.state().reserve(add, device, mtu)?;
+    async fn reserve(&self, add: Add, device: String, mtu: u32, wishes: &Wishes) -> Result<Record, CniError> {
+        let record = self.state().reserve(add, device, mtu, wishes)?;
         let saved = record.clone();
         if let Err(error) = self.with_store(move |store| store.save(&saved)).await {
             self.state().forget(&record.device);
             return Err(error);
         }
         Ok(record)
+    }
+
+    async fn wishes(&self, pod: Option<&Pod>) -> Result<Wishes, CniError> {
+        let Some(pod) = pod else { return Ok(Wishes::default()) };
+        self.wiring.wishes(pod).await.map_err(|source| CniError::Wish { pod: pod.to_string(), source })
     }
 
     /// Device, addresses, routes; then the datapath, so that it never knows a pod that cannot hear.
@@ -117,15 +125,26 @@ impl Shared {
 }
 
 impl State {
-    fn reserve(&mut self, add: Add, device: String, mtu: u32) -> Result<Record, CniError> {
-        let Add { attachment, network, netns, pod, port_mappings } = add;
+    fn reserve(&mut self, add: Add, device: String, mtu: u32, wishes: &Wishes) -> Result<Record, CniError> {
+        let Add { attachment, network, netns, pod, port_mappings, bandwidth } = add;
         self.check_ports(&port_mappings)?;
-        let addresses = self.ipam.allocate(&device)?;
+        let addresses = self.ipam.allocate(&device, &wishes.addresses)?;
         self.sequence += 1;
         let mac = pod_mac(&addresses);
         let sequence = self.sequence;
-        let record =
-            Record { attachment, network, netns, pod, device, mac, mtu, addresses, port_mappings, sequence };
+        let record = Record {
+            attachment,
+            network,
+            netns,
+            pod,
+            device,
+            mac,
+            mtu,
+            addresses,
+            port_mappings,
+            bandwidth,
+            sequence,
+        };
         self.pods.insert(record.device.clone(), Held::new(record.clone(), 0));
         Ok(record)
     }
@@ -158,6 +177,7 @@ impl Held {
             addresses: record.addresses.clone(),
             pod: record.pod.clone(),
             port_mappings: record.port_mappings.clone(),
+            shaped: record.bandwidth.ingress.is_some(),
         };
         Self { record: Some(record), device }
     }
@@ -166,8 +186,22 @@ impl Held {
 /// What the kernel is to make of a pod's device, or has made.
 fn link(held: &Held, inside: &str) -> PodLink {
     let PodDevice { name, mac, addresses, .. } = held.device.clone();
-    let mtu = held.record.as_ref().map_or(0, |record| record.mtu);
-    PodLink { host: name, inside: inside.to_owned(), mac, mtu, addresses }
+    let record = held.record.as_ref();
+    let Bandwidth { ingress, egress } = record.map(|record| record.bandwidth).unwrap_or_default();
+    PodLink {
+        host: name,
+        inside: inside.to_owned(),
+        mac,
+        mtu: record.map_or(0, |record| record.mtu),
+        addresses,
+        ingress: ingress.map(rate),
+        egress: egress.map(rate),
+    }
+}
+
+/// From bits to bytes.
+fn rate(limit: Limit) -> Rate {
+    Rate { bytes: (limit.rate / 8).max(1), burst: limit.burst.map(|bits| bits / 8) }
 }
 
 fn added(record: &Record) -> Added {

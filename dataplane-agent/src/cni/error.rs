@@ -18,6 +18,8 @@ pub enum CniError {
     NameTaken { attachment: Attachment, device: String, other: Attachment },
     #[error("hostPort {port} is pod {pod}'s")]
     PortTaken { port: PortMapping, pod: String },
+    #[error("pod {pod}: {source}")]
+    Wish { pod: String, source: WiringError },
     #[error("CNI_NETNS: {0}")]
     Netns(#[source] PodNetnsError),
     #[error(transparent)]
@@ -50,6 +52,10 @@ impl CniError {
             Self::Request(_) => code::DECODE,
             Self::NotConfigured | Self::Address(IpamError::NoRange) => code::TRY_AGAIN,
             Self::Unknown(_) => code::UNKNOWN_CONTAINER,
+            Self::Wish { .. }
+            | Self::Address(
+                IpamError::Wanted { .. } | IpamError::OutOfRange { .. } | IpamError::NoFamily { .. },
+            ) => code::ADDRESS,
             Self::PortTaken { .. } => code::PORT_TAKEN,
             Self::Netns(_) => code::ENVIRONMENT,
             Self::Address(IpamError::Exhausted { .. }) => code::RANGE_EXHAUSTED,

@@ -18,6 +18,12 @@ pub enum IpamError {
     Exhausted { range: IpNet, used: u64, capacity: u64 },
     #[error("{address} belongs to {owner}")]
     Taken { address: IpAddr, owner: String },
+    #[error("the address the pod asks for, {address}, is in use by {owner}")]
+    Wanted { address: IpAddr, owner: String },
+    #[error("the address the pod asks for, {address}, is not a pod's in this node's range {range}")]
+    OutOfRange { address: IpAddr, range: IpNet },
+    #[error("the address the pod asks for, {address}, is of a family this node has no range of")]
+    NoFamily { address: IpAddr },
 }
 
 /// The allocator. Owners are named by the host's side of their device.
@@ -36,17 +42,37 @@ impl Ipam {
         self.ranges = ranges.iter().map(IpNet::trunc).collect();
     }
 
-    /// An address of every range, or none at all.
-    pub fn allocate(&mut self, owner: &str) -> Result<Vec<IpAddr>, IpamError> {
+    /// An address of every range, or none at all: the one of its family in `wanted`, else any.
+    pub fn allocate(&mut self, owner: &str, wanted: &[IpAddr]) -> Result<Vec<IpAddr>, IpamError> {
         if self.ranges.is_empty() {
             return Err(IpamError::NoRange);
         }
-        let pick = |range: &IpNet| self.pick(*range).ok_or_else(|| self.exhausted(*range));
+        let of_family = |address: &IpAddr, range: &IpNet| address.is_ipv4() == range.addr().is_ipv4();
+        if let Some(address) =
+            wanted.iter().find(|address| !self.ranges.iter().any(|range| of_family(address, range)))
+        {
+            return Err(IpamError::NoFamily { address: *address });
+        }
+        let pick = |range: &IpNet| match wanted.iter().find(|address| of_family(address, range)) {
+            Some(address) => self.grant(*address, *range),
+            None => self.pick(*range).ok_or_else(|| self.exhausted(*range)),
+        };
         let addresses: Vec<IpAddr> = self.ranges.iter().map(pick).collect::<Result<_, _>>()?;
         for address in &addresses {
             self.own(*address, owner);
         }
         Ok(addresses)
+    }
+
+    fn grant(&self, address: IpAddr, range: IpNet) -> Result<IpAddr, IpamError> {
+        let possible = bounds(range).is_some_and(|(first, last)| (first..=last).contains(&number(address)));
+        if !possible {
+            return Err(IpamError::OutOfRange { address, range });
+        }
+        match self.owners.get(&address) {
+            Some(owner) => Err(IpamError::Wanted { address, owner: owner.clone() }),
+            None => Ok(address),
+        }
     }
 
     /// Notes who has an address already. The newest owner comes last: new addresses are looked for after his.
@@ -169,10 +195,31 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_gets_the_address_it_asks_for_or_hears_why_not() {
+        let mut both = ipam(&["10.1.0.0/24", "fd00:1::/64"]);
+        let mut ask = |owner: &str, wanted: &[&str]| {
+            let wanted: Vec<IpAddr> = wanted.iter().map(|text| text.parse().unwrap()).collect();
+            both.allocate(owner, &wanted).map(|got| texts(&got)).map_err(|error| error.to_string())
+        };
+        assert_eq!(ask("a", &["10.1.0.50"]).unwrap(), ["10.1.0.50", "fd00:1::1"]);
+        assert_eq!(ask("b", &["fd00:1::50", "10.1.0.7"]).unwrap(), ["10.1.0.7", "fd00:1::50"]);
+        assert!(ask("c", &["10.1.0.50"]).unwrap_err().contains("10.1.0.50, is in use by a"));
+        assert!(
+            ask("c", &["10.1.1.1"]).unwrap_err().contains("not a pod's in this node's range 10.1.0.0/24")
+        );
+        assert!(ask("c", &["10.1.0.255"]).unwrap_err().contains("not a pod's"));
+        // nothing was taken on the way to a refusal
+        assert_eq!(ask("c", &[]).unwrap(), ["10.1.0.8", "fd00:1::51"]);
+        let mut single = ipam(&["10.1.0.0/24"]);
+        let error = single.allocate("a", &["fd00::1".parse().unwrap()]).unwrap_err();
+        assert_eq!(error, IpamError::NoFamily { address: "fd00::1".parse().unwrap() });
+    }
+
+    #[test]
     fn both_families_come_in_pairs() {
         let mut ipam = ipam(&["10.1.0.0/24", "fd00:1::/64"]);
-        assert_eq!(texts(&ipam.allocate("a").unwrap()), ["10.1.0.1", "fd00:1::1"]);
-        assert_eq!(texts(&ipam.allocate("b").unwrap()), ["10.1.0.2", "fd00:1::2"]);
+        assert_eq!(texts(&ipam.allocate("a", &[]).unwrap()), ["10.1.0.1", "fd00:1::1"]);
+        assert_eq!(texts(&ipam.allocate("b", &[]).unwrap()), ["10.1.0.2", "fd00:1::2"]);
         let used: Vec<_> = ipam.ranges().iter().map(|range| (range.used, range.free)).collect();
         assert_eq!(used, [(2, 252), (2, u64::MAX - 2)]);
     }
@@ -181,12 +228,12 @@ mod tests {
     fn an_address_rests_until_its_turn_comes() {
         let mut ipam = ipam(&["10.1.0.0/29"]);
         for owner in ["a", "b", "c"] {
-            ipam.allocate(owner).unwrap();
+            ipam.allocate(owner, &[]).unwrap();
         }
         ipam.release("a");
         ipam.release("c");
         let order: Vec<_> = ["d", "e", "f", "g", "h"]
-            .map(|owner| ipam.allocate(owner).unwrap()[0].to_string())
+            .map(|owner| ipam.allocate(owner, &[]).unwrap()[0].to_string())
             .into_iter()
             .collect();
         assert_eq!(order, ["10.1.0.4", "10.1.0.5", "10.1.0.6", "10.1.0.1", "10.1.0.3"]);
@@ -195,19 +242,19 @@ mod tests {
     #[test]
     fn an_exhausted_range_is_named_and_costs_the_other_family_nothing() {
         let mut ipam = ipam(&["fd00::/64", "10.1.0.0/30"]);
-        ipam.allocate("a").unwrap();
-        ipam.allocate("b").unwrap();
-        let error = ipam.allocate("c").unwrap_err();
+        ipam.allocate("a", &[]).unwrap();
+        ipam.allocate("b", &[]).unwrap();
+        let error = ipam.allocate("c", &[]).unwrap_err();
         assert_eq!(error.to_string(), "pod range 10.1.0.0/30 is exhausted: 2 of its 2 addresses are in use");
         assert_eq!(ipam.ranges()[0].used, 2);
         ipam.release("a");
-        assert_eq!(texts(&ipam.allocate("c").unwrap()), ["fd00::3", "10.1.0.1"]);
+        assert_eq!(texts(&ipam.allocate("c", &[]).unwrap()), ["fd00::3", "10.1.0.1"]);
     }
 
     #[test]
     fn a_range_without_room_for_a_pod_is_exhausted_from_the_start() {
         for range in ["10.1.0.0/32", "10.1.0.0/31", "255.255.255.255/32", "fd00::/128"] {
-            let error = ipam(&[range]).allocate("a").unwrap_err();
+            let error = ipam(&[range]).allocate("a", &[]).unwrap_err();
             assert!(matches!(error, IpamError::Exhausted { used: 0, capacity: 0, .. }), "{error}");
         }
     }
@@ -215,17 +262,17 @@ mod tests {
     #[test]
     fn the_end_of_all_addresses_is_an_end() {
         let mut ipam = ipam(&["ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe/127"]);
-        ipam.allocate("a").unwrap();
-        assert!(ipam.allocate("b").is_err());
+        ipam.allocate("a", &[]).unwrap();
+        assert!(ipam.allocate("b", &[]).is_err());
     }
 
     #[test]
     fn addresses_outside_of_new_ranges_keep_their_owner() {
         let mut ipam = ipam(&["10.1.0.0/24"]);
-        let old = ipam.allocate("a").unwrap();
+        let old = ipam.allocate("a", &[]).unwrap();
         ipam.set_ranges(&["10.2.0.0/24".parse().unwrap()]);
         assert!(!ipam.covers(&old));
-        assert_eq!(texts(&ipam.allocate("b").unwrap()), ["10.2.0.1"]);
+        assert_eq!(texts(&ipam.allocate("b", &[]).unwrap()), ["10.2.0.1"]);
         assert!(matches!(ipam.claim(old[0], "c"), Err(IpamError::Taken { .. })));
         assert_eq!(ipam.ranges()[0].used, 1);
     }
@@ -260,7 +307,7 @@ mod tests {
             let mut model: BTreeMap<IpAddr, String> = BTreeMap::new();
             for step in steps {
                 match step {
-                    Step::Allocate(owner) => match ipam.allocate(&owner.to_string()) {
+                    Step::Allocate(owner) => match ipam.allocate(&owner.to_string(), &[]) {
                         Ok(addresses) => {
                             prop_assert!(ipam.covers(&addresses));
                             for address in addresses {

@@ -15,8 +15,10 @@ mod recovery;
 pub mod server;
 mod turns;
 mod wiring;
+pub mod wishes;
 
 pub use error::CniError;
 pub use recovery::Recovery;
 pub use server::{PodNetwork, Server};
 pub use wiring::{PodDevice, Wiring, WiringError};
+pub use wishes::Wishes;

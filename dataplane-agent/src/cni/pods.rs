@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use dataplane_cni::protocol::{Attachment, Pod, PortMapping};
+use dataplane_cni::protocol::{Attachment, Bandwidth, Pod, PortMapping};
 use dataplane_common::abi::MacAddr;
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +46,8 @@ pub struct Record {
     /// Ports of the node that lead to it.
     #[serde(default)]
     pub port_mappings: Vec<PortMapping>,
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
     /// Grows from record to record.
     pub sequence: u64,
 }
@@ -197,6 +199,7 @@ mod tests {
             mtu: 1_450,
             addresses: vec!["10.1.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
             port_mappings: Vec::new(),
+            bandwidth: Bandwidth::default(),
             sequence,
         }
     }

@@ -151,6 +151,7 @@ async fn adopt(
         addresses,
         pod: None,
         port_mappings: Vec::new(),
+        shaped: false,
     };
     state.hold(Held { record: None, device }, recovery);
     Ok(())

@@ -6,6 +6,8 @@ use dataplane_cni::protocol::{Pod, PortMapping};
 use dataplane_common::abi::MacAddr;
 use futures::future::BoxFuture;
 
+use super::Wishes;
+
 /// A pod's device, as the datapath must know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodDevice {
@@ -20,6 +22,8 @@ pub struct PodDevice {
     pub pod: Option<Pod>,
     /// Ports of the node that lead to it.
     pub port_mappings: Vec<PortMapping>,
+    /// What goes to the pod is limited by the queue of the device.
+    pub shaped: bool,
 }
 
 /// Why the datapath did not do as asked: a sentence.
@@ -27,10 +31,12 @@ pub struct PodDevice {
 #[error("{0}")]
 pub struct WiringError(pub String);
 
-/// The datapath. Every call may be repeated, and says that all is well if there is nothing to do.
+/// The datapath, and what is known of pods. Every call may be repeated, and says that all is well if there is nothing to do.
 pub trait Wiring: fmt::Debug + Send + Sync {
     /// Attaches the programs to the device and publishes its addresses. Once it returns, packets flow.
     fn attach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>>;
+    /// What a pod asks for; nothing if nobody has heard of the pod. An error names the annotation.
+    fn wishes<'a>(&'a self, pod: &'a Pod) -> BoxFuture<'a, Result<Wishes, WiringError>>;
     /// Withdraws the addresses and the programs. The device may be gone already, or never have been attached.
     fn detach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>>;
     /// Whether programs and addresses are as [`Self::attach`] left them.

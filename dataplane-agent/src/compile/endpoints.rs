@@ -12,12 +12,20 @@ pub struct PodDevice {
     pub ifindex: u32,
     /// Link address inside the pod.
     pub mac: MacAddr,
+    /// What goes to the pod is limited by the queue of its device.
+    pub shaped: bool,
 }
 
 /// The entries of a pod.
 pub fn pod(device: &PodDevice) -> Vec<(Addr, Endpoint)> {
-    let endpoint = Endpoint::pod(device.ifindex, device.mac);
+    let endpoint = endpoint(device);
     distinct(device.addresses.iter().copied()).map(|addr| (addr, endpoint)).collect()
+}
+
+/// The entry of each address of a pod.
+pub fn endpoint(device: &PodDevice) -> Endpoint {
+    let endpoint = Endpoint::pod(device.ifindex, device.mac);
+    if device.shaped { endpoint.with_queue() } else { endpoint }
 }
 
 /// The entries of the host. An address may be on several devices; it is one address all the same.
@@ -37,7 +45,7 @@ mod tests {
     fn both_families_of_a_pod_lead_to_its_device() {
         let mac = MacAddr::new([2, 0, 0, 0, 0, 1]);
         let addresses = ["10.1.0.2", "fd01::2"].map(|ip| ip.parse().unwrap()).to_vec();
-        let entries = pod(&PodDevice { addresses: addresses.clone(), ifindex: 7, mac });
+        let entries = pod(&PodDevice { addresses: addresses.clone(), ifindex: 7, mac, shaped: false });
         let mut listed: Vec<_> = entries.iter().map(|(addr, _)| addr.to_ip()).collect();
         listed.sort();
         assert_eq!(listed, addresses);

@@ -11,6 +11,7 @@ pub mod nftables;
 pub mod overlay;
 pub mod pod;
 pub mod route;
+pub mod shape;
 pub mod sysctl;
 pub mod uplink;
 
@@ -29,6 +30,7 @@ pub use neigh::Neighbour;
 pub use overlay::OverlayDevice;
 pub use pod::{PodLink, PodNetns, PodNetnsError};
 pub use route::KernelRoute;
+pub use shape::Rate;
 pub use sysctl::{SysctlChange, SysctlError};
 pub use uplink::{Uplink, UplinkError, Uplinks};
 

@@ -30,7 +30,7 @@ use rtnetlink::{
 use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{
-    KernelRoute, Link, Neighbour, Netlink, NetlinkError, SysctlError, link::HOST_MAC, route, sysctl,
+    KernelRoute, Link, Neighbour, Netlink, NetlinkError, Rate, SysctlError, link::HOST_MAC, route, sysctl,
 };
 
 /// Next hop of a pod's IPv4 default route (RFC 3927 link-local; the address of no device).
@@ -74,6 +74,10 @@ pub struct PodLink {
     pub mtu: u32,
     /// At most one per family.
     pub addresses: Vec<IpAddr>,
+    /// How fast packets may go to the pod.
+    pub ingress: Option<Rate>,
+    /// And from it. The limit is in the pod's namespace: one that may change its own network is not held by it.
+    pub egress: Option<Rate>,
 }
 
 /// The next hop of pods in the family of `address`.
@@ -146,6 +150,9 @@ impl Netlink {
         self.make_pair(netns, link).await?;
         sysctl::prepare_device(&link.host)?;
         let host = self.existing(&link.host).await?;
+        if let Some(rate) = link.ingress {
+            self.shape(&link.host, host.ifindex, rate).await?;
+        }
         self.set_up(&host).await?;
         let prepared = link.clone();
         let inside = netns.enter(move || prepare_inside(&prepared)).await?;
@@ -222,6 +229,9 @@ impl Netlink {
         let inside = self.existing(&link.inside).await?;
         for address in &link.addresses {
             self.add_pod_address(inside.ifindex, *address).await?;
+        }
+        if let Some(rate) = link.egress {
+            self.shape(&link.inside, inside.ifindex, rate).await?;
         }
         // neighbours and routes need a device that is up
         self.set_up(&inside).await?;

@@ -141,7 +141,7 @@ impl Endpoints {
     fn want_pod_at(&mut self, addr: Addr) {
         let has = |pod: &LocalPod| pod.device.addresses.iter().any(|ip| Addr::from(*ip) == addr);
         if let Some((id, pod)) = self.pods.iter().find(|(_, pod)| has(pod)) {
-            let endpoint = Endpoint::pod(pod.device.ifindex, pod.device.mac);
+            let endpoint = compile::endpoints::endpoint(&pod.device);
             self.wanted.insert(addr, Wanted { endpoint, pod: Some(id.clone()), open: false });
         }
     }

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{Error, Version, environment::is_identifier, runtime};
-use crate::protocol::{Attachment, DEFAULT_SOCKET, PortMapping};
+use crate::protocol::{Attachment, Bandwidth, DEFAULT_SOCKET, PortMapping};
 
 /// What every command needs of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,6 +77,11 @@ impl Config {
     /// The ports of the node that the runtime wants to lead to the container.
     pub fn port_mappings(&self) -> Result<Vec<PortMapping>, Error> {
         runtime::port_mappings(self.rest.get("runtimeConfig"))
+    }
+
+    /// How fast the runtime wants the container to talk.
+    pub fn bandwidth(&self) -> Result<Bandwidth, Error> {
+        runtime::bandwidth(self.rest.get("runtimeConfig"))
     }
 
     /// What GC needs. A list that is not there is not an empty list: taking it for one would remove every pod.

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Error;
-use crate::protocol::{PortMapping, PortProtocol};
+use crate::protocol::{Bandwidth, Limit, PortMapping, PortProtocol};
 
 const PORTS: &str = "runtimeConfig.portMappings";
 
@@ -34,6 +34,36 @@ pub(super) fn port_mappings(runtime: Option<&Value>) -> Result<Vec<PortMapping>,
     asked
         .map(|(index, mapping)| mapping.read().map_err(|problem| wrong(format!("[{index}] {problem}"))))
         .collect()
+}
+
+/// As the runtime writes it: bits per second, and bits.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Rates {
+    #[serde(default)]
+    ingress_rate: u64,
+    #[serde(default)]
+    ingress_burst: u64,
+    #[serde(default)]
+    egress_rate: u64,
+    #[serde(default)]
+    egress_burst: u64,
+}
+
+/// How fast the container may talk. A rate of 0 is no limit.
+pub(super) fn bandwidth(runtime: Option<&Value>) -> Result<Bandwidth, Error> {
+    let rates = runtime.and_then(|runtime| runtime.get("bandwidth")).filter(|rates| !rates.is_null());
+    let Some(rates) = rates else { return Ok(Bandwidth::default()) };
+    let rates: Rates = Deserialize::deserialize(rates).map_err(|problem: serde_json::Error| {
+        Error::Config { key: "runtimeConfig.bandwidth", problem: problem.to_string() }
+    })?;
+    let limit = |rate: u64, burst: u64| {
+        (rate != 0).then_some(Limit { rate, burst: Some(burst).filter(|burst| *burst != 0) })
+    };
+    Ok(Bandwidth {
+        ingress: limit(rates.ingress_rate, rates.ingress_burst),
+        egress: limit(rates.egress_rate, rates.egress_burst),
+    })
 }
 
 impl Mapping {
@@ -91,6 +121,16 @@ mod tests {
         assert_eq!(texts, ["8080/TCP on 127.0.0.1", "53/UDP"]);
         assert_eq!(read(Value::Null).unwrap(), []);
         assert_eq!(port_mappings(None).unwrap(), []);
+    }
+
+    #[test]
+    fn a_rate_of_zero_is_no_limit() {
+        let read = |rates: Value| bandwidth(Some(&json!({ "bandwidth": rates })));
+        let limits = read(json!({"ingressRate": 1_000_000, "ingressBurst": 0, "egressRate": 0})).unwrap();
+        assert_eq!(limits, Bandwidth { ingress: Some(Limit { rate: 1_000_000, burst: None }), egress: None });
+        assert_eq!(bandwidth(None).unwrap(), Bandwidth::default());
+        let error = read(json!({"egressRate": -1})).unwrap_err().to_string();
+        assert!(error.contains("runtimeConfig.bandwidth: invalid value"), "{error}");
     }
 
     #[test]

@@ -27,6 +27,8 @@ impl EndpointFlags {
     pub const HOST: u16 = 1;
     /// There are frontends at this address of the host (`hostPort`). Whoever sets it opens the gates.
     pub const FRONTENDS: u16 = 2;
+    /// Packets to the pod wait in the queue of its host-side device, which limits their rate.
+    pub const SHAPED: u16 = 4;
 }
 
 impl Endpoint {
@@ -44,6 +46,19 @@ impl Endpoint {
     #[inline(always)]
     pub const fn is_host(&self) -> bool {
         self.flags & EndpointFlags::HOST != 0
+    }
+
+    /// A pod to which packets go through the queue of its device.
+    #[must_use]
+    pub const fn with_queue(mut self) -> Self {
+        self.flags |= EndpointFlags::SHAPED;
+        self
+    }
+
+    /// Whether packets to it go through the queue of its device.
+    #[inline(always)]
+    pub const fn is_shaped(&self) -> bool {
+        self.flags & EndpointFlags::SHAPED != 0
     }
 
     /// An address of the host with frontends at it.

@@ -95,16 +95,14 @@ fn deliver<F: IpFamily>(
     }
     F::decrement_hop_limit(ctx)?;
     set_link_addresses(ctx, endpoint.mac, config::host_mac())?;
-    let action = match into {
-        Into::Peer => {
-            // the flag "for another host" would survive into the pod, whose stack would drop the packet
-            skb::address_to_host(ctx)?;
-            skb::redirect_peer(endpoint.ifindex)
-        }
-        Into::Device => {
-            skb::mark_decided(ctx);
-            skb::redirect(endpoint.ifindex)
-        }
+    // the short way passes the device's queue by
+    let action = if into == Into::Peer && !endpoint.is_shaped() {
+        // the flag "for another host" would survive into the pod, whose stack would drop the packet
+        skb::address_to_host(ctx)?;
+        skb::redirect_peer(endpoint.ifindex)
+    } else {
+        skb::mark_decided(ctx);
+        skb::redirect(endpoint.ifindex)
     };
     redirected(action, Verdict::ToPod)
 }

@@ -22,10 +22,11 @@ use dataplane_agent::{
         server::{self, Limits},
         views::Status,
     },
-    cni::{PodDevice, PodNetwork, Server, Wiring, WiringError},
+    cni::{PodDevice, PodNetwork, Server, Wiring, WiringError, Wishes},
     metrics::Metrics,
     netlink::{Netlink, sysctl},
 };
+use dataplane_cni::protocol::Pod;
 use futures::{FutureExt as _, future::BoxFuture};
 use ipnet::IpNet;
 use tokio::sync::{mpsc, watch};
@@ -112,6 +113,10 @@ impl Wiring for Recorder {
 
     fn detach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>> {
         self.told("detach", device)
+    }
+
+    fn wishes<'a>(&'a self, _pod: &'a Pod) -> BoxFuture<'a, Result<Wishes, WiringError>> {
+        async { Ok(Wishes::default()) }.boxed()
     }
 
     fn check<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>> {

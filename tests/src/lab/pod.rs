@@ -97,6 +97,14 @@ impl Pod {
         SocketAddr::new(self.address(family), ECHO)
     }
 
+    /// Name of the host's side of its device.
+    pub fn host_device(&self) -> Result<&str> {
+        let interfaces = self.result.get("interfaces").and_then(Value::as_array).into_iter().flatten();
+        let mut hosts = interfaces.filter(|interface| interface.get("sandbox").is_none_or(|at| at == ""));
+        let name = hosts.next().and_then(|interface| interface.get("name")?.as_str());
+        name.with_context(|| format!("no device of the host in {}", self.result))
+    }
+
     /// As a service lists it.
     pub fn backend(&self) -> Backend {
         Backend { pod: self.name.clone(), node: self.node.clone(), addresses: self.addresses().to_vec() }

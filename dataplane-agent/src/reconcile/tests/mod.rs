@@ -323,6 +323,7 @@ fn pod(pod: &str, ip: &str, ifindex: u32) -> LocalPod {
             addresses: vec![ip.parse().unwrap()],
             ifindex,
             mac: MacAddr::new([2, 0, 0, 0, 1, ifindex as u8]),
+            shaped: false,
         },
         port_mappings: Vec::new(),
     }
