@@ -29,7 +29,7 @@ use crate::{
         live::Live,
         views::{Origin, Status},
     },
-    source::Problems,
+    source::{Problems, Progress},
 };
 
 /// Before every name.
@@ -66,6 +66,7 @@ struct AtScrape {
     live: OnceLock<Arc<dyn Live>>,
     cni: OnceLock<Arc<dyn CniServer>>,
     source: OnceLock<Problems>,
+    progress: OnceLock<Progress>,
     flows: Mutex<Option<(Instant, u64)>>,
 }
 
@@ -79,6 +80,7 @@ impl Metrics {
             live: OnceLock::new(),
             cni: OnceLock::new(),
             source: OnceLock::new(),
+            progress: OnceLock::new(),
             flows: Mutex::default(),
         });
         registry.register_collector(Box::new(Arc::clone(&scrape)));
@@ -124,6 +126,11 @@ impl Metrics {
     /// From now on what the source could not use is counted. The first call counts.
     pub fn set_source(&self, problems: Problems) {
         let _first = self.scrape.source.set(problems);
+    }
+
+    /// From now on how far the source is behind the cluster is measured. The first call counts.
+    pub fn set_progress(&self, progress: Progress) {
+        let _first = self.scrape.progress.set(progress);
     }
 
     /// A request of the CNI plugin was answered.
@@ -184,6 +191,9 @@ impl Collector for AtScrape {
         if let Some(source) = self.source.get() {
             out.counter("source_problems", "Problems the source came upon, gone or not", source.ever())?;
         }
+        if let Some(progress) = self.progress.get() {
+            encode_progress(&mut out, progress)?;
+        }
         self.encode_datapath(&mut out)?;
         self.encode_ipam(&mut out)
     }
@@ -210,6 +220,19 @@ fn encode_agent(out: &mut Encoder<'_>, status: &Status) -> fmt::Result {
         ([("origin", origin.name())], count as u64)
     });
     out.gauges("problems", "What is wrong now, by the part of the agent that found it", problems)
+}
+
+fn encode_progress(out: &mut Encoder<'_>, progress: &Progress) -> fmt::Result {
+    let age = progress.behind_since().and_then(|since| since.elapsed().ok()).unwrap_or_default();
+    out.gauge("source_age_seconds", "Age of the state: 0 while the cluster is watched", age.as_secs())?;
+    out.counter("source_relists", "How often everything of a kind was asked for again", progress.relists())?;
+    let errors = progress.watch_errors();
+    out.counter(
+        "source_watch_errors",
+        "Requests to the API server that failed, watches that broke off",
+        errors,
+    )?;
+    out.counter("source_failovers", "How often another API server was taken", progress.failovers())
 }
 
 fn encode_tables(out: &mut Encoder<'_>, status: &Status) -> fmt::Result {

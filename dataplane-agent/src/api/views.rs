@@ -5,7 +5,7 @@
 
 use std::{
     net::IpAddr,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use ipnet::IpNet;
@@ -75,6 +75,7 @@ pub struct Status {
     /// Why this node leaves the cluster, if it does: load balancers are to send it nothing new.
     #[serde(default)]
     pub leaving: Option<String>,
+    pub source: SourceView,
     pub problems: Vec<ProblemView>,
     pub tables: Vec<TableView>,
     pub reconcile: ReconcileView,
@@ -87,6 +88,28 @@ pub struct Status {
     /// Last comparison of the tables with what they should hold.
     #[serde(rename = "last_audit_seconds_ago")]
     pub last_audit: Option<Moment>,
+}
+
+/// Where the objects come from, and how that goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SourceView {
+    /// `manifests` or `kubernetes`.
+    pub name: String,
+    /// When the state was last known to be that of the cluster, in seconds of Unix time; `None`: it is now.
+    #[serde(rename = "behind_since_unix_seconds")]
+    pub behind_since: Option<u64>,
+    /// How often everything of a kind was asked for again.
+    pub relists: u64,
+    /// Requests to the API server that failed, watches that broke off.
+    pub watch_errors: u64,
+    /// How often another API server was taken.
+    pub failovers: u64,
+}
+
+/// As `date +%s` has it.
+pub fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 impl Status {
@@ -108,6 +131,7 @@ impl Status {
             applied_revision: 0,
             synced: false,
             leaving: None,
+            source: SourceView::default(),
             problems: Vec::new(),
             tables: Vec::new(),
             reconcile: ReconcileView::default(),

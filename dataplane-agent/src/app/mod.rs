@@ -8,6 +8,7 @@ mod node;
 mod pods;
 mod running;
 mod setup;
+mod source;
 mod wishes;
 
 use std::{process::ExitCode, sync::Arc};
@@ -24,13 +25,13 @@ use crate::{
         server::{Limits, serve},
         views::Status,
     },
-    cluster::{self, ClusterError},
-    config::{Cni, Config, ConfigError, RunArgs, Source},
+    cluster::{Client, ClusterError},
+    config::{Cni, Config, ConfigError, RunArgs},
     health::{Health, HealthError},
     lifecycle::{self, Install, InstallError, Lifecycle, ProxyAddresses},
     metrics::Metrics,
     netlink::{Netlink, NetlinkError},
-    source::{ManifestError, ManifestSource, Problems},
+    source::{ManifestError, Problems},
     telemetry::{self, TelemetryError},
 };
 
@@ -114,38 +115,38 @@ async fn serve_node(config: Config) -> Result<(), AppError> {
     let problems = Problems::default();
     metrics.set_source(problems.clone());
     let problems_seen = problems.subscribe();
-    let source = ManifestSource::new(&config.manifests, events, problems)?.on_node(&config.node_name);
-    let source = tokio::spawn(source.run(std::future::pending()));
+    let mut source = source::Running::start(&config, events, problems).await?;
+    metrics.set_progress(source.progress.clone());
 
-    let node_problems = take_care(&config, &status_seen_by_lifecycle).await?;
+    let node_problems = take_care(&config, &status_seen_by_lifecycle, source.client.clone())?;
     let inputs = node::Inputs {
         node_problems,
         events: events_heard,
         problems: problems_seen,
+        behind: source.progress.subscribe(),
+        progress: source.progress.clone(),
         queries: queries_asked,
         monitor: Netlink::monitor()?,
     };
     let (node, requests) = node::NodeTask::new(config, Netlink::connect()?, api, status);
     tokio::select! {
         done = node.run(inputs, requests) => done?,
-        done = source => done.map_err(AppError::Panicked)??,
+        done = source.ended() => return done,
         _ = terminate.recv() => tracing::info!("told to stop: the programs go on without the agent"),
         _ = interrupt.recv() => tracing::info!("interrupted: the programs go on without the agent"),
     }
+    source.stop().await;
     Ok(())
 }
 
 /// The node's life in the cluster, as far as it is ours to take care of.
-async fn take_care(
+fn take_care(
     config: &Config,
     status: &watch::Receiver<Status>,
+    client: Option<Client>,
 ) -> Result<lifecycle::Problems, AppError> {
     let Cni { install, bin_dir, conf_dir } = &config.cni;
     let install = install.then(|| Install::new(bin_dir, conf_dir, &config.run_dir)).transpose()?;
-    let client = match config.source {
-        Source::Kubernetes => Some(cluster::connect(&config.access()).await?),
-        Source::Manifests => None,
-    };
     let proxy = ProxyAddresses { health: config.healthz, mode: config.proxy_mode };
     let lifecycle =
         Lifecycle { install, client, proxy, ..Lifecycle::new(&config.node_name, Netlink::connect()?) };

@@ -5,7 +5,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::{
@@ -24,7 +24,7 @@ use crate::{
     api::{
         answer::Api,
         query::Query,
-        views::{NotReady, Origin, ProblemView, Status},
+        views::{NotReady, Origin, ProblemView, SourceView, Status, unix_seconds},
     },
     config::{Config, Source},
     lifecycle,
@@ -64,6 +64,8 @@ pub(super) struct Inputs {
     pub events: mpsc::Receiver<SourceEvent>,
     pub problems: watch::Receiver<Vec<source::Problem>>,
     pub node_problems: lifecycle::Problems,
+    pub progress: source::Progress,
+    pub behind: watch::Receiver<Option<SystemTime>>,
     pub queries: mpsc::Receiver<Query>,
     pub monitor: Monitor,
 }
@@ -140,6 +142,7 @@ impl NodeTask {
                 }
                 Ok(()) = inputs.problems.changed() => self.news = true,
                 () = inputs.node_problems.changed() => self.news = true,
+                Ok(()) = inputs.behind.changed() => self.news = true,
                 () = sleep_until(due.into()) => {}
             }
         }
@@ -270,6 +273,13 @@ impl NodeTask {
             leaving: self.store.node(&self.config.node_name).and_then(leaving).map(str::to_owned),
             last_event: self.last_event.map(Into::into),
             last_audit: self.last_audit.map(Into::into),
+            source: SourceView {
+                name: self.config.source.name().to_owned(),
+                behind_since: inputs.progress.behind_since().map(unix_seconds),
+                relists: inputs.progress.relists(),
+                watch_errors: inputs.progress.watch_errors(),
+                failovers: inputs.progress.failovers(),
+            },
             ..Status::starting(&self.config.node_name)
         };
         status.problems.extend(inputs.problems.borrow().iter().map(|problem| ProblemView {

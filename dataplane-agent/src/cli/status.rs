@@ -1,12 +1,15 @@
 //! `status` as sections for people.
 
-use std::fmt::{self, Write};
+use std::{
+    fmt::{self, Write},
+    time::{Duration, SystemTime},
+};
 
 use super::{
     table::{list, or_dash, table, text},
     text::duration,
 };
-use crate::api::views::{Moment, Status, StatusView};
+use crate::api::views::{Moment, SourceView, Status, StatusView, unix_seconds};
 
 /// Drop reasons shown; `-o json` has every counter.
 const DROPS_SHOWN: usize = 10;
@@ -42,6 +45,7 @@ fn write_head(out: &mut String, status: &Status) -> fmt::Result {
     };
     let synced = if status.synced { "source synced" } else { "source not synced yet" };
     writeln!(out, "Revision   {}, {applied}, {synced}", status.revision)?;
+    writeln!(out, "Source     {}", source(&status.source))?;
     let objects = status.objects;
     writeln!(
         out,
@@ -60,6 +64,21 @@ fn write_head(out: &mut String, status: &Status) -> fmt::Result {
         reconcile.errors, reconcile.retries, reconcile.pending, reconcile.drift
     )?;
     writeln!(out, "Adopted    {} pins of an earlier agent", status.pins_adopted)
+}
+
+fn source(source: &SourceView) -> String {
+    let SourceView { name, behind_since, relists, watch_errors, failovers } = source;
+    if name != "kubernetes" {
+        return or_dash((!name.is_empty()).then_some(name));
+    }
+    let state = match behind_since {
+        None => "watching the cluster".to_owned(),
+        Some(since) => {
+            let age = unix_seconds(SystemTime::now()).saturating_sub(*since);
+            format!("the state is {} old", duration(Duration::from_secs(age)))
+        }
+    };
+    format!("{name}: {state}; {relists} lists again, {watch_errors} failures, {failovers} changes of server")
 }
 
 fn write_problems(out: &mut String, status: &Status) -> fmt::Result {

@@ -14,6 +14,7 @@ use http::Uri;
 pub use access::Access;
 pub use explain::explain;
 pub use failover::{Contact, Unreachable};
+pub use kube::Client;
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +33,7 @@ pub enum ClusterError {
 }
 
 /// A client of the cluster. Answers come from one of the servers, whichever works; nothing is asked here.
-pub async fn connect(access: &Access) -> Result<kube::Client, ClusterError> {
+pub async fn connect(access: &Access) -> Result<Client, ClusterError> {
     let config = access.config().await?;
     let urls =
         if access.servers.is_empty() { vec![config.cluster_url.clone()] } else { access.servers.clone() };

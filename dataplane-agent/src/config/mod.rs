@@ -276,6 +276,15 @@ fn host_name() -> Result<String, ConfigError> {
     parse::node_name(&name).map_err(|reason| ConfigError::HostName { name, reason })
 }
 
+impl Source {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Manifests => "manifests",
+            Self::Kubernetes => "kubernetes",
+        }
+    }
+}
+
 impl FromStr for Source {
     type Err = Invalid;
 

@@ -9,15 +9,18 @@ use std::{
     time::SystemTime,
 };
 
+use tokio::sync::watch;
+
 use crate::{cluster::Contact, source::objects::Kind};
 
-/// Shared between the source and those who show it.
-#[derive(Clone, Debug)]
+/// Shared between the source and those who show it. By default: of a source that is never behind.
+#[derive(Clone, Debug, Default)]
 pub struct Progress(Arc<Inner>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Inner {
     contact: Contact,
+    oldest: watch::Sender<Option<SystemTime>>,
     /// Kinds that are not being watched, and since when.
     behind: Mutex<BTreeMap<Kind, SystemTime>>,
     relists: AtomicU64,
@@ -29,7 +32,13 @@ impl Progress {
     pub fn new(contact: Contact) -> Self {
         let now = SystemTime::now();
         let behind = Mutex::new(Kind::ALL.into_iter().map(|kind| (kind, now)).collect());
-        Self(Arc::new(Inner { contact, behind, relists: AtomicU64::new(0), watch_errors: AtomicU64::new(0) }))
+        let oldest = watch::Sender::new(Some(now));
+        Self(Arc::new(Inner { contact, oldest, behind, ..Inner::default() }))
+    }
+
+    /// Follows [`Self::behind_since`].
+    pub fn subscribe(&self) -> watch::Receiver<Option<SystemTime>> {
+        self.0.oldest.subscribe()
     }
 
     /// When the state was last known to be that of the cluster; `None`: it is now.
@@ -54,21 +63,34 @@ impl Progress {
 
     /// What is known is as old as this.
     pub(super) fn starts_from(&self, time: SystemTime) {
-        self.behind().values_mut().for_each(|since| *since = time.min(*since));
+        self.change(|behind| behind.values_mut().for_each(|since| *since = time.min(*since)));
     }
 
     pub(super) fn watching(&self, kind: Kind) {
-        self.behind().remove(&kind);
+        self.change(|behind| {
+            behind.remove(&kind);
+        });
     }
 
     pub(super) fn lost(&self, kind: Kind) {
-        self.behind().entry(kind).or_insert_with(SystemTime::now);
+        self.change(|behind| {
+            behind.entry(kind).or_insert_with(SystemTime::now);
+        });
         self.0.watch_errors.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn relisting(&self, kind: Kind) {
-        self.behind().entry(kind).or_insert_with(SystemTime::now);
+        self.change(|behind| {
+            behind.entry(kind).or_insert_with(SystemTime::now);
+        });
         self.0.relists.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<Kind, SystemTime>)) {
+        let mut behind = self.behind();
+        change(&mut behind);
+        let now = behind.values().min().copied();
+        self.0.oldest.send_if_modified(|oldest| std::mem::replace(oldest, now) != now);
     }
 
     fn behind(&self) -> MutexGuard<'_, BTreeMap<Kind, SystemTime>> {

@@ -180,6 +180,9 @@ impl Reflector {
             }
             next = page.metadata.r#continue.filter(|next| !next.is_empty());
             if next.is_none() {
+                if page.metadata.resource_version.is_empty() {
+                    return Err(other("a list says no resourceVersion".to_owned(), Step::List));
+                }
                 self.pages = true;
                 self.end_list(complete).await?;
                 return Ok(Step::Watch(page.metadata.resource_version));
@@ -222,7 +225,9 @@ impl Reflector {
             let line = match tokio::time::timeout_at(until, lines.next()).await {
                 Ok(Ok(Some(line))) => line,
                 Ok(Ok(None)) => {
-                    if started.elapsed() < SUCCESS && !listing {
+                    if started.elapsed() >= SUCCESS {
+                        self.backoff.reset();
+                    } else {
                         // ends as soon as it begins: not at full speed again
                         tokio::time::sleep(self.backoff.next()).await;
                     }
