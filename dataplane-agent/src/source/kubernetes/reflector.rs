@@ -88,6 +88,7 @@ pub(super) struct Reflector {
     streams: bool,
     /// Whether lists are asked for by pages: off once after a place between pages was forgotten.
     pages: bool,
+    /// Everything was heard once.
     listed: bool,
     /// Some object could not be told: ask for everything again at this time.
     untold: Option<Instant>,
@@ -203,9 +204,6 @@ impl Reflector {
         let seconds = WATCH_SECONDS + RandomState::new().hash_one(self.kind as u8) % WATCH_SECONDS;
         let request = self.requests.watch(begin, seconds);
         let request = request.map_err(|error| other(error.to_string(), Step::List))?;
-        if listing {
-            self.begin_list().await?;
-        }
         let mut lines = match self.client.request_stream(request).await {
             Ok(stream) => Lines { stream: Box::pin(stream), line: Vec::new() },
             Err(kube::Error::Api(status)) if listing && matches!(status.code, 400 | 422) => {
@@ -214,7 +212,9 @@ impl Reflector {
             Err(error) if is_gone(&error) => return Err(Failure::Forgotten),
             Err(error) => return Err(failure(&error, resume(listing, &version))),
         };
-        if !listing {
+        if listing {
+            self.begin_list().await?;
+        } else {
             self.is_watching().await?;
         }
         let (started, mut complete) = (Instant::now(), true);
@@ -288,7 +288,7 @@ impl Reflector {
     }
 
     async fn begin_list(&mut self) -> Result<(), Failure> {
-        if std::mem::replace(&mut self.listed, true) {
+        if self.listed {
             self.progress.relisting(self.kind);
         }
         self.untold = None;
@@ -296,6 +296,7 @@ impl Reflector {
     }
 
     async fn end_list(&mut self, complete: bool) -> Result<(), Failure> {
+        self.listed = true;
         if !complete {
             self.untold = Some(Instant::now() + UNTOLD);
         }
