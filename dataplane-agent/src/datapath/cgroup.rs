@@ -118,7 +118,7 @@ fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
     mounts.min_by_key(|(depth, _)| *depth).map(|(_, path)| path)
 }
 
-/// How far below the root of our cgroup namespace a mount begins; negative above it (cgroup_namespaces(7): `/../..`).
+/// How far below the root of our cgroup namespace a mount begins; negative above it (`cgroup_namespaces(7)`: `/../..`).
 fn depth(root: &str) -> i32 {
     root.split('/').filter(|part| !part.is_empty()).map(|part| if part == ".." { -1 } else { 1 }).sum()
 }
