@@ -36,6 +36,12 @@ use crate::{
 const PREFIX: &str = "dataplane";
 /// Upper bounds of the duration histograms in seconds: a view takes microseconds, a CNI ADD tens of milliseconds.
 const SECONDS: [f64; 12] = [0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+/// Those of the way into the tables: milliseconds.
+const EVENT_SECONDS: [f64; 12] =
+    [0.000_25, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
+/// Those of the way from a pod's change to the tables of a node, most of it the control plane's.
+const TRIGGER_SECONDS: [f64; 15] =
+    [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0];
 /// Listing the flows reads the whole index: at most this often for the sake of a number.
 const FLOWS_EVERY: Duration = Duration::from_secs(10);
 
@@ -51,6 +57,16 @@ pub struct Metrics {
     cni_seconds: Durations,
     api_requests: Results,
     api_seconds: Durations,
+    programming: Programming,
+}
+
+/// How long changes take into the tables, in seconds. Clones count into the same.
+#[derive(Clone, Debug)]
+pub struct Programming {
+    /// From the event's arrival.
+    pub from_event: Histogram,
+    /// From the change in the cluster that led to it.
+    pub from_trigger: Histogram,
 }
 
 /// How a request ended, as a label.
@@ -110,7 +126,28 @@ impl Metrics {
             Unit::Seconds,
             api_seconds.clone(),
         );
-        Self { registry, scrape, cni_requests, cni_seconds, api_requests, api_seconds }
+        let programming = Programming {
+            from_event: Histogram::new(EVENT_SECONDS),
+            from_trigger: Histogram::new(TRIGGER_SECONDS),
+        };
+        registry.register_with_unit(
+            "event_to_table",
+            "Time from the arrival of an object to its being in the tables",
+            Unit::Seconds,
+            programming.from_event.clone(),
+        );
+        registry.register_with_unit(
+            "network_programming",
+            "Time from a change in the cluster (last-change-trigger-time of an EndpointSlice) to its being in the tables",
+            Unit::Seconds,
+            programming.from_trigger.clone(),
+        );
+        Self { registry, scrape, cni_requests, cni_seconds, api_requests, api_seconds, programming }
+    }
+
+    /// What counts how long changes take into the tables.
+    pub fn programming(&self) -> Programming {
+        self.programming.clone()
     }
 
     /// From now on the datapath can be read. The first call counts.

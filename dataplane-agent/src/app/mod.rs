@@ -6,6 +6,7 @@
 
 mod node;
 mod pods;
+mod programming;
 mod running;
 mod setup;
 mod source;
@@ -128,7 +129,7 @@ async fn serve_node(config: Config) -> Result<(), AppError> {
         queries: queries_asked,
         monitor: Netlink::monitor()?,
     };
-    let (node, requests) = node::NodeTask::new(config, Netlink::connect()?, api, status);
+    let (node, requests) = node::NodeTask::new(config, Netlink::connect()?, api, status, &metrics);
     tokio::select! {
         done = node.run(inputs, requests) => done?,
         done = source.ended() => return done,

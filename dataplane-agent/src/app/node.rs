@@ -16,6 +16,7 @@ use tokio::{
 
 use super::{
     pods::{PodChannel, PodRequest},
+    programming::Programming,
     running::{Running, StartError},
     setup::Setup,
     wishes::Waiting,
@@ -28,6 +29,7 @@ use crate::{
     },
     config::{Config, Source},
     lifecycle,
+    metrics::Metrics,
     netlink::{Monitor, Netlink},
     source,
     state::{Changes, Node, SourceEvent, Store},
@@ -81,6 +83,8 @@ pub(super) struct NodeTask {
     pods: PodChannel,
     /// Pods that are being added.
     waiting: Waiting,
+    /// Events on their way into the tables.
+    programming: Programming,
     /// When the network is to be looked at; `None`: when the kernel says that something changed.
     look: Option<Instant>,
     /// Why the network is not as it is to be, and how long to wait before trying again.
@@ -99,6 +103,7 @@ impl NodeTask {
         netlink: Netlink,
         api: Arc<Api>,
         status: watch::Sender<Status>,
+        metrics: &Metrics,
     ) -> (Self, mpsc::Receiver<PodRequest>) {
         let (pods, requests) = PodChannel::new();
         let now = Instant::now();
@@ -111,6 +116,7 @@ impl NodeTask {
             running: None,
             pods,
             waiting: Waiting::default(),
+            programming: Programming::new(metrics.programming()),
             look: Some(now),
             trouble: None,
             last_event: None,
@@ -158,6 +164,7 @@ impl NodeTask {
         let mut due = self.next_audit;
         if let Some(running) = &mut self.running {
             due = running.work(now).map_or(due, |more| more.min(due));
+            self.programming.applied(running.applied_revision(), Instant::now(), SystemTime::now());
             if now >= self.next_audit {
                 if running.audit() {
                     self.last_audit = Some(now);
@@ -222,14 +229,25 @@ impl NodeTask {
     }
 
     fn hear(&mut self, event: SourceEvent, events: &mut mpsc::Receiver<SourceEvent>) {
-        let mut changes = self.store.apply(event);
+        let now = Instant::now();
+        let mut changes = self.apply(event, now);
         for _ in 1..BURST {
             let Ok(event) = events.try_recv() else { break };
-            changes.merge(self.store.apply(event));
+            changes.merge(self.apply(event, now));
         }
-        self.last_event = Some(Instant::now());
+        self.last_event = Some(now);
         self.news = true;
         self.take_in(&changes);
+    }
+
+    fn apply(&mut self, event: SourceEvent, now: Instant) -> Changes {
+        let trigger = Programming::trigger(&event);
+        let follow = self.store.is_synced();
+        let changes = self.store.apply(event);
+        if follow && !changes.is_empty() {
+            self.programming.heard(self.store.revision(), now, trigger);
+        }
+        changes
     }
 
     fn take_in(&mut self, changes: &Changes) {

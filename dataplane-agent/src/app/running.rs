@@ -325,6 +325,11 @@ impl Running {
         due
     }
 
+    /// Revision of the state that is in the tables completely.
+    pub(super) const fn applied_revision(&self) -> u64 {
+        self.reconciler.applied_revision()
+    }
+
     /// Compares a table with what it should hold; differences are repaired by later work. Returns whether every table
     /// has had its turn.
     pub(super) fn audit(&mut self) -> bool {

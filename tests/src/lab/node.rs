@@ -67,8 +67,7 @@ impl Node {
             config["api_server"] = json!(urls);
             config["kubeconfig"] = json!(file);
             // this machine's own directories are not the node's
-            config["cni"] =
-                json!({"bin_dir": directory.join("opt/cni/bin"), "conf_dir": directory.join("etc/cni/net.d")});
+            config["cni"] = json!({"bin_dir": directory.join("opt/cni/bin"), "conf_dir": directory.join("etc/cni/net.d")});
         }
         let agent = Agent::new(place.clone(), &directory, &config)?;
         let node = Self { name, number, segment, host: number, range: number, place, manifests, agent };
