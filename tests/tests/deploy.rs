@@ -179,7 +179,7 @@ fn no_right_is_a_wildcard_and_none_is_more_than_the_code_asks_for() -> Result<()
         ("dataplane-agent: /namespaces", "list watch"),
         ("dataplane-agent: /nodes", "get list patch watch"),
         ("dataplane-agent: /nodes/status", "patch"),
-        ("dataplane-agent: /pods", "get list watch"),
+        ("dataplane-agent: /pods", "list watch"),
         ("dataplane-agent: /services", "list watch"),
         ("dataplane-allocator: /nodes", "get list patch watch"),
         ("dataplane-allocator: coordination.k8s.io/leases", "create get update"),
