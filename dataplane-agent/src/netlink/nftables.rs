@@ -12,8 +12,9 @@ use std::{
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket,
-    sockopt::RcvBuf,
+    sockopt::{RcvBuf, ReceiveTimeout},
 };
+use nix::sys::time::TimeVal;
 
 use wire::{attribute, error_of, jump, messages, parse, put_bytes, put_text, text};
 
@@ -51,6 +52,8 @@ const RULE_EXPRESSIONS: u16 = 4;
 const BATCH: usize = 64 * 1024;
 /// Bytes of an answer at a time; the kernel fills pages.
 const ANSWER: usize = 64 * 1024;
+/// Seconds.
+const PATIENCE: i64 = 5;
 /// A dump during which somebody writes is begun again so often.
 const ATTEMPTS: u32 = 10;
 
@@ -145,6 +148,8 @@ impl Nftables {
         )?;
         // errors of a whole batch come at once
         setsockopt(&socket, RcvBuf, &(1 << 20))?;
+        // it answers before it returns from `sendto`; who waits longer waits for ever
+        setsockopt(&socket, ReceiveTimeout, &TimeVal::new(PATIENCE, 0))?;
         Ok(Self { socket, sequence: 0 })
     }
 
