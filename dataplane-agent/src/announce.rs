@@ -36,8 +36,11 @@ const BURST: u32 = 20;
 const REFILL: Duration = Duration::from_secs(3);
 /// An API server that does not answer keeps nobody for longer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Longest note the API server takes, in bytes.
+/// Longest note the API server takes, in bytes; and the longest name of who writes.
 const NOTE_MAX: usize = 1_024;
+const INSTANCE_MAX: usize = 128;
+/// What is left of an object's name in the Event's: that ends in a number, and has a limit of its own.
+const SUBJECT_MAX: usize = 200;
 /// Where Events about objects without a namespace are.
 const NAMESPACE: &str = "default";
 
@@ -72,7 +75,7 @@ impl Announcer {
         let writer = Writer {
             events: Api::namespaced(client, NAMESPACE),
             controller,
-            instance: instance.to_owned(),
+            instance: cut(instance, INSTANCE_MAX),
             known: HashMap::new(),
             budget: Budget { tokens: BURST, since: Instant::now() },
             complained: false,
@@ -167,11 +170,9 @@ impl Writer {
 
     fn event(&self, what: &Announcement, subject: &str) -> Event {
         let now = Timestamp::now();
-        let mut note = what.note.clone();
-        note.truncate(note.floor_char_boundary(NOTE_MAX));
         Event {
             metadata: ObjectMeta {
-                name: Some(format!("{subject}.{:x}", now.as_nanosecond())),
+                name: Some(format!("{}.{:x}", cut(subject, SUBJECT_MAX), now.as_nanosecond())),
                 namespace: Some(NAMESPACE.to_owned()),
                 ..ObjectMeta::default()
             },
@@ -180,11 +181,19 @@ impl Writer {
             type_: Some(what.weight.name().to_owned()),
             reason: Some(what.reason.to_owned()),
             action: Some(what.action.to_owned()),
-            note: Some(note),
+            note: Some(cut(&what.note, NOTE_MAX)),
             reporting_controller: Some(format!("dataplane.local/{}", self.controller)),
             reporting_instance: Some(self.instance.clone()),
             ..Event::default()
         }
+    }
+}
+
+/// As much of a text as there is room for. A name that is cut must not end in a dot.
+fn cut(text: &str, longest: usize) -> String {
+    match text.get(..text.floor_char_boundary(longest)) {
+        Some(start) if start.len() < text.len() => start.trim_end_matches(['.', '-']).to_owned(),
+        _ => text.to_owned(),
     }
 }
 
@@ -219,6 +228,13 @@ impl Weight {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_too_long_is_cut_to_what_the_api_server_takes() {
+        assert_eq!(cut("n1", 200), "n1");
+        assert_eq!(cut("worker.example", 7), "worker");
+        assert_eq!(cut("äöü", 3), "ä");
+    }
 
     #[test]
     fn a_flood_is_a_few_and_then_one_at_a_time() {
