@@ -88,13 +88,35 @@ pub fn conditions(report: &Report) -> String {
     )
 }
 
+/// One agent in a large cluster.
+pub fn scale(report: &Report) -> String {
+    let Some(scale) = &report.scale else { return "Not measured in this run.\n".to_owned() };
+    format!(
+        "| services × endpoints | ready after | RSS (peak) | one EndpointSlice into the tables: p50, p99 at most | within 5 ms |\n\
+         |---|---:|---:|---:|---:|\n\
+         | {} × {} | {:.1} s | {:.0} MiB ({:.0}) | {} ms, {} ms | {:.1} % of {} |\n\n\
+         API server: {}.\n",
+        scale.services,
+        scale.endpoints,
+        scale.ready_seconds,
+        scale.rss_mib,
+        scale.peak_rss_mib,
+        scale.change_p50_ms,
+        scale.change_p99_ms,
+        scale.change_within_5_ms * 100.0,
+        scale.changes,
+        scale.api_server,
+    )
+}
+
 /// The whole of `docs/benchmarks.md`.
 pub fn document(report: &Report) -> String {
     format!(
         include_str!("benchmarks.md.in"),
         conditions = conditions(report),
         ratios = ratios(report),
-        rates = rates(report)
+        rates = rates(report),
+        scale = scale(report)
     )
 }
 

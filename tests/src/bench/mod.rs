@@ -2,7 +2,7 @@
 //!
 //! [`load`] makes the traffic between the ends of a [`site`]; [`ours`] and, with [`rules`],
 //! [`peers`] build what is compared, [`bed`] all of it; [`plan`] says which measurements make which row, [`measure`] takes them in random order, [`stats`]
-//! turns rounds into ratios with an interval, [`report`] and [`markdown`] tell them. Numbers of different runs never
+//! turns rounds into ratios with an interval, [`report`] and [`markdown`] tell them. [`scale`] stands aside: one agent in a large cluster. Numbers of different runs never
 //! meet: only ratios inside one run mean anything here.
 #![expect(
     clippy::cast_precision_loss,
@@ -21,6 +21,7 @@ pub mod peers;
 pub mod plan;
 pub mod report;
 pub mod rules;
+pub mod scale;
 pub mod services;
 pub mod site;
 pub mod stats;

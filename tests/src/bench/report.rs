@@ -9,6 +9,7 @@ use super::{
     machine::Machine,
     measure::{Measured, Samples},
     plan::{Case, Variant},
+    scale::Scale,
     stats::{Estimate, median},
 };
 
@@ -83,6 +84,9 @@ pub struct Report {
     /// The same thing measured twice in every round, one against the other: the smallest difference to believe.
     pub noise: Option<Ratio>,
     pub rows: Vec<Row>,
+    /// One agent in a large cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scale: Option<Scale>,
 }
 
 impl Report {

@@ -12,8 +12,12 @@ use dataplane_tests::bench::{
     network::Turn,
     plan::Variant,
     report::{self, Report},
+    scale,
 };
 use indicatif::{ProgressBar, ProgressStyle};
+
+/// The large cluster of a whole run.
+const SCALE: scale::Size = scale::Size { services: 10_000, endpoints: 10, changes: 1_000 };
 
 /// Measures our datapath beside kube-proxy's rules, plain routing and the limit, in one interleaved run.
 #[derive(Parser)]
@@ -36,6 +40,9 @@ struct Arguments {
     /// Of a block, after its warm-up
     #[arg(long, value_name = "MILLISECONDS")]
     time_ms: Option<u64>,
+    /// Only one agent in a large cluster of so many services
+    #[arg(long, value_name = "SERVICES", num_args = 0..=1, default_missing_value = "10000")]
+    scale: Option<u32>,
     /// Updates docs/benchmarks.md; a whole run that is not quick always does
     #[arg(long)]
     write_docs: bool,
@@ -66,9 +73,14 @@ impl Arguments {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     ensure!(nix::unistd::geteuid().is_root(), "network namespaces and eBPF need root");
+    if let Some(services) = arguments.scale {
+        let result = scale::measure(scale::Size { services, ..SCALE })?;
+        return print(&serde_json::to_string_pretty(&result)?);
+    }
     let report = run(&arguments)?;
     print(&markdown::ratios(&report))?;
     print(&markdown::rates(&report))?;
+    print(&markdown::scale(&report))?;
     print(&markdown::conditions(&report))?;
     if let Some(path) = &arguments.json {
         let text = serde_json::to_string_pretty(&report)?;
@@ -105,6 +117,7 @@ fn run(arguments: &Arguments) -> Result<Report> {
     bar.finish_and_clear();
     let (stolen_after, all_after) = stolen()?;
     bed.check(&cases)?;
+    drop(bed);
     Ok(Report {
         machine,
         rounds: pace.rounds,
@@ -112,6 +125,7 @@ fn run(arguments: &Arguments) -> Result<Report> {
         stolen: (stolen_after - stolen_before) as f64 / (all_after - all_before).max(1) as f64,
         noise: report::noise(&cases, &measured),
         rows: report::rows(&cases, &measured),
+        scale: if arguments.is_whole() { Some(scale::measure(SCALE)?) } else { None },
     })
 }
 
