@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use dataplane_tests::{
-    lab::{Checks, Cluster, ECHO_PORT, Family, Service, Spec, WEB_PORT, failures, wait},
+    lab::{Checks, Cluster, ECHO_PORT, Family, Service, Source, Spec, WEB_PORT, failures, wait},
     traffic::now_us,
 };
 
@@ -20,6 +20,12 @@ fn a_backend_leaves_without_a_failed_request_with_connect_time() -> Result<()> {
 #[test]
 fn a_backend_leaves_without_a_failed_request_by_packets_alone() -> Result<()> {
     a_backend_leaves_without_a_failed_request(&Spec { connect_tcp: false, ..Spec::new(2) })
+}
+
+#[test]
+fn a_backend_leaves_without_a_failed_request_from_an_api_server() -> Result<()> {
+    let spec = Spec { source: Source::kubernetes(), connect_tcp: false, ..Spec::new(2) };
+    a_backend_leaves_without_a_failed_request(&spec)
 }
 
 /// New connections go elsewhere, those that are open stay, and a UDP conversation moves.
@@ -76,9 +82,18 @@ fn a_backend_leaves_without_a_failed_request(spec: &Spec) -> Result<()> {
 }
 
 #[test]
-fn the_last_backend_leaves_and_another_comes() -> Result<()> {
-    let spec = Spec { connect_tcp: false, ..Spec::new(1) };
-    let mut cluster = Cluster::create(&spec)?;
+fn the_last_backend_leaves_and_another_comes_by_manifests() -> Result<()> {
+    the_last_backend_leaves_and_another_comes(&Spec { connect_tcp: false, ..Spec::new(1) })
+}
+
+#[test]
+fn the_last_backend_leaves_and_another_comes_from_an_api_server() -> Result<()> {
+    let spec = Spec { source: Source::kubernetes(), connect_tcp: false, ..Spec::new(1) };
+    the_last_backend_leaves_and_another_comes(&spec)
+}
+
+fn the_last_backend_leaves_and_another_comes(spec: &Spec) -> Result<()> {
+    let mut cluster = Cluster::create(spec)?;
     let (client, web) = cluster.explain((|| Ok((cluster.pod(0, "client")?, cluster.pod(0, "web")?)))())?;
     let _server = web.serve()?;
     cluster.apply(&Service::of(&[&web]))?;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 use dataplane_agent::api::request::{FlowFilter, FlowList, View};
-use dataplane_tests::lab::{Checks, Cluster, Family, Node, Pod, Routing, Segment, Spec};
+use dataplane_tests::lab::{Checks, Cluster, Family, Node, Pod, Routing, Segment, Source, Spec};
 
 /// Bytes VXLAN over IPv4 takes.
 const VXLAN: u32 = 50;
@@ -19,6 +19,11 @@ fn everybody_reaches_everybody_natively() -> Result<()> {
 #[test]
 fn everybody_reaches_everybody_through_the_overlay() -> Result<()> {
     everybody_reaches_everybody(&Spec { routing: Routing::Vxlan, ..Spec::new(2) })
+}
+
+#[test]
+fn everybody_reaches_everybody_from_an_api_server() -> Result<()> {
+    everybody_reaches_everybody(&Spec { source: Source::kubernetes(), ..Spec::new(2) })
 }
 
 fn everybody_reaches_everybody(spec: &Spec) -> Result<()> {

@@ -9,8 +9,8 @@ use std::{
 use anyhow::{Result, bail, ensure};
 use dataplane_tests::{
     lab::{
-        Checks, Cluster, Family, Place, Pod, Protocol, Routing, Service, ServicePort, Spec, failures, names,
-        service_addresses,
+        Checks, Cluster, Family, Place, Pod, Protocol, Routing, Service, ServicePort, Source, Spec, failures,
+        names, service_addresses,
     },
     traffic::{ECHO, HTTP},
 };
@@ -38,6 +38,12 @@ fn overlay_with_connect_time() -> Result<()> {
 #[test]
 fn overlay_by_packets_alone() -> Result<()> {
     services(&Spec { routing: Routing::Vxlan, connect_tcp: false, connect_udp: false, ..Spec::new(2) })
+}
+
+#[test]
+fn overlay_by_packets_alone_from_an_api_server() -> Result<()> {
+    let spec = Spec { routing: Routing::Vxlan, connect_tcp: false, connect_udp: false, ..Spec::new(2) };
+    services(&Spec { source: Source::kubernetes(), ..spec })
 }
 
 fn services(spec: &Spec) -> Result<()> {

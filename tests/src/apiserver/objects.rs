@@ -4,6 +4,7 @@
 use std::{sync::mpsc, thread};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use kube::{
     Client, Config,
     api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
@@ -14,6 +15,9 @@ use tokio::sync::mpsc as queue;
 
 use super::resources::Resource;
 use crate::lab::Namespace;
+
+/// Requests of [`Objects::apply_many`] that wait for their answers together.
+const AT_ONCE: usize = 16;
 
 type Work = Box<dyn FnOnce(Client) -> futures::future::BoxFuture<'static, ()> + Send>;
 
@@ -81,6 +85,22 @@ impl Objects {
                 .with_context(|| format!("apply {what}"))?;
         }
         Ok(())
+    }
+
+    /// As [`Self::apply`], of many at once, in no order.
+    pub fn apply_many(&self, objects: &[Value]) -> Result<()> {
+        let objects: Vec<Value> = objects.iter().map(for_server).collect();
+        let applied = self.with(move |client| async move {
+            let all = stream::iter(objects.into_iter().map(|object| {
+                let client = client.clone();
+                async move {
+                    let what = describe(&object);
+                    apply(client, &object).await.with_context(|| format!("apply {what}"))
+                }
+            }));
+            all.buffer_unordered(AT_ONCE).try_collect::<()>().await
+        })?;
+        applied
     }
 
     /// Creates one; as the server keeps it.

@@ -228,6 +228,14 @@ impl Cluster {
         self.feed.withdraw(&self.nodes, name)
     }
 
+    /// Where agents hear of objects, in a few words.
+    pub fn describe_source(&self) -> String {
+        match self.feed.control() {
+            None => "manifests".to_owned(),
+            Some(control) => control.server().describe().unwrap_or_else(|error| format!("{error:#}")),
+        }
+    }
+
     /// The API server, where there is one.
     pub fn control(&self) -> Result<&Control> {
         required(self.feed.control())

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::{Value, json};
+use serde::Deserialize as _;
+use serde_json::Value;
 
 use super::{
     fabric::{Fabric, Segment},
@@ -18,6 +19,10 @@ use crate::apiserver::{ApiServer, Needs, Objects, User};
 const HOST: u8 = 253;
 /// Its port on the fabric's bridge.
 const PORT: &str = "api";
+
+/// As they are installed.
+const ROLES: [&str; 2] =
+    [include_str!("../../../deploy/base/namespace.yaml"), include_str!("../../../deploy/base/rbac.yaml")];
 
 /// The setting `source` of the agents.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +63,7 @@ pub(super) struct Feed {
 
 /// Who the agents are to the API server.
 pub fn agent_user() -> User {
-    User::service_account("kube-system", "dataplane-agent")
+    User::service_account("dataplane-system", "dataplane-agent")
 }
 
 impl Control {
@@ -79,7 +84,7 @@ impl Control {
         needs.users.push(agent_user());
         let server = ApiServer::start(&place, v4.into(), &directory, &needs)?;
         let objects = server.objects()?;
-        objects.apply(&agent_roles())?;
+        objects.apply(&agent_roles()?)?;
         Ok(Self { server, objects })
     }
 
@@ -163,32 +168,18 @@ fn identity(object: &Value) -> [Value; 4] {
     [&object["apiVersion"], &object["kind"], &metadata["namespace"], &metadata["name"]].map(Clone::clone)
 }
 
-/// What agents need of the API server.
-fn agent_roles() -> [Value; 2] {
-    let rbac = "rbac.authorization.k8s.io";
-    let user = agent_user();
-    let rule = |group: &str, resources: &[&str], verbs: &[&str]| json!({"apiGroups": [group], "resources": resources, "verbs": verbs});
-    let watch = ["get", "list", "watch"];
-    let role = json!({
-        "apiVersion": format!("{rbac}/v1"),
-        "kind": "ClusterRole",
-        "metadata": {"name": "dataplane-agent"},
-        "rules": [
-            rule("", &["namespaces", "nodes", "pods", "services"], &watch),
-            rule("discovery.k8s.io", &["endpointslices"], &watch),
-            rule("", &["nodes", "nodes/status"], &["patch"]),
-            rule("", &["events"], &["create", "patch"]),
-            rule("events.k8s.io", &["events"], &["create", "patch"]),
-        ],
-    });
-    let binding = json!({
-        "apiVersion": format!("{rbac}/v1"),
-        "kind": "ClusterRoleBinding",
-        "metadata": {"name": "dataplane-agent"},
-        "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": "dataplane-agent"},
-        "subjects": [{"apiGroup": rbac, "kind": "User", "name": user.name}],
-    });
-    [role, binding]
+/// What agents may do: what `deploy/` grants them.
+fn agent_roles() -> Result<Vec<Value>> {
+    let mut objects = Vec::new();
+    for text in ROLES {
+        for document in serde_norway::Deserializer::from_str(text) {
+            let object = Value::deserialize(document).context("a manifest in deploy/")?;
+            if !object.is_null() {
+                objects.push(object);
+            }
+        }
+    }
+    Ok(objects)
 }
 
 /// Of [`Feed::control`], where a scenario cannot do without.

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use dataplane_agent::api::{request::View, views::ServiceView};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::{Value, json};
@@ -219,8 +219,12 @@ impl Node {
         let namespace = Namespace::create(&site.namespace(&format!("pod-{name}")))?;
         let place = Place::new(namespace, &self.place.cgroup().join("pods").join(name), self.place.logs())?;
         let runtime = Runtime::new(self.place.clone(), self.agent.socket().to_owned());
-        Pod::create(name, &self.name, place, runtime, runtime_config)
-            .with_context(|| format!("on {}; log of its agent:\n{}", self.name, self.agent.log_tail()))
+        let netns = place.namespace().name().to_owned();
+        Pod::create(name, &self.name, place, runtime, runtime_config).or_else(|error| {
+            // as a runtime tries again: with a new sandbox
+            Namespace::delete(&netns)?;
+            Err(error.context(format!("on {}; log of its agent:\n{}", self.name, self.agent.log_tail())))
+        })
     }
 }
 

@@ -127,7 +127,7 @@ impl Service {
                 "clusterIP": self.addresses.first(),
                 "clusterIPs": self.addresses,
                 "ipFamilies": self.addresses.iter().map(family).collect::<Vec<_>>(),
-                "ipFamilyPolicy": "PreferDualStack",
+                "ipFamilyPolicy": if self.addresses.len() == 1 { "SingleStack" } else { "PreferDualStack" },
                 "internalTrafficPolicy": "Cluster",
                 "selector": {"app": self.name},
                 "sessionAffinity": "None",

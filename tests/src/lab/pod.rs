@@ -39,7 +39,14 @@ impl Pod {
         let id = place.namespace().name().to_owned();
         let netns = place.namespace().path();
         let container = Container { id: &id, netns: &netns, pod: name, runtime_config: &runtime_config };
-        let result = runtime.call("ADD", &container, None)?;
+        let result = match runtime.call("ADD", &container, None) {
+            Ok(result) => result,
+            Err(error) => {
+                // nothing may be left of what failed halfway; if this fails too, the first reason is the better one
+                let _undone = runtime.call("DEL", &container, None);
+                return Err(error);
+            }
+        };
         let addresses = addresses(&result).with_context(|| format!("the result of CNI ADD: {result}"))?;
         let v4 = addresses.iter().find_map(|address| match address {
             IpAddr::V4(v4) => Some(*v4),

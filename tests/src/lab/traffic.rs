@@ -171,6 +171,12 @@ impl Place {
         Ok(resolved.addresses)
     }
 
+    /// Whether one echo request is answered within this time.
+    pub fn is_answered(&self, address: IpAddr, within: Duration) -> Result<bool> {
+        let (to, within) = (address.to_string(), format!("{:.3}", within.as_secs_f64()));
+        Ok(self.output("ping", &["-n", "-c", "1", "-W", &within, &to])?.status.success())
+    }
+
     /// Echo requests with so many bytes of data, not to be fragmented.
     pub fn ping(&self, address: IpAddr, count: u32, bytes: usize) -> Result<Ping> {
         let (to, count, bytes) = (address.to_string(), count.to_string(), bytes.to_string());
