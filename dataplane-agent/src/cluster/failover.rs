@@ -75,22 +75,22 @@ impl fmt::Display for Unreachable {
 
 /// A client of all `urls`, with the credentials of `config`.
 pub(super) fn client(
-    config: kube::Config,
+    config: &kube::Config,
     urls: Vec<Uri>,
     contact: &Contact,
 ) -> Result<kube::Client, ClusterError> {
     let namespace = config.default_namespace.clone();
-    let servers = urls.into_iter().map(|url| Server::new(&config, url)).collect::<Result<Vec<_>, _>>()?;
+    let servers = urls.into_iter().map(|url| Server::new(config, url)).collect::<Result<Vec<_>, _>>()?;
     // not all agents of a cluster begin with the same server
     let first = AtomicUsize::new(random() as usize % servers.len().max(1));
-    let servers = Arc::new(Servers { servers, current: first, contact: contact.clone() });
+    let servers = Arc::new(Servers { all: servers, current: first, contact: contact.clone() });
     let service = tower::service_fn(move |request| Arc::clone(&servers).send(request));
     Ok(ClientBuilder::new(service, namespace).build())
 }
 
 #[derive(Debug)]
 struct Servers {
-    servers: Vec<Server>,
+    all: Vec<Server>,
     /// Index of the server that is asked first.
     current: AtomicUsize,
     contact: Contact,
@@ -118,7 +118,7 @@ impl Servers {
         let mut tried = Vec::new();
         loop {
             let index = self.current.load(Ordering::Relaxed);
-            let server = &self.servers[index];
+            let server = &self.all[index];
             let again = body.as_ref().and_then(Body::try_clone);
             let Some(this_time) = body.take() else { break };
             let failure = match server.send(Request::from_parts(parts.clone(), this_time)).await {
@@ -133,7 +133,7 @@ impl Servers {
             self.leave(index, &failure.reason);
             let (unsent, error) = (failure.unsent, failure.error);
             tried.push((server.url.clone(), failure.reason));
-            if tried.len() >= self.servers.len() || !(unsent || reads) {
+            if tried.len() >= self.all.len() || !(unsent || reads) {
                 // what is wrong with us, and with no server, is said as it is
                 if let Some(error) = error {
                     return Err(error);
@@ -148,12 +148,12 @@ impl Servers {
 
     /// Asks another server from now on, unless someone else has seen to that already.
     fn leave(&self, index: usize, reason: &dyn fmt::Display) {
-        let next = (index + 1) % self.servers.len();
+        let next = (index + 1) % self.all.len();
         let left = next != index
             && self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         if left {
             self.contact.0.failovers.fetch_add(1, Ordering::Relaxed);
-            let (from, to) = (&self.servers[index].url, &self.servers[next].url);
+            let (from, to) = (&self.all[index].url, &self.all[next].url);
             tracing::warn!(%from, %to, %reason, "API server fails: going to the next");
         }
     }

@@ -37,7 +37,7 @@ pub async fn connect(access: &Access) -> Result<Client, ClusterError> {
     let config = access.config().await?;
     let urls =
         if access.servers.is_empty() { vec![config.cluster_url.clone()] } else { access.servers.clone() };
-    failover::client(config, urls, &access.contact)
+    failover::client(&config, urls, &access.contact)
 }
 
 #[cfg(test)]

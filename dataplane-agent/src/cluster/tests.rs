@@ -75,7 +75,7 @@ fn access(servers: &[&Uri]) -> Access {
     Access { servers: servers.iter().map(|url| (*url).clone()).collect(), ..Access::default() }
 }
 
-async fn version(client: &kube::Client) -> Result<String, String> {
+async fn version(client: &Client) -> Result<String, String> {
     client.apiserver_version().await.map(|info| info.git_version).map_err(|error| explain(&error))
 }
 

@@ -110,7 +110,9 @@ mod tests {
         let cached = SystemTime::now() - Duration::from_secs(60);
         progress.starts_from(cached);
         assert_eq!(progress.behind_since(), Some(cached));
-        Kind::ALL.into_iter().for_each(|kind| progress.watching(kind));
+        for kind in Kind::ALL {
+            progress.watching(kind);
+        }
         assert_eq!(progress.behind_since(), None);
         progress.lost(Kind::Pod);
         let since = progress.behind_since().unwrap();

@@ -60,6 +60,17 @@ enum Step {
     Watch(String),
 }
 
+/// How everything is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lists {
+    /// As the beginning of a watch.
+    Streamed,
+    /// The server does not do that.
+    Pages,
+    /// The server has forgotten a place between pages: once without.
+    Whole,
+}
+
 /// Why something did not work.
 #[derive(Debug)]
 enum Failure {
@@ -84,10 +95,7 @@ pub(super) struct Reflector {
     heard: mpsc::Sender<Heard>,
     progress: Progress,
     backoff: Backoff,
-    /// Whether the server can begin a watch with everything.
-    streams: bool,
-    /// Whether lists are asked for by pages: off once after a place between pages was forgotten.
-    pages: bool,
+    lists: Lists,
     /// Everything was heard once.
     listed: bool,
     /// Some object could not be told: ask for everything again at this time.
@@ -110,8 +118,7 @@ impl Reflector {
             heard,
             progress,
             backoff: Backoff::default(),
-            streams: true,
-            pages: true,
+            lists: Lists::Streamed,
             listed: false,
             untold: None,
             troubled: false,
@@ -123,7 +130,7 @@ impl Reflector {
         let mut step = Step::List;
         loop {
             let done = match &step {
-                Step::List if self.streams => self.watch(Begin::Everything).await,
+                Step::List if self.lists == Lists::Streamed => self.watch(Begin::Everything).await,
                 Step::List => self.list().await,
                 Step::Watch(version) => self.watch(Begin::After(version)).await,
             };
@@ -132,7 +139,7 @@ impl Reflector {
                 Err(Failure::Closed) => return,
                 Err(Failure::NotStreaming) => {
                     tracing::info!(resource = self.requests.resource, "no streaming lists: listing by pages");
-                    self.streams = false;
+                    self.lists = Lists::Pages;
                     Step::List
                 }
                 Err(Failure::Forgotten) => {
@@ -164,12 +171,12 @@ impl Reflector {
         self.begin_list().await?;
         let (mut next, mut complete) = (None::<String>, true);
         loop {
-            let request = self.requests.list(next.as_deref(), self.pages);
+            let request = self.requests.list(next.as_deref(), self.lists == Lists::Pages);
             let request = request.map_err(|error| other(error.to_string(), Step::List))?;
             let text = match self.client.request_text(request).await {
                 Ok(text) => text,
                 Err(error) if is_gone(&error) => {
-                    self.pages = false;
+                    self.lists = Lists::Whole;
                     return Err(Failure::Forgotten);
                 }
                 Err(error) => return Err(failure(&error, Step::List)),
@@ -184,7 +191,7 @@ impl Reflector {
                 if page.metadata.resource_version.is_empty() {
                     return Err(other("a list says no resourceVersion".to_owned(), Step::List));
                 }
-                self.pages = true;
+                self.lists = Lists::Pages;
                 self.end_list(complete).await?;
                 return Ok(Step::Watch(page.metadata.resource_version));
             }

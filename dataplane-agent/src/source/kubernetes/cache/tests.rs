@@ -33,7 +33,9 @@ fn found(path: &Path) -> Vec<Object> {
 
 async fn write(path: &Path, events: &[SourceEvent]) {
     let (mut cache, _) = Cache::open(path, "n1");
-    events.iter().for_each(|event| cache.note(event));
+    for event in events {
+        cache.note(event);
+    }
     cache.close(true).await;
     assert_eq!(cache.trouble(), None);
 }
