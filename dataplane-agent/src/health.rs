@@ -5,25 +5,16 @@
 //! alive. Knows no table and no socket of the local API.
 
 use std::{
-    io,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    thread,
     time::{Duration, Instant},
 };
 
-use axum::{
-    Router,
-    body::Body,
-    extract::State,
-    http::{StatusCode, header},
-    response::{IntoResponse, Response},
-    routing::get,
-};
-use serde_json::{Value, json};
+use axum::{Router, extract::State, response::Response, routing::get};
+use serde_json::json;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time,
@@ -31,6 +22,7 @@ use tokio::{
 
 use crate::{
     api::{query::Query, views::Status},
+    http::{self, HttpError},
     metrics::Metrics,
 };
 
@@ -38,15 +30,6 @@ use crate::{
 const PING_INTERVAL: Duration = Duration::from_secs(2);
 /// Silence of that task after which the agent counts as dead. A first sync of a large cluster takes seconds.
 const DEAD_AFTER: Duration = Duration::from_secs(60);
-
-/// Why there is no HTTP.
-#[derive(Debug, thiserror::Error)]
-pub enum HealthError {
-    #[error("http: listen on {address}: {source}")]
-    Listen { address: SocketAddr, source: io::Error },
-    #[error("http: start its thread: {0}")]
-    Thread(#[source] io::Error),
-}
 
 /// What the answers are made of.
 #[derive(Clone, Debug)]
@@ -82,21 +65,15 @@ impl Health {
         status: watch::Receiver<Status>,
         queries: mpsc::Sender<Query>,
         metrics: Arc<Metrics>,
-    ) -> Result<Self, HealthError> {
-        let listen = |source| HealthError::Listen { address, source };
-        let listener = TcpListener::bind(address).map_err(listen)?;
-        listener.set_nonblocking(true).map_err(listen)?;
-        let bound = listener.local_addr().map_err(listen)?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(HealthError::Thread)?;
+    ) -> Result<Self, HttpError> {
         let sources = Sources { status, pulse: Arc::new(Pulse::new()), metrics };
-        thread::Builder::new()
-            .name("http".to_owned())
-            .spawn(move || runtime.block_on(serve(listener, sources, queries)))
-            .map_err(HealthError::Thread)?;
-        Ok(Self { address: bound })
+        let pinging = ping(queries, Arc::clone(&sources.pulse));
+        let router = Router::new()
+            .route("/metrics", get(metrics_text))
+            .route("/healthz", get(healthz))
+            .route("/readyz", get(readyz))
+            .with_state(sources);
+        Ok(Self { address: http::serve(address, router, pinging)? })
     }
 }
 
@@ -114,25 +91,6 @@ impl Pulse {
     }
 }
 
-async fn serve(listener: TcpListener, sources: Sources, queries: mpsc::Sender<Query>) {
-    let listener = match tokio::net::TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::error!(%error, "http: cannot serve");
-            return;
-        }
-    };
-    tokio::spawn(ping(queries, Arc::clone(&sources.pulse)));
-    let router = Router::new()
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .with_state(sources);
-    if let Err(error) = axum::serve(listener, router).await {
-        tracing::error!(%error, "http: stopped");
-    }
-}
-
 async fn ping(queries: mpsc::Sender<Query>, pulse: Arc<Pulse>) {
     let mut interval = time::interval(PING_INTERVAL);
     interval.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
@@ -145,22 +103,18 @@ async fn ping(queries: mpsc::Sender<Query>, pulse: Arc<Pulse>) {
     }
 }
 
-async fn metrics(State(sources): State<Sources>) -> Response {
+async fn metrics_text(State(sources): State<Sources>) -> Response {
     // a scrape reads maps: milliseconds that must not delay a probe
-    let text = tokio::task::spawn_blocking(move || sources.metrics.encode()).await;
-    match text {
-        Ok(text) => {
-            ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
-                .into_response()
-        }
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("metrics: {error}\n")).into_response(),
+    match tokio::task::spawn_blocking(move || sources.metrics.encode()).await {
+        Ok(text) => http::openmetrics(text),
+        Err(error) => http::failure("metrics", &error),
     }
 }
 
 async fn healthz(State(sources): State<Sources>) -> Response {
     let silence = sources.pulse.silence();
     let alive = silence < DEAD_AFTER;
-    answer(alive, &json!({ "alive": alive, "silent_seconds": silence.as_secs() }))
+    http::judgement(alive, &json!({ "alive": alive, "silent_seconds": silence.as_secs() }))
 }
 
 async fn readyz(State(sources): State<Sources>) -> Response {
@@ -173,10 +127,5 @@ async fn readyz(State(sources): State<Sources>) -> Response {
         "not_ready": status.not_ready,
         "silent_seconds": sources.pulse.silence().as_secs(),
     });
-    answer(status.is_ready(), &body)
-}
-
-fn answer(good: bool, body: &Value) -> Response {
-    let code = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, [(header::CONTENT_TYPE, "application/json")], Body::from(format!("{body}\n"))).into_response()
+    http::judgement(status.is_ready(), &body)
 }

@@ -17,6 +17,7 @@ pub mod compile;
 pub mod config;
 pub mod datapath;
 pub mod health;
+pub mod http;
 pub mod lifecycle;
 pub mod metrics;
 pub mod netlink;

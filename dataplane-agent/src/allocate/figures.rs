@@ -3,24 +3,15 @@
 //! On a thread of its own, as the agent's, so that a stuck allocator still answers. Knows neither nodes nor Lease.
 
 use std::{
-    io,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    thread,
     time::{Duration, Instant},
 };
 
-use axum::{
-    Router,
-    body::Body,
-    extract::State,
-    http::{StatusCode, header},
-    response::{IntoResponse, Response},
-    routing::get,
-};
+use axum::{Router, extract::State, response::Response, routing::get};
 use prometheus_client::{
     encoding::text,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -30,6 +21,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::{book::Finding, election::Leadership, pool::Pool};
+use crate::http::{self, HttpError};
 
 /// Before every name.
 const PREFIX: &str = "dataplane_allocator";
@@ -37,15 +29,6 @@ const PREFIX: &str = "dataplane_allocator";
 const DEAD_AFTER: Duration = Duration::from_secs(60);
 
 type Label = [(&'static str, &'static str); 1];
-
-/// Why nobody can ask.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum FiguresError {
-    #[error("http: listen on {address}: {source}")]
-    Listen { address: SocketAddr, source: io::Error },
-    #[error("http: start its thread: {0}")]
-    Thread(#[source] io::Error),
-}
 
 /// The numbers.
 #[derive(Debug)]
@@ -133,31 +116,13 @@ pub(super) fn serve(
     address: SocketAddr,
     figures: Arc<Figures>,
     leadership: watch::Receiver<Leadership>,
-) -> Result<SocketAddr, FiguresError> {
-    let listen = |source| FiguresError::Listen { address, source };
-    let listener = TcpListener::bind(address).map_err(listen)?;
-    listener.set_nonblocking(true).map_err(listen)?;
-    let bound = listener.local_addr().map_err(listen)?;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(FiguresError::Thread)?;
+) -> Result<SocketAddr, HttpError> {
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .with_state((figures, leadership));
-    let answer = async move {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        axum::serve(listener, router).await
-    };
-    thread::Builder::new()
-        .name("http".to_owned())
-        .spawn(move || {
-            if let Err(error) = runtime.block_on(answer) {
-                tracing::error!(%error, "http: stopped");
-            }
-        })
-        .map_err(FiguresError::Thread)?;
-    Ok(bound)
+    http::serve(address, router, std::future::ready(()))
 }
 
 type Shared = State<(Arc<Figures>, watch::Receiver<Leadership>)>;
@@ -165,18 +130,15 @@ type Shared = State<(Arc<Figures>, watch::Receiver<Leadership>)>;
 async fn metrics(State((figures, _)): Shared) -> Response {
     let mut out = String::new();
     match text::encode(&mut out, &figures.registry) {
-        Ok(()) => {
-            let form = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, form)], out).into_response()
-        }
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("metrics: {error}\n")).into_response(),
+        Ok(()) => http::openmetrics(out),
+        Err(error) => http::failure("metrics", &error),
     }
 }
 
 async fn healthz(State((figures, _)): Shared) -> Response {
     let silence = figures.silence();
     let alive = silence < DEAD_AFTER;
-    answer(alive, &json!({ "alive": alive, "silent_seconds": silence.as_secs() }))
+    http::judgement(alive, &json!({ "alive": alive, "silent_seconds": silence.as_secs() }))
 }
 
 /// Ready is who could lead: it knows the nodes fit, and has heard of the Lease.
@@ -184,10 +146,5 @@ async fn readyz(State((figures, leadership)): Shared) -> Response {
     let said = leadership.borrow().clone();
     let ready = figures.checked.load(Ordering::Relaxed) && said.heard;
     let leads = said.leads(Instant::now());
-    answer(ready, &json!({ "ready": ready, "leads": leads, "leader": said.holder }))
-}
-
-fn answer(good: bool, body: &serde_json::Value) -> Response {
-    let code = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, [(header::CONTENT_TYPE, "application/json")], Body::from(format!("{body}\n"))).into_response()
+    http::judgement(ready, &json!({ "ready": ready, "leads": leads, "leader": said.holder }))
 }

@@ -26,11 +26,12 @@ pub use settings::AllocateArgs;
 use crate::{
     announce::Announcer,
     cluster::{self, ClusterError, explain},
+    http::HttpError,
     telemetry::{self, TelemetryError},
 };
 use controller::Controller;
 use election::{Election, Leadership};
-use figures::{Figures, FiguresError};
+use figures::Figures;
 use settings::{Settings, SettingsError};
 
 /// Between two attempts to see the nodes for the first time.
@@ -54,7 +55,7 @@ enum AllocateError {
     #[error(transparent)]
     Cluster(#[from] ClusterError),
     #[error(transparent)]
-    Figures(#[from] FiguresError),
+    Http(#[from] HttpError),
 }
 
 /// Allocates until it is told to stop. One sentence to stderr if it cannot.

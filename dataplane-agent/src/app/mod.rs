@@ -28,7 +28,8 @@ use crate::{
     },
     cluster::{Client, ClusterError},
     config::{Cni, Config, ConfigError, RunArgs},
-    health::{Health, HealthError},
+    health::Health,
+    http::HttpError,
     lifecycle::{self, Install, InstallError, Lifecycle, ProxyAddresses},
     metrics::Metrics,
     netlink::{Netlink, NetlinkError},
@@ -57,7 +58,7 @@ enum AppError {
     #[error(transparent)]
     Instance(#[from] InstanceError),
     #[error(transparent)]
-    Health(#[from] HealthError),
+    Http(#[from] HttpError),
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     #[error(transparent)]

@@ -90,8 +90,9 @@ impl Mapping {
         if self.host_ip.is_empty() {
             return Ok(None);
         }
-        let ip: IpAddr =
-            self.host_ip.parse().map_err(|_| format!("hostIP: {:?} is not an IP address", self.host_ip))?;
+        let Ok(ip) = self.host_ip.parse::<IpAddr>() else {
+            return Err(format!("hostIP: {:?} is not an IP address", self.host_ip));
+        };
         Ok(Some(ip.to_canonical()).filter(|ip| !ip.is_unspecified()))
     }
 }
