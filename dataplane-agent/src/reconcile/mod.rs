@@ -208,8 +208,8 @@ impl Reconciler {
     fn host_ports_changed(&mut self, names: impl IntoIterator<Item = NamespacedName>) {
         for name in names {
             // of two pods of one name, one is on its way out
-            let pods = self.endpoints.pods.values();
-            let pod = pods.filter(|pod| host_ports_name(pod).as_ref() == Some(&name)).next_back();
+            let mut pods = self.endpoints.pods.values();
+            let pod = pods.rfind(|pod| host_ports_name(pod).as_ref() == Some(&name));
             let entries = pod.and_then(|pod| {
                 let addresses = &pod.device.addresses;
                 let host = self.endpoints.host_addresses();

@@ -71,7 +71,7 @@ impl Reconciler {
             device: pod.map(|pod| pod.device_name.clone()),
             ifindex: endpoint.ifindex,
             mac: (!endpoint.is_host()).then(|| endpoint.mac.to_string()),
-            gates: open_gates(&endpoint.gates),
+            gates: open_gates(endpoint.gates),
         }
     }
 
@@ -230,8 +230,8 @@ impl Reconciler {
     }
 }
 
-fn open_gates(gates: &Gates) -> Vec<String> {
-    let Gates { tcp, udp, icmp, other } = *gates;
+fn open_gates(gates: Gates) -> Vec<String> {
+    let Gates { tcp, udp, icmp, other } = gates;
     let named = [(tcp, "tcp"), (udp, "udp"), (icmp, "icmp"), (other, "other")];
     named.into_iter().filter(|(gate, _)| *gate != 0).map(|(_, name)| name.to_owned()).collect()
 }
