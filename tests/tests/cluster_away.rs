@@ -74,7 +74,13 @@ fn the_api_server_is_away_for_a_minute() -> Result<()> {
     // an agent ends meanwhile, and the next one has only what is on its disk
     cluster.nodes_mut()[0].agent_mut().kill()?;
     cluster.nodes_mut()[0].agent_mut().start()?;
-    cluster.nodes_mut()[0].agent_mut().await_ready()?;
+    cluster.nodes_mut()[0].agent_mut().until("an agent that goes by what it knew", |agent| {
+        let status = agent.status()?.status;
+        // it misses the API server and nothing else
+        let lacks: Vec<_> = status.not_ready.iter().map(|not_ready| not_ready.check.as_str()).collect();
+        ensure!(lacks.iter().all(|check| *check == "source"), "it lacks {lacks:?}");
+        Ok((status.pins_adopted > 0 && status.applied_revision == status.revision).then_some(()))
+    })?;
     let newcomer = cluster.pod(0, "newcomer");
     let newcomer = cluster.explain(newcomer)?;
     checks.that("a pod made meanwhile is connected", || {

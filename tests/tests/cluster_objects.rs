@@ -100,11 +100,9 @@ fn odd_but_legal(spec: &Spec) -> Result<()> {
     let before: Vec<ServiceView> = shown(&cluster, "web")?;
     let mut checks = Checks::of(spec.describe());
 
-    for (what, objects) in useless(&web) {
+    for (number, (what, objects)) in (100..).zip(useless(&web)) {
         cluster.apply_objects("odd", &objects).with_context(|| what.to_owned())?;
-        // what comes after it has arrived: so has it
-        let marker = service("marker", 2, &[&web]);
-        cluster.apply(&marker)?;
+        await_all(&mut cluster, number, &web)?;
         checks.that(format!("{what}: another service works"), || {
             client.place().get_as(normal.at(Family::V4, WEB_PORT), 3, Some("web"), client.address(Family::V4))
         });
@@ -119,14 +117,12 @@ fn odd_but_legal(spec: &Spec) -> Result<()> {
             Ok(())
         });
         cluster.withdraw("odd")?;
-        cluster.withdraw("service-marker")?;
     }
 
-    for (what, endpoints, answers) in backends(&web) {
+    for (number, (what, endpoints, answers)) in (200..).zip(backends(&web)) {
         let odd = service("odd", 3, &[]);
         cluster.apply_objects("odd", &[odd_service(&odd, &json!({})), slice("odd", &endpoints)])?;
-        let marker = service("marker", 2, &[&web]);
-        cluster.apply(&marker)?;
+        await_all(&mut cluster, number, &web)?;
         checks.that(what, || {
             let at = odd.at(Family::V4, WEB_PORT);
             if answers {
@@ -138,9 +134,13 @@ fn odd_but_legal(spec: &Spec) -> Result<()> {
             }
         });
         cluster.withdraw("odd")?;
-        cluster.withdraw("service-marker")?;
     }
     checks.finish(&cluster)
+}
+
+/// Waits until what was told has arrived: what comes after it has. The number is nobody else's.
+fn await_all(cluster: &mut Cluster, number: u16, web: &Pod) -> Result<()> {
+    cluster.apply(&service(&format!("marker-{number}"), number, &[web]))
 }
 
 /// Objects that mean nothing to a datapath.
