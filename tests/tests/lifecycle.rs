@@ -446,11 +446,9 @@ fn other_networks_and_kube_proxys_rules_are_problems_with_what_to_do() -> Result
         runtime.block_on(async {
             let mut problems = Lifecycle::new(NODE, Netlink::connect()?).start(&seen);
             tokio::time::timeout(PATIENCE, problems.changed()).await?;
-            Ok(problems
-                .now()
-                .iter()
-                .map(|problem| format!("{}: {}\n", problem.subject, problem.message))
-                .collect())
+            let said =
+                problems.now().into_iter().map(|problem| format!("{}: {}", problem.subject, problem.message));
+            Ok(said.collect::<Vec<_>>().join("\n"))
         })
     })??;
     ensure!(said.contains("kube-proxy: kube-proxy left nftables table ip kube-proxy"), "{said}");
