@@ -1,5 +1,8 @@
 //! `runtimeConfig`: what the runtime fills in for the capabilities a plugin has (CNI conventions, "Dynamic Plugin
 //! specific fields").
+//!
+//! The conventions write `hostPort`; containerd writes `HostPort`, and the reference plugins, in Go, read either. So keys
+//! are compared without case.
 
 use std::net::IpAddr;
 
@@ -13,14 +16,14 @@ const PORTS: &str = "runtimeConfig.portMappings";
 
 /// As the runtime writes it.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct Mapping {
-    #[serde(default)]
+    #[serde(default, rename = "hostport")]
     host_port: i64,
+    #[serde(rename = "containerport")]
     container_port: i64,
     #[serde(default)]
     protocol: String,
-    #[serde(default, rename = "hostIP")]
+    #[serde(default, rename = "hostip")]
     host_ip: String,
 }
 
@@ -29,7 +32,7 @@ pub(super) fn port_mappings(runtime: Option<&Value>) -> Result<Vec<PortMapping>,
     let list = runtime.and_then(|runtime| runtime.get("portMappings")).filter(|list| !list.is_null());
     let Some(list) = list else { return Ok(Vec::new()) };
     let list: Vec<Mapping> =
-        Deserialize::deserialize(list).map_err(|problem: serde_json::Error| wrong(problem.to_string()))?;
+        serde_json::from_value(without_case(list)).map_err(|problem| wrong(problem.to_string()))?;
     let asked = list.iter().enumerate().filter(|(_, mapping)| mapping.host_port != 0);
     asked
         .map(|(index, mapping)| mapping.read().map_err(|problem| wrong(format!("[{index}] {problem}"))))
@@ -38,15 +41,14 @@ pub(super) fn port_mappings(runtime: Option<&Value>) -> Result<Vec<PortMapping>,
 
 /// As the runtime writes it: bits per second, and bits.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct Rates {
-    #[serde(default)]
+    #[serde(default, rename = "ingressrate")]
     ingress_rate: u64,
-    #[serde(default)]
+    #[serde(default, rename = "ingressburst")]
     ingress_burst: u64,
-    #[serde(default)]
+    #[serde(default, rename = "egressrate")]
     egress_rate: u64,
-    #[serde(default)]
+    #[serde(default, rename = "egressburst")]
     egress_burst: u64,
 }
 
@@ -97,6 +99,17 @@ impl Mapping {
     }
 }
 
+/// The same with every key in lower case.
+fn without_case(value: &Value) -> Value {
+    match value {
+        Value::Object(object) => {
+            object.iter().map(|(key, value)| (key.to_ascii_lowercase(), without_case(value))).collect()
+        }
+        Value::Array(list) => list.iter().map(without_case).collect(),
+        other => other.clone(),
+    }
+}
+
 fn wrong(problem: String) -> Error {
     Error::Config { key: PORTS, problem }
 }
@@ -122,6 +135,17 @@ mod tests {
         assert_eq!(texts, ["8080/TCP on 127.0.0.1", "53/UDP"]);
         assert_eq!(read(Value::Null).unwrap(), []);
         assert_eq!(port_mappings(None).unwrap(), []);
+    }
+
+    #[test]
+    fn containerd_writes_keys_as_go_names_its_fields() {
+        let list = json!([{"HostPort": 8080, "ContainerPort": 80, "Protocol": "TCP", "HostIP": ""}]);
+        assert_eq!(read(list).unwrap()[0].to_string(), "8080/TCP");
+        let rates =
+            json!({"IngressRate": 50, "IngressBurst": 4_294_967_295_u32, "EgressRate": 0, "EgressBurst": 1});
+        let limits = bandwidth(Some(&json!({ "bandwidth": rates }))).unwrap();
+        assert_eq!(limits.ingress, Some(Limit { rate: 50, burst: Some(4_294_967_295) }));
+        assert_eq!(limits.egress, None);
     }
 
     #[test]
