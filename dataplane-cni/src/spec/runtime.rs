@@ -56,9 +56,8 @@ struct Rates {
 pub(super) fn bandwidth(runtime: Option<&Value>) -> Result<Bandwidth, Error> {
     let rates = runtime.and_then(|runtime| runtime.get("bandwidth")).filter(|rates| !rates.is_null());
     let Some(rates) = rates else { return Ok(Bandwidth::default()) };
-    let rates: Rates = Deserialize::deserialize(rates).map_err(|problem: serde_json::Error| {
-        Error::Config { key: "runtimeConfig.bandwidth", problem: problem.to_string() }
-    })?;
+    let rates: Rates = serde_json::from_value(without_case(rates))
+        .map_err(|problem| Error::Config { key: "runtimeConfig.bandwidth", problem: problem.to_string() })?;
     let limit = |rate: u64, burst: u64| {
         (rate != 0).then_some(Limit { rate, burst: Some(burst).filter(|burst| *burst != 0) })
     };
