@@ -90,7 +90,7 @@ impl Objects {
     /// As [`Self::apply`], of many at once, in no order.
     pub fn apply_many(&self, objects: &[Value]) -> Result<()> {
         let objects: Vec<Value> = objects.iter().map(for_server).collect();
-        let applied = self.with(move |client| async move {
+        self.with(move |client| async move {
             let all = stream::iter(objects.into_iter().map(|object| {
                 let client = client.clone();
                 async move {
@@ -99,8 +99,7 @@ impl Objects {
                 }
             }));
             all.buffer_unordered(AT_ONCE).try_collect::<()>().await
-        })?;
-        applied
+        })?
     }
 
     /// Creates one; as the server keeps it.
