@@ -163,7 +163,7 @@ fn watches_break_in_every_way_and_nothing_is_missed() -> Result<()> {
     let both: [&[&Pod]; 2] = [&[&near, &late], &[&near]];
     cluster.apply(&Service::of(both[1]))?;
     if cluster.control()?.server().small().is_none() {
-        eprintln!("skipped: the real API server does not break on demand");
+        eprintln!("SKIP: the real API server does not break on demand");
         return Ok(());
     }
     let steady = Steady::start(&client, &near, &Service::of(both[1]))?;

@@ -37,9 +37,9 @@ fn pods_come_and_go_while_agents_are_replaced() -> Result<()> {
         // one is killed, the next is asked to go, as a DaemonSet's update does; the one before may still be starting
         let agent = cluster.nodes_mut()[0].agent_mut();
         if round % 2 == 0 {
-            agent.kill()?
+            agent.kill()?;
         } else {
-            agent.terminate().map(|_status| ())?
+            agent.terminate()?;
         }
         // deleted while nobody is there to be told
         if pods.len() > 1 {

@@ -22,6 +22,7 @@ mod select;
 mod server;
 mod state;
 mod store;
+mod validate;
 mod watch;
 mod write;
 
