@@ -60,6 +60,14 @@ fn run_all(queue: VecDeque<Binary>, workers: usize, reports: &mut Vec<Report>) -
     })
 }
 
+/// Which API server the tests of clusters have asked, as they choose it.
+fn api_server() -> String {
+    match std::env::var("KUBEBUILDER_ASSETS").ok().filter(|directory| !directory.is_empty()) {
+        Some(directory) => format!("with the kube-apiserver in {directory}"),
+        None => "with the API server of the tests (KUBEBUILDER_ASSETS names a real one)".to_owned(),
+    }
+}
+
 /// What failed (why stands where it ended), what was skipped and why, and the numbers as the last line.
 fn summarize(reports: &[Report], start: Instant) -> Result<()> {
     for failure in reports.iter().flat_map(|report| &report.failures) {
@@ -74,7 +82,7 @@ fn summarize(reports: &[Report], start: Instant) -> Result<()> {
     }
     let failed: usize = reports.iter().map(|report| report.failures.len()).sum();
     let passed: usize = reports.iter().map(|report| report.passed).sum();
-    println!("\nran for {:.0?}", start.elapsed());
+    println!("\nran for {:.0?}, {}", start.elapsed(), api_server());
     println!("{passed} passed, {failed} failed, {} skipped", skips.len());
     if failed > 0 {
         bail!("{failed} tests failed");
