@@ -19,6 +19,7 @@ use crate::{
     datapath::{self, AttachError},
     lifecycle,
     netlink::{KernelRoute, Link, Netlink, NetlinkError},
+    source::kubernetes,
 };
 
 /// Below the BPF file system (see [`datapath::Pins`]).
@@ -117,13 +118,16 @@ fn cni_files(args: &CleanupArgs, report: &mut Report<'_>) {
     }
 }
 
-/// Without their devices, records and notes of pods are of no use to an agent to come.
+/// Without their devices, records and notes of pods are of no use to an agent to come, nor is what the cluster was.
 fn directories(args: &CleanupArgs, report: &mut Report<'_>) {
     for path in instance::leftovers(&args.run_dir) {
         file(&path, report);
     }
     let records = args.state_dir.join(pods::DIRECTORY);
     files("records of pods", &records, report);
+    for path in kubernetes::files(&args.state_dir) {
+        file(&path, report);
+    }
     let notes = Notes::of(&args.run_dir);
     files("notes of pods", notes.directory(), report);
     for directory in [&records, notes.directory(), &args.run_dir, &args.state_dir] {
@@ -289,6 +293,7 @@ mod tests {
         fs::create_dir_all(state_dir.join(pods::DIRECTORY)).unwrap();
         fs::write(state_dir.join(pods::DIRECTORY).join("dpa.json"), "").unwrap();
         fs::write(run_dir.join("agent.lock"), "").unwrap();
+        fs::write(state_dir.join("cluster.jsonl"), "").unwrap();
         let gone = Attachment { container_id: "c1".to_owned(), ifname: "eth0".to_owned() };
         Notes::of(&run_dir).leave(&gone).unwrap();
         for (directory, name, text) in [

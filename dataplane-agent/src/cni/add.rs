@@ -8,6 +8,7 @@ use dataplane_cni::protocol::{
 
 use super::{
     CniError, PodDevice, PodNetwork, Wishes,
+    ipam::IpamError,
     name::{host_device, pod_mac},
     pods::Record,
     server::{Held, Shared, State},
@@ -128,7 +129,8 @@ impl State {
     fn reserve(&mut self, add: Add, device: String, mtu: u32, wishes: &Wishes) -> Result<Record, CniError> {
         let Add { attachment, network, netns, pod, port_mappings, bandwidth } = add;
         self.check_ports(&port_mappings)?;
-        let addresses = self.ipam.allocate(&device, &wishes.addresses)?;
+        let addresses =
+            self.ipam.allocate(&device, &wishes.addresses).map_err(|error| self.with_pod(error))?;
         self.sequence += 1;
         let mac = pod_mac(&addresses);
         let sequence = self.sequence;
@@ -154,12 +156,21 @@ impl State {
         for port in wanted {
             let holds = |held: &&Held| held.device.port_mappings.iter().any(|taken| taken.collides(port));
             if let Some(held) = self.pods.values().find(holds) {
-                let pod =
-                    held.device.pod.as_ref().map_or_else(|| held.device.name.clone(), ToString::to_string);
-                return Err(CniError::PortTaken { port: *port, pod });
+                return Err(CniError::PortTaken { port: *port, pod: held.pod() });
             }
         }
         Ok(())
+    }
+
+    /// An address is owned by a device: people know it by its pod.
+    fn with_pod(&self, error: IpamError) -> IpamError {
+        match error {
+            IpamError::Wanted { address, owner } => {
+                let owner = self.pods.get(&owner).map_or(owner, |held| format!("pod {}", held.pod()));
+                IpamError::Wanted { address, owner }
+            }
+            other => other,
+        }
     }
 
     pub(super) fn forget(&mut self, device: &str) {
@@ -169,6 +180,11 @@ impl State {
 }
 
 impl Held {
+    /// Whose device it is, for people.
+    fn pod(&self) -> String {
+        self.device.pod.as_ref().map_or_else(|| self.device.name.clone(), ToString::to_string)
+    }
+
     pub(super) fn new(record: Record, ifindex: u32) -> Self {
         let device = PodDevice {
             name: record.device.clone(),

@@ -29,6 +29,15 @@ const TOUCH: Duration = Duration::from_secs(30);
 /// More than this does not wait for a disk that takes nothing.
 const PENDING_MAX: usize = 16 << 20;
 
+/// Extension of the file while it is written anew.
+const DRAFT: &str = "draft";
+
+/// Everything of this module below a state directory, there or not: for who removes it.
+pub fn files(state_dir: &Path) -> [PathBuf; 2] {
+    let file = state_dir.join(FILE);
+    [file.with_extension(DRAFT), file]
+}
+
 /// The first line.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Header {
@@ -291,7 +300,7 @@ impl Disk {
             let entry: Entry<ObjectKey, serde::de::IgnoredAny> = serde_json::from_slice(&line?)?;
             last.insert(hash(&entry.key), (number, entry.is.is_some()));
         }
-        let draft = self.path.with_extension("draft");
+        let draft = self.path.with_extension(DRAFT);
         let mut out = BufWriter::new(File::create(&draft)?);
         let header = self.header_line()?;
         out.write_all(&header)?;

@@ -19,6 +19,7 @@ use std::{
 
 use tokio::{sync::mpsc, task::JoinSet};
 
+pub use cache::files;
 pub use progress::Progress;
 
 use self::{cache::Cache, hub::Hub, reflector::Reflector};
