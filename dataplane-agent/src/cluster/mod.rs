@@ -1,7 +1,7 @@
 //! The way to the API server: one client that goes to another server when the one it uses fails.
 //!
 //! Owns addresses, credentials ([`access`]), the choice between servers ([`failover`]), and the words for what goes
-//! wrong ([`explain`]). Knows no object: what is asked for is up to those who hold the client.
+//! wrong ([`explain()`]). Knows no object: what is asked for is up to those who hold the client.
 
 mod access;
 mod explain;

@@ -1,6 +1,6 @@
 //! Events on the Node: ready, not ready, and what is wrong.
 //!
-//! Owns what is worth one; how often one is written is [`announce`]'s. Learns everything from the agent's status.
+//! Owns what is worth one; how often one is written is [`announce`](crate::announce)'s. Learns everything from the agent's status.
 
 use std::{
     collections::BTreeMap,

@@ -119,7 +119,7 @@ mod tests {
 
     use super::*;
 
-    fn read(list: Value) -> Result<Vec<PortMapping>, String> {
+    fn read(list: &Value) -> Result<Vec<PortMapping>, String> {
         port_mappings(Some(&json!({ "portMappings": list }))).map_err(|error| error.to_string())
     }
 
@@ -130,16 +130,16 @@ mod tests {
             {"hostPort": 53, "containerPort": 5353, "protocol": "UDP", "hostIP": "::"},
             {"hostPort": 0, "containerPort": 9000, "protocol": "tcp"},
         ]);
-        let texts: Vec<_> = read(list).unwrap().iter().map(ToString::to_string).collect();
+        let texts: Vec<_> = read(&list).unwrap().iter().map(ToString::to_string).collect();
         assert_eq!(texts, ["8080/TCP on 127.0.0.1", "53/UDP"]);
-        assert_eq!(read(Value::Null).unwrap(), []);
+        assert_eq!(read(&Value::Null).unwrap(), []);
         assert_eq!(port_mappings(None).unwrap(), []);
     }
 
     #[test]
     fn containerd_writes_keys_as_go_names_its_fields() {
         let list = json!([{"HostPort": 8080, "ContainerPort": 80, "Protocol": "TCP", "HostIP": ""}]);
-        assert_eq!(read(list).unwrap()[0].to_string(), "8080/TCP");
+        assert_eq!(read(&list).unwrap()[0].to_string(), "8080/TCP");
         let rates =
             json!({"IngressRate": 50, "IngressBurst": 4_294_967_295_u32, "EgressRate": 0, "EgressBurst": 1});
         let limits = bandwidth(Some(&json!({ "bandwidth": rates }))).unwrap();
@@ -166,7 +166,7 @@ mod tests {
             (json!({"hostPort": 80, "containerPort": 80, "hostIP": "eth0"}), "hostIP: \"eth0\" is not an IP"),
             (json!({"hostPort": "80", "containerPort": 80}), "invalid type"),
         ] {
-            let error = read(json!([mapping])).unwrap_err();
+            let error = read(&json!([mapping])).unwrap_err();
             assert!(error.contains(expected) && error.contains(PORTS), "{error}");
         }
     }

@@ -71,7 +71,7 @@ fn translate(socket: &Socket<'_>, random: u32) -> Result<Option<SocketOrigin>, D
     };
     let of_host = socket.netns() == config::host_netns();
     // a pod's loopback is its own
-    if !(enabled || of_host) || (addr.is_loopback() && !of_host) {
+    if !of_host && (!enabled || addr.is_loopback()) {
         return Ok(None);
     }
     let Some(service) = service::frontend(&addr, port, protocol) else { return Ok(None) };

@@ -103,6 +103,8 @@ fn text(value: &Value) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use serde_json::json;
 
     use super::*;
@@ -121,8 +123,8 @@ mod tests {
     fn objects_are_matched_by_name_and_differ_in_a_place() {
         let one = json!({ "kind": "A", "metadata": { "name": "x" }, "list": [1, 2] });
         let other = json!({ "kind": "A", "metadata": { "name": "x" }, "list": [1, 3] });
-        assert!(compare(&[one.clone()], &[one.clone()]).is_empty());
-        assert_eq!(compare(&[one.clone()], &[other]), ["A//x.list[1]: 2 and 3"]);
+        assert!(compare(from_ref(&one), from_ref(&one)).is_empty());
+        assert_eq!(compare(from_ref(&one), &[other]), ["A//x.list[1]: 2 and 3"]);
         assert_eq!(compare(&[one], &[]).len(), 1);
         let volumes =
             |names: [&str; 2]| json!({ "kind": "A", "volumes": names.map(|name| json!({ "name": name })) });
