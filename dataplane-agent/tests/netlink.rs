@@ -255,3 +255,22 @@ fn a_strict_reverse_path_filter_is_reported_and_left_alone() {
         assert_eq!(sysctl::get("net/ipv4/conf/all/rp_filter").unwrap().as_deref(), Some("1"));
     });
 }
+
+#[test]
+fn lists_asked_for_at_once_and_lists_given_up_are_no_trouble_to_others() {
+    in_fresh_netns(|| async {
+        let netlink = Netlink::connect().unwrap();
+        // more than one message of answers, so that a dump is under way for a while
+        for number in 0..120 {
+            ip(&format!("link add many{number} type veth peer name many{number}-peer"));
+        }
+        let lists = (0..16).map(|_| async { netlink.links().await.map(|links| links.len()) });
+        let counts = futures::future::try_join_all(lists).await.unwrap();
+        assert!(counts.iter().all(|count| *count == 241), "{counts:?}");
+        for _ in 0..16 {
+            // dropped after the request has been sent
+            let _given_up = timeout(Duration::from_micros(50), netlink.links()).await;
+            assert_eq!(netlink.links().await.unwrap().len(), 241);
+        }
+    });
+}

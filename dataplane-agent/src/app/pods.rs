@@ -6,7 +6,7 @@ use dataplane_cni::protocol::Pod;
 use futures::{FutureExt as _, future::BoxFuture};
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep},
 };
 
 use crate::{
@@ -19,6 +19,9 @@ use crate::{
 const WAITING: usize = 64;
 /// How often pods that went without a word are looked for.
 const SWEEP: Duration = Duration::from_secs(30);
+
+/// Between two attempts to find out which pods there are.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// What the CNI server asks.
 #[derive(Debug)]
@@ -89,14 +92,17 @@ pub(super) async fn serve_pods(
     network: watch::Receiver<PodNetwork>,
     api: Arc<Api>,
 ) {
-    let started = start(&channel, netlink, directories, network.clone()).await;
-    let (server, loaded) = match started {
-        Ok(server) => (Some(server), Ok(())),
-        Err(error) => (None, Err(error)),
+    let server = loop {
+        match start(&channel, netlink.clone(), &directories, network.clone()).await {
+            Ok(server) => break server,
+            Err(error) => {
+                // nobody listens: the agent is stopping
+                let _stopping = channel.0.send(PodRequest::Loaded(Err(error))).await;
+                sleep(RETRY).await;
+            }
+        }
     };
-    // nobody listens: the agent is stopping
-    let _stopping = channel.0.send(PodRequest::Loaded(loaded)).await;
-    let Some(server) = server else { return };
+    let _stopping = channel.0.send(PodRequest::Loaded(Ok(()))).await;
     api.set_cni(Arc::new(server.clone()));
     follow(&server, network).await;
 }
@@ -104,11 +110,11 @@ pub(super) async fn serve_pods(
 async fn start(
     channel: &PodChannel,
     netlink: Netlink,
-    Directories { state_dir, run_dir }: Directories,
+    Directories { state_dir, run_dir }: &Directories,
     network: watch::Receiver<PodNetwork>,
 ) -> Result<Server, CniError> {
     let wiring = Arc::new(channel.clone());
-    let (server, recovery) = Server::start(netlink, wiring, &state_dir, &run_dir).await?;
+    let (server, recovery) = Server::start(netlink, wiring, state_dir, run_dir).await?;
     tracing::info!(alive = recovery.pods.len(), gone = recovery.released.len(), "pods of before");
     server.configure(network.borrow().clone());
     for pod in &recovery.pods {

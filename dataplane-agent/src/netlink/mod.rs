@@ -15,7 +15,7 @@ pub mod shape;
 pub mod sysctl;
 pub mod uplink;
 
-use std::{fmt, io};
+use std::{fmt, io, sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
 use rtnetlink::{
@@ -23,6 +23,7 @@ use rtnetlink::{
     packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::RouteNetlinkMessage,
 };
+use tokio::{sync::Mutex, time::sleep};
 
 pub use address::{Change, HostAddress, Monitor};
 pub use link::Link;
@@ -71,11 +72,16 @@ impl NetlinkError {
 const NLM_F_DUMP_INTR: u16 = 0x10;
 /// How often a dump is repeated that the kernel says is inconsistent.
 const DUMP_ATTEMPTS: u32 = 8;
+/// How long the rest of an abandoned dump is given.
+const DUMP_BUSY: Duration = Duration::from_millis(20);
 
 /// A connection to rtnetlink. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Netlink {
     handle: Handle,
+    /// A socket has one dump at a time: the kernel refuses a second with EBUSY (net/netlink/af_netlink.c,
+    /// `__netlink_dump_start`).
+    dumping: Arc<Mutex<()>>,
 }
 
 impl Netlink {
@@ -83,7 +89,7 @@ impl Netlink {
     pub fn connect() -> Result<Self, NetlinkError> {
         let (connection, handle, _) = new_connection().map_err(NetlinkError::Open)?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { handle, dumping: Arc::default() })
     }
 
     /// The handle, for the parts of this module that are written by others.
@@ -99,6 +105,7 @@ impl Netlink {
         request: &RouteNetlinkMessage,
         pick: impl Fn(RouteNetlinkMessage) -> Option<T>,
     ) -> Result<Vec<T>, NetlinkError> {
+        let _turn = self.dumping.lock().await;
         'attempt: for _ in 0..DUMP_ATTEMPTS {
             let mut message = NetlinkMessage::from(request.clone());
             message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
@@ -114,6 +121,11 @@ impl Netlink {
                     NetlinkPayload::Error(error) => {
                         let source = error.to_io();
                         if source.kind() == io::ErrorKind::Interrupted {
+                            continue 'attempt;
+                        }
+                        // somebody gave up in the middle of a dump, and the rest of it is still on its way
+                        if source.kind() == io::ErrorKind::ResourceBusy {
+                            sleep(DUMP_BUSY).await;
                             continue 'attempt;
                         }
                         return Err(NetlinkError::Kernel {
