@@ -79,7 +79,7 @@ const DUMP_BUSY: Duration = Duration::from_millis(20);
 #[derive(Clone, Debug)]
 pub struct Netlink {
     handle: Handle,
-    /// A socket has one dump at a time: the kernel refuses a second with EBUSY (net/netlink/af_netlink.c,
+    /// A socket has one dump at a time: the kernel refuses a second with EBUSY (`net/netlink/af_netlink.c`,
     /// `__netlink_dump_start`).
     dumping: Arc<Mutex<()>>,
 }
