@@ -10,11 +10,11 @@ use dataplane_tests::prog::node_config;
 
 /// Program and ceiling.
 const CEILINGS: [(&str, u32); 14] = [
-    (program::FROM_POD, 400_000),
+    (program::FROM_POD, 500_000),
     (program::TO_POD, 60_000),
-    (program::FROM_WIRE, 200_000),
+    (program::FROM_WIRE, 250_000),
     (program::TO_WIRE, 320_000),
-    (program::FROM_OVERLAY, 200_000),
+    (program::FROM_OVERLAY, 250_000),
     (program::TO_OVERLAY, 40_000),
     ("connect4", 2_000),
     ("connect6", 2_000),
