@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use dataplane_tests::{
     apiserver::{Drop, Fault, Requests},
     lab::{
-        Checks, Client, Cluster, Family, Pod, Service, Source, Spec, WEB_PORT, agent_user, failures,
-        service_addresses, wait,
+        Checks, Client, Cluster, Family, Pod, Service, Source, Spec, WEB_PORT, agent_user, service_addresses,
+        wait,
     },
     traffic::report::{Datagrams, Request},
 };
@@ -37,13 +37,7 @@ impl Steady {
 
     fn check(self, checks: &mut Checks) {
         for (family, requests, datagrams) in self.0 {
-            checks.that(format!("no request failed ({family})"), || {
-                let requests = requests.stop()?;
-                ensure!(!requests.is_empty(), "nothing was asked");
-                ensure!(failures(&requests).is_empty(), "{:?} of {}", failures(&requests), requests.len());
-                Ok(())
-            });
-            checks.that(format!("no datagram was lost ({family})"), || datagrams.finish()?.check());
+            checks.nothing_lost(family, requests, datagrams);
         }
     }
 }

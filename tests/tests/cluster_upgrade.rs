@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use dataplane_agent::api::{request::View, views::EndpointView};
-use dataplane_tests::lab::{Checks, Cluster, Family, Pod, Service, Source, Spec, WEB_PORT, failures, wait};
+use dataplane_tests::lab::{Checks, Cluster, Family, Pod, Service, Source, Spec, WEB_PORT, wait};
 
 const ROUNDS: usize = 6;
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -77,13 +77,7 @@ fn pods_come_and_go_while_agents_are_replaced() -> Result<()> {
         })
     });
     for (family, requests, datagrams) in steady {
-        checks.that(format!("no request failed ({family})"), || {
-            let requests = requests.stop()?;
-            ensure!(!requests.is_empty(), "nothing was asked");
-            ensure!(failures(&requests).is_empty(), "{:?} of {}", failures(&requests), requests.len());
-            Ok(())
-        });
-        checks.that(format!("no datagram was lost ({family})"), || datagrams.finish()?.check());
+        checks.nothing_lost(family, requests, datagrams);
     }
     checks.finish(&cluster)
 }

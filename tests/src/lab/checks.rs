@@ -2,9 +2,14 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
-use super::cluster::Cluster;
+use super::{
+    cluster::Cluster,
+    family::Family,
+    traffic::{Client, failures},
+};
+use crate::traffic::report::{Datagrams, Request};
 
 /// Collects what does not hold.
 #[derive(Debug)]
@@ -29,6 +34,22 @@ impl Checks {
                 self.failures.push(format!("{} ({:.1?}): {error:#}", claim.as_ref(), began.elapsed()));
             }
         }
+    }
+
+    /// Ends clients that ran all the while: every request was answered, every datagram came back.
+    pub fn nothing_lost(
+        &mut self,
+        family: Family,
+        requests: Client<Vec<Request>>,
+        datagrams: Client<Datagrams>,
+    ) {
+        self.that(format!("no request failed ({family})"), || {
+            let requests = requests.stop()?;
+            ensure!(!requests.is_empty(), "nothing was asked");
+            ensure!(failures(&requests).is_empty(), "{:?} of {}", failures(&requests), requests.len());
+            Ok(())
+        });
+        self.that(format!("no datagram was lost ({family})"), || datagrams.finish()?.check());
     }
 
     /// Fails if anything did.

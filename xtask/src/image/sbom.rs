@@ -42,16 +42,7 @@ pub(super) fn document(subject: &Subject<'_>, packages: &[Package]) -> Value {
     for (name, version, licence) in subject.runtimes {
         let id = format!("SPDXRef-Runtime-{name}");
         relations.push(relation(ROOT, "CONTAINS", &id));
-        elements.push(json!({
-            "SPDXID": id,
-            "name": name,
-            "versionInfo": version,
-            "downloadLocation": "NOASSERTION",
-            "filesAnalyzed": false,
-            "licenseConcluded": "NOASSERTION",
-            "licenseDeclared": licence,
-            "copyrightText": "NOASSERTION",
-        }));
+        elements.push(described(&id, name, version, licence));
     }
     json!({
         "spdxVersion": "SPDX-2.3",
@@ -65,11 +56,10 @@ pub(super) fn document(subject: &Subject<'_>, packages: &[Package]) -> Value {
     })
 }
 
-fn element(package: &Package) -> Value {
-    let Package { name, version, .. } = package;
-    let licence = package.licence.as_deref().unwrap_or("NOASSERTION");
-    let mut element = json!({
-        "SPDXID": id(package),
+/// What SPDX asks of every package, as far as it is known of all.
+fn described(id: &str, name: &str, version: &str, licence: &str) -> Value {
+    json!({
+        "SPDXID": id,
         "name": name,
         "versionInfo": version,
         "downloadLocation": "NOASSERTION",
@@ -77,7 +67,13 @@ fn element(package: &Package) -> Value {
         "licenseConcluded": "NOASSERTION",
         "licenseDeclared": licence,
         "copyrightText": "NOASSERTION",
-    });
+    })
+}
+
+fn element(package: &Package) -> Value {
+    let Package { name, version, .. } = package;
+    let licence = package.licence.as_deref().unwrap_or("NOASSERTION");
+    let mut element = described(&id(package), name, version, licence);
     if let Some(checksum) = &package.checksum {
         element["downloadLocation"] =
             json!(format!("https://crates.io/api/v1/crates/{name}/{version}/download"));
