@@ -1,18 +1,18 @@
-//! The node's configuration: constants to the verifier, which prunes the branches they disable.
+//! What the programs know of their node.
+//!
+//! The configuration is constant to the verifier, which prunes the branches it disables. The addresses are not: the
+//! programs are loaded, which takes seconds, before the node has any.
 
-use core::ptr;
+use core::{cell::UnsafeCell, ptr};
 
-use dataplane_common::abi::{Addr, MacAddr, NodeConfig, NodeFlags, Port};
+use dataplane_common::abi::{Addr, MacAddr, NodeAddresses, NodeConfig, NodeFlags, Port};
 
 /// Overwritten by the loader before the object is loaded (`dataplane_common::abi::names::NODE`).
 #[unsafe(link_section = ".rodata")]
 #[unsafe(no_mangle)]
 static NODE: NodeConfig = NodeConfig {
-    ipv4: Addr::UNSPECIFIED,
-    ipv6: Addr::UNSPECIFIED,
     host_mac: MacAddr::new([0; 6]),
     overlay_mac: MacAddr::new([0; 6]),
-    overlay_ifindex: 0,
     overlay_vni: 0,
     snat_first: Port::new(0),
     snat_last: Port::new(0),
@@ -21,6 +21,18 @@ static NODE: NodeConfig = NodeConfig {
     flow_probes: 0,
     host_netns: [0; 8],
 };
+
+#[repr(transparent)]
+struct Shared<T>(UnsafeCell<T>);
+
+// SAFETY: programs only read it; what user space writes meanwhile is plain bytes, every pattern of which is an address.
+unsafe impl<T> Sync for Shared<T> {}
+
+/// Written by user space while the programs run (`dataplane_common::abi::names::NODE_ADDRESSES`).
+#[unsafe(link_section = ".data")]
+#[unsafe(no_mangle)]
+static NODE_ADDRESSES: Shared<NodeAddresses> =
+    Shared(UnsafeCell::new(NodeAddresses { ipv4: Addr::UNSPECIFIED, ipv6: Addr::UNSPECIFIED }));
 
 /// Reads one field. Volatile, or the compiler would use the zeros it sees instead of what the loader wrote; field by
 /// field, because a copy of the whole would not fit the habits of a 512-byte stack.
@@ -43,12 +55,14 @@ pub(crate) fn trace() -> bool {
 
 #[inline(always)]
 pub(crate) fn ipv4() -> Addr {
-    field!(ipv4)
+    // SAFETY: an initialised static, aligned as its type says; volatile, because user space writes it
+    unsafe { ptr::read_volatile(&raw const (*NODE_ADDRESSES.0.get()).ipv4) }
 }
 
 #[inline(always)]
 pub(crate) fn ipv6() -> Addr {
-    field!(ipv6)
+    // SAFETY: as above
+    unsafe { ptr::read_volatile(&raw const (*NODE_ADDRESSES.0.get()).ipv6) }
 }
 
 #[inline(always)]

@@ -8,6 +8,7 @@ use dataplane_agent::api::{request::View, views::RouteView};
 use dataplane_tests::lab::{
     Checks, Cluster, Family, Node, Pod, Routing, Segment, Source, Spec, failures, wait,
 };
+use serde_json::json;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const INTERVAL: Duration = Duration::from_millis(10);
@@ -87,11 +88,13 @@ fn a_fourth_joins(cluster: &mut Cluster, from: &Pod) -> Result<Pod> {
     // it runs, and has been told everything but who it is
     node.agent_mut().until("an agent that waits for its Node", |agent| {
         let status = agent.status()?.status;
-        Ok(status.not_ready.iter().any(|not_ready| not_ready.check == "node").then_some(()))
+        Ok(matches!(status.not_ready.as_slice(), [only] if only.check == "node").then_some(()))
     })?;
     let began = Instant::now();
     cluster.register(index)?;
     let told = began.elapsed();
+    let bound = cluster.nodes()[index].pod_object("joined", &json!({}));
+    cluster.apply_objects("joined", &[bound])?;
     // as kubelet: again until it works
     let pod = wait::until("a pod on the new node", PATIENCE, || cluster.pod(index, "joined").map(Some))?;
     let connected = began.elapsed();

@@ -10,7 +10,7 @@ fn a_pod_gets_the_address_it_asks_for_or_hears_why_not() -> Result<()> {
     let mut cluster = Cluster::create(&spec)?;
     let [v4, v6] = cluster.nodes()[0].pod_cidrs().map(|cidr| cidr.hosts().nth(76).map(|ip| ip.to_string()));
     let (v4, v6) = v4.zip(v6).context("pod ranges with room")?;
-    let asks = |name: &str, annotations: Value| pod_object(&cluster, name, &annotations);
+    let asks = |name: &str, annotations: Value| cluster.nodes()[0].pod_object(name, &annotations);
     let objects = [
         asks("both", json!({"dataplane.local/ipv4": v4, "dataplane.local/ipv6": v6})),
         asks("late", json!({"dataplane.local/ipv4": v4})),
@@ -92,14 +92,6 @@ fn traffic_of_a_limited_pod_passes_its_queues() -> Result<()> {
         Ok(())
     });
     checks.finish(&cluster)
-}
-
-fn pod_object(cluster: &Cluster, name: &str, annotations: &Value) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"namespace": "default", "name": name, "annotations": annotations},
-        "spec": {"nodeName": cluster.nodes()[0].name(), "containers": [{"name": "main", "image": "none"}]},
-    })
 }
 
 /// A token bucket, as `tc` shows it.

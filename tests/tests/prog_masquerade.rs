@@ -92,10 +92,9 @@ fn a_service_with_a_backend_outside_is_undone_twice() -> Result<()> {
 
 #[test]
 fn a_range_of_ports_in_use_is_exhausted_by_name() -> Result<()> {
-    use dataplane_common::abi::{MacAddr, NodeConfig, NodeFlags, Port};
+    use dataplane_common::abi::{MacAddr, NodeAddresses, NodeConfig, NodeFlags, Port};
     use dataplane_tests::prog::Rig;
     let node = NodeConfig {
-        ipv4: "172.18.0.2".parse::<std::net::IpAddr>()?.into(),
         host_mac: MacAddr::new([2; 6]),
         snat_first: Port::new(61_000),
         snat_last: Port::new(61_001),
@@ -104,7 +103,8 @@ fn a_range_of_ports_in_use_is_exhausted_by_name() -> Result<()> {
         flow_probes: 8,
         ..NodeConfig::default()
     };
-    let mut rig = Rig::with_config(&node)?;
+    let ipv4 = "172.18.0.2".parse::<std::net::IpAddr>()?.into();
+    let mut rig = Rig::with_config(&node, &NodeAddresses { ipv4, ..NodeAddresses::default() })?;
     let pod = "10.1.0.2".parse()?;
     rig.pod(pod, 11, POD_MAC)?;
     rig.host("172.18.0.2".parse()?)?;

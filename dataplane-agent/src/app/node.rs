@@ -1,7 +1,7 @@
 //! The task that owns the state: everything that changes tables or programs happens here, one thing after the other.
 //!
-//! It hears the source, the CNI server, the API and the kernel, and between two of them does what is due. Until the
-//! node's own object is known there is nothing to load; from then on [`Running`] has the programs and tables.
+//! It hears the source, the CNI server, the API and the kernel, and between two of them does what is due. The programs
+//! are loaded while the source begins to speak; once the node's own object is known, [`Running`] has them.
 
 use std::{
     sync::Arc,
@@ -10,14 +10,14 @@ use std::{
 
 use tokio::{
     sync::{mpsc, watch},
-    task::block_in_place,
+    task::{JoinError, JoinHandle, block_in_place, spawn_blocking},
     time::sleep_until,
 };
 
 use super::{
     pods::{PodChannel, PodRequest},
     programming::Programming,
-    running::{Running, StartError},
+    running::{Loaded, Running, StartError},
     setup::Setup,
     wishes::Waiting,
 };
@@ -59,6 +59,8 @@ pub(super) enum NodeError {
     Monitor,
     #[error("the source has ended")]
     Source,
+    #[error("load the programs: {0}")]
+    Loading(#[from] JoinError),
 }
 
 /// What the task hears.
@@ -79,6 +81,8 @@ pub(super) struct NodeTask {
     api: Arc<Api>,
     status: watch::Sender<Status>,
     store: Store,
+    /// Programs that wait for their node to be known.
+    loaded: Option<Loaded>,
     running: Option<Running>,
     pods: PodChannel,
     /// Pods that are being added.
@@ -113,6 +117,7 @@ impl NodeTask {
             api,
             status,
             store: Store::default(),
+            loaded: None,
             running: None,
             pods,
             waiting: Waiting::default(),
@@ -134,9 +139,16 @@ impl NodeTask {
         mut inputs: Inputs,
         mut requests: mpsc::Receiver<PodRequest>,
     ) -> Result<(), NodeError> {
+        let config = self.config.clone();
+        let mut loading = Some(spawn_blocking(move || Loaded::load(&config)));
         loop {
             let due = self.work(&inputs).await?;
             tokio::select! {
+                loaded = done(&mut loading), if loading.is_some() => {
+                    loading = None;
+                    self.loaded = Some(loaded??);
+                    self.look_by(Instant::now());
+                }
                 event = inputs.events.recv() => {
                     self.hear(event.ok_or(NodeError::Source)?, &mut inputs.events);
                 }
@@ -193,6 +205,9 @@ impl NodeTask {
             // nothing to do until it comes; what runs keeps running if it goes
             return Ok(());
         };
+        if self.running.is_none() && self.loaded.is_none() {
+            return Ok(());
+        }
         let setup = match Setup::make(&self.config, own, &self.netlink).await {
             Ok(setup) => setup,
             Err(error) => {
@@ -206,7 +221,8 @@ impl NodeTask {
                 Err(error) => self.try_again(error.to_string()),
             },
             None => {
-                let running = block_in_place(|| Running::start(&self.config, setup, &self.store))?;
+                let Some(loaded) = self.loaded.take() else { return Ok(()) };
+                let running = block_in_place(|| Running::start(&self.config, loaded, setup, &self.store))?;
                 running.open_for_pods(&self.config, &self.netlink, &self.api, &self.pods)?;
                 self.running = Some(running);
                 self.trouble = None;
@@ -340,10 +356,25 @@ impl NodeTask {
             (None, Some((reason, _))) => wait_for("network", reason.clone()),
             (None, None) => {
                 let name = &self.config.node_name;
-                wait_for("node", format!("there is no Node object {name} yet"));
+                if self.store.node(name).is_none() {
+                    wait_for("node", format!("there is no Node object {name} yet"));
+                }
+                if self.loaded.is_none() {
+                    wait_for("datapath", "the programs are being loaded".to_owned());
+                }
             }
         }
         reasons
+    }
+}
+
+/// What came of loading the programs; never, if nobody loads.
+async fn done(
+    loading: &mut Option<JoinHandle<Result<Loaded, StartError>>>,
+) -> Result<Result<Loaded, StartError>, JoinError> {
+    match loading {
+        Some(loading) => loading.await,
+        None => std::future::pending().await,
     }
 }
 

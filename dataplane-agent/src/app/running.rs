@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     pods::{Directories, PodChannel, PodRequest, serve_pods},
-    setup::Setup,
+    setup::{Setup, constants},
 };
 use crate::{
     api::{
@@ -75,9 +75,15 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Loads the datapath, fills its tables and hooks it to the node's devices, in this order.
-    pub(super) fn start(config: &Config, setup: Setup, store: &Store) -> Result<Self, StartError> {
-        let (datapath, pins_adopted) = load(config, &setup)?;
+    /// Fills the tables of the datapath and hooks it to the node's devices, in this order.
+    pub(super) fn start(
+        config: &Config,
+        loaded: Loaded,
+        setup: Setup,
+        store: &Store,
+    ) -> Result<Self, StartError> {
+        let Loaded { mut datapath, pins_adopted } = loaded;
+        datapath.set_addresses(setup.known_by.for_programs())?;
         let (updates, updates_heard) = mpsc::unbounded_channel();
         let mut reconciler = Reconciler::new(datapath.tables()?, updates);
         let adopted = reconciler.adopt()?;
@@ -108,24 +114,19 @@ impl Running {
         Ok(running)
     }
 
-    /// What changed of the node: devices that came or went, addresses, constants of the programs.
+    /// What changed of the node: devices that came or went, addresses.
     ///
     /// # Errors
     ///
-    /// Programs that are refused, or a device that cannot be hooked. What ran before goes on.
+    /// A device that cannot be hooked. What ran before goes on.
     pub(super) fn update(&mut self, config: &Config, setup: Setup, store: &Store) -> Result<(), StartError> {
         self.news = true;
         let before = std::mem::replace(&mut self.setup, setup);
-        if before.constants != self.setup.constants {
-            let (datapath, _) = load(config, &self.setup).inspect_err(|_| self.setup = before.clone())?;
-            tracing::info!("the node's addresses or devices changed: programs are loaded anew");
-            self.datapath = datapath;
-            self.attach_node(config, &before.uplinks)?;
-            let pods: Vec<_> = self.pods.keys().cloned().collect();
-            for device in pods {
-                self.attach_pod(&device)?;
-            }
-        } else if before.uplinks != self.setup.uplinks {
+        if before.known_by != self.setup.known_by {
+            self.datapath.set_addresses(self.setup.known_by.for_programs())?;
+            tracing::info!("the node's addresses changed");
+        }
+        if before.uplinks != self.setup.uplinks || before.overlay != self.setup.overlay {
             self.attach_node(config, &before.uplinks)?;
         }
         if before != self.setup {
@@ -168,7 +169,7 @@ impl Running {
             overlay: self.setup.overlay,
             overlay_device: self.setup.overlay_device.clone(),
             exceptions: config.masquerade.except.clone(),
-            sources: self.setup.constants.addresses().collect(),
+            sources: self.setup.known_by.addresses().collect(),
         };
         self.reconciler.set_network(network, store);
         self.reconciler.set_host_addresses(self.setup.addresses.iter().copied());
@@ -180,7 +181,7 @@ impl Running {
         let network = PodNetwork {
             ranges: self.setup.own.pod_cidrs.clone(),
             mtu: self.setup.pod_mtu(self.reconciler.uses_overlay()),
-            sources: self.setup.constants.addresses().collect(),
+            sources: self.setup.known_by.addresses().collect(),
         };
         self.pod_network.send_if_modified(|told| {
             let changed = *told != network;
@@ -405,28 +406,36 @@ impl Running {
     }
 }
 
-/// Loads the datapath, and says how many pins it took over.
-fn load(config: &Config, setup: &Setup) -> Result<(Datapath, u32), StartError> {
-    let wanted = DatapathConfig {
-        bpffs: config.bpffs.clone(),
-        node: setup.constants.node_config(config),
-        capacity: config.capacity,
-        log: config.log_ebpf,
-        tc: TcHooks::Auto,
-    };
-    let pins = crate::datapath::Pins::new(&config.bpffs);
-    let adopted = map::PINNED.iter().filter(|name| pins.map(name).exists()).count() as u32;
-    let mut datapath = Datapath::load(&wanted)?;
-    for problem in datapath.problems() {
-        tracing::warn!(problem, "datapath");
+/// Programs that are loaded and hooked to nothing yet, and tables that are adopted or empty.
+pub(super) struct Loaded {
+    datapath: Datapath,
+    pins_adopted: u32,
+}
+
+impl Loaded {
+    /// Loads the datapath: seconds of the verifier's time, for which nothing needs to be known of the node.
+    pub(super) fn load(config: &Config) -> Result<Self, StartError> {
+        let wanted = DatapathConfig {
+            bpffs: config.bpffs.clone(),
+            node: constants(config),
+            capacity: config.capacity,
+            log: config.log_ebpf,
+            tc: TcHooks::Auto,
+        };
+        let pins = crate::datapath::Pins::new(&config.bpffs);
+        let pins_adopted = map::PINNED.iter().filter(|name| pins.map(name).exists()).count() as u32;
+        let mut datapath = Datapath::load(&wanted)?;
+        for problem in datapath.problems() {
+            tracing::warn!(problem, "datapath");
+        }
+        tracing::info!(adopted = pins_adopted, "datapath loaded");
+        if config.log_ebpf != EbpfLog::Off
+            && let Err(error) = datapath.forward_log()
+        {
+            tracing::warn!(%error, "the programs' log is not forwarded");
+        }
+        Ok(Self { datapath, pins_adopted })
     }
-    tracing::info!(adopted, "datapath loaded");
-    if config.log_ebpf != EbpfLog::Off
-        && let Err(error) = datapath.forward_log()
-    {
-        tracing::warn!(%error, "the programs' log is not forwarded");
-    }
-    Ok((datapath, adopted))
 }
 
 fn uplink_view(uplink: &Uplink) -> UplinkView {

@@ -1,4 +1,4 @@
-//! What this node is to be: the devices its programs run on, and the constants they are loaded with.
+//! What this node is to be: the devices its programs run on, its addresses, and the constants of its programs.
 //!
 //! Made from the configuration, the node's own object and what netlink finds; compared as a value, so that whoever
 //! holds one knows whether a change of the network means anything. Touches no program and no table.
@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use dataplane_common::{
-    abi::{Addr, MacAddr, NodeConfig, NodeFlags, Port},
+    abi::{Addr, MacAddr, NodeAddresses, NodeConfig, NodeFlags, Port},
     netns,
 };
 
@@ -36,18 +36,17 @@ pub(super) struct Setup {
     pub overlay_device: String,
     /// Every address of the host.
     pub addresses: Vec<IpAddr>,
-    /// Constants of the programs.
-    pub constants: Constants,
+    /// Those it is known by.
+    pub known_by: KnownBy,
     /// Of pods, if somebody chose it.
     mtu: Option<u32>,
 }
 
-/// Constants of the programs: when they differ, the programs are loaded anew.
+/// The addresses a node is known by, at most one per family: what masqueraded packets come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Constants {
+pub(super) struct KnownBy {
     ipv4: Option<IpAddr>,
     ipv6: Option<IpAddr>,
-    overlay: Option<Overlay>,
 }
 
 /// Why the node's network is not as it is to be.
@@ -76,16 +75,15 @@ impl Setup {
         }
         let overlay = overlay(config, own, &uplinks, netlink).await?;
         let host = netlink.host_addresses().await?;
-        let constants = Constants {
+        let known_by = KnownBy {
             ipv4: own_address(own, &uplinks, IpAddr::is_ipv4),
             ipv6: own_address(own, &uplinks, IpAddr::is_ipv6),
-            overlay,
         };
         let mut addresses: Vec<IpAddr> = host.iter().map(HostAddress::ip).collect();
         addresses.sort_unstable();
         addresses.dedup();
         let overlay_device = config.vxlan.device.clone();
-        Ok(Self { own: own.clone(), uplinks, overlay, overlay_device, addresses, constants, mtu: config.mtu })
+        Ok(Self { own: own.clone(), uplinks, overlay, overlay_device, addresses, known_by, mtu: config.mtu })
     }
 
     /// Largest packet of a pod that reaches every other node unfragmented, by the ways `overlay_used` tells of.
@@ -96,34 +94,35 @@ impl Setup {
     }
 }
 
-impl Constants {
-    /// The addresses this node is known by, at most one per family.
+impl KnownBy {
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.ipv4.into_iter().chain(self.ipv6)
     }
 
     /// As the programs read them.
-    pub(super) fn node_config(&self, config: &Config) -> NodeConfig {
+    pub(super) fn for_programs(&self) -> NodeAddresses {
         let address = |ip: Option<IpAddr>| ip.map_or(Addr::UNSPECIFIED, Addr::from);
-        let flag = |on: bool, flag: u32| if on { flag } else { 0 };
-        NodeConfig {
-            ipv4: address(self.ipv4),
-            ipv6: address(self.ipv6),
-            host_mac: HOST_MAC,
-            overlay_mac: OVERLAY_MAC,
-            overlay_ifindex: self.overlay.map_or(0, |overlay| overlay.ifindex),
-            overlay_vni: config.vxlan.vni,
-            snat_first: Port::new(*config.masquerade.ports.start()),
-            snat_last: Port::new(*config.masquerade.ports.end()),
-            // the loader sets it
-            flow_slots: 0,
-            flags: flag(config.connect_time.tcp, NodeFlags::CONNECT_TCP)
-                | flag(config.connect_time.udp, NodeFlags::CONNECT_UDP)
-                | flag(config.masquerade.enabled, NodeFlags::MASQUERADE),
-            flow_probes: FLOW_PROBES,
-            // without it, no process of the host reaches a port of the host that leads to a pod
-            host_netns: netns::cookie().unwrap_or(0).to_ne_bytes(),
-        }
+        NodeAddresses { ipv4: address(self.ipv4), ipv6: address(self.ipv6) }
+    }
+}
+
+/// Constants of the programs, as they read them.
+pub(super) fn constants(config: &Config) -> NodeConfig {
+    let flag = |on: bool, flag: u32| if on { flag } else { 0 };
+    NodeConfig {
+        host_mac: HOST_MAC,
+        overlay_mac: OVERLAY_MAC,
+        overlay_vni: config.vxlan.vni,
+        snat_first: Port::new(*config.masquerade.ports.start()),
+        snat_last: Port::new(*config.masquerade.ports.end()),
+        // the loader sets it
+        flow_slots: 0,
+        flags: flag(config.connect_time.tcp, NodeFlags::CONNECT_TCP)
+            | flag(config.connect_time.udp, NodeFlags::CONNECT_UDP)
+            | flag(config.masquerade.enabled, NodeFlags::MASQUERADE),
+        flow_probes: FLOW_PROBES,
+        // without it, no process of the host reaches a port of the host that leads to a pod
+        host_netns: netns::cookie().unwrap_or(0).to_ne_bytes(),
     }
 }
 

@@ -7,12 +7,12 @@ use std::path::PathBuf;
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{MapData, MapError, MapInfo, Queue},
+    maps::{Array, MapData, MapError, MapInfo, Queue},
     pin::PinError,
     programs::{Program, ProgramError},
 };
 use dataplane_common::abi::{
-    NodeConfig,
+    NodeAddresses, NodeConfig,
     names::{self, capacity, map, program},
 };
 
@@ -177,6 +177,17 @@ impl Datapath {
 
     pub fn pins(&self) -> &Pins {
         &self.pins
+    }
+
+    /// Tells the programs what their node's addresses are, those that run already included.
+    ///
+    /// A packet that is masqueraded in this very moment may get an address made of two: its reply does not come.
+    pub fn set_addresses(&mut self, addresses: NodeAddresses) -> Result<(), LoadError> {
+        let failed = |source| LoadError::Fill { map: names::DATA, source };
+        let missing = || MapError::InvalidName { name: names::DATA.to_owned() };
+        let map = self.ebpf.map_mut(names::DATA).ok_or_else(|| failed(missing()))?;
+        let mut data: Array<&mut MapData, NodeAddresses> = Array::try_from(map).map_err(failed)?;
+        data.set(0, addresses, 0).map_err(failed)
     }
 
     /// Opens the tables. Each call opens them anew: several holders may have them.

@@ -1,21 +1,16 @@
-//! Configuration of a node, constant while its programs are loaded: the verifier prunes what it disables.
+//! What the programs know of their node: what is constant while they are loaded (the verifier prunes what it disables),
+//! and its addresses, which come and change while they run.
 
 use super::{Addr, MacAddr, Port};
 use crate::abi;
 
 abi! {
     /// `.rodata` symbol `NODE` of the object, set by the loader.
-    pub struct NodeConfig: 76 {
-        /// Source of masqueraded IPv4 packets; unspecified = IPv4 is not masqueraded.
-        pub ipv4: Addr,
-        /// Source of masqueraded IPv6 packets; unspecified = IPv6 is not masqueraded.
-        pub ipv6: Addr,
+    pub struct NodeConfig: 40 {
         /// Link address of the host side of every pod device.
         pub host_mac: MacAddr,
         /// Link address of the overlay device, the same on every node.
         pub overlay_mac: MacAddr,
-        /// Overlay device, 0 if there is none.
-        pub overlay_ifindex: u32,
         /// VXLAN network identifier.
         pub overlay_vni: u32,
         /// First port of the range that belongs to source translation (inclusive).
@@ -31,6 +26,14 @@ abi! {
         /// Cookie of the host's network namespace, in the machine's byte order (`SO_NETNS_COOKIE`, Linux 5.14); 0 if
         /// the kernel does not tell.
         pub host_netns: [u8; 8],
+    }
+
+    /// `.data` symbol `NODE_ADDRESSES` of the object, written whenever they change.
+    pub struct NodeAddresses: 32 {
+        /// Source of masqueraded IPv4 packets; unspecified = IPv4 is not masqueraded.
+        pub ipv4: Addr,
+        /// Source of masqueraded IPv6 packets; unspecified = IPv6 is not masqueraded.
+        pub ipv6: Addr,
     }
 }
 

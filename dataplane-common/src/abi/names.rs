@@ -102,3 +102,9 @@ pub mod program {
 
 /// The `.rodata` symbol that holds `NodeConfig`.
 pub const NODE: &str = "NODE";
+
+/// The `.data` symbol that holds `NodeAddresses`, alone in its section.
+pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
+
+/// The map a loader makes of that section.
+pub const DATA: &str = ".data";

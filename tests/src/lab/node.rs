@@ -215,6 +215,15 @@ impl Node {
         self.place.serve(&self.name)
     }
 
+    /// A pod's object, bound to this node.
+    pub fn pod_object(&self, name: &str, annotations: &Value) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"namespace": "default", "name": name, "annotations": annotations},
+            "spec": {"nodeName": self.name(), "containers": [{"name": "main", "image": "none"}]},
+        })
+    }
+
     pub(super) fn pod(&self, site: &Site, name: &str, runtime_config: Value) -> Result<Pod> {
         let namespace = Namespace::create(&site.namespace(&format!("pod-{name}")))?;
         let place = Place::new(namespace, &self.place.cgroup().join("pods").join(name), self.place.logs())?;

@@ -10,8 +10,8 @@ use aya::{
 };
 use dataplane_common::{
     abi::{
-        Addr, BackendSlot, Endpoint, Flow, FlowKey, FlowRef, MacAddr, NodeConfig, NodeFlags, Port, Route,
-        RouteKind, Scope, Service, ServiceKey,
+        Addr, BackendSlot, Endpoint, Flow, FlowKey, FlowRef, MacAddr, NodeAddresses, NodeConfig, NodeFlags,
+        Port, Route, RouteKind, Scope, Service, ServiceKey,
         names::{self, map},
     },
     reason::{self, Hook, Outcome},
@@ -56,11 +56,8 @@ impl Run {
 /// A node with everything switched on.
 pub fn node_config() -> NodeConfig {
     NodeConfig {
-        ipv4: Addr::v4([172, 18, 0, 2]),
-        ipv6: Addr::UNSPECIFIED,
         host_mac: MacAddr::new(HOST_MAC),
         overlay_mac: MacAddr::new(OVERLAY_MAC),
-        overlay_ifindex: 5,
         overlay_vni: 1,
         snat_first: Port::new(61_000),
         snat_last: Port::new(61_999),
@@ -81,14 +78,17 @@ pub struct Rig {
 impl Rig {
     /// Loads the datapath for a node with these addresses, with everything switched on.
     pub fn new(ipv4: IpAddr, ipv6: IpAddr) -> Result<Self> {
-        let node = NodeConfig { ipv4: ipv4.into(), ipv6: ipv6.into(), ..node_config() };
-        Self::with_config(&node)
+        let addresses = NodeAddresses { ipv4: ipv4.into(), ipv6: ipv6.into() };
+        Self::with_config(&node_config(), &addresses)
     }
 
     /// Loads the datapath with this configuration.
-    pub fn with_config(node: &NodeConfig) -> Result<Self> {
+    pub fn with_config(node: &NodeConfig, addresses: &NodeAddresses) -> Result<Self> {
         let mut loader = EbpfLoader::new();
-        loader.override_global(names::NODE, node, true).override_global("AYA_LOG_LEVEL", &0_u8, false);
+        loader
+            .override_global(names::NODE, node, true)
+            .override_global(names::NODE_ADDRESSES, addresses, true)
+            .override_global("AYA_LOG_LEVEL", &0_u8, false);
         for (name, entries) in [
             (map::ENDPOINTS, 64),
             (map::ROUTES, 64),
