@@ -247,6 +247,7 @@ impl Reconciler {
         self.routes.sweep();
         self.routes.sweep_kernel(KernelSweep::Nodes);
         self.synced = true;
+        self.services.complete();
         self.sweep_services();
     }
 

@@ -50,6 +50,10 @@ impl Services {
                 let frontends: Vec<_> = ours.iter().filter(|key| key.addr.is_v4() == family).collect();
                 let Some(first) = frontends.first() else { continue };
                 let backends = port.backends(first);
+                if !self.complete && backends.is_empty() && self.leads_somewhere(&frontends) {
+                    self.early.insert(name.clone());
+                    continue;
+                }
                 result = result.and(self.apply_family(port, id, &frontends, backends, now));
             }
         }
@@ -59,6 +63,11 @@ impl Services {
     /// Whether the port has the frontend: others that want it have to wait.
     fn has(&self, port: &ServicePortKey, frontend: &ServiceKey) -> bool {
         self.claims.get(frontend).and_then(|claims| claims.first()) == Some(port)
+    }
+
+    /// Whether a frontend of an earlier agent has backends.
+    fn leads_somewhere(&self, frontends: &[&ServiceKey]) -> bool {
+        frontends.iter().filter_map(|key| self.rows.get(key)).any(|row| row.value.count > 0)
     }
 
     /// Frontends of one family share a range.

@@ -63,6 +63,11 @@ pub(super) struct Services {
     claims: HashMap<ServiceKey, Vec<ServicePortKey>>,
     /// Wanted by several.
     contested: BTreeSet<ServiceKey>,
+    /// Everything that exists has been heard of. Until then a service without backends is one whose slices come later,
+    /// and keeps those an earlier agent gave it.
+    complete: bool,
+    /// Services that kept theirs.
+    early: BTreeSet<NamespacedName>,
     pub(super) queue: WorkQueue<ServiceWork>,
 }
 
@@ -82,6 +87,8 @@ impl Services {
             wanted: BTreeMap::new(),
             claims: HashMap::new(),
             contested: BTreeSet::new(),
+            complete: false,
+            early: BTreeSet::new(),
             queue: WorkQueue::default(),
         }
     }
@@ -169,6 +176,14 @@ impl Services {
             }
         }
         self.backends.sweep();
+    }
+
+    /// Everything that exists has been heard of: a service without backends has none.
+    pub(super) fn complete(&mut self) {
+        self.complete = true;
+        for name in std::mem::take(&mut self.early) {
+            self.queue.push(ServiceWork::Service(name));
+        }
     }
 
     /// Works on one key that is due. `false`: there is none.

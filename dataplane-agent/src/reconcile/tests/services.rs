@@ -212,6 +212,23 @@ fn what_went_while_the_agent_was_away_goes_only_when_everything_is_known() {
 }
 
 #[test]
+fn a_service_keeps_its_backends_until_its_slices_are_heard_of() {
+    let mut world = web(PLENTY, 2);
+    world.store = Store::default();
+    world.restart();
+    // the list of services is here, that of slices is not
+    world.apply([upsert(service("web", &["10.96.0.1"]))]);
+    world.settle();
+    let frontend = frontend("10.96.0.1", TCP);
+    assert_eq!(world.behind(&frontend).unwrap(), ["10.1.0.1:5300", "10.1.0.2:5300"]);
+    assert_eq!(world.agent.changes(), 0, "nothing was written");
+
+    world.apply([SourceEvent::Synced]);
+    world.settle();
+    assert!(world.behind(&frontend).unwrap().is_empty(), "it has none indeed");
+}
+
+#[test]
 fn a_backend_that_went_as_the_agent_died_is_made_stale_by_the_next() {
     let mut world = web(PLENTY, 2);
     let frontend = frontend("10.96.0.1", UDP);
