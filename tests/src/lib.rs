@@ -8,5 +8,6 @@ pub mod demo;
 pub mod deploy;
 pub mod kernel;
 pub mod lab;
+pub mod oracle;
 pub mod prog;
 pub mod traffic;

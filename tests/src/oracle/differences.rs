@@ -1,0 +1,39 @@
+//! Where we mean to differ from kube-proxy, each with its reason; all of them in one place.
+//!
+//! All are about the address a backend sees. Who may answer, and who is refused, is kube-proxy's to say.
+//!
+//! One more is no rule of ours but of versions: a Service labelled `service.kubernetes.io/headless` has no frontends here, as
+//! in every kube-proxy up to 1.35. From 1.36 on kube-proxy leaves out its slices only, and so refuses at its addresses.
+
+/// Which answers to expect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// A pod is seen under its own address wherever it asks. kube-proxy masquerades it at `NodePort`, load balancer and
+    /// external addresses of policy Cluster. We translate where the pod is, and the answer comes back there: there is no
+    /// need to.
+    pub pods_keep_their_source: bool,
+    /// Whoever asks from outside is seen under its own address by backends on the node it came through. kube-proxy
+    /// masquerades before it knows which backend it will be. Answers of those backends pass the node in any case. Backends
+    /// elsewhere must see the node that translated, or their answers would miss it.
+    pub outside_keeps_its_source_on_the_node: bool,
+    /// A pod that reaches itself sees an address of its own node, wherever it asked. At another node's `NodePort` kube-proxy
+    /// shows that node's: it translates there.
+    pub pods_reach_themselves_at_home: bool,
+}
+
+impl Rules {
+    pub const KUBE_PROXY: Self = Self {
+        pods_keep_their_source: false,
+        outside_keeps_its_source_on_the_node: false,
+        pods_reach_themselves_at_home: false,
+    };
+
+    /// Beside these: a host process is translated when it connects, so a backend sees the address its node has without
+    /// any service. kube-proxy masquerades it behind the device it leaves by. On a node with one address per family that is
+    /// the same, and the oracle knows no other.
+    pub const OURS: Self = Self {
+        pods_keep_their_source: true,
+        outside_keeps_its_source_on_the_node: true,
+        pods_reach_themselves_at_home: true,
+    };
+}

@@ -1,0 +1,70 @@
+//! What we mean to do otherwise.
+
+use serde_json::json;
+
+use super::{
+    super::{Rules, Verdict},
+    At, HOST, NODE, NODE_IP, OTHER, OTHER_IP, OUTSIDE, POD, answered, ask_as, both, endpoint, ip, service,
+    slice,
+};
+
+const OURS: Rules = Rules::OURS;
+const ALL: [&str; 2] = ["10.180.0.1:80", "10.180.1.1:80"];
+
+#[test]
+fn a_pod_is_seen_as_itself_wherever_it_asks() {
+    let service = service(&json!({}));
+    for to in ["172.30.0.41:80", "192.168.0.2:3001", "192.168.0.3:3001", "1.2.3.4:80", "50.60.70.81:80"] {
+        assert_eq!(ask_as(OURS, &service, &both(), POD, to), answered(&ALL, POD.1), "{to}");
+    }
+}
+
+#[test]
+fn a_pod_that_reaches_itself_sees_its_own_node() {
+    let service = service(&json!({}));
+    let slices = [slice(&[endpoint("10.180.0.1", NODE)])];
+    let itself = (At::Pod(NODE), "10.180.0.1");
+    for to in ["172.30.0.41:80", "192.168.0.2:3001", "192.168.0.3:3001", "1.2.3.4:80"] {
+        assert_eq!(
+            ask_as(OURS, &service, &slices, itself, to),
+            answered(&["10.180.0.1:80"], NODE_IP),
+            "{to}"
+        );
+    }
+}
+
+#[test]
+fn the_outside_is_seen_as_itself_on_the_node_it_comes_through() {
+    let service = service(&json!({}));
+    let seen = |node: &str, near: &str| {
+        let pairs =
+            ALL.map(|at| (at.parse().expect("a socket"), ip(if at == near { OUTSIDE.1 } else { node })));
+        Verdict::Answered(pairs.into())
+    };
+    for to in ["192.168.0.2:3001", "1.2.3.4:80", "50.60.70.81:80", "172.30.0.41:80"] {
+        assert_eq!(ask_as(OURS, &service, &both(), OUTSIDE, to), seen(NODE_IP, ALL[0]), "{to}");
+    }
+    assert_eq!(ask_as(OURS, &service, &both(), OUTSIDE, "192.168.0.3:3001"), seen(OTHER_IP, ALL[1]));
+    let there = (At::Outside { via: OTHER }, OUTSIDE.1);
+    assert_eq!(ask_as(OURS, &service, &both(), there, "1.2.3.4:80"), seen(OTHER_IP, ALL[1]));
+}
+
+#[test]
+fn a_host_process_is_seen_as_its_node() {
+    let service = service(&json!({}));
+    for to in ["172.30.0.41:80", "192.168.0.2:3001", "127.0.0.1:3001", "1.2.3.4:80"] {
+        assert_eq!(ask_as(OURS, &service, &both(), HOST, to), answered(&ALL, NODE_IP), "{to}");
+    }
+}
+
+/// Where we differ in sources we do not in verdicts.
+#[test]
+fn refusals_are_kube_proxys() {
+    let service = service(&json!({"externalTrafficPolicy": "Local"}));
+    let far = [slice(&[endpoint("10.180.1.1", OTHER)])];
+    assert_eq!(ask_as(OURS, &service, &far, OUTSIDE, "1.2.3.4:80"), Verdict::Dropped);
+    assert_eq!(ask_as(OURS, &service, &far, POD, "192.168.0.2:3001"), answered(&["10.180.1.1:80"], POD.1));
+    let near = [slice(&[endpoint("10.180.0.1", NODE)])];
+    assert_eq!(ask_as(OURS, &service, &near, POD, "192.168.0.3:3001"), Verdict::Dropped);
+    assert_eq!(ask_as(OURS, &service, &[], POD, "192.168.0.3:3001"), Verdict::Rejected);
+}
