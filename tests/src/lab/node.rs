@@ -210,6 +210,18 @@ impl Node {
         })
     }
 
+    /// Waits until the agent has services of all these names in the datapath, whatever they are.
+    pub fn await_names(&mut self, wanted: &[String]) -> Result<()> {
+        self.agent.until("services in the datapath", |agent| {
+            let views: Vec<ServiceView> = agent.ask(&View::Services)?;
+            if let Some(missing) = wanted.iter().find(|name| views.iter().all(|view| view.name != **name)) {
+                bail!("there is no service {missing}");
+            }
+            let status = agent.status()?.status;
+            Ok((status.applied_revision == status.revision).then_some(()))
+        })
+    }
+
     /// Starts the traffic server as a process of the host.
     pub fn serve(&self) -> Result<Process> {
         self.place.serve(&self.name)

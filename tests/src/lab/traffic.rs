@@ -2,8 +2,10 @@
 
 use std::{
     collections::BTreeMap,
+    io::Write as _,
     marker::PhantomData,
     net::{IpAddr, SocketAddr},
+    process::Stdio,
     time::Duration,
 };
 
@@ -17,7 +19,7 @@ use super::{
 };
 use crate::{
     bins,
-    traffic::report::{Datagrams, Held, Outcome, Ready, Request, Resolved},
+    traffic::report::{Datagrams, Heard, Held, Outcome, Probe, Ready, Request, Resolved},
 };
 
 /// How long a tool may take to start: opening a thousand connections included.
@@ -161,6 +163,27 @@ impl Place {
         let arguments = [&["datagrams", &server, "--count", &count, "--interval-ms", "1"], more].concat();
         let text = self.run(bins::traffic()?, &arguments)?;
         serde_json::from_str(text.lines().last().unwrap_or_default()).context("a client's report")
+    }
+
+    /// Asks all of these at once; an answer to each, in the same order.
+    pub fn probe(&self, probes: &[Probe]) -> Result<Vec<Heard>> {
+        let mut command = self.command(bins::traffic()?)?;
+        command.arg("probe").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().context("start dataplane-traffic")?;
+        let mut stdin = child.stdin.take().context("a child has no stdin")?;
+        for probe in probes {
+            writeln!(stdin, "{}", serde_json::to_string(probe)?)?;
+        }
+        drop(stdin);
+        let output = child.wait_with_output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let mut heard: Vec<Heard> = text.lines().map_while(|line| serde_json::from_str(line).ok()).collect();
+        if !output.status.success() || heard.len() != probes.len() {
+            let problem = String::from_utf8_lossy(&output.stderr);
+            bail!("{} answers to {} questions: {}: {problem}", heard.len(), probes.len(), output.status);
+        }
+        heard.sort_by_key(|heard| probes.iter().position(|probe| probe.number == heard.number));
+        Ok(heard)
     }
 
     /// Asks a DNS server; `more` are arguments of `dataplane-traffic dns`.

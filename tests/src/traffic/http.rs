@@ -71,7 +71,7 @@ impl Client {
         Ok(Request { began_us, ended_us: now_us()?, outcome })
     }
 
-    async fn get(&self) -> IoResult<Answer> {
+    pub(super) async fn get(&self) -> IoResult<Answer> {
         let mut stream = TcpStream::connect(self.server).await?;
         let server = stream.peer_addr()?;
         let path = if self.bytes == 0 { "/".to_owned() } else { format!("/bytes/{}", self.bytes) };

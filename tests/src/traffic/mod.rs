@@ -7,6 +7,7 @@ mod datagrams;
 mod dns;
 mod hold;
 mod http;
+mod probe;
 pub mod report;
 mod serve;
 
@@ -87,6 +88,8 @@ pub enum Command {
         #[arg(long, default_value_t = PATIENCE_MS)]
         timeout_ms: u64,
     },
+    /// Ask the questions read from stdin, a line of JSON each, all at once; a line for each
+    Probe,
     /// Ask a DNS server
     Dns {
         server: SocketAddr,
@@ -128,6 +131,7 @@ pub async fn run(command: Command) -> Result<()> {
             };
             datagrams::run(&plan).await
         }
+        Command::Probe => probe::run().await,
         Command::Dns { server, name, record, tcp, timeout_ms } => {
             dns::run(server, &name, record, tcp, ms(timeout_ms)).await
         }

@@ -1,6 +1,9 @@
 //! What clients print and tests read.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -86,7 +89,41 @@ pub struct Datagrams {
 /// A DNS answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resolved {
-    pub addresses: Vec<std::net::IpAddr>,
+    pub addresses: Vec<IpAddr>,
+}
+
+/// How a question is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    Tcp,
+    Udp,
+}
+
+/// A question.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// Its answer has the same.
+    pub number: usize,
+    pub server: SocketAddr,
+    pub transport: Transport,
+    /// Asked until so many have answered.
+    pub servers: usize,
+    /// Longest that an answer is waited for.
+    pub patience_ms: u64,
+}
+
+/// What came of a question, asked several times.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heard {
+    pub number: usize,
+    /// Who answered, under which address it saw the client, how often.
+    pub answers: BTreeMap<String, BTreeMap<IpAddr, u32>>,
+    /// RST, or ICMP "port unreachable".
+    pub refused: u32,
+    pub silent: u32,
+    /// Everything else, by kind.
+    pub failed: BTreeMap<String, u32>,
 }
 
 impl Request {

@@ -1,7 +1,7 @@
 //! The server: says who it is and whom it sees, and gives back what it gets.
 //!
 //! HTTP `GET /` answers `NAME PEER`, `GET /bytes/N` as many bytes. The TCP echo greets with its name on a line. The UDP
-//! echo appends a space and its name.
+//! echo appends a space and its name; to the datagram `who?` it answers as HTTP does.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,6 +12,9 @@ use tokio::{
 };
 
 use super::{canonical, print, report::Ready};
+
+/// The datagram that asks the echo for its name and the peer's address.
+pub(super) const WHO: &[u8] = b"who?";
 
 pub(super) async fn run(name: &str, bind: IpAddr, http: u16, echo: u16) -> Result<()> {
     let web = listen(bind, http).await?;
@@ -84,9 +87,10 @@ async fn echo_datagrams(socket: UdpSocket, name: &str) -> Result<()> {
     loop {
         // an error is that of an earlier answer nobody wanted
         let Ok((read, peer)) = socket.recv_from(&mut buffer).await else { continue };
-        let mut answer = buffer[..read].to_vec();
-        answer.extend_from_slice(b" ");
-        answer.extend_from_slice(name.as_bytes());
+        let answer = match &buffer[..read] {
+            WHO => format!("{name} {}", canonical(peer)).into_bytes(),
+            datagram => [datagram, b" ", name.as_bytes()].concat(),
+        };
         let _refused = socket.send_to(&answer, peer).await;
     }
 }
