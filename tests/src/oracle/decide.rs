@@ -7,6 +7,7 @@ use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 
 use super::{
     Client, Question, Rules, Verdict, World,
+    differences::Itself,
     endpoints::{self, Endpoint, Usable},
     ports::{self, Port},
     world::{At, Entry, From},
@@ -119,10 +120,11 @@ impl Way<'_> {
         let address = self.client.address;
         let is_pod = matches!(self.client.at, At::Pod(_));
         if endpoint.at.ip() == address {
-            // nobody takes a packet from itself
-            let at_home = is_pod && self.rules.pods_reach_themselves_at_home;
-            let node = if at_home { self.world.first_entry(self.client)?.node } else { self.entry.node };
-            return node.address(address);
+            return match self.rules.itself {
+                Itself::Pod if is_pod => Ok(address),
+                Itself::Node if is_pod => self.world.first_entry(self.client)?.node.address(address),
+                _ => self.entry.node.address(address),
+            };
         }
         let is_kept = (is_pod && self.rules.pods_keep_their_source)
             || (self.entry.from == From::Outside

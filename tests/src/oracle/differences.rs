@@ -16,16 +16,26 @@ pub struct Rules {
     /// masquerades before it knows which backend it will be. Answers of those backends pass the node in any case. Backends
     /// elsewhere must see the node that translated, or their answers would miss it.
     pub outside_keeps_its_source_on_the_node: bool,
-    /// A pod that reaches itself sees an address of its own node, wherever it asked. At another node's `NodePort` kube-proxy
-    /// shows that node's: it translates there.
-    pub pods_reach_themselves_at_home: bool,
+    /// Whom a pod sees that reaches itself.
+    pub itself: Itself,
+}
+
+/// Whom a pod sees that reaches itself through a service. Nobody takes packets from the network that claim to be its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Itself {
+    /// The node that translates: for kube-proxy the one whose frontend was asked.
+    Door,
+    /// Its own node, whichever was asked: we translate there.
+    Node,
+    /// Itself: its socket was translated when it connected, and nothing leaves the pod.
+    Pod,
 }
 
 impl Rules {
     pub const KUBE_PROXY: Self = Self {
         pods_keep_their_source: false,
         outside_keeps_its_source_on_the_node: false,
-        pods_reach_themselves_at_home: false,
+        itself: Itself::Door,
     };
 
     /// Beside these: a host process is translated when it connects, so a backend sees the address its node has without
@@ -34,6 +44,9 @@ impl Rules {
     pub const OURS: Self = Self {
         pods_keep_their_source: true,
         outside_keeps_its_source_on_the_node: true,
-        pods_reach_themselves_at_home: true,
+        itself: Itself::Node,
     };
+
+    /// Ours, where sockets are translated when they connect.
+    pub const OURS_AT_CONNECT: Self = Self { itself: Itself::Pod, ..Self::OURS };
 }
