@@ -13,6 +13,8 @@ pub(crate) struct Report {
     pub(crate) passed: usize,
     pub(crate) failures: Vec<Case>,
     pub(crate) skips: Vec<Case>,
+    /// What a test wants to be read at the end.
+    pub(crate) summaries: Vec<String>,
 }
 
 /// The binary's output so far.
@@ -27,6 +29,7 @@ pub(crate) struct Output {
     has_result: bool,
     failures: Vec<Case>,
     skips: Vec<Case>,
+    summaries: Vec<String>,
     /// The test whose output the lines now belong to.
     section: Option<String>,
 }
@@ -71,6 +74,7 @@ impl Output {
 
     fn output_of(&mut self, test: &str, line: &str) {
         let name = self.name(test);
+        self.summaries.extend(line.strip_prefix("SUMMARY: ").map(str::to_owned));
         if let Some(failure) = self.failures.iter_mut().find(|failure| failure.test == name) {
             failure.reason.push_str(line);
             failure.reason.push('\n');
@@ -94,7 +98,7 @@ impl Output {
             self.failures.push(Case { test: self.binary.clone(), reason });
         }
         let passed = self.passed.saturating_sub(self.passed_by_skipping);
-        Report { passed, failures: self.failures, skips: self.skips }
+        Report { passed, failures: self.failures, skips: self.skips, summaries: self.summaries }
     }
 
     fn name(&self, test: &str) -> String {
@@ -140,6 +144,7 @@ SKIP: said twice
 
 ---- a::passes stdout ----
 some output
+SUMMARY: 3 of 4
 
 
 successes:
@@ -175,6 +180,7 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
     fn a_skip_is_not_a_pass_and_a_failure_keeps_its_output() {
         let report = read(MIXED, Some("exit status: 101"));
         assert_eq!(report.passed, 1);
+        assert_eq!(report.summaries, ["3 of 4"]);
         assert_eq!(
             report.skips,
             [case("b::later", "needs a cluster"), case("b::skips", "this kernel has no tcx")]

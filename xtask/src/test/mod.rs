@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use self::{binaries::Binary, libtest::Report};
+use self::{binaries::Binary, libtest::Report, runner::Extent};
 use crate::setup::{self, Purpose};
 
 #[derive(clap::Args)]
@@ -24,6 +24,9 @@ pub(crate) struct Args {
     /// Only tests whose `binary::test` contains this
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
+    /// Long tables whole, not a sample of them
+    #[arg(long)]
+    full: bool,
 }
 
 pub(crate) fn run(arguments: &Args) -> Result<()> {
@@ -37,8 +40,9 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
     let (alone, together): (VecDeque<Binary>, VecDeque<Binary>) =
         binaries.into_iter().partition(|binary| binary.runs_alone);
     let mut reports = Vec::new();
-    run_all(together, thread::available_parallelism()?.get(), &mut reports)?;
-    run_all(alone, 1, &mut reports)?;
+    let extent = if arguments.full { Extent::Full } else { Extent::Sample };
+    run_all(together, thread::available_parallelism()?.get(), extent, &mut reports)?;
+    run_all(alone, 1, extent, &mut reports)?;
     if filter.is_none() {
         reports.push(runner::run_doc_tests()?);
     }
@@ -46,11 +50,12 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
 }
 
 /// Runs binaries, `workers` at a time.
-fn run_all(queue: VecDeque<Binary>, workers: usize, reports: &mut Vec<Report>) -> Result<()> {
+fn run_all(queue: VecDeque<Binary>, workers: usize, extent: Extent, reports: &mut Vec<Report>) -> Result<()> {
     let queue = Mutex::new(queue);
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-    let work =
-        || -> Result<Vec<Report>> { std::iter::from_fn(next).map(|binary| runner::run(&binary)).collect() };
+    let work = || -> Result<Vec<Report>> {
+        std::iter::from_fn(next).map(|binary| runner::run(&binary, extent)).collect()
+    };
     thread::scope(|scope| {
         let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
         for thread in threads {
@@ -79,6 +84,11 @@ fn summarize(reports: &[Report], start: Instant) -> Result<()> {
         for skip in &skips {
             println!("  {}: {}", skip.test, skip.reason);
         }
+    }
+    let summaries: Vec<_> = reports.iter().flat_map(|report| &report.summaries).collect();
+    if !summaries.is_empty() {
+        println!();
+        summaries.iter().for_each(|summary| println!("{summary}"));
     }
     let failed: usize = reports.iter().map(|report| report.failures.len()).sum();
     let passed: usize = reports.iter().map(|report| report.passed).sum();

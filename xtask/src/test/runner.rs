@@ -23,6 +23,16 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Lines of stderr kept for a binary that fails.
 const KEPT: usize = 60;
 
+/// Has tests run all of what they otherwise take a sample of.
+const FULL: &str = "DATAPLANE_FULL";
+
+/// How much of a long table runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    Sample,
+    Full,
+}
+
 /// A line, and from where.
 enum Line {
     Out(String),
@@ -51,7 +61,7 @@ pub(super) fn select(binaries: Vec<Binary>, filter: &str) -> Result<Vec<Binary>>
 }
 
 /// Runs all its tests, or the selected ones.
-pub(super) fn run(binary: &Binary) -> Result<Report> {
+pub(super) fn run(binary: &Binary, extent: Extent) -> Result<Report> {
     if binary.needs_root && !process::is_root() {
         let reason = "loads programs and makes network namespaces: needs root".to_owned();
         let skip = Case { test: binary.name.clone(), reason };
@@ -59,6 +69,9 @@ pub(super) fn run(binary: &Binary) -> Result<Report> {
     }
     let mut command = Command::new(&binary.executable);
     command.current_dir(&binary.directory).env("CARGO_MANIFEST_DIR", &binary.directory).arg("--show-output");
+    if extent == Extent::Full {
+        command.env(FULL, "1");
+    }
     if let Some(only) = &binary.only {
         command.arg("--exact").args(only);
     }
