@@ -88,7 +88,7 @@ impl World {
 }
 
 fn address(store: &Store, service: &str) -> Option<String> {
-    let name = NamespacedName { namespace: "default".to_owned(), name: service.to_owned() };
+    let name = NamespacedName::new("default", service);
     store.service(&name).map(|service| service.cluster_ips[0].to_string())
 }
 
@@ -125,7 +125,7 @@ async fn everything_there_comes_before_synced() {
     assert_eq!(world.problems.now(), []);
     assert!(world.store.node("worker-1").is_some());
     assert_eq!(world.address("kubernetes").as_deref(), Some("10.96.0.1"));
-    let web = NamespacedName { namespace: "shop".to_owned(), name: "web".to_owned() };
+    let web = NamespacedName::new("shop", "web");
     assert_eq!(world.store.slices_of(&web).map(|slice| slice.endpoints.len()).sum::<usize>(), 2);
     assert_eq!(world.store.services().count(), 2);
 }
@@ -143,7 +143,7 @@ async fn pods_of_this_node_are_read_as_long_as_they_are_here() {
         fs::write(directory.join("there.yaml"), pod("n2").replace("name: p", "name: q")).unwrap();
     })
     .await;
-    assert_eq!(world.store.pods().map(|pod| pod.name.name.as_str()).collect::<Vec<_>>(), ["p"]);
+    assert_eq!(world.store.pods().map(|pod| pod.name.name.to_string()).collect::<Vec<_>>(), ["p"]);
     assert_eq!(world.store.namespace("default").map(|namespace| namespace.labels.len()), Some(1));
     replace(&world.directory, "here.yaml", &pod("n2"));
     world.until(|store| store.pods().count() == 0).await;

@@ -12,7 +12,7 @@ use dataplane_agent::{
     netlink::{KernelRoute, Netlink},
     reconcile::{KernelRoutes, KernelUpdate, Reconciler, kernel::KernelSweep},
     state::{
-        Changes, Endpoint, EndpointPort, EndpointSlice, LoadBalancing, NamespacedName, Object, Owner,
+        Changes, Endpoint, EndpointPort, EndpointSlice, LoadBalancing, Name, NamespacedName, Object, Owner,
         Service, ServicePort, SourceEvent, Store, TransportProtocol,
     },
 };
@@ -25,10 +25,10 @@ const SERVICES: u16 = 1_000;
 const BACKENDS: u8 = 10;
 
 fn service(number: u16) -> [Object; 2] {
-    let name = NamespacedName { namespace: "default".to_owned(), name: format!("service-{number}") };
+    let name = NamespacedName::new("default", format!("service-{number}"));
     let [high, low] = number.to_be_bytes();
     let endpoint = |last: u8| Endpoint {
-        addresses: vec![IpAddr::from([10, 1 + high, low, last])],
+        address: IpAddr::from([10, 1 + high, low, last]),
         ready: true,
         serving: true,
         terminating: false,
@@ -38,7 +38,7 @@ fn service(number: u16) -> [Object; 2] {
         name: name.clone(),
         owner: Owner::default(),
         cluster_ips: vec![IpAddr::from([10, 96, high, low])],
-        ports: vec![ServicePort { name: String::new(), port: 80, protocol: TransportProtocol::Tcp }],
+        ports: vec![ServicePort { name: Name::default(), port: 80, protocol: TransportProtocol::Tcp }],
         affinity_timeout: None,
         load_balancing: LoadBalancing::Random,
     };
@@ -46,7 +46,7 @@ fn service(number: u16) -> [Object; 2] {
         name: name.clone(),
         owner: Owner::default(),
         service: name,
-        ports: vec![EndpointPort { name: String::new(), port: 8_080, protocol: TransportProtocol::Tcp }],
+        ports: vec![EndpointPort { name: Name::default(), port: 8_080, protocol: TransportProtocol::Tcp }],
         endpoints: (1..=BACKENDS).map(endpoint).collect(),
         trigger_time: None,
     };

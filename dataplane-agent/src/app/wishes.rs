@@ -36,7 +36,7 @@ impl Waiting {
     /// Answers whom it can. Returns when to look again, whatever is heard until then.
     pub(super) fn look(&mut self, store: &Store, now: Instant) -> Option<Instant> {
         for (pod, until, answer) in std::mem::take(&mut self.questions) {
-            let name = NamespacedName { namespace: pod.namespace.clone(), name: pod.name.clone() };
+            let name = NamespacedName::new(pod.namespace.clone(), pod.name.clone());
             // another incarnation of the name says nothing of this one
             let known = store.pod(&name).filter(|known| {
                 pod.uid.is_empty() || known.owner.uid.is_empty() || known.owner.uid == pod.uid
@@ -74,8 +74,8 @@ mod tests {
 
     fn heard_of(uid: &str, address: &str) -> SourceEvent {
         SourceEvent::Upsert(Object::Pod(Known {
-            name: NamespacedName { namespace: "shop".to_owned(), name: "db-0".to_owned() },
-            owner: Owner { uid: uid.to_owned(), resource_version: String::new() },
+            name: NamespacedName::new("shop", "db-0"),
+            owner: Owner { uid: uid.into(), resource_version: String::new() },
             annotations: BTreeMap::from([(wishes::IPV4.to_owned(), address.to_owned())]),
             ..Known::default()
         }))

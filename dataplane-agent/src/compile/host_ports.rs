@@ -8,7 +8,7 @@ use dataplane_cni::protocol::{PortMapping, PortProtocol};
 use dataplane_common::abi::{Addr, Port, Scope, ServiceKey};
 
 use super::services::{Backend, PortEntries, ServiceEntries, ServicePortKey};
-use crate::state::{LoadBalancing, NamespacedName, TransportProtocol};
+use crate::state::{LoadBalancing, Name, NamespacedName, TransportProtocol};
 
 /// Where the host's own processes look for a port that is asked for on every address.
 const LOOPBACK: [IpAddr; 2] =
@@ -16,7 +16,7 @@ const LOOPBACK: [IpAddr; 2] =
 
 /// Under which name the ports of a pod stand in the tables. A colon is in no name of an object.
 pub fn name(namespace: &str, pod: &str) -> NamespacedName {
-    NamespacedName { namespace: namespace.to_owned(), name: format!("hostport:{pod}") }
+    NamespacedName::new(namespace, format!("hostport:{pod}"))
 }
 
 /// The entries for a pod's ports, on a host with these addresses. `None`: there are none.
@@ -50,7 +50,7 @@ pub fn compile(
             |own: &IpAddr| Backend { addr: Addr::from(*own), port: Port::new(mapping.container_port) };
         PortEntries {
             key: ServicePortKey { service: name.clone(), port: mapping.host_port, protocol },
-            name: String::new(),
+            name: Name::default(),
             affinity_timeout: 0,
             load_balancing: LoadBalancing::Random,
             on_host: true,

@@ -11,7 +11,7 @@ use dataplane_common::{
 };
 
 use crate::state::{
-    Endpoint, EndpointSlice, LoadBalancing, NamespacedName, Service, ServicePort, TransportProtocol,
+    Endpoint, EndpointSlice, LoadBalancing, Name, NamespacedName, Service, ServicePort, TransportProtocol,
 };
 
 /// Slots of a Maglev table per backend: shares then differ by about one per cent.
@@ -48,7 +48,7 @@ pub struct ServiceEntries {
 pub struct PortEntries {
     pub key: ServicePortKey,
     /// As the Service calls it.
-    pub name: String,
+    pub name: Name,
     /// Seconds, 0 without session affinity.
     pub affinity_timeout: u32,
     pub load_balancing: LoadBalancing,
@@ -140,11 +140,9 @@ fn collect(
         let targets = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
         for target in targets {
             for endpoint in slice.endpoints.iter().filter(|endpoint| usable(endpoint)) {
-                let addresses = endpoint.addresses.iter().filter(|address| family(address));
-                found.extend(
-                    addresses
-                        .map(|address| Backend { addr: (*address).into(), port: Port::new(target.port) }),
-                );
+                if family(&endpoint.address) {
+                    found.insert(Backend { addr: endpoint.address.into(), port: Port::new(target.port) });
+                }
             }
         }
     }
@@ -183,12 +181,12 @@ mod tests {
     use crate::state::{EndpointPort, Owner};
 
     fn name(name: &str) -> NamespacedName {
-        NamespacedName { namespace: "default".to_owned(), name: name.to_owned() }
+        NamespacedName::new("default", name)
     }
 
     fn service(ips: &[&str], load_balancing: LoadBalancing) -> Service {
         let port =
-            |name: &str, port| ServicePort { name: name.to_owned(), port, protocol: TransportProtocol::Tcp };
+            |name: &str, port| ServicePort { name: name.into(), port, protocol: TransportProtocol::Tcp };
         Service {
             name: name("web"),
             owner: Owner::default(),
@@ -204,11 +202,11 @@ mod tests {
             name: name("web-1"),
             owner: Owner::default(),
             service: name("web"),
-            ports: vec![EndpointPort { name: "http".to_owned(), port, protocol: TransportProtocol::Tcp }],
+            ports: vec![EndpointPort { name: "http".into(), port, protocol: TransportProtocol::Tcp }],
             endpoints: endpoints
                 .iter()
                 .map(|(address, ready, terminating)| Endpoint {
-                    addresses: vec![address.parse().unwrap()],
+                    address: address.parse().unwrap(),
                     ready: *ready,
                     serving: *ready || *terminating,
                     terminating: *terminating,

@@ -38,9 +38,9 @@ impl Reconciler {
             .collect();
         let affinity = port.affinity_timeout;
         Some(ServiceView {
-            namespace: port.key.service.namespace.clone(),
-            name: port.key.service.name.clone(),
-            port_name: port.name.clone(),
+            namespace: port.key.service.namespace.to_string(),
+            name: port.key.service.name.to_string(),
+            port_name: port.name.to_string(),
             cluster_ips: ours.map(|(key, _)| key.addr.to_ip()).collect(),
             port: port.key.port,
             protocol: port.key.protocol.to_string(),

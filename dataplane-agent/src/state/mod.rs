@@ -1,8 +1,10 @@
 //! What the agent knows of the cluster: plain types, one writer, a revision. No Kubernetes type, no map type.
 
+mod name;
 mod store;
 mod types;
 
+pub use name::Name;
 pub use store::{Changes, Store};
 pub use types::{
     Endpoint, EndpointPort, EndpointSlice, LoadBalancing, Namespace, NamespacedName, Node, Object, ObjectKey,

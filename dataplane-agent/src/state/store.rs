@@ -253,11 +253,11 @@ mod tests {
     use super::*;
 
     fn name(n: u8) -> NamespacedName {
-        NamespacedName { namespace: "default".to_owned(), name: format!("o{n}") }
+        NamespacedName::new("default", format!("o{n}"))
     }
 
     fn owner(uid: u8) -> Owner {
-        Owner { uid: uid.to_string(), resource_version: String::new() }
+        Owner { uid: uid.to_string().into(), resource_version: String::new() }
     }
 
     fn slice(n: u8, service: u8, uid: u8) -> SourceEvent {

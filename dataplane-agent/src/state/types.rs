@@ -5,18 +5,20 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, time::SystemTime};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::Name;
+
 /// Namespace and name of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NamespacedName {
-    pub namespace: String,
-    pub name: String,
+    pub namespace: Name,
+    pub name: Name,
 }
 
 /// Which incarnation of an object a row came from: a row is deleted only by its owner.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Owner {
     /// `metadata.uid`; empty when the manifest has none.
-    pub uid: String,
+    pub uid: Name,
     /// `metadata.resourceVersion`; empty when the manifest has none.
     pub resource_version: String,
 }
@@ -83,7 +85,7 @@ pub struct Service {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ServicePort {
     /// Empty if the service has a single unnamed port.
-    pub name: String,
+    pub name: Name,
     pub port: u16,
     pub protocol: TransportProtocol,
 }
@@ -121,7 +123,7 @@ pub struct EndpointSlice {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct EndpointPort {
     /// The service port's name.
-    pub name: String,
+    pub name: Name,
     pub port: u16,
     pub protocol: TransportProtocol,
 }
@@ -129,13 +131,14 @@ pub struct EndpointPort {
 /// A pod or host behind a service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Endpoint {
-    pub addresses: Vec<IpAddr>,
+    /// The first of `addresses`: the others mean nothing.
+    pub address: IpAddr,
     /// Gets new connections. Unset conditions count as ready (KEP-752).
     pub ready: bool,
     /// Answers, though it may be terminating (KEP-1672).
     pub serving: bool,
     pub terminating: bool,
-    pub node_name: Option<String>,
+    pub node_name: Option<Name>,
 }
 
 /// An object a source delivered.
@@ -167,6 +170,12 @@ pub enum SourceEvent {
     Remove(ObjectKey, Owner),
     /// Everything that exists has been delivered once: from now on, what is not in the state may be deleted.
     Synced,
+}
+
+impl NamespacedName {
+    pub fn new(namespace: impl Into<Name>, name: impl Into<Name>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
 }
 
 impl Object {

@@ -62,7 +62,7 @@ mod tests {
     use crate::state::{NamespacedName, TransportProtocol};
 
     fn port(port: u16) -> ServicePortKey {
-        let service = NamespacedName { namespace: "default".to_owned(), name: "web".to_owned() };
+        let service = NamespacedName::new("default", "web");
         ServicePortKey { service, port, protocol: TransportProtocol::Tcp }
     }
 

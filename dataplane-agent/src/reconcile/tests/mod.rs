@@ -209,12 +209,12 @@ fn tables(
 }
 
 fn name(name: &str) -> NamespacedName {
-    NamespacedName { namespace: "default".to_owned(), name: name.to_owned() }
+    NamespacedName::new("default", name)
 }
 
 /// A service with these cluster IPs, on TCP and UDP port 53.
 fn service(service: &str, ips: &[&str]) -> StateService {
-    let port = |name: &str, protocol| ServicePort { name: name.to_owned(), port: 53, protocol };
+    let port = |name: &str, protocol| ServicePort { name: name.into(), port: 53, protocol };
     StateService {
         name: name(service),
         owner: Owner::default(),
@@ -227,9 +227,9 @@ fn service(service: &str, ips: &[&str]) -> StateService {
 
 /// Its only slice.
 fn slice(service: &str, addresses: impl IntoIterator<Item = String>) -> EndpointSlice {
-    let port = |name: &str, protocol| EndpointPort { name: name.to_owned(), port: 5_300, protocol };
+    let port = |name: &str, protocol| EndpointPort { name: name.into(), port: 5_300, protocol };
     let endpoint = |address: String| StateEndpoint {
-        addresses: vec![address.parse().unwrap()],
+        address: address.parse().unwrap(),
         ready: true,
         serving: true,
         terminating: false,

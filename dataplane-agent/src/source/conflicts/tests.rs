@@ -6,12 +6,12 @@ use super::*;
 use crate::state::{LoadBalancing, NamespacedName, Node, Service, Store};
 
 fn key(name: &str) -> ObjectKey {
-    ObjectKey::Service(NamespacedName { namespace: "default".to_owned(), name: name.to_owned() })
+    ObjectKey::Service(NamespacedName::new("default", name))
 }
 
 fn service(name: &str, ips: &[&str]) -> SourceEvent {
     SourceEvent::Upsert(Object::Service(Service {
-        name: NamespacedName { namespace: "default".to_owned(), name: name.to_owned() },
+        name: NamespacedName::new("default", name),
         owner: Owner::default(),
         cluster_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
         ports: Vec::new(),
@@ -82,7 +82,7 @@ fn one_that_waits_can_go_without_a_trace() {
 fn the_incarnation_that_was_delivered_is_the_one_removed() {
     let owned = |event: SourceEvent, uid: &str| match event {
         SourceEvent::Upsert(Object::Service(service)) => SourceEvent::Upsert(Object::Service(Service {
-            owner: Owner { uid: uid.to_owned(), ..Owner::default() },
+            owner: Owner { uid: uid.into(), ..Owner::default() },
             ..service
         })),
         other => other,
@@ -90,7 +90,7 @@ fn the_incarnation_that_was_delivered_is_the_one_removed() {
     let mut conflicts = Conflicts::default();
     conflicts.apply([service("a", &["10.0.0.1"]), owned(service("b", &["10.0.0.2"]), "first")]);
     conflicts.apply([owned(service("b", &["10.0.0.1"]), "second")]);
-    let owner = |uid: &str| Owner { uid: uid.to_owned(), ..Owner::default() };
+    let owner = |uid: &str| Owner { uid: uid.into(), ..Owner::default() };
     let removed = conflicts.apply([SourceEvent::Remove(key("b"), owner("second"))]);
     assert_eq!(removed, [SourceEvent::Remove(key("b"), owner("first"))]);
 }

@@ -25,7 +25,7 @@ use crate::{
         conflicts::Conflicts,
         objects::{Converted, FieldError, Kind},
     },
-    state::{Object, ObjectKey, Owner, SourceEvent},
+    state::{Name, Object, ObjectKey, Owner, SourceEvent},
 };
 
 /// How long a change may be missing on disk.
@@ -57,7 +57,7 @@ pub(super) struct Hub {
 }
 
 struct Delivered {
-    uid: Box<str>,
+    uid: Name,
     digest: u64,
     /// When it was last heard of by a list.
     round: u32,
@@ -125,7 +125,7 @@ impl Hub {
         }
         for mut object in known.objects {
             let digest = digest(&mut object);
-            let delivered = Delivered { uid: object.owner().uid.as_str().into(), digest, round: UNCONFIRMED };
+            let delivered = Delivered { uid: object.owner().uid.clone(), digest, round: UNCONFIRMED };
             self.delivered.insert(object.key(), delivered);
             // it is on disk
             self.pass(SourceEvent::Upsert(object), false).await?;
@@ -139,7 +139,7 @@ impl Hub {
             Heard::Is(key, converted) => self.is(key, converted).await?,
             Heard::Gone(key, owner) => {
                 let held = self.delivered.get(&key);
-                let successor = held.is_some_and(|held| !owner.uid.is_empty() && *held.uid != *owner.uid);
+                let successor = held.is_some_and(|held| !owner.uid.is_empty() && held.uid != owner.uid);
                 if !successor {
                     self.clear(&key);
                     self.remove(key).await?;
@@ -185,7 +185,7 @@ impl Hub {
 
     async fn upsert(&mut self, key: ObjectKey, mut object: Object, round: u32) -> Result<(), Closed> {
         let digest = digest(&mut object);
-        let uid = object.owner().uid.as_str().into();
+        let uid = object.owner().uid.clone();
         let before = self.delivered.insert(key, Delivered { uid, digest, round });
         if before.is_some_and(|before| before.digest == digest) {
             return Ok(());
@@ -195,7 +195,7 @@ impl Hub {
 
     async fn remove(&mut self, key: ObjectKey) -> Result<(), Closed> {
         let Some(held) = self.delivered.remove(&key) else { return Ok(()) };
-        let owner = Owner { uid: held.uid.into(), ..Owner::default() };
+        let owner = Owner { uid: held.uid, ..Owner::default() };
         self.pass(SourceEvent::Remove(key, owner), true).await
     }
 
@@ -286,7 +286,7 @@ fn is_of_another_cluster(
     converted: &Result<Converted, FieldError>,
 ) -> bool {
     let Ok(Converted { object: Some(object), .. }) = converted else { return false };
-    matches!(key, ObjectKey::Namespace(name) if name == CLUSTER) && *held.uid != *object.owner().uid
+    matches!(key, ObjectKey::Namespace(name) if name == CLUSTER) && held.uid != object.owner().uid
 }
 
 const fn kind_of(key: &ObjectKey) -> Kind {

@@ -333,7 +333,7 @@ impl Reflector {
         let key = self.kind.key(&head.namespace, &head.name);
         let version = head.resource_version.clone();
         let heard = if gone {
-            Heard::Gone(key, Owner { uid: head.uid, resource_version: head.resource_version })
+            Heard::Gone(key, Owner { uid: head.uid.into(), resource_version: head.resource_version })
         } else {
             // this object only, and only for as long as it is converted
             let converted = serde_json::from_str(object.get())

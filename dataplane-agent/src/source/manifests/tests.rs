@@ -49,7 +49,7 @@ impl World {
     }
 
     fn addresses(&self) -> BTreeMap<String, String> {
-        self.store.services().map(|it| (it.name.name.clone(), it.cluster_ips[0].to_string())).collect()
+        self.store.services().map(|it| (it.name.name.to_string(), it.cluster_ips[0].to_string())).collect()
     }
 
     fn problems(&self) -> Vec<String> {
@@ -278,8 +278,7 @@ fn an_unchanged_file_is_not_parsed_again() {
     let mut world = World::new();
     world.write("a.yaml", &service("a", "10.0.0.1"));
     let object = |world: &World| {
-        let key =
-            ObjectKey::Service(NamespacedName { namespace: "default".to_owned(), name: "a".to_owned() });
+        let key = ObjectKey::Service(NamespacedName::new("default", "a"));
         world.reader.claims.claim(&key)
     };
     // until the file is old enough that a later change cannot have the same times

@@ -9,7 +9,7 @@ use super::{
     field::{self, Protocol},
     service::NOT_OURS,
 };
-use crate::state::{Endpoint, EndpointPort, EndpointSlice, NamespacedName, Object};
+use crate::state::{Endpoint, EndpointPort, EndpointSlice, Name, NamespacedName, Object};
 
 /// Names the service a slice is for.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -67,10 +67,8 @@ fn trigger_time(slice: &discovery::EndpointSlice) -> Option<SystemTime> {
 fn service(slice: &discovery::EndpointSlice, name: &NamespacedName) -> Result<NamespacedName, FieldError> {
     let label = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
     let service = label.map(String::as_str).unwrap_or_default();
-    Ok(NamespacedName {
-        namespace: name.namespace.clone(),
-        name: field::object_name(&format!("metadata.labels[{SERVICE_NAME}]"), service)?,
-    })
+    let service = field::object_name(&format!("metadata.labels[{SERVICE_NAME}]"), service)?;
+    Ok(NamespacedName::new(name.namespace.clone(), service))
 }
 
 fn ports(
@@ -102,7 +100,7 @@ fn ports(
                         format!("{name:?} is an earlier port's too"),
                     ));
                 }
-                ports.push(EndpointPort { name: name.to_owned(), port, protocol });
+                ports.push(EndpointPort { name: name.into(), port, protocol });
             }
         }
     }
@@ -110,23 +108,19 @@ fn ports(
 }
 
 fn endpoint(at: &str, endpoint: &discovery::Endpoint, family: Family) -> Result<Endpoint, FieldError> {
-    if endpoint.addresses.is_empty() {
+    let Some(first) = endpoint.addresses.first() else {
         return Err(FieldError::missing(format!("{at}.addresses")));
-    }
+    };
     let conditions = endpoint.conditions.as_ref();
     // not known counts as ready; serving not known is as ready is (API reference of EndpointConditions)
     let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
     Ok(Endpoint {
-        addresses: endpoint
-            .addresses
-            .iter()
-            .enumerate()
-            .map(|(index, text)| address(format_args!("{at}.addresses[{index}]"), text, family))
-            .collect::<Result<_, _>>()?,
+        // what follows it has no meaning, says the API reference; kube-proxy does not look at it either
+        address: address(format_args!("{at}.addresses[0]"), first, family)?,
         ready,
         serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(ready),
         terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
-        node_name: endpoint.node_name.clone(),
+        node_name: endpoint.node_name.as_deref().map(Name::from),
     })
 }
 

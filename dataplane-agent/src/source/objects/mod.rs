@@ -73,7 +73,7 @@ impl Kind {
 
     /// Which object of the state one of this kind is.
     pub fn key(self, namespace: &str, name: &str) -> ObjectKey {
-        let namespaced = || NamespacedName { namespace: namespace.to_owned(), name: name.to_owned() };
+        let namespaced = || NamespacedName::new(namespace, name);
         match self {
             Self::Node => ObjectKey::Node(name.to_owned()),
             Self::Namespace => ObjectKey::Namespace(name.to_owned()),
@@ -107,10 +107,7 @@ fn typed<T: for<'de> serde::Deserialize<'de>>(value: Value) -> Result<T, FieldEr
 /// Name of an object that has a namespace; `default` where the manifest leaves it out, as kubectl does.
 fn namespaced_name(metadata: &ObjectMeta) -> Result<NamespacedName, FieldError> {
     let namespace = metadata.namespace.as_deref().unwrap_or("default");
-    Ok(NamespacedName {
-        namespace: field::object_name("metadata.namespace", namespace)?,
-        name: name(metadata)?,
-    })
+    Ok(NamespacedName::new(field::object_name("metadata.namespace", namespace)?, name(metadata)?))
 }
 
 fn name(metadata: &ObjectMeta) -> Result<String, FieldError> {
@@ -132,7 +129,7 @@ fn annotations(metadata: &mut ObjectMeta, others: &[&str]) -> BTreeMap<String, S
 
 fn owner(metadata: &ObjectMeta) -> Owner {
     Owner {
-        uid: metadata.uid.clone().unwrap_or_default(),
+        uid: metadata.uid.as_deref().unwrap_or_default().into(),
         resource_version: metadata.resource_version.clone().unwrap_or_default(),
     }
 }

@@ -103,7 +103,7 @@ fn ports(spec: &core::ServiceSpec, problems: &mut Vec<FieldError>) -> Result<Vec
         }
         match protocol {
             Protocol::Supported(protocol) => {
-                ports.push(ServicePort { name: name.to_owned(), port: number, protocol });
+                ports.push(ServicePort { name: name.into(), port: number, protocol });
             }
             Protocol::Sctp => problems.push(field::sctp(format!("{at}.protocol"), name, number)),
         }

@@ -13,7 +13,7 @@ fn fixture(text: &str) -> Value {
 }
 
 fn shop(name: &str) -> NamespacedName {
-    NamespacedName { namespace: "shop".to_owned(), name: name.to_owned() }
+    NamespacedName::new("shop", name)
 }
 
 #[test]
@@ -23,7 +23,7 @@ fn a_node_of_kubectl_is_read() {
     let node = PlainNode {
         name: "worker-1".to_owned(),
         owner: Owner {
-            uid: "6f1f3b0a-7a0e-4bb0-b7c7-4f1a2a0d2f10".to_owned(),
+            uid: "6f1f3b0a-7a0e-4bb0-b7c7-4f1a2a0d2f10".into(),
             resource_version: "184467".to_owned(),
         },
         pod_cidrs: vec!["10.244.1.0/24".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()],
@@ -49,11 +49,11 @@ fn a_service_of_kubectl_is_read() {
     let converted =
         Kind::Service.convert(fixture(include_str!("../../../tests/fixtures/service.yaml"))).unwrap();
     assert_eq!(converted.problems, []);
-    let port = |name: &str, port, protocol| ServicePort { name: name.to_owned(), port, protocol };
+    let port = |name: &str, port, protocol| ServicePort { name: name.into(), port, protocol };
     let service = PlainService {
         name: shop("web"),
         owner: Owner {
-            uid: "0c8d5b3e-6f3a-4c05-9dd9-1fd2b8f8b8c4".to_owned(),
+            uid: "0c8d5b3e-6f3a-4c05-9dd9-1fd2b8f8b8c4".into(),
             resource_version: "2041".to_owned(),
         },
         cluster_ips: vec!["10.96.17.204".parse().unwrap(), "fd00:10:96::a1c".parse().unwrap()],
@@ -70,20 +70,20 @@ fn a_slice_of_kubectl_is_read() {
     let converted = Kind::EndpointSlice.convert(list["items"][0].clone()).unwrap();
     assert_eq!(converted.problems, []);
     let endpoint = |address: &str, node: &str, ready, terminating| Endpoint {
-        addresses: vec![address.parse().unwrap()],
+        address: address.parse().unwrap(),
         ready,
         serving: true,
         terminating,
-        node_name: Some(node.to_owned()),
+        node_name: Some(node.into()),
     };
     let slice = Slice {
         name: shop("web-h5wqz"),
         owner: Owner {
-            uid: "1b1f8f2a-98f4-4a59-8b51-2f2d2f8f4f05".to_owned(),
+            uid: "1b1f8f2a-98f4-4a59-8b51-2f2d2f8f4f05".into(),
             resource_version: "2077".to_owned(),
         },
         service: shop("web"),
-        ports: vec![EndpointPort { name: "http".to_owned(), port: 8080, protocol: TransportProtocol::Tcp }],
+        ports: vec![EndpointPort { name: "http".into(), port: 8080, protocol: TransportProtocol::Tcp }],
         endpoints: vec![
             endpoint("10.244.1.7", "worker-1", true, false),
             endpoint("10.244.2.9", "worker-2", false, true),
@@ -93,6 +93,16 @@ fn a_slice_of_kubectl_is_read() {
     assert_eq!(converted.object, Some(Object::EndpointSlice(slice)));
     let empty = Kind::EndpointSlice.convert(list["items"][1].clone()).unwrap();
     assert!(matches!(empty.object, Some(Object::EndpointSlice(slice)) if slice.endpoints.is_empty()));
+}
+
+#[test]
+fn the_first_address_of_an_endpoint_counts() {
+    let addresses = json!(["10.244.1.7", "10.244.1.8", "elsewhere"]);
+    let slice = changed(Kind::EndpointSlice, "/endpoints/0/addresses", addresses);
+    let Some(Object::EndpointSlice(slice)) = Kind::EndpointSlice.convert(slice).unwrap().object else {
+        panic!("no slice")
+    };
+    assert_eq!(slice.endpoints[0].address.to_string(), "10.244.1.7");
 }
 
 #[test]

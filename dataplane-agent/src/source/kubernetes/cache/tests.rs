@@ -4,14 +4,14 @@ use super::*;
 use crate::state::{NamespacedName, Node, Owner, Service};
 
 fn node(name: &str, uid: &str) -> Object {
-    let owner = Owner { uid: uid.to_owned(), resource_version: "1".to_owned() };
+    let owner = Owner { uid: uid.into(), resource_version: "1".to_owned() };
     let cidr = "10.1.0.0/24".parse().unwrap();
     Object::Node(Node { name: name.to_owned(), owner, pod_cidrs: vec![cidr], ..Node::default() })
 }
 
 fn service(name: &str) -> Object {
     Object::Service(Service {
-        name: NamespacedName { namespace: "default".to_owned(), name: name.to_owned() },
+        name: NamespacedName::new("default", name),
         owner: Owner::default(),
         cluster_ips: vec!["10.96.0.1".parse().unwrap(), "fd96::1".parse().unwrap()],
         ports: Vec::new(),

@@ -65,7 +65,7 @@ fn namespace(name: &str, uid: &str) -> Heard {
 }
 
 fn gone(name: &str, uid: &str) -> Heard {
-    Heard::Gone(Kind::Node.key("", name), Owner { uid: uid.to_owned(), ..Owner::default() })
+    Heard::Gone(Kind::Node.key("", name), Owner { uid: uid.into(), ..Owner::default() })
 }
 
 const LISTING: Heard = Heard::Listing(Kind::Node);
