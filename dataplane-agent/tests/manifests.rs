@@ -143,7 +143,7 @@ async fn pods_of_this_node_are_read_as_long_as_they_are_here() {
         fs::write(directory.join("there.yaml"), pod("n2").replace("name: p", "name: q")).unwrap();
     })
     .await;
-    assert_eq!(world.store.pods().map(|pod| pod.name.name.to_string()).collect::<Vec<_>>(), ["p"]);
+    assert_eq!(world.store.pods().map(|pod| pod.name.name.as_str()).collect::<Vec<_>>(), ["p"]);
     assert_eq!(world.store.namespace("default").map(|namespace| namespace.labels.len()), Some(1));
     replace(&world.directory, "here.yaml", &pod("n2"));
     world.until(|store| store.pods().count() == 0).await;

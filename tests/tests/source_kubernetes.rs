@@ -168,7 +168,7 @@ fn pod(name: &str, node: &str) -> Value {
 }
 
 fn name(name: &str) -> NamespacedName {
-    NamespacedName { namespace: "default".to_owned(), name: name.to_owned() }
+    NamespacedName::new("default", name)
 }
 
 fn endpoints(store: &Store, service: &str) -> usize {

@@ -44,6 +44,12 @@ impl Known {
     }
 }
 
+impl Name {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 impl From<&str> for Name {
     fn from(text: &str) -> Self {
         // nothing in there panics half way

@@ -17,8 +17,8 @@ pub struct Store {
     services: BTreeMap<NamespacedName, Service>,
     slices: BTreeMap<NamespacedName, EndpointSlice>,
     pods: BTreeMap<NamespacedName, Pod>,
-    /// Service → its slices. A service with a thousand slices costs nothing to those with one.
-    slices_of: BTreeMap<NamespacedName, BTreeSet<NamespacedName>>,
+    /// Service → its slices, sorted. A service with a thousand slices costs nothing to those with one.
+    slices_of: BTreeMap<NamespacedName, Vec<NamespacedName>>,
     synced: bool,
     revision: u64,
 }
@@ -99,7 +99,11 @@ impl Store {
             }
             Upserted::New | Upserted::Changed(_) => {}
         }
-        self.slices_of.entry(service.clone()).or_default().insert(name);
+        // most services have one
+        let slices = self.slices_of.entry(service.clone()).or_insert_with(|| Vec::with_capacity(1));
+        if let Err(place) = slices.binary_search(&name) {
+            slices.insert(place, name);
+        }
         changes.services.insert(service);
     }
 
@@ -136,7 +140,7 @@ impl Store {
 
     fn unlink(&mut self, slice: &NamespacedName, service: &NamespacedName) {
         if let Some(slices) = self.slices_of.get_mut(service) {
-            slices.remove(slice);
+            slices.retain(|other| other != slice);
             if slices.is_empty() {
                 self.slices_of.remove(service);
             }

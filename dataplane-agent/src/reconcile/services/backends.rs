@@ -10,6 +10,7 @@ use std::{
 
 use dataplane_common::abi::{Addr, BackendSlot, Port};
 
+use super::numbers::Numbers;
 use crate::{
     datapath::table::{Table, TableError},
     reconcile::{backoff::WorkQueue, counted::Counted},
@@ -24,20 +25,19 @@ pub(in crate::reconcile) struct BackendKey {
 }
 
 #[derive(Debug)]
-struct Backend {
-    key: BackendKey,
+pub(super) struct Backend {
+    pub(super) key: BackendKey,
     /// What is in the table.
-    generation: u32,
+    pub(super) generation: u32,
     /// Ranges it is in.
-    ranges: u32,
+    pub(super) ranges: u32,
 }
 
 /// The numbers given out.
 #[derive(Debug)]
 pub(in crate::reconcile) struct Backends {
     pub(in crate::reconcile) table: Counted<u32, u32>,
-    ids: HashMap<BackendKey, u32>,
-    known: HashMap<u32, Backend>,
+    known: Numbers,
     /// Free numbers below `next`; from there on all are free.
     freed: BTreeSet<u32>,
     next: u32,
@@ -58,8 +58,7 @@ impl Backends {
     pub(super) fn new(table: Box<dyn Table<u32, u32>>) -> Self {
         Self {
             table: Counted::new(table),
-            ids: HashMap::new(),
-            known: HashMap::new(),
+            known: Numbers::default(),
             freed: BTreeSet::new(),
             next: 0,
             unseen: None,
@@ -77,7 +76,7 @@ impl Backends {
         let mut new_ids: HashMap<BackendKey, u32> = HashMap::new();
         for slot in slots {
             let key = BackendKey { addr: slot.addr, port: slot.port, protocol };
-            let generation = match self.known.get(&slot.id).or_else(|| new.get(&slot.id)) {
+            let generation = match self.known.get(slot.id).or_else(|| new.get(&slot.id)) {
                 Some(backend) if backend.key == key => backend.generation,
                 Some(_) => return Ok(None),
                 None => match self.table.get(&slot.id)? {
@@ -88,7 +87,7 @@ impl Backends {
             let agrees = in_use(generation)
                 && slot.generation == generation
                 && slot.reserved == 0
-                && self.ids.get(&key).is_none_or(|id| *id == slot.id)
+                && self.id(&key).is_none_or(|id| id == slot.id)
                 && *new_ids.entry(key).or_insert(slot.id) == slot.id;
             if !agrees {
                 return Ok(None);
@@ -96,16 +95,17 @@ impl Backends {
             new.insert(slot.id, Backend { key, generation, ranges: 0 });
         }
         for (id, backend) in new {
-            self.ids.insert(backend.key, id);
-            self.known.entry(id).or_insert(backend);
+            if self.known.get(id).is_none() {
+                self.known.insert(id, backend);
+            }
         }
         Ok(Some(slots.iter().map(|slot| slot.id).collect()))
     }
 
     /// No more numbers are adopted: the others are free.
     pub(super) fn adopted(&mut self) {
-        self.next = self.known.keys().max().map_or(0, |id| id + 1);
-        self.freed = (0..self.next).filter(|id| !self.known.contains_key(id)).collect();
+        self.next = self.known.iter().last().map_or(0, |(id, _)| id + 1);
+        self.freed = (0..self.next).filter(|id| self.known.get(*id).is_none()).collect();
     }
 
     /// Begins to look for numbers that an earlier agent gave out and that are nobody's.
@@ -118,7 +118,7 @@ impl Backends {
         let Some(first) = self.unseen else { return };
         let last = first.saturating_add(LOOK_AT).min(self.table.capacity());
         for id in first..last {
-            if self.known.contains_key(&id) {
+            if self.known.get(id).is_some() {
                 continue;
             }
             // what cannot be read is looked at again by whoever takes the number
@@ -135,16 +135,16 @@ impl Backends {
 
     /// The number of a backend, if it has one.
     pub(super) fn id(&self, key: &BackendKey) -> Option<u32> {
-        self.ids.get(key).copied()
+        self.known.find(key)
     }
 
     pub(super) fn key(&self, id: u32) -> Option<&BackendKey> {
-        self.known.get(&id).map(|backend| &backend.key)
+        self.known.get(id).map(|backend| &backend.key)
     }
 
     /// What stands in a slot of the backend.
     pub(super) fn slot(&self, id: u32) -> Option<BackendSlot> {
-        let Backend { key, generation, .. } = self.known.get(&id)?;
+        let Backend { key, generation, .. } = self.known.get(id)?;
         Some(BackendSlot { addr: key.addr, id, generation: *generation, port: key.port, reserved: 0 })
     }
 
@@ -163,7 +163,6 @@ impl Backends {
         if !self.freed.remove(&id) {
             self.next = id + 1;
         }
-        self.ids.insert(key, id);
         self.known.insert(id, Backend { key, generation, ranges: 0 });
         self.queue.push(id);
         Ok(id)
@@ -172,7 +171,7 @@ impl Backends {
     /// A range holds these (each once).
     pub(super) fn hold(&mut self, ids: &[u32]) {
         for id in ids {
-            if let Some(backend) = self.known.get_mut(id) {
+            if let Some(backend) = self.known.get_mut(*id) {
                 backend.ranges += 1;
             }
         }
@@ -181,7 +180,7 @@ impl Backends {
     /// A range no longer holds these.
     pub(super) fn release(&mut self, ids: &[u32]) {
         for id in ids {
-            if let Some(backend) = self.known.get_mut(id) {
+            if let Some(backend) = self.known.get_mut(*id) {
                 backend.ranges -= 1;
                 if backend.ranges == 0 {
                     self.queue.push(*id);
@@ -202,13 +201,11 @@ impl Backends {
 
     /// If no range holds the number: what still uses it is stale from now on.
     fn take_back(&mut self, id: u32) -> Result<(), TableError> {
-        match self.known.get(&id) {
+        match self.known.get(id) {
             Some(backend) if backend.ranges > 0 => {}
-            Some(Backend { key, generation, .. }) => {
-                let key = *key;
+            Some(Backend { generation, .. }) => {
                 self.table.insert(&id, &generation.wrapping_add(1))?;
-                self.known.remove(&id);
-                self.ids.remove(&key);
+                self.known.remove(id);
                 self.freed.insert(id);
             }
             None => {
@@ -223,10 +220,10 @@ impl Backends {
     /// Compares the numbers given out with the table, and repairs it. Returns how many differed.
     pub(in crate::reconcile) fn audit(&mut self) -> Result<u64, TableError> {
         let mut different = 0;
-        for (id, backend) in &self.known {
-            if self.table.get(id)? != Some(backend.generation) {
+        for (id, backend) in self.known.iter() {
+            if self.table.get(&id)? != Some(backend.generation) {
                 different += 1;
-                self.table.insert(id, &backend.generation)?;
+                self.table.insert(&id, &backend.generation)?;
             }
         }
         Ok(different)

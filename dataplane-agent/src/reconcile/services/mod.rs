@@ -9,6 +9,7 @@ mod apply;
 mod audit;
 mod backends;
 mod ids;
+mod numbers;
 mod ranges;
 
 use std::{
@@ -139,7 +140,8 @@ impl Services {
     }
 
     fn claim(&mut self, frontend: &ServiceKey, port: &ServicePortKey) {
-        let claims = self.claims.entry(*frontend).or_default();
+        // most frontends are wanted by one
+        let claims = self.claims.entry(*frontend).or_insert_with(|| Vec::with_capacity(1));
         claims.push(port.clone());
         if claims.len() > 1 {
             self.contested.insert(*frontend);

@@ -26,6 +26,8 @@ const VERSION: u32 = 2;
 const SLACK: usize = 1_000;
 /// How often the time of the last contact is written.
 const TOUCH: Duration = Duration::from_secs(30);
+/// So much does not wait until it is time.
+const MUCH: usize = 256 << 10;
 /// More than this does not wait for a disk that takes nothing.
 const PENDING_MAX: usize = 16 << 20;
 
@@ -69,6 +71,8 @@ pub(super) struct Cache {
     disk: Option<Disk>,
     writing: Option<JoinHandle<(Disk, Vec<u8>, usize)>>,
     touched: Instant,
+    /// What came of the last write.
+    trouble: Option<String>,
 }
 
 /// The file.
@@ -103,6 +107,7 @@ impl Cache {
             disk: Some(disk),
             writing: None,
             touched: Instant::now(),
+            trouble: None,
         };
         (cache, known)
     }
@@ -124,10 +129,15 @@ impl Cache {
         }
     }
 
+    /// Whether [`Self::save`] is due before its time: a first list is long, and waits in memory.
+    pub(super) fn has_much(&self) -> bool {
+        self.pending.len() >= MUCH && !self.is_writing() && self.trouble.is_none()
+    }
+
     /// Begins to write what is noted. `live`: how many objects there are. Whether [`Self::trouble`] may have changed.
     pub(super) async fn save(&mut self, live: usize, in_contact: bool) -> bool {
         let before = self.trouble();
-        if self.writing.as_ref().is_some_and(|writing| !writing.is_finished()) {
+        if self.is_writing() {
             return false;
         }
         self.written().await;
@@ -144,7 +154,7 @@ impl Cache {
                 if left { (disk, lines, count) } else { (disk, Vec::new(), 0) }
             }));
         }
-        self.trouble() != before
+        self.trouble != before
     }
 
     /// Everything is on disk, and stays there.
@@ -152,6 +162,7 @@ impl Cache {
         self.written().await;
         let Some(disk) = &mut self.disk else { return };
         let left = disk.write(&self.pending, self.pending_lines, usize::MAX / 4, in_contact);
+        self.trouble.clone_from(&disk.trouble);
         if let (Some(file), false) = (&disk.file, left)
             && let Err(error) = file.sync_all()
         {
@@ -161,7 +172,11 @@ impl Cache {
 
     /// Why the next agent may know less than this one.
     pub(super) fn trouble(&self) -> Option<String> {
-        self.disk.as_ref()?.trouble.clone()
+        self.trouble.clone()
+    }
+
+    fn is_writing(&self) -> bool {
+        self.writing.as_ref().is_some_and(|writing| !writing.is_finished())
     }
 
     /// Waits for the last write.
@@ -172,6 +187,7 @@ impl Cache {
                 left.append(&mut self.pending);
                 self.pending = left;
                 self.pending_lines += count;
+                self.trouble.clone_from(&disk.trouble);
                 self.disk = Some(disk);
             }
             Err(error) => tracing::error!(%error, "keeping what the cluster is: the task ended"),

@@ -97,19 +97,26 @@ impl Hub {
         loop {
             tokio::select! {
                 heard = hearing.recv() => match heard {
-                    Some(heard) => self.hear(heard).await?,
+                    Some(heard) => {
+                        self.hear(heard).await?;
+                        if self.cache.has_much() {
+                            self.save().await;
+                        }
+                    }
                     None => return Ok(()),
                 },
-                _ = save.tick() => {
-                    let in_contact = self.progress.behind_since().is_none();
-                    self.news |= self.cache.save(self.delivered.len(), in_contact).await;
-                }
+                _ = save.tick() => self.save().await,
             }
             if self.news && hearing.is_empty() {
                 self.news = false;
                 self.publish();
             }
         }
+    }
+
+    async fn save(&mut self) {
+        let in_contact = self.progress.behind_since().is_none();
+        self.news |= self.cache.save(self.delivered.len(), in_contact).await;
     }
 
     /// Everything that was delivered is on disk when this returns.

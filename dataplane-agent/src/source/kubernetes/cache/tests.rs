@@ -73,7 +73,7 @@ async fn a_line_cut_off_is_left_out_and_written_over() {
 
 #[tokio::test]
 async fn a_file_of_another_version_or_node_is_replaced() {
-    for header in ["{\"version\":0,\"node\":\"n1\"}\n", "{\"version\":1,\"node\":\"n2\"}\n", "\0\0\0", "[]\n"]
+    for header in ["{\"version\":0,\"node\":\"n1\"}\n", "{\"version\":2,\"node\":\"n2\"}\n", "\0\0\0", "[]\n"]
     {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join(FILE);

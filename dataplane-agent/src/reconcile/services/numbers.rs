@@ -1,0 +1,99 @@
+//! Which backend has which number. A hundred thousand are usual: each is in memory once.
+
+use std::hash::{BuildHasher as _, RandomState};
+
+use hashbrown::HashTable;
+
+use super::backends::{Backend, BackendKey};
+
+/// Backends, to be found by number and by key.
+#[derive(Debug, Default)]
+pub(super) struct Numbers {
+    by_number: Vec<Option<Backend>>,
+    /// The numbers, by the hash of the key.
+    by_key: HashTable<u32>,
+    hasher: RandomState,
+}
+
+impl Numbers {
+    pub(super) fn get(&self, id: u32) -> Option<&Backend> {
+        self.by_number.get(id as usize)?.as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, id: u32) -> Option<&mut Backend> {
+        self.by_number.get_mut(id as usize)?.as_mut()
+    }
+
+    /// The number of a backend.
+    pub(super) fn find(&self, key: &BackendKey) -> Option<u32> {
+        let is = |id: &u32| self.get(*id).is_some_and(|backend| backend.key == *key);
+        self.by_key.find(self.hasher.hash_one(key), is).copied()
+    }
+
+    /// Gives a number that nobody has to a backend that has none. Numbers are small: they index a table.
+    pub(super) fn insert(&mut self, id: u32, backend: Backend) {
+        let hash = self.hasher.hash_one(backend.key);
+        if self.by_number.len() <= id as usize {
+            self.by_number.resize_with(id as usize + 1, || None);
+        }
+        self.by_number[id as usize] = Some(backend);
+        let (by_number, hasher) = (&self.by_number, &self.hasher);
+        let rehash =
+            |id: &u32| by_number[*id as usize].as_ref().map_or(0, |backend| hasher.hash_one(backend.key));
+        self.by_key.insert_unique(hash, id, rehash);
+    }
+
+    pub(super) fn remove(&mut self, id: u32) {
+        let Some(backend) = self.by_number.get_mut(id as usize).and_then(Option::take) else { return };
+        let hash = self.hasher.hash_one(backend.key);
+        if let Ok(entry) = self.by_key.find_entry(hash, |other| *other == id) {
+            entry.remove();
+        }
+    }
+
+    /// By number.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Backend)> {
+        (0..).zip(&self.by_number).filter_map(|(id, backend)| Some((id, backend.as_ref()?)))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_key.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, net::IpAddr};
+
+    use dataplane_common::abi::Port;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key(n: u8) -> BackendKey {
+        BackendKey { addr: IpAddr::from([10, 0, 0, n]).into(), port: Port::new(80), protocol: 6 }
+    }
+
+    proptest! {
+        /// Whatever comes and goes, both ways lead to the same.
+        #[test]
+        fn numbers_and_keys_are_found(changes in proptest::collection::vec((0_u32..12, 0_u8..12), 0..200)) {
+            let (mut numbers, mut model) = (Numbers::default(), BTreeMap::new());
+            for (id, n) in changes {
+                if model.remove(&id).is_some() {
+                    numbers.remove(id);
+                } else if !model.values().any(|other| *other == n) {
+                    model.insert(id, n);
+                    numbers.insert(id, Backend { key: key(n), generation: 1, ranges: 0 });
+                }
+                prop_assert_eq!(numbers.len(), model.len());
+                for (id, n) in &model {
+                    prop_assert_eq!(numbers.find(&key(*n)), Some(*id));
+                }
+                let listed: Vec<_> = numbers.iter().map(|(id, backend)| (id, backend.key)).collect();
+                let expected: Vec<_> = model.iter().map(|(id, n)| (*id, key(*n))).collect();
+                prop_assert_eq!(listed, expected);
+            }
+        }
+    }
+}
