@@ -46,13 +46,7 @@ pub(super) fn convert(slice: &discovery::EndpointSlice) -> Result<Converted, Fie
         name,
         owner: super::owner(&slice.metadata),
         ports: ports(slice, &mut problems)?,
-        endpoints: slice
-            .endpoints
-            .iter()
-            .flatten()
-            .enumerate()
-            .map(|(index, it)| endpoint(&format!("endpoints[{index}]"), it, family))
-            .collect::<Result<_, _>>()?,
+        endpoints: endpoints(slice, family)?,
         trigger_time: trigger_time(slice),
     };
     Ok(Converted { object: Some(Object::EndpointSlice(slice)), problems })
@@ -105,6 +99,16 @@ fn ports(
         }
     }
     Ok(ports)
+}
+
+fn endpoints(slice: &discovery::EndpointSlice, family: Family) -> Result<Vec<Endpoint>, FieldError> {
+    let list = slice.endpoints.as_deref().unwrap_or_default();
+    // no larger than it must be: there may be a hundred thousand in the cluster
+    let mut endpoints = Vec::with_capacity(list.len());
+    for (index, it) in list.iter().enumerate() {
+        endpoints.push(endpoint(&format!("endpoints[{index}]"), it, family)?);
+    }
+    Ok(endpoints)
 }
 
 fn endpoint(at: &str, endpoint: &discovery::Endpoint, family: Family) -> Result<Endpoint, FieldError> {

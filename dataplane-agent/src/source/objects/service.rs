@@ -63,11 +63,10 @@ fn cluster_ips(spec: &core::ServiceSpec) -> Result<Option<Vec<IpAddr>>, FieldErr
     if single == Some("None") || list == ["None"] {
         return Ok(None);
     }
-    let ips = list
-        .iter()
-        .enumerate()
-        .map(|(index, text)| field::address(format_args!("spec.clusterIPs[{index}]"), text))
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut ips = Vec::with_capacity(list.len());
+    for (index, text) in list.iter().enumerate() {
+        ips.push(field::address(format_args!("spec.clusterIPs[{index}]"), text)?);
+    }
     field::one_per_family("spec.clusterIPs", &ips, IpAddr::is_ipv4)?;
     match (single, ips.is_empty()) {
         (_, false) => Ok(Some(ips)),
