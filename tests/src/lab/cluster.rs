@@ -180,6 +180,11 @@ impl Cluster {
         &self.fabric
     }
 
+    /// Name of a namespace of this cluster's.
+    pub(super) fn namespace(&self, what: &str) -> String {
+        self.site.namespace(what)
+    }
+
     /// The host beyond the gateway, as a place for processes.
     pub fn outside(&self) -> Result<Place> {
         Place::new(

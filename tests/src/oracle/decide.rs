@@ -130,16 +130,19 @@ impl Way<'_> {
             || (self.entry.from == From::Outside
                 && self.rules.outside_keeps_its_source_on_the_node
                 && self.is_on_entry(endpoint))
-            || !self.is_masqueraded();
+            || !self.is_masqueraded(endpoint);
         if is_kept { Ok(address) } else { self.entry.node.address(address) }
     }
 
-    /// By kube-proxy, whoever the endpoint is.
-    fn is_masqueraded(&self) -> bool {
-        match self.kind {
+    /// By kube-proxy.
+    fn is_masqueraded(&self, endpoint: &Endpoint) -> bool {
+        // it marks packets, and masquerades what leaves the node: what comes in and is for the node itself never does
+        let stays = self.entry.from != From::Host && self.entry.node.addresses.contains(&endpoint.at.ip());
+        let is_marked = match self.kind {
             Kind::Internal => self.entry.from != From::Pod,
             Kind::External => !self.port.is_external_local || self.entry.from == From::Host,
-        }
+        };
+        is_marked && !stays
     }
 
     fn is_on_entry(&self, endpoint: &Endpoint) -> bool {

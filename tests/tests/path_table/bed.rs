@@ -4,12 +4,16 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    path::Path,
 };
 
 use anyhow::{Context as _, Result};
 use dataplane_tests::{
-    lab::{Cluster, Node, Place, Pod, Process, Spec, outside},
-    oracle::{self, At, Client, Protocol, Question, Rules, Verdict, World},
+    apiserver::Needs,
+    lab::{
+        Cluster, Family, Node, Place, Process, Routing, Source, Spec, await_rules, kube_proxy_user, outside,
+    },
+    oracle::{self, At, Client, Protocol, Question, Verdict, World},
 };
 use ipnet::IpNet;
 use serde_json::Value;
@@ -22,40 +26,100 @@ use super::{
 
 /// A running cluster with everything a cell needs.
 pub(crate) struct Bed {
-    // ends before what it runs on
-    _servers: Vec<Process>,
-    pods: Vec<Pod>,
+    // end before what they run on
+    _processes: Vec<Process>,
+    pods: Vec<Server>,
     outside: Place,
     cluster: Cluster,
+    mode: Mode,
     world: World,
-    rules: Rules,
     /// Who listens where.
     names: BTreeMap<IpAddr, String>,
     services: Vec<Laid>,
 }
 
+/// A pod that serves: one of ours, or one of Linux alone.
+pub(crate) struct Server {
+    pub(crate) name: &'static str,
+    pub(crate) node: String,
+    place: Place,
+    addresses: [IpAddr; 2],
+}
+
+/// Who asks, then one on each node.
+const PODS: [(&str, usize); 4] = [("asker", 0), ("near", 0), ("far", 1), ("third", 2)];
+
+impl Server {
+    pub(crate) fn address(&self, family: Family) -> IpAddr {
+        let found = self.addresses.iter().find(|address| family.is_of(address));
+        *found.expect("a pod of both families")
+    }
+}
+
 impl Bed {
-    pub(crate) fn create(mode: Mode, frontends: &[Frontend], policies: &[Policy]) -> Result<Self> {
-        let spec = Spec {
-            routing: mode.routing,
-            connect_tcp: mode.connect_time,
-            connect_udp: mode.connect_time,
-            ..Spec::new(3)
-        };
+    /// Of a cluster whose services are ours.
+    pub(crate) fn ours(
+        mode: Mode,
+        routing: Routing,
+        connect_time: bool,
+        frontends: &[Frontend],
+        policies: &[Policy],
+    ) -> Result<Self> {
+        let spec = Spec { routing, connect_tcp: connect_time, connect_udp: connect_time, ..Spec::new(3) };
         let cluster = Cluster::create(&spec)?;
-        let made =
-            [("asker", 0), ("near", 0), ("far", 1), ("third", 2)].map(|(name, node)| cluster.pod(node, name));
-        let pods: Vec<Pod> = cluster.explain(made.into_iter().collect())?;
+        let made = PODS.map(|(name, node)| {
+            let pod = cluster.pod(node, name)?;
+            let (node, addresses) = (pod.node().to_owned(), pod.addresses());
+            Ok(Server { name, node, place: pod.place().clone(), addresses })
+        });
+        let pods = cluster.explain(made.into_iter().collect())?;
+        let mut bed = Self::on(cluster, mode, pods, Vec::new(), frontends, policies)?;
+        bed.tell()?;
+        let names = bed.service_names();
+        for node in bed.cluster.nodes_mut() {
+            let name = node.name().to_owned();
+            node.await_names(&names).with_context(|| format!("on {name}"))?;
+        }
+        Ok(bed)
+    }
+
+    /// Of a cluster whose services are kube-proxy's.
+    pub(crate) fn peer(program: &Path, frontends: &[Frontend], policies: &[Policy]) -> Result<Self> {
+        let needs = Needs { users: vec![kube_proxy_user()], ..Needs::default() };
+        let cluster = Cluster::lay_out(&Spec { source: Source::Kubernetes(needs), ..Spec::new(3) })?;
+        cluster.route_plainly()?;
+        let made = PODS.iter().zip(1..).map(|(&(name, node), number)| {
+            let node = &cluster.nodes()[node];
+            let pod = cluster.plain_pod(node, name, number)?;
+            Ok(Server { name, node: node.name().to_owned(), place: pod.place, addresses: pod.addresses })
+        });
+        let pods = made.collect::<Result<_>>()?;
+        let proxies: Result<_> =
+            cluster.nodes().iter().map(|node| cluster.kube_proxy(program, node)).collect();
+        let mut bed = Self::on(cluster, Mode::KubeProxy, pods, proxies?, frontends, policies)?;
+        bed.tell()?;
+        let names = bed.service_names();
+        bed.cluster.nodes().iter().try_for_each(|node| await_rules(node, &names))?;
+        Ok(bed)
+    }
+
+    fn on(
+        cluster: Cluster,
+        mode: Mode,
+        pods: Vec<Server>,
+        mut processes: Vec<Process>,
+        frontends: &[Frontend],
+        policies: &[Policy],
+    ) -> Result<Self> {
         let host = &cluster.nodes()[0];
-        let mut servers = pods.iter().map(Pod::serve).collect::<Result<Vec<_>>>()?;
-        servers.push(host.serve()?);
-        let mut names: BTreeMap<IpAddr, String> = pods
-            .iter()
-            .flat_map(|pod| pod.addresses().map(|address| (address, pod.name().to_owned())))
-            .collect();
+        for pod in &pods {
+            processes.push(pod.place.serve(pod.name)?);
+        }
+        processes.push(host.serve()?);
+        let mut names: BTreeMap<IpAddr, String> =
+            pods.iter().flat_map(|pod| pod.addresses.map(|address| (address, pod.name.to_owned()))).collect();
         names.extend(host.addresses().map(|address| (address, host.name().to_owned())));
         let world = world(&cluster, &pods);
-        let rules = if mode.connect_time { Rules::OURS_AT_CONNECT } else { Rules::OURS };
         let outside = cluster.outside()?;
         let makers = policies.iter().flat_map(|policy| Backing::ALL.map(|backing| (*policy, backing)));
         let services = makers
@@ -64,18 +128,40 @@ impl Bed {
                 Laid::new(number as u16, backing, policy, frontends, &pods, host)
             })
             .collect();
-        let bed = Self { _servers: servers, pods, outside, cluster, world, rules, names, services };
+        let bed = Self { _processes: processes, pods, outside, cluster, mode, world, names, services };
         bed.route_addresses(frontends)?;
+        bed.cluster.nodes().iter().try_for_each(answer_everybody)?;
         Ok(bed)
     }
 
-    pub(crate) const fn cluster(&self) -> &Cluster {
-        &self.cluster
+    /// Tells of all services.
+    fn tell(&mut self) -> Result<()> {
+        let objects: Vec<Value> = self
+            .services
+            .iter()
+            .flat_map(|laid| [&laid.service].into_iter().chain(&laid.slices))
+            .cloned()
+            .collect();
+        self.cluster.apply_objects("path-table", &objects)
+    }
+
+    fn service_names(&self) -> Vec<String> {
+        let name = |laid: &Laid| laid.service["metadata"]["name"].as_str().map(str::to_owned);
+        self.services.iter().filter_map(name).collect()
+    }
+
+    pub(crate) const fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// What the agents know of a failure.
+    pub(crate) fn evidence(&self) -> String {
+        if self.mode == Mode::KubeProxy { String::new() } else { self.cluster.evidence() }
     }
 
     pub(crate) fn place(&self, asker: Asker) -> &Place {
         match asker {
-            Asker::Pod => self.pods[0].place(),
+            Asker::Pod => &self.pods[0].place,
             Asker::Host => self.cluster.nodes()[0].place(),
             Asker::Outside => &self.outside,
         }
@@ -84,27 +170,6 @@ impl Bed {
     /// Who listens at an address.
     pub(crate) fn name(&self, address: IpAddr) -> String {
         self.names.get(&address).cloned().unwrap_or_else(|| address.to_string())
-    }
-
-    /// Tells of all services, and waits until every agent has them.
-    pub(crate) fn lay_services(&mut self) -> Result<()> {
-        let objects: Vec<Value> = self
-            .services
-            .iter()
-            .flat_map(|laid| [&laid.service].into_iter().chain(&laid.slices))
-            .cloned()
-            .collect();
-        let names: Vec<String> = self
-            .services
-            .iter()
-            .filter_map(|laid| Some(laid.service["metadata"]["name"].as_str()?.to_owned()))
-            .collect();
-        self.cluster.apply_objects("path-table", &objects)?;
-        for node in self.cluster.nodes_mut() {
-            let name = node.name().to_owned();
-            node.await_names(&names).with_context(|| format!("on {name}"))?;
-        }
-        Ok(())
     }
 
     /// Where a cell's question goes.
@@ -128,7 +193,7 @@ impl Bed {
         let to = self.frontend(cell);
         let protocol = if cell.is_udp { Protocol::Udp } else { Protocol::Tcp };
         let question = Question { address: to.ip(), port: to.port(), protocol };
-        oracle::answer(self.rules, &self.world, service, slices, &client, &question)
+        oracle::answer(self.mode.rules(), &self.world, service, slices, &client, &question)
     }
 
     fn number(&self, cell: &Cell) -> usize {
@@ -152,13 +217,22 @@ impl Bed {
     }
 }
 
+/// A node's kernel is sparing with refusals, of all there are together and to each who asks. Here everyone wants his own.
+fn answer_everybody(node: &Node) -> Result<()> {
+    let namespace = node.place().namespace();
+    namespace.sysctls(&[("net/ipv4/icmp_ratelimit", "0"), ("net/ipv6/icmp/ratelimit", "0")])?;
+    // the machine's before 6.11, and then not shown to a namespace
+    let _is_the_machines = namespace.sysctls(&[("net/ipv4/icmp_msgs_per_sec", "100000")]);
+    Ok(())
+}
+
 /// Nodes and pods, as the oracle wants to know them.
-fn world(cluster: &Cluster, pods: &[Pod]) -> World {
+fn world(cluster: &Cluster, pods: &[Server]) -> World {
     let node = |node: &Node| oracle::Node {
         name: node.name().to_owned(),
         addresses: node.addresses().to_vec(),
         zone: None,
-        pods: pods.iter().filter(|pod| pod.node() == node.name()).flat_map(Pod::addresses).collect(),
+        pods: pods.iter().filter(|pod| pod.node == node.name()).flat_map(|pod| pod.addresses).collect(),
     };
     World { nodes: cluster.nodes().iter().map(node).collect(), localhost_node_ports: false }
 }

@@ -2,27 +2,48 @@
 
 use std::fmt;
 
-use dataplane_tests::lab::Routing;
+use dataplane_tests::{lab::Routing, oracle::Rules};
 
 use super::cells::{Asker, Backing, Cell};
 
 /// How a cluster runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Mode {
-    pub(crate) routing: Routing,
-    pub(crate) connect_time: bool,
+pub(crate) enum Mode {
+    Ours {
+        routing: Routing,
+        connect_time: bool,
+    },
+    /// Linux routes, and kube-proxy has the services.
+    KubeProxy,
+}
+
+impl Mode {
+    /// What to expect.
+    pub(crate) const fn rules(self) -> Rules {
+        match self {
+            Self::Ours { connect_time: true, .. } => Rules::OURS_AT_CONNECT,
+            Self::Ours { connect_time: false, .. } => Rules::OURS,
+            Self::KubeProxy => Rules::KUBE_PROXY,
+        }
+    }
 }
 
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let how = if self.connect_time { "with connect-time translation" } else { "by packets alone" };
-        write!(f, "routing {}, {how}", self.routing.name())
+        match self {
+            Self::Ours { routing, connect_time } => {
+                let how = if *connect_time { "with connect-time translation" } else { "by packets alone" };
+                write!(f, "routing {}, {how}", routing.name())
+            }
+            Self::KubeProxy => f.write_str("kube-proxy"),
+        }
     }
 }
 
 /// Why a cell is not as the oracle has it.
 pub(crate) fn known(cell: &Cell, mode: Mode) -> Option<&'static str> {
     let Cell { asker, backing, .. } = *cell;
+    let Mode::Ours { connect_time, .. } = mode else { return None };
     let is_on_first = matches!(
         backing,
         Backing::SameNode | Backing::Asker | Backing::Host | Backing::Spread | Backing::Hinted
@@ -30,7 +51,7 @@ pub(crate) fn known(cell: &Cell, mode: Mode) -> Option<&'static str> {
     if backing == Backing::Nobody {
         return Some("a service without endpoints is silent or not permitted, not refused");
     }
-    if asker == Asker::Host && !mode.connect_time && is_on_first {
+    if asker == Asker::Host && !connect_time && is_on_first {
         return Some(
             "a host process whose packets are translated does not reach its own node's backends (host_loop)",
         );

@@ -4,6 +4,7 @@
 //! A cell is a client, what stands behind the service, the frontend it asks, the service's policy, a protocol and a family.
 //! One cluster of three nodes for each way of routing, with and without connect-time translation; all services are there at
 //! once. A sample runs by default, the same every time; with `DATAPLANE_FULL=1` (`cargo xtask test --full`) all of it.
+//! Where `KUBE_PROXY` names one, and `KUBEBUILDER_ASSETS` an API server, the oracle itself is held against kube-proxy.
 
 mod bed;
 mod cells;
@@ -11,7 +12,7 @@ mod judge;
 mod known;
 mod services;
 
-use std::{env, thread};
+use std::{env, path::Path, thread};
 
 use anyhow::{Context as _, Result, bail};
 use dataplane_tests::{
@@ -36,37 +37,66 @@ const SAMPLE: usize = 75;
 
 #[test]
 fn native_with_connect_time() -> Result<()> {
-    table(Mode { routing: Routing::Native, connect_time: true })
+    ours(Routing::Native, true)
 }
 
 #[test]
 fn native_by_packets_alone() -> Result<()> {
-    table(Mode { routing: Routing::Native, connect_time: false })
+    ours(Routing::Native, false)
 }
 
 #[test]
 fn overlay_with_connect_time() -> Result<()> {
-    table(Mode { routing: Routing::Vxlan, connect_time: true })
+    ours(Routing::Vxlan, true)
 }
 
 #[test]
 fn overlay_by_packets_alone() -> Result<()> {
-    table(Mode { routing: Routing::Vxlan, connect_time: false })
+    ours(Routing::Vxlan, false)
 }
 
-fn table(mode: Mode) -> Result<()> {
-    let is_full = env::var("DATAPLANE_FULL").is_ok_and(|value| value == "1");
+/// The oracle's own proof: all of the table, whatever of it is ours already.
+#[test]
+fn kube_proxy_is_as_the_oracle_says() -> Result<()> {
+    let Some(program) = env::var_os("KUBE_PROXY") else {
+        note("SKIP: KUBE_PROXY names no kube-proxy to hold the oracle against");
+        return Ok(());
+    };
+    if env::var_os("KUBEBUILDER_ASSETS").is_none() {
+        note("SKIP: KUBEBUILDER_ASSETS names no kube-apiserver for kube-proxy");
+        return Ok(());
+    }
+    let bed = Bed::peer(Path::new(&program), &Frontend::ALL, &Policy::ALL)?;
+    table(&bed, &cells::all(&Frontend::ALL, &Policy::ALL))
+}
+
+fn ours(routing: Routing, connect_time: bool) -> Result<()> {
+    let mode = Mode::Ours { routing, connect_time };
     let all = cells::all(FRONTENDS, POLICIES);
-    let cells = if is_full { all } else { cells::sample(all, SAMPLE) };
-    let mut bed = Bed::create(mode, FRONTENDS, POLICIES)?;
-    let asked = bed.lay_services().and_then(|()| ask(&bed, &cells));
-    let sheet = bed.cluster().explain(asked)?.judge(mode, is_full);
-    if is_full {
-        note(&format!("path table, {mode}: {}; not asked: {}", sheet.summary(), missing()));
-        sheet.known().iter().for_each(|known| note(&format!("path table, {mode}: known: {known}")));
+    let cells = if is_full() { all } else { cells::sample(all, SAMPLE) };
+    table(&Bed::ours(mode, routing, connect_time, FRONTENDS, POLICIES)?, &cells)?;
+    if is_full() {
+        note(&format!("SUMMARY: path table, {mode}: not asked: {}", missing()));
+    }
+    Ok(())
+}
+
+fn is_full() -> bool {
+    env::var("DATAPLANE_FULL").is_ok_and(|value| value == "1")
+}
+
+fn table(bed: &Bed, cells: &[Cell]) -> Result<()> {
+    let mode = bed.mode();
+    let asked = ask(bed, cells).map_err(|error| error.context(bed.evidence()))?;
+    let sheet = asked.judge(mode, is_full());
+    if is_full() {
+        note(&format!("SUMMARY: path table, {mode}: {}", sheet.summary()));
+        for known in sheet.known() {
+            note(&format!("SUMMARY: path table, {mode}: known: {known}"));
+        }
     }
     if let Some(wrong) = sheet.wrong() {
-        bail!("{mode}: {}\n{wrong}\n{}", sheet.summary(), bed.cluster().evidence());
+        bail!("{mode}: {}\n{wrong}\n{}", sheet.summary(), bed.evidence());
     }
     Ok(())
 }
@@ -82,9 +112,9 @@ fn missing() -> String {
     if all.is_empty() { "nothing".to_owned() } else { all.join(", ") }
 }
 
-#[expect(clippy::print_stdout, reason = "`cargo xtask test` repeats such lines at its end")]
+#[expect(clippy::print_stdout, reason = "`cargo xtask test` reads such lines")]
 fn note(text: &str) {
-    println!("SUMMARY: {text}");
+    println!("{text}");
 }
 
 /// Every client asks all its questions at once, beside the others.

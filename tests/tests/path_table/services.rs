@@ -3,13 +3,16 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use dataplane_tests::{
-    lab::{Family, Node, Pod, service_addresses},
+    lab::{Family, Node, service_addresses},
     traffic::{ECHO, HTTP},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::{Value, json};
 
-use super::cells::{Backing, Cell, Door, Frontend, Policy};
+use super::{
+    bed::Server,
+    cells::{Backing, Cell, Door, Frontend, Policy},
+};
 
 /// Port of all services: the same for both protocols.
 const PORT: u16 = 80;
@@ -108,7 +111,7 @@ impl Laid {
         backing: Backing,
         policy: Policy,
         frontends: &[Frontend],
-        pods: &[Pod],
+        pods: &[Server],
         host: &Node,
     ) -> Self {
         let name = format!("{backing:?}-{}", policy.name()).to_lowercase();
@@ -178,7 +181,7 @@ fn slice(service: &str, family: Family, endpoints: &[Value]) -> Value {
     })
 }
 
-fn endpoints(backing: Backing, family: Family, pods: &[Pod], host: &Node) -> Vec<Value> {
+fn endpoints(backing: Backing, family: Family, pods: &[Server], host: &Node) -> Vec<Value> {
     let conditions = |endpoint: &mut Value, [ready, serving, terminating]: [bool; 3]| {
         endpoint["conditions"] = json!({"ready": ready, "serving": serving, "terminating": terminating});
     };
@@ -187,7 +190,7 @@ fn endpoints(backing: Backing, family: Family, pods: &[Pod], host: &Node) -> Vec
         conditions(&mut endpoint, [true, true, false]);
         endpoint
     };
-    let pod = |pod: &Pod| endpoint(pod.node(), pod.address(family));
+    let pod = |pod: &Server| endpoint(&pod.node, pod.address(family));
     let [asker, near, far, third] = pods else { panic!("who asks, and one on each node") };
     match backing {
         Backing::SameNode => vec![pod(near)],
@@ -198,7 +201,7 @@ fn endpoints(backing: Backing, family: Family, pods: &[Pod], host: &Node) -> Vec
         Backing::Hinted => [near, far, third]
             .map(|of| {
                 let mut endpoint = pod(of);
-                endpoint["hints"] = json!({"forNodes": [{"name": of.node()}]});
+                endpoint["hints"] = json!({"forNodes": [{"name": of.node}]});
                 endpoint
             })
             .into(),

@@ -88,7 +88,9 @@ fn summarize(reports: &[Report], start: Instant) -> Result<()> {
     let summaries: Vec<_> = reports.iter().flat_map(|report| &report.summaries).collect();
     if !summaries.is_empty() {
         println!();
-        summaries.iter().for_each(|summary| println!("{summary}"));
+        for summary in summaries {
+            println!("{summary}");
+        }
     }
     let failed: usize = reports.iter().map(|report| report.failures.len()).sum();
     let passed: usize = reports.iter().map(|report| report.passed).sum();

@@ -1,8 +1,13 @@
 //! Who is masqueraded, and who goes the short way.
 
+use std::net::SocketAddr;
+
 use serde_json::json;
 
-use super::{At, HOST, NODE, NODE_IP, OUTSIDE, POD, answered, ask, both, service};
+use super::{
+    super::Verdict, At, HOST, NODE, NODE_IP, OTHER, OTHER_IP, OUTSIDE, POD, answered, ask, both, endpoint,
+    ip, service, slice,
+};
 
 const CLUSTER: &str = "172.30.0.41:80";
 const NODE_PORT: &str = "192.168.0.2:3001";
@@ -72,4 +77,20 @@ fn a_pod_that_reaches_itself_sees_its_node() {
     let itself = (At::Pod(NODE), "10.180.0.1");
     let service = service(&json!({"internalTrafficPolicy": "Local"}));
     assert_eq!(ask(&service, &both(), itself, CLUSTER), answered(&[HERE], NODE_IP));
+}
+
+/// No test of upstream's looks at it: seen with kube-proxy 1.36.
+#[test]
+fn what_is_for_the_node_itself_is_not_masqueraded() {
+    let service = service(&json!({}));
+    let slices = [slice(&[endpoint(NODE_IP, NODE), endpoint(OTHER_IP, OTHER)])];
+    for (who, to) in [(POD, NODE_PORT), (OUTSIDE, CLUSTER), (OUTSIDE, NODE_PORT), (OUTSIDE, BALANCER)] {
+        let seen = [(NODE_IP, who.1), (OTHER_IP, NODE_IP)]
+            .map(|(at, source)| (SocketAddr::new(ip(at), 80), ip(source)));
+        assert_eq!(ask(&service, &slices, who, to), Verdict::Answered(seen.into()), "{who:?} to {to}");
+    }
+    assert_eq!(ask(&service, &slices[..1], (At::Host(NODE), "127.0.0.1"), "127.0.0.1:3001"), {
+        let seen = [NODE_IP, OTHER_IP].map(|at| (SocketAddr::new(ip(at), 80), ip(NODE_IP)));
+        Verdict::Answered(seen.into())
+    });
 }
