@@ -173,13 +173,13 @@ impl Bed {
     }
 
     /// Where a cell's question goes.
-    pub(crate) fn frontend(&self, cell: &Cell) -> SocketAddr {
+    pub(crate) fn frontend(&self, cell: Cell) -> SocketAddr {
         let node = self.cluster.nodes()[cell.door.node()].address(cell.family);
         services::frontend(cell, self.number(cell) as u16, node)
     }
 
     /// What the oracle says of it.
-    pub(crate) fn expected(&self, cell: &Cell) -> Result<Verdict> {
+    pub(crate) fn expected(&self, cell: Cell) -> Result<Verdict> {
         let Laid { service, slices, .. } = &self.services[self.number(cell)];
         let nodes = self.cluster.nodes();
         let client = match cell.asker {
@@ -196,7 +196,7 @@ impl Bed {
         oracle::answer(self.mode.rules(), &self.world, service, slices, &client, &question)
     }
 
-    fn number(&self, cell: &Cell) -> usize {
+    fn number(&self, cell: Cell) -> usize {
         let is_it = |laid: &Laid| laid.backing == cell.backing && laid.policy == cell.policy;
         self.services.iter().position(is_it).expect("a service for every policy and backing")
     }
@@ -222,7 +222,8 @@ fn answer_everybody(node: &Node) -> Result<()> {
     let namespace = node.place().namespace();
     namespace.sysctls(&[("net/ipv4/icmp_ratelimit", "0"), ("net/ipv6/icmp/ratelimit", "0")])?;
     // the machine's before 6.11, and then not shown to a namespace
-    let _is_the_machines = namespace.sysctls(&[("net/ipv4/icmp_msgs_per_sec", "100000")]);
+    let _is_the_machines = namespace
+        .sysctls(&[("net/ipv4/icmp_msgs_per_sec", "100000"), ("net/ipv4/icmp_msgs_burst", "100000")]);
     Ok(())
 }
 

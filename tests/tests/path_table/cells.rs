@@ -28,6 +28,8 @@ pub(crate) enum Backing {
     Spread,
     /// As [`Self::Spread`], each meant for its own node.
     Hinted,
+    /// As [`Self::Spread`]; balancers let nobody but the outside in.
+    Guarded,
     /// On the first node one that ends and still serves, on the second one that is ready.
     Leaving,
     /// Nobody who is ready, or ever was.
@@ -41,6 +43,8 @@ pub(crate) enum Frontend {
     ClusterIp,
     /// By the outside, which the gateway leads to the first node: a thing of its own, for most clusters have no such way.
     ClusterIpFromOutside,
+    /// The service's own address at a port it does not have.
+    UnknownPort,
     NodePort,
     LoadBalancer,
     ExternalIp,
@@ -78,21 +82,28 @@ impl Asker {
 }
 
 impl Backing {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::SameNode,
         Self::OtherNode,
         Self::Asker,
         Self::Host,
         Self::Spread,
         Self::Hinted,
+        Self::Guarded,
         Self::Leaving,
         Self::Nobody,
     ];
 }
 
 impl Frontend {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::ClusterIp, Self::ClusterIpFromOutside, Self::NodePort, Self::LoadBalancer, Self::ExternalIp];
+    pub(crate) const ALL: [Self; 6] = [
+        Self::ClusterIp,
+        Self::ClusterIpFromOutside,
+        Self::UnknownPort,
+        Self::NodePort,
+        Self::LoadBalancer,
+        Self::ExternalIp,
+    ];
 }
 
 impl Policy {
@@ -124,7 +135,7 @@ impl Door {
             (_, Frontend::NodePort) | (Asker::Outside, Frontend::LoadBalancer | Frontend::ExternalIp) => {
                 &[Self::First, Self::Second]
             }
-            (Asker::Outside, Frontend::ClusterIp)
+            (Asker::Outside, Frontend::ClusterIp | Frontend::UnknownPort)
             | (Asker::Pod | Asker::Host, Frontend::ClusterIpFromOutside) => &[],
             _ => &[Self::First],
         }

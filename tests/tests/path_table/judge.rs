@@ -73,7 +73,7 @@ impl Sheet {
     pub(crate) fn judge(self, mode: Mode, is_full: bool) -> Judged {
         let (mut right, mut wrong, mut counts) = (0, Vec::new(), BTreeMap::new());
         for row in self.rows {
-            let reason = known(&row.cell, mode);
+            let reason = known(row.cell, mode);
             if let Some(reason) = reason {
                 *counts.entry(reason).or_insert(0) += usize::from(!row.is_right);
             }

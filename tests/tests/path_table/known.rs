@@ -41,13 +41,11 @@ impl fmt::Display for Mode {
 }
 
 /// Why a cell is not as the oracle has it.
-pub(crate) fn known(cell: &Cell, mode: Mode) -> Option<&'static str> {
-    let Cell { asker, backing, .. } = *cell;
+pub(crate) fn known(cell: Cell, mode: Mode) -> Option<&'static str> {
+    let Cell { asker, backing, .. } = cell;
     let Mode::Ours { connect_time, .. } = mode else { return None };
-    let is_on_first = matches!(
-        backing,
-        Backing::SameNode | Backing::Asker | Backing::Host | Backing::Spread | Backing::Hinted
-    );
+    // all but those whose backends are on other nodes
+    let is_on_first = !matches!(backing, Backing::OtherNode | Backing::Leaving | Backing::Nobody);
     if backing == Backing::Nobody {
         return Some("a service without endpoints is silent or not permitted, not refused");
     }

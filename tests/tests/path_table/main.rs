@@ -142,11 +142,11 @@ type Asked = (Cell, Verdict, Heard);
 fn ask_from(bed: &Bed, place: &Place, cells: &[Cell]) -> Result<Vec<Asked>> {
     let expected = cells
         .iter()
-        .map(|cell| bed.expected(cell).with_context(|| cell.to_string()))
+        .map(|cell| bed.expected(*cell).with_context(|| cell.to_string()))
         .collect::<Result<Vec<_>>>()?;
     let probe = |(number, (cell, expected)): (usize, (&Cell, &Verdict))| Probe {
         number,
-        server: bed.frontend(cell),
+        server: bed.frontend(*cell),
         transport: if cell.is_udp { Transport::Udp } else { Transport::Tcp },
         servers: judge::servers(expected),
         patience_ms: patience_ms(expected),

@@ -90,13 +90,14 @@ pub(crate) fn prefixes(door: Door, frontends: &[Frontend]) -> Vec<IpNet> {
 }
 
 /// Where a cell asks the service with this number; `node` is its door's address.
-pub(crate) fn frontend(cell: &Cell, number: u16, node: IpAddr) -> SocketAddr {
-    let Cell { family, door, .. } = *cell;
+pub(crate) fn frontend(cell: Cell, number: u16, node: IpAddr) -> SocketAddr {
+    let Cell { family, door, .. } = cell;
     match cell.frontend {
-        Frontend::ClusterIp | Frontend::ClusterIpFromOutside => {
+        Frontend::ClusterIp | Frontend::ClusterIpFromOutside | Frontend::UnknownPort => {
             let address =
                 service_addresses(CLUSTER_IP + number).into_iter().find(|address| family.is_of(address));
-            SocketAddr::new(address.expect("a service of both families"), PORT)
+            let port = if cell.frontend == Frontend::UnknownPort { PORT + 1 } else { PORT };
+            SocketAddr::new(address.expect("a service of both families"), port)
         }
         Frontend::NodePort => SocketAddr::new(node, NODE_PORT + number),
         Frontend::LoadBalancer => SocketAddr::new(Range::Balancer.address(family, door, number), PORT),
@@ -115,7 +116,11 @@ impl Laid {
         host: &Node,
     ) -> Self {
         let name = format!("{backing:?}-{}", policy.name()).to_lowercase();
-        let service = service(&name, number, policy, frontends);
+        let mut service = service(&name, number, policy, frontends);
+        if backing == Backing::Guarded {
+            // blanks are as the API takes them
+            service["spec"]["loadBalancerSourceRanges"] = json!([" 192.0.2.0/24", "2001:db8:ffff::/64 "]);
+        }
         let slices =
             Family::BOTH.map(|family| slice(&name, family, &endpoints(backing, family, pods, host))).into();
         Self { backing, policy, service, slices }
@@ -197,7 +202,7 @@ fn endpoints(backing: Backing, family: Family, pods: &[Server], host: &Node) -> 
         Backing::OtherNode => vec![pod(far)],
         Backing::Asker => vec![pod(asker)],
         Backing::Host => vec![endpoint(host.name(), host.address(family))],
-        Backing::Spread => [near, far, third].map(pod).into(),
+        Backing::Spread | Backing::Guarded => [near, far, third].map(pod).into(),
         Backing::Hinted => [near, far, third]
             .map(|of| {
                 let mut endpoint = pod(of);
