@@ -41,21 +41,45 @@ impl fmt::Display for Mode {
 }
 
 /// Why a cell is not as the oracle has it.
-pub(crate) fn known(cell: Cell, mode: Mode) -> Option<&'static str> {
-    let Cell { asker, backing, .. } = cell;
-    let Mode::Ours { connect_time, .. } = mode else { return None };
-    // all but those whose backends are on other nodes
-    let is_on_first = !matches!(backing, Backing::OtherNode | Backing::Leaving | Backing::Nobody);
-    if backing == Backing::Nobody {
-        return Some("a service without endpoints is silent or not permitted, not refused");
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Known {
+    Always(&'static str),
+    /// A matter of chance: that all its cells came right once proves nothing.
+    Sometimes(&'static str),
+}
+
+impl Known {
+    pub(crate) const fn reason(self) -> &'static str {
+        match self {
+            Self::Always(reason) | Self::Sometimes(reason) => reason,
+        }
     }
-    if asker == Asker::Host && !connect_time && is_on_first {
-        return Some(
-            "a host process whose packets are translated does not reach its own node's backends (host_loop)",
-        );
+}
+
+pub(crate) fn known(cell: Cell, mode: Mode) -> Option<Known> {
+    let Cell { asker, backing, .. } = cell;
+    let Mode::Ours { connect_time, routing } = mode else { return None };
+    let is_host_by_packets = asker == Asker::Host && !connect_time;
+    if backing == Backing::Nobody {
+        return Some(Known::Always("a service without endpoints is silent or not permitted, not refused"));
+    }
+    if is_host_by_packets && backing == Backing::Host {
+        let reason =
+            "a host process whose packets are translated does not reach another of its node (host_loop)";
+        return Some(Known::Always(reason));
     }
     if backing == Backing::Hinted {
-        return Some("hints are not obeyed");
+        return Some(Known::Always("hints are not obeyed"));
+    }
+    // redirect_neigh with a next hop leaves the packet its route, which is the one to the service; a packet that waits
+    // for the neighbour's link address is sent by that route when it is known
+    if is_host_by_packets
+        && routing == Routing::Native
+        && !matches!(backing, Backing::SameNode | Backing::Asker)
+    {
+        return Some(Known::Sometimes(
+            "a host's first translated packet to a node not yet resolved goes to its gateway",
+        ));
     }
     None
 }
