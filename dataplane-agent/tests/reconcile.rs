@@ -33,14 +33,21 @@ fn service(number: u16) -> [Object; 2] {
         serving: true,
         terminating: false,
         node_name: None,
+        hints: None,
     };
     let service = Service {
         name: name.clone(),
         owner: Owner::default(),
         cluster_ips: vec![IpAddr::from([10, 96, high, low])],
-        ports: vec![ServicePort { name: Name::default(), port: 80, protocol: TransportProtocol::Tcp }],
+        ports: vec![ServicePort {
+            name: Name::default(),
+            port: 80,
+            protocol: TransportProtocol::Tcp,
+            node_port: None,
+        }],
         affinity_timeout: None,
         load_balancing: LoadBalancing::Random,
+        ..Service::default()
     };
     let slice = EndpointSlice {
         name: name.clone(),

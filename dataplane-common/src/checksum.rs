@@ -66,6 +66,17 @@ pub fn sum(bytes: &[u8]) -> u64 {
     words.iter().map(|word| u64::from(u16::from_ne_bytes(*word))).sum::<u64>() + last
 }
 
+/// As [`sum`], of 32-bit words.
+#[inline(always)]
+pub const fn sum_of_words<const WORDS: usize>(words: &[u32; WORDS]) -> u64 {
+    let (mut sum, mut index) = (0, 0);
+    while index < WORDS {
+        sum += words[index] as u64;
+        index += 1;
+    }
+    sum
+}
+
 /// The checksum field of `bytes`, in which the field itself is zero. In memory order: store it as it is.
 pub fn of(bytes: &[u8]) -> u16 {
     !fold(sum(bytes))

@@ -9,6 +9,12 @@ pub const fn tuple(key: &FlowKey) -> u32 {
     finish(mix(mix(mix(SEED ^ key.protocol as u32, ports), fold(key.src)), fold(key.dst)))
 }
 
+/// Hash of a client, whatever it asks from which port.
+#[inline(always)]
+pub const fn client(addr: Addr) -> u32 {
+    finish(SEED ^ fold(addr))
+}
+
 /// Scales a hash or a random number to `0..count` without a division (multiply-shift); 0 if `count` is 0.
 #[inline(always)]
 pub const fn scale(hash: u32, count: u32) -> u32 {

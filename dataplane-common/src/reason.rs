@@ -64,6 +64,7 @@ numbered! {
         SocketTranslated = 16, "socket_translated", "Socket connected to a backend in place of a service.";
         SocketRestored = 17, "socket_restored", "Socket shown the service in place of the backend.";
         SocketUntouched = 18, "socket_untouched", "Socket address is no service: left alone.";
+        ToOutside = 19, "to_outside", "Sent out of the cluster by the kernel's routes, past the host's stack.";
     }
 }
 
@@ -72,7 +73,7 @@ numbered! {
     pub enum DropReason {
         Truncated = 64, "truncated", "Shorter than its headers say.";
         BadHeader = 65, "bad_header", "A header contradicts itself (version, length).";
-        NoBackend = 66, "no_backend", "The service has no ready backend.";
+        NoBackend = 66, "no_backend", "The service has no backend anywhere: refused (ICMP port unreachable).";
         FlowTableFull = 67, "flow_table_full", "No slot for a new flow: all examined ones are in use.";
         PortsExhausted = 68, "ports_exhausted", "No free source port for this destination.";
         NoEndpoint = 69, "no_endpoint", "An address of this node's pod CIDR that no pod has.";
@@ -86,6 +87,8 @@ numbered! {
         BadService = 77, "bad_service", "The service points at a backend slot that does not exist.";
         SpoofedSource = 78, "spoofed_source", "A pod used a source address that is not its own.";
         HostLoop = 79, "host_loop", "A host process reached its own node through a service without connect-time translation.";
+        NoLocalBackend = 80, "no_local_backend", "The service's policy is Local, and no backend is on this node.";
+        SourceRange = 81, "source_range", "The client is not in the service's loadBalancerSourceRanges.";
     }
 }
 

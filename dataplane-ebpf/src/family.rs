@@ -3,7 +3,7 @@
 use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     abi::Addr,
-    checksum::Change,
+    checksum::{self, Change},
     net::{EthHeader, FragmentHeader, Icmpv4Type, Icmpv6Type, Ipv4Header, Ipv6Header, Protocol},
     reason::DropReason,
 };
@@ -21,6 +21,11 @@ pub(crate) trait IpFamily: Sized {
     const ICMP: u8;
     /// Whether ICMP's checksum covers the addresses.
     const ICMP_COVERS_ADDRESSES: bool;
+    /// Bytes of the IP header without options or extensions.
+    const HEADER: usize;
+    /// Type and code of "nobody listens at this port".
+    const PORT_UNREACHABLE: (u8, u8);
+
     /// Reads and checks the IP header.
     fn parse(ctx: &TcContext) -> Result<Packet<Self>, DropReason>;
 
@@ -35,6 +40,12 @@ pub(crate) trait IpFamily: Sized {
         src: &Addr,
         dst: &Addr,
     ) -> Result<Change, DropReason>;
+
+    /// Writes the IP header of an ICMP message of `len` bytes, and returns the sum of what else its checksum covers.
+    fn write_message_header(ctx: &TcContext, src: &Addr, dst: &Addr, len: usize) -> Result<u64, DropReason>;
+
+    /// The one's-complement sum of the IP header, which has no options or extensions.
+    fn sum_of_header(ctx: &TcContext) -> Result<u64, DropReason>;
 
     /// Whether the ICMP type carries a packet it is about.
     fn icmp_is_error(kind: u8) -> bool;
@@ -57,6 +68,8 @@ pub(crate) enum V4 {}
 impl IpFamily for V4 {
     const ICMP: u8 = Protocol::ICMP;
     const ICMP_COVERS_ADDRESSES: bool = false;
+    const HEADER: usize = Ipv4Header::LEN;
+    const PORT_UNREACHABLE: (u8, u8) = (Icmpv4Type::UNREACHABLE, 3);
 
     #[inline(always)]
     fn parse(ctx: &TcContext) -> Result<Packet<Self>, DropReason> {
@@ -116,6 +129,19 @@ impl IpFamily for V4 {
     }
 
     #[inline(always)]
+    fn write_message_header(ctx: &TcContext, src: &Addr, dst: &Addr, len: usize) -> Result<u64, DropReason> {
+        packet::with_header(ctx, L3, |ip: &mut Ipv4Header| {
+            *ip = Ipv4Header::message(src.v4_part(), dst.v4_part(), len);
+        })?;
+        Ok(0)
+    }
+
+    #[inline(always)]
+    fn sum_of_header(ctx: &TcContext) -> Result<u64, DropReason> {
+        skb::load(ctx, L3).map(|words: [u32; Ipv4Header::LEN / 4]| checksum::sum_of_words(&words))
+    }
+
+    #[inline(always)]
     fn icmp_is_error(kind: u8) -> bool {
         Icmpv4Type::is_error(kind)
     }
@@ -151,6 +177,8 @@ const MAX_EXTENSION_HEADERS: usize = 6;
 impl IpFamily for V6 {
     const ICMP: u8 = Protocol::ICMPV6;
     const ICMP_COVERS_ADDRESSES: bool = true;
+    const HEADER: usize = Ipv6Header::LEN;
+    const PORT_UNREACHABLE: (u8, u8) = (Icmpv6Type::UNREACHABLE, 4);
 
     #[inline(always)]
     fn parse(ctx: &TcContext) -> Result<Packet<Self>, DropReason> {
@@ -197,6 +225,22 @@ impl IpFamily for V6 {
             ip.set_dst(dst);
             change
         })
+    }
+
+    #[inline(always)]
+    fn write_message_header(ctx: &TcContext, src: &Addr, dst: &Addr, len: usize) -> Result<u64, DropReason> {
+        packet::with_header(ctx, L3, |ip: &mut Ipv6Header| {
+            *ip = Ipv6Header::message(src.words(), dst.words(), len);
+        })?;
+        let pseudo = [(len as u32).to_be(), u32::from(Protocol::ICMPV6).to_be()];
+        Ok(checksum::sum_of_words(&src.words())
+            + checksum::sum_of_words(&dst.words())
+            + checksum::sum_of_words(&pseudo))
+    }
+
+    #[inline(always)]
+    fn sum_of_header(ctx: &TcContext) -> Result<u64, DropReason> {
+        skb::load(ctx, L3).map(|words: [u32; Ipv6Header::LEN / 4]| checksum::sum_of_words(&words))
     }
 
     #[inline(always)]

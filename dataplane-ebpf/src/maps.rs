@@ -12,8 +12,9 @@ use aya_ebpf::{
 };
 use dataplane_common::{
     abi::{
-        Addr, BackendSlot, Endpoint, Event, Flow, FlowKey, FlowRef, FragmentKey, FragmentPorts, Gates,
-        OriginKey, Route, Service, ServiceKey, SocketOrigin, names::capacity,
+        Addr, Affinity, AffinityKey, BackendSlot, Endpoint, Event, Flow, FlowKey, FlowRef, FragmentKey,
+        FragmentPorts, Gates, OriginKey, Route, Service, ServiceKey, SocketOrigin, SourceRange,
+        names::capacity,
     },
     reason::COUNTERS as COUNTER_ENTRIES,
 };
@@ -64,6 +65,14 @@ static CONNECTED_ORIGINS: SkStorage<SocketOrigin> = SkStorage::new();
 static DATAGRAM_ORIGINS: LruHashMap<OriginKey, SocketOrigin, { capacity::DATAGRAM_ORIGINS as usize }> =
     LruHashMap::new();
 
+/// Who may ask which service. Written by the agent.
+#[btf_map]
+static SOURCE_RANGES: LpmTrie<SourceRange, u32, { capacity::SOURCE_RANGES as usize }> = LpmTrie::new();
+
+/// Which backend a client had last. Written by the datapath.
+#[btf_map]
+static AFFINITY: LruHashMap<AffinityKey, Affinity, { capacity::AFFINITY as usize }> = LruHashMap::new();
+
 /// Packets by hook and outcome.
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { COUNTER_ENTRIES as usize }> = PerCpuArray::new();
@@ -89,6 +98,18 @@ pub(crate) struct Work {
     pub(crate) event: Event,
     /// What a new flow is for.
     pub(crate) purpose: Purpose,
+    /// How the packet asks, if it asks a frontend.
+    pub(crate) asks: Asks,
+}
+
+/// What a frontend needs to know of who asks, beside the tuple.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Asks {
+    /// Not 0: the client is neither a pod nor a process of this node.
+    pub(crate) from_outside: u32,
+    /// Not 0: the address is one at which node ports are.
+    pub(crate) node_ports: u32,
 }
 
 /// What a new flow is for.
@@ -154,6 +175,24 @@ pub(crate) fn route(addr: &Addr) -> Option<&'static Route> {
 pub(crate) fn service(key: &ServiceKey) -> Option<&'static Service> {
     // SAFETY: as in `endpoint`.
     unsafe { SERVICES.get(key) }
+}
+
+/// Whether a client is in one of the service's ranges.
+#[inline(always)]
+pub(crate) fn is_source_allowed(service_id: u32, client: &Addr) -> bool {
+    SOURCE_RANGES.get(&Key::new(160, SourceRange { service_id, addr: *client })).is_some()
+}
+
+#[inline(always)]
+pub(crate) fn affinity(key: &AffinityKey) -> Option<Affinity> {
+    // SAFETY: copied at once.
+    unsafe { AFFINITY.get(key) }.copied()
+}
+
+#[inline(always)]
+pub(crate) fn remember_affinity(key: &AffinityKey, affinity: Affinity) {
+    // not remembered: the client's next connection chooses anew
+    let _best_effort = AFFINITY.insert(key, affinity, BPF_ANY.into());
 }
 
 #[inline(always)]

@@ -5,18 +5,20 @@ use core::marker::PhantomData;
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, bpf_redir_neigh,
+        BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup, bpf_redir_neigh,
         bpf_redir_neigh__bindgen_ty_1, bpf_sock_addr, bpf_tunnel_key,
     },
     helpers::generated::{
-        bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_ns,
-        bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type,
-        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
+        bpf_fib_lookup, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_ns,
+        bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_head,
+        bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
     },
     programs::{SockAddrContext, TcContext},
 };
 use dataplane_common::{
-    abi::{Addr, Port, SocketOrigin},
+    abi::{Addr, MacAddr, Port, SocketOrigin},
     checksum::Change,
     net::Header,
     reason::DropReason,
@@ -116,8 +118,6 @@ pub(crate) fn redirect(ifindex: u32) -> i32 {
 /// Out of the device `ifindex` to the neighbour `next_hop`, whose link address the kernel knows or finds out.
 #[inline(always)]
 pub(crate) fn redirect_neigh(ifindex: u32, next_hop: &Addr) -> i32 {
-    const AF_INET: u32 = 2;
-    const AF_INET6: u32 = 10;
     let (family, words) = if next_hop.is_v4() {
         (AF_INET, [next_hop.v4_part(), 0, 0, 0])
     } else {
@@ -130,6 +130,86 @@ pub(crate) fn redirect_neigh(ifindex: u32, next_hop: &Addr) -> i32 {
     };
     // SAFETY: `params` is initialised whole and outlives the call.
     unsafe { bpf_redirect_neigh(ifindex, &raw mut params, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
+}
+
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+
+/// How the kernel would send a packet.
+pub(crate) enum Way {
+    /// Out of a device, to a link address, from the device's own.
+    Neighbour { ifindex: u32, ours: MacAddr, theirs: MacAddr },
+    /// Out of a device, to somebody whose link address is not known yet.
+    Unresolved { ifindex: u32, next_hop: Addr },
+    /// Not at all, or not without its stack (blackholes, tunnels, a smaller MTU).
+    None,
+}
+
+/// Asks the kernel's routing tables about a packet that came by this device (Linux 4.18).
+#[inline(always)]
+pub(crate) fn way(ctx: &TcContext, src: &Addr, dst: &Addr) -> Way {
+    // SAFETY: all-zero bytes are a valid value of a structure of integers.
+    let mut params: FibLookup = unsafe { core::mem::zeroed() };
+    params.ifindex = ifindex(ctx);
+    if dst.is_v4() {
+        params.family = AF_INET as u8;
+        params.__bindgen_anon_3.ipv4_src = src.v4_part();
+        params.__bindgen_anon_4.ipv4_dst = dst.v4_part();
+    } else {
+        params.family = AF_INET6 as u8;
+        params.__bindgen_anon_3.ipv6_src = src.words();
+        params.__bindgen_anon_4.ipv6_dst = dst.words();
+    }
+    // SAFETY: the context is the kernel's; `params` is initialised whole and outlives the call.
+    let result =
+        unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut params, size_of::<FibLookup>() as i32, 0) } as u32;
+    match result {
+        BPF_FIB_LKUP_RET_SUCCESS => Way::Neighbour {
+            ifindex: params.ifindex,
+            ours: MacAddr::new(params.smac),
+            theirs: MacAddr::new(params.dmac),
+        },
+        BPF_FIB_LKUP_RET_NO_NEIGH => {
+            // the kernel has written the next hop over the destination.
+            // SAFETY: both members of the union are plain integers.
+            let next_hop = unsafe {
+                if dst.is_v4() {
+                    Addr::v4_word(params.__bindgen_anon_4.ipv4_dst)
+                } else {
+                    Addr::v6_words(params.__bindgen_anon_4.ipv6_dst)
+                }
+            };
+            Way::Unresolved { ifindex: params.ifindex, next_hop }
+        }
+        _ => Way::None,
+    }
+}
+
+/// Into the device `ifindex`, as if it came from there.
+#[inline(always)]
+pub(crate) fn redirect_ingress(ifindex: u32) -> i32 {
+    // SAFETY: no pointers.
+    unsafe { bpf_redirect(ifindex, BPF_F_INGRESS.into()) as i32 }
+}
+
+/// Cuts the frame to `len` bytes.
+#[inline(always)]
+pub(crate) fn cut(ctx: &TcContext, len: usize) -> Result<(), DropReason> {
+    // SAFETY: the context is the kernel's.
+    match unsafe { bpf_skb_change_tail(ctx.skb.skb, len as u32, 0) } {
+        0 => Ok(()),
+        _ => Err(DropReason::WriteFailed),
+    }
+}
+
+/// Makes room for `len` bytes in front of the frame (Linux 5.8).
+#[inline(always)]
+pub(crate) fn make_room(ctx: &TcContext, len: usize) -> Result<(), DropReason> {
+    // SAFETY: the context is the kernel's.
+    match unsafe { bpf_skb_change_head(ctx.skb.skb, len as u32, 0) } {
+        0 => Ok(()),
+        _ => Err(DropReason::WriteFailed),
+    }
 }
 
 /// Says where the overlay device shall send the packet.

@@ -15,6 +15,7 @@ use crate::{
     family::{IpFamily, V4, V6},
     maps::{self, Work},
     skb,
+    stages::reject,
 };
 
 /// A place in the path of a packet: what a file in `hooks` is.
@@ -30,21 +31,35 @@ pub(crate) trait Place {
 pub(crate) fn classify<P: Place>(ctx: &TcContext) -> i32 {
     let Some(work) = maps::work() else { return TC_ACT_UNSPEC };
     let result = match skb::ether_type(ctx) {
-        EtherType::IPV4 => P::run::<V4>(ctx, work),
-        EtherType::IPV6 => P::run::<V6>(ctx, work),
-        _ => Ok(Verdict::StackNotIp),
+        EtherType::IPV4 => run::<P, V4>(ctx, work),
+        EtherType::IPV6 => run::<P, V6>(ctx, work),
+        _ => (Ok(Verdict::StackNotIp), false),
     };
     finish(ctx, work, P::HOOK, result)
 }
 
+/// What became of the packet, and whether its sender has been told.
 #[inline(always)]
-fn finish(ctx: &TcContext, work: &mut Work, hook: Hook, result: Result<Verdict, DropReason>) -> i32 {
+fn run<P: Place, F: IpFamily>(ctx: &TcContext, work: &mut Work) -> (Result<Verdict, DropReason>, bool) {
+    let result = P::run::<F>(ctx, work);
+    let refused = matches!(result, Err(DropReason::NoBackend)) && reject::refuse::<F>(ctx, P::HOOK);
+    (result, refused)
+}
+
+#[inline(always)]
+fn finish(
+    ctx: &TcContext,
+    work: &mut Work,
+    hook: Hook,
+    (result, refused): (Result<Verdict, DropReason>, bool),
+) -> i32 {
     let (outcome, action) = match result {
         Ok(verdict) => (verdict.number(), action(verdict)),
+        Err(reason) if refused => (reason.number(), TC_ACT_REDIRECT),
         Err(reason) => (reason.number(), TC_ACT_SHOT),
     };
     maps::count(counter_index(hook, outcome));
-    if action == TC_ACT_SHOT || config::trace() {
+    if result.is_err() || config::trace() {
         event::report(ctx, work, hook, outcome);
     }
     debug!(ctx, "hook {} outcome {} length {}", hook as u8, outcome, skb::len(ctx));
@@ -55,7 +70,7 @@ fn finish(ctx: &TcContext, work: &mut Work, hook: Hook, result: Result<Verdict, 
 #[inline(always)]
 const fn action(verdict: Verdict) -> i32 {
     match verdict {
-        Verdict::ToPod | Verdict::ToWire | Verdict::ToOverlay => TC_ACT_REDIRECT,
+        Verdict::ToPod | Verdict::ToWire | Verdict::ToOverlay | Verdict::ToOutside => TC_ACT_REDIRECT,
         _ => TC_ACT_UNSPEC,
     }
 }

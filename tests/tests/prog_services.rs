@@ -8,7 +8,7 @@ use dataplane_common::{
     net::Protocol,
     reason::Hook,
 };
-use dataplane_tests::prog::{Action, Family, Frame, at, rig};
+use dataplane_tests::prog::{Action, Family, Frame, Parsed, at, rig};
 
 const SYN: u8 = 0x02;
 const SYN_ACK: u8 = 0x12;
@@ -118,11 +118,28 @@ fn a_port_of_the_node_leads_to_a_pod_and_the_reply_comes_from_the_node() -> Resu
 }
 
 #[test]
-fn a_service_without_backends_drops_by_name() -> Result<()> {
+fn who_asks_a_service_without_backends_is_refused_at_once() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
-        let run = rig.run(Hook::FromPod, &Frame::udp(at(world.pod, 1), world.empty_service).build())?;
-        assert_eq!((run.action, run.outcome), (Action::Drop, "no_backend"));
+        let client = at(world.pod, 40_000);
+        for (request, quoted) in [
+            (Frame::tcp(client, world.empty_service, SYN), 20),
+            (Frame { no_checksum: false, ..Frame::udp(client, world.empty_service) }, 8),
+        ] {
+            let request = request.build();
+            let run = rig.run(Hook::FromPod, &request)?;
+            assert_eq!((run.action, run.outcome), (Action::Redirect, "no_backend"));
+            let (message, asked) = (run.packet(), Parsed::read(&request).unwrap());
+            assert_eq!((message.src, message.dst), (asked.dst, asked.src), "in the name of the service");
+            assert_eq!((message.eth_src, message.eth_dst), (asked.eth_dst, asked.eth_src));
+            let header = if family == Family::V4 { 20 } else { 40 };
+            let (kind, code) = (run.frame[14 + header], run.frame[14 + header + 1]);
+            assert_eq!((kind, code), if family == Family::V4 { (3, 3) } else { (1, 4) }, "port unreachable");
+            assert_eq!(message.payload, request[14..14 + header + quoted], "about this very packet");
+        }
+        // nobody answers a reset, or a message
+        let reset = Frame::tcp(client, world.empty_service, 0x04).build();
+        assert_eq!(rig.run(Hook::FromPod, &reset)?.action, Action::Drop);
         assert!(rig.flows()?.is_empty());
     }
     Ok(())

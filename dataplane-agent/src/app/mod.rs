@@ -30,7 +30,7 @@ use crate::{
     config::{Cni, Config, ConfigError, RunArgs},
     health::Health,
     http::HttpError,
-    lifecycle::{self, Install, InstallError, Lifecycle, ProxyAddresses},
+    lifecycle::{self, HealthChecks, Install, InstallError, Lifecycle, ProxyAddresses},
     metrics::Metrics,
     netlink::{Netlink, NetlinkError},
     source::{ManifestError, Problems},
@@ -120,7 +120,9 @@ async fn serve_node(config: Config) -> Result<(), AppError> {
     let mut source = source::Running::start(&config, events, problems).await?;
     metrics.set_progress(source.progress.clone());
 
-    let node_problems = take_care(&config, &status_seen_by_lifecycle, source.client.clone())?;
+    let (health_checks, health_checks_told) = watch::channel(HealthChecks::default());
+    let node_problems =
+        take_care(&config, &status_seen_by_lifecycle, health_checks_told, source.client.clone())?;
     let inputs = node::Inputs {
         node_problems,
         events: events_heard,
@@ -130,7 +132,8 @@ async fn serve_node(config: Config) -> Result<(), AppError> {
         queries: queries_asked,
         monitor: Netlink::monitor()?,
     };
-    let (node, requests) = node::NodeTask::new(config, Netlink::connect()?, api, status, &metrics);
+    let outputs = node::Outputs { status, health_checks };
+    let (node, requests) = node::NodeTask::new(config, Netlink::connect()?, api, outputs, &metrics);
     tokio::select! {
         done = node.run(inputs, requests) => done?,
         done = source.ended() => return done,
@@ -145,12 +148,18 @@ async fn serve_node(config: Config) -> Result<(), AppError> {
 fn take_care(
     config: &Config,
     status: &watch::Receiver<Status>,
+    health_checks: watch::Receiver<HealthChecks>,
     client: Option<Client>,
 ) -> Result<lifecycle::Problems, AppError> {
     let Cni { install, bin_dir, conf_dir } = &config.cni;
     let install = install.then(|| Install::new(bin_dir, conf_dir, &config.run_dir)).transpose()?;
     let proxy = ProxyAddresses { health: config.healthz, mode: config.proxy_mode };
-    let lifecycle =
-        Lifecycle { install, client, proxy, ..Lifecycle::new(&config.node_name, Netlink::connect()?) };
+    let lifecycle = Lifecycle {
+        install,
+        client,
+        proxy,
+        health_checks,
+        ..Lifecycle::new(&config.node_name, Netlink::connect()?)
+    };
     Ok(lifecycle.start(status))
 }

@@ -4,6 +4,7 @@
 //! are loaded while the source begins to speak; once the node's own object is known, [`Running`] has them.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -27,12 +28,13 @@ use crate::{
         query::Query,
         views::{NotReady, Origin, ProblemView, SourceView, Status, unix_seconds},
     },
+    compile::{self, services::Site},
     config::{Config, Source},
-    lifecycle,
+    lifecycle::{self, HealthCheck, HealthChecks},
     metrics::Metrics,
     netlink::{Monitor, Netlink},
     source,
-    state::{Changes, Node, SourceEvent, Store},
+    state::{Changes, NamespacedName, Node, SourceEvent, Store},
 };
 
 /// Events of the source taken in one go, so that a burst is compiled once.
@@ -74,12 +76,18 @@ pub(super) struct Inputs {
     pub monitor: Monitor,
 }
 
+/// What the task tells.
+pub(super) struct Outputs {
+    pub status: watch::Sender<Status>,
+    pub health_checks: watch::Sender<HealthChecks>,
+}
+
 /// The task.
 pub(super) struct NodeTask {
     config: Config,
     netlink: Netlink,
     api: Arc<Api>,
-    status: watch::Sender<Status>,
+    outputs: Outputs,
     store: Store,
     /// Programs that wait for their node to be known.
     loaded: Option<Loaded>,
@@ -106,7 +114,7 @@ impl NodeTask {
         config: Config,
         netlink: Netlink,
         api: Arc<Api>,
-        status: watch::Sender<Status>,
+        outputs: Outputs,
         metrics: &Metrics,
     ) -> (Self, mpsc::Receiver<PodRequest>) {
         let (pods, requests) = PodChannel::new();
@@ -115,7 +123,7 @@ impl NodeTask {
             config,
             netlink,
             api,
-            status,
+            outputs,
             store: Store::default(),
             loaded: None,
             running: None,
@@ -270,9 +278,38 @@ impl NodeTask {
         if changes.nodes.contains(&self.config.node_name) {
             self.look_by(Instant::now());
         }
+        if !changes.services.is_empty() {
+            self.tell_health_checks(&changes.services);
+        }
         if let Some(running) = &mut self.running {
             running.changed(&self.store, changes);
         }
+    }
+
+    /// What load balancers ask of these services.
+    fn tell_health_checks(&self, names: &BTreeSet<NamespacedName>) {
+        let site = Site { node: self.config.node_name.clone(), zone: None };
+        let check = |name: &NamespacedName| {
+            let service = self.store.service(name)?;
+            let port = service.health_check_port?;
+            let endpoints = compile::services::local_ready(self.store.slices_of(name), &site);
+            Some(HealthCheck { port, endpoints })
+        };
+        self.outputs.health_checks.send_if_modified(|told| {
+            let changed: Vec<_> = names
+                .iter()
+                .map(|name| (name, check(name)))
+                .filter(|(name, check)| told.get(name) != check.as_ref())
+                .collect();
+            for (name, check) in &changed {
+                let told = Arc::make_mut(told);
+                match check {
+                    Some(check) => drop(told.insert((*name).clone(), check.clone())),
+                    None => drop(told.remove(name)),
+                }
+            }
+            !changed.is_empty()
+        });
     }
 
     fn pod(&mut self, request: PodRequest) {
@@ -300,7 +337,7 @@ impl NodeTask {
 
     fn publish(&self, inputs: &Inputs) {
         let mut status = Status {
-            started: self.status.borrow().started,
+            started: self.outputs.status.borrow().started,
             not_ready: self.not_ready(),
             revision: self.store.revision(),
             synced: self.store.is_synced(),
@@ -335,12 +372,12 @@ impl NodeTask {
         if let Some(running) = &self.running {
             running.describe(&mut status, &self.store);
         }
-        let was_ready = self.status.borrow().is_ready();
+        let was_ready = self.outputs.status.borrow().is_ready();
         if status.is_ready() && !was_ready {
             tracing::info!("ready");
         }
         // nobody reads it: the agent is stopping
-        let _stopping = self.status.send(status);
+        let _stopping = self.outputs.status.send(status);
     }
 
     fn not_ready(&self) -> Vec<NotReady> {

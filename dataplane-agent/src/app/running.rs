@@ -1,6 +1,11 @@
 //! The node at work: loaded programs, the devices they are on, and the tables behind them.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Instant,
+};
 
 use dataplane_common::abi::names::map;
 use tokio::sync::{mpsc, watch};
@@ -17,7 +22,7 @@ use crate::{
     },
     cni::{CniError, PodDevice, PodNetwork, WiringError},
     compile::{endpoints, routes::RoutingMode},
-    config::{Config, Routing},
+    config::{Config, NodePortAddresses, Routing},
     datapath::{
         AttachError, CgroupError, Datapath, DatapathConfig, EbpfLog, LoadError, OpenError, TcHooks,
         default_cgroup, table::TableError,
@@ -173,7 +178,20 @@ impl Running {
         };
         self.reconciler.set_network(network, store);
         self.reconciler.set_host_addresses(self.setup.addresses.iter().copied());
+        self.reconciler.set_node_port_addresses(self.node_port_addresses(config));
         self.routes_changed = true;
+    }
+
+    /// Addresses of this node that take node ports; `None`: all.
+    fn node_port_addresses(&self, config: &Config) -> Option<BTreeSet<IpAddr>> {
+        match &config.node_ports.addresses {
+            NodePortAddresses::All => None,
+            NodePortAddresses::Primary => Some(self.setup.known_by.addresses().collect()),
+            NodePortAddresses::Within(ranges) => {
+                let within = |ip: &&IpAddr| ranges.iter().any(|range| range.contains(*ip));
+                Some(self.setup.addresses.iter().filter(within).copied().collect())
+            }
+        }
     }
 
     /// What new pods get depends on how other nodes are reached.

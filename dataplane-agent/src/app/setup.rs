@@ -119,7 +119,8 @@ pub(super) fn constants(config: &Config) -> NodeConfig {
         flow_slots: 0,
         flags: flag(config.connect_time.tcp, NodeFlags::CONNECT_TCP)
             | flag(config.connect_time.udp, NodeFlags::CONNECT_UDP)
-            | flag(config.masquerade.enabled, NodeFlags::MASQUERADE),
+            | flag(config.masquerade.enabled, NodeFlags::MASQUERADE)
+            | flag(config.node_ports.loopback, NodeFlags::LOOPBACK_NODE_PORTS),
         flow_probes: FLOW_PROBES,
         // without it, no process of the host reaches a port of the host that leads to a pod
         host_netns: netns::cookie().unwrap_or(0).to_ne_bytes(),

@@ -5,9 +5,9 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use dataplane_cni::protocol::{PortMapping, PortProtocol};
-use dataplane_common::abi::{Addr, Port, Scope, ServiceKey};
+use dataplane_common::abi::{Addr, Port, Scope, ServiceFlags, ServiceKey};
 
-use super::services::{Backend, PortEntries, ServiceEntries, ServicePortKey};
+use super::services::{Backend, Frontend, PortEntries, ServiceEntries, ServicePortKey};
 use crate::state::{LoadBalancing, Name, NamespacedName, TransportProtocol};
 
 /// Where the host's own processes look for a port that is asked for on every address.
@@ -34,39 +34,44 @@ pub fn compile(
             PortProtocol::Tcp => TransportProtocol::Tcp,
             PortProtocol::Udp => TransportProtocol::Udp,
         };
-        let mut frontends: Vec<ServiceKey> = at
-            .into_iter()
-            // a family the pod does not have is not answered for
-            .filter(|address| pod.iter().any(|own| own.is_ipv4() == address.is_ipv4()))
-            .map(|address| ServiceKey {
-                addr: address.into(),
-                port: Port::new(mapping.host_port),
-                protocol: protocol.number(),
-                scope: Scope::Any as u8,
-            })
-            .collect();
-        frontends.sort_unstable();
-        let backend =
-            |own: &IpAddr| Backend { addr: Addr::from(*own), port: Port::new(mapping.container_port) };
-        PortEntries {
+        let mut entries = PortEntries {
             key: ServicePortKey { service: name.clone(), port: mapping.host_port, protocol },
             name: Name::default(),
             affinity_timeout: 0,
             load_balancing: LoadBalancing::Random,
-            on_host: true,
-            frontends,
-            ipv4: pod.iter().filter(|own| own.is_ipv4()).map(backend).collect(),
-            ipv6: pod.iter().filter(|own| own.is_ipv6()).map(backend).collect(),
+            source_ranges: Vec::new(),
+            groups: Vec::new(),
+        };
+        // a family the pod does not have is not answered for
+        for address in at {
+            let backends: Vec<Backend> = pod
+                .iter()
+                .filter(|own| own.is_ipv4() == address.is_ipv4())
+                .map(|own| Backend { addr: Addr::from(*own), port: Port::new(mapping.container_port) })
+                .collect();
+            if backends.is_empty() {
+                continue;
+            }
+            let key = ServiceKey {
+                addr: address.into(),
+                port: Port::new(mapping.host_port),
+                protocol: protocol.number(),
+                scope: Scope::Any as u8,
+            };
+            entries.add(Frontend { key, flags: ServiceFlags::HOST_PORT }, &backends);
         }
+        entries
     };
     let mut compiled: Vec<PortEntries> = Vec::with_capacity(ports.len());
     for port in ports.iter().map(entries) {
         // the same port on two addresses is one port with the frontends of both
         match compiled.iter_mut().find(|earlier| earlier.key == port.key) {
-            Some(earlier) if (&earlier.ipv4, &earlier.ipv6) == (&port.ipv4, &port.ipv6) => {
-                earlier.frontends.extend(port.frontends);
-                earlier.frontends.sort_unstable();
-                earlier.frontends.dedup();
+            Some(earlier) if targets(earlier) == targets(&port) => {
+                for group in &port.groups {
+                    for frontend in &group.frontends {
+                        earlier.add(*frontend, &group.backends);
+                    }
+                }
             }
             // two targets for one port: the first is meant, as it is for the runtime's own plugin
             Some(_) => {}
@@ -75,6 +80,11 @@ pub fn compile(
     }
     compiled.sort_by(|one, other| one.key.cmp(&other.key));
     (!compiled.is_empty()).then_some(ServiceEntries { ports: compiled })
+}
+
+/// The ports of the pod behind a port of the host.
+fn targets(port: &PortEntries) -> BTreeSet<Port> {
+    port.groups.iter().flat_map(|group| &group.backends).map(|backend| backend.port).collect()
 }
 
 #[cfg(test)]
@@ -94,7 +104,7 @@ mod tests {
         let host = [ip("192.168.1.1"), ip("fd00::1")];
         let entries = compile(&name("default", "web"), ports, &pod, host).unwrap();
         let ports = entries.ports.iter();
-        ports.flat_map(|port| &port.frontends).map(|key| format!("{} {}", key.addr, key.port)).collect()
+        ports.flat_map(PortEntries::frontends).map(|key| format!("{} {}", key.addr, key.port)).collect()
     }
 
     #[test]

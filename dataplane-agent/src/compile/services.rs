@@ -9,9 +9,11 @@ use dataplane_common::{
     abi::{Addr, Port, Scope, ServiceFlags, ServiceKey},
     hash, maglev,
 };
+use ipnet::IpNet;
 
 use crate::state::{
-    Endpoint, EndpointSlice, LoadBalancing, Name, NamespacedName, Service, ServicePort, TransportProtocol,
+    Endpoint, EndpointSlice, Hints, LoadBalancing, Name, NamespacedName, Service, ServicePort, TrafficPolicy,
+    TransportProtocol,
 };
 
 /// Slots of a Maglev table per backend: shares then differ by about one per cent.
@@ -52,104 +54,304 @@ pub struct PortEntries {
     /// Seconds, 0 without session affinity.
     pub affinity_timeout: u32,
     pub load_balancing: LoadBalancing,
-    /// The frontends are at the host's own addresses.
-    pub on_host: bool,
-    /// Where the port is, sorted.
-    pub frontends: Vec<ServiceKey>,
+    /// Clients that may ask at frontends with [`ServiceFlags::SOURCE_RANGES`], sorted.
+    pub source_ranges: Vec<IpNet>,
+    /// Frontends with what they lead to: each frontend once, each list of backends once per family.
+    pub groups: Vec<Group>,
+}
+
+/// Frontends of one family that lead to the same backends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
     /// Sorted.
-    pub ipv4: Vec<Backend>,
+    pub frontends: Vec<Frontend>,
     /// Sorted.
-    pub ipv6: Vec<Backend>,
+    pub backends: Vec<Backend>,
+}
+
+/// Where a port is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Frontend {
+    pub key: ServiceKey,
+    /// Bits of [`ServiceFlags`], [`ServiceFlags::HASH`] left out: it is the port's.
+    pub flags: u32,
+}
+
+/// What a node is to the services it serves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Site {
+    pub node: String,
+    /// The node's label `topology.kubernetes.io/zone`.
+    pub zone: Option<Name>,
 }
 
 impl PortEntries {
-    /// The backends a frontend leads to: those of its family.
-    pub fn backends(&self, frontend: &ServiceKey) -> &[Backend] {
-        if frontend.addr.is_v4() { &self.ipv4 } else { &self.ipv6 }
+    /// Every frontend.
+    pub fn frontends(&self) -> impl Iterator<Item = &ServiceKey> {
+        self.groups.iter().flat_map(|group| &group.frontends).map(|frontend| &frontend.key)
     }
 
-    /// Bits of [`ServiceFlags`].
+    /// Bits of [`ServiceFlags`] of all frontends.
     pub const fn flags(&self) -> u32 {
-        let hash = match self.load_balancing {
+        match self.load_balancing {
             LoadBalancing::Random => 0,
             LoadBalancing::Maglev => ServiceFlags::HASH,
-        };
-        if self.on_host { hash | ServiceFlags::HOST_PORT } else { hash }
+        }
     }
 
-    /// The range a frontend needs in `BACKENDS`: for each slot an index into `backends`.
-    pub fn layout(&self, backends: &[Backend]) -> Vec<u32> {
+    /// The range a group needs in `BACKENDS`: the number of the backend in each slot, given the number of each backend.
+    pub fn arrange(&self, backends: &[Backend], numbers: &[u32]) -> Vec<u32> {
         match self.load_balancing {
-            LoadBalancing::Random => (0..backends.len() as u32).collect(),
-            LoadBalancing::Maglev => maglev_layout(backends),
+            // in their order, by which the datapath finds the one a client had
+            LoadBalancing::Random => {
+                let mut numbers = numbers.to_vec();
+                numbers.sort_unstable();
+                numbers
+            }
+            LoadBalancing::Maglev => {
+                let table = maglev_table(backends);
+                table.iter().filter_map(|index| numbers.get(*index as usize)).copied().collect()
+            }
+        }
+    }
+
+    /// Adds a frontend that leads to these backends.
+    pub fn add(&mut self, frontend: Frontend, backends: &[Backend]) {
+        let is_v4 = frontend.key.addr.is_v4();
+        let same =
+            |group: &&mut Group| group.frontends[0].key.addr.is_v4() == is_v4 && group.backends == backends;
+        let group = match self.groups.iter_mut().find(same) {
+            Some(group) => group,
+            None => self.groups.push_mut(Group { frontends: Vec::new(), backends: backends.to_vec() }),
+        };
+        if let Err(place) = group.frontends.binary_search_by_key(&frontend.key, |known| known.key) {
+            group.frontends.insert(place, frontend);
         }
     }
 }
 
-/// The entries of a service.
-pub fn compile<'a>(service: &Service, slices: impl IntoIterator<Item = &'a EndpointSlice>) -> ServiceEntries {
+/// The entries of a service, on this node.
+pub fn compile<'a>(
+    service: &Service,
+    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+    site: &Site,
+) -> ServiceEntries {
     let slices: Vec<_> = slices.into_iter().collect();
-    let mut ports: Vec<_> = service.ports.iter().map(|port| port_entries(service, port, &slices)).collect();
+    let mut ports: Vec<_> =
+        service.ports.iter().map(|port| port_entries(service, port, &slices, site)).collect();
     ports.sort_by(|a, b| a.key.cmp(&b.key));
     ports.dedup_by(|a, b| a.key == b.key);
     ServiceEntries { ports }
 }
 
-fn port_entries(service: &Service, port: &ServicePort, slices: &[&EndpointSlice]) -> PortEntries {
-    let frontends: BTreeSet<_> = service.cluster_ips.iter().map(|ip| frontend(*ip, port)).collect();
-    PortEntries {
+fn port_entries(
+    service: &Service,
+    port: &ServicePort,
+    slices: &[&EndpointSlice],
+    site: &Site,
+) -> PortEntries {
+    let mut source_ranges = service.source_ranges.clone();
+    source_ranges.sort_unstable();
+    source_ranges.dedup();
+    let mut entries = PortEntries {
         key: ServicePortKey { service: service.name.clone(), port: port.port, protocol: port.protocol },
         name: port.name.clone(),
         affinity_timeout: service.affinity_timeout.unwrap_or(0),
         load_balancing: service.load_balancing,
-        on_host: false,
-        frontends: frontends.into_iter().collect(),
-        ipv4: backends(port, slices, IpAddr::is_ipv4),
-        ipv6: backends(port, slices, IpAddr::is_ipv6),
+        source_ranges,
+        groups: Vec::new(),
+    };
+    for family in [IpAddr::is_ipv4, IpAddr::is_ipv6] {
+        let usable = Usable::of(port, slices, family, site);
+        for frontend in frontends(service, port, family) {
+            frontend.add_to(&mut entries, service, &usable);
+        }
+    }
+    entries
+}
+
+/// Where clients ask for a port.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Cluster(IpAddr),
+    External(IpAddr),
+    LoadBalancer(IpAddr),
+    /// Every address of the node of this one's family.
+    Node(IpAddr, u16),
+}
+
+fn frontends(service: &Service, port: &ServicePort, family: fn(&IpAddr) -> bool) -> Vec<Place> {
+    let of_family = |ips: &'_ [IpAddr]| ips.iter().copied().filter(family).collect::<BTreeSet<_>>();
+    let cluster = of_family(&service.cluster_ips);
+    // a frontend several fields name is what the first of them says: kube-proxy looks for them in this order
+    let external = &of_family(&service.external_ips) - &cluster;
+    let balancer = &(&of_family(&service.load_balancer_ips) - &cluster) - &external;
+    let node = port.node_port.zip(cluster.first()).map(|(number, ip)| Place::Node(*ip, number));
+    cluster
+        .iter()
+        .copied()
+        .map(Place::Cluster)
+        .chain(external.iter().copied().map(Place::External))
+        .chain(balancer.iter().copied().map(Place::LoadBalancer))
+        .chain(node)
+        .collect()
+}
+
+impl Place {
+    /// The rows of the frontend: one for everybody, or one for those on this node and one for the rest.
+    fn add_to(self, entries: &mut PortEntries, service: &Service, usable: &Usable) {
+        let ServicePortKey { port, protocol, .. } = entries.key;
+        let key = |ip: IpAddr, port: u16, scope: Scope| ServiceKey {
+            addr: ip.into(),
+            port: Port::new(port),
+            protocol: protocol.number(),
+            scope: scope as u8,
+        };
+        let at = |scope| match self {
+            Self::Cluster(ip) | Self::External(ip) | Self::LoadBalancer(ip) => key(ip, port, scope),
+            Self::Node(ip, number) => key(ip, number, scope).at_node(),
+        };
+        let guarded = match self {
+            Self::LoadBalancer(ip) => {
+                // ranges of the other family alone are no ranges
+                entries.source_ranges.iter().any(|range| range.addr().is_ipv4() == ip.is_ipv4())
+            }
+            _ => false,
+        };
+        let guard = if guarded { ServiceFlags::SOURCE_RANGES } else { 0 };
+        let policy = match self {
+            Self::Cluster(_) => service.internal_policy,
+            _ => service.external_policy,
+        };
+        let local = guard | usable.local_flags();
+        match (self, policy) {
+            (_, TrafficPolicy::Cluster) => {
+                entries.add(Frontend { key: at(Scope::Any), flags: guard }, &usable.cluster);
+            }
+            (Self::Cluster(_), TrafficPolicy::Local) => {
+                entries.add(Frontend { key: at(Scope::Any), flags: local }, &usable.local);
+            }
+            // who is on this node asks for the service, not for this node: all endpoints are his (kube-proxy's short
+            // circuit). The row for the others is written first
+            (_, TrafficPolicy::Local) => {
+                entries.add(Frontend { key: at(Scope::Outside), flags: local }, &usable.local);
+                let both = guard | ServiceFlags::OUTSIDE;
+                entries.add(Frontend { key: at(Scope::Any), flags: both }, &usable.cluster);
+            }
+        }
     }
 }
 
-fn frontend(ip: IpAddr, port: &ServicePort) -> ServiceKey {
-    ServiceKey {
-        addr: ip.into(),
-        port: Port::new(port.port),
-        protocol: port.protocol.number(),
-        scope: Scope::Any as u8,
+/// The endpoints of a port that get new connections, by the policy of who asks.
+#[derive(Debug)]
+struct Usable {
+    cluster: Vec<Backend>,
+    local: Vec<Backend>,
+}
+
+impl Usable {
+    /// The ready endpoints; if there is none, those that still serve while they terminate (KEP-1669): during a rolling
+    /// update of a single replica, the old pod is better than a refusal. Decided for each policy and each family by
+    /// itself (`CategorizeEndpoints` of k8s.io/kubernetes/pkg/proxy).
+    fn of(port: &ServicePort, slices: &[&EndpointSlice], family: fn(&IpAddr) -> bool, site: &Site) -> Self {
+        let all = behind(port, slices, family);
+        let nearest = Nearest::of(&all, site);
+        let ready = |near: &dyn Fn(&Endpoint) -> bool| {
+            let ready = all.iter().filter(|(endpoint, _)| endpoint.ready && near(endpoint));
+            ready.map(|(_, backend)| *backend).collect::<BTreeSet<_>>()
+        };
+        let ending = |near: &dyn Fn(&Endpoint) -> bool| {
+            let ending =
+                all.iter().filter(|(endpoint, _)| endpoint.serving && endpoint.terminating && near(endpoint));
+            ending.map(|(_, backend)| *backend).collect::<BTreeSet<_>>()
+        };
+        let first = |one: BTreeSet<Backend>, other: BTreeSet<Backend>| -> Vec<Backend> {
+            if one.is_empty() { other } else { one }.into_iter().collect()
+        };
+        let here = |endpoint: &Endpoint| site.has(endpoint);
+        Self {
+            cluster: first(ready(&|endpoint| nearest.takes(endpoint, site)), ending(&|_| true)),
+            local: first(ready(&here), ending(&here)),
+        }
+    }
+
+    /// Bits of a frontend that leads to the local endpoints: without one, packets are dropped where others could answer,
+    /// and refused where nobody can.
+    const fn local_flags(&self) -> u32 {
+        if self.local.is_empty() && self.cluster.is_empty() { 0 } else { ServiceFlags::LOCAL }
     }
 }
 
-/// The ready endpoints; if there is none, those that still serve while they terminate (KEP-1669): during a rolling
-/// update of a single replica, the old pod is better than a refusal. Decided per family: a frontend can use only its own.
-fn backends(port: &ServicePort, slices: &[&EndpointSlice], family: fn(&IpAddr) -> bool) -> Vec<Backend> {
-    let ready = collect(port, slices, family, |endpoint| endpoint.ready);
-    if !ready.is_empty() {
-        return ready;
-    }
-    collect(port, slices, family, |endpoint| endpoint.serving && endpoint.terminating)
+/// Endpoints on this node that are ready, each once: what a health check of the service tells.
+pub fn local_ready<'a>(slices: impl IntoIterator<Item = &'a EndpointSlice>, site: &Site) -> usize {
+    let endpoints = slices.into_iter().flat_map(|slice| &slice.endpoints);
+    let ready = endpoints.filter(|endpoint| endpoint.ready && site.has(endpoint));
+    ready.map(|endpoint| endpoint.address).collect::<BTreeSet<_>>().len()
 }
 
-fn collect(
+impl Site {
+    fn has(&self, endpoint: &Endpoint) -> bool {
+        endpoint.node_name.as_deref() == Some(self.node.as_str())
+    }
+}
+
+/// Every endpoint of a port, ready or not.
+fn behind<'a>(
     port: &ServicePort,
-    slices: &[&EndpointSlice],
+    slices: &[&'a EndpointSlice],
     family: fn(&IpAddr) -> bool,
-    usable: fn(&Endpoint) -> bool,
-) -> Vec<Backend> {
-    let mut found = BTreeSet::new();
+) -> Vec<(&'a Endpoint, Backend)> {
+    let mut found = Vec::new();
     for slice in slices {
         // a named target port may be another number in every slice
         let targets = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
         for target in targets {
-            for endpoint in slice.endpoints.iter().filter(|endpoint| usable(endpoint)) {
-                if family(&endpoint.address) {
-                    found.insert(Backend { addr: endpoint.address.into(), port: Port::new(target.port) });
-                }
-            }
+            let endpoints = slice.endpoints.iter().filter(|endpoint| family(&endpoint.address));
+            found.extend(endpoints.map(|endpoint| {
+                (endpoint, Backend { addr: endpoint.address.into(), port: Port::new(target.port) })
+            }));
         }
     }
-    found.into_iter().collect()
+    found
 }
 
-fn maglev_layout(backends: &[Backend]) -> Vec<u32> {
+/// Which of the ready endpoints of all nodes are near enough (`trafficDistribution`, as hints tell of it).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Nearest {
+    Node,
+    Zone,
+    /// Not all of them say for whom they are, or none is for this node.
+    Any,
+}
+
+impl Nearest {
+    fn of(all: &[(&Endpoint, Backend)], site: &Site) -> Self {
+        let ready = || all.iter().map(|(endpoint, _)| *endpoint).filter(|endpoint| endpoint.ready);
+        let said = |is: fn(&Hints) -> bool| ready().all(|endpoint| endpoint.hints.as_deref().is_some_and(is));
+        let some = |near: Self| ready().any(|endpoint| near.takes(endpoint, site));
+        if said(|hints| !hints.nodes.is_empty()) && some(Self::Node) {
+            Self::Node
+        } else if said(|hints| !hints.zones.is_empty()) && some(Self::Zone) {
+            Self::Zone
+        } else {
+            Self::Any
+        }
+    }
+
+    fn takes(self, endpoint: &Endpoint, site: &Site) -> bool {
+        let hints = endpoint.hints.as_deref();
+        match self {
+            Self::Node => hints.is_some_and(|hints| hints.nodes.iter().any(|node| *node == site.node)),
+            Self::Zone => {
+                hints.is_some_and(|hints| hints.zones.iter().any(|zone| Some(zone) == site.zone.as_ref()))
+            }
+            Self::Any => true,
+        }
+    }
+}
+
+/// For each slot an index into `backends`.
+fn maglev_table(backends: &[Backend]) -> Vec<u32> {
     if backends.is_empty() {
         return Vec::new();
     }
@@ -185,15 +387,19 @@ mod tests {
     }
 
     fn service(ips: &[&str], load_balancing: LoadBalancing) -> Service {
-        let port =
-            |name: &str, port| ServicePort { name: name.into(), port, protocol: TransportProtocol::Tcp };
+        let port = |name: &str, port| ServicePort {
+            name: name.into(),
+            port,
+            protocol: TransportProtocol::Tcp,
+            node_port: None,
+        };
         Service {
             name: name("web"),
             owner: Owner::default(),
             cluster_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
             ports: vec![port("http", 80), port("admin", 90)],
-            affinity_timeout: None,
             load_balancing,
+            ..Service::default()
         }
     }
 
@@ -211,24 +417,29 @@ mod tests {
                     serving: *ready || *terminating,
                     terminating: *terminating,
                     node_name: None,
+                    hints: None,
                 })
                 .collect(),
             trigger_time: None,
         }
     }
 
+    fn compiled(service: &Service, slices: &[EndpointSlice]) -> ServiceEntries {
+        compile(service, slices, &Site { node: "here".to_owned(), zone: Some("west".into()) })
+    }
+
     fn listed(entries: &ServiceEntries) -> Vec<String> {
-        let port = &entries.ports[0];
-        port.ipv4.iter().chain(&port.ipv6).map(|b| format!("{} {}", b.addr, b.port)).collect()
+        let backends = entries.ports[0].groups.iter().flat_map(|group| &group.backends);
+        backends.map(|b| format!("{} {}", b.addr, b.port)).collect()
     }
 
     #[test]
     fn each_slice_has_its_own_target_port() {
         let service = service(&["10.96.0.1"], LoadBalancing::Random);
         let slices = [slice(8080, &[("10.1.0.2", true, false)]), slice(8081, &[("10.1.1.2", true, false)])];
-        let entries = compile(&service, slices.iter());
+        let entries = compiled(&service, &slices);
         assert_eq!(listed(&entries), ["10.1.0.2 8080", "10.1.1.2 8081"]);
-        assert!(entries.ports[1].ipv4.is_empty(), "no slice has a port of that name");
+        assert!(entries.ports[1].groups[0].backends.is_empty(), "no slice has a port of that name");
     }
 
     #[test]
@@ -239,28 +450,155 @@ mod tests {
             slice(80, &[("10.1.0.3", true, false)]),
             slice(80, &[("10.1.0.2", true, false), ("10.1.0.3", true, false)]),
         ];
-        assert_eq!(compile(&service, one.iter()), compile(&service, two.iter()));
+        assert_eq!(compiled(&service, &one), compiled(&service, &two));
     }
 
     #[test]
     fn terminating_endpoints_serve_only_when_nothing_is_ready() {
         let service = service(&["10.96.0.1"], LoadBalancing::Random);
         let rolling = [slice(80, &[("10.1.0.2", false, true), ("10.1.0.3", false, false)])];
-        assert_eq!(listed(&compile(&service, rolling.iter())), ["10.1.0.2 80"]);
+        assert_eq!(listed(&compiled(&service, &rolling)), ["10.1.0.2 80"]);
         let ready = [slice(80, &[("10.1.0.2", false, true), ("10.1.0.3", true, false)])];
-        assert_eq!(listed(&compile(&service, ready.iter())), ["10.1.0.3 80"]);
+        assert_eq!(listed(&compiled(&service, &ready)), ["10.1.0.3 80"]);
     }
 
     #[test]
     fn a_frontend_has_the_backends_of_its_family() {
         let service = service(&["10.96.0.1", "fd00::1"], LoadBalancing::Random);
         let slices = [slice(80, &[("10.1.0.2", true, false), ("fd01::2", true, false)])];
-        let entries = compile(&service, slices.iter());
-        let port = &entries.ports[0];
-        let behind: Vec<_> = port.frontends.iter().map(|f| port.backends(f)[0].addr.to_string()).collect();
-        let expected =
-            if port.frontends[0].addr.is_v4() { ["10.1.0.2", "fd01::2"] } else { ["fd01::2", "10.1.0.2"] };
-        assert_eq!(behind, expected);
+        assert_eq!(
+            shown(&compiled(&service, &slices)),
+            ["10.96.0.1:80 -> 10.1.0.2", "fd00::1:80 -> fd01::2"]
+        );
+    }
+
+    /// Each frontend of the first port with its flags and backends.
+    fn shown(entries: &ServiceEntries) -> Vec<String> {
+        let flags = [
+            (ServiceFlags::OUTSIDE, " others-apart"),
+            (ServiceFlags::LOCAL, " local"),
+            (ServiceFlags::SOURCE_RANGES, " guarded"),
+        ];
+        let mut all = Vec::new();
+        for group in &entries.ports[0].groups {
+            for Frontend { key, flags: bits } in &group.frontends {
+                let scope = if key.scope == Scope::Any as u8 { "" } else { " outside" };
+                let flags: String =
+                    flags.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, name)| *name).collect();
+                let backends: Vec<_> = group.backends.iter().map(|b| b.addr.to_string()).collect();
+                all.push(format!("{}:{}{scope}{flags} -> {}", key.addr, key.port, backends.join(" ")));
+            }
+        }
+        all.sort();
+        all
+    }
+
+    /// A service on every frontend there is, with a backend here and one elsewhere.
+    fn everywhere(
+        internal_policy: TrafficPolicy,
+        external_policy: TrafficPolicy,
+    ) -> (Service, EndpointSlice) {
+        let mut service = Service {
+            external_ips: vec!["192.0.2.1".parse().unwrap(), "10.96.0.1".parse().unwrap()],
+            load_balancer_ips: vec!["192.0.2.2".parse().unwrap()],
+            internal_policy,
+            external_policy,
+            ..service(&["10.96.0.1"], LoadBalancing::Random)
+        };
+        service.ports[0].node_port = Some(30_080);
+        let mut slice = slice(80, &[("10.1.0.2", true, false), ("10.1.1.2", true, false)]);
+        slice.endpoints[0].node_name = Some("here".into());
+        slice.endpoints[1].node_name = Some("there".into());
+        (service, slice)
+    }
+
+    #[test]
+    fn every_frontend_leads_to_the_endpoints_of_its_policy() {
+        use TrafficPolicy::{Cluster, Local};
+        let (service, slice) = everywhere(Cluster, Cluster);
+        assert_eq!(
+            shown(&compiled(&service, std::slice::from_ref(&slice))),
+            [
+                "0.0.0.0:30080 -> 10.1.0.2 10.1.1.2",
+                "10.96.0.1:80 -> 10.1.0.2 10.1.1.2",
+                "192.0.2.1:80 -> 10.1.0.2 10.1.1.2",
+                "192.0.2.2:80 -> 10.1.0.2 10.1.1.2",
+            ]
+        );
+        let (service, slice) = everywhere(Local, Local);
+        assert_eq!(
+            shown(&compiled(&service, &[slice])),
+            [
+                "0.0.0.0:30080 others-apart -> 10.1.0.2 10.1.1.2",
+                "0.0.0.0:30080 outside local -> 10.1.0.2",
+                "10.96.0.1:80 local -> 10.1.0.2",
+                "192.0.2.1:80 others-apart -> 10.1.0.2 10.1.1.2",
+                "192.0.2.1:80 outside local -> 10.1.0.2",
+                "192.0.2.2:80 others-apart -> 10.1.0.2 10.1.1.2",
+                "192.0.2.2:80 outside local -> 10.1.0.2",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_local_policy_without_endpoints_anywhere_refuses_instead_of_dropping() {
+        let (service, mut slice) = everywhere(TrafficPolicy::Local, TrafficPolicy::Cluster);
+        slice.endpoints[0].node_name = None;
+        let dropped = shown(&compiled(&service, std::slice::from_ref(&slice)));
+        assert!(dropped.contains(&"10.96.0.1:80 local -> ".to_owned()), "{dropped:?}");
+        for endpoint in &mut slice.endpoints {
+            (endpoint.ready, endpoint.serving) = (false, false);
+        }
+        let refused = shown(&compiled(&service, &[slice]));
+        assert!(refused.contains(&"10.96.0.1:80 -> ".to_owned()), "{refused:?}");
+    }
+
+    #[test]
+    fn local_endpoints_that_terminate_serve_where_no_local_one_is_ready() {
+        let (service, mut slice) = everywhere(TrafficPolicy::Local, TrafficPolicy::Cluster);
+        (slice.endpoints[0].ready, slice.endpoints[0].terminating) = (false, true);
+        let both = shown(&compiled(&service, &[slice]));
+        assert_eq!(both[0], "0.0.0.0:30080 -> 10.1.1.2");
+        assert_eq!(both[1], "10.96.0.1:80 local -> 10.1.0.2");
+    }
+
+    #[test]
+    fn hints_count_if_all_endpoints_have_them_and_one_is_meant_for_here() {
+        let hints = |nodes: &[&str], zones: &[&str]| {
+            let names = |texts: &[&str]| texts.iter().map(|text| Name::from(*text)).collect();
+            Some(Box::new(Hints { nodes: names(nodes), zones: names(zones) }))
+        };
+        let (service, mut slice) = everywhere(TrafficPolicy::Cluster, TrafficPolicy::Cluster);
+        let cases = [
+            (hints(&["here"], &["west"]), hints(&["there"], &["west"]), "10.1.0.2"),
+            (hints(&["other"], &["east"]), hints(&["there"], &["west"]), "10.1.1.2"),
+            (hints(&[], &["west"]), hints(&["here"], &["west"]), "10.1.0.2 10.1.1.2"),
+            (hints(&["here"], &["west"]), None, "10.1.0.2 10.1.1.2"),
+            (hints(&["other"], &["east"]), hints(&["there"], &["south"]), "10.1.0.2 10.1.1.2"),
+        ];
+        for (here, there, expected) in cases {
+            slice.endpoints[0].hints = here;
+            slice.endpoints[1].hints = there;
+            let shown = shown(&compiled(&service, std::slice::from_ref(&slice)));
+            assert_eq!(shown[1], format!("10.96.0.1:80 -> {expected}"), "{slice:?}");
+        }
+        // who is not ready is not asked what it says
+        slice.endpoints[0].hints = hints(&[], &["west"]);
+        slice.endpoints[1].hints = None;
+        slice.endpoints[1].ready = false;
+        assert_eq!(shown(&compiled(&service, &[slice]))[1], "10.96.0.1:80 -> 10.1.0.2");
+    }
+
+    #[test]
+    fn source_ranges_guard_the_addresses_of_the_load_balancer() {
+        let (mut service, slice) = everywhere(TrafficPolicy::Cluster, TrafficPolicy::Cluster);
+        service.source_ranges = vec!["198.51.100.0/24".parse().unwrap()];
+        let entries = compiled(&service, std::slice::from_ref(&slice));
+        let guarded: Vec<_> = shown(&entries).into_iter().filter(|line| line.contains("guarded")).collect();
+        assert_eq!(guarded, ["192.0.2.2:80 guarded -> 10.1.0.2 10.1.1.2"]);
+        service.source_ranges = vec!["2001:db8::/32".parse().unwrap()];
+        let other_family = shown(&compiled(&service, &[slice]));
+        assert!(other_family.iter().all(|line| !line.contains("guarded")), "{other_family:?}");
     }
 
     #[test]
@@ -268,11 +606,12 @@ mod tests {
         let service = service(&["10.96.0.1"], LoadBalancing::Maglev);
         let all: Vec<String> = (1..=9).map(|n| format!("10.1.0.{n}")).collect();
         let endpoints: Vec<_> = all.iter().map(|ip| (ip.as_str(), true, false)).collect();
-        let before = compile(&service, [slice(80, &endpoints)].iter());
-        let after = compile(&service, [slice(80, &endpoints[1..])].iter());
+        let before = compiled(&service, &[slice(80, &endpoints)]);
+        let after = compiled(&service, &[slice(80, &endpoints[1..])]);
         let chosen = |entries: &ServiceEntries| -> Vec<Backend> {
             let port = &entries.ports[0];
-            port.layout(&port.ipv4).iter().map(|index| port.ipv4[*index as usize]).collect()
+            let backends = &port.groups[0].backends;
+            maglev_table(backends).iter().map(|index| backends[*index as usize]).collect()
         };
         let (before, after) = (chosen(&before), chosen(&after));
         assert_eq!((before.len(), after.len()), (1_021, 1_021));

@@ -7,13 +7,13 @@ use std::{ops::RangeInclusive, path::PathBuf};
 use clap::Args;
 
 use super::{
-    CniPreset, Routing, Source,
+    CniPreset, NodePortAddresses, Routing, Source,
     parse::{self, CgroupPath, Cidrs, Http, Invalid, KubeconfigPath, Mtu, Servers},
 };
 use crate::{datapath::EbpfLog, netlink::Uplinks, telemetry::LogFormat};
 
 /// Every key of the file; a dot leads into a section.
-pub const KEYS: [&str; 39] = [
+pub const KEYS: [&str; 43] = [
     "node_name",
     "source",
     "manifests",
@@ -34,6 +34,8 @@ pub const KEYS: [&str; 39] = [
     "masquerade.ports",
     "connect_time.tcp",
     "connect_time.udp",
+    "node_ports.addresses",
+    "node_ports.loopback",
     "cni.install",
     "cni.preset",
     "cni.bin_dir",
@@ -46,6 +48,8 @@ pub const KEYS: [&str; 39] = [
     "capacity.flows",
     "capacity.fragments",
     "capacity.datagram_origins",
+    "capacity.source_ranges",
+    "capacity.affinity",
     "capacity.events_bytes",
     "http",
     "healthz",
@@ -118,6 +122,12 @@ pub struct Settings {
     /// Whether UDP does [default: false]
     #[arg(long, env = "DATAPLANE_CONNECT_TIME_UDP", value_name = "BOOL", value_parser = parse::flag)]
     pub connect_time_udp: Option<bool>,
+    /// Addresses of this node that take node ports: all, primary, or those within CIDRs [default: all]
+    #[arg(long, env = "DATAPLANE_NODE_PORTS_ADDRESSES", value_name = "WHICH", value_parser = parse::node_ports)]
+    pub node_ports_addresses: Option<NodePortAddresses>,
+    /// Whether processes of the node find them at its loopback addresses too [default: true]
+    #[arg(long, env = "DATAPLANE_NODE_PORTS_LOOPBACK", value_name = "BOOL", value_parser = parse::flag)]
+    pub node_ports_loopback: Option<bool>,
     /// Whether the CNI plugin and its configuration are placed [default: with source kubernetes]
     #[arg(long, env = "DATAPLANE_CNI_INSTALL", value_name = "BOOL", value_parser = parse::flag)]
     pub cni_install: Option<bool>,
@@ -154,6 +164,12 @@ pub struct Settings {
     /// Service addresses datagram sockets have sent to [default: 65536]
     #[arg(long, env = "DATAPLANE_CAPACITY_DATAGRAM_ORIGINS", value_name = "N", value_parser = parse::capacity)]
     pub capacity_datagram_origins: Option<u32>,
+    /// Source ranges of all services [default: 16384]
+    #[arg(long, env = "DATAPLANE_CAPACITY_SOURCE_RANGES", value_name = "N", value_parser = parse::capacity)]
+    pub capacity_source_ranges: Option<u32>,
+    /// Clients of services with session affinity [default: 65536]
+    #[arg(long, env = "DATAPLANE_CAPACITY_AFFINITY", value_name = "N", value_parser = parse::capacity)]
+    pub capacity_affinity: Option<u32>,
     /// Bytes of packet events that wait to be read [default: 262144]
     #[arg(long, env = "DATAPLANE_CAPACITY_EVENTS_BYTES", value_name = "N", value_parser = parse::events_bytes)]
     pub capacity_events_bytes: Option<u32>,
@@ -207,6 +223,8 @@ impl Settings {
             "masquerade.except" => fill(&mut self.masquerade_except, parse::cidrs(text)),
             "masquerade.ports" => fill(&mut self.masquerade_ports, parse::ports(text)),
             "connect_time.tcp" => fill(&mut self.connect_time_tcp, parse::flag(text)),
+            "node_ports.addresses" => fill(&mut self.node_ports_addresses, parse::node_ports(text)),
+            "node_ports.loopback" => fill(&mut self.node_ports_loopback, parse::flag(text)),
             "connect_time.udp" => fill(&mut self.connect_time_udp, parse::flag(text)),
             "cni.install" => fill(&mut self.cni_install, parse::flag(text)),
             "cni.preset" => fill(&mut self.cni_preset, parse::from_str(text)),
@@ -222,6 +240,8 @@ impl Settings {
             "capacity.flows" => fill(&mut self.capacity_flows, parse::capacity(text)),
             "capacity.fragments" => fill(&mut self.capacity_fragments, parse::capacity(text)),
             "capacity.datagram_origins" => fill(&mut self.capacity_datagram_origins, parse::capacity(text)),
+            "capacity.source_ranges" => fill(&mut self.capacity_source_ranges, parse::capacity(text)),
+            "capacity.affinity" => fill(&mut self.capacity_affinity, parse::capacity(text)),
             "capacity.events_bytes" => fill(&mut self.capacity_events_bytes, parse::events_bytes(text)),
             "http" => fill(&mut self.http, parse::http(text)),
             "healthz" => fill(&mut self.healthz, parse::http(text)),

@@ -50,6 +50,7 @@ pub struct Config {
     pub mtu: Option<u32>,
     pub masquerade: Masquerade,
     pub connect_time: ConnectTime,
+    pub node_ports: NodePorts,
     pub cni: Cni,
     pub capacity: Capacity,
     /// Where metrics and health are served; `None`: nowhere.
@@ -107,6 +108,25 @@ pub struct Masquerade {
 pub struct ConnectTime {
     pub tcp: bool,
     pub udp: bool,
+}
+
+/// Where this node takes node ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodePorts {
+    pub addresses: NodePortAddresses,
+    /// Processes of the node find them at its loopback addresses too.
+    pub loopback: bool,
+}
+
+/// Addresses of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// Every one, on whatever device.
+    #[default]
+    All,
+    /// Those it is known by.
+    Primary,
+    Within(Vec<IpNet>),
 }
 
 /// The plugin and its configuration, where the container runtime looks for them.
@@ -210,6 +230,10 @@ impl Config {
                 tcp: set.connect_time_tcp.unwrap_or(true),
                 udp: set.connect_time_udp.unwrap_or(false),
             },
+            node_ports: NodePorts {
+                addresses: set.node_ports_addresses.unwrap_or_default(),
+                loopback: set.node_ports_loopback.unwrap_or(true),
+            },
             cni: Cni {
                 install: set.cni_install.unwrap_or(in_cluster),
                 bin_dir: set.cni_bin_dir.unwrap_or_else(|| preset.bin_dir().into()),
@@ -224,6 +248,8 @@ impl Config {
                 flows: set.capacity_flows.unwrap_or(capacity.flows),
                 fragments: set.capacity_fragments.unwrap_or(capacity.fragments),
                 datagram_origins: set.capacity_datagram_origins.unwrap_or(capacity.datagram_origins),
+                source_ranges: set.capacity_source_ranges.unwrap_or(capacity.source_ranges),
+                affinity: set.capacity_affinity.unwrap_or(capacity.affinity),
                 events_bytes: set.capacity_events_bytes.unwrap_or(capacity.events_bytes),
             },
             http: set.http.unwrap_or_default().0,

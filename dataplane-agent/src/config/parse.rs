@@ -6,6 +6,7 @@ use http::Uri;
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
+use super::NodePortAddresses;
 use crate::netlink::Uplinks;
 
 /// Longest name of a network device: `IFNAMSIZ` less its NUL.
@@ -174,6 +175,14 @@ pub(super) fn cidrs(text: &str) -> Result<Cidrs, Invalid> {
         return Ok(Cidrs::default());
     }
     text.split(',').map(cidr).collect::<Result<_, _>>().map(Cidrs)
+}
+
+pub(super) fn node_ports(text: &str) -> Result<NodePortAddresses, Invalid> {
+    match text {
+        "all" => Ok(NodePortAddresses::All),
+        "primary" => Ok(NodePortAddresses::Primary),
+        _ => cidrs(text).map(|ranges| NodePortAddresses::Within(ranges.0)),
+    }
 }
 
 fn cidr(text: &str) -> Result<IpNet, Invalid> {

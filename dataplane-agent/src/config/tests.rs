@@ -45,6 +45,7 @@ vxlan: {vni: 7, port: 4789, device: overlay0}
 mtu: 9000
 masquerade: {enabled: false, except: [10.0.0.0/8, 'fd00::/8'], ports: 50000-50999}
 connect_time: {tcp: false, udp: true}
+node_ports: {addresses: [10.0.0.0/8], loopback: false}
 capacity:
   endpoints: 1
   routes: 2
@@ -54,6 +55,8 @@ capacity:
   flows: 6
   fragments: 7
   datagram_origins: 8
+  source_ranges: 8
+  affinity: 8
   events_bytes: 4096
 http: off
 log: debug
@@ -81,6 +84,8 @@ fn every_key_of_the_file_reaches_the_configuration() {
     let except = vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
     assert_eq!(config.masquerade, Masquerade { enabled: false, except, ports: 50_000..=50_999 });
     assert_eq!(config.connect_time, ConnectTime { tcp: false, udp: true });
+    let addresses = NodePortAddresses::Within(vec!["10.0.0.0/8".parse().unwrap()]);
+    assert_eq!(config.node_ports, NodePorts { addresses, loopback: false });
     let capacity = Capacity {
         endpoints: 1,
         routes: 2,
@@ -90,6 +95,8 @@ fn every_key_of_the_file_reaches_the_configuration() {
         flows: 6,
         fragments: 7,
         datagram_origins: 8,
+        source_ranges: 8,
+        affinity: 8,
         events_bytes: 4096,
     };
     assert_eq!(config.capacity, capacity);

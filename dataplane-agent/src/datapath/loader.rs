@@ -73,6 +73,8 @@ pub struct Capacity {
     pub flows: u32,
     pub fragments: u32,
     pub datagram_origins: u32,
+    pub source_ranges: u32,
+    pub affinity: u32,
     /// Of the ring buffer, a power of two.
     pub events_bytes: u32,
 }
@@ -88,13 +90,15 @@ impl Default for Capacity {
             flows: capacity::FLOWS,
             fragments: capacity::FRAGMENTS,
             datagram_origins: capacity::DATAGRAM_ORIGINS,
+            source_ranges: capacity::SOURCE_RANGES,
+            affinity: capacity::AFFINITY,
             events_bytes: capacity::EVENTS_BYTES,
         }
     }
 }
 
 impl Capacity {
-    fn by_map(&self) -> [(&'static str, u32); 11] {
+    fn by_map(&self) -> [(&'static str, u32); 13] {
         [
             (map::ENDPOINTS, self.endpoints),
             (map::ROUTES, self.routes),
@@ -107,6 +111,8 @@ impl Capacity {
             (map::FLOW_INDEX, self.flows.saturating_mul(2)),
             (map::FRAGMENTS, self.fragments),
             (map::DATAGRAM_ORIGINS, self.datagram_origins),
+            (map::SOURCE_RANGES, self.source_ranges),
+            (map::AFFINITY, self.affinity),
             (map::EVENTS, self.events_bytes),
         ]
     }

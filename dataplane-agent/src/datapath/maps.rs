@@ -7,12 +7,12 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
 };
 use dataplane_common::abi::{
-    Addr, BackendSlot, Endpoint, Flow, FlowKey, FlowRef, Route, Service, ServiceKey, names::map,
+    Addr, BackendSlot, Endpoint, Flow, FlowKey, FlowRef, Route, Service, ServiceKey, SourceRange, names::map,
 };
 
 use super::{
     pins::Pins,
-    table::{RoutePrefix, Table, TableError},
+    table::{RoutePrefix, SourcePrefix, Table, TableError},
 };
 
 /// A pinned map that cannot be used: missing, or not of the type and sizes this version expects.
@@ -26,10 +26,11 @@ pub struct OpenError {
 /// Every table the agent writes, and the two it reads of the flow table.
 pub struct Tables {
     pub endpoints: HashTable<Addr, Endpoint>,
-    pub routes: LpmTable<Route>,
+    pub routes: LpmTable<RoutePrefix, Route>,
     pub services: HashTable<ServiceKey, Service>,
     pub backends: ArrayTable<BackendSlot>,
     pub backend_generations: ArrayTable<u32>,
+    pub source_ranges: LpmTable<SourcePrefix, u32>,
     pub flow_index: HashTable<FlowKey, FlowRef>,
     pub flows: ArrayTable<Flow>,
 }
@@ -42,6 +43,7 @@ impl Tables {
             services: HashTable::open(pins, map::SERVICES)?,
             backends: ArrayTable::open(pins, map::BACKENDS)?,
             backend_generations: ArrayTable::open(pins, map::BACKEND_GENERATIONS)?,
+            source_ranges: LpmTable::open(pins, map::SOURCE_RANGES)?,
             flow_index: HashTable::open(pins, map::FLOW_INDEX)?,
             flows: ArrayTable::open(pins, map::FLOWS)?,
         })
@@ -108,15 +110,60 @@ impl<K, V> HashTable<K, V> {
     }
 }
 
-/// A longest-prefix-match trie over addresses.
-#[derive(Debug)]
-pub struct LpmTable<V> {
-    name: &'static str,
-    capacity: u32,
-    map: LpmTrie<MapData, Addr, V>,
+/// A key of a longest-prefix-match trie.
+pub trait Prefix: Copy + Send {
+    type Data: Pod + PartialEq + Send;
+    /// So many bits of this.
+    fn new(data: Self::Data, bits: u32) -> Self;
+    fn data(&self) -> Self::Data;
+    fn bits(&self) -> u32;
+
+    fn key(&self) -> Key<Self::Data> {
+        Key::new(self.bits(), self.data())
+    }
 }
 
-impl<V: Pod> LpmTable<V> {
+impl Prefix for RoutePrefix {
+    type Data = Addr;
+
+    fn new(addr: Addr, bits: u32) -> Self {
+        Self { addr, bits }
+    }
+
+    fn data(&self) -> Addr {
+        self.addr
+    }
+
+    fn bits(&self) -> u32 {
+        self.bits
+    }
+}
+
+impl Prefix for SourcePrefix {
+    type Data = SourceRange;
+
+    fn new(range: SourceRange, bits: u32) -> Self {
+        Self { range, bits }
+    }
+
+    fn data(&self) -> SourceRange {
+        self.range
+    }
+
+    fn bits(&self) -> u32 {
+        self.bits
+    }
+}
+
+/// A longest-prefix-match trie.
+#[derive(Debug)]
+pub struct LpmTable<P: Prefix, V> {
+    name: &'static str,
+    capacity: u32,
+    map: LpmTrie<MapData, P::Data, V>,
+}
+
+impl<P: Prefix, V: Pod> LpmTable<P, V> {
     pub(super) fn open(pins: &Pins, name: &'static str) -> Result<Self, OpenError> {
         let (map, capacity) = open(pins, name)?;
         Ok(Self { name, capacity, map })
@@ -125,43 +172,45 @@ impl<V: Pod> LpmTable<V> {
     fn refusal(&self, operation: &'static str, error: MapError) -> TableError {
         refusal(self.name, self.capacity, operation, error)
     }
+}
 
+impl<V: Pod> LpmTable<RoutePrefix, V> {
     /// The value of the longest prefix that covers `addr`: what the datapath finds.
     pub fn lookup(&self, addr: Addr) -> Result<Option<V>, TableError> {
         found(self.map.get(&Key::new(128, addr), 0)).map_err(|error| self.refusal("look up", error))
     }
 }
 
-impl<V: Pod + Send> Table<RoutePrefix, V> for LpmTable<V> {
+impl<P: Prefix, V: Pod + Send> Table<P, V> for LpmTable<P, V> {
     fn name(&self) -> &'static str {
         self.name
     }
 
     /// The value of exactly this prefix. The kernel's lookup gives the longest prefix that covers the key, which may
     /// be a shorter one, so the keys are walked.
-    fn get(&self, prefix: &RoutePrefix) -> Result<Option<V>, TableError> {
+    fn get(&self, prefix: &P) -> Result<Option<V>, TableError> {
         for key in self.map.keys() {
             let key = key.map_err(|error| self.refusal("list", error))?;
-            if key.prefix_len() == prefix.bits && key.data() == prefix.addr {
+            if key.prefix_len() == prefix.bits() && key.data() == prefix.data() {
                 return found(self.map.get(&key, 0)).map_err(|error| self.refusal("get", error));
             }
         }
         Ok(None)
     }
 
-    fn insert(&mut self, prefix: &RoutePrefix, value: &V) -> Result<(), TableError> {
-        self.map.insert(&lpm_key(prefix), value, 0).map_err(|error| self.refusal("insert", error))
+    fn insert(&mut self, prefix: &P, value: &V) -> Result<(), TableError> {
+        self.map.insert(&prefix.key(), value, 0).map_err(|error| self.refusal("insert", error))
     }
 
-    fn remove(&mut self, prefix: &RoutePrefix) -> Result<(), TableError> {
-        removed(self.map.remove(&lpm_key(prefix))).map_err(|error| self.refusal("remove", error))
+    fn remove(&mut self, prefix: &P) -> Result<(), TableError> {
+        removed(self.map.remove(&prefix.key())).map_err(|error| self.refusal("remove", error))
     }
 
-    fn entries(&self) -> Result<Vec<(RoutePrefix, V)>, TableError> {
+    fn entries(&self) -> Result<Vec<(P, V)>, TableError> {
         let mut entries = Vec::new();
         for entry in &self.map {
             let (key, value) = entry.map_err(|error| self.refusal("list", error))?;
-            entries.push((RoutePrefix { addr: key.data(), bits: key.prefix_len() }, value));
+            entries.push((P::new(key.data(), key.prefix_len()), value));
         }
         Ok(entries)
     }
@@ -227,10 +276,6 @@ impl<V: Pod + Default + Send> Table<u32, V> for ArrayTable<V> {
     fn capacity(&self) -> u32 {
         self.capacity
     }
-}
-
-fn lpm_key(prefix: &RoutePrefix) -> Key<Addr> {
-    Key::new(prefix.bits, prefix.addr)
 }
 
 fn found<V>(result: Result<V, MapError>) -> Result<Option<V>, MapError> {

@@ -1,12 +1,20 @@
 //! A table of the datapath, as the reconciler sees it.
 
-use dataplane_common::abi::Addr;
+use dataplane_common::abi::{Addr, SourceRange};
 
 /// Key of the route table: a prefix of an [`Addr`]; an IPv4 prefix length counts from bit 96.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RoutePrefix {
     pub addr: Addr,
     /// 0 to 128.
+    pub bits: u32,
+}
+
+/// Key of the table of source ranges: a prefix of a [`SourceRange`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SourcePrefix {
+    pub range: SourceRange,
+    /// 32 to 160.
     pub bits: u32,
 }
 

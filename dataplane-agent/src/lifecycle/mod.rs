@@ -12,6 +12,7 @@ pub mod kube_proxy;
 mod leftovers;
 mod node;
 mod proxy_health;
+mod service_health;
 mod taint;
 
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ use tokio::{sync::watch, time::sleep};
 pub use board::Problems;
 pub use install::{Install, InstallError, ours};
 pub use proxy_health::ProxyAddresses;
+pub use service_health::{HealthCheck, HealthChecks};
 
 use crate::{announce::Announcer, api::views::Status, netlink::Netlink};
 use board::{Board, problem};
@@ -44,6 +46,8 @@ pub struct Lifecycle {
     pub netlink: Netlink,
     /// Where kube-proxy's health is answered.
     pub proxy: ProxyAddresses,
+    /// What load balancers ask of services.
+    pub health_checks: watch::Receiver<HealthChecks>,
     /// An agent that is not ready for less is being restarted.
     pub grace: Duration,
 }
@@ -57,6 +61,7 @@ impl Lifecycle {
             client: None,
             netlink,
             proxy: ProxyAddresses::default(),
+            health_checks: watch::channel(HealthChecks::default()).1,
             grace: condition::GRACE,
         }
     }
@@ -77,7 +82,8 @@ impl Lifecycle {
                 events::Reporter { announcer, name: self.node_name, status: status.clone(), uid, judge };
             tokio::spawn(reporter.run());
         }
-        if let Err(error) = proxy_health::start(self.proxy, status.clone(), board.clone()) {
+        if let Err(error) = proxy_health::start(self.proxy, self.health_checks, status.clone(), board.clone())
+        {
             board.put("proxy", vec![problem("healthz", format!("its thread does not start: {error}"))]);
         }
         tokio::spawn(look(self.netlink, board));

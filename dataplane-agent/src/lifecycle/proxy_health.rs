@@ -24,7 +24,10 @@ use axum::{
 use k8s_openapi::jiff::Timestamp;
 use tokio::{net::TcpListener, sync::watch, time::sleep};
 
-use super::board::{Board, problem};
+use super::{
+    board::{Board, problem},
+    service_health::{self, HealthChecks},
+};
 use crate::api::views::Status;
 
 /// Changes that are not in the tables for so long are late: twice kube-proxy's `syncPeriod`.
@@ -47,7 +50,7 @@ pub struct ProxyAddresses {
 
 /// Whether the tables follow what the source says.
 #[derive(Debug)]
-struct Lag {
+pub(super) struct Lag {
     /// Since when something is not in them; `None`: all is.
     since: Option<Instant>,
     applied: u64,
@@ -57,17 +60,20 @@ struct Lag {
     leaving: Option<String>,
 }
 
-type Shared = Arc<Mutex<Lag>>;
+pub(super) type Shared = Arc<Mutex<Lag>>;
+
+/// Whether the tables follow what the source says.
+pub(super) fn is_healthy(lag: &Shared) -> bool {
+    !lock(lag).is_late(Instant::now())
+}
 
 /// Answers until the process ends.
 pub(super) fn start(
     addresses: ProxyAddresses,
+    checks: watch::Receiver<HealthChecks>,
     status: watch::Receiver<Status>,
     board: Board,
 ) -> io::Result<()> {
-    if addresses == ProxyAddresses::default() {
-        return Ok(());
-    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let lag = Arc::new(Mutex::new(Lag::new()));
     thread::Builder::new().name("proxy-health".to_owned()).spawn(move || {
@@ -79,6 +85,7 @@ pub(super) fn start(
                     .with_state(Arc::clone(&lag));
                 tokio::spawn(serve("healthz", address, router, board.clone()));
             }
+            tokio::spawn(service_health::answer(checks, Arc::clone(&lag), board.clone()));
             if let Some(address) = addresses.mode {
                 let router = Router::new().route("/proxyMode", get(|| async { MODE }));
                 tokio::spawn(serve("proxy_mode", address, router, board));
@@ -121,6 +128,12 @@ async fn follow(mut status: watch::Receiver<Status>, lag: &Shared) {
 
 fn lock(lag: &Shared) -> std::sync::MutexGuard<'_, Lag> {
     lag.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Default for Lag {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Lag {

@@ -30,6 +30,17 @@ pub struct LocalPod {
     pub port_mappings: Vec<PortMapping>,
 }
 
+/// What may be asked of addresses of the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// Addresses with frontends of their own, the host's or not.
+    pub(super) frontends: BTreeSet<Addr>,
+    /// There are node ports.
+    pub(super) node_ports: bool,
+    /// This is all. Until then, what an earlier agent marked counts too.
+    pub(super) complete: bool,
+}
+
 /// Why a pod has no entries.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
@@ -59,8 +70,9 @@ pub(super) struct Endpoints {
     pub(super) pods: BTreeMap<String, LocalPod>,
     /// `None`: not known yet.
     host: Option<BTreeSet<Addr>>,
-    /// Addresses of the host with frontends; `None`: not known yet, those of an earlier agent count.
-    frontends: Option<BTreeSet<Addr>>,
+    asked: Asked,
+    /// Addresses of the host that take node ports; `None`: all.
+    node_port_addresses: Option<BTreeSet<Addr>>,
     /// Nothing was adopted: no flow is older than this agent.
     fresh: bool,
     pub(super) queue: WorkQueue<Addr>,
@@ -74,7 +86,8 @@ impl Endpoints {
             wanted: HashMap::new(),
             pods: BTreeMap::new(),
             host: None,
-            frontends: None,
+            asked: Asked::default(),
+            node_port_addresses: None,
             fresh: true,
             queue: WorkQueue::default(),
         }
@@ -90,7 +103,7 @@ impl Endpoints {
     pub(super) fn set_host(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
         let entries: BTreeMap<_, _> = compile::endpoints::host(addresses)
             .into_iter()
-            .map(|(addr, endpoint)| (addr, self.with_frontends(addr, endpoint)))
+            .map(|(addr, endpoint)| (addr, self.marked(addr, endpoint)))
             .collect();
         let before = self.host.take();
         // an address that comes back has flows from before: masquerade uses the node's
@@ -112,24 +125,40 @@ impl Endpoints {
         self.host = Some(entries.into_keys().collect());
     }
 
-    /// From now on these addresses, as far as they are the host's, have frontends.
-    pub(super) fn set_frontends(&mut self, frontends: BTreeSet<Addr>) {
-        if self.frontends.as_ref() == Some(&frontends) {
+    /// From now on this is asked of the addresses of the host. Told again with every change.
+    pub(super) fn set_asked(&mut self, asked: Asked) {
+        if self.asked == asked {
             return;
         }
-        self.frontends = Some(frontends);
+        self.asked = asked;
         let host: Vec<IpAddr> = self.host_addresses().collect();
         if self.host.is_some() {
             self.set_host(host);
         }
     }
 
-    fn with_frontends(&self, addr: Addr, endpoint: Endpoint) -> Endpoint {
-        let has = match &self.frontends {
-            Some(frontends) => frontends.contains(&addr),
-            None => self.actual.get(&addr).is_some_and(Endpoint::has_frontends),
-        };
-        if has { endpoint.with_frontends() } else { endpoint }
+    /// Addresses of the host that take node ports; `None`: all.
+    pub(super) fn set_node_port_addresses(&mut self, addresses: Option<BTreeSet<Addr>>) {
+        if self.node_port_addresses != addresses {
+            self.node_port_addresses = addresses;
+            let host: Vec<IpAddr> = self.host_addresses().collect();
+            if self.host.is_some() {
+                self.set_host(host);
+            }
+        }
+    }
+
+    /// An address of the host, as what is asked of it marks it.
+    fn marked(&self, addr: Addr, mut endpoint: Endpoint) -> Endpoint {
+        let before = self.actual.get(&addr).filter(|_| !self.asked.complete);
+        if self.asked.frontends.contains(&addr) || before.is_some_and(Endpoint::has_frontends) {
+            endpoint = endpoint.with_frontends();
+        }
+        let takes = self.node_port_addresses.as_ref().is_none_or(|addresses| addresses.contains(&addr));
+        if takes && (self.asked.node_ports || before.is_some_and(Endpoint::has_node_ports)) {
+            endpoint = endpoint.with_node_ports();
+        }
+        endpoint
     }
 
     /// Every address of the host.
@@ -223,7 +252,10 @@ impl Endpoints {
         if actual == Some(&wanted.endpoint) {
             return Ok(());
         }
-        let open = wanted.open || actual.is_some() || wanted.endpoint.has_frontends();
+        let open = wanted.open
+            || actual.is_some()
+            || wanted.endpoint.has_frontends()
+            || wanted.endpoint.has_node_ports();
         let entry = if open { wanted.endpoint.with_gates_open() } else { wanted.endpoint };
         self.table.insert(&addr, &entry)?;
         self.actual.insert(addr, wanted.endpoint);

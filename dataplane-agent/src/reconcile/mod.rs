@@ -32,18 +32,28 @@ pub use endpoints::{EndpointError, LocalPod};
 pub use kernel::{KernelRoutes, KernelUpdate};
 pub use routes::NodeNetwork;
 
-use self::{endpoints::Endpoints, kernel::KernelSweep, routes::Routes, services::Services};
+use self::{
+    endpoints::{Asked, Endpoints},
+    kernel::KernelSweep,
+    routes::Routes,
+    services::Services,
+};
 use crate::{
-    compile,
+    compile::{
+        self,
+        services::{PortEntries, Site},
+    },
     datapath::{
         Tables,
-        table::{RoutePrefix, Table, TableError},
+        table::{RoutePrefix, SourcePrefix, Table, TableError},
     },
     state::{Changes, NamespacedName, Store},
 };
 
 /// Writes in one call of [`Reconciler::work`], more or less: the rest of the task must get its turn.
 const WRITES: u64 = 2_000;
+/// Label of a node that names its zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
 /// Keys in one call, whether or not there was something to write.
 const KEYS: usize = 2_000;
 
@@ -54,6 +64,7 @@ pub struct ReconcileTables {
     pub services: Box<dyn Table<ServiceKey, Service>>,
     pub backends: Box<dyn Table<u32, BackendSlot>>,
     pub backend_generations: Box<dyn Table<u32, u32>>,
+    pub source_ranges: Box<dyn Table<SourcePrefix, u32>>,
 }
 
 impl From<Tables> for ReconcileTables {
@@ -64,6 +75,7 @@ impl From<Tables> for ReconcileTables {
             services: Box::new(tables.services),
             backends: Box::new(tables.backends),
             backend_generations: Box::new(tables.backend_generations),
+            source_ranges: Box::new(tables.source_ranges),
         }
     }
 }
@@ -74,13 +86,15 @@ pub struct Reconciler {
     endpoints: Endpoints,
     routes: Routes,
     services: Services,
+    /// What this node is to the services.
+    site: Site,
     /// Revision of the state that has been taken in.
     revision: u64,
     /// Revision that is in the tables completely.
     applied: u64,
     drift: u64,
-    /// Addresses of the host at which pods have ports.
-    host_ports: BTreeMap<NamespacedName, BTreeSet<Addr>>,
+    /// Addresses of frontends that may be the host's: of ports that lead to a pod, and external ones of services.
+    addresses: BTreeMap<NamespacedName, BTreeSet<Addr>>,
     synced: bool,
     pods_loaded: bool,
     /// The table the next audit looks at.
@@ -122,11 +136,17 @@ impl Reconciler {
         Self {
             endpoints: Endpoints::new(tables.endpoints),
             routes: Routes::new(tables.routes, kernel),
-            services: Services::new(tables.services, tables.backends, tables.backend_generations),
+            services: Services::new(
+                tables.services,
+                tables.backends,
+                tables.backend_generations,
+                tables.source_ranges,
+            ),
+            site: Site::default(),
             revision: 0,
             applied: 0,
             drift: 0,
-            host_ports: BTreeMap::new(),
+            addresses: BTreeMap::new(),
             synced: false,
             pods_loaded: false,
             audit: Audit::Endpoints,
@@ -163,14 +183,37 @@ impl Reconciler {
     /// Services that came, went or changed, or one of whose slices did.
     fn services_changed<'a>(&mut self, store: &Store, names: impl IntoIterator<Item = &'a NamespacedName>) {
         for name in names {
+            let service = store.service(name);
             let entries =
-                store.service(name).map(|service| compile::services::compile(service, store.slices_of(name)));
+                service.map(|service| compile::services::compile(service, store.slices_of(name), &self.site));
+            let external = service.into_iter().flat_map(|service| {
+                service.external_ips.iter().chain(&service.load_balancer_ips).map(|ip| Addr::from(*ip))
+            });
+            self.at(name, external.collect());
             self.services.set(name, entries);
+        }
+        self.tell_frontends();
+    }
+
+    /// The frontends of a service, or of a pod, are at these addresses, some of which may be the host's.
+    fn at(&mut self, name: &NamespacedName, addresses: BTreeSet<Addr>) {
+        if addresses.is_empty() {
+            self.addresses.remove(name);
+        } else {
+            self.addresses.insert(name.clone(), addresses);
         }
     }
 
     /// What this node reaches others with, at start and whenever it changes: all routes are made anew.
     pub fn set_network(&mut self, network: NodeNetwork, store: &Store) {
+        let labels = store.node(&network.own).map(|node| &node.labels);
+        let zone = labels.and_then(|labels| labels.get(ZONE)).map(|zone| zone.as_str().into());
+        let site = Site { node: network.own.clone(), zone };
+        if site != self.site {
+            self.site = site;
+            let names: Vec<_> = store.services().map(|service| service.name.clone()).collect();
+            self.services_changed(store, &names);
+        }
         self.routes.set_network(network, store);
         for (id, pod) in &self.endpoints.pods {
             self.routes.set_pod(id, Some(&pod.device));
@@ -182,6 +225,12 @@ impl Reconciler {
         self.endpoints.set_host(addresses);
         let names: BTreeSet<_> = self.endpoints.pods.values().filter_map(host_ports_name).collect();
         self.host_ports_changed(names);
+    }
+
+    /// Addresses of this host that take node ports; `None`: all.
+    pub fn set_node_port_addresses(&mut self, addresses: Option<BTreeSet<IpAddr>>) {
+        let addresses = addresses.map(|addresses| addresses.into_iter().map(Addr::from).collect());
+        self.endpoints.set_node_port_addresses(addresses);
     }
 
     /// A pod of this node, at once. After an error it stays wanted and is tried again until [`Self::remove_pod`].
@@ -216,20 +265,19 @@ impl Reconciler {
                 compile::host_ports::compile(&name, &pod.port_mappings, addresses, host)
             });
             let ports = entries.iter().flat_map(|entries| &entries.ports);
-            let addresses = ports.flat_map(|port| &port.frontends).map(|frontend| frontend.addr).collect();
-            self.host_ports.insert(name.clone(), addresses);
-            if entries.is_none() {
-                self.host_ports.remove(&name);
-            }
+            let addresses = ports.flat_map(PortEntries::frontends).map(|key| key.addr).collect();
+            self.at(&name, addresses);
             self.services.set(&name, entries);
         }
-        if self.pods_loaded {
-            self.tell_frontends();
-        }
+        self.tell_frontends();
     }
 
     fn tell_frontends(&mut self) {
-        self.endpoints.set_frontends(self.host_ports.values().flatten().copied().collect());
+        self.endpoints.set_asked(Asked {
+            frontends: self.addresses.values().flatten().copied().collect(),
+            node_ports: self.services.has_node_ports(),
+            complete: self.synced && self.pods_loaded,
+        });
     }
 
     /// Every pod of this node has been given to [`Self::upsert_pod`]: others do not exist.
@@ -247,6 +295,7 @@ impl Reconciler {
         self.routes.sweep();
         self.routes.sweep_kernel(KernelSweep::Nodes);
         self.synced = true;
+        self.tell_frontends();
         self.services.complete();
         self.sweep_services();
     }

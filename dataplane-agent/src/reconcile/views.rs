@@ -26,8 +26,7 @@ impl Reconciler {
     }
 
     fn service(&self, port: &PortEntries) -> Option<ServiceView> {
-        let rows: Vec<_> =
-            port.frontends.iter().filter_map(|key| Some((key, self.services.row(key)?))).collect();
+        let rows: Vec<_> = port.frontends().filter_map(|key| Some((key, self.services.row(key)?))).collect();
         let id = self.services.id(&port.key)?;
         let ours = rows.iter().filter(|(_, (row, _))| row.id == id);
         let generation = ours.clone().map(|(_, (row, _))| row.generation).max()?;
@@ -158,6 +157,7 @@ impl Reconciler {
             services.table.view(services.used()),
             services.ranges.table.view(services.ranges.slots.used() as usize),
             services.backends.table.view(services.backends.used()),
+            services.sources.table.view(services.sources.used()),
         ]
     }
 
@@ -169,7 +169,8 @@ impl Reconciler {
                 + self.routes.table.errors()
                 + services.table.errors()
                 + services.ranges.table.errors()
-                + services.backends.table.errors(),
+                + services.backends.table.errors()
+                + services.sources.table.errors(),
             retries: self.endpoints.queue.retries()
                 + self.routes.queue.retries()
                 + services.queue.retries()

@@ -7,6 +7,6 @@ mod types;
 pub use name::Name;
 pub use store::{Changes, Store};
 pub use types::{
-    Endpoint, EndpointPort, EndpointSlice, LoadBalancing, Namespace, NamespacedName, Node, Object, ObjectKey,
-    Owner, Pod, Service, ServicePort, SourceEvent, TransportProtocol,
+    Endpoint, EndpointPort, EndpointSlice, Hints, LoadBalancing, Namespace, NamespacedName, Node, Object,
+    ObjectKey, Owner, Pod, Service, ServicePort, SourceEvent, TrafficPolicy, TransportProtocol,
 };

@@ -70,11 +70,24 @@ pub struct Pod {
 }
 
 /// A Service with cluster IPs. Headless and ExternalName services never become one of these.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Service {
     pub name: NamespacedName,
     pub owner: Owner,
+    /// At most one per family; only their families are served.
     pub cluster_ips: Vec<IpAddr>,
+    /// `spec.externalIPs`, of its families.
+    pub external_ips: Vec<IpAddr>,
+    /// `status.loadBalancer.ingress`, of its families, those of `ipMode: Proxy` left out.
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// `spec.loadBalancerSourceRanges`: who may ask at the addresses of the load balancer. Empty: everyone.
+    pub source_ranges: Vec<IpNet>,
+    /// `spec.internalTrafficPolicy`: of the cluster IPs.
+    pub internal_policy: TrafficPolicy,
+    /// `spec.externalTrafficPolicy`: of every other frontend.
+    pub external_policy: TrafficPolicy,
+    /// `spec.healthCheckNodePort`.
+    pub health_check_port: Option<u16>,
     pub ports: Vec<ServicePort>,
     /// `sessionAffinity: ClientIP` timeout in seconds.
     pub affinity_timeout: Option<u32>,
@@ -88,6 +101,17 @@ pub struct ServicePort {
     pub name: Name,
     pub port: u16,
     pub protocol: TransportProtocol,
+    pub node_port: Option<u16>,
+}
+
+/// Which endpoints a frontend leads to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum TrafficPolicy {
+    /// Those of all nodes.
+    #[default]
+    Cluster,
+    /// Those of the node that is asked.
+    Local,
 }
 
 /// How a backend is chosen. Annotation `dataplane.local/load-balancing: random|maglev`.
@@ -139,6 +163,17 @@ pub struct Endpoint {
     pub serving: bool,
     pub terminating: bool,
     pub node_name: Option<Name>,
+    /// Most have none.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// For whom an endpoint is meant, where it matters (KEP-2433, KEP-3015).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Hints {
+    /// Names of nodes.
+    pub nodes: Box<[Name]>,
+    /// Values of the node label `topology.kubernetes.io/zone`.
+    pub zones: Box<[Name]>,
 }
 
 /// An object a source delivered.

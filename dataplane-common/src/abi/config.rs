@@ -50,4 +50,6 @@ impl NodeFlags {
     pub const MASQUERADE: u32 = 4;
     /// Report every packet to `EVENTS`, not only drops.
     pub const TRACE: u32 = 8;
+    /// Processes of the host find node ports at their loopback address too.
+    pub const LOOPBACK_NODE_PORTS: u32 = 16;
 }

@@ -29,6 +29,8 @@ impl EndpointFlags {
     pub const FRONTENDS: u16 = 2;
     /// Packets to the pod wait in the queue of its host-side device, which limits their rate.
     pub const SHAPED: u16 = 4;
+    /// Node ports are at this address of the host. Whoever sets it opens the gates.
+    pub const NODE_PORTS: u16 = 8;
 }
 
 impl Endpoint {
@@ -71,6 +73,19 @@ impl Endpoint {
     /// Whether there are frontends at it.
     pub const fn has_frontends(&self) -> bool {
         self.flags & EndpointFlags::FRONTENDS != 0
+    }
+
+    /// An address of the host at which node ports are.
+    #[must_use]
+    pub const fn with_node_ports(mut self) -> Self {
+        self.flags |= EndpointFlags::NODE_PORTS;
+        self
+    }
+
+    /// Whether node ports are at it.
+    #[inline(always)]
+    pub const fn has_node_ports(&self) -> bool {
+        self.flags & EndpointFlags::NODE_PORTS != 0
     }
 
     /// The same endpoint with every gate open: what user space writes over an existing entry.

@@ -20,7 +20,9 @@ pub use flow::{Flow, FlowFlags, FlowKey, FlowRef};
 pub use fragment::{FragmentKey, FragmentPorts};
 pub use gates::Gates;
 pub use route::{Route, RouteKind};
-pub use service::{BackendSlot, Scope, Service, ServiceFlags, ServiceKey};
+pub use service::{
+    Affinity, AffinityKey, BackendSlot, Scope, Service, ServiceFlags, ServiceKey, SourceRange,
+};
 pub use socket::{OriginKey, SocketOrigin};
 
 /// Declares a type that user space and the datapath exchange through a map.

@@ -18,6 +18,10 @@ pub mod capacity {
     pub const FRAGMENTS: u32 = 4_096;
     /// `DATAGRAM_ORIGINS`.
     pub const DATAGRAM_ORIGINS: u32 = 65_536;
+    /// `SOURCE_RANGES`: of all services.
+    pub const SOURCE_RANGES: u32 = 16_384;
+    /// `AFFINITY`: clients of services with session affinity.
+    pub const AFFINITY: u32 = 65_536;
     /// `EVENTS`, bytes, a power of two.
     pub const EVENTS_BYTES: u32 = 1 << 18;
 }
@@ -49,12 +53,16 @@ pub mod map {
     pub const CONNECTED_ORIGINS: &str = "CONNECTED_ORIGINS";
     /// LRU hash: `OriginKey` → `SocketOrigin`.
     pub const DATAGRAM_ORIGINS: &str = "DATAGRAM_ORIGINS";
+    /// LPM trie: prefix of `SourceRange` → `u32`, which says nothing.
+    pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
+    /// LRU hash: `AffinityKey` → `Affinity`.
+    pub const AFFINITY: &str = "AFFINITY";
     /// Per-CPU array of `u64`, index [`crate::reason::counter_index`].
     pub const COUNTERS: &str = "COUNTERS";
     /// Ring buffer of `Event`.
     pub const EVENTS: &str = "EVENTS";
     /// Every map that outlives the agent, in the order they are pinned.
-    pub const PINNED: [&str; 13] = [
+    pub const PINNED: [&str; 15] = [
         ENDPOINTS,
         ROUTES,
         SERVICES,
@@ -66,6 +74,8 @@ pub mod map {
         FRAGMENTS,
         CONNECTED_ORIGINS,
         DATAGRAM_ORIGINS,
+        SOURCE_RANGES,
+        AFFINITY,
         COUNTERS,
         EVENTS,
     ];

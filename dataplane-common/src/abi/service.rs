@@ -1,4 +1,5 @@
-//! `SERVICES`, `BACKENDS`, `BACKEND_GENERATIONS`: frontends and what stands behind them.
+//! `SERVICES`, `BACKENDS`, `BACKEND_GENERATIONS`: frontends and what stands behind them; `SOURCE_RANGES`, `AFFINITY`: who may
+//! ask, and whom they got.
 //!
 //! A service's backends are one contiguous range of `BACKENDS`. An update writes a fresh range, then replaces the
 //! entry of `SERVICES`: a reader sees the old list or the new one, never a mixture. User space re-uses the slots of
@@ -13,11 +14,12 @@ use crate::abi;
 abi! {
     /// Key of `SERVICES`: one frontend.
     pub struct ServiceKey: 20 {
-        /// Cluster IP, or an address of the host.
+        /// Cluster IP, external IP, or an address of the host. Unspecified, of its family: every address of the node that
+        /// takes node ports ([`EndpointFlags::NODE_PORTS`](super::EndpointFlags::NODE_PORTS)).
         pub addr: Addr,
-        /// Service port.
+        /// Service port, or node port.
         pub port: Port,
-        /// IP protocol number (6, 17).
+        /// IP protocol number (6, 17, 132).
         pub protocol: u8,
         /// A [`Scope`].
         pub scope: u8,
@@ -27,11 +29,12 @@ abi! {
     pub struct Service: 28 {
         /// Number of the service port, the same for all its frontends; names it in events and flows.
         pub id: u32,
-        /// First slot of its range in `BACKENDS`.
+        /// First slot of its range in `BACKENDS`. Without [`ServiceFlags::HASH`] the slots are in the order of
+        /// [`BackendSlot::id`].
         pub first_slot: u32,
         /// Number of slots; 0 means that no backend is ready.
         pub count: u32,
-        /// `sessionAffinity: ClientIP` timeout in seconds, 0 for none.
+        /// `sessionAffinity: ClientIP` timeout in seconds, 0 for none (1 to 86,400).
         pub affinity_timeout: u32,
         /// Raised with every change of the backends.
         pub generation: u32,
@@ -54,14 +57,50 @@ abi! {
         /// Must be 0.
         pub reserved: u16,
     }
+
+    /// Key of `SOURCE_RANGES`, an LPM trie: a client of a service. The prefix covers all of `service_id`.
+    pub struct SourceRange: 20 {
+        /// [`Service::id`].
+        pub service_id: u32,
+        /// Of the client.
+        pub addr: Addr,
+    }
+
+    /// Key of `AFFINITY`, an LRU hash: a client of a service with session affinity.
+    pub struct AffinityKey: 20 {
+        /// [`Service::id`].
+        pub service_id: u32,
+        /// Of the client; of a host process: the node's.
+        pub client: Addr,
+    }
+
+    /// Value of `AFFINITY`: the backend this client had last.
+    pub struct Affinity: 8 {
+        /// [`BackendSlot::id`].
+        pub backend_id: u32,
+        /// Seconds of `CLOCK_MONOTONIC` of its last connection.
+        pub last_used: u32,
+    }
+}
+
+impl ServiceKey {
+    /// The frontend of a node port, at every address of the node of this one's family.
+    #[must_use]
+    #[inline(always)]
+    pub const fn at_node(mut self) -> Self {
+        self.addr = if self.addr.is_v4() { Addr::v4([0; 4]) } else { Addr::UNSPECIFIED };
+        self
+    }
 }
 
 /// Who a frontend is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Scope {
-    /// Everyone.
+    /// Everyone; where there is a row of [`Scope::Outside`] too, pods and processes of this node.
     Any = 0,
+    /// Who asks from outside of this node ([`ServiceFlags::OUTSIDE`]).
+    Outside = 1,
 }
 
 /// Bits of [`Service::flags`].
@@ -71,7 +110,13 @@ pub struct ServiceFlags;
 impl ServiceFlags {
     /// Select by the hash of the packet's tuple (the range is a Maglev table) instead of at random.
     pub const HASH: u32 = 1;
-    /// A frontend on an address of the host (`hostPort`). The packets of the host's own processes to it never leave the
-    /// host, so their sockets are translated whatever [`NodeFlags`](super::NodeFlags) say.
-    pub const HOST_PORT: u32 = 2;
+    /// Clients from outside of this node have a row of their own, under [`Scope::Outside`].
+    pub const OUTSIDE: u32 = 2;
+    /// Only clients in `SOURCE_RANGES` may ask.
+    pub const SOURCE_RANGES: u32 = 4;
+    /// The backends are those on this node (`internalTrafficPolicy` or `externalTrafficPolicy: Local`): the client's
+    /// address is kept, and without a backend packets are dropped, not refused.
+    pub const LOCAL: u32 = 8;
+    /// Not of a Service: a pod's port of its node (`hostPort`).
+    pub const HOST_PORT: u32 = 16;
 }

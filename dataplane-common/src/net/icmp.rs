@@ -25,7 +25,7 @@ pub struct Icmpv4Type;
 impl Icmpv4Type {
     /// Echo reply.
     pub const ECHO_REPLY: u8 = 0;
-    /// Destination unreachable; code 4: fragmentation needed.
+    /// Destination unreachable; code 3: port, code 4: fragmentation needed.
     pub const UNREACHABLE: u8 = 3;
     /// Echo request.
     pub const ECHO_REQUEST: u8 = 8;
@@ -46,6 +46,8 @@ impl Icmpv4Type {
 pub struct Icmpv6Type;
 
 impl Icmpv6Type {
+    /// Destination unreachable; code 4: port.
+    pub const UNREACHABLE: u8 = 1;
     /// Packet too big.
     pub const TOO_BIG: u8 = 2;
     /// Echo request.

@@ -1,6 +1,10 @@
 //! IPv4 (RFC 791).
 
-use crate::{abi::Addr, checksum::Change};
+use super::Protocol;
+use crate::{
+    abi::Addr,
+    checksum::{self, Change},
+};
 
 /// IPv4 header without options, 20 bytes.
 #[repr(C)]
@@ -33,6 +37,23 @@ impl Ipv4Header {
     pub const LEN: usize = 20;
     const MORE_FRAGMENTS: u16 = 0x2000;
     const OFFSET: u16 = 0x1fff;
+
+    /// The header of an ICMP message of `len` bytes from the node itself. Addresses as they lie in a packet.
+    #[inline(always)]
+    pub const fn message(src: u32, dst: u32, len: usize) -> Self {
+        // version 4 without options; "internetwork control", as the kernel's own messages (RFC 1812 §4.3.2.5)
+        let (version_ihl, tos, ttl) = (0x45, 0xc0, 64);
+        let total_len = ((Self::LEN + len) as u16).to_be();
+        let words = [
+            u32::from_ne_bytes([version_ihl, tos, total_len.to_ne_bytes()[0], total_len.to_ne_bytes()[1]]),
+            u32::from_ne_bytes([ttl, Protocol::ICMP, 0, 0]),
+            src,
+            dst,
+        ];
+        let checksum = !checksum::fold(checksum::sum_of_words(&words));
+        let (id, fragment, protocol) = (0, 0, Protocol::ICMP);
+        Self { version_ihl, tos, total_len, id, fragment, ttl, protocol, checksum, src, dst }
+    }
 
     /// IP version.
     #[inline(always)]

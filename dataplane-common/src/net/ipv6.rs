@@ -1,5 +1,6 @@
 //! IPv6 (RFC 8200).
 
+use super::Protocol;
 use crate::abi::Addr;
 
 /// IPv6 header, 40 bytes.
@@ -37,6 +38,13 @@ pub struct FragmentHeader {
 impl Ipv6Header {
     /// Bytes of the header.
     pub const LEN: usize = 40;
+
+    /// The header of an ICMPv6 message of `len` bytes from the node itself. Addresses as they lie in a packet.
+    #[inline(always)]
+    pub const fn message(src: [u32; 4], dst: [u32; 4], len: usize) -> Self {
+        let (version_class_flow, payload_len) = (0x6000_0000_u32.to_be(), (len as u16).to_be());
+        Self { version_class_flow, payload_len, next_header: Protocol::ICMPV6, hop_limit: 64, src, dst }
+    }
 
     /// IP version.
     #[inline(always)]

@@ -64,6 +64,9 @@ impl Protocol {
 /// Implementors have no padding and accept every bit pattern.
 pub unsafe trait Header: Copy {}
 
+// SAFETY: integers without padding between them.
+unsafe impl<const WORDS: usize> Header for [u32; WORDS] {}
+
 macro_rules! header {
     ($($name:ident: $size:literal),+ $(,)?) => { $(
         const _: () = assert!(size_of::<$name>() == $size);

@@ -40,7 +40,14 @@ pub struct UdpHeader {
     pub checksum: u16,
 }
 
+impl UdpHeader {
+    /// Bytes of the header.
+    pub const LEN: usize = 8;
+}
+
 impl TcpHeader {
+    /// Bytes of the header without options.
+    pub const LEN: usize = 20;
     /// Offset of the checksum in the header.
     pub const CHECKSUM: usize = 16;
     /// Offset of the flags in the header.

@@ -5,7 +5,7 @@
 use aya_ebpf::programs::TcContext;
 use dataplane_common::reason::{DropReason, Hook, Verdict};
 
-use super::from_wire::arrive;
+use super::from_wire::{Arrived, arrive};
 use crate::{
     family::IpFamily,
     maps::Work,
@@ -21,10 +21,11 @@ impl Place for FromOverlay {
     #[inline(always)]
     fn run<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<Verdict, DropReason> {
         let packet = F::parse(ctx)?;
-        let Some(destination) = arrive(ctx, &packet, work)? else {
+        match arrive(ctx, &packet, work)? {
+            Arrived::Here(destination) => route::forward(ctx, &packet, &destination, Into::Peer),
+            Arrived::Translated(destination) => route::forward_translated(ctx, &packet, &destination, work),
             // nobody tunnels to us what is not here: the sender's idea of the cluster is old
-            return Err(DropReason::NoEndpoint);
-        };
-        route::forward(ctx, &packet, &destination, Into::Peer)
+            Arrived::Elsewhere => Err(DropReason::NoEndpoint),
+        }
     }
 }

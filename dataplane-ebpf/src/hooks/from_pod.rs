@@ -11,7 +11,7 @@ use crate::{
     family::IpFamily,
     maps::Work,
     stages::{
-        route::{self, Destination, Into},
+        route::{self, Destination, From, Into},
         service::ToBackend,
         translate::{self, Known},
     },
@@ -27,6 +27,7 @@ impl Place for FromPod {
     fn run<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<Verdict, DropReason> {
         let packet = F::parse(ctx)?;
         let destination = route::find(&packet.dst)?;
+        work.asks = destination.asked(From::Here);
         let looks = match destination {
             Destination::Outside { .. } => {
                 if let Some(verdict) = packet.link_scoped(ctx) {
@@ -46,7 +47,7 @@ impl Place for FromPod {
             };
         if translated {
             let destination = route::find(&work.to.dst)?;
-            return route::forward(ctx, &packet, &destination, Into::Peer);
+            return route::forward_translated(ctx, &packet, &destination, work);
         }
         route::forward(ctx, &packet, &destination, Into::Peer)
     }

@@ -1,6 +1,7 @@
 //! A packet arrives from another machine: tc ingress of an uplink.
 //!
-//! What is for a pod goes straight into it. What is for a port of this node that belongs to a pod gets the pod's address.
+//! What is for a pod goes straight into it. What asks a service of this node (a node port, a host port, the address of a load
+//! balancer) gets a backend, wherever it is; if that is on another node, this node stays in between, under its own address.
 //! Replies to what this node translated are restored first: once to undo a masquerade (then the packet is for a pod),
 //! once more if the pod had asked a service.
 
@@ -12,7 +13,7 @@ use crate::{
     maps::Work,
     stages::{
         parse::Packet,
-        route::{self, Destination, Into},
+        route::{self, Destination, From, Into},
         service::ToBackend,
         translate::{self, Known},
     },
@@ -27,33 +28,53 @@ impl Place for FromWire {
     #[inline(always)]
     fn run<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<Verdict, DropReason> {
         let packet = F::parse(ctx)?;
-        let Some(destination) = arrive(ctx, &packet, work)? else { return Ok(Verdict::StackUnmanaged) };
-        route::forward(ctx, &packet, &destination, Into::Peer)
+        Ok(match arrive(ctx, &packet, work)? {
+            Arrived::Here(destination) => route::forward(ctx, &packet, &destination, Into::Peer)?,
+            Arrived::Translated(destination) => route::forward_translated(ctx, &packet, &destination, work)?,
+            Arrived::Elsewhere => Verdict::StackUnmanaged,
+        })
     }
 }
 
-/// Where a packet from outside goes after every translation; `None` if it is not for this node.
+/// What a packet from outside of the node is.
+pub(super) enum Arrived {
+    /// For a pod of this node, or the node itself.
+    Here(Destination),
+    /// Something else now than what arrived, for whoever it may be.
+    Translated(Destination),
+    /// For others.
+    Elsewhere,
+}
+
+/// Where a packet from outside of the node goes after every translation.
 #[inline(always)]
 pub(super) fn arrive<F: IpFamily>(
     ctx: &TcContext,
     packet: &Packet<F>,
     work: &mut Work,
-) -> Result<Option<Destination>, DropReason> {
+) -> Result<Arrived, DropReason> {
     let mut destination = route::find(&packet.dst)?;
-    if let Destination::Host(_) = destination
-        && destination.expects(ctx, packet)
-        && translate::packet::<F, ToBackend>(ctx, work)?
-    {
+    work.asks = destination.asked(From::Outside);
+    let asks = match destination {
+        Destination::Host(_) => destination.expects(ctx, packet),
+        // cluster IPs, and addresses of load balancers
+        Destination::Outside { .. } => packet.link_scoped(ctx).is_none(),
+        _ => false,
+    };
+    let mut translated = asks && translate::packet::<F, ToBackend>(ctx, work)?;
+    if translated {
         destination = route::find(&work.to.dst)?;
     }
     if let Destination::Pod(_) = destination
         && destination.expects(ctx, packet)
         && translate::packet::<F, Known>(ctx, work)?
     {
+        translated = true;
         destination = route::find(&work.to.dst)?;
     }
     Ok(match destination {
-        Destination::Pod(_) | Destination::Host(_) => Some(destination),
-        _ => None,
+        _ if translated => Arrived::Translated(destination),
+        Destination::Pod(_) | Destination::Host(_) => Arrived::Here(destination),
+        _ => Arrived::Elsewhere,
     })
 }

@@ -4,14 +4,15 @@
 //! application named is kept, so that it never sees the backend's address (ADR 0003).
 
 use dataplane_common::{
-    abi::{NodeFlags, OriginKey, ServiceFlags, SocketOrigin},
+    abi::{Endpoint, NodeFlags, OriginKey, ServiceFlags, SocketOrigin},
     hash,
     net::Protocol,
     reason::{DropReason, Hook, Verdict},
 };
 
 use crate::{
-    config, maps,
+    config,
+    maps::{self, Asks},
     skb::{self, Socket},
     stages::service,
     verdict,
@@ -74,15 +75,33 @@ fn translate(socket: &Socket<'_>, random: u32) -> Result<Option<SocketOrigin>, D
     if !of_host && (!enabled || addr.is_loopback()) {
         return Ok(None);
     }
-    let Some(service) = service::frontend(&addr, port, protocol) else { return Ok(None) };
-    if !enabled && service.flags & ServiceFlags::HOST_PORT == 0 {
+    let endpoint = maps::endpoint(&addr);
+    // what the host's own processes send to an address of the host never leaves it: nobody else will translate it
+    let on_host = of_host && (addr.is_loopback() || endpoint.is_some_and(Endpoint::is_host));
+    if !enabled && !on_host {
         return Ok(None);
     }
-    // a consistent choice needs the packet's source, which a socket does not have yet: left to the packets
-    if service.flags & ServiceFlags::HASH != 0 {
+    let node_ports = match endpoint {
+        Some(endpoint) => endpoint.has_node_ports(),
+        None => of_host && addr.is_loopback() && config::flag(NodeFlags::LOOPBACK_NODE_PORTS),
+    };
+    let asks = Asks { from_outside: 0, node_ports: u32::from(node_ports) };
+    let Some(service) = service::frontend(&addr, port, protocol, asks) else { return Ok(None) };
+    // without a backend it is the packets that are refused or dropped. A consistent choice needs their source, which a
+    // socket does not have yet
+    if service.count == 0 || service.flags & ServiceFlags::HASH != 0 {
         return Ok(None);
     }
-    let backend = service::select(service, random)?;
+    // so does what depends on the client; but a process of the host is its node
+    let wants_client = service.affinity_timeout != 0 || service.flags & ServiceFlags::SOURCE_RANGES != 0;
+    if wants_client && !of_host {
+        return Ok(None);
+    }
+    let client = if addr.is_v4() { config::ipv4() } else { config::ipv6() };
+    if service.flags & ServiceFlags::SOURCE_RANGES != 0 && !maps::is_source_allowed(service.id, &client) {
+        return Ok(None);
+    }
+    let backend = service::select(service, &client, random)?;
     if !socket.set(&backend.addr, backend.port) {
         return Ok(None);
     }

@@ -13,7 +13,7 @@ use crate::{
     stages::{
         masquerade::AsNode,
         parse::Packet,
-        route::{self, Destination, Into},
+        route::{self, Destination, From, Into},
         service::ToBackend,
         translate,
     },
@@ -34,9 +34,9 @@ impl Place for ToWire {
         if let Some(verdict) = packet.link_scoped(ctx) {
             return Ok(verdict);
         }
-        let Destination::Outside { masquerade } = route::find(&packet.dst)? else {
-            return Ok(Verdict::Delivered);
-        };
+        let destination = route::find(&packet.dst)?;
+        work.asks = destination.asked(From::Here);
+        let Destination::Outside { masquerade } = destination else { return Ok(Verdict::Delivered) };
         match route::find(&packet.src)? {
             Destination::Pod(_) if masquerade => from_pod::<F>(ctx, work),
             Destination::Pod(_) => Ok(Verdict::Delivered),

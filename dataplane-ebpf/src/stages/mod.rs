@@ -6,10 +6,12 @@
 
 use dataplane_common::reason::DropReason;
 
+pub(crate) mod affinity;
 pub(crate) mod flow;
 pub(crate) mod icmp_error;
 pub(crate) mod masquerade;
 pub(crate) mod parse;
+pub(crate) mod reject;
 pub(crate) mod rewrite;
 pub(crate) mod route;
 pub(crate) mod service;

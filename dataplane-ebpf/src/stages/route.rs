@@ -11,7 +11,9 @@ use super::{Answer, parse::Packet};
 use crate::{
     config,
     family::{IpFamily, L3},
-    maps, packet, skb,
+    maps::{self, Asks, Work},
+    packet,
+    skb::{self, Way},
 };
 
 /// Where an address is.
@@ -40,6 +42,22 @@ impl Destination {
             Self::Outside { .. } | Self::Nobody => false,
         }
     }
+
+    /// How a packet to it asks, if it asks a frontend.
+    #[inline(always)]
+    pub(crate) fn asked(&self, from: From) -> Asks {
+        let node_ports = matches!(self, Self::Host(endpoint) if endpoint.has_node_ports());
+        Asks { from_outside: u32::from(from == From::Outside), node_ports: u32::from(node_ports) }
+    }
+}
+
+/// Where a packet comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum From {
+    /// A pod, or a process of the host.
+    Here,
+    /// Another machine.
+    Outside,
 }
 
 /// Finds an address: one lookup for what is on this node, two for the rest.
@@ -81,6 +99,56 @@ pub(crate) fn forward<F: IpFamily>(
         Destination::Outside { .. } => Ok(Verdict::StackOutside),
         Destination::Nobody => Err(DropReason::NoEndpoint),
     }
+}
+
+/// Sends a packet of tuple `work.to`, which is not the one it came with, from a device's ingress where its destination is.
+#[inline(always)]
+pub(crate) fn forward_translated<F: IpFamily>(
+    ctx: &TcContext,
+    packet: &Packet<F>,
+    destination: &Destination,
+    work: &Work,
+) -> Result<Verdict, DropReason> {
+    match destination {
+        // to a backend outside of the cluster, under the pod's own address: what leaves the node will be masqueraded
+        Destination::Outside { .. } if work.to.src == packet.src => Ok(Verdict::StackOutside),
+        Destination::Outside { .. } => to_outside(ctx, packet, work),
+        _ => forward(ctx, packet, destination, Into::Peer),
+    }
+}
+
+/// Past the stack, which would refuse a packet that comes from outside with the node's own address as its source.
+#[inline(always)]
+fn to_outside<F: IpFamily>(ctx: &TcContext, packet: &Packet<F>, work: &Work) -> Result<Verdict, DropReason> {
+    #[inline(never)]
+    fn outlined<F: IpFamily>(ctx: &TcContext, work: &Work) -> Answer {
+        by_kernels_routes::<F>(ctx, work).into()
+    }
+    if packet.hop_limit <= 1 {
+        return Ok(Verdict::StackTtlExpired);
+    }
+    let gone = outlined::<F>(ctx, work).get()?;
+    Ok(if gone { Verdict::ToOutside } else { Verdict::StackOutside })
+}
+
+/// Whether the kernel has a route.
+#[inline(always)]
+fn by_kernels_routes<F: IpFamily>(ctx: &TcContext, work: &Work) -> Result<bool, DropReason> {
+    let way = skb::way(ctx, &work.to.src, &work.to.dst);
+    if let Way::None = way {
+        return Ok(false);
+    }
+    F::decrement_hop_limit(ctx)?;
+    skb::mark_decided(ctx);
+    let action = match way {
+        Way::Neighbour { ifindex, ours, theirs } => {
+            set_link_addresses(ctx, theirs, ours)?;
+            skb::redirect(ifindex)
+        }
+        Way::Unresolved { ifindex, next_hop } => skb::redirect_neigh(ifindex, &next_hop),
+        Way::None => return Ok(false),
+    };
+    redirected(action, Verdict::ToOutside).map(|_| true)
 }
 
 #[inline(always)]

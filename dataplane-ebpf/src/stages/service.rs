@@ -7,10 +7,10 @@ use dataplane_common::{
     reason::DropReason,
 };
 
-use super::{flow, translate::NewFlow};
+use super::{affinity, flow, translate::NewFlow};
 use crate::{
     family::IpFamily,
-    maps::{self, Work},
+    maps::{self, Asks, Work},
     skb,
 };
 
@@ -32,16 +32,21 @@ impl NewFlow for ToBackend {
 #[inline(always)]
 fn open<F: IpFamily>(work: &mut Work) -> Result<bool, DropReason> {
     let from = &work.from;
-    let Some(service) = frontend(&from.dst, from.dst_port, from.protocol) else { return Ok(false) };
-    let random = if service.flags & ServiceFlags::HASH != 0 { hash::tuple(from) } else { skb::random() };
-    let backend = select(service, random)?;
+    let Some(service) = frontend(&from.dst, from.dst_port, from.protocol, work.asks) else {
+        return Ok(false);
+    };
+    if service.flags & ServiceFlags::SOURCE_RANGES != 0 && !maps::is_source_allowed(service.id, &from.src) {
+        return Err(DropReason::SourceRange);
+    }
+    let hash = if service.flags & ServiceFlags::HASH == 0 { skb::random() } else { hash::tuple(from) };
+    let backend = select(service, &from.src, hash)?;
     work.reply.src = backend.addr;
     work.reply.src_port = backend.port;
     work.reply.dst = from.src;
     work.reply.dst_port = from.src_port;
     work.reply.protocol = from.protocol;
-    // a pod that is its own backend would see a packet from itself, which its stack refuses
-    work.purpose.source = if backend.addr == from.src { hairpin_source::<F>()? } else { Addr::UNSPECIFIED };
+    work.purpose.source =
+        if needs_source(service, backend, work) { node_source::<F>()? } else { Addr::UNSPECIFIED };
     work.purpose.service_id = service.id;
     work.purpose.backend_id = backend.id;
     work.purpose.backend_generation = backend.generation;
@@ -50,26 +55,64 @@ fn open<F: IpFamily>(work: &mut Work) -> Result<bool, DropReason> {
     Ok(true)
 }
 
+/// Whether the backend is to see the node in place of the client, or its answer would not come back by here.
 #[inline(always)]
-fn hairpin_source<F: IpFamily>() -> Result<Addr, DropReason> {
+fn needs_source(service: &Service, backend: &BackendSlot, work: &Work) -> bool {
+    // a pod that is its own backend would see a packet from itself, which its stack refuses
+    if backend.addr == work.from.src {
+        return true;
+    }
+    // what is on this node answers by here, and sees who asks
+    work.asks.from_outside != 0
+        && service.flags & ServiceFlags::LOCAL == 0
+        && maps::endpoint(&backend.addr).is_none()
+}
+
+#[inline(always)]
+fn node_source<F: IpFamily>() -> Result<Addr, DropReason> {
     let addr = F::node_address();
     if addr.is_unspecified() { Err(DropReason::NoSourceAddress) } else { Ok(addr) }
 }
 
-/// The service at an address and port.
+/// The service at an address and port, for who asks.
 #[inline(always)]
-pub(crate) fn frontend(addr: &Addr, port: Port, protocol: u8) -> Option<&'static Service> {
+pub(crate) fn frontend(addr: &Addr, port: Port, protocol: u8, asks: Asks) -> Option<&'static Service> {
     if protocol != Protocol::TCP && protocol != Protocol::UDP {
         return None;
     }
-    maps::service(&ServiceKey { addr: *addr, port, protocol, scope: Scope::Any as u8 })
+    let mut key = ServiceKey { addr: *addr, port, protocol, scope: Scope::Any as u8 };
+    let mut service = maps::service(&key);
+    if service.is_none() && asks.node_ports != 0 {
+        key = key.at_node();
+        service = maps::service(&key);
+    }
+    let service = service?;
+    if asks.from_outside == 0 || service.flags & ServiceFlags::OUTSIDE == 0 {
+        return Some(service);
+    }
+    key.scope = Scope::Outside as u8;
+    // not there: it is about to be written
+    Some(maps::service(&key).unwrap_or(service))
 }
 
-/// A backend of the service: the one `random` falls on.
+/// A backend for a client: the one it had, if the service wants that, else the one `hash` falls on.
 #[inline(always)]
-pub(crate) fn select(service: &Service, random: u32) -> Result<&'static BackendSlot, DropReason> {
+pub(crate) fn select(
+    service: &Service,
+    client: &Addr,
+    hash: u32,
+) -> Result<&'static BackendSlot, DropReason> {
     if service.count == 0 {
-        return Err(DropReason::NoBackend);
+        let local = service.flags & ServiceFlags::LOCAL != 0;
+        return Err(if local { DropReason::NoLocalBackend } else { DropReason::NoBackend });
     }
-    maps::backend(service.first_slot + hash::scale(random, service.count)).ok_or(DropReason::BadService)
+    let slot = if service.affinity_timeout == 0 {
+        service.first_slot + hash::scale(hash, service.count)
+    } else if service.flags & ServiceFlags::HASH != 0 {
+        // the same table and the same client are the same backend, on every node and without memory
+        service.first_slot + hash::scale(hash::client(*client), service.count)
+    } else {
+        affinity::slot(service, client, hash)
+    };
+    maps::backend(slot).ok_or(DropReason::BadService)
 }

@@ -126,7 +126,7 @@ impl Way<'_> {
                 _ => self.entry.node.address(address),
             };
         }
-        let is_kept = (is_pod && self.rules.pods_keep_their_source)
+        let is_kept = (is_pod && self.entry.from == From::Pod && self.rules.pods_keep_their_source)
             || (self.entry.from == From::Outside
                 && self.rules.outside_keeps_its_source_on_the_node
                 && self.is_on_entry(endpoint))

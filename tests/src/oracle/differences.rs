@@ -8,9 +8,9 @@
 /// Which answers to expect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
-    /// A pod is seen under its own address wherever it asks. kube-proxy masquerades it at `NodePort`, load balancer and
-    /// external addresses of policy Cluster. We translate where the pod is, and the answer comes back there: there is no
-    /// need to.
+    /// A pod is seen under its own address wherever it asks on its node. kube-proxy masquerades it at `NodePort`, load
+    /// balancer and external addresses of policy Cluster. We translate where the pod is, and the answer comes back there:
+    /// there is no need to. To another node's `NodePort` it is somebody from outside.
     pub pods_keep_their_source: bool,
     /// Whoever asks from outside is seen under its own address by backends on the node it came through. kube-proxy
     /// masquerades before it knows which backend it will be. Answers of those backends pass the node in any case. Backends

@@ -11,7 +11,7 @@ use aya::{
 use dataplane_common::{
     abi::{
         Addr, BackendSlot, Endpoint, Flow, FlowKey, FlowRef, MacAddr, NodeAddresses, NodeConfig, NodeFlags,
-        Port, Route, RouteKind, Scope, Service, ServiceKey,
+        Port, Route, RouteKind, Scope, Service, ServiceKey, SourceRange,
         names::{self, map},
     },
     reason::{self, Hook, Outcome},
@@ -100,6 +100,8 @@ impl Rig {
             (map::FLOW_INDEX, 2 * FLOWS),
             (map::FRAGMENTS, 64),
             (map::DATAGRAM_ORIGINS, 64),
+            (map::SOURCE_RANGES, 64),
+            (map::AFFINITY, 64),
             (map::EVENTS, 4_096),
         ] {
             loader.map_max_entries(name, entries);
@@ -214,6 +216,21 @@ impl Rig {
         Ok(routes.insert(&Key::new(bits, prefix.0.into()), route, 0)?)
     }
 
+    /// An address of the host at which node ports are, as the agent writes it.
+    pub fn host_with_node_ports(&mut self, addr: IpAddr) -> Result<()> {
+        let endpoint = Endpoint::host().with_node_ports().with_gates_open();
+        Ok(self.hash(map::ENDPOINTS)?.insert(Addr::from(addr), endpoint, 0)?)
+    }
+
+    /// Lets clients of this range ask the service of this number.
+    pub fn allow(&mut self, service_id: u32, range: (IpAddr, u32)) -> Result<()> {
+        let bits = if range.0.is_ipv4() { range.1 + Addr::V4_PREFIX_BITS } else { range.1 };
+        let key = Key::new(32 + bits, SourceRange { service_id, addr: range.0.into() });
+        let mut ranges: LpmTrie<&mut MapData, SourceRange, u32> =
+            LpmTrie::try_from(self.ebpf.map_mut(map::SOURCE_RANGES).context("SOURCE_RANGES")?)?;
+        Ok(ranges.insert(&key, 1, 0)?)
+    }
+
     /// A service whose backends take the slots from `first_slot` on, each with its slot as its number.
     pub fn service(
         &mut self,
@@ -222,6 +239,18 @@ impl Rig {
         first_slot: u32,
         backends: &[SocketAddr],
         flags: u32,
+    ) -> Result<()> {
+        self.service_with(frontend, protocol, first_slot, backends, |_, service| service.flags = flags)
+    }
+
+    /// As [`Self::service`], with whatever else its row says.
+    pub fn service_with(
+        &mut self,
+        frontend: SocketAddr,
+        protocol: u8,
+        first_slot: u32,
+        backends: &[SocketAddr],
+        change: impl FnOnce(&mut ServiceKey, &mut Service),
     ) -> Result<()> {
         for (slot, backend) in (first_slot..).zip(backends) {
             let generation = self.array::<u32>(map::BACKEND_GENERATIONS)?.get(&slot, 0)?;
@@ -234,21 +263,22 @@ impl Rig {
             };
             self.array(map::BACKENDS)?.set(slot, entry, 0)?;
         }
-        let key = ServiceKey {
+        let mut key = ServiceKey {
             addr: frontend.ip().into(),
             port: Port::new(frontend.port()),
             protocol,
             scope: Scope::Any as u8,
         };
-        let service = Service {
+        let mut service = Service {
             id: first_slot + 1,
             first_slot,
             count: backends.len() as u32,
             affinity_timeout: 0,
             generation: 1,
-            flags,
+            flags: 0,
             reserved: 0,
         };
+        change(&mut key, &mut service);
         Ok(self.hash(map::SERVICES)?.insert(key, service, 0)?)
     }
 

@@ -60,16 +60,10 @@ pub(crate) fn known(cell: Cell, mode: Mode) -> Option<Known> {
     let Cell { asker, backing, .. } = cell;
     let Mode::Ours { connect_time, routing } = mode else { return None };
     let is_host_by_packets = asker == Asker::Host && !connect_time;
-    if backing == Backing::Nobody {
-        return Some(Known::Always("a service without endpoints is silent or not permitted, not refused"));
-    }
     if is_host_by_packets && backing == Backing::Host {
         let reason =
             "a host process whose packets are translated does not reach another of its node (host_loop)";
         return Some(Known::Always(reason));
-    }
-    if backing == Backing::Hinted {
-        return Some(Known::Always("hints are not obeyed"));
     }
     // redirect_neigh with a next hop leaves the packet its route, which is the one to the service; a packet that waits
     // for the neighbour's link address is sent by that route when it is known

@@ -29,9 +29,9 @@ use self::{
 };
 
 /// What the datapath serves. One that is not here is not part of the services, either.
-const FRONTENDS: &[Frontend] = &[Frontend::ClusterIp];
+const FRONTENDS: &[Frontend] = &Frontend::ALL;
 /// What the datapath obeys.
-const POLICIES: &[Policy] = &[Policy::Cluster];
+const POLICIES: &[Policy] = &Policy::ALL;
 /// Cells of each cluster that run by default.
 const SAMPLE: usize = 75;
 

@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use dataplane_common::abi::{Service, ServiceKey};
+use dataplane_common::abi::{Scope, Service, ServiceKey};
 
 use super::{BackendKey, Row, Services, ranges::RangeError};
 use crate::{
-    compile::services::{Backend, PortEntries, ServicePortKey},
+    compile::services::{Backend, Frontend, PortEntries, ServicePortKey},
     datapath::table::TableError,
     reconcile::slots::SlotsError,
     state::NamespacedName,
@@ -42,19 +42,25 @@ impl Services {
         let Some(entries) = self.wanted.get(name).cloned() else { return Ok(()) };
         let mut result = Ok(());
         for port in &entries.ports {
-            let ours: Vec<_> =
-                port.frontends.iter().filter(|key| self.has(&port.key, key)).copied().collect();
-            let found = ours.iter().filter_map(|key| self.rows.get(key)).map(|row| row.value.id);
-            let id = self.ids.number(&port.key, found);
-            for family in [true, false] {
-                let frontends: Vec<_> = ours.iter().filter(|key| key.addr.is_v4() == family).collect();
-                let Some(first) = frontends.first() else { continue };
-                let backends = port.backends(first);
-                if !self.complete && backends.is_empty() && self.leads_somewhere(&frontends) {
+            let found = port.frontends().filter(|key| self.has(&port.key, key));
+            let found: Vec<u32> = found.filter_map(|key| Some(self.rows.get(key)?.value.id)).collect();
+            let id = self.ids.number(&port.key, found.into_iter());
+            // who may ask is known before the first packet asks whether he may
+            self.sources.allow(id, &port.source_ranges)?;
+            for group in &port.groups {
+                let ours = group.frontends.iter().filter(|frontend| self.has(&port.key, &frontend.key));
+                let ours: Vec<Frontend> = ours.copied().collect();
+                if ours.is_empty() {
+                    continue;
+                }
+                if !self.complete && group.backends.is_empty() && self.leads_somewhere(&ours) {
                     self.early.insert(name.clone());
                     continue;
                 }
-                result = result.and(self.apply_family(port, id, &frontends, backends, now));
+                result = result.and(self.apply_group(port, id, &ours, &group.backends, now));
+            }
+            if result.is_ok() {
+                self.sources.restrict(id, &port.source_ranges)?;
             }
         }
         result
@@ -66,47 +72,51 @@ impl Services {
     }
 
     /// Whether a frontend of an earlier agent has backends.
-    fn leads_somewhere(&self, frontends: &[&ServiceKey]) -> bool {
-        frontends.iter().filter_map(|key| self.rows.get(key)).any(|row| row.value.count > 0)
+    fn leads_somewhere(&self, frontends: &[Frontend]) -> bool {
+        frontends.iter().filter_map(|it| self.rows.get(&it.key)).any(|row| row.value.count > 0)
     }
 
-    /// Frontends of one family share a range.
-    fn apply_family(
+    /// Frontends of a group share a range.
+    fn apply_group(
         &mut self,
         port: &PortEntries,
         id: u32,
-        frontends: &[&ServiceKey],
+        frontends: &[Frontend],
         backends: &[Backend],
         now: Instant,
     ) -> Result<(), RangeError> {
         let protocol = port.key.protocol.number();
         let keys = backends.iter().map(|b| BackendKey { addr: b.addr, port: b.port, protocol });
-        let layout = port.layout(backends);
         let last =
-            frontends.iter().filter_map(|key| self.rows.get(key)).map(|row| row.value.generation).max();
+            frontends.iter().filter_map(|it| self.rows.get(&it.key)).map(|row| row.value.generation).max();
 
         let numbers: Option<Vec<u32>> = keys.clone().map(|key| self.backends.id(&key)).collect();
-        let content = numbers.map(|numbers| arrange(&layout, &numbers));
-        let fitting = content.and_then(|content| self.fitting(frontends, &content));
-        let (backing, generation) = if let Some(backing) = fitting {
-            (backing, last.unwrap_or(1))
+        let content = numbers.map(|numbers| port.arrange(backends, &numbers));
+        let fitting = content.and_then(|content| Some((self.fitting(frontends, &content)?, content.len())));
+        let (backing, count, generation) = if let Some((backing, count)) = fitting {
+            (backing, count, last.unwrap_or(1))
         } else {
             let numbers: Vec<u32> = keys.map(|key| self.backends.number(key)).collect::<Result<_, _>>()?;
-            let backing = self.write_range(&arrange(&layout, &numbers), now)?;
-            (backing, last.unwrap_or(0).wrapping_add(1))
+            let content = port.arrange(backends, &numbers);
+            (self.write_range(&content, now)?, content.len(), last.unwrap_or(0).wrapping_add(1))
         };
         let value = Service {
             id,
             first_slot: backing.range().unwrap_or(0),
-            count: layout.len() as u32,
+            count: count as u32,
             affinity_timeout: port.affinity_timeout,
             generation,
             flags: port.flags(),
             reserved: 0,
         };
         let mut result = Ok(());
-        for frontend in frontends {
-            result = result.and(self.point(frontend, value, backing, now));
+        // the rows for clients from outside first: a row that sends them there must not come before
+        let outside = |it: &&Frontend| it.key.scope == Scope::Outside as u8;
+        for Frontend { key, flags } in
+            frontends.iter().filter(outside).chain(frontends.iter().filter(|it| !outside(it)))
+        {
+            let value = Service { flags: value.flags | flags, ..value };
+            result = result.and(self.point(key, value, backing, now));
         }
         if let Some(start) = backing.range() {
             self.ranges.discard(start, &mut self.backends);
@@ -115,8 +125,8 @@ impl Services {
     }
 
     /// What one of the frontends points to already, if that holds what it should.
-    fn fitting(&self, frontends: &[&ServiceKey], content: &[u32]) -> Option<Backing> {
-        let sound = frontends.iter().filter(|key| !self.broken.contains(key));
+    fn fitting(&self, frontends: &[Frontend], content: &[u32]) -> Option<Backing> {
+        let sound = frontends.iter().map(|it| &it.key).filter(|key| !self.broken.contains(key));
         let mut backings = sound.filter_map(|key| self.rows.get(key)).map(Row::backing);
         backings.find(|backing| match backing {
             Backing::Nothing => content.is_empty(),
@@ -192,9 +202,4 @@ impl Services {
             self.ranges.release(start, &mut self.backends, now);
         }
     }
-}
-
-/// The number in each slot.
-fn arrange(layout: &[u32], numbers: &[u32]) -> Vec<u32> {
-    layout.iter().filter_map(|index| numbers.get(*index as usize)).copied().collect()
 }

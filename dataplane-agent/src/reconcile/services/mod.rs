@@ -11,6 +11,7 @@ mod backends;
 mod ids;
 mod numbers;
 mod ranges;
+mod sources;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -25,11 +26,12 @@ use self::{
     backends::Backends,
     ids::ServiceIds,
     ranges::{RangeError, Ranges},
+    sources::Sources,
 };
 use super::{backoff::WorkQueue, counted::Counted, slots::SlotsError};
 use crate::{
     compile::services::{ServiceEntries, ServicePortKey},
-    datapath::table::{Table, TableError},
+    datapath::table::{SourcePrefix, Table, TableError},
     state::NamespacedName,
 };
 
@@ -58,10 +60,13 @@ pub(super) struct Services {
     broken: HashSet<ServiceKey>,
     pub(super) ranges: Ranges,
     pub(super) backends: Backends,
+    pub(super) sources: Sources,
     ids: ServiceIds,
     wanted: BTreeMap<NamespacedName, Arc<ServiceEntries>>,
     /// Who wants a frontend; the first had it first.
     claims: HashMap<ServiceKey, Vec<ServicePortKey>>,
+    /// Frontends among them that are node ports.
+    node_ports: usize,
     /// Wanted by several.
     contested: BTreeSet<ServiceKey>,
     /// Everything that exists has been heard of. Until then a service without backends is one whose slices come later,
@@ -77,6 +82,7 @@ impl Services {
         services: Box<dyn Table<ServiceKey, Service>>,
         backends: Box<dyn Table<u32, BackendSlot>>,
         generations: Box<dyn Table<u32, u32>>,
+        source_ranges: Box<dyn Table<SourcePrefix, u32>>,
     ) -> Self {
         Self {
             table: Counted::new(services),
@@ -84,9 +90,11 @@ impl Services {
             broken: HashSet::new(),
             ranges: Ranges::new(backends),
             backends: Backends::new(generations),
+            sources: Sources::new(source_ranges),
             ids: ServiceIds::default(),
             wanted: BTreeMap::new(),
             claims: HashMap::new(),
+            node_ports: 0,
             contested: BTreeSet::new(),
             complete: false,
             early: BTreeSet::new(),
@@ -107,6 +115,7 @@ impl Services {
             self.rows.insert(key, Row { value, ranges });
         }
         self.backends.adopted();
+        self.sources.adopt()?;
         self.ids.adopt(self.rows.values().map(|row| row.value.id));
         Ok((self.rows.len(), self.backends.used(), self.broken.len()))
     }
@@ -129,6 +138,11 @@ impl Services {
         let ports: HashSet<_> = ports.collect();
         for port in before.iter().flat_map(|before| &before.ports) {
             if !ports.contains(&port.key) {
+                if let Some(id) = self.ids.get(&port.key)
+                    && let Err(error) = self.sources.restrict(id, &[])
+                {
+                    tracing::warn!(%error, "remove source ranges of a service that is gone");
+                }
                 self.ids.forget(&port.key);
             }
         }
@@ -142,6 +156,9 @@ impl Services {
     fn claim(&mut self, frontend: &ServiceKey, port: &ServicePortKey) {
         // most frontends are wanted by one
         let claims = self.claims.entry(*frontend).or_insert_with(|| Vec::with_capacity(1));
+        if claims.is_empty() && is_node_port(frontend) {
+            self.node_ports += 1;
+        }
         claims.push(port.clone());
         if claims.len() > 1 {
             self.contested.insert(*frontend);
@@ -158,6 +175,9 @@ impl Services {
         let next = claims.first().map(|port| ServiceWork::Service(port.service.clone()));
         if next.is_none() {
             self.claims.remove(frontend);
+            if is_node_port(frontend) {
+                self.node_ports -= 1;
+            }
         }
         self.queue.push(next.unwrap_or(ServiceWork::Frontend(*frontend)));
     }
@@ -178,6 +198,11 @@ impl Services {
             }
         }
         self.backends.sweep();
+        // a range that cannot be removed lets nobody in: no row has the number
+        let ids: HashSet<u32> = self.rows.values().map(|row| row.value.id).collect();
+        if let Err(error) = self.sources.sweep(&ids) {
+            tracing::warn!(%error, "remove source ranges of services that are gone");
+        }
     }
 
     /// Everything that exists has been heard of: a service without backends has none.
@@ -227,6 +252,10 @@ impl Services {
         Some((&row.value, members.filter_map(|id| self.backends.key(*id)).copied().collect()))
     }
 
+    pub(super) const fn has_node_ports(&self) -> bool {
+        self.node_ports > 0
+    }
+
     pub(super) fn used(&self) -> usize {
         self.rows.len()
     }
@@ -240,11 +269,19 @@ impl Services {
     }
 
     pub(super) const fn changes(&self) -> u64 {
-        self.table.changes() + self.ranges.table.changes() + self.backends.table.changes()
+        self.table.changes()
+            + self.ranges.table.changes()
+            + self.backends.table.changes()
+            + self.sources.table.changes()
     }
+}
+
+/// Whether it is at every address of the node.
+fn is_node_port(frontend: &ServiceKey) -> bool {
+    *frontend == frontend.at_node()
 }
 
 fn claims_of(entries: Option<&ServiceEntries>) -> BTreeSet<(ServiceKey, ServicePortKey)> {
     let ports = entries.into_iter().flat_map(|entries| &entries.ports);
-    ports.flat_map(|port| port.frontends.iter().map(|key| (*key, port.key.clone()))).collect()
+    ports.flat_map(|port| port.frontends().map(|key| (*key, port.key.clone()))).collect()
 }

@@ -9,7 +9,7 @@ use std::{
 use dataplane_common::abi::{Addr, BackendSlot, Port, Service, ServiceFlags, ServiceKey};
 
 use crate::{
-    compile::services::compile,
+    compile::services::{Site, compile},
     datapath::{
         table::{Table, TableError},
         testing::MemoryTable,
@@ -73,13 +73,16 @@ impl Checker {
 pub(super) fn expected(store: &Store) -> HashMap<ServiceKey, Vec<Meaning>> {
     let mut expected: HashMap<ServiceKey, Vec<Meaning>> = HashMap::new();
     for service in store.services() {
-        for port in compile(service, store.slices_of(&service.name)).ports {
-            for frontend in &port.frontends {
-                let backends = port.backends(frontend);
-                let layout = port.layout(backends);
-                let slots = layout.iter().map(|index| backends[*index as usize]).map(|b| (b.addr, b.port));
-                let meaning = (slots.collect(), port.affinity_timeout, port.flags());
-                expected.entry(*frontend).or_default().push(meaning);
+        for port in compile(service, store.slices_of(&service.name), &Site::default()).ports {
+            for group in &port.groups {
+                let indices: Vec<u32> = (0..group.backends.len() as u32).collect();
+                let layout = port.arrange(&group.backends, &indices);
+                let slots = layout.iter().map(|index| group.backends[*index as usize]);
+                let slots: Vec<_> = slots.map(|b| (b.addr, b.port)).collect();
+                for frontend in &group.frontends {
+                    let meaning = (slots.clone(), port.affinity_timeout, port.flags() | frontend.flags);
+                    expected.entry(frontend.key).or_default().push(meaning);
+                }
             }
         }
     }
@@ -88,7 +91,12 @@ pub(super) fn expected(store: &Store) -> HashMap<ServiceKey, Vec<Meaning>> {
 
 /// What a frontend says.
 pub(super) fn meaning(row: &Service, slots: &[BackendSlot]) -> Meaning {
-    (slots.iter().map(|slot| (slot.addr, slot.port)).collect(), row.affinity_timeout, row.flags)
+    let mut slots: Vec<_> = slots.iter().map(|slot| (slot.addr, slot.port)).collect();
+    // in the order of their numbers, which says nothing
+    if row.flags & ServiceFlags::HASH == 0 {
+        slots.sort_unstable();
+    }
+    (slots, row.affinity_timeout, row.flags)
 }
 
 /// Is told of a write.

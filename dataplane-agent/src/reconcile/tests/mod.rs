@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dataplane_common::abi::{Addr, BackendSlot, Endpoint, MacAddr, Route, Service, ServiceKey};
+use dataplane_common::abi::{Addr, BackendSlot, Endpoint, MacAddr, Route, Service, ServiceFlags, ServiceKey};
 use ipnet::IpNet;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
@@ -24,7 +24,7 @@ use crate::{
         routes::{Overlay, RoutingMode},
     },
     datapath::{
-        table::{RoutePrefix, Table},
+        table::{RoutePrefix, SourcePrefix, Table},
         testing::{Faults, FaultyTable, MemoryTable},
     },
     netlink::{KernelRoute, Uplink},
@@ -52,6 +52,7 @@ struct World {
     services: MemoryTable<ServiceKey, Service>,
     backends: MemoryTable<u32, BackendSlot>,
     generations: MemoryTable<u32, u32>,
+    source_ranges: MemoryTable<SourcePrefix, u32>,
     faults: Faults,
     checker: Arc<Mutex<Checker>>,
     store: Store,
@@ -67,6 +68,7 @@ impl World {
         let services = MemoryTable::hash("SERVICES", room.frontends);
         let backends = MemoryTable::array("BACKENDS", room.slots);
         let generations = MemoryTable::array("BACKEND_GENERATIONS", room.backends);
+        let source_ranges = MemoryTable::hash("SOURCE_RANGES", 64);
         let now = Instant::now();
         let checker = Checker::new(services.clone(), backends.clone(), generations.clone(), now);
         let endpoints = MemoryTable::hash("ENDPOINTS", 64);
@@ -76,7 +78,16 @@ impl World {
         let checker = Arc::new(Mutex::new(checker));
         let mut world = Self {
             agent: Reconciler::new(
-                tables(&endpoints, &routes, &services, &backends, &generations, &faults, &checker),
+                tables(
+                    &endpoints,
+                    &routes,
+                    &services,
+                    &backends,
+                    &generations,
+                    &source_ranges,
+                    &faults,
+                    &checker,
+                ),
                 sender,
             ),
             endpoints,
@@ -84,6 +95,7 @@ impl World {
             services,
             backends,
             generations,
+            source_ranges,
             faults,
             checker,
             store: Store::default(),
@@ -106,6 +118,7 @@ impl World {
             &self.services,
             &self.backends,
             &self.generations,
+            &self.source_ranges,
             &self.faults,
             &self.checker,
         );
@@ -183,7 +196,12 @@ impl World {
         let row = self.services.get(frontend).unwrap()?;
         let slots =
             (row.first_slot..row.first_slot + row.count).map(|i| self.backends.get(&i).unwrap().unwrap());
-        Some(slots.map(|slot| format!("{}:{}", slot.addr, slot.port)).collect())
+        let mut backends: Vec<_> = slots.map(|slot| format!("{}:{}", slot.addr, slot.port)).collect();
+        // in the order of their numbers, which says nothing
+        if row.flags & ServiceFlags::HASH == 0 {
+            backends.sort();
+        }
+        Some(backends)
     }
 }
 
@@ -193,6 +211,7 @@ fn tables(
     services: &MemoryTable<ServiceKey, Service>,
     backends: &MemoryTable<u32, BackendSlot>,
     generations: &MemoryTable<u32, u32>,
+    source_ranges: &MemoryTable<SourcePrefix, u32>,
     faults: &Faults,
     checker: &Arc<Mutex<Checker>>,
 ) -> ReconcileTables {
@@ -205,6 +224,7 @@ fn tables(
             Checked::new(generations.clone(), checker),
             faults.clone(),
         )),
+        source_ranges: Box::new(FaultyTable::new(source_ranges.clone(), faults.clone())),
     }
 }
 
@@ -214,7 +234,7 @@ fn name(name: &str) -> NamespacedName {
 
 /// A service with these cluster IPs, on TCP and UDP port 53.
 fn service(service: &str, ips: &[&str]) -> StateService {
-    let port = |name: &str, protocol| ServicePort { name: name.into(), port: 53, protocol };
+    let port = |name: &str, protocol| ServicePort { name: name.into(), port: 53, protocol, node_port: None };
     StateService {
         name: name(service),
         owner: Owner::default(),
@@ -222,6 +242,7 @@ fn service(service: &str, ips: &[&str]) -> StateService {
         ports: vec![port("tcp", TransportProtocol::Tcp), port("udp", TransportProtocol::Udp)],
         affinity_timeout: None,
         load_balancing: LoadBalancing::Random,
+        ..StateService::default()
     }
 }
 
@@ -234,6 +255,7 @@ fn slice(service: &str, addresses: impl IntoIterator<Item = String>) -> Endpoint
         serving: true,
         terminating: false,
         node_name: None,
+        hints: None,
     };
     EndpointSlice {
         name: name(service),

@@ -355,7 +355,13 @@ fn the_list_of_services_shows_what_is_in_the_tables() {
     world.apply([upsert(service("new", &["10.96.0.9"]))]);
     assert_eq!(world.agent.services().len(), 2, "it is not in the tables yet");
     let used: Vec<_> = world.agent.tables().into_iter().map(|table| (table.name, table.used)).collect();
-    let expected =
-        [("ENDPOINTS", 0), ("ROUTES", 0), ("SERVICES", 2), ("BACKENDS", 4), ("BACKEND_GENERATIONS", 4)];
+    let expected = [
+        ("ENDPOINTS", 0),
+        ("ROUTES", 0),
+        ("SERVICES", 2),
+        ("BACKENDS", 4),
+        ("BACKEND_GENERATIONS", 4),
+        ("SOURCE_RANGES", 0),
+    ];
     assert_eq!(used, expected.map(|(name, used)| (name.to_owned(), used)));
 }

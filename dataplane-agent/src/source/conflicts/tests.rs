@@ -17,6 +17,7 @@ fn service(name: &str, ips: &[&str]) -> SourceEvent {
         ports: Vec::new(),
         affinity_timeout: None,
         load_balancing: LoadBalancing::Random,
+        ..Service::default()
     }))
 }
 

@@ -9,7 +9,7 @@ use super::{
     field::{self, Protocol},
     service::NOT_OURS,
 };
-use crate::state::{Endpoint, EndpointPort, EndpointSlice, Name, NamespacedName, Object};
+use crate::state::{Endpoint, EndpointPort, EndpointSlice, Hints, Name, NamespacedName, Object};
 
 /// Names the service a slice is for.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -125,7 +125,17 @@ fn endpoint(at: &str, endpoint: &discovery::Endpoint, family: Family) -> Result<
         serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(ready),
         terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
         node_name: endpoint.node_name.as_deref().map(Name::from),
+        hints: hints(endpoint),
     })
+}
+
+fn hints(endpoint: &discovery::Endpoint) -> Option<Box<Hints>> {
+    let given = endpoint.hints.as_ref()?;
+    let hints = Hints {
+        nodes: given.for_nodes.iter().flatten().map(|node| node.name.as_str().into()).collect(),
+        zones: given.for_zones.iter().flatten().map(|zone| zone.name.as_str().into()).collect(),
+    };
+    (hints != Hints::default()).then(|| Box::new(hints))
 }
 
 fn address(field: impl Display, text: &str, family: Family) -> Result<IpAddr, FieldError> {

@@ -1,14 +1,19 @@
-//! v1 Service: cluster IPs, ports, affinity.
+//! v1 Service: where it is, its ports, its policies.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 
 use super::{
     Converted, FieldError,
     field::{self, Protocol},
 };
-use crate::state::{LoadBalancing, Object, Service, ServicePort};
+use crate::state::{LoadBalancing, Object, Service, ServicePort, TrafficPolicy};
+
+const CLUSTER_IP: &str = "ClusterIP";
+const NODE_PORT: &str = "NodePort";
+const LOAD_BALANCER: &str = "LoadBalancer";
 
 /// Says how backends are chosen.
 const LOAD_BALANCING: &str = "dataplane.local/load-balancing";
@@ -26,7 +31,7 @@ pub(super) fn convert(service: &core::Service) -> Result<Converted, FieldError> 
     }
     let spec = service.spec.as_ref().ok_or_else(|| FieldError::missing("spec"))?;
     match spec.type_.as_deref() {
-        None | Some("ClusterIP" | "NodePort" | "LoadBalancer") => {}
+        None | Some(CLUSTER_IP | NODE_PORT | LOAD_BALANCER) => {}
         Some("ExternalName") => return Ok(Converted::default()),
         Some(other) => {
             return Err(FieldError::new(
@@ -40,12 +45,87 @@ pub(super) fn convert(service: &core::Service) -> Result<Converted, FieldError> 
     let service = Service {
         name,
         owner: super::owner(&service.metadata),
+        external_ips: external_ips(spec, &cluster_ips)?,
+        load_balancer_ips: load_balancer_ips(service, spec, &cluster_ips)?,
+        source_ranges: source_ranges(spec)?,
+        internal_policy: policy("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref())?,
+        external_policy: policy("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref())?,
+        health_check_port: health_check_port(spec)?,
         cluster_ips,
         ports: ports(spec, &mut problems)?,
         affinity_timeout: affinity_timeout(spec)?,
         load_balancing: load_balancing(service)?,
     };
     Ok(Converted { object: Some(Object::Service(service)), problems })
+}
+
+/// An address of a family the service does not have is somebody else's mistake: kube-proxy leaves it out.
+fn of_its_families(ips: impl Iterator<Item = IpAddr>, cluster_ips: &[IpAddr]) -> Vec<IpAddr> {
+    ips.filter(|ip| cluster_ips.iter().any(|own| own.is_ipv4() == ip.is_ipv4())).collect()
+}
+
+fn external_ips(spec: &core::ServiceSpec, cluster_ips: &[IpAddr]) -> Result<Vec<IpAddr>, FieldError> {
+    let list = spec.external_ips.iter().flatten().enumerate();
+    let ips: Vec<IpAddr> = list
+        .map(|(index, text)| field::address(format_args!("spec.externalIPs[{index}]"), text))
+        .collect::<Result<_, _>>()?;
+    Ok(of_its_families(ips.into_iter(), cluster_ips))
+}
+
+/// Only a service of type LoadBalancer has them, whatever its status still says.
+fn load_balancer_ips(
+    service: &core::Service,
+    spec: &core::ServiceSpec,
+    cluster_ips: &[IpAddr],
+) -> Result<Vec<IpAddr>, FieldError> {
+    if spec.type_.as_deref() != Some(LOAD_BALANCER) {
+        return Ok(Vec::new());
+    }
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let mut ips = Vec::new();
+    for (index, ingress) in status.iter().flat_map(|status| status.ingress.iter().flatten()).enumerate() {
+        // the balancer wants to see the packets itself (KEP-1860)
+        if ingress.ip_mode.as_deref() == Some("Proxy") {
+            continue;
+        }
+        if let Some(text) = ingress.ip.as_deref().filter(|text| !text.is_empty()) {
+            ips.push(field::address(format_args!("status.loadBalancer.ingress[{index}].ip"), text)?);
+        }
+    }
+    Ok(of_its_families(ips.into_iter(), cluster_ips))
+}
+
+fn source_ranges(spec: &core::ServiceSpec) -> Result<Vec<IpNet>, FieldError> {
+    if spec.type_.as_deref() != Some(LOAD_BALANCER) {
+        return Ok(Vec::new());
+    }
+    let list = spec.load_balancer_source_ranges.iter().flatten().enumerate();
+    list.map(|(index, text)| {
+        // the API server lets white space pass
+        let text = text.trim();
+        let range: IpNet = text.parse().map_err(|_| {
+            FieldError::new(format!("spec.loadBalancerSourceRanges[{index}]"), format!("{text:?} is no CIDR"))
+        })?;
+        Ok(range.trunc())
+    })
+    .collect()
+}
+
+fn policy(field: &str, text: Option<&str>) -> Result<TrafficPolicy, FieldError> {
+    match text {
+        None | Some("" | "Cluster") => Ok(TrafficPolicy::Cluster),
+        Some("Local") => Ok(TrafficPolicy::Local),
+        Some(other) => Err(FieldError::new(field, format!("{other:?} is none of Cluster, Local"))),
+    }
+}
+
+/// kube-proxy answers at it only for a service of type LoadBalancer with policy Local.
+fn health_check_port(spec: &core::ServiceSpec) -> Result<Option<u16>, FieldError> {
+    let local = spec.external_traffic_policy.as_deref() == Some("Local");
+    let number = spec
+        .health_check_node_port
+        .filter(|number| *number != 0 && local && spec.type_.as_deref() == Some(LOAD_BALANCER));
+    number.map(|number| field::port("spec.healthCheckNodePort", number)).transpose()
 }
 
 /// `None`: headless.
@@ -82,11 +162,15 @@ fn ports(spec: &core::ServiceSpec, problems: &mut Vec<FieldError>) -> Result<Vec
         return Err(FieldError::missing("spec.ports"));
     }
     let mut ports = Vec::with_capacity(list.len());
+    let at_nodes = matches!(spec.type_.as_deref(), Some(NODE_PORT | LOAD_BALANCER));
     let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
     for (index, port) in list.iter().enumerate() {
         let at = format!("spec.ports[{index}]");
         let number = field::port(format_args!("{at}.port"), port.port)?;
         let protocol = field::protocol(format_args!("{at}.protocol"), port.protocol.as_deref())?;
+        let node_port = port.node_port.filter(|number| *number != 0 && at_nodes);
+        let node_port =
+            node_port.map(|number| field::port(format_args!("{at}.nodePort"), number)).transpose()?;
         let name = port.name.as_deref().unwrap_or_default();
         if name.is_empty() && list.len() > 1 {
             return Err(FieldError::new(format!("{at}.name"), "missing (there is more than one port)"));
@@ -102,7 +186,7 @@ fn ports(spec: &core::ServiceSpec, problems: &mut Vec<FieldError>) -> Result<Vec
         }
         match protocol {
             Protocol::Supported(protocol) => {
-                ports.push(ServicePort { name: name.into(), port: number, protocol });
+                ports.push(ServicePort { name: name.into(), port: number, protocol, node_port });
             }
             Protocol::Sctp => problems.push(field::sctp(format!("{at}.protocol"), name, number)),
         }

@@ -49,7 +49,8 @@ fn a_service_of_kubectl_is_read() {
     let converted =
         Kind::Service.convert(fixture(include_str!("../../../tests/fixtures/service.yaml"))).unwrap();
     assert_eq!(converted.problems, []);
-    let port = |name: &str, port, protocol| ServicePort { name: name.into(), port, protocol };
+    let port =
+        |name: &str, port, protocol| ServicePort { name: name.into(), port, protocol, node_port: None };
     let service = PlainService {
         name: shop("web"),
         owner: Owner {
@@ -60,6 +61,7 @@ fn a_service_of_kubectl_is_read() {
         ports: vec![port("http", 80, TransportProtocol::Tcp), port("dns", 53, TransportProtocol::Udp)],
         affinity_timeout: Some(10_800),
         load_balancing: LoadBalancing::Maglev,
+        ..crate::state::Service::default()
     };
     assert_eq!(converted.object, Some(Object::Service(service)));
 }
@@ -75,6 +77,7 @@ fn a_slice_of_kubectl_is_read() {
         serving: true,
         terminating,
         node_name: Some(node.into()),
+        hints: None,
     };
     let slice = Slice {
         name: shop("web-h5wqz"),

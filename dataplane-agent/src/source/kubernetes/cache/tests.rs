@@ -17,6 +17,7 @@ fn service(name: &str) -> Object {
         ports: Vec::new(),
         affinity_timeout: Some(5),
         load_balancing: crate::state::LoadBalancing::Maglev,
+        ..Service::default()
     })
 }
 

@@ -1,0 +1,83 @@
+//! Refuses a packet: its sender hears at once that nobody answers (ICMP port unreachable, RFC 792, RFC 4443).
+//!
+//! The packet itself becomes the message: cut to its headers, with room for two more in front, and sent back where it came
+//! from. A TCP socket that connects takes it for a refusal, as it would a reset.
+
+use aya_ebpf::{bindings::TC_ACT_REDIRECT, programs::TcContext};
+use dataplane_common::{
+    checksum,
+    flow::tcp_flags,
+    net::{EthHeader, IcmpHeader, Protocol, TcpHeader, UdpHeader},
+    reason::{DropReason, Hook},
+};
+
+use super::{
+    Answer,
+    parse::{Fragment, Packet},
+};
+use crate::{
+    family::{IpFamily, L3},
+    packet, skb,
+};
+
+/// Whether the packet is on its way back, as a message. Others (messages, fragments, packets with options) are dropped in
+/// silence, as are those from the tunnel.
+#[inline(always)]
+pub(crate) fn refuse<F: IpFamily>(ctx: &TcContext, hook: Hook) -> bool {
+    #[inline(never)]
+    fn outlined<F: IpFamily>(ctx: &TcContext) -> Answer {
+        turn::<F>(ctx).into()
+    }
+    let back = match hook {
+        Hook::FromPod | Hook::FromWire | Hook::ToWire => outlined::<F>(ctx).get(),
+        _ => return false,
+    };
+    if !matches!(back, Ok(true)) {
+        return false;
+    }
+    skb::mark_decided(ctx);
+    let device = skb::ifindex(ctx);
+    // from a device's egress, the sender is the host itself
+    let action =
+        if hook as u8 == Hook::ToWire as u8 { skb::redirect_ingress(device) } else { skb::redirect(device) };
+    action == TC_ACT_REDIRECT
+}
+
+#[inline(always)]
+fn turn<F: IpFamily>(ctx: &TcContext) -> Result<bool, DropReason> {
+    let packet = F::parse(ctx)?;
+    if packet.fragment != Fragment::Whole || packet.l4 != L3 + F::HEADER {
+        return Ok(false);
+    }
+    match packet.protocol {
+        Protocol::TCP => quote::<F, { TcpHeader::LEN / 4 }>(ctx, &packet),
+        Protocol::UDP => quote::<F, { UdpHeader::LEN / 4 }>(ctx, &packet),
+        _ => Ok(false),
+    }
+}
+
+/// Makes the packet a message that quotes its IP header and so many 32-bit words of what follows. Of TCP the whole header:
+/// the kernel cuts no packet in front of a checksum that is still to be completed.
+#[inline(always)]
+fn quote<F: IpFamily, const WORDS: usize>(ctx: &TcContext, packet: &Packet<F>) -> Result<bool, DropReason> {
+    if packet.tcp_flags(ctx) & tcp_flags::RST != 0 {
+        return Ok(false);
+    }
+    let eth: EthHeader = skb::load(ctx, 0)?;
+    let transport: [u32; WORDS] = skb::load(ctx, packet.l4)?;
+    let quoted = F::sum_of_header(ctx)? + checksum::sum_of_words(&transport);
+    skb::cut(ctx, packet.l4 + size_of_val(&transport))?;
+    skb::make_room(ctx, F::HEADER + size_of::<IcmpHeader>())?;
+    packet::with_header(ctx, 0, |header: &mut EthHeader| {
+        header.set_addresses(eth.src, eth.dst);
+        header.ether_type = eth.ether_type;
+    })?;
+    let len = size_of::<IcmpHeader>() + F::HEADER + size_of_val(&transport);
+    let covered = F::write_message_header(ctx, &packet.dst, &packet.src, len)?;
+    let (kind, code) = F::PORT_UNREACHABLE;
+    let sum = covered + quoted + u64::from(u16::from_ne_bytes([kind, code]));
+    packet::with_header(ctx, L3 + F::HEADER, |icmp: &mut IcmpHeader| {
+        *icmp = IcmpHeader { kind, code, checksum: !checksum::fold(sum), id: 0, sequence: 0 };
+    })?;
+    Ok(true)
+}
