@@ -1,5 +1,7 @@
 //! Objects as `kubectl get -o yaml` writes them, and every field that can be impossible.
 
+mod frontends;
+
 use serde_json::json;
 
 use super::*;
@@ -184,13 +186,16 @@ fn changed(kind: Kind, pointer: &str, value: Value) -> Value {
             "status": {"addresses": [{"type": "InternalIP", "address": "172.16.0.1"}]},
         }),
         Kind::Service => json!({"spec": {
-            "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd96::1"], "type": "ClusterIP",
+            "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd96::1"], "type": "LoadBalancer",
             "ports": [
-                {"name": "a", "port": 80, "protocol": "TCP"},
-                {"name": "b", "port": 80, "protocol": "UDP"},
+                {"name": "a", "port": 80, "protocol": "TCP", "nodePort": 30080},
+                {"name": "b", "port": 80, "protocol": "UDP", "nodePort": 30080},
             ],
             "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 10}},
-        }}),
+            "externalIPs": ["192.0.2.1", "2001:db8::1"], "loadBalancerSourceRanges": ["198.51.100.0/24"],
+            "internalTrafficPolicy": "Cluster", "externalTrafficPolicy": "Local",
+            "healthCheckNodePort": 32_000,
+        }, "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.9"}, {"ip": "2001:db8::9"}]}}}),
         Kind::EndpointSlice => json!({
             "addressType": "IPv4", "ports": [{"name": "a", "port": 80}, {"name": "b", "port": 81}],
             "endpoints": [{"addresses": ["10.1.0.1"]}],
@@ -258,6 +263,47 @@ fn an_impossible_field_is_named() {
             "/spec/sessionAffinityConfig/clientIP/timeoutSeconds",
             json!(0),
             "spec.sessionAffinityConfig.clientIP.timeoutSeconds: 0 is not within 1 to 86400",
+        ),
+        (Service, "/spec/ports/0/nodePort", json!(65_536), "spec.ports[0].nodePort: 65536 is not a port"),
+        (Service, "/spec/ports/1/nodePort", json!(-1), "spec.ports[1].nodePort: -1 is not a port"),
+        (Service, "/spec/ports/1/nodePort", json!("a"), "spec.ports[1].nodePort: invalid type: string"),
+        (Service, "/spec/externalIPs/1", json!("192.0.2"), "spec.externalIPs[1]: \"192.0.2\" is not an IP"),
+        (
+            Service,
+            "/spec/externalIPs/0",
+            json!("127.0.0.1"),
+            "spec.externalIPs[0]: \"127.0.0.1\" is a loopback",
+        ),
+        (Service, "/spec/externalIPs/0", json!("0.0.0.0"), "spec.externalIPs[0]: \"0.0.0.0\" is the unspec"),
+        (
+            Service,
+            "/status/loadBalancer/ingress/1/ip",
+            json!("lb.example.com"),
+            "status.loadBalancer.ingress[1].ip: \"lb.example.com\" is not an IP address",
+        ),
+        (
+            Service,
+            "/spec/loadBalancerSourceRanges/0",
+            json!("198.51.100.0/33"),
+            "spec.loadBalancerSourceRanges[0]: \"198.51.100.0/33\" is no CIDR",
+        ),
+        (
+            Service,
+            "/spec/internalTrafficPolicy",
+            json!("Node"),
+            "spec.internalTrafficPolicy: \"Node\" is none of Cluster, Local",
+        ),
+        (
+            Service,
+            "/spec/externalTrafficPolicy",
+            json!("local"),
+            "spec.externalTrafficPolicy: \"local\" is none of Cluster, Local",
+        ),
+        (
+            Service,
+            "/spec/healthCheckNodePort",
+            json!(70_000),
+            "spec.healthCheckNodePort: 70000 is not a port",
         ),
         (Service, "/spec", json!(null), "spec: missing"),
         (Service, "/spec", json!({"ports": [{"port": 80}]}), "spec.clusterIP: missing"),
