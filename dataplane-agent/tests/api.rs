@@ -19,8 +19,8 @@ use dataplane_agent::{
         query::Query,
         server::{Limits, serve},
         views::{
-            BackendView, CountView, EndpointView, EventView, FlowView, IpamView, NotReady, PeerView, PodView,
-            ServiceView, Status, TableView,
+            BackendView, ClientsView, CountView, EndpointView, EventView, FlowView, FrontendKind,
+            FrontendView, IpamView, NotReady, PeerView, PodView, ServiceView, Status, TableView,
         },
     },
     cli::{self, Ask, Command, Output},
@@ -173,6 +173,15 @@ fn service() -> ServiceView {
         name: "web".to_owned(),
         port_name: String::new(),
         cluster_ips: vec![address("10.96.0.10")],
+        frontends: vec![FrontendView {
+            kind: FrontendKind::Cluster,
+            address: address("10.96.0.10"),
+            port: 80,
+            clients: ClientsView::All,
+            local: false,
+            guarded: false,
+            backends: 1,
+        }],
         port: 80,
         protocol: "TCP".to_owned(),
         id: 7,
@@ -191,6 +200,7 @@ fn endpoint() -> EndpointView {
         ifindex: 12,
         mac: None,
         gates: Vec::new(),
+        node_ports: false,
     }
 }
 

@@ -105,13 +105,13 @@ fn a_thousand_services_are_adopted_without_a_write() {
         let first = agent(&Datapath::load(&config).unwrap(), &store, &changes);
         // a row, and for each backend a slot and a number
         assert_eq!(first.changes(), u64::from(SERVICES) * (1 + 2 * u64::from(BACKENDS)));
-        let before = first.services();
+        let before = first.services(&store);
         drop(first);
 
         let datapath = Datapath::load(&config).unwrap();
         let mut second = agent(&datapath, &store, &changes);
         assert_eq!(second.changes(), 0);
-        assert_eq!(second.services(), before);
+        assert_eq!(second.services(&store), before);
         while !second.audit().unwrap() {}
         assert_eq!(second.statistics().drift, 0);
 
@@ -152,7 +152,7 @@ fn a_table_of_the_kernel_that_is_full_says_so_and_the_rest_goes_on() {
         assert_eq!(problems.len(), 1, "{problems:?}");
         assert_eq!(problems[0].subject, "Service default/service-4");
         assert_eq!(problems[0].message, "table SERVICES is full (4 entries)");
-        assert_eq!(agent.services().len(), 4);
+        assert_eq!(agent.services(&store).len(), 4);
         cleanup(&config.bpffs).unwrap();
     });
 }

@@ -3,14 +3,20 @@
 //! Made from the same views people list, once per request; a stream of events makes them anew when it meets an
 //! address that had none.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
 
-use super::views::{EndpointView, EventView, FlowView, PeerView, ServiceView, Status};
+use super::views::{EndpointView, EventView, FlowView, FrontendKind, PeerView, ServiceView, Status};
 
 /// What is known by name at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Names {
     frontends: HashMap<(IpAddr, u16, String), String>,
+    /// By family, port and protocol: they are at all of these addresses.
+    node_ports: HashMap<(bool, u16, String), String>,
+    node_addresses: HashSet<IpAddr>,
     services: HashMap<u32, String>,
     pods: HashMap<IpAddr, String>,
     devices: HashMap<u32, String>,
@@ -21,14 +27,22 @@ impl Names {
         let mut names = Self::default();
         for service in services {
             let name = format!("{}/{}", service.namespace, service.name);
-            for address in &service.cluster_ips {
-                names.frontends.insert((*address, service.port, service.protocol.clone()), name.clone());
+            for frontend in &service.frontends {
+                let (address, port, protocol) = (frontend.address, frontend.port, service.protocol.clone());
+                if frontend.kind == FrontendKind::Node {
+                    names.node_ports.insert((address.is_ipv4(), port, protocol), name.clone());
+                } else {
+                    names.frontends.insert((address, port, protocol), name.clone());
+                }
             }
             names.services.insert(service.id, name);
         }
         for endpoint in endpoints {
             if let Some(pod) = &endpoint.pod {
                 names.pods.insert(endpoint.address, format!("{}/{}", pod.namespace, pod.name));
+            }
+            if endpoint.node_ports {
+                names.node_addresses.insert(endpoint.address);
             }
             if let Some(device) = &endpoint.device {
                 names.devices.insert(endpoint.ifindex, device.clone());
@@ -55,9 +69,100 @@ impl Names {
 
     /// A service by its frontend, else a pod by its address.
     fn end(&self, peer: PeerView, protocol: &str) -> Option<String> {
-        if let Some(service) = self.frontends.get(&(peer.address, peer.port, protocol.to_owned())) {
+        let PeerView { address, port } = peer;
+        // an address of its own goes before a node port there, as it does in the datapath
+        let at_address = self.frontends.get(&(address, port, protocol.to_owned()));
+        let takes_node_ports = address.is_loopback() || self.node_addresses.contains(&address);
+        let service = at_address.or_else(|| {
+            let node_port = self.node_ports.get(&(address.is_ipv4(), port, protocol.to_owned()));
+            node_port.filter(|_| takes_node_ports)
+        });
+        if let Some(service) = service {
             return Some(format!("Service {service}"));
         }
-        self.pods.get(&peer.address).map(|pod| format!("Pod {pod}"))
+        self.pods.get(&address).map(|pod| format!("Pod {pod}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+    use crate::api::views::{ClientsView, FrontendView};
+
+    fn names() -> Names {
+        let frontend = |kind, end: &str| {
+            let end: SocketAddr = end.parse().unwrap();
+            FrontendView {
+                kind,
+                address: end.ip(),
+                port: end.port(),
+                clients: ClientsView::All,
+                local: false,
+                guarded: false,
+                backends: 1,
+            }
+        };
+        let service = |name: &str, frontends: &[(FrontendKind, &str)]| ServiceView {
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+            port_name: String::new(),
+            cluster_ips: Vec::new(),
+            frontends: frontends.iter().map(|(kind, end)| frontend(*kind, end)).collect(),
+            port: 80,
+            protocol: "TCP".to_owned(),
+            id: 7,
+            generation: 1,
+            load_balancing: "random".to_owned(),
+            affinity_timeout: None,
+            backends: Vec::new(),
+        };
+        let endpoint = |address: &str, node_ports| EndpointView {
+            address: address.parse().unwrap(),
+            pod: None,
+            device: None,
+            ifindex: 0,
+            mac: None,
+            gates: Vec::new(),
+            node_ports,
+        };
+        let web = service(
+            "web",
+            &[
+                (FrontendKind::Cluster, "10.96.0.1:80"),
+                (FrontendKind::External, "203.0.113.1:80"),
+                (FrontendKind::LoadBalancer, "[2001:db8::9]:80"),
+                (FrontendKind::Node, "0.0.0.0:30080"),
+            ],
+        );
+        let host_port = service("hostport:pod", &[(FrontendKind::Host, "192.0.2.7:30080")]);
+        let endpoints = [("192.0.2.5", true), ("192.0.2.6", false), ("192.0.2.7", true), ("fd00::5", true)];
+        let endpoints = endpoints.map(|(address, node_ports)| endpoint(address, node_ports));
+        Names::of(&[web, host_port], &endpoints, &Status::starting("n1"))
+    }
+
+    fn name(end: &str, protocol: &str) -> Option<String> {
+        let end: SocketAddr = end.parse().unwrap();
+        names().end(PeerView { address: end.ip(), port: end.port() }, protocol)
+    }
+
+    #[test]
+    fn a_service_is_known_at_every_frontend() {
+        for end in
+            ["10.96.0.1:80", "203.0.113.1:80", "[2001:db8::9]:80", "192.0.2.5:30080", "127.0.0.1:30080"]
+        {
+            assert_eq!(name(end, "TCP").as_deref(), Some("Service shop/web"), "{end}");
+        }
+    }
+
+    #[test]
+    fn a_node_port_is_only_where_the_node_takes_them() {
+        // an address left out by `node_ports.addresses`, another node, a family the service does not have
+        for end in ["192.0.2.6:30080", "192.0.2.99:30080", "[fd00::5]:30080", "192.0.2.5:80"] {
+            assert_eq!(name(end, "TCP"), None, "{end}");
+        }
+        assert_eq!(name("192.0.2.5:30080", "UDP"), None, "another protocol");
+        assert_eq!(name("192.0.2.7:30080", "TCP").as_deref(), Some("Service shop/hostport:pod"));
     }
 }

@@ -254,6 +254,9 @@ pub struct ServiceView {
     /// Empty if it has none.
     pub port_name: String,
     pub cluster_ips: Vec<IpAddr>,
+    /// Where it is asked, its cluster addresses among them, and what holds there.
+    #[serde(default)]
+    pub frontends: Vec<FrontendView>,
     pub port: u16,
     /// `TCP` or `UDP`.
     pub protocol: String,
@@ -267,6 +270,51 @@ pub struct ServiceView {
     pub affinity_timeout: Option<u32>,
     /// What new connections can get, of both families.
     pub backends: Vec<BackendView>,
+}
+
+/// Where a port of a service is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrontendView {
+    pub kind: FrontendKind,
+    /// Of a node port: the unspecified one of its family, which stands for every address of the node that takes node ports.
+    pub address: IpAddr,
+    pub port: u16,
+    /// Whom the row is for.
+    pub clients: ClientsView,
+    /// It leads to backends on this node only, and keeps the client's address.
+    pub local: bool,
+    /// Only clients in the service's `loadBalancerSourceRanges` may ask.
+    pub guarded: bool,
+    /// How many backends it leads to.
+    pub backends: u32,
+}
+
+/// Which field a frontend comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FrontendKind {
+    /// `spec.clusterIPs`.
+    Cluster,
+    /// `spec.externalIPs`.
+    External,
+    /// `status.loadBalancer.ingress`.
+    LoadBalancer,
+    /// `spec.ports[].nodePort`.
+    Node,
+    /// A pod's `hostPort`.
+    Host,
+}
+
+/// Who asks at a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientsView {
+    /// Everyone.
+    All,
+    /// Pods and processes of this node, where others get something else.
+    Here,
+    /// Everyone else.
+    Outside,
 }
 
 /// What stands behind a service.
@@ -289,6 +337,9 @@ pub struct EndpointView {
     pub mac: Option<String>,
     /// Protocols whose replies to this address may need a reverse translation: `tcp`, `udp`, `icmp`, `other`.
     pub gates: Vec<String>,
+    /// An address of the host that takes node ports.
+    #[serde(default)]
+    pub node_ports: bool,
 }
 
 /// Names a pod.

@@ -329,7 +329,10 @@ impl NodeTask {
         let running = self.running.as_ref();
         match query {
             Query::Ping(asker) => drop(asker.send(())),
-            Query::Services(asker) => drop(asker.send(running.map(Running::services).unwrap_or_default())),
+            Query::Services(asker) => {
+                let services = running.map(|running| running.services(&self.store));
+                drop(asker.send(services.unwrap_or_default()));
+            }
             Query::Endpoints(asker) => drop(asker.send(running.map(Running::endpoints).unwrap_or_default())),
             Query::Routes(asker) => drop(asker.send(running.map(Running::routes).unwrap_or_default())),
         }

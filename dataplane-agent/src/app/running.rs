@@ -372,8 +372,8 @@ impl Running {
         std::mem::take(&mut self.news) || kernel
     }
 
-    pub(super) fn services(&self) -> Vec<ServiceView> {
-        self.reconciler.services()
+    pub(super) fn services(&self, store: &Store) -> Vec<ServiceView> {
+        self.reconciler.services(store)
     }
 
     pub(super) fn endpoints(&self) -> Vec<EndpointView> {

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::api::{
     request::FlowList,
-    views::{EndpointView, RouteKindView, RouteView, ServiceView},
+    views::{ClientsView, EndpointView, FrontendKind, FrontendView, RouteKindView, RouteView, ServiceView},
 };
 
 /// Backends shown of one service; `-o json` has them all.
@@ -16,7 +16,7 @@ const BACKENDS_SHOWN: usize = 8;
 
 pub(super) fn services(services: &[ServiceView]) -> String {
     let mut rows =
-        table(["SERVICE", "CLUSTER IPS", "PORT", "PROTOCOL", "ID", "GENERATION", "SELECTION", "BACKENDS"]);
+        table(["SERVICE", "PORT", "PROTOCOL", "FRONTENDS", "ID", "GENERATION", "SELECTION", "BACKENDS"]);
     for service in services {
         let port = if service.port_name.is_empty() {
             service.port.to_string()
@@ -25,9 +25,9 @@ pub(super) fn services(services: &[ServiceView]) -> String {
         };
         rows.add_row([
             format!("{}/{}", service.namespace, service.name),
-            list(&service.cluster_ips),
             port,
             service.protocol.clone(),
+            list(frontends(&service.frontends)),
             service.id.to_string(),
             service.generation.to_string(),
             selection(service),
@@ -35,6 +35,42 @@ pub(super) fn services(services: &[ServiceView]) -> String {
         ]);
     }
     text(&rows)
+}
+
+/// Each frontend once, a node port once for both families, with what holds there.
+fn frontends(frontends: &[FrontendView]) -> Vec<String> {
+    let mut texts: Vec<String> = Vec::with_capacity(frontends.len());
+    for frontend in frontends.iter().filter(|frontend| frontend.clients != ClientsView::Outside) {
+        let outside = frontends.iter().find(|other| {
+            other.clients == ClientsView::Outside
+                && (other.kind, other.address, other.port) == (frontend.kind, frontend.address, frontend.port)
+        });
+        let place = match frontend.kind {
+            FrontendKind::Node => format!("node:{}", frontend.port),
+            _ => SocketAddr::new(frontend.address, frontend.port).to_string(),
+        };
+        let mut notes = Vec::new();
+        if frontend.guarded {
+            notes.push("source ranges".to_owned());
+        }
+        if frontend.local {
+            notes.push(format!("local{}", none(frontend)));
+        }
+        if let Some(outside) = outside {
+            let what = if outside.local { "local" } else { "all" };
+            notes.push(format!("outside: {what}{}", none(outside)));
+        }
+        let text = if notes.is_empty() { place } else { format!("{place} ({})", notes.join(", ")) };
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    texts
+}
+
+/// What becomes of clients of a frontend that leads to nobody on this node, where the service has others.
+fn none(frontend: &FrontendView) -> &'static str {
+    if frontend.local && frontend.backends == 0 { ": none here, dropped" } else { "" }
 }
 
 fn selection(service: &ServiceView) -> String {
@@ -46,7 +82,7 @@ fn selection(service: &ServiceView) -> String {
 
 fn backends(service: &ServiceView) -> String {
     if service.backends.is_empty() {
-        return "none: new connections are dropped (no_backend)".to_owned();
+        return "none: new connections are refused (no_backend)".to_owned();
     }
     let shown = service.backends.iter().take(BACKENDS_SHOWN);
     let mut cell = list(shown.map(|backend| SocketAddr::new(backend.address, backend.port)));
@@ -61,6 +97,7 @@ pub(super) fn endpoints(endpoints: &[EndpointView]) -> String {
     for endpoint in endpoints {
         let pod = match &endpoint.pod {
             Some(pod) => format!("{}/{}", pod.namespace, pod.name),
+            None if endpoint.node_ports => "(this node, takes node ports)".to_owned(),
             None => "(this node)".to_owned(),
         };
         rows.add_row([
@@ -130,6 +167,19 @@ mod tests {
     use super::*;
     use crate::api::views::{BackendView, FlowView, PeerView};
 
+    fn frontend(kind: FrontendKind, end: &str, clients: ClientsView, backends: u32) -> FrontendView {
+        let end: SocketAddr = end.parse().unwrap();
+        FrontendView {
+            kind,
+            address: end.ip(),
+            port: end.port(),
+            clients,
+            local: clients == ClientsView::Outside,
+            guarded: kind == FrontendKind::LoadBalancer,
+            backends,
+        }
+    }
+
     fn end(text: &str) -> PeerView {
         let end: SocketAddr = text.parse().unwrap();
         PeerView { address: end.ip(), port: end.port() }
@@ -142,6 +192,9 @@ mod tests {
             name: "web".to_owned(),
             port_name: "http".to_owned(),
             cluster_ips: vec!["10.96.0.10".parse().unwrap(), "fd00:96::a".parse().unwrap()],
+            frontends: ["10.96.0.10:80", "[fd00:96::a]:80"]
+                .map(|end| frontend(FrontendKind::Cluster, end, ClientsView::All, backends as u32))
+                .into(),
             port: 80,
             protocol: "TCP".to_owned(),
             id: 7,
@@ -165,9 +218,9 @@ mod tests {
             columns(lines[1]),
             [
                 "default/web",
-                "10.96.0.10, fd00:96::a",
                 "80 (http)",
                 "TCP",
+                "10.96.0.10:80, [fd00:96::a]:80",
                 "7",
                 "3",
                 "maglev, sticky 60s",
@@ -179,7 +232,33 @@ mod tests {
     #[test]
     fn many_backends_are_counted_and_none_is_said() {
         assert!(services(&[service(20)]).contains("10.1.0.8:8080, and 12 more"));
-        assert!(services(&[service(0)]).contains("none: new connections are dropped (no_backend)"));
+        assert!(services(&[service(0)]).contains("none: new connections are refused (no_backend)"));
+    }
+
+    #[test]
+    fn a_frontend_says_what_holds_there() {
+        use ClientsView::{All, Here, Outside};
+        use FrontendKind::{Cluster, External, LoadBalancer, Node};
+        let local = FrontendView { local: true, ..frontend(Cluster, "10.96.0.10:80", All, 1) };
+        let shown = frontends(&[
+            local,
+            frontend(External, "203.0.113.1:80", All, 3),
+            frontend(LoadBalancer, "192.0.2.9:80", Here, 3),
+            frontend(LoadBalancer, "192.0.2.9:80", Outside, 0),
+            frontend(Node, "0.0.0.0:30080", Here, 3),
+            frontend(Node, "0.0.0.0:30080", Outside, 1),
+            frontend(Node, "[::]:30080", Here, 3),
+            frontend(Node, "[::]:30080", Outside, 1),
+        ]);
+        assert_eq!(
+            shown,
+            [
+                "10.96.0.10:80 (local)",
+                "203.0.113.1:80",
+                "192.0.2.9:80 (source ranges, outside: local: none here, dropped)",
+                "node:30080 (outside: local)",
+            ]
+        );
     }
 
     #[test]
@@ -214,9 +293,11 @@ mod tests {
             ifindex: 0,
             mac: None,
             gates: vec!["tcp".to_owned()],
+            node_ports: true,
         };
         let out = endpoints(&[host]);
-        assert_eq!(columns(out.lines().nth(1).unwrap()), ["192.0.2.1", "(this node)", "-", "-", "tcp"]);
+        let row = ["192.0.2.1", "(this node, takes node ports)", "-", "-", "tcp"];
+        assert_eq!(columns(out.lines().nth(1).unwrap()), row);
     }
 
     #[test]

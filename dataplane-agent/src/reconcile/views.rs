@@ -2,30 +2,34 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    net::IpAddr,
     time::Instant,
 };
 
-use dataplane_common::abi::{Addr, Endpoint, Gates, Route, RouteKind, ServiceKey};
+use dataplane_common::abi::{
+    Addr, Endpoint, Gates, Route, RouteKind, Scope, Service, ServiceFlags, ServiceKey,
+};
 
 use super::{Reconciler, services::ServiceWork};
 use crate::{
     api::views::{
-        BackendView, EndpointView, NodeView, Origin, PodView, ProblemView, ReconcileView, RouteKindView,
-        RouteView, ServiceView, TableView,
+        BackendView, ClientsView, EndpointView, FrontendKind, FrontendView, NodeView, Origin, PodView,
+        ProblemView, ReconcileView, RouteKindView, RouteView, ServiceView, TableView,
     },
     compile::{routes, services::PortEntries},
     datapath::table::{RoutePrefix, TableError},
-    state::{LoadBalancing, Node, Store},
+    state::{self, LoadBalancing, Node, Store},
 };
 
 impl Reconciler {
     /// Every service port that has a frontend in the tables.
-    pub fn services(&self) -> Vec<ServiceView> {
+    pub fn services(&self, store: &Store) -> Vec<ServiceView> {
         let ports = self.services.wanted().flat_map(|entries| &entries.ports);
-        ports.filter_map(|port| self.service(port)).collect()
+        ports.filter_map(|port| self.service(port, store.service(&port.key.service))).collect()
     }
 
-    fn service(&self, port: &PortEntries) -> Option<ServiceView> {
+    /// `told`: the object, where there is one: a pod's port of its node has none.
+    fn service(&self, port: &PortEntries, told: Option<&state::Service>) -> Option<ServiceView> {
         let rows: Vec<_> = port.frontends().filter_map(|key| Some((key, self.services.row(key)?))).collect();
         let id = self.services.id(&port.key)?;
         let ours = rows.iter().filter(|(_, (row, _))| row.id == id);
@@ -36,11 +40,17 @@ impl Reconciler {
             .map(|backend| BackendView { address: backend.addr.to_ip(), port: backend.port.get() })
             .collect();
         let affinity = port.affinity_timeout;
+        let mut frontends: Vec<_> =
+            ours.map(|(key, (row, backends))| frontend_view(key, row, backends.len(), told)).collect();
+        frontends.sort_by_key(|it| (it.kind, !it.address.is_ipv4(), it.address, it.clients));
+        let of_cluster =
+            frontends.iter().filter(|it| matches!(it.kind, FrontendKind::Cluster | FrontendKind::Host));
         Some(ServiceView {
             namespace: port.key.service.namespace.to_string(),
             name: port.key.service.name.to_string(),
             port_name: port.name.to_string(),
-            cluster_ips: ours.map(|(key, _)| key.addr.to_ip()).collect(),
+            cluster_ips: of_cluster.map(|it| it.address).collect(),
+            frontends,
             port: port.key.port,
             protocol: port.key.protocol.to_string(),
             id,
@@ -71,6 +81,7 @@ impl Reconciler {
             ifindex: endpoint.ifindex,
             mac: (!endpoint.is_host()).then(|| endpoint.mac.to_string()),
             gates: open_gates(endpoint.gates),
+            node_ports: endpoint.is_host() && endpoint.has_node_ports(),
         }
     }
 
@@ -231,6 +242,45 @@ impl Reconciler {
     }
 }
 
+fn frontend_view(
+    key: &ServiceKey,
+    row: &Service,
+    backends: usize,
+    told: Option<&state::Service>,
+) -> FrontendView {
+    let address = key.addr.to_ip();
+    let is_one_of =
+        |list: fn(&state::Service) -> &Vec<IpAddr>| told.is_some_and(|told| list(told).contains(&address));
+    // as `compile` looks for them
+    let kind = if row.flags & ServiceFlags::HOST_PORT != 0 {
+        FrontendKind::Host
+    } else if *key == key.at_node() {
+        FrontendKind::Node
+    } else if is_one_of(|told| &told.cluster_ips) {
+        FrontendKind::Cluster
+    } else if is_one_of(|told| &told.external_ips) {
+        FrontendKind::External
+    } else {
+        FrontendKind::LoadBalancer
+    };
+    let clients = if key.scope == Scope::Outside as u8 {
+        ClientsView::Outside
+    } else if row.flags & ServiceFlags::OUTSIDE != 0 {
+        ClientsView::Here
+    } else {
+        ClientsView::All
+    };
+    FrontendView {
+        kind,
+        address,
+        port: key.port.get(),
+        clients,
+        local: row.flags & ServiceFlags::LOCAL != 0,
+        guarded: row.flags & ServiceFlags::SOURCE_RANGES != 0,
+        backends: backends as u32,
+    }
+}
+
 fn open_gates(gates: Gates) -> Vec<String> {
     let Gates { tcp, udp, icmp, other } = gates;
     let named = [(tcp, "tcp"), (udp, "udp"), (icmp, "icmp"), (other, "other")];
@@ -239,5 +289,9 @@ fn open_gates(gates: Gates) -> Vec<String> {
 
 fn frontend(key: &ServiceKey) -> String {
     let protocol = if key.protocol == 6 { "TCP" } else { "UDP" };
+    if *key == key.at_node() {
+        let family = if key.addr.is_v4() { "IPv4" } else { "IPv6" };
+        return format!("node port {}/{protocol} ({family})", key.port);
+    }
     format!("{} port {}/{protocol}", key.addr, key.port)
 }

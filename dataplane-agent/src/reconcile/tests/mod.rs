@@ -5,6 +5,7 @@ mod endpoints;
 mod property;
 mod routes;
 mod services;
+mod views;
 
 use std::{
     collections::BTreeMap,

@@ -346,14 +346,14 @@ fn an_audit_finds_and_repairs_what_somebody_else_changed() {
 #[test]
 fn the_list_of_services_shows_what_is_in_the_tables() {
     let mut world = web(PLENTY, 2);
-    let views = world.agent.services();
+    let views = world.agent.services(&world.store);
     assert_eq!(views.len(), 2);
     assert_eq!((views[0].name.as_str(), views[0].port, views[0].protocol.as_str()), ("web", 53, "TCP"));
     assert_eq!(views[0].cluster_ips, ["10.96.0.1".parse::<std::net::IpAddr>().unwrap()]);
     assert_eq!(views[0].backends.len(), 2);
     assert_eq!(views[0].generation, 1);
     world.apply([upsert(service("new", &["10.96.0.9"]))]);
-    assert_eq!(world.agent.services().len(), 2, "it is not in the tables yet");
+    assert_eq!(world.agent.services(&world.store).len(), 2, "it is not in the tables yet");
     let used: Vec<_> = world.agent.tables().into_iter().map(|table| (table.name, table.used)).collect();
     let expected = [
         ("ENDPOINTS", 0),
