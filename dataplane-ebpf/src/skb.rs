@@ -212,6 +212,17 @@ pub(crate) fn make_room(ctx: &TcContext, len: usize) -> Result<(), DropReason> {
     }
 }
 
+/// Out of the device `ifindex` by the kernel's own route to the packet's destination, for packets of its stack.
+///
+/// Such a packet carries the route to where it was first meant for. With a next hop named the helper leaves it there, and
+/// should the packet have to wait for the next hop's link address, it is then sent by the old route
+/// (`net/core/neighbour.c`, `__neigh_update`). Without one it gets the new route.
+#[inline(always)]
+pub(crate) fn redirect_neigh_by_route(ifindex: u32) -> i32 {
+    // SAFETY: the helper takes no parameters as a null pointer of no length.
+    unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+}
+
 /// Says where the overlay device shall send the packet.
 #[inline(always)]
 pub(crate) fn set_tunnel(ctx: &TcContext, vni: u32, remote: &Addr) -> Result<(), DropReason> {

@@ -195,6 +195,8 @@ fn to_node<F: IpFamily>(
     if route.kind() == Some(RouteKind::Overlay) {
         enter_tunnel(ctx, route)?;
         redirected(skb::redirect(route.ifindex), Verdict::ToOverlay)
+    } else if into == Into::Device {
+        redirected(skb::redirect_neigh_by_route(route.ifindex), Verdict::ToWire)
     } else {
         redirected(skb::redirect_neigh(route.ifindex, &route.next_hop), Verdict::ToWire)
     }

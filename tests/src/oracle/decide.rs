@@ -121,8 +121,7 @@ impl Way<'_> {
         let is_pod = matches!(self.client.at, At::Pod(_));
         if endpoint.at.ip() == address {
             return match self.rules.itself {
-                Itself::Pod if is_pod => Ok(address),
-                Itself::Node if is_pod => self.world.first_entry(self.client)?.node.address(address),
+                Itself::Pod if self.entry.from == From::Pod => Ok(address),
                 _ => self.entry.node.address(address),
             };
         }

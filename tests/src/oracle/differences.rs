@@ -23,11 +23,9 @@ pub struct Rules {
 /// Whom a pod sees that reaches itself through a service. Nobody takes packets from the network that claim to be its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Itself {
-    /// The node that translates: for kube-proxy the one whose frontend was asked.
-    Door,
-    /// Its own node, whichever was asked: we translate there.
+    /// The node that translates: its own, or the one whose `NodePort` it asked.
     Node,
-    /// Itself: its socket was translated when it connected, and nothing leaves the pod.
+    /// Itself, where its own node translates: its socket was translated when it connected, and nothing leaves the pod.
     Pod,
 }
 
@@ -35,7 +33,7 @@ impl Rules {
     pub const KUBE_PROXY: Self = Self {
         pods_keep_their_source: false,
         outside_keeps_its_source_on_the_node: false,
-        itself: Itself::Door,
+        itself: Itself::Node,
     };
 
     /// Beside these: a host process is translated when it connects, so a backend sees the address its node has without

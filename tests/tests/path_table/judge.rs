@@ -11,7 +11,7 @@ use dataplane_tests::{oracle::Verdict, traffic::report::Heard};
 use super::{
     bed::Bed,
     cells::{Asker, Cell},
-    known::{Known, Mode, known},
+    known::{Mode, known},
 };
 
 /// Where somebody should speak, a slow machine gets time; where nobody should, the wait is the cost of the cell.
@@ -38,7 +38,7 @@ pub(crate) struct Judged {
     /// Wrong cells by the reason they are known for.
     known: BTreeMap<&'static str, usize>,
     /// Reasons none of whose cells is wrong any more.
-    mended: BTreeSet<&'static str>,
+    mended: Vec<&'static str>,
 }
 
 /// Longest that an answer is waited for.
@@ -72,23 +72,19 @@ impl Sheet {
     /// Known ones apart. Of a sample nobody can say that a reason is mended.
     pub(crate) fn judge(self, mode: Mode, is_full: bool) -> Judged {
         let (mut right, mut wrong, mut counts) = (0, Vec::new(), BTreeMap::new());
-        let mut mended = BTreeSet::new();
         for row in self.rows {
-            let known = known(row.cell, mode);
-            if let Some(known) = known {
-                *counts.entry(known.reason()).or_insert(0) += usize::from(!row.is_right);
-                if let Known::Always(reason) = known {
-                    mended.insert(reason);
-                }
+            let reason = known(row.cell, mode);
+            if let Some(reason) = reason {
+                *counts.entry(reason).or_insert(0) += usize::from(!row.is_right);
             }
             if row.is_right {
                 right += 1;
-            } else if known.is_none() {
+            } else if reason.is_none() {
                 wrong.push(row);
             }
         }
-        mended.retain(|reason| is_full && counts[reason] == 0);
-        Judged { right, wrong, mended, known: counts }
+        let mended = counts.iter().filter(|(_, wrong)| is_full && **wrong == 0).map(|(reason, _)| *reason);
+        Judged { right, wrong, mended: mended.collect(), known: counts }
     }
 }
 

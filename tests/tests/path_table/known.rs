@@ -4,7 +4,7 @@ use std::fmt;
 
 use dataplane_tests::{lab::Routing, oracle::Rules};
 
-use super::cells::{Asker, Backing, Cell};
+use super::cells::{Asker, Backing, Cell, Door, Frontend};
 
 /// How a cluster runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,39 +41,17 @@ impl fmt::Display for Mode {
 }
 
 /// Why a cell is not as the oracle has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Known {
-    Always(&'static str),
-    /// A matter of chance: that all its cells came right once proves nothing.
-    Sometimes(&'static str),
-}
-
-impl Known {
-    pub(crate) const fn reason(self) -> &'static str {
-        match self {
-            Self::Always(reason) | Self::Sometimes(reason) => reason,
-        }
-    }
-}
-
-pub(crate) fn known(cell: Cell, mode: Mode) -> Option<Known> {
-    let Cell { asker, backing, .. } = cell;
+pub(crate) fn known(cell: Cell, mode: Mode) -> Option<&'static str> {
+    let Cell { asker, backing, frontend, door, .. } = cell;
     let Mode::Ours { connect_time, routing } = mode else { return None };
-    let is_host_by_packets = asker == Asker::Host && !connect_time;
-    if is_host_by_packets && backing == Backing::Host {
+    if asker == Asker::Host && backing == Backing::Host && !connect_time {
         let reason =
             "a host process whose packets are translated does not reach another of its node (host_loop)";
-        return Some(Known::Always(reason));
+        return Some(reason);
     }
-    // redirect_neigh with a next hop leaves the packet its route, which is the one to the service; a packet that waits
-    // for the neighbour's link address is sent by that route when it is known
-    if is_host_by_packets
-        && routing == Routing::Native
-        && !matches!(backing, Backing::SameNode | Backing::Asker)
-    {
-        return Some(Known::Sometimes(
-            "a host's first translated packet to a node not yet resolved goes to its gateway",
-        ));
+    let is_at_another = frontend == Frontend::NodePort && door == Door::Second;
+    if asker == Asker::Pod && is_at_another && backing == Backing::Nobody && routing == Routing::Vxlan {
+        return Some("another node's refusal does not find its way to a pod beside an overlay");
     }
     None
 }

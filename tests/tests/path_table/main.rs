@@ -29,7 +29,13 @@ use self::{
 };
 
 /// What the datapath serves. One that is not here is not part of the services, either.
-const FRONTENDS: &[Frontend] = &Frontend::ALL;
+const FRONTENDS: &[Frontend] = &[
+    Frontend::ClusterIp,
+    Frontend::ClusterIpFromOutside,
+    Frontend::NodePort,
+    Frontend::LoadBalancer,
+    Frontend::ExternalIp,
+];
 /// What the datapath obeys.
 const POLICIES: &[Policy] = &Policy::ALL;
 /// Cells of each cluster that run by default.

@@ -20,16 +20,18 @@ fn a_pod_is_seen_as_itself_wherever_it_asks() {
 }
 
 #[test]
-fn a_pod_that_reaches_itself_sees_its_own_node() {
+fn a_pod_that_reaches_itself_sees_the_node_that_translates() {
     let service = service(&json!({}));
     let slices = [slice(&[endpoint("10.180.0.1", NODE)])];
     let itself = (At::Pod(NODE), "10.180.0.1");
-    for to in ["172.30.0.41:80", "192.168.0.2:3001", "192.168.0.3:3001", "1.2.3.4:80"] {
-        assert_eq!(
-            ask_as(OURS, &service, &slices, itself, to),
-            answered(&["10.180.0.1:80"], NODE_IP),
-            "{to}"
-        );
+    let seen = |rules, to| ask_as(rules, &service, &slices, itself, to);
+    for to in ["172.30.0.41:80", "192.168.0.2:3001", "1.2.3.4:80"] {
+        assert_eq!(seen(OURS, to), answered(&["10.180.0.1:80"], NODE_IP), "{to}");
+        // nothing leaves the pod
+        assert_eq!(seen(Rules::OURS_AT_CONNECT, to), answered(&["10.180.0.1:80"], itself.1), "{to}");
+    }
+    for rules in [OURS, Rules::OURS_AT_CONNECT, Rules::KUBE_PROXY] {
+        assert_eq!(seen(rules, "192.168.0.3:3001"), answered(&["10.180.0.1:80"], OTHER_IP));
     }
 }
 
