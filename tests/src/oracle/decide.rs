@@ -10,7 +10,7 @@ use super::{
     differences::Itself,
     endpoints::{self, Endpoint, Usable},
     ports::{self, Port},
-    world::{At, Entry, From},
+    world::{Entry, From},
 };
 
 /// Which kind of address was asked.
@@ -118,14 +118,13 @@ impl Way<'_> {
     /// The address this endpoint sees.
     fn source(&self, endpoint: &Endpoint) -> Result<IpAddr> {
         let address = self.client.address;
-        let is_pod = matches!(self.client.at, At::Pod(_));
         if endpoint.at.ip() == address {
             return match self.rules.itself {
                 Itself::Pod if self.entry.from == From::Pod => Ok(address),
                 _ => self.entry.node.address(address),
             };
         }
-        let is_kept = (is_pod && self.entry.from == From::Pod && self.rules.pods_keep_their_source)
+        let is_kept = (self.entry.from == From::Pod && self.rules.pods_keep_their_source)
             || (self.entry.from == From::Outside
                 && self.rules.outside_keeps_its_source_on_the_node
                 && self.is_on_entry(endpoint))

@@ -12,11 +12,19 @@ const OURS: Rules = Rules::OURS;
 const ALL: [&str; 2] = ["10.180.0.1:80", "10.180.1.1:80"];
 
 #[test]
-fn a_pod_is_seen_as_itself_wherever_it_asks() {
+fn a_pod_is_seen_as_itself_wherever_it_asks_on_its_node() {
     let service = service(&json!({}));
-    for to in ["172.30.0.41:80", "192.168.0.2:3001", "192.168.0.3:3001", "1.2.3.4:80", "50.60.70.81:80"] {
+    for to in ["172.30.0.41:80", "192.168.0.2:3001", "1.2.3.4:80", "50.60.70.81:80"] {
         assert_eq!(ask_as(OURS, &service, &both(), POD, to), answered(&ALL, POD.1), "{to}");
     }
+}
+
+/// Backends of that node answer through it in any case; others must see it.
+#[test]
+fn at_another_nodes_node_port_a_pod_is_from_outside() {
+    let service = service(&json!({}));
+    let seen = [(ALL[0], OTHER_IP), (ALL[1], POD.1)].map(|(at, by)| (at.parse().expect("a socket"), ip(by)));
+    assert_eq!(ask_as(OURS, &service, &both(), POD, "192.168.0.3:3001"), Verdict::Answered(seen.into()));
 }
 
 #[test]
