@@ -282,11 +282,14 @@ impl Usable {
     }
 }
 
-/// Endpoints on this node that are ready, each once: what a health check of the service tells.
+/// Endpoints on this node that are ready, each once: what a health check of the service tells. One of both families has a
+/// slice of each, and is one: kube-proxy counts the endpoints of a single family.
 pub fn local_ready<'a>(slices: impl IntoIterator<Item = &'a EndpointSlice>, site: &Site) -> usize {
     let endpoints = slices.into_iter().flat_map(|slice| &slice.endpoints);
     let ready = endpoints.filter(|endpoint| endpoint.ready && site.has(endpoint));
-    ready.map(|endpoint| endpoint.address).collect::<BTreeSet<_>>().len()
+    let ready: BTreeSet<IpAddr> = ready.map(|endpoint| endpoint.address).collect();
+    let ipv4 = ready.iter().filter(|address| address.is_ipv4()).count();
+    ipv4.max(ready.len() - ipv4)
 }
 
 impl Site {
@@ -587,6 +590,20 @@ mod tests {
         slice.endpoints[1].hints = None;
         slice.endpoints[1].ready = false;
         assert_eq!(shown(&compiled(&service, &[slice]))[1], "10.96.0.1:80 -> 10.1.0.2");
+    }
+
+    #[test]
+    fn a_health_check_counts_a_ready_endpoint_of_this_node_once() {
+        let site = Site { node: "here".to_owned(), zone: None };
+        let mut ipv4 = slice(80, &[("10.1.0.2", true, false), ("10.1.0.3", false, true)]);
+        let mut ipv6 = slice(80, &[("fd01::2", true, false), ("fd01::9", true, false)]);
+        ipv4.endpoints.iter_mut().for_each(|endpoint| endpoint.node_name = Some("here".into()));
+        ipv6.endpoints[0].node_name = Some("here".into());
+        // of both families, twice in IPv4; the other ones terminate, or are elsewhere
+        assert_eq!(local_ready([&ipv4, &ipv4, &ipv6], &site), 1);
+        ipv4.endpoints[1].ready = true;
+        assert_eq!(local_ready([&ipv4, &ipv6], &site), 2);
+        assert_eq!(local_ready([&ipv6], &Site { node: "there".to_owned(), zone: None }), 0);
     }
 
     #[test]

@@ -88,8 +88,8 @@ fn translate(socket: &Socket<'_>, random: u32) -> Result<Option<SocketOrigin>, D
     let asks = Asks { from_outside: 0, node_ports: u32::from(node_ports) };
     let Some(service) = service::frontend(&addr, port, protocol, asks) else { return Ok(None) };
     // without a backend it is the packets that are refused or dropped. A consistent choice needs their source, which a
-    // socket does not have yet
-    if service.count == 0 || service.flags & ServiceFlags::HASH != 0 {
+    // socket does not have yet; where nobody sees the packets it is left to chance
+    if service.count == 0 || (service.flags & ServiceFlags::HASH != 0 && !on_host) {
         return Ok(None);
     }
     // so does what depends on the client; but a process of the host is its node

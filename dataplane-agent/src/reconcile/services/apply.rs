@@ -44,7 +44,7 @@ impl Services {
         for port in &entries.ports {
             let found = port.frontends().filter(|key| self.has(&port.key, key));
             let found: Vec<u32> = found.filter_map(|key| Some(self.rows.get(key)?.value.id)).collect();
-            let id = self.ids.number(&port.key, found.into_iter());
+            let id = self.ids.number(&port.key, found);
             // who may ask is known before the first packet asks whether he may
             self.sources.allow(id, &port.source_ranges)?;
             for group in &port.groups {

@@ -206,6 +206,7 @@ impl World {
     }
 }
 
+#[expect(clippy::too_many_arguments, reason = "one for each table")]
 fn tables(
     endpoints: &MemoryTable<Addr, Endpoint>,
     routes: &MemoryTable<RoutePrefix, Route>,

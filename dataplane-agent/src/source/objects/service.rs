@@ -72,7 +72,7 @@ fn external_ips(spec: &core::ServiceSpec, cluster_ips: &[IpAddr]) -> Result<Vec<
     Ok(of_its_families(ips.into_iter(), cluster_ips))
 }
 
-/// Only a service of type LoadBalancer has them, whatever its status still says.
+/// Only a service of type `LoadBalancer` has them, whatever its status still says.
 fn load_balancer_ips(
     service: &core::Service,
     spec: &core::ServiceSpec,
@@ -103,9 +103,10 @@ fn source_ranges(spec: &core::ServiceSpec) -> Result<Vec<IpNet>, FieldError> {
     list.map(|(index, text)| {
         // the API server lets white space pass
         let text = text.trim();
-        let range: IpNet = text.parse().map_err(|_| {
-            FieldError::new(format!("spec.loadBalancerSourceRanges[{index}]"), format!("{text:?} is no CIDR"))
-        })?;
+        let Ok(range) = text.parse::<IpNet>() else {
+            let field = format!("spec.loadBalancerSourceRanges[{index}]");
+            return Err(FieldError::new(field, format!("{text:?} is not a CIDR")));
+        };
         Ok(range.trunc())
     })
     .collect()
@@ -119,7 +120,7 @@ fn policy(field: &str, text: Option<&str>) -> Result<TrafficPolicy, FieldError> 
     }
 }
 
-/// kube-proxy answers at it only for a service of type LoadBalancer with policy Local.
+/// kube-proxy answers at it only for a service of type `LoadBalancer` with policy Local.
 fn health_check_port(spec: &core::ServiceSpec) -> Result<Option<u16>, FieldError> {
     let local = spec.external_traffic_policy.as_deref() == Some("Local");
     let number = spec

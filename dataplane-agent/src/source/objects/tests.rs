@@ -285,7 +285,7 @@ fn an_impossible_field_is_named() {
             Service,
             "/spec/loadBalancerSourceRanges/0",
             json!("198.51.100.0/33"),
-            "spec.loadBalancerSourceRanges[0]: \"198.51.100.0/33\" is no CIDR",
+            "spec.loadBalancerSourceRanges[0]: \"198.51.100.0/33\" is not a CIDR",
         ),
         (
             Service,

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::*;
 use crate::state::{Hints, Name, TrafficPolicy};
 
-/// A Service of type LoadBalancer with every field set, these changed.
+/// A Service of type `LoadBalancer` with every field set, these changed.
 fn service(changes: &[(&str, Value)]) -> PlainService {
     let mut object = changed(Kind::Service, "/metadata/name", json!("a"));
     for (pointer, value) in changes {
