@@ -103,8 +103,8 @@ fn a_thousand_services_are_adopted_without_a_write() {
         };
         let (mut store, changes) = store(SERVICES);
         let first = agent(&Datapath::load(&config).unwrap(), &store, &changes);
-        // a row, and for each backend a slot and a number
-        assert_eq!(first.changes(), u64::from(SERVICES) * (1 + 2 * u64::from(BACKENDS)));
+        // a row for the port, one for the address, and for each backend a slot and a number
+        assert_eq!(first.changes(), u64::from(SERVICES) * (2 + 2 * u64::from(BACKENDS)));
         let before = first.services(&store);
         drop(first);
 
@@ -136,7 +136,7 @@ fn a_table_of_the_kernel_that_is_full_says_so_and_the_rest_goes_on() {
         let config = DatapathConfig {
             bpffs: directory.path().join("bpf"),
             node: NodeConfig::default(),
-            capacity: Capacity { flows: 512, services: 4, ..Capacity::default() },
+            capacity: Capacity { flows: 512, services: 8, ..Capacity::default() },
             log: EbpfLog::Off,
             tc: TcHooks::Auto,
         };
@@ -151,7 +151,7 @@ fn a_table_of_the_kernel_that_is_full_says_so_and_the_rest_goes_on() {
         let problems = agent.problems();
         assert_eq!(problems.len(), 1, "{problems:?}");
         assert_eq!(problems[0].subject, "Service default/service-4");
-        assert_eq!(problems[0].message, "table SERVICES is full (4 entries)");
+        assert_eq!(problems[0].message, "table SERVICES is full (8 entries)");
         assert_eq!(agent.services(&store).len(), 4);
         cleanup(&config.bpffs).unwrap();
     });

@@ -89,6 +89,7 @@ numbered! {
         HostLoop = 79, "host_loop", "A host process reached its own node through a service without connect-time translation.";
         NoLocalBackend = 80, "no_local_backend", "The service's policy is Local, and no backend is on this node.";
         SourceRange = 81, "source_range", "The client is not in the service's loadBalancerSourceRanges.";
+        NoPort = 82, "no_port", "A cluster IP, but its service has no such port: refused (ICMP port unreachable).";
     }
 }
 

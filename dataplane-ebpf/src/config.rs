@@ -5,7 +5,7 @@
 
 use core::{cell::UnsafeCell, ptr};
 
-use dataplane_common::abi::{Addr, MacAddr, NodeAddresses, NodeConfig, NodeFlags, Port};
+use dataplane_common::abi::{Addr, ClusterRange, MacAddr, NodeAddresses, NodeConfig, NodeFlags, Port};
 
 /// Overwritten by the loader before the object is loaded (`dataplane_common::abi::names::NODE`).
 #[unsafe(link_section = ".rodata")]
@@ -31,8 +31,12 @@ unsafe impl<T> Sync for Shared<T> {}
 /// Written by user space while the programs run (`dataplane_common::abi::names::NODE_ADDRESSES`).
 #[unsafe(link_section = ".data")]
 #[unsafe(no_mangle)]
-static NODE_ADDRESSES: Shared<NodeAddresses> =
-    Shared(UnsafeCell::new(NodeAddresses { ipv4: Addr::UNSPECIFIED, ipv6: Addr::UNSPECIFIED }));
+static NODE_ADDRESSES: Shared<NodeAddresses> = Shared(UnsafeCell::new(NodeAddresses {
+    ipv4: Addr::UNSPECIFIED,
+    ipv6: Addr::UNSPECIFIED,
+    cluster_ipv4: ClusterRange::EMPTY,
+    cluster_ipv6: ClusterRange::EMPTY,
+}));
 
 /// Reads one field. Volatile, or the compiler would use the zeros it sees instead of what the loader wrote; field by
 /// field, because a copy of the whole would not fit the habits of a 512-byte stack.
@@ -63,6 +67,18 @@ pub(crate) fn ipv4() -> Addr {
 pub(crate) fn ipv6() -> Addr {
     // SAFETY: as above
     unsafe { ptr::read_volatile(&raw const (*NODE_ADDRESSES.0.get()).ipv6) }
+}
+
+#[inline(always)]
+pub(crate) fn cluster_ipv4() -> ClusterRange {
+    // SAFETY: as above
+    unsafe { ptr::read_volatile(&raw const (*NODE_ADDRESSES.0.get()).cluster_ipv4) }
+}
+
+#[inline(always)]
+pub(crate) fn cluster_ipv6() -> ClusterRange {
+    // SAFETY: as above
+    unsafe { ptr::read_volatile(&raw const (*NODE_ADDRESSES.0.get()).cluster_ipv6) }
 }
 
 #[inline(always)]

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::TcContext;
 use dataplane_common::{
-    abi::Addr,
+    abi::{Addr, ClusterRange},
     checksum::{self, Change},
     net::{EthHeader, FragmentHeader, Icmpv4Type, Icmpv6Type, Ipv4Header, Ipv6Header, Protocol},
     reason::DropReason,
@@ -61,6 +61,9 @@ pub(crate) trait IpFamily: Sized {
 
     /// What pods are masqueraded as; unspecified if they are not.
     fn node_address() -> Addr;
+
+    /// Where cluster IPs are.
+    fn cluster_range() -> ClusterRange;
 }
 
 pub(crate) enum V4 {}
@@ -167,6 +170,11 @@ impl IpFamily for V4 {
     fn node_address() -> Addr {
         config::ipv4()
     }
+
+    #[inline(always)]
+    fn cluster_range() -> ClusterRange {
+        config::cluster_ipv4()
+    }
 }
 
 pub(crate) enum V6 {}
@@ -268,6 +276,11 @@ impl IpFamily for V6 {
     #[inline(always)]
     fn node_address() -> Addr {
         config::ipv6()
+    }
+
+    #[inline(always)]
+    fn cluster_range() -> ClusterRange {
+        config::cluster_ipv6()
     }
 }
 

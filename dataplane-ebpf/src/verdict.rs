@@ -42,7 +42,8 @@ pub(crate) fn classify<P: Place>(ctx: &TcContext) -> i32 {
 #[inline(always)]
 fn run<P: Place, F: IpFamily>(ctx: &TcContext, work: &mut Work) -> (Result<Verdict, DropReason>, bool) {
     let result = P::run::<F>(ctx, work);
-    let refused = matches!(result, Err(DropReason::NoBackend)) && reject::refuse::<F>(ctx, P::HOOK);
+    let refused = matches!(result, Err(DropReason::NoBackend | DropReason::NoPort))
+        && reject::refuse::<F>(ctx, P::HOOK);
     (result, refused)
 }
 

@@ -10,11 +10,11 @@ use dataplane_tests::prog::node_config;
 
 /// Program and ceiling.
 const CEILINGS: [(&str, u32); 14] = [
-    (program::FROM_POD, 620_000),
+    (program::FROM_POD, 650_000),
     (program::TO_POD, 60_000),
-    (program::FROM_WIRE, 450_000),
-    (program::TO_WIRE, 400_000),
-    (program::FROM_OVERLAY, 450_000),
+    (program::FROM_WIRE, 650_000),
+    (program::TO_WIRE, 450_000),
+    (program::FROM_OVERLAY, 550_000),
     (program::TO_OVERLAY, 40_000),
     ("connect4", 10_000),
     ("connect6", 10_000),

@@ -137,6 +137,13 @@ fn who_asks_a_service_without_backends_is_refused_at_once() -> Result<()> {
             assert_eq!((kind, code), if family == Family::V4 { (3, 3) } else { (1, 4) }, "port unreachable");
             assert_eq!(message.payload, request[14..14 + header + quoted], "about this very packet");
         }
+        // so is who asks at another port, as soon as it is known whose the address is
+        let stranger = Frame::udp(client, at(world.service.ip(), 9)).build();
+        assert_eq!(rig.run(Hook::FromPod, &stranger)?.outcome, "stack_outside");
+        rig.cluster_ip(world.service.ip())?;
+        let run = rig.run(Hook::FromPod, &stranger)?;
+        assert_eq!((run.action, run.outcome), (Action::Redirect, "no_port"));
+        assert_eq!(run.packet().src, world.service.ip());
         // nobody answers a reset, or a message
         let reset = Frame::tcp(client, world.empty_service, 0x04).build();
         assert_eq!(rig.run(Hook::FromPod, &reset)?.action, Action::Drop);

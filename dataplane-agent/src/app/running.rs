@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use dataplane_common::abi::names::map;
+use dataplane_common::abi::{NodeAddresses, names::map};
 use tokio::sync::{mpsc, watch};
 
 use super::{
@@ -59,6 +59,8 @@ pub(super) enum StartError {
 pub(super) struct Running {
     setup: Setup,
     datapath: Datapath,
+    /// What the programs were told of addresses.
+    told: Option<NodeAddresses>,
     reconciler: Reconciler,
     /// Attached pods by the name of their host-side device.
     pods: BTreeMap<String, PodDevice>,
@@ -87,8 +89,7 @@ impl Running {
         setup: Setup,
         store: &Store,
     ) -> Result<Self, StartError> {
-        let Loaded { mut datapath, pins_adopted } = loaded;
-        datapath.set_addresses(setup.known_by.for_programs())?;
+        let Loaded { datapath, pins_adopted } = loaded;
         let (updates, updates_heard) = mpsc::unbounded_channel();
         let mut reconciler = Reconciler::new(datapath.tables()?, updates);
         let adopted = reconciler.adopt()?;
@@ -98,6 +99,7 @@ impl Running {
         let mut running = Self {
             setup,
             datapath,
+            told: None,
             reconciler,
             pods: BTreeMap::new(),
             unattached: BTreeMap::new(),
@@ -112,6 +114,7 @@ impl Running {
         };
         running.tell_network(config, store);
         running.reconciler.changed(store, &store.everything());
+        running.tell_programs()?;
         // a new node's programs meet full tables; an adopted node's tables are full already
         while running.reconciler.work(Instant::now()).is_some_and(|due| due <= Instant::now()) {}
         running.attach_node(config, &[])?;
@@ -127,15 +130,22 @@ impl Running {
     pub(super) fn update(&mut self, config: &Config, setup: Setup, store: &Store) -> Result<(), StartError> {
         self.news = true;
         let before = std::mem::replace(&mut self.setup, setup);
-        if before.known_by != self.setup.known_by {
-            self.datapath.set_addresses(self.setup.known_by.for_programs())?;
-            tracing::info!("the node's addresses changed");
-        }
+        self.tell_programs()?;
         if before.uplinks != self.setup.uplinks || before.overlay != self.setup.overlay {
             self.attach_node(config, &before.uplinks)?;
         }
         if before != self.setup {
             self.tell_network(config, store);
+        }
+        Ok(())
+    }
+
+    /// Tells the programs the addresses of the node, and where cluster IPs are.
+    fn tell_programs(&mut self) -> Result<(), LoadError> {
+        let addresses = self.setup.known_by.for_programs(self.reconciler.cluster_ranges());
+        if self.told != Some(addresses) {
+            self.datapath.set_addresses(addresses)?;
+            self.told = Some(addresses);
         }
         Ok(())
     }
@@ -230,6 +240,9 @@ impl Running {
         self.routes_changed |= !changes.nodes.is_empty();
         self.synced |= changes.synced;
         self.news = true;
+        if let Err(error) = self.tell_programs() {
+            tracing::error!(%error, "tell the programs where cluster IPs are");
+        }
     }
 
     /// Answers the CNI server.

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use dataplane_common::{
-    abi::{Addr, MacAddr, NodeAddresses, NodeConfig, NodeFlags, Port},
+    abi::{Addr, ClusterRange, MacAddr, NodeAddresses, NodeConfig, NodeFlags, Port},
     netns,
 };
 
@@ -100,9 +100,10 @@ impl KnownBy {
     }
 
     /// As the programs read them.
-    pub(super) fn for_programs(&self) -> NodeAddresses {
+    pub(super) fn for_programs(&self, cluster: [ClusterRange; 2]) -> NodeAddresses {
         let address = |ip: Option<IpAddr>| ip.map_or(Addr::UNSPECIFIED, Addr::from);
-        NodeAddresses { ipv4: address(self.ipv4), ipv6: address(self.ipv6) }
+        let [cluster_ipv4, cluster_ipv6] = cluster;
+        NodeAddresses { ipv4: address(self.ipv4), ipv6: address(self.ipv6), cluster_ipv4, cluster_ipv6 }
     }
 }
 

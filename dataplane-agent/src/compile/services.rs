@@ -86,6 +86,11 @@ pub struct Site {
 }
 
 impl PortEntries {
+    /// Whether it is a port, and not the service's addresses as such.
+    pub const fn is_port(&self) -> bool {
+        self.key.port != 0
+    }
+
     /// Every frontend.
     pub fn frontends(&self) -> impl Iterator<Item = &ServiceKey> {
         self.groups.iter().flat_map(|group| &group.frontends).map(|frontend| &frontend.key)
@@ -141,7 +146,24 @@ pub fn compile<'a>(
         service.ports.iter().map(|port| port_entries(service, port, &slices, site)).collect();
     ports.sort_by(|a, b| a.key.cmp(&b.key));
     ports.dedup_by(|a, b| a.key == b.key);
+    ports.push(addresses(service));
     ServiceEntries { ports }
+}
+
+/// The rows that say that the cluster IPs are the service's, whatever the port: a port of number 0.
+fn addresses(service: &Service) -> PortEntries {
+    let mut entries = PortEntries {
+        key: ServicePortKey { service: service.name.clone(), port: 0, protocol: TransportProtocol::Tcp },
+        name: Name::default(),
+        affinity_timeout: 0,
+        load_balancing: LoadBalancing::Random,
+        source_ranges: Vec::new(),
+        groups: Vec::new(),
+    };
+    for ip in &service.cluster_ips {
+        entries.add(Frontend { key: ServiceKey::of_address((*ip).into()), flags: 0 }, &[]);
+    }
+    entries
 }
 
 fn port_entries(

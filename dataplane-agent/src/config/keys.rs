@@ -146,7 +146,7 @@ pub struct Settings {
     /// Prefixes of other nodes and masquerade exceptions [default: 32768]
     #[arg(long, env = "DATAPLANE_CAPACITY_ROUTES", value_name = "N", value_parser = parse::capacity)]
     pub capacity_routes: Option<u32>,
-    /// Service addresses with their ports [default: 65536]
+    /// Service addresses, and their ports [default: 131072]
     #[arg(long, env = "DATAPLANE_CAPACITY_SERVICES", value_name = "N", value_parser = parse::capacity)]
     pub capacity_services: Option<u32>,
     /// Backend slots of all services [default: 262144]

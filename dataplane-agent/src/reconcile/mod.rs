@@ -25,7 +25,9 @@ use std::{
     time::Instant,
 };
 
-use dataplane_common::abi::{Addr, BackendSlot, Endpoint, Route, RouteKind, Service, ServiceKey};
+use dataplane_common::abi::{
+    Addr, BackendSlot, ClusterRange, Endpoint, Route, RouteKind, Service, ServiceKey,
+};
 use tokio::sync::mpsc::UnboundedSender;
 
 pub use endpoints::{EndpointError, LocalPod};
@@ -225,6 +227,11 @@ impl Reconciler {
         self.endpoints.set_host(addresses);
         let names: BTreeSet<_> = self.endpoints.pods.values().filter_map(host_ports_name).collect();
         self.host_ports_changed(names);
+    }
+
+    /// Prefixes that hold all cluster IPs, IPv4 and IPv6.
+    pub fn cluster_ranges(&self) -> [ClusterRange; 2] {
+        self.services.cluster_ranges()
     }
 
     /// Addresses of this host that take node ports; `None`: all.

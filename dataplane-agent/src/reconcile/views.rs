@@ -25,6 +25,7 @@ impl Reconciler {
     /// Every service port that has a frontend in the tables.
     pub fn services(&self, store: &Store) -> Vec<ServiceView> {
         let ports = self.services.wanted().flat_map(|entries| &entries.ports);
+        let ports = ports.filter(|port| port.is_port());
         ports.filter_map(|port| self.service(port, store.service(&port.key.service))).collect()
     }
 

@@ -29,11 +29,39 @@ abi! {
     }
 
     /// `.data` symbol `NODE_ADDRESSES` of the object, written whenever they change.
-    pub struct NodeAddresses: 32 {
+    pub struct NodeAddresses: 96 {
         /// Source of masqueraded IPv4 packets; unspecified = IPv4 is not masqueraded.
         pub ipv4: Addr,
         /// Source of masqueraded IPv6 packets; unspecified = IPv6 is not masqueraded.
         pub ipv6: Addr,
+        /// Where IPv4 cluster IPs are.
+        pub cluster_ipv4: ClusterRange,
+        /// Where IPv6 cluster IPs are.
+        pub cluster_ipv6: ClusterRange,
+    }
+
+    /// A prefix that holds every cluster IP of a family: what is not in it needs no look at `SERVICES` to say so.
+    pub struct ClusterRange: 32 {
+        /// First address.
+        pub addr: Addr,
+        /// Ones where an address is to be as `addr`; all zeros with an address that is not 0: nothing is in it.
+        pub mask: Addr,
+    }
+}
+
+impl ClusterRange {
+    /// Nothing.
+    pub const EMPTY: Self = Self { addr: Addr::v4([0; 4]), mask: Addr::UNSPECIFIED };
+
+    /// Whether the address is in it.
+    #[inline(always)]
+    pub const fn contains(&self, addr: &Addr) -> bool {
+        let (is, first, mask) = (addr.words(), self.addr.words(), self.mask.words());
+        (is[0] & mask[0]) ^ first[0]
+            | (is[1] & mask[1]) ^ first[1]
+            | (is[2] & mask[2]) ^ first[2]
+            | (is[3] & mask[3]) ^ first[3]
+            == 0
     }
 }
 

@@ -13,7 +13,7 @@ mod service;
 mod socket;
 
 pub use addr::{Addr, MacAddr, Port};
-pub use config::{NodeAddresses, NodeConfig, NodeFlags};
+pub use config::{ClusterRange, NodeAddresses, NodeConfig, NodeFlags};
 pub use endpoint::{Endpoint, EndpointFlags};
 pub use event::Event;
 pub use flow::{Flow, FlowFlags, FlowKey, FlowRef};

@@ -7,7 +7,7 @@ pub mod capacity {
     /// `ROUTES`: prefixes of other nodes (two families, pod CIDRs and node addresses) and exceptions.
     pub const ROUTES: u32 = 32_768;
     /// `SERVICES`: frontends.
-    pub const SERVICES: u32 = 65_536;
+    pub const SERVICES: u32 = 131_072;
     /// `BACKENDS`: slots of all ranges.
     pub const BACKENDS: u32 = 262_144;
     /// `BACKEND_GENERATIONS`: distinct backends.

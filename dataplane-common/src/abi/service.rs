@@ -17,7 +17,7 @@ abi! {
         /// Cluster IP, external IP, or an address of the host. Unspecified, of its family: every address of the node that
         /// takes node ports ([`EndpointFlags::NODE_PORTS`](super::EndpointFlags::NODE_PORTS)).
         pub addr: Addr,
-        /// Service port, or node port.
+        /// Service port, or node port. 0, with protocol 0: the address as such, which is a cluster IP.
         pub port: Port,
         /// IP protocol number (6, 17, 132).
         pub protocol: u8,
@@ -84,6 +84,12 @@ abi! {
 }
 
 impl ServiceKey {
+    /// The row that says that an address is a cluster IP: at ports without a row of their own nobody answers.
+    #[inline(always)]
+    pub const fn of_address(addr: Addr) -> Self {
+        Self { addr, port: Port::new(0), protocol: 0, scope: Scope::Any as u8 }
+    }
+
     /// The frontend of a node port, at every address of the node of this one's family.
     #[must_use]
     #[inline(always)]

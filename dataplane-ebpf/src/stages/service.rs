@@ -33,7 +33,9 @@ impl NewFlow for ToBackend {
 fn open<F: IpFamily>(work: &mut Work) -> Result<bool, DropReason> {
     let from = &work.from;
     let Some(service) = frontend(&from.dst, from.dst_port, from.protocol, work.asks) else {
-        return Ok(false);
+        let is_service = F::cluster_range().contains(&from.dst) && has_ports(from.protocol);
+        let is_service = is_service && maps::service(&ServiceKey::of_address(from.dst)).is_some();
+        return if is_service { Err(DropReason::NoPort) } else { Ok(false) };
     };
     if service.flags & ServiceFlags::SOURCE_RANGES != 0 && !maps::is_source_allowed(service.id, &from.src) {
         return Err(DropReason::SourceRange);
@@ -74,10 +76,15 @@ fn node_source<F: IpFamily>() -> Result<Addr, DropReason> {
     if addr.is_unspecified() { Err(DropReason::NoSourceAddress) } else { Ok(addr) }
 }
 
+#[inline(always)]
+const fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, Protocol::TCP | Protocol::UDP)
+}
+
 /// The service at an address and port, for who asks.
 #[inline(always)]
 pub(crate) fn frontend(addr: &Addr, port: Port, protocol: u8, asks: Asks) -> Option<&'static Service> {
-    if protocol != Protocol::TCP && protocol != Protocol::UDP {
+    if !has_ports(protocol) {
         return None;
     }
     let mut key = ServiceKey { addr: *addr, port, protocol, scope: Scope::Any as u8 };

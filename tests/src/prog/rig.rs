@@ -78,7 +78,8 @@ pub struct Rig {
 impl Rig {
     /// Loads the datapath for a node with these addresses, with everything switched on.
     pub fn new(ipv4: IpAddr, ipv6: IpAddr) -> Result<Self> {
-        let addresses = NodeAddresses { ipv4: ipv4.into(), ipv6: ipv6.into() };
+        // cluster IPs may be anywhere
+        let addresses = NodeAddresses { ipv4: ipv4.into(), ipv6: ipv6.into(), ..NodeAddresses::default() };
         Self::with_config(&node_config(), &addresses)
     }
 
@@ -280,6 +281,12 @@ impl Rig {
         };
         change(&mut key, &mut service);
         Ok(self.hash(map::SERVICES)?.insert(key, service, 0)?)
+    }
+
+    /// Says that the address is a cluster IP.
+    pub fn cluster_ip(&mut self, addr: IpAddr) -> Result<()> {
+        let key = ServiceKey::of_address(addr.into());
+        Ok(self.hash(map::SERVICES)?.insert(key, Service::default(), 0)?)
     }
 
     /// Makes flows to the backend stale, as the agent does when it is gone.

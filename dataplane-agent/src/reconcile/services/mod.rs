@@ -8,6 +8,7 @@
 mod apply;
 mod audit;
 mod backends;
+mod cluster_range;
 mod ids;
 mod numbers;
 mod ranges;
@@ -19,7 +20,7 @@ use std::{
     time::Instant,
 };
 
-use dataplane_common::abi::{BackendSlot, Service, ServiceKey};
+use dataplane_common::abi::{BackendSlot, ClusterRange, Service, ServiceKey};
 
 pub(super) use self::backends::BackendKey;
 use self::{
@@ -67,6 +68,8 @@ pub(super) struct Services {
     claims: HashMap<ServiceKey, Vec<ServicePortKey>>,
     /// Frontends among them that are node ports.
     node_ports: usize,
+    /// Prefixes that hold all cluster IPs, of either family.
+    cluster_ranges: [Option<ClusterRange>; 2],
     /// Wanted by several.
     contested: BTreeSet<ServiceKey>,
     /// Everything that exists has been heard of. Until then a service without backends is one whose slices come later,
@@ -95,6 +98,7 @@ impl Services {
             wanted: BTreeMap::new(),
             claims: HashMap::new(),
             node_ports: 0,
+            cluster_ranges: [None; 2],
             contested: BTreeSet::new(),
             complete: false,
             early: BTreeSet::new(),
@@ -133,6 +137,12 @@ impl Services {
         }
         for (frontend, port) in claims_after.difference(&claims_before) {
             self.claim(frontend, port);
+        }
+        for (key, _) in claims_after.difference(&claims_before) {
+            if *key == ServiceKey::of_address(key.addr) {
+                let range = &mut self.cluster_ranges[usize::from(!key.addr.is_v4())];
+                *range = Some(cluster_range::widened(*range, key.addr));
+            }
         }
         let ports = entries.iter().flat_map(|entries| &entries.ports).map(|port| &port.key);
         let ports: HashSet<_> = ports.collect();
@@ -250,6 +260,11 @@ impl Services {
         let row = self.rows.get(frontend)?;
         let members = row.ranges.iter().flat_map(|start| self.ranges.members(*start));
         Some((&row.value, members.filter_map(|id| self.backends.key(*id)).copied().collect()))
+    }
+
+    /// Prefixes that hold all cluster IPs there ever were, IPv4 and IPv6.
+    pub(super) fn cluster_ranges(&self) -> [ClusterRange; 2] {
+        self.cluster_ranges.map(|range| range.unwrap_or(ClusterRange::EMPTY))
     }
 
     pub(super) const fn has_node_ports(&self) -> bool {
