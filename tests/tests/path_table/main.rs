@@ -29,13 +29,7 @@ use self::{
 };
 
 /// What the datapath serves. One that is not here is not part of the services, either.
-const FRONTENDS: &[Frontend] = &[
-    Frontend::ClusterIp,
-    Frontend::ClusterIpFromOutside,
-    Frontend::NodePort,
-    Frontend::LoadBalancer,
-    Frontend::ExternalIp,
-];
+const FRONTENDS: &[Frontend] = &Frontend::ALL;
 /// What the datapath obeys.
 const POLICIES: &[Policy] = &Policy::ALL;
 /// Cells of each cluster that run by default.
