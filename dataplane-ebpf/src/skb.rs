@@ -6,8 +6,9 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{
         BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
-        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup, bpf_redir_neigh,
-        bpf_redir_neigh__bindgen_ty_1, bpf_sock_addr, bpf_tunnel_key,
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
+        bpf_fib_lookup as FibLookup, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1, bpf_sock_addr,
+        bpf_tunnel_key,
     },
     helpers::generated::{
         bpf_fib_lookup, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_ns,
@@ -161,9 +162,9 @@ pub(crate) fn way(ctx: &TcContext, src: &Addr, dst: &Addr) -> Way {
         params.__bindgen_anon_4.ipv6_dst = dst.words();
     }
     // SAFETY: the context is the kernel's; `params` is initialised whole and outlives the call.
-    let result =
-        unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut params, size_of::<FibLookup>() as i32, 0) } as u32;
-    match result {
+    let result = unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut params, size_of::<FibLookup>() as i32, 0) };
+    // negative: the kernel refused the question
+    match u32::try_from(result).unwrap_or(BPF_FIB_LKUP_RET_NOT_FWDED) {
         BPF_FIB_LKUP_RET_SUCCESS => Way::Neighbour {
             ifindex: params.ifindex,
             ours: MacAddr::new(params.smac),
