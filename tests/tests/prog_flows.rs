@@ -63,6 +63,31 @@ fn the_ports_of_an_ended_connection_may_be_used_again() -> Result<()> {
 }
 
 #[test]
+fn the_port_of_an_ended_connection_may_ask_the_backend_itself() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        let (client, backend) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
+        rig.run(Hook::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
+        rig.run(Hook::FromWire, &Frame::tcp(backend, client, 0x12).build())?;
+        rig.run(Hook::FromPod, &Frame::tcp(client, world.service, 0x11).build())?;
+        let run = rig.run(Hook::FromWire, &Frame::tcp(backend, client, 0x11).build())?;
+        assert_eq!(run.packet().tuple(), (world.service, client), "it is not over yet");
+        // its socket was translated when it connected, or there is no service
+        let run = rig.run(Hook::FromPod, &Frame::tcp(client, backend, SYN).build())?;
+        assert_eq!(run.packet().tuple(), (client, backend));
+        for flags in [0x12, ACK] {
+            let run = rig.run(Hook::FromWire, &Frame::tcp(backend, client, flags).build())?;
+            assert_eq!(run.packet().tuple(), (backend, client), "it asked no service");
+        }
+        let run = rig.run(Hook::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
+        assert_eq!(run.packet().tuple(), (client, backend));
+        let run = rig.run(Hook::FromWire, &Frame::tcp(backend, client, 0x12).build())?;
+        assert_eq!(run.packet().tuple(), (world.service, client), "and now it asks it again");
+    }
+    Ok(())
+}
+
+#[test]
 fn two_services_with_one_backend_do_not_share_a_reply() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;

@@ -39,6 +39,10 @@ pub(crate) fn lookup<N: NewFlow>(work: &mut Work, tcp: u8) -> bool {
     match direction {
         Direction::Forward if !N::begins_here(flow.flags) || is_over(flow, tcp) => return false,
         Direction::Forward => reverse(&flow.reply, &mut work.to),
+        Direction::Reply if is_to_another(flow, tcp) => {
+            maps::remove_flow_key(&work.from, reference);
+            return false;
+        }
         Direction::Reply => reverse(&flow.forward, &mut work.to),
     }
     if epoch(flow) != reference.epoch {
@@ -90,6 +94,16 @@ fn is_over(flow: &Flow, tcp: u8) -> bool {
     may_move
         && flow.flags & FlowFlags::SERVICE != 0
         && maps::backend_generation(flow.backend_id) != flow.backend_generation
+}
+
+/// Whether a reply is to a connection that the client has meanwhile made to the backend itself, from the port it used here:
+/// a new one through this flow would have begun it anew.
+#[inline(always)]
+fn is_to_another(flow: &Flow, tcp: u8) -> bool {
+    let accepts = tcp_flags::SYN | tcp_flags::ACK;
+    tcp & accepts == accepts
+        && flow.flags & FlowFlags::SOURCE == 0
+        && State::from_number(flow.state) == State::Closing
 }
 
 /// Stamps, written only when they change, so that a busy flow's line stays shared between processors.
