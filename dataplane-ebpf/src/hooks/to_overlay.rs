@@ -25,6 +25,10 @@ impl Place for ToOverlay {
             return Ok(Verdict::Forwarded);
         }
         let packet = F::parse(ctx)?;
+        // the kernel's own, about the device itself: the tunnel has no use for it, and drops it
+        if let Some(verdict) = packet.link_scoped(ctx) {
+            return Ok(verdict);
+        }
         let Destination::Node(route) = route::find(&packet.dst)? else {
             return Err(DropReason::NoEndpoint);
         };
