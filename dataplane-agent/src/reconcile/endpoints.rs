@@ -131,20 +131,22 @@ impl Endpoints {
             return;
         }
         self.asked = asked;
-        let host: Vec<IpAddr> = self.host_addresses().collect();
-        if self.host.is_some() {
-            self.set_host(host);
-        }
+        self.mark_host();
     }
 
     /// Addresses of the host that take node ports; `None`: all.
     pub(super) fn set_node_port_addresses(&mut self, addresses: Option<BTreeSet<Addr>>) {
         if self.node_port_addresses != addresses {
             self.node_port_addresses = addresses;
-            let host: Vec<IpAddr> = self.host_addresses().collect();
-            if self.host.is_some() {
-                self.set_host(host);
-            }
+            self.mark_host();
+        }
+    }
+
+    /// The addresses of the host are the same, what marks them is not.
+    fn mark_host(&mut self) {
+        let host: Vec<IpAddr> = self.host_addresses().collect();
+        if self.host.is_some() {
+            self.set_host(host);
         }
     }
 

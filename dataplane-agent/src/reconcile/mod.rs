@@ -184,6 +184,9 @@ impl Reconciler {
 
     /// Services that came, went or changed, or one of whose slices did.
     fn services_changed<'a>(&mut self, store: &Store, names: impl IntoIterator<Item = &'a NamespacedName>) {
+        // all addresses are looked at only if one of them changed: most changes are of endpoints
+        let had_node_ports = self.services.has_node_ports();
+        let mut moved = false;
         for name in names {
             let service = store.service(name);
             let entries =
@@ -191,19 +194,25 @@ impl Reconciler {
             let external = service.into_iter().flat_map(|service| {
                 service.external_ips.iter().chain(&service.load_balancer_ips).map(|ip| Addr::from(*ip))
             });
-            self.at(name, external.collect());
+            moved |= self.at(name, external.collect());
             self.services.set(name, entries);
         }
-        self.tell_frontends();
+        if moved || had_node_ports != self.services.has_node_ports() {
+            self.tell_frontends();
+        }
     }
 
-    /// The frontends of a service, or of a pod, are at these addresses, some of which may be the host's.
-    fn at(&mut self, name: &NamespacedName, addresses: BTreeSet<Addr>) {
+    /// The frontends of a service, or of a pod, are at these addresses, some of which may be the host's. Whether they were
+    /// elsewhere.
+    fn at(&mut self, name: &NamespacedName, addresses: BTreeSet<Addr>) -> bool {
         if addresses.is_empty() {
-            self.addresses.remove(name);
-        } else {
+            return self.addresses.remove(name).is_some();
+        }
+        let moved = self.addresses.get(name) != Some(&addresses);
+        if moved {
             self.addresses.insert(name.clone(), addresses);
         }
+        moved
     }
 
     /// What this node reaches others with, at start and whenever it changes: all routes are made anew.
