@@ -187,8 +187,8 @@ impl Running {
             sources: self.setup.known_by.addresses().collect(),
         };
         self.reconciler.set_network(network, store);
-        self.reconciler.set_host_addresses(self.setup.addresses.iter().copied());
         self.reconciler.set_node_port_addresses(self.node_port_addresses(config));
+        self.reconciler.set_host_addresses(self.setup.addresses.iter().copied(), Instant::now());
         self.routes_changed = true;
     }
 

@@ -163,6 +163,14 @@ impl Endpoints {
         endpoint
     }
 
+    /// What marks the addresses of the host is in the table. What fails is tried again by later work.
+    pub(super) fn apply_host(&mut self, now: Instant) {
+        for addr in self.host.clone().unwrap_or_default() {
+            let done = self.apply(addr);
+            self.settle(addr, &done, now);
+        }
+    }
+
     /// Every address of the host.
     pub(super) fn host_addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.host.iter().flatten().map(Addr::to_ip)

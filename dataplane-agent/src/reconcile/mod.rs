@@ -232,10 +232,10 @@ impl Reconciler {
     }
 
     /// Every address of this host on any device, link-local and loopback ones left out.
-    pub fn set_host_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
+    pub fn set_host_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>, now: Instant) {
         self.endpoints.set_host(addresses);
         let names: BTreeSet<_> = self.endpoints.pods.values().filter_map(host_ports_name).collect();
-        self.host_ports_changed(names);
+        self.host_ports_changed(names, now);
     }
 
     /// Prefixes that hold all cluster IPs, IPv4 and IPv6.
@@ -256,7 +256,7 @@ impl Reconciler {
         let before = self.endpoints.pods.get(id).and_then(host_ports_name);
         let done = self.endpoints.upsert_pod(id, pod, now);
         self.routes.set_pod(id, self.endpoints.pods.get(id).map(|pod| &pod.device));
-        self.host_ports_changed(before.into_iter().chain(host_ports_name(pod)));
+        self.host_ports_changed(before.into_iter().chain(host_ports_name(pod)), now);
         done
     }
 
@@ -265,12 +265,12 @@ impl Reconciler {
         self.routes.set_pod(id, None);
         let name = self.endpoints.pods.get(id).and_then(host_ports_name);
         let done = self.endpoints.remove_pod(id, now);
-        self.host_ports_changed(name);
+        self.host_ports_changed(name, now);
         done
     }
 
-    /// Ports of the host that lead to pods of these names came, went or changed.
-    fn host_ports_changed(&mut self, names: impl IntoIterator<Item = NamespacedName>) {
+    /// Ports of the host that lead to pods of these names came, went or changed: at once, as the pods did.
+    fn host_ports_changed(&mut self, names: impl IntoIterator<Item = NamespacedName>, now: Instant) {
         for name in names {
             // of two pods of one name, one is on its way out
             let mut pods = self.endpoints.pods.values();
@@ -283,9 +283,10 @@ impl Reconciler {
             let ports = entries.iter().flat_map(|entries| &entries.ports);
             let addresses = ports.flat_map(PortEntries::frontends).map(|key| key.addr).collect();
             self.at(&name, addresses);
-            self.services.set(&name, entries);
+            self.services.set_now(&name, entries, now);
         }
         self.tell_frontends();
+        self.endpoints.apply_host(now);
     }
 
     fn tell_frontends(&mut self) {

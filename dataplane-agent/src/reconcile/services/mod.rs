@@ -226,6 +226,24 @@ impl Services {
     /// Works on one key that is due. `false`: there is none.
     pub(super) fn work_one(&mut self, now: Instant) -> bool {
         let Some(work) = self.queue.pop(now) else { return self.backends.work_one(now) };
+        self.work_on(work, now);
+        true
+    }
+
+    /// As [`Self::set`], and in the tables when it returns, whatever else waits. What fails is tried again by later work.
+    pub(super) fn set_now(&mut self, name: &NamespacedName, entries: Option<ServiceEntries>, now: Instant) {
+        let frontends = |services: &Self| -> BTreeSet<ServiceKey> {
+            claims_of(services.wanted.get(name).map(Arc::as_ref)).into_iter().map(|(key, _)| key).collect()
+        };
+        let before = frontends(self);
+        self.set(name, entries);
+        self.work_on(ServiceWork::Service(name.clone()), now);
+        for gone in before.difference(&frontends(self)) {
+            self.work_on(ServiceWork::Frontend(*gone), now);
+        }
+    }
+
+    fn work_on(&mut self, work: ServiceWork, now: Instant) {
         let done = match &work {
             ServiceWork::Service(name) => self.apply(name, now),
             ServiceWork::Frontend(key) => self.drop_unclaimed(key, now).map_err(RangeError::from),
@@ -237,7 +255,6 @@ impl Services {
             }
             Err(error) => self.queue.fail(work, error.to_string(), now),
         }
-        true
     }
 
     /// A step of what nobody waits for.
