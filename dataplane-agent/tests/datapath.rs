@@ -12,7 +12,7 @@ use std::{
 
 use dataplane_agent::datapath::{
     Attachment, Capacity, Counters, Datapath, DatapathConfig, EbpfLog, Events, LoadError, Pins, TcHooks,
-    cleanup, flows,
+    XdpState, XdpUse, cleanup, flows,
     table::{RoutePrefix, Table as _, TableError},
 };
 use dataplane_common::{
@@ -54,6 +54,7 @@ impl Node {
             },
             log: EbpfLog::Off,
             tc: TcHooks::Auto,
+            xdp: XdpUse::Native,
         }
     }
 
@@ -120,7 +121,7 @@ fn every_program_passes_the_verifier() {
         let datapath = Datapath::load(&node.config()).unwrap();
         assert_eq!(datapath.problems(), [] as [String; 0]);
         let programs = datapath.programs().unwrap();
-        assert_eq!(programs.len(), names::program::CLASSIFIERS.len() + names::program::SOCKET.len());
+        assert_eq!(programs.len(), names::program::DEVICE.len() + names::program::SOCKET.len());
         for program in programs {
             println!("{:>14}: {:?} instructions verified", program.name, program.verified_instructions);
         }
@@ -195,6 +196,61 @@ fn a_table_does_what_a_table_does() {
         assert_eq!(tables.backends.get(&511).unwrap(), Some(BackendSlot::default()));
         assert_eq!(tables.backends.entries().unwrap().len(), 512);
         assert_eq!(flows(&tables).unwrap(), []);
+    });
+}
+
+/// Numbers of the XDP programs on a device.
+fn driver(device: &str) -> Vec<String> {
+    let shown = ip(&format!("-json link show dev {device}"));
+    let devices: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let xdp = &devices[0]["xdp"];
+    // 1: in the driver
+    assert!(xdp.is_null() || xdp["mode"] == 1, "{xdp}");
+    xdp["prog"]["id"].as_u64().map(|id| id.to_string()).into_iter().collect()
+}
+
+#[test]
+fn a_driver_keeps_its_program_between_agents_and_gets_the_new_one() {
+    in_fresh_netns(|| async {
+        let node = Node::new();
+        veth("wire0");
+        let mut first = Datapath::load(&node.config()).unwrap();
+        assert_eq!(first.attach_xdp("wire0").unwrap(), XdpState::Native);
+        let before = driver("wire0");
+        assert_eq!(before.len(), 1);
+        drop(first);
+        assert_eq!(driver("wire0"), before, "the agent's end takes nothing down");
+
+        let mut second = Datapath::load(&node.config()).unwrap();
+        assert_eq!(second.attach_xdp("wire0").unwrap(), XdpState::Native);
+        let after = driver("wire0");
+        assert_ne!(after, before, "the new agent's program");
+
+        // the device of that name is another by now
+        ip("link del wire0");
+        veth("wire0");
+        assert_eq!(second.attach_xdp("wire0").unwrap(), XdpState::Native);
+        assert_eq!(driver("wire0"), after);
+        second.detach_uplink("wire0").unwrap();
+        assert_eq!(driver("wire0"), [] as [String; 0]);
+
+        second.attach_xdp("wire0").unwrap();
+        let mut without = Datapath::load(&DatapathConfig { xdp: XdpUse::Off, ..node.config() }).unwrap();
+        assert_eq!(without.attach_xdp("wire0").unwrap(), XdpState::Off);
+        assert_eq!(driver("wire0"), [] as [String; 0], "switched off, it goes");
+    });
+}
+
+#[test]
+fn a_device_that_cannot_says_why() {
+    in_fresh_netns(|| async {
+        let node = Node::new();
+        ip("link add bridge0 type bridge");
+        let mut datapath = Datapath::load(&node.config()).unwrap();
+        let state = datapath.attach_xdp("bridge0").unwrap();
+        let XdpState::Refused(reason) = &state else { panic!("{state:?}") };
+        assert!(reason.contains("not supported"), "{reason}");
+        assert_eq!(state.name(), "tc");
     });
 }
 

@@ -65,6 +65,7 @@ numbered! {
         SocketRestored = 17, "socket_restored", "Socket shown the service in place of the backend.";
         SocketUntouched = 18, "socket_untouched", "Socket address is no service: left alone.";
         ToOutside = 19, "to_outside", "Sent out of the cluster by the kernel's routes, past the host's stack.";
+        LeftToTc = 20, "left_to_tc", "Nothing to be done in the driver: goes on to tc.";
     }
 }
 
@@ -106,13 +107,14 @@ numbered! {
         Sendmsg = 7, "sendmsg", "cgroup sendmsg4 and sendmsg6.";
         Recvmsg = 8, "recvmsg", "cgroup recvmsg4 and recvmsg6.";
         Getpeername = 9, "getpeername", "cgroup getpeername4 and getpeername6.";
+        XdpWire = 10, "xdp_wire", "XDP of an uplink, before tc.";
     }
 }
 
 /// Numbers of outcomes a hook can count: verdicts below 64, drop reasons from there.
 pub const OUTCOMES: u32 = 128;
 /// Entries of `COUNTERS`.
-pub const COUNTERS: u32 = 10 * OUTCOMES;
+pub const COUNTERS: u32 = 11 * OUTCOMES;
 
 /// Where `COUNTERS` keeps the packets of `hook` that ended as `outcome` (a verdict's or a drop reason's number).
 #[inline(always)]

@@ -1,6 +1,5 @@
 //! Reports of packets. The cold end: the packet is read once more, as far as it can be.
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     abi::{Event, FlowKey},
     net::EtherType,
@@ -10,22 +9,23 @@ use dataplane_common::{
 use crate::{
     family::{IpFamily, V4, V6},
     maps::{self, Work},
+    packet::Frame,
     skb,
     stages::parse,
 };
 
 /// Writes an event. If nobody reads and the ring is full, the event is lost, the counter is not.
 #[inline(always)]
-pub(crate) fn report(ctx: &TcContext, work: &mut Work, hook: Hook, outcome: u8) {
-    match skb::ether_type(ctx) {
+pub(crate) fn report(ctx: &impl Frame, work: &mut Work, hook: Hook, outcome: u8) {
+    match ctx.ether_type() {
         EtherType::IPV4 => tuple::<V4>(ctx, work),
         EtherType::IPV6 => tuple::<V6>(ctx, work),
         _ => work.from = FlowKey::default(),
     }
     work.event.timestamp = skb::now_ns();
     work.event.tuple = work.from;
-    work.event.ifindex = skb::ifindex(ctx);
-    work.event.length = skb::len(ctx);
+    work.event.ifindex = ctx.ifindex();
+    work.event.length = ctx.length();
     work.event.hook = hook as u8;
     work.event.outcome = outcome;
     // by reference: a copy of it would not fit on the verifier's stack
@@ -35,7 +35,7 @@ pub(crate) fn report(ctx: &TcContext, work: &mut Work, hook: Hook, outcome: u8) 
 
 /// Leaves the packet's tuple in `work.from`.
 #[inline(always)]
-fn tuple<F: IpFamily>(ctx: &TcContext, work: &mut Work) {
+fn tuple<F: IpFamily>(ctx: &impl Frame, work: &mut Work) {
     match F::parse(ctx) {
         Ok(packet) => {
             work.from = packet.tuple_without_ports();

@@ -1,6 +1,5 @@
 //! What tells IPv4 and IPv6 apart. Everything else is written once, over this trait, and compiled for each.
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     abi::{Addr, ClusterRange},
     checksum::{self, Change},
@@ -9,7 +8,8 @@ use dataplane_common::{
 };
 
 use crate::{
-    config, packet, skb,
+    config,
+    packet::{self, Frame},
     stages::parse::{Fragment, Packet},
 };
 
@@ -27,25 +27,25 @@ pub(crate) trait IpFamily: Sized {
     const PORT_UNREACHABLE: (u8, u8);
 
     /// Reads and checks the IP header.
-    fn parse(ctx: &TcContext) -> Result<Packet<Self>, DropReason>;
+    fn parse(ctx: &impl Frame) -> Result<Packet<Self>, DropReason>;
 
     /// Takes one hop off. There must be more than one.
-    fn decrement_hop_limit(ctx: &TcContext) -> Result<(), DropReason>;
+    fn decrement_hop_limit(ctx: &impl Frame) -> Result<(), DropReason>;
 
     /// Replaces the addresses of the IP header at `offset`, mends its own checksum, and returns the change of the bytes
     /// that transport checksums cover.
     fn replace_addresses(
-        ctx: &TcContext,
+        ctx: &impl Frame,
         offset: usize,
         src: &Addr,
         dst: &Addr,
     ) -> Result<Change, DropReason>;
 
     /// Writes the IP header of an ICMP message of `len` bytes, and returns the sum of what else its checksum covers.
-    fn write_message_header(ctx: &TcContext, src: &Addr, dst: &Addr, len: usize) -> Result<u64, DropReason>;
+    fn write_message_header(ctx: &impl Frame, src: &Addr, dst: &Addr, len: usize) -> Result<u64, DropReason>;
 
     /// The one's-complement sum of the IP header, which has no options or extensions.
-    fn sum_of_header(ctx: &TcContext) -> Result<u64, DropReason>;
+    fn sum_of_header(ctx: &impl Frame) -> Result<u64, DropReason>;
 
     /// Whether the ICMP type carries a packet it is about.
     fn icmp_is_error(kind: u8) -> bool;
@@ -75,13 +75,13 @@ impl IpFamily for V4 {
     const PORT_UNREACHABLE: (u8, u8) = (Icmpv4Type::UNREACHABLE, 3);
 
     #[inline(always)]
-    fn parse(ctx: &TcContext) -> Result<Packet<Self>, DropReason> {
+    fn parse(ctx: &impl Frame) -> Result<Packet<Self>, DropReason> {
         let header = packet::with_header(ctx, L3, |ip: &mut Ipv4Header| *ip)?;
         let header_len = header.header_len();
         if header.version() != 4 || header_len < Ipv4Header::LEN {
             return Err(DropReason::BadHeader);
         }
-        let frame_len = skb::len(ctx) as usize;
+        let frame_len = ctx.length() as usize;
         let total_len = header.total_len() as usize;
         // 0: a packet above 64 KiB that will be cut (BIG TCP, Linux 6.3)
         if total_len != 0 {
@@ -91,7 +91,7 @@ impl IpFamily for V4 {
             if L3 + total_len > frame_len {
                 return Err(DropReason::Truncated);
             }
-        } else if !skb::is_gso(ctx) {
+        } else if !ctx.is_gso() {
             return Err(DropReason::BadHeader);
         }
         let fragment = match (header.is_fragment(), header.is_later_fragment()) {
@@ -111,13 +111,13 @@ impl IpFamily for V4 {
     }
 
     #[inline(always)]
-    fn decrement_hop_limit(ctx: &TcContext) -> Result<(), DropReason> {
+    fn decrement_hop_limit(ctx: &impl Frame) -> Result<(), DropReason> {
         packet::with_header(ctx, L3, |ip: &mut Ipv4Header| ip.decrement_ttl())
     }
 
     #[inline(always)]
     fn replace_addresses(
-        ctx: &TcContext,
+        ctx: &impl Frame,
         offset: usize,
         src: &Addr,
         dst: &Addr,
@@ -132,7 +132,7 @@ impl IpFamily for V4 {
     }
 
     #[inline(always)]
-    fn write_message_header(ctx: &TcContext, src: &Addr, dst: &Addr, len: usize) -> Result<u64, DropReason> {
+    fn write_message_header(ctx: &impl Frame, src: &Addr, dst: &Addr, len: usize) -> Result<u64, DropReason> {
         packet::with_header(ctx, L3, |ip: &mut Ipv4Header| {
             *ip = Ipv4Header::message(src.v4_part(), dst.v4_part(), len);
         })?;
@@ -140,8 +140,8 @@ impl IpFamily for V4 {
     }
 
     #[inline(always)]
-    fn sum_of_header(ctx: &TcContext) -> Result<u64, DropReason> {
-        skb::load(ctx, L3).map(|words: [u32; Ipv4Header::LEN / 4]| checksum::sum_of_words(&words))
+    fn sum_of_header(ctx: &impl Frame) -> Result<u64, DropReason> {
+        ctx.read(L3).map(|words: [u32; Ipv4Header::LEN / 4]| checksum::sum_of_words(&words))
     }
 
     #[inline(always)]
@@ -189,14 +189,14 @@ impl IpFamily for V6 {
     const PORT_UNREACHABLE: (u8, u8) = (Icmpv6Type::UNREACHABLE, 4);
 
     #[inline(always)]
-    fn parse(ctx: &TcContext) -> Result<Packet<Self>, DropReason> {
+    fn parse(ctx: &impl Frame) -> Result<Packet<Self>, DropReason> {
         let header = packet::with_header(ctx, L3, |ip: &mut Ipv6Header| *ip)?;
         if header.version() != 6 {
             return Err(DropReason::BadHeader);
         }
         // 0 with a hop-by-hop header: the length is in a jumbo option (RFC 2675), or left out (BIG TCP)
         let payload_len = header.payload_len() as usize;
-        if payload_len != 0 && L3 + Ipv6Header::LEN + payload_len > skb::len(ctx) as usize {
+        if payload_len != 0 && L3 + Ipv6Header::LEN + payload_len > ctx.length() as usize {
             return Err(DropReason::Truncated);
         }
         let mut packet = Packet::new(
@@ -215,13 +215,13 @@ impl IpFamily for V6 {
     }
 
     #[inline(always)]
-    fn decrement_hop_limit(ctx: &TcContext) -> Result<(), DropReason> {
+    fn decrement_hop_limit(ctx: &impl Frame) -> Result<(), DropReason> {
         packet::with_header(ctx, L3, |ip: &mut Ipv6Header| ip.hop_limit -= 1)
     }
 
     #[inline(always)]
     fn replace_addresses(
-        ctx: &TcContext,
+        ctx: &impl Frame,
         offset: usize,
         src: &Addr,
         dst: &Addr,
@@ -236,7 +236,7 @@ impl IpFamily for V6 {
     }
 
     #[inline(always)]
-    fn write_message_header(ctx: &TcContext, src: &Addr, dst: &Addr, len: usize) -> Result<u64, DropReason> {
+    fn write_message_header(ctx: &impl Frame, src: &Addr, dst: &Addr, len: usize) -> Result<u64, DropReason> {
         packet::with_header(ctx, L3, |ip: &mut Ipv6Header| {
             *ip = Ipv6Header::message(src.words(), dst.words(), len);
         })?;
@@ -247,8 +247,8 @@ impl IpFamily for V6 {
     }
 
     #[inline(always)]
-    fn sum_of_header(ctx: &TcContext) -> Result<u64, DropReason> {
-        skb::load(ctx, L3).map(|words: [u32; Ipv6Header::LEN / 4]| checksum::sum_of_words(&words))
+    fn sum_of_header(ctx: &impl Frame) -> Result<u64, DropReason> {
+        ctx.read(L3).map(|words: [u32; Ipv6Header::LEN / 4]| checksum::sum_of_words(&words))
     }
 
     #[inline(always)]
@@ -299,7 +299,7 @@ const fn is_extension(next_header: u8) -> bool {
 /// Moves `packet` past its extension headers (RFC 8200 §4). Authentication and encryption headers (51, 50) end the walk
 /// as protocols without ports; what stands behind them cannot be translated, but it can be routed.
 #[inline(always)]
-fn skip_extensions(ctx: &TcContext, packet: &mut Packet<V6>) -> Result<(), DropReason> {
+fn skip_extensions(ctx: &impl Frame, packet: &mut Packet<V6>) -> Result<(), DropReason> {
     let end = walk_extensions(ctx, packet.protocol);
     match end & 0xff {
         0 => {}
@@ -320,14 +320,14 @@ fn skip_extensions(ctx: &TcContext, packet: &mut Packet<V6>) -> Result<(), DropR
 /// bits, 8 of drop reason (0: none), 8 of protocol, 8 of [`Fragment`], 8 of length in units of 8 bytes, 32 of
 /// identification.
 #[inline(never)]
-fn walk_extensions(ctx: &TcContext, first: u8) -> u64 {
+fn walk_extensions(ctx: &impl Frame, first: u8) -> u64 {
     let (mut protocol, mut length) = (first, 0_u32);
     for _ in 0..MAX_EXTENSION_HEADERS {
         if !is_extension(protocol) || protocol == Protocol::NO_NEXT {
             return u64::from(protocol) << 8 | u64::from(length) << 24;
         }
         // the first two bytes are the same in all of them: next header, length in 8 bytes beyond the first 8
-        let Ok(header) = skb::load::<FragmentHeader>(ctx, L3 + Ipv6Header::LEN + length as usize * 8) else {
+        let Ok(header) = ctx.read::<FragmentHeader>(L3 + Ipv6Header::LEN + length as usize * 8) else {
             return u64::from(DropReason::Truncated.number());
         };
         if protocol == Protocol::FRAGMENT {

@@ -15,10 +15,11 @@ mod packet;
 mod skb;
 mod stages;
 mod verdict;
+mod xdp;
 
 use aya_ebpf::{
-    macros::{cgroup_sock_addr, classifier},
-    programs::{SockAddrContext, TcContext},
+    macros::{cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, TcContext, XdpContext},
 };
 
 #[classifier]
@@ -34,6 +35,11 @@ fn to_pod(ctx: TcContext) -> i32 {
 #[classifier]
 fn from_wire(ctx: TcContext) -> i32 {
     verdict::classify::<hooks::FromWire>(&ctx)
+}
+
+#[xdp]
+fn xdp_wire(ctx: XdpContext) -> u32 {
+    verdict::drive::<hooks::XdpWire>(&ctx)
 }
 
 #[classifier]

@@ -1,10 +1,70 @@
-//! The only place that holds a pointer into a packet. Every access states an offset and a header type, and is bounded
-//! here; nothing keeps a pointer across a helper call, because helpers that change the packet invalidate it.
+//! The packet a program runs on, at tc or in the driver: what both can do with it, and the only place that holds a pointer
+//! into it.
+//!
+//! Every access states an offset and a header type, and is bounded here; nothing keeps a pointer across a helper call,
+//! because helpers that change the packet invalidate it.
 
-use aya_ebpf::programs::TcContext;
-use dataplane_common::{net::Header, reason::DropReason};
+use aya_ebpf::EbpfContext;
+use dataplane_common::{checksum::Change, net::Header, reason::DropReason};
 
-use crate::skb;
+/// A frame, from its link header on: [`skb`](crate::skb) at tc, [`xdp`](crate::xdp) in the driver.
+pub(crate) trait Frame: EbpfContext {
+    /// Address of the first byte, and of the one behind the last that can be reached in place.
+    fn bounds(&self) -> (usize, usize);
+
+    /// Makes the first `len` bytes reachable in place.
+    fn pull(&self, len: usize) -> Result<(), DropReason>;
+
+    /// Copies a header out of the packet, wherever its bytes are.
+    fn read<T: Header>(&self, offset: usize) -> Result<T, DropReason>;
+
+    /// Writes two bytes, checksums aside.
+    fn write_u16(&self, offset: usize, value: u16) -> Result<(), DropReason>;
+
+    /// Mends a checksum by a change of what it covers.
+    fn mend_checksum(&self, field: ChecksumField, change: Change, covers: Covers) -> Result<(), DropReason>;
+
+    /// Type of the payload in host order.
+    fn ether_type(&self) -> u16;
+
+    /// Length of the frame.
+    fn length(&self) -> u32;
+
+    /// Whether it stands for several that will be cut later.
+    fn is_gso(&self) -> bool;
+
+    /// Device the program is attached to.
+    fn ifindex(&self) -> u32;
+}
+
+/// A checksum of a transport header.
+#[derive(Clone, Copy)]
+pub(crate) struct ChecksumField {
+    pub(crate) offset: usize,
+    /// 0 stands for none, and stays (UDP, RFC 768). Elsewhere it is a sum like any other.
+    pub(crate) optional: bool,
+}
+
+impl ChecksumField {
+    #[inline(always)]
+    pub(crate) const fn at(offset: usize) -> Self {
+        Self { offset, optional: false }
+    }
+
+    #[inline(always)]
+    pub(crate) const fn optional(offset: usize) -> Self {
+        Self { offset, optional: true }
+    }
+}
+
+/// What a change means to the checksum of the transport header.
+#[derive(Clone, Copy)]
+pub(crate) enum Covers {
+    /// Bytes of the pseudo-header changed: also a checksum the device has yet to complete must follow.
+    PseudoHeader,
+    /// Bytes of the segment itself changed: the device's sum will see them.
+    Segment,
+}
 
 /// Runs `change` on the header at `offset` of the frame, where it lies in the packet.
 ///
@@ -14,23 +74,24 @@ use crate::skb;
 /// [`DropReason::Truncated`] if the packet ends before the header does.
 #[inline(always)]
 pub(crate) fn with_header<T: Header, R>(
-    ctx: &TcContext,
+    ctx: &impl Frame,
     offset: usize,
     change: impl Fn(&mut T) -> R,
 ) -> Result<R, DropReason> {
     if let Some(header) = header_mut::<T>(ctx, offset) {
         return Ok(change(header));
     }
-    skb::pull(ctx, offset + size_of::<T>())?;
+    ctx.pull(offset + size_of::<T>())?;
     header_mut::<T>(ctx, offset).map(change).ok_or(DropReason::Truncated)
 }
 
 /// The header at `offset`, if the linear part holds it whole.
 #[expect(clippy::mut_from_ref, reason = "the packet is the kernel's, not a part of `ctx`; see SAFETY")]
 #[inline(always)]
-fn header_mut<T: Header>(ctx: &TcContext, offset: usize) -> Option<&mut T> {
-    let start = ctx.data() + offset;
-    if start + size_of::<T>() > ctx.data_end() {
+fn header_mut<T: Header>(ctx: &impl Frame, offset: usize) -> Option<&mut T> {
+    let (first, end) = ctx.bounds();
+    let start = first + offset;
+    if start + size_of::<T>() > end {
         return None;
     }
     // SAFETY: start..start + size_of::<T>() lies between data and data_end (checked above, and by the verifier); T takes any

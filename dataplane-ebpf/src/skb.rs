@@ -25,80 +25,100 @@ use dataplane_common::{
     reason::DropReason,
 };
 
-use crate::maps;
+use crate::{
+    maps,
+    packet::{ChecksumField, Covers, Frame},
+};
 
 /// Set on packets one of our programs has decided: those that see them later on this node let them pass. The kernel
 /// clears it when the packet enters another namespace.
 const DECIDED: u32 = 0x0da7_a001;
 
-/// Makes the first `len` bytes of the frame readable in place.
-#[inline(always)]
-pub(crate) fn pull(ctx: &TcContext, len: usize) -> Result<(), DropReason> {
-    // SAFETY: the context is the one the kernel passed; any length is allowed.
-    match unsafe { bpf_skb_pull_data(ctx.skb.skb, len as u32) } {
-        0 => Ok(()),
-        _ => Err(DropReason::Truncated),
-    }
-}
-
-/// Copies a header out of the packet, wherever its bytes are.
-#[inline(always)]
-pub(crate) fn load<T: Header>(ctx: &TcContext, offset: usize) -> Result<T, DropReason> {
-    let mut header = core::mem::MaybeUninit::<T>::uninit();
-    // SAFETY: the destination has size_of::<T>() writable bytes.
-    let result = unsafe {
-        bpf_skb_load_bytes(
-            ctx.skb.skb.cast(),
-            offset as u32,
-            header.as_mut_ptr().cast(),
-            size_of::<T>() as u32,
-        )
+/// Reads a field of the context.
+macro_rules! field {
+    ($ctx:expr, $field:ident) => {
+        // SAFETY: the context pointer is valid for the run of the program, and the verifier turns the access into
+        // one of the kernel's own structure.
+        unsafe { (*$ctx.skb.skb).$field }
     };
-    if result != 0 {
-        return Err(DropReason::Truncated);
+}
+
+impl Frame for TcContext {
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        (self.data(), self.data_end())
     }
-    // SAFETY: the helper filled all bytes, and any bytes are a `T` (`Header`).
-    Ok(unsafe { header.assume_init() })
-}
 
-/// Writes two bytes, checksums aside.
-#[inline(always)]
-pub(crate) fn store_u16(ctx: &TcContext, offset: usize, value: u16) -> Result<(), DropReason> {
-    // SAFETY: the source is a live u16.
-    match unsafe { bpf_skb_store_bytes(ctx.skb.skb, offset as u32, (&raw const value).cast(), 2, 0) } {
-        0 => Ok(()),
-        _ => Err(DropReason::WriteFailed),
+    #[inline(always)]
+    fn pull(&self, len: usize) -> Result<(), DropReason> {
+        // SAFETY: the context is the one the kernel passed; any length is allowed.
+        match unsafe { bpf_skb_pull_data(self.skb.skb, len as u32) } {
+            0 => Ok(()),
+            _ => Err(DropReason::Truncated),
+        }
     }
-}
 
-/// What a change means to the checksum of the transport header.
-#[derive(Clone, Copy)]
-pub(crate) enum Covers {
-    /// Bytes of the pseudo-header changed: also a checksum the device has yet to complete must follow.
-    PseudoHeader,
-    /// Bytes of the segment itself changed: the device's sum will see them.
-    Segment,
-}
+    #[inline(always)]
+    fn read<T: Header>(&self, offset: usize) -> Result<T, DropReason> {
+        let mut header = core::mem::MaybeUninit::<T>::uninit();
+        // SAFETY: the destination has size_of::<T>() writable bytes.
+        let result = unsafe {
+            bpf_skb_load_bytes(
+                self.skb.skb.cast(),
+                offset as u32,
+                header.as_mut_ptr().cast(),
+                size_of::<T>() as u32,
+            )
+        };
+        if result != 0 {
+            return Err(DropReason::Truncated);
+        }
+        // SAFETY: the helper filled all bytes, and any bytes are a `T` (`Header`).
+        Ok(unsafe { header.assume_init() })
+    }
 
-/// Mends the checksum at `offset` by `change`. A UDP checksum of 0 (none) stays 0.
-#[inline(always)]
-pub(crate) fn mend_checksum(
-    ctx: &TcContext,
-    offset: usize,
-    change: Change,
-    covers: Covers,
-) -> Result<(), DropReason> {
-    let flags = match covers {
-        Covers::PseudoHeader => BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0,
-        Covers::Segment => BPF_F_MARK_MANGLED_0,
-    };
-    // SAFETY: the context is the kernel's; a size of 0 in the flags with `from` 0 means that `to` is a difference.
-    let result = unsafe {
-        bpf_l4_csum_replace(ctx.skb.skb, offset as u32, 0, u64::from(change.difference()), u64::from(flags))
-    };
-    match result {
-        0 => Ok(()),
-        _ => Err(DropReason::WriteFailed),
+    #[inline(always)]
+    fn write_u16(&self, offset: usize, value: u16) -> Result<(), DropReason> {
+        // SAFETY: the source is a live u16.
+        match unsafe { bpf_skb_store_bytes(self.skb.skb, offset as u32, (&raw const value).cast(), 2, 0) } {
+            0 => Ok(()),
+            _ => Err(DropReason::WriteFailed),
+        }
+    }
+
+    #[inline(always)]
+    fn mend_checksum(&self, field: ChecksumField, change: Change, covers: Covers) -> Result<(), DropReason> {
+        let pseudo = match covers {
+            Covers::PseudoHeader => BPF_F_PSEUDO_HDR,
+            Covers::Segment => 0,
+        };
+        let flags = pseudo | if field.optional { BPF_F_MARK_MANGLED_0 } else { 0 };
+        let (offset, difference) = (field.offset as u32, u64::from(change.difference()));
+        // SAFETY: the context is the kernel's; a size of 0 in the flags with `from` 0 means that `to` is a difference.
+        match unsafe { bpf_l4_csum_replace(self.skb.skb, offset, 0, difference, u64::from(flags)) } {
+            0 => Ok(()),
+            _ => Err(DropReason::WriteFailed),
+        }
+    }
+
+    #[inline(always)]
+    fn ether_type(&self) -> u16 {
+        u16::from_be(field!(self, protocol) as u16)
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        field!(self, len)
+    }
+
+    #[inline(always)]
+    fn is_gso(&self) -> bool {
+        field!(self, gso_segs) > 1
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        field!(self, ifindex)
     }
 }
 
@@ -148,10 +168,11 @@ pub(crate) enum Way {
 
 /// Asks the kernel's routing tables about a packet that came by this device (Linux 4.18).
 #[inline(always)]
-pub(crate) fn way(ctx: &TcContext, src: &Addr, dst: &Addr) -> Way {
+pub(crate) fn way(ctx: &impl Frame, src: &Addr, dst: &Addr, length: u16) -> Way {
     // SAFETY: all-zero bytes are a valid value of a structure of integers.
     let mut params: FibLookup = unsafe { core::mem::zeroed() };
-    params.ifindex = ifindex(ctx);
+    params.ifindex = ctx.ifindex();
+    params.__bindgen_anon_1.tot_len = length;
     if dst.is_v4() {
         params.family = AF_INET as u8;
         params.__bindgen_anon_3.ipv4_src = src.v4_part();
@@ -264,42 +285,9 @@ pub(crate) fn address_to_host(ctx: &TcContext) -> Result<(), DropReason> {
     }
 }
 
-/// Reads a field of the context.
-macro_rules! field {
-    ($ctx:expr, $field:ident) => {
-        // SAFETY: the context pointer is valid for the run of the program, and the verifier turns the access into
-        // one of the kernel's own structure.
-        unsafe { (*$ctx.skb.skb).$field }
-    };
-}
-
 #[inline(always)]
 fn pkt_type(ctx: &TcContext) -> u32 {
     field!(ctx, pkt_type)
-}
-
-/// Type of the payload in host order.
-#[inline(always)]
-pub(crate) fn ether_type(ctx: &TcContext) -> u16 {
-    u16::from_be(field!(ctx, protocol) as u16)
-}
-
-/// Length of the frame.
-#[inline(always)]
-pub(crate) fn len(ctx: &TcContext) -> u32 {
-    field!(ctx, len)
-}
-
-/// Whether the packet stands for several that will be cut later.
-#[inline(always)]
-pub(crate) fn is_gso(ctx: &TcContext) -> bool {
-    field!(ctx, gso_segs) > 1
-}
-
-/// Device the program is attached to.
-#[inline(always)]
-pub(crate) fn ifindex(ctx: &TcContext) -> u32 {
-    field!(ctx, ifindex)
 }
 
 #[inline(always)]

@@ -1,8 +1,8 @@
 //! The end of every run: counts the outcome, reports it if somebody should know, and tells the kernel.
 
 use aya_ebpf::{
-    bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC},
-    programs::TcContext,
+    bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    programs::{TcContext, XdpContext},
 };
 use aya_log_ebpf::debug;
 use dataplane_common::{
@@ -14,23 +14,26 @@ use crate::{
     config, event,
     family::{IpFamily, V4, V6},
     maps::{self, Work},
-    skb,
+    packet::Frame,
     stages::reject,
 };
 
 /// A place in the path of a packet: what a file in `hooks` is.
 pub(crate) trait Place {
+    /// The packet as it is there.
+    type Context: Frame;
+
     const HOOK: Hook;
 
     /// What happens to a packet here. The order of the stages, and nothing else.
-    fn run<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<Verdict, DropReason>;
+    fn run<F: IpFamily>(ctx: &Self::Context, work: &mut Work) -> Result<Verdict, DropReason>;
 }
 
-/// Runs a place on a packet.
+/// Runs a place of tc on a packet.
 #[inline(always)]
-pub(crate) fn classify<P: Place>(ctx: &TcContext) -> i32 {
+pub(crate) fn classify<P: Place<Context = TcContext>>(ctx: &TcContext) -> i32 {
     let Some(work) = maps::work() else { return TC_ACT_UNSPEC };
-    let result = match skb::ether_type(ctx) {
+    let result = match ctx.ether_type() {
         EtherType::IPV4 => run::<P, V4>(ctx, work),
         EtherType::IPV6 => run::<P, V6>(ctx, work),
         _ => (Ok(Verdict::StackNotIp), false),
@@ -40,7 +43,10 @@ pub(crate) fn classify<P: Place>(ctx: &TcContext) -> i32 {
 
 /// What became of the packet, and whether its sender has been told.
 #[inline(always)]
-fn run<P: Place, F: IpFamily>(ctx: &TcContext, work: &mut Work) -> (Result<Verdict, DropReason>, bool) {
+fn run<P: Place<Context = TcContext>, F: IpFamily>(
+    ctx: &TcContext,
+    work: &mut Work,
+) -> (Result<Verdict, DropReason>, bool) {
     let result = P::run::<F>(ctx, work);
     let refused = matches!(result, Err(DropReason::NoBackend | DropReason::NoPort))
         && reject::refuse::<F>(ctx, P::HOOK);
@@ -54,17 +60,43 @@ fn finish(
     hook: Hook,
     (result, refused): (Result<Verdict, DropReason>, bool),
 ) -> i32 {
-    let (outcome, action) = match result {
-        Ok(verdict) => (verdict.number(), action(verdict)),
-        Err(reason) if refused => (reason.number(), TC_ACT_REDIRECT),
-        Err(reason) => (reason.number(), TC_ACT_SHOT),
+    record(ctx, work, hook, result);
+    match result {
+        Ok(verdict) => action(verdict),
+        Err(_) if refused => TC_ACT_REDIRECT,
+        Err(_) => TC_ACT_SHOT,
+    }
+}
+
+/// Runs a place of the driver on a packet. What is not sent back out of the device goes on to tc.
+#[inline(always)]
+pub(crate) fn drive<P: Place<Context = XdpContext>>(ctx: &XdpContext) -> u32 {
+    let Some(work) = maps::work() else { return xdp_action::XDP_PASS };
+    let result = match ctx.ether_type() {
+        EtherType::IPV4 => P::run::<V4>(ctx, work),
+        EtherType::IPV6 => P::run::<V6>(ctx, work),
+        _ => Ok(Verdict::StackNotIp),
+    };
+    record(ctx, work, P::HOOK, result);
+    match result {
+        Ok(Verdict::ToWire | Verdict::ToOutside) => xdp_action::XDP_TX,
+        Ok(_) => xdp_action::XDP_PASS,
+        Err(_) => xdp_action::XDP_DROP,
+    }
+}
+
+/// Counts what became of a packet, and says it to who wants to know.
+#[inline(always)]
+fn record(ctx: &impl Frame, work: &mut Work, hook: Hook, result: Result<Verdict, DropReason>) {
+    let outcome = match result {
+        Ok(verdict) => verdict.number(),
+        Err(reason) => reason.number(),
     };
     maps::count(counter_index(hook, outcome));
     if result.is_err() || config::trace() {
         event::report(ctx, work, hook, outcome);
     }
-    debug!(ctx, "hook {} outcome {} length {}", hook as u8, outcome, skb::len(ctx));
-    action
+    debug!(ctx, "hook {} outcome {} length {}", hook as u8, outcome, ctx.length());
 }
 
 /// What the kernel is told. "Next" (`TCX_NEXT`, in clsact "unspecified") lets other programs of the device see the packet.

@@ -62,6 +62,26 @@ fn udp_with_and_without_checksum() -> Result<()> {
     Ok(())
 }
 
+/// Only UDP has a checksum that is none: TCP's 0 is a sum, of one packet in 65,536.
+#[test]
+fn a_tcp_checksum_of_zero_is_mended_like_any() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        let (client, backend) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
+        let checksum = 14 + if family == Family::V4 { 20 } else { 40 } + 16;
+        let frame = (0..=u16::MAX)
+            .map(|word| {
+                Frame { payload: word.to_be_bytes().into(), ..Frame::tcp(client, world.service, SYN) }.build()
+            })
+            .find(|frame| frame[checksum..checksum + 2] == [0, 0])
+            .expect("one of all words makes the sum zero");
+        let run = rig.run(Hook::FromPod, &frame)?;
+        assert_eq!(run.packet().tuple(), (client, backend));
+        assert_ne!(run.frame[checksum..checksum + 2], [0, 0]);
+    }
+    Ok(())
+}
+
 #[test]
 fn a_pod_reaches_itself_through_its_service() -> Result<()> {
     for family in Family::BOTH {

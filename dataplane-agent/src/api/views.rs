@@ -163,6 +163,8 @@ pub struct UplinkView {
     pub ifindex: u32,
     pub mtu: u32,
     pub addresses: Vec<IpNet>,
+    /// Where packets from outside to services are handled: `xdp` (in the driver) or `tc`.
+    pub services_at: String,
 }
 
 /// Another node.

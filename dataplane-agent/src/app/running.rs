@@ -24,7 +24,7 @@ use crate::{
     compile::{endpoints, routes::RoutingMode},
     config::{Config, NodePortAddresses, Routing},
     datapath::{
-        AttachError, CgroupError, Datapath, DatapathConfig, EbpfLog, LoadError, OpenError, TcHooks,
+        AttachError, CgroupError, Datapath, DatapathConfig, EbpfLog, LoadError, OpenError, TcHooks, XdpState,
         default_cgroup, table::TableError,
     },
     netlink::{Netlink, NetlinkError, Uplink},
@@ -64,6 +64,8 @@ pub(super) struct Running {
     reconciler: Reconciler,
     /// Attached pods by the name of their host-side device.
     pods: BTreeMap<String, PodDevice>,
+    /// How uplinks handle what asks services from outside.
+    xdp: BTreeMap<String, XdpState>,
     /// Devices that could not be attached, and why.
     unattached: BTreeMap<String, String>,
     /// Since new pods were told what they get.
@@ -102,6 +104,7 @@ impl Running {
             told: None,
             reconciler,
             pods: BTreeMap::new(),
+            xdp: BTreeMap::new(),
             unattached: BTreeMap::new(),
             routes_changed: true,
             kernel_problems,
@@ -155,11 +158,15 @@ impl Running {
         let is_uplink = |name: &str| self.setup.uplinks.iter().any(|uplink| uplink.name == name);
         for gone in before.iter().filter(|uplink| !is_uplink(&uplink.name)) {
             self.datapath.detach_uplink(&gone.name)?;
+            self.xdp.remove(&gone.name);
             tracing::info!(device = gone.name, "no uplink any more");
         }
         for uplink in &self.setup.uplinks {
             let how = self.datapath.attach_uplink(&uplink.name)?;
-            tracing::info!(device = uplink.name, mtu = uplink.mtu, ?how, "uplink");
+            // only now: what the driver leaves to tc must find tc there
+            let xdp = self.datapath.attach_xdp(&uplink.name)?;
+            tracing::info!(device = uplink.name, mtu = uplink.mtu, ?how, ?xdp, "uplink");
+            self.xdp.insert(uplink.name.clone(), xdp);
         }
         if let Some(overlay) = self.setup.overlay {
             let how = self.datapath.attach_overlay(&self.setup.overlay_device)?;
@@ -418,7 +425,7 @@ impl Running {
 
     /// Fills in what the node knows of itself.
     pub(super) fn describe(&self, status: &mut Status, store: &Store) {
-        status.uplinks = self.setup.uplinks.iter().map(uplink_view).collect();
+        status.uplinks = self.setup.uplinks.iter().map(|uplink| self.uplink_view(uplink)).collect();
         status.pins_adopted = self.pins_adopted;
         status.objects.pods = self.pods.len() as u64;
         status.applied_revision = self.reconciler.applied_revision();
@@ -429,11 +436,27 @@ impl Running {
         status.problems.extend(self.kernel_problems.borrow().iter().cloned());
         let kept = self.datapath.problems().iter().map(|message| ("capacity", message));
         let unattached = self.unattached.iter().map(|(device, message)| (device.as_str(), message));
-        status.problems.extend(kept.chain(unattached).map(|(subject, message)| ProblemView {
+        let slow = self.xdp.iter().filter_map(|(device, state)| match state {
+            XdpState::Refused(reason) => Some((device.as_str(), reason)),
+            XdpState::Off | XdpState::Native => None,
+        });
+        status.problems.extend(kept.chain(unattached).chain(slow).map(|(subject, message)| ProblemView {
             origin: Origin::Datapath,
             subject: subject.to_owned(),
             message: message.clone(),
         }));
+    }
+}
+
+impl Running {
+    fn uplink_view(&self, uplink: &Uplink) -> UplinkView {
+        UplinkView {
+            device: uplink.name.clone(),
+            ifindex: uplink.ifindex,
+            mtu: uplink.mtu,
+            addresses: uplink.addresses.clone(),
+            services_at: self.xdp.get(&uplink.name).map_or("tc", XdpState::name).to_owned(),
+        }
     }
 }
 
@@ -452,6 +475,7 @@ impl Loaded {
             capacity: config.capacity,
             log: config.log_ebpf,
             tc: TcHooks::Auto,
+            xdp: config.xdp,
         };
         let pins = crate::datapath::Pins::new(&config.bpffs);
         let pins_adopted = map::PINNED.iter().filter(|name| pins.map(name).exists()).count() as u32;
@@ -466,14 +490,5 @@ impl Loaded {
             tracing::warn!(%error, "the programs' log is not forwarded");
         }
         Ok(Self { datapath, pins_adopted })
-    }
-}
-
-fn uplink_view(uplink: &Uplink) -> UplinkView {
-    UplinkView {
-        device: uplink.name.clone(),
-        ifindex: uplink.ifindex,
-        mtu: uplink.mtu,
-        addresses: uplink.addresses.clone(),
     }
 }

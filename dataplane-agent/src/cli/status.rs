@@ -93,9 +93,14 @@ fn write_problems(out: &mut String, status: &Status) -> fmt::Result {
 }
 
 fn write_network(out: &mut String, view: &StatusView) -> fmt::Result {
-    let mut rows = table(["UPLINK", "MTU", "ADDRESSES"]);
+    let mut rows = table(["UPLINK", "MTU", "SERVICES AT", "ADDRESSES"]);
     for uplink in &view.status.uplinks {
-        rows.add_row([uplink.device.clone(), uplink.mtu.to_string(), list(&uplink.addresses)]);
+        rows.add_row([
+            uplink.device.clone(),
+            uplink.mtu.to_string(),
+            uplink.services_at.clone(),
+            list(&uplink.addresses),
+        ]);
     }
     if !view.status.uplinks.is_empty() {
         write!(out, "\n{}", text(&rows))?;

@@ -10,10 +10,14 @@ use super::{
     CniPreset, NodePortAddresses, Routing, Source,
     parse::{self, CgroupPath, Cidrs, Http, Invalid, KubeconfigPath, Mtu, Servers},
 };
-use crate::{datapath::EbpfLog, netlink::Uplinks, telemetry::LogFormat};
+use crate::{
+    datapath::{EbpfLog, XdpUse},
+    netlink::Uplinks,
+    telemetry::LogFormat,
+};
 
 /// Every key of the file; a dot leads into a section.
-pub const KEYS: [&str; 43] = [
+pub const KEYS: [&str; 44] = [
     "node_name",
     "source",
     "manifests",
@@ -24,6 +28,7 @@ pub const KEYS: [&str; 43] = [
     "bpffs",
     "cgroup",
     "uplinks",
+    "xdp",
     "routing",
     "vxlan.vni",
     "vxlan.port",
@@ -92,6 +97,9 @@ pub struct Settings {
     /// Devices other nodes are reached by: auto, or names [default: auto]
     #[arg(long, env = "DATAPLANE_UPLINKS", value_name = "DEVICE,..", value_parser = parse::uplinks)]
     pub uplinks: Option<Uplinks>,
+    /// Services asked from outside are handled in the uplinks' drivers: off or native [default: off]
+    #[arg(long, env = "DATAPLANE_XDP", value_name = "MODE", value_parser = parse::from_str::<XdpUse>)]
+    pub xdp: Option<XdpUse>,
     /// How pods of other nodes are reached: auto, native or vxlan [default: auto]
     #[arg(long, env = "DATAPLANE_ROUTING", value_name = "MODE", value_parser = parse::from_str::<Routing>)]
     pub routing: Option<Routing>,
@@ -214,6 +222,7 @@ impl Settings {
             "bpffs" => fill(&mut self.bpffs, parse::path(text)),
             "cgroup" => fill(&mut self.cgroup, parse::cgroup(text)),
             "uplinks" => fill(&mut self.uplinks, parse::uplinks(text)),
+            "xdp" => fill(&mut self.xdp, parse::from_str(text)),
             "routing" => fill(&mut self.routing, parse::from_str(text)),
             "vxlan.vni" => fill(&mut self.vxlan_vni, parse::vni(text)),
             "vxlan.port" => fill(&mut self.vxlan_port, parse::port(text)),

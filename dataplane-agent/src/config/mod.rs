@@ -18,7 +18,7 @@ pub use parse::Invalid;
 
 use crate::{
     cluster::{Access, Contact},
-    datapath::{Capacity, EbpfLog},
+    datapath::{Capacity, EbpfLog, XdpUse},
     netlink::Uplinks,
     telemetry::LogFormat,
 };
@@ -44,6 +44,7 @@ pub struct Config {
     /// Cgroup whose sockets are translated at connect; `None`: the root of the cgroup file system.
     pub cgroup: Option<PathBuf>,
     pub uplinks: Uplinks,
+    pub xdp: XdpUse,
     pub routing: Routing,
     pub vxlan: Vxlan,
     /// MTU of pods; `None`: follows the uplink and the routing mode.
@@ -214,6 +215,7 @@ impl Config {
             bpffs: set.bpffs.unwrap_or_else(|| "/sys/fs/bpf".into()),
             cgroup: set.cgroup.unwrap_or_default().0,
             uplinks: set.uplinks.unwrap_or_default(),
+            xdp: set.xdp.unwrap_or_default(),
             routing: set.routing.unwrap_or_default(),
             vxlan: Vxlan {
                 vni: set.vxlan_vni.unwrap_or(1),
@@ -350,6 +352,18 @@ impl FromStr for CniPreset {
             "microk8s" => Ok(Self::Microk8s),
             "k3s" => Ok(Self::K3s),
             _ => Err(Invalid::new("must be standard, microk8s or k3s")),
+        }
+    }
+}
+
+impl FromStr for XdpUse {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text {
+            "off" => Ok(Self::Off),
+            "native" => Ok(Self::Native),
+            _ => Err(Invalid::new("must be off or native")),
         }
     }
 }

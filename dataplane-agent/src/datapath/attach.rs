@@ -87,6 +87,7 @@ impl Datapath {
     }
 
     pub fn detach_uplink(&mut self, device: &str) -> Result<(), AttachError> {
+        self.detach_xdp(device)?;
         self.detach_device(device, UPLINK)
     }
 
@@ -104,7 +105,7 @@ impl Datapath {
         let mut gone = Vec::new();
         for device in self.pins.all_devices()? {
             if !present.contains(&device) {
-                remove_links(&self.pins, &device, program::CLASSIFIERS)?;
+                remove_links(&self.pins, &device, program::DEVICE)?;
                 gone.push(device);
             }
         }

@@ -21,6 +21,7 @@ use super::{
     log::EbpfLog,
     maps::{OpenError, Tables},
     pins::{Pins, PinsError},
+    xdp::XdpUse,
 };
 
 /// The object `build.rs` made of the crate `dataplane-ebpf`.
@@ -60,6 +61,7 @@ pub struct DatapathConfig {
     pub capacity: Capacity,
     pub log: EbpfLog,
     pub tc: TcHooks,
+    pub xdp: XdpUse,
 }
 
 /// Entries of the maps whose size is the operator's choice.
@@ -124,6 +126,7 @@ pub struct Datapath {
     pub(super) ebpf: Ebpf,
     pub(super) pins: Pins,
     pub(super) tc: TcHooks,
+    pub(super) xdp: XdpUse,
     problems: Vec<String>,
 }
 
@@ -173,7 +176,11 @@ impl Datapath {
         for name in program::CLASSIFIERS.into_iter().chain(program::SOCKET) {
             load_program(&mut ebpf, name)?;
         }
-        Ok(Self { ebpf, pins, tc: config.tc, problems })
+        // seconds of the verifier's time for those who do not use it
+        if config.xdp == XdpUse::Native {
+            load_program(&mut ebpf, program::XDP_WIRE)?;
+        }
+        Ok(Self { ebpf, pins, tc: config.tc, xdp: config.xdp, problems })
     }
 
     /// What an operator should know of this load: pins that were kept although the configuration differs.
@@ -204,7 +211,8 @@ impl Datapath {
     /// Every program as the kernel sees it.
     pub fn programs(&self) -> Result<Vec<ProgramReport>, ProgramError> {
         let mut reports = Vec::new();
-        for name in program::CLASSIFIERS.into_iter().chain(program::SOCKET) {
+        let xdp = (self.xdp == XdpUse::Native).then_some(program::XDP_WIRE);
+        for name in program::CLASSIFIERS.into_iter().chain(program::SOCKET).chain(xdp) {
             let Some(program) = self.ebpf.program(name) else { continue };
             let info = program.info()?;
             reports.push(ProgramReport {
@@ -265,6 +273,7 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), LoadError> {
     let loaded = match ebpf.program_mut(name) {
         Some(Program::SchedClassifier(program)) => program.load(),
         Some(Program::CgroupSockAddr(program)) => program.load(),
+        Some(Program::Xdp(program)) => program.load(),
         Some(_) => Err(ProgramError::UnexpectedProgramType),
         None => return Err(LoadError::NoProgram(name)),
     };

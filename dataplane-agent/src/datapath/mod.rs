@@ -17,6 +17,7 @@ pub mod table;
 mod tc;
 #[cfg(test)]
 pub mod testing;
+mod xdp;
 
 pub use attach::{AttachError, Attachment, TcHooks, cleanup};
 pub use cgroup::{CgroupError, default_cgroup};
@@ -27,3 +28,4 @@ pub use loader::{Capacity, Datapath, DatapathConfig, LoadError, OBJECT, ProgramR
 pub use log::EbpfLog;
 pub use maps::{OpenError, Tables};
 pub use pins::Pins;
+pub use xdp::{XdpState, XdpUse};

@@ -106,7 +106,7 @@ impl Pins {
     /// Devices that have any pinned link.
     pub fn all_devices(&self) -> Result<BTreeSet<String>, PinsError> {
         let mut devices = BTreeSet::new();
-        for program in program::CLASSIFIERS {
+        for program in program::DEVICE {
             devices.append(&mut self.devices(program)?);
         }
         Ok(devices)

@@ -95,8 +95,12 @@ pub mod program {
     pub const FROM_OVERLAY: &str = "from_overlay";
     /// tc egress of the overlay device.
     pub const TO_OVERLAY: &str = "to_overlay";
+    /// XDP of an uplink.
+    pub const XDP_WIRE: &str = "xdp_wire";
     /// Programs of tc.
     pub const CLASSIFIERS: [&str; 6] = [FROM_POD, TO_POD, FROM_WIRE, TO_WIRE, FROM_OVERLAY, TO_OVERLAY];
+    /// Programs of devices.
+    pub const DEVICE: [&str; 7] = [FROM_POD, TO_POD, FROM_WIRE, TO_WIRE, FROM_OVERLAY, TO_OVERLAY, XDP_WIRE];
     /// Programs of the cgroup.
     pub const SOCKET: [&str; 8] = [
         "connect4",

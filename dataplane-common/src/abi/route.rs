@@ -47,6 +47,12 @@ impl Route {
         }
     }
 
+    /// Whether it leads straight to its node, which is on the same L2.
+    #[inline(always)]
+    pub const fn is_native(&self) -> bool {
+        matches!(self.kind(), Some(RouteKind::Native))
+    }
+
     /// The same route with every gate open: what user space writes over an existing entry.
     #[must_use]
     pub const fn with_gates_open(mut self) -> Self {

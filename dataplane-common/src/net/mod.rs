@@ -66,6 +66,8 @@ pub unsafe trait Header: Copy {}
 
 // SAFETY: integers without padding between them.
 unsafe impl<const WORDS: usize> Header for [u32; WORDS] {}
+// SAFETY: as above.
+unsafe impl<const WORDS: usize> Header for [u16; WORDS] {}
 
 macro_rules! header {
     ($($name:ident: $size:literal),+ $(,)?) => { $(

@@ -16,6 +16,8 @@ use crate::{
 pub(crate) struct FromOverlay;
 
 impl Place for FromOverlay {
+    type Context = TcContext;
+
     const HOOK: Hook = Hook::FromOverlay;
 
     #[inline(always)]

@@ -21,6 +21,8 @@ use crate::{
 pub(crate) struct FromPod;
 
 impl Place for FromPod {
+    type Context = TcContext;
+
     const HOOK: Hook = Hook::FromPod;
 
     #[inline(always)]

@@ -23,6 +23,8 @@ use crate::{
 pub(crate) struct FromWire;
 
 impl Place for FromWire {
+    type Context = TcContext;
+
     const HOOK: Hook = Hook::FromWire;
 
     #[inline(always)]

@@ -7,8 +7,9 @@ pub(crate) mod socket;
 mod to_overlay;
 mod to_pod;
 mod to_wire;
+mod xdp_wire;
 
 pub(crate) use self::{
     from_overlay::FromOverlay, from_pod::FromPod, from_wire::FromWire, to_overlay::ToOverlay, to_pod::ToPod,
-    to_wire::ToWire,
+    to_wire::ToWire, xdp_wire::XdpWire,
 };

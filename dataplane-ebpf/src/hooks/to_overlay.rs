@@ -17,6 +17,8 @@ use crate::{
 pub(crate) struct ToOverlay;
 
 impl Place for ToOverlay {
+    type Context = TcContext;
+
     const HOOK: Hook = Hook::ToOverlay;
 
     #[inline(always)]

@@ -19,6 +19,8 @@ use crate::{
 pub(crate) struct ToPod;
 
 impl Place for ToPod {
+    type Context = TcContext;
+
     const HOOK: Hook = Hook::ToPod;
 
     #[inline(always)]

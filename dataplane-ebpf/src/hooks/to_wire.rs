@@ -23,6 +23,8 @@ use crate::{
 pub(crate) struct ToWire;
 
 impl Place for ToWire {
+    type Context = TcContext;
+
     const HOOK: Hook = Hook::ToWire;
 
     #[inline(always)]

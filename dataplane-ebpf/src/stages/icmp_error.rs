@@ -4,7 +4,6 @@
 //! The packet inside went the other way: its tuple reversed is a tuple of our flow, in the direction in which the message
 //! travels. So the message is rewritten as a packet of the flow would be, and what it carries as its opposite.
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     abi::{FlowKey, Port},
     checksum::Change,
@@ -20,14 +19,14 @@ use super::{
 use crate::{
     family::{IpFamily, L3},
     maps::Work,
-    skb::{self, Covers},
+    packet::{ChecksumField, Covers, Frame},
 };
 
 /// Translates `packet`, an ICMP error, if the packet it carries belongs to a flow: whether it did. Then `work.to` is the
 /// tuple that packets of the flow have where the message goes.
 #[inline(always)]
 pub(crate) fn translate<F: IpFamily, N: NewFlow>(
-    ctx: &TcContext,
+    ctx: &impl Frame,
     packet: &Packet<F>,
     work: &mut Work,
 ) -> Result<bool, DropReason> {
@@ -49,12 +48,12 @@ pub(crate) fn translate<F: IpFamily, N: NewFlow>(
 
     // inner: the opposite direction of what the flow's packets become
     let addresses = F::replace_addresses(ctx, inner_l3, &leaves.dst, &leaves.src)?;
-    let checksum = packet.l4 + IcmpHeader::CHECKSUM;
+    let checksum = ChecksumField::at(packet.l4 + IcmpHeader::CHECKSUM);
     // the ICMP checksum covers the packet inside. An IPv4 header's own checksum cancels the change of its addresses;
     // IPv6 has none, and its ICMP covers the outer addresses too
     if F::ICMP_COVERS_ADDRESSES {
-        skb::mend_checksum(ctx, checksum, outer, Covers::PseudoHeader)?;
-        skb::mend_checksum(ctx, checksum, addresses, Covers::Segment)?;
+        ctx.mend_checksum(checksum, outer, Covers::PseudoHeader)?;
+        ctx.mend_checksum(checksum, addresses, Covers::Segment)?;
     }
     inner_ports::<F>(ctx, l4, checksum, travels, leaves)?;
     Ok(true)
@@ -64,9 +63,9 @@ pub(crate) fn translate<F: IpFamily, N: NewFlow>(
 /// the socket, and the rest of the segment, which the checksum covers, is not there.
 #[inline(always)]
 fn inner_ports<F: IpFamily>(
-    ctx: &TcContext,
+    ctx: &impl Frame,
     l4: usize,
-    checksum: usize,
+    checksum: ChecksumField,
     travels: &FlowKey,
     leaves: &FlowKey,
 ) -> Result<(), DropReason> {
@@ -81,24 +80,30 @@ fn inner_ports<F: IpFamily>(
 }
 
 #[inline(always)]
-fn replace(ctx: &TcContext, offset: usize, checksum: usize, old: Port, new: Port) -> Result<(), DropReason> {
+fn replace(
+    ctx: &impl Frame,
+    offset: usize,
+    checksum: ChecksumField,
+    old: Port,
+    new: Port,
+) -> Result<(), DropReason> {
     if old == new {
         return Ok(());
     }
-    skb::store_u16(ctx, offset, new.wire())?;
-    skb::mend_checksum(ctx, checksum, Change::NONE.u16(old.wire(), new.wire()), Covers::Segment)
+    ctx.write_u16(offset, new.wire())?;
+    ctx.mend_checksum(checksum, Change::NONE.u16(old.wire(), new.wire()), Covers::Segment)
 }
 
 /// Reads the head of the packet inside, which may be cut short after its first eight bytes of transport: leaves its
 /// addresses, reversed, in `travels`, and returns its protocol and the offset of its transport header.
 #[inline(always)]
 fn carried<F: IpFamily>(
-    ctx: &TcContext,
+    ctx: &impl Frame,
     offset: usize,
     travels: &mut FlowKey,
 ) -> Result<(u8, usize), DropReason> {
     let (protocol, l4) = if F::ICMP == Protocol::ICMP {
-        let ip: Ipv4Header = skb::load(ctx, offset)?;
+        let ip: Ipv4Header = ctx.read(offset)?;
         if ip.version() != 4 || ip.header_len() < Ipv4Header::LEN {
             return Err(DropReason::BadHeader);
         }
@@ -106,7 +111,7 @@ fn carried<F: IpFamily>(
         travels.dst = ip.src();
         (ip.protocol, offset + ip.header_len())
     } else {
-        let ip: Ipv6Header = skb::load(ctx, offset)?;
+        let ip: Ipv6Header = ctx.read(offset)?;
         if ip.version() != 6 {
             return Err(DropReason::BadHeader);
         }
@@ -114,7 +119,7 @@ fn carried<F: IpFamily>(
         travels.dst = ip.src();
         let l4 = offset + Ipv6Header::LEN;
         if ip.next_header == Protocol::FRAGMENT {
-            let fragment: FragmentHeader = skb::load(ctx, l4)?;
+            let fragment: FragmentHeader = ctx.read(l4)?;
             (fragment.next_header, l4 + size_of::<FragmentHeader>())
         } else {
             (ip.next_header, l4)

@@ -2,7 +2,6 @@
 
 use core::marker::PhantomData;
 
-use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     abi::{Addr, FlowKey, FragmentPorts, Port},
     net::{IcmpHeader, Protocol, TcpHeader, UdpHeader},
@@ -12,7 +11,7 @@ use dataplane_common::{
 use crate::{
     family::IpFamily,
     maps::{self, Work},
-    skb,
+    packet::Frame,
 };
 
 /// The IP header's content, and where the next one starts.
@@ -67,13 +66,13 @@ impl<F: IpFamily> Packet<F> {
 
     /// Traffic that does not leave its link: the kernel's own business (neighbour discovery, groups).
     #[inline(always)]
-    pub(crate) fn link_scoped(&self, ctx: &TcContext) -> Option<Verdict> {
+    pub(crate) fn link_scoped(&self, ctx: &impl Frame) -> Option<Verdict> {
         if F::is_link_scoped(&self.dst) || F::is_link_scoped(&self.src) {
             return Some(Verdict::StackLinkLocal);
         }
         // discovery also speaks from and to global addresses (RFC 4861 §7.2)
         if self.protocol == Protocol::ICMPV6
-            && let Ok(icmp) = skb::load::<IcmpHeader>(ctx, self.l4)
+            && let Ok(icmp) = ctx.read::<IcmpHeader>(self.l4)
             && F::icmp_is_link_scoped(icmp.kind)
         {
             return Some(Verdict::StackLinkLocal);
@@ -83,19 +82,19 @@ impl<F: IpFamily> Packet<F> {
 
     /// Whether this is a message about another packet, which it carries.
     #[inline(always)]
-    pub(crate) fn is_icmp_error(&self, ctx: &TcContext) -> bool {
+    pub(crate) fn is_icmp_error(&self, ctx: &impl Frame) -> bool {
         self.protocol == F::ICMP
             && self.has_transport()
-            && skb::load::<IcmpHeader>(ctx, self.l4).is_ok_and(|icmp| F::icmp_is_error(icmp.kind))
+            && ctx.read::<IcmpHeader>(self.l4).is_ok_and(|icmp| F::icmp_is_error(icmp.kind))
     }
 
     /// TCP flags, 0 for any other protocol.
     #[inline(always)]
-    pub(crate) fn tcp_flags(&self, ctx: &TcContext) -> u8 {
+    pub(crate) fn tcp_flags(&self, ctx: &impl Frame) -> u8 {
         if self.protocol != Protocol::TCP || !self.has_transport() {
             return 0;
         }
-        skb::load::<TcpHeader>(ctx, self.l4).map_or(0, |tcp| tcp.flags)
+        ctx.read::<TcpHeader>(self.l4).map_or(0, |tcp| tcp.flags)
     }
 }
 
@@ -105,7 +104,7 @@ impl<F: IpFamily> Packet<F> {
 /// [`DropReason::Truncated`], or [`DropReason::FragmentUnknown`] for a later fragment whose first was not seen.
 #[inline(always)]
 pub(crate) fn tuple<F: IpFamily>(
-    ctx: &TcContext,
+    ctx: &impl Frame,
     packet: &Packet<F>,
     work: &mut Work,
 ) -> Result<(), DropReason> {
@@ -138,25 +137,25 @@ fn set_fragment_key<F>(packet: &Packet<F>, work: &mut Work) {
 }
 
 #[inline(always)]
-fn transport_ports<F: IpFamily>(ctx: &TcContext, packet: &Packet<F>) -> Result<(Port, Port), DropReason> {
+fn transport_ports<F: IpFamily>(ctx: &impl Frame, packet: &Packet<F>) -> Result<(Port, Port), DropReason> {
     transport_ports_at::<F>(ctx, packet.protocol, packet.l4)
 }
 
 /// The ports of the transport header at `offset`.
 #[inline(always)]
 pub(crate) fn transport_ports_at<F: IpFamily>(
-    ctx: &TcContext,
+    ctx: &impl Frame,
     protocol: u8,
     offset: usize,
 ) -> Result<(Port, Port), DropReason> {
     match protocol {
         // the first eight bytes of TCP hold its ports where UDP has them; an ICMP error carries no more of it
         Protocol::TCP | Protocol::UDP => {
-            let header: UdpHeader = skb::load(ctx, offset)?;
+            let header: UdpHeader = ctx.read(offset)?;
             Ok((header.src_port(), header.dst_port()))
         }
         protocol if protocol == F::ICMP => {
-            let icmp: IcmpHeader = skb::load(ctx, offset)?;
+            let icmp: IcmpHeader = ctx.read(offset)?;
             let id = if F::icmp_is_echo(icmp.kind) { icmp.id() } else { Port::new(0) };
             Ok((id, id))
         }

@@ -17,7 +17,8 @@ use super::{
 };
 use crate::{
     family::{IpFamily, L3},
-    packet, skb,
+    packet::{self, Frame},
+    skb,
 };
 
 /// Whether the packet is on its way back, as a message. Others (messages, fragments, packets with options) are dropped in
@@ -36,7 +37,7 @@ pub(crate) fn refuse<F: IpFamily>(ctx: &TcContext, hook: Hook) -> bool {
         return false;
     }
     skb::mark_decided(ctx);
-    let device = skb::ifindex(ctx);
+    let device = ctx.ifindex();
     // from a device's egress, the sender is the host itself
     let action =
         if hook as u8 == Hook::ToWire as u8 { skb::redirect_ingress(device) } else { skb::redirect(device) };
@@ -63,8 +64,8 @@ fn quote<F: IpFamily, const WORDS: usize>(ctx: &TcContext, packet: &Packet<F>) -
     if packet.tcp_flags(ctx) & tcp_flags::RST != 0 {
         return Ok(false);
     }
-    let eth: EthHeader = skb::load(ctx, 0)?;
-    let transport: [u32; WORDS] = skb::load(ctx, packet.l4)?;
+    let eth: EthHeader = ctx.read(0)?;
+    let transport: [u32; WORDS] = ctx.read(packet.l4)?;
     let quoted = F::sum_of_header(ctx)? + checksum::sum_of_words(&transport);
     skb::cut(ctx, packet.l4 + size_of_val(&transport))?;
     skb::make_room(ctx, F::HEADER + size_of::<IcmpHeader>())?;

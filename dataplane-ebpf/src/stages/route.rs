@@ -12,7 +12,7 @@ use crate::{
     config,
     family::{IpFamily, L3},
     maps::{self, Asks, Work},
-    packet,
+    packet::{self, Frame},
     skb::{self, Way},
 };
 
@@ -33,7 +33,7 @@ pub(crate) enum Destination {
 impl Destination {
     /// Whether `packet` to it may belong to a flow: its gate is open, or it is about another packet.
     #[inline(always)]
-    pub(crate) fn expects<F: IpFamily>(&self, ctx: &TcContext, packet: &Packet<F>) -> bool {
+    pub(crate) fn expects<F: IpFamily>(&self, ctx: &impl Frame, packet: &Packet<F>) -> bool {
         match self {
             Self::Pod(endpoint) | Self::Host(endpoint) => {
                 endpoint.gates.is_open(packet.protocol) || packet.is_icmp_error(ctx)
@@ -134,7 +134,7 @@ fn to_outside<F: IpFamily>(ctx: &TcContext, packet: &Packet<F>, work: &Work) -> 
 /// Whether the kernel has a route.
 #[inline(always)]
 fn by_kernels_routes<F: IpFamily>(ctx: &TcContext, work: &Work) -> Result<bool, DropReason> {
-    let way = skb::way(ctx, &work.to.src, &work.to.dst);
+    let way = skb::way(ctx, &work.to.src, &work.to.dst, 0);
     if let Way::None = way {
         return Ok(false);
     }
@@ -187,7 +187,7 @@ fn to_node<F: IpFamily>(
     }
     // at a device's egress nobody is left who could answer: there the tunnel's own packet is sent in fragments
     let answerable = into == Into::Peer;
-    if answerable && route.mtu != 0 && skb::len(ctx) > route.mtu + L3 as u32 && !skb::is_gso(ctx) {
+    if answerable && route.mtu != 0 && ctx.length() > route.mtu + L3 as u32 && !ctx.is_gso() {
         return Ok(Verdict::StackTooBig);
     }
     F::decrement_hop_limit(ctx)?;
@@ -221,7 +221,7 @@ pub(crate) fn enter_tunnel(ctx: &TcContext, route: &Route) -> Result<(), DropRea
 }
 
 #[inline(always)]
-fn set_link_addresses(ctx: &TcContext, dst: MacAddr, src: MacAddr) -> Result<(), DropReason> {
+pub(crate) fn set_link_addresses(ctx: &impl Frame, dst: MacAddr, src: MacAddr) -> Result<(), DropReason> {
     packet::with_header(ctx, 0, |eth: &mut EthHeader| eth.set_addresses(dst, src))
 }
 

@@ -6,8 +6,12 @@
 use aya_ebpf::programs::TcContext;
 use dataplane_common::reason::DropReason;
 
-use super::{Answer, flow, icmp_error, parse, rewrite};
-use crate::{family::IpFamily, maps::Work};
+use super::{
+    Answer, flow, icmp_error,
+    parse::{self, Packet},
+    rewrite,
+};
+use crate::{family::IpFamily, maps::Work, packet::Frame};
 
 /// What a packet that belongs to no flow may open.
 pub(crate) trait NewFlow {
@@ -50,10 +54,20 @@ fn run<F: IpFamily, N: NewFlow>(ctx: &TcContext, work: &mut Work) -> Result<bool
     if packet.is_icmp_error(ctx) {
         return icmp_error::translate::<F, N>(ctx, &packet, work);
     }
-    parse::tuple(ctx, &packet, work)?;
-    if !flow::lookup::<N>(work, packet.tcp_flags(ctx)) && !N::open::<F>(work)? {
+    if !tuple::<F, N>(ctx, &packet, work)? {
         return Ok(false);
     }
     rewrite::tuple(ctx, &packet, work)?;
     Ok(true)
+}
+
+/// Finds the tuple the packet, which is no message about another, is to have: whether it has a flow. Then it is in `work.to`.
+#[inline(always)]
+pub(crate) fn tuple<F: IpFamily, N: NewFlow>(
+    ctx: &impl Frame,
+    packet: &Packet<F>,
+    work: &mut Work,
+) -> Result<bool, DropReason> {
+    parse::tuple(ctx, packet, work)?;
+    Ok(flow::lookup::<N>(work, packet.tcp_flags(ctx)) || N::open::<F>(work)?)
 }

@@ -4,7 +4,8 @@ use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
 use dataplane_agent::datapath::{
-    AttachError, Attachment, Capacity, Datapath, DatapathConfig, EbpfLog, TcHooks, cleanup, default_cgroup,
+    AttachError, Attachment, Capacity, Datapath, DatapathConfig, EbpfLog, TcHooks, XdpState, XdpUse, cleanup,
+    default_cgroup,
 };
 use nix::sched::{CloneFlags, unshare};
 
@@ -30,6 +31,7 @@ fn attach(bpffs: &Path) -> Result<Vec<Finding>> {
         capacity: Capacity { flows: 512, ..Capacity::default() },
         log: EbpfLog::Off,
         tc: TcHooks::Auto,
+        xdp: XdpUse::Native,
     };
     let mut datapath = Datapath::load(&config)?;
     for link in
@@ -46,6 +48,13 @@ fn attach(bpffs: &Path) -> Result<Vec<Finding>> {
         device("uplink", datapath.attach_uplink("wire0")),
         device("overlay device", datapath.attach_overlay("overlay0")),
     ];
+    found.push(match datapath.attach_xdp("wire0")? {
+        XdpState::Native => Finding::Hook { place: "uplink's driver", how: Some("xdp"), refused: None },
+        XdpState::Refused(reason) => {
+            Finding::Hook { place: "uplink's driver", how: None, refused: Some(reason) }
+        }
+        XdpState::Off => anyhow::bail!("xdp is off"),
+    });
     let cgroup = default_cgroup()?.join(CGROUP);
     fs::create_dir_all(&cgroup).with_context(|| format!("make cgroup {}", cgroup.display()))?;
     let attached = datapath.attach_cgroup(&cgroup).and_then(|()| datapath.detach_cgroup());

@@ -20,7 +20,7 @@ pub fn programs(told: &mut Told) -> Result<()> {
         .override_global("AYA_LOG_LEVEL", &0_u8, false)
         .load(dataplane_agent::datapath::OBJECT)
         .context("load the object's maps")?;
-    for name in program::CLASSIFIERS.into_iter().chain(program::SOCKET) {
+    for name in program::DEVICE.into_iter().chain(program::SOCKET) {
         told.tell(&finding(name, ebpf.program_mut(name).context(name)?)?)?;
     }
     Ok(())
@@ -30,6 +30,7 @@ fn finding(name: &'static str, program: &mut Program) -> Result<Finding> {
     let loaded = match program {
         Program::SchedClassifier(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
+        Program::Xdp(program) => program.load(),
         _ => bail!("{name} is of an unexpected type"),
     };
     if let Err(error) = loaded {

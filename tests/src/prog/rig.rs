@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
     maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, Queue, lpm_trie::Key},
-    programs::SchedClassifier,
+    programs::{Program, SchedClassifier, Xdp},
 };
 use dataplane_common::{
     abi::{
@@ -29,6 +29,8 @@ pub enum Action {
     Next,
     Drop,
     Redirect,
+    /// Out of the device it came by, from its driver.
+    TurnRound,
 }
 
 /// What became of a packet.
@@ -73,6 +75,8 @@ pub struct Rig {
     ebpf: Ebpf,
     /// A program is loaded when a test first runs it: the verifier takes most of a test's time.
     loaded: Vec<Hook>,
+    /// Device a packet in the driver comes by: 1 is a namespace's loopback.
+    pub ifindex: u32,
 }
 
 impl Rig {
@@ -113,7 +117,7 @@ impl Rig {
         for slot in 0..node.flow_slots {
             slots.push(slot, 0)?;
         }
-        Ok(Self { ebpf, loaded: Vec::new() })
+        Ok(Self { ebpf, loaded: Vec::new(), ifindex: 1 })
     }
 
     /// Runs the program of `hook` on a frame.
@@ -121,13 +125,20 @@ impl Rig {
         self.load(hook)?;
         let before = self.counters()?;
         let mut out = vec![0; frame.len() + 256];
-        let program: &mut SchedClassifier =
-            self.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?;
-        let result = program.test_run(TestRunOptions {
-            data_in: Some(frame),
-            data_out: Some(&mut out),
-            ..TestRunOptions::new()
-        })?;
+        let mut options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+        let (result, actions): (_, &[(i32, Action)]) = if hook == Hook::XdpWire {
+            // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
+            let context = [0, frame.len() as u32, 0, self.ifindex, 0, 0].map(u32::to_ne_bytes).concat();
+            options.ctx_in = Some(&context);
+            let program: &mut Xdp = self.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?;
+            let actions = &[(1, Action::Drop), (2, Action::Next), (3, Action::TurnRound)];
+            (program.test_run(options)?, actions)
+        } else {
+            let program: &mut SchedClassifier =
+                self.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?;
+            (program.test_run(options)?, &[(-1, Action::Next), (2, Action::Drop), (7, Action::Redirect)])
+        };
         out.truncate(result.data_size_out as usize);
         let after = self.counters()?;
         let moved: Vec<usize> = (0..before.len()).filter(|index| before[*index] != after[*index]).collect();
@@ -138,20 +149,20 @@ impl Rig {
         ensure!(moved[0] as u32 / reason::OUTCOMES == hook as u32, "the counter is the hook's own");
         let outcome =
             Outcome::from_number((moved[0] as u32 % reason::OUTCOMES) as u8).context("known outcome")?;
-        let action = match result.return_value as i32 {
-            -1 => Action::Next,
-            2 => Action::Drop,
-            7 => Action::Redirect,
-            other => anyhow::bail!("unknown action {other}"),
-        };
+        let returned = result.return_value as i32;
+        let action = actions.iter().find(|(number, _)| *number == returned);
+        let (_, action) = *action.with_context(|| format!("unknown action {returned}"))?;
         Ok(Run { action, outcome: outcome.name(), frame: out })
     }
 
     fn load(&mut self, hook: Hook) -> Result<()> {
         if !self.loaded.contains(&hook) {
-            let program: &mut SchedClassifier =
-                self.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?;
-            program.load().with_context(|| format!("load {}", hook.name()))?;
+            let loaded = match self.ebpf.program_mut(hook.name()).context(hook.name())? {
+                Program::SchedClassifier(program) => program.load(),
+                Program::Xdp(program) => program.load(),
+                _ => anyhow::bail!("{} is of an unexpected type", hook.name()),
+            };
+            loaded.with_context(|| format!("load {}", hook.name()))?;
             self.loaded.push(hook);
         }
         Ok(())
