@@ -8,7 +8,7 @@ use std::{
 };
 
 use dataplane_agent::{
-    datapath::{Capacity, Datapath, DatapathConfig, EbpfLog, TcHooks, cleanup, table::Table as _},
+    datapath::{Capacity, Datapath, DatapathConfig, EbpfLog, TcHooks, XdpUse, cleanup, table::Table as _},
     netlink::{KernelRoute, Netlink},
     reconcile::{KernelRoutes, KernelUpdate, Reconciler, kernel::KernelSweep},
     state::{
@@ -100,6 +100,7 @@ fn a_thousand_services_are_adopted_without_a_write() {
             capacity: Capacity { flows: 512, ..Capacity::default() },
             log: EbpfLog::Off,
             tc: TcHooks::Auto,
+            xdp: XdpUse::Off,
         };
         let (mut store, changes) = store(SERVICES);
         let first = agent(&Datapath::load(&config).unwrap(), &store, &changes);
@@ -139,6 +140,7 @@ fn a_table_of_the_kernel_that_is_full_says_so_and_the_rest_goes_on() {
             capacity: Capacity { flows: 512, services: 8, ..Capacity::default() },
             log: EbpfLog::Off,
             tc: TcHooks::Auto,
+            xdp: XdpUse::Off,
         };
         let datapath = Datapath::load(&config).unwrap();
         let (store, changes) = store(5);

@@ -18,8 +18,8 @@ mod verdict;
 mod xdp;
 
 use aya_ebpf::{
-    macros::{cgroup_sock_addr, classifier, xdp},
-    programs::{SockAddrContext, TcContext, XdpContext},
+    macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, SockContext, TcContext, XdpContext},
 };
 
 #[classifier]
@@ -95,6 +95,11 @@ fn getpeername4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 fn getpeername6(ctx: SockAddrContext) -> i32 {
     hooks::socket::getpeername(&skb::Socket::v6(&ctx))
+}
+
+#[cgroup_sock(sock_release)]
+fn release(ctx: SockContext) -> i32 {
+    hooks::socket::release(&ctx)
 }
 
 /// The verifier refuses an endless loop: a panic that survives optimisation is a load failure, never a surprise.

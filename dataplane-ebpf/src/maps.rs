@@ -12,8 +12,8 @@ use aya_ebpf::{
 };
 use dataplane_common::{
     abi::{
-        Addr, Affinity, AffinityKey, BackendSlot, Endpoint, Event, Flow, FlowKey, FlowRef, FragmentKey,
-        FragmentPorts, Gates, OriginKey, Route, Service, ServiceKey, SocketOrigin, SourceRange,
+        Addr, Affinity, AffinityKey, BackendSlot, ConnectedPeer, Endpoint, Event, Flow, FlowKey, FlowRef,
+        FragmentKey, FragmentPorts, Gates, OriginKey, Route, Service, ServiceKey, SocketOrigin, SourceRange,
         names::capacity,
     },
     reason::COUNTERS as COUNTER_ENTRIES,
@@ -59,6 +59,11 @@ static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, { capacity::FRAGMENTS a
 /// What connected sockets were connected to. Written by the datapath, freed with the socket.
 #[btf_map]
 static CONNECTED_ORIGINS: SkStorage<SocketOrigin> = SkStorage::new();
+
+/// Backends of connected UDP sockets. Written by the datapath, which also removes them; the agent ends those whose backend is
+/// gone.
+#[btf_map]
+static CONNECTED_PEERS: HashMap<u64, ConnectedPeer, { capacity::CONNECTED_PEERS as usize }> = HashMap::new();
 
 /// What unconnected sockets sent to. Written by the datapath.
 #[btf_map]
@@ -265,6 +270,18 @@ pub(crate) fn remember_fragment(key: &FragmentKey, ports: FragmentPorts) {
 #[inline(always)]
 pub(crate) fn connected_origins() -> &'static SkStorage<SocketOrigin> {
     &CONNECTED_ORIGINS
+}
+
+#[inline(always)]
+pub(crate) fn remember_peer(cookie: u64, peer: &ConnectedPeer) {
+    // not remembered: the socket stays with its backend
+    let _best_effort = CONNECTED_PEERS.insert(cookie, peer, BPF_ANY.into());
+}
+
+#[inline(always)]
+pub(crate) fn forget_peer(cookie: u64) {
+    // most sockets were never translated
+    let _absent = CONNECTED_PEERS.remove(cookie);
 }
 
 #[inline(always)]

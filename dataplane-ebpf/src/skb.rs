@@ -427,3 +427,10 @@ impl<'a> Socket<'a> {
         }
     }
 }
+
+/// Protocol and number of a socket that is being closed.
+#[inline(always)]
+pub(crate) fn closing(ctx: &aya_ebpf::programs::SockContext) -> (u8, u64) {
+    // SAFETY: the context pointer is valid for the run of the program, and the helper takes it as it is.
+    unsafe { ((*ctx.sock).protocol as u8, bpf_get_socket_cookie(ctx.as_ptr())) }
+}

@@ -28,7 +28,7 @@ use crate::{
         default_cgroup, table::TableError,
     },
     netlink::{Netlink, NetlinkError, Uplink},
-    reconcile::{KernelRoutes, LocalPod, NodeNetwork, Reconciler},
+    reconcile::{KernelRoutes, KernelSockets, LocalPod, NodeNetwork, Reconciler, SocketUpdate, Sockets},
     state::{Changes, Store},
 };
 
@@ -71,6 +71,9 @@ pub(super) struct Running {
     /// Since new pods were told what they get.
     routes_changed: bool,
     kernel_problems: watch::Receiver<Vec<ProblemView>>,
+    /// Who ends connected UDP sockets whose backend is gone.
+    sockets: mpsc::UnboundedSender<SocketUpdate>,
+    socket_problems: watch::Receiver<Vec<ProblemView>>,
     /// What new pods get.
     pod_network: watch::Sender<PodNetwork>,
     pins_adopted: u32,
@@ -80,6 +83,8 @@ pub(super) struct Running {
     synced: bool,
     /// And all of it has been worked on: from then on the node is ready, whatever single key may wait for room.
     caught_up: bool,
+    /// Which UDP backends there are has been said once.
+    sockets_told_all: bool,
     news: bool,
 }
 
@@ -98,6 +103,10 @@ impl Running {
         tracing::info!(?adopted, "tables");
         let (kernel, kernel_problems) = KernelRoutes::new(Netlink::connect()?, updates_heard);
         tokio::spawn(kernel.run());
+        let (sockets, sockets_heard) = mpsc::unbounded_channel();
+        let connected = KernelSockets::new(datapath.connected_peers()?);
+        let (ending, socket_problems) = Sockets::new(connected, sockets_heard);
+        tokio::spawn(ending.run());
         let mut running = Self {
             setup,
             datapath,
@@ -108,11 +117,14 @@ impl Running {
             unattached: BTreeMap::new(),
             routes_changed: true,
             kernel_problems,
+            sockets,
+            socket_problems,
             pod_network: watch::Sender::default(),
             pins_adopted,
             pods_loaded: None,
             synced: store.is_synced(),
             caught_up: false,
+            sockets_told_all: false,
             news: true,
         };
         running.tell_network(config, store);
@@ -288,6 +300,9 @@ impl Running {
 
     fn add_pod(&mut self, device: PodDevice) -> Result<(), WiringError> {
         let name = device.name.clone();
+        if let Some(netns) = device.netns.clone() {
+            self.tell_sockets(SocketUpdate::Pod(name.clone(), netns));
+        }
         // programs first: a packet that finds the address finds its device hooked
         self.pods.insert(name.clone(), device.clone());
         self.attach_pod(&name).map_err(|error| WiringError(error.to_string()))?;
@@ -328,6 +343,7 @@ impl Running {
     fn remove_pod(&mut self, device: &PodDevice) -> Result<(), WiringError> {
         let withdrawn = self.reconciler.remove_pod(&device.name, Instant::now());
         self.pods.remove(&device.name);
+        self.tell_sockets(SocketUpdate::PodGone(device.name.clone()));
         self.unattached.remove(&device.name);
         self.datapath.detach_pod(&device.name).map_err(|error| WiringError(error.to_string()))?;
         withdrawn.map_err(|error| WiringError(error.to_string()))
@@ -354,6 +370,9 @@ impl Running {
         let before = (self.reconciler.changes(), self.reconciler.applied_revision());
         let due = self.reconciler.work(now);
         let after = (self.reconciler.changes(), self.reconciler.applied_revision());
+        for moved in self.reconciler.take_moved() {
+            self.tell_sockets(moved);
+        }
         let settled = self.reconciler.is_settled();
         if settled && std::mem::take(&mut self.routes_changed) {
             self.tell_pods();
@@ -361,7 +380,17 @@ impl Running {
         let caught_up = self.synced && due.is_none_or(|due| due > now);
         self.news |= before != after || (caught_up && !self.caught_up);
         self.caught_up |= caught_up;
+        // what an earlier agent learnt of backends that went, it may not have lived to act upon
+        if settled && self.caught_up && matches!(self.pods_loaded, Some(Ok(()))) && !self.sockets_told_all {
+            self.sockets_told_all = true;
+            self.tell_sockets(self.reconciler.udp_backends());
+        }
         due
+    }
+
+    /// It lives as long as we do, unless it has panicked: then sockets stay as they are.
+    fn tell_sockets(&self, update: SocketUpdate) {
+        let _dead = self.sockets.send(update);
     }
 
     /// Revision of the state that is in the tables completely.
@@ -377,6 +406,10 @@ impl Running {
             tracing::warn!(%error, "audit");
             false
         });
+        if round {
+            // who slipped through: somebody has a socket for days
+            self.tell_sockets(self.reconciler.udp_backends());
+        }
         let drift = self.reconciler.statistics().drift - before;
         if drift > 0 {
             tracing::warn!(drift, "somebody else changed the tables: repaired");
@@ -385,11 +418,13 @@ impl Running {
     }
 
     pub(super) fn take_news(&mut self) -> bool {
-        let kernel = self.kernel_problems.has_changed().unwrap_or(false);
-        if kernel {
-            self.kernel_problems.mark_unchanged();
+        for problems in [&mut self.kernel_problems, &mut self.socket_problems] {
+            if problems.has_changed().unwrap_or(false) {
+                problems.mark_unchanged();
+                self.news = true;
+            }
         }
-        std::mem::take(&mut self.news) || kernel
+        std::mem::take(&mut self.news)
     }
 
     pub(super) fn services(&self, store: &Store) -> Vec<ServiceView> {
@@ -434,6 +469,7 @@ impl Running {
         status.reconcile = self.reconciler.statistics();
         status.problems.extend(self.reconciler.problems());
         status.problems.extend(self.kernel_problems.borrow().iter().cloned());
+        status.problems.extend(self.socket_problems.borrow().iter().cloned());
         let kept = self.datapath.problems().iter().map(|message| ("capacity", message));
         let unattached = self.unattached.iter().map(|(device, message)| (device.as_str(), message));
         let slow = self.xdp.iter().filter_map(|(device, state)| match state {

@@ -190,6 +190,7 @@ impl Held {
             name: record.device.clone(),
             ifindex,
             mac: record.mac,
+            netns: Some(record.netns.clone()),
             addresses: record.addresses.clone(),
             pod: record.pod.clone(),
             port_mappings: record.port_mappings.clone(),

@@ -148,6 +148,7 @@ async fn adopt(
         name: link.name.clone(),
         ifindex: link.ifindex,
         mac,
+        netns: None,
         addresses,
         pod: None,
         port_mappings: Vec::new(),

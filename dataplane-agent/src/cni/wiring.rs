@@ -1,6 +1,6 @@
 //! The seam to the datapath: what the CNI server asks of the task that owns tables and programs.
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, path::PathBuf};
 
 use dataplane_cni::protocol::{Pod, PortMapping};
 use dataplane_common::abi::MacAddr;
@@ -16,6 +16,8 @@ pub struct PodDevice {
     pub ifindex: u32,
     /// Link address inside the pod.
     pub mac: MacAddr,
+    /// File of the pod's network namespace; absent if the record is lost.
+    pub netns: Option<PathBuf>,
     /// At most one per family.
     pub addresses: Vec<IpAddr>,
     /// Absent if the runtime did not say, or the record is lost.

@@ -13,7 +13,7 @@ use std::{
 use aya::{
     pin::PinError,
     programs::{
-        CgroupAttachMode, CgroupSockAddr, ProgramError,
+        CgroupAttachMode, Program, ProgramError,
         links::{FdLink, LinkError},
     },
 };
@@ -77,13 +77,19 @@ impl Datapath {
         directory: &File,
     ) -> Result<(), CgroupError> {
         let failed = |source| CgroupError::Attach { program: name, path: cgroup.to_owned(), source };
-        let program: &mut CgroupSockAddr = match self.ebpf.program_mut(name) {
-            Some(program) => program.try_into().map_err(failed)?,
+        let link = match self.ebpf.program_mut(name) {
+            Some(Program::CgroupSockAddr(program)) => {
+                let id = program.attach(directory, LINK_MODE).map_err(failed)?;
+                FdLink::try_from(program.take_link(id).map_err(failed)?)
+            }
+            Some(Program::CgroupSock(program)) => {
+                let id = program.attach(directory, LINK_MODE).map_err(failed)?;
+                FdLink::try_from(program.take_link(id).map_err(failed)?)
+            }
+            Some(_) => return Err(failed(ProgramError::UnexpectedProgramType)),
             None => return Err(failed(ProgramError::NotLoaded)),
         };
-        let id = program.attach(directory, LINK_MODE).map_err(failed)?;
-        let link = program.take_link(id).map_err(failed)?;
-        let link = FdLink::try_from(link).map_err(|source| CgroupError::Link { program: name, source })?;
+        let link = link.map_err(|source| CgroupError::Link { program: name, source })?;
         let next = self.pins.next_socket_link(name);
         let pin = self.pins.socket_link(name);
         // left by an agent that died between the two steps below

@@ -12,14 +12,14 @@ use aya::{
     programs::{Program, ProgramError},
 };
 use dataplane_common::abi::{
-    NodeAddresses, NodeConfig,
+    ConnectedPeer, NodeAddresses, NodeConfig,
     names::{self, capacity, map, program},
 };
 
 use super::{
     attach::TcHooks,
     log::EbpfLog,
-    maps::{OpenError, Tables},
+    maps::{HashTable, OpenError, Tables},
     pins::{Pins, PinsError},
     xdp::XdpUse,
 };
@@ -208,6 +208,11 @@ impl Datapath {
         Tables::open(&self.pins)
     }
 
+    /// The backends of connected UDP sockets, by the number of the socket.
+    pub fn connected_peers(&self) -> Result<HashTable<u64, ConnectedPeer>, OpenError> {
+        HashTable::open(&self.pins, map::CONNECTED_PEERS)
+    }
+
     /// Every program as the kernel sees it.
     pub fn programs(&self) -> Result<Vec<ProgramReport>, ProgramError> {
         let mut reports = Vec::new();
@@ -274,6 +279,7 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), LoadError> {
         Some(Program::SchedClassifier(program)) => program.load(),
         Some(Program::CgroupSockAddr(program)) => program.load(),
         Some(Program::Xdp(program)) => program.load(),
+        Some(Program::CgroupSock(program)) => program.load(),
         Some(_) => Err(ProgramError::UnexpectedProgramType),
         None => return Err(LoadError::NoProgram(name)),
     };

@@ -12,8 +12,10 @@ pub mod overlay;
 pub mod pod;
 pub mod route;
 pub mod shape;
+pub mod sock_diag;
 pub mod sysctl;
 pub mod uplink;
+mod wire;
 
 use std::{fmt, io, sync::Arc, time::Duration};
 
@@ -32,6 +34,7 @@ pub use overlay::OverlayDevice;
 pub use pod::{PodLink, PodNetns, PodNetnsError};
 pub use route::KernelRoute;
 pub use shape::Rate;
+pub use sock_diag::{SockDiag, SockDiagError};
 pub use sysctl::{SysctlChange, SysctlError};
 pub use uplink::{Uplink, UplinkError, Uplinks};
 

@@ -16,9 +16,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 
-use wire::{attribute, error_of, jump, messages, parse, put_bytes, put_text, text};
-
-mod wire;
+use super::wire::{attribute, error_of, messages, parse, put_bytes, put_text, text};
 
 /// `linux/netlink.h`
 const REQUEST: u16 = 0x1;
@@ -47,6 +45,11 @@ const CHAIN_NAME: u16 = 3;
 const RULE_CHAIN: u16 = 2;
 const RULE_HANDLE: u16 = 3;
 const RULE_EXPRESSIONS: u16 = 4;
+const EXPRESSION_NAME: u16 = 1;
+const EXPRESSION_DATA: u16 = 2;
+const IMMEDIATE_DATA: u16 = 2;
+const DATA_VERDICT: u16 = 2;
+const VERDICT_CHAIN: u16 = 2;
 
 /// Bytes of one transaction: less than a socket takes by default.
 const BATCH: usize = 64 * 1024;
@@ -347,4 +350,13 @@ impl Removal {
         };
         (kind, table.family, attributes)
     }
+}
+
+/// The chain an expression leads to, if it is a jump or a goto.
+fn jump(expression: &[u8]) -> Option<String> {
+    if text(expression, EXPRESSION_NAME)? != "immediate" {
+        return None;
+    }
+    let data = attribute(attribute(expression, EXPRESSION_DATA)?, IMMEDIATE_DATA)?;
+    text(attribute(data, DATA_VERDICT)?, VERDICT_CHAIN)
 }

@@ -105,14 +105,14 @@ impl PodNetns {
         Ok(Self { path: path.to_owned(), file })
     }
 
-    /// Runs `first` in the namespace, and opens a netlink socket there.
+    /// Runs `work` in the namespace.
     ///
-    /// Done by a thread that ends with it: a thread that has entered a namespace is of no use to anybody else. The
-    /// socket stays in the namespace wherever it is used from.
-    async fn enter(
+    /// Done by a thread that ends with it: a thread that has entered a namespace is of no use to anybody else. Sockets
+    /// that are opened there stay there, wherever they are used from.
+    pub async fn run<T: Send + 'static>(
         &self,
-        first: impl FnOnce() -> Result<(), SysctlError> + Send + 'static,
-    ) -> Result<Netlink, PodNetnsError> {
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, PodNetnsError> {
         let failed = |source| PodNetnsError::Enter { path: self.path.clone(), source };
         let file = self.file.try_clone().map_err(failed)?;
         let runtime = Handle::current();
@@ -120,15 +120,26 @@ impl PodNetns {
         let path = self.path.clone();
         let work = move || {
             let _context = runtime.enter();
-            let opened = setns(&file, CloneFlags::CLONE_NEWNET)
+            let done = setns(&file, CloneFlags::CLONE_NEWNET)
                 .map_err(|errno| PodNetnsError::Enter { path, source: errno.into() })
-                .and_then(|()| Ok(first()?))
-                .and_then(|()| Ok(Netlink::connect()?));
+                .map(|()| work());
             // whoever asked may have left: nothing to do about it
-            let _asker = result.send(opened);
+            let _asker = result.send(done);
         };
         thread::Builder::new().name("pod-netns".to_owned()).spawn(work).map_err(failed)?;
         entered.await.map_err(|_panicked| failed(io::Error::other("the thread died")))?
+    }
+
+    /// Runs `first` in the namespace, and opens a netlink socket there.
+    async fn enter(
+        &self,
+        first: impl FnOnce() -> Result<(), SysctlError> + Send + 'static,
+    ) -> Result<Netlink, PodNetnsError> {
+        self.run(|| {
+            first()?;
+            Ok(Netlink::connect()?)
+        })
+        .await?
     }
 }
 

@@ -15,6 +15,7 @@ pub mod kernel;
 pub mod routes;
 pub mod services;
 pub mod slots;
+pub mod sockets;
 #[cfg(test)]
 mod tests;
 pub mod views;
@@ -33,6 +34,7 @@ use tokio::sync::mpsc::UnboundedSender;
 pub use endpoints::{EndpointError, LocalPod};
 pub use kernel::{KernelRoutes, KernelUpdate};
 pub use routes::NodeNetwork;
+pub use sockets::{KernelSockets, SocketUpdate, Sockets};
 
 use self::{
     endpoints::{Asked, Endpoints},
@@ -356,6 +358,16 @@ impl Reconciler {
         self.audit = next;
         self.drift += different;
         Ok(next == Audit::Endpoints)
+    }
+
+    /// UDP backends that came and went since this was asked last, in this order.
+    pub fn take_moved(&mut self) -> Vec<SocketUpdate> {
+        self.services.backends.take_moved()
+    }
+
+    /// All UDP backends there are.
+    pub fn udp_backends(&self) -> SocketUpdate {
+        SocketUpdate::Only(self.services.backends.udp().collect())
     }
 
     /// Whether any other node is reached through the overlay, as far as the table holds it.

@@ -23,7 +23,7 @@ pub use route::{Route, RouteKind};
 pub use service::{
     Affinity, AffinityKey, BackendSlot, Scope, Service, ServiceFlags, ServiceKey, SourceRange,
 };
-pub use socket::{OriginKey, SocketOrigin};
+pub use socket::{ConnectedPeer, OriginKey, SocketOrigin};
 
 /// Declares a type that user space and the datapath exchange through a map.
 ///

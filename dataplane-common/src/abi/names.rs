@@ -16,6 +16,8 @@ pub mod capacity {
     pub const FLOWS: u32 = 131_072;
     /// `FRAGMENTS`.
     pub const FRAGMENTS: u32 = 4_096;
+    /// `CONNECTED_PEERS`: connected UDP sockets at a time. One too many stays with its backend, also when that is gone.
+    pub const CONNECTED_PEERS: u32 = 32_768;
     /// `DATAGRAM_ORIGINS`.
     pub const DATAGRAM_ORIGINS: u32 = 65_536;
     /// `SOURCE_RANGES`: of all services.
@@ -51,6 +53,10 @@ pub mod map {
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// Socket storage of `SocketOrigin`.
     pub const CONNECTED_ORIGINS: &str = "CONNECTED_ORIGINS";
+    /// Hash: cookie of a UDP socket → `ConnectedPeer`.
+    ///
+    /// Not LRU: the sockets that live longest are the ones that matter. An entry goes as its socket is closed.
+    pub const CONNECTED_PEERS: &str = "CONNECTED_PEERS";
     /// LRU hash: `OriginKey` → `SocketOrigin`.
     pub const DATAGRAM_ORIGINS: &str = "DATAGRAM_ORIGINS";
     /// LPM trie: prefix of `SourceRange` → `u32`, which says nothing.
@@ -62,7 +68,7 @@ pub mod map {
     /// Ring buffer of `Event`.
     pub const EVENTS: &str = "EVENTS";
     /// Every map that outlives the agent, in the order they are pinned.
-    pub const PINNED: [&str; 15] = [
+    pub const PINNED: [&str; 16] = [
         ENDPOINTS,
         ROUTES,
         SERVICES,
@@ -73,6 +79,7 @@ pub mod map {
         FLOW_SLOTS,
         FRAGMENTS,
         CONNECTED_ORIGINS,
+        CONNECTED_PEERS,
         DATAGRAM_ORIGINS,
         SOURCE_RANGES,
         AFFINITY,
@@ -102,7 +109,7 @@ pub mod program {
     /// Programs of devices.
     pub const DEVICE: [&str; 7] = [FROM_POD, TO_POD, FROM_WIRE, TO_WIRE, FROM_OVERLAY, TO_OVERLAY, XDP_WIRE];
     /// Programs of the cgroup.
-    pub const SOCKET: [&str; 8] = [
+    pub const SOCKET: [&str; 9] = [
         "connect4",
         "connect6",
         "sendmsg4",
@@ -111,6 +118,7 @@ pub mod program {
         "recvmsg6",
         "getpeername4",
         "getpeername6",
+        "release",
     ];
 }
 

@@ -1,4 +1,4 @@
-//! `CONNECTED_ORIGINS`, `DATAGRAM_ORIGINS`: what a socket thinks it talks to, after connect-time translation.
+//! `CONNECTED_ORIGINS`, `DATAGRAM_ORIGINS`, `CONNECTED_PEERS`: what a socket thinks it talks to, after connect-time translation.
 
 use super::{Addr, Port};
 use crate::abi;
@@ -16,6 +16,18 @@ abi! {
         pub backend_port: Port,
         /// Must be 0.
         pub reserved: u32,
+    }
+
+    /// Value of `CONNECTED_PEERS`, whose key is `bpf_get_socket_cookie`: the backend of a connected UDP socket.
+    pub struct ConnectedPeer: 32 {
+        /// Backend it got.
+        pub backend: Addr,
+        /// `bpf_get_netns_cookie`: where the socket is to be looked for.
+        pub netns: u64,
+        /// Port of the backend.
+        pub port: Port,
+        /// Must be 0.
+        pub reserved: [u8; 6],
     }
 
     /// Key of `DATAGRAM_ORIGINS` (LRU): one peer of an unconnected UDP socket.

@@ -1,10 +1,11 @@
-//! A process names a service: the cgroup hooks of `connect`, `sendmsg`, `recvmsg` and `getpeername`.
+//! A process names a service: the cgroup hooks of `connect`, `sendmsg`, `recvmsg`, `getpeername` and `close`.
 //!
 //! The socket gets a backend in place of the service, once, and its packets need no translation after that. What the
 //! application named is kept, so that it never sees the backend's address (ADR 0003).
 
+use aya_ebpf::programs::SockContext;
 use dataplane_common::{
-    abi::{Endpoint, NodeFlags, OriginKey, ServiceFlags, SocketOrigin},
+    abi::{ConnectedPeer, Endpoint, NodeFlags, OriginKey, ServiceFlags, SocketOrigin},
     hash,
     net::Protocol,
     reason::{DropReason, Hook, Verdict},
@@ -18,15 +19,25 @@ use crate::{
     verdict,
 };
 
-/// `connect()`: the socket gets one backend for its life.
+/// `connect()`: the socket gets one backend for its life, or for the backend's.
 #[inline(always)]
 pub(crate) fn connect(socket: &Socket<'_>) -> i32 {
     let result = translate(socket, skb::random()).map(|origin| match origin {
         Some(origin) => {
             socket.set_origin(origin);
+            // a TCP connection ends with its backend; nobody tells a UDP socket, but the agent
+            if socket.protocol() == Protocol::UDP {
+                maps::remember_peer(socket.cookie(), &peer(socket, &origin));
+            }
             Verdict::SocketTranslated
         }
-        None => Verdict::SocketUntouched,
+        None => {
+            // it may have been connected to a service before
+            if socket.protocol() == Protocol::UDP {
+                maps::forget_peer(socket.cookie());
+            }
+            Verdict::SocketUntouched
+        }
     });
     verdict::socket(Hook::Connect, result)
 }
@@ -59,6 +70,16 @@ pub(crate) fn recvmsg(socket: &Socket<'_>) -> i32 {
 #[inline(always)]
 pub(crate) fn getpeername(socket: &Socket<'_>) -> i32 {
     verdict::socket(Hook::Getpeername, Ok(restore(socket, connected(socket))))
+}
+
+/// `close()`: what was remembered of the socket goes with it. Nothing to count: nobody asked for anything.
+#[inline(always)]
+pub(crate) fn release(ctx: &SockContext) -> i32 {
+    let (protocol, cookie) = skb::closing(ctx);
+    if protocol == Protocol::UDP {
+        maps::forget_peer(cookie);
+    }
+    1
 }
 
 /// Replaces the address of a service by one of its backends, and returns both.
@@ -125,6 +146,16 @@ fn restore(socket: &Socket<'_>, origin: Option<SocketOrigin>) -> Verdict {
     match origin {
         Some(origin) if socket.set(&origin.frontend, origin.frontend_port) => Verdict::SocketRestored,
         _ => Verdict::SocketUntouched,
+    }
+}
+
+#[inline(always)]
+fn peer(socket: &Socket<'_>, origin: &SocketOrigin) -> ConnectedPeer {
+    ConnectedPeer {
+        backend: origin.backend,
+        netns: socket.netns(),
+        port: origin.backend_port,
+        reserved: [0; 6],
     }
 }
 

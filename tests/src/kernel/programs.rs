@@ -31,6 +31,7 @@ fn finding(name: &'static str, program: &mut Program) -> Result<Finding> {
         Program::SchedClassifier(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         Program::Xdp(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
         _ => bail!("{name} is of an unexpected type"),
     };
     if let Err(error) = loaded {

@@ -1,19 +1,20 @@
 //! UDP with sequence numbers: what was lost, came twice, or came from somebody else.
 
 use std::{
-    io::Result as IoResult,
+    io::{Error, Result as IoResult},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
+use nix::libc::{ECONNABORTED, EDESTADDRREQ};
 use tokio::{
     net::UdpSocket,
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 
 use super::{
-    http::kind,
+    http::{kind, now_us},
     print,
     report::{Datagrams, Ready},
     told_to_end,
@@ -42,7 +43,7 @@ pub(super) async fn run(plan: &Plan) -> Result<()> {
     if plan.kind == Kind::Fresh {
         return fresh(plan).await;
     }
-    let socket = plan.socket().await?;
+    let mut socket = plan.socket().await?;
     let mut tally = Tally::default();
     print(&Ready { ready: true })?;
     let mut ticks = interval(plan.interval.max(Duration::from_micros(100)));
@@ -54,8 +55,12 @@ pub(super) async fn run(plan: &Plan) -> Result<()> {
     while plan.count.is_none_or(|count| tally.report.sent < count) {
         tokio::select! {
             () = &mut end, if plan.count.is_none() => break,
-            _ = ticks.tick() => tally.send(plan, &socket).await,
+            _ = ticks.tick() => tally.send(plan, &socket).await?,
             got = plan.receive(&socket, &mut buffer) => tally.take(plan, got, &buffer),
+        }
+        if std::mem::take(&mut tally.is_ended) {
+            socket = plan.socket().await?;
+            tally.report.ended += 1;
         }
     }
     let deadline = Instant::now() + plan.timeout;
@@ -83,7 +88,7 @@ async fn fresh(plan: &Plan) -> Result<()> {
             _ = ticks.tick() => {}
         }
         let socket = plan.socket().await?;
-        tally.send(plan, &socket).await;
+        tally.send(plan, &socket).await?;
         if let Ok(got) = timeout(plan.timeout, plan.receive(&socket, &mut buffer)).await {
             tally.take(plan, got, &buffer);
         }
@@ -126,23 +131,37 @@ impl Plan {
 struct Tally {
     report: Datagrams,
     seen: Vec<bool>,
+    sent_us: Vec<u64>,
+    /// The socket is connected to nobody any more.
+    is_ended: bool,
 }
 
 impl Tally {
-    async fn send(&mut self, plan: &Plan, socket: &UdpSocket) {
+    async fn send(&mut self, plan: &Plan, socket: &UdpSocket) -> Result<()> {
         let payload = plan.payload(self.report.sent);
         self.report.sent += 1;
         self.seen.push(false);
+        self.sent_us.push(now_us()?);
         if let Err(error) = plan.send(socket, &payload).await {
-            *self.report.errors.entry(format!("send: {}", kind(&error))).or_default() += 1;
+            self.fail("send", &error);
         }
+        Ok(())
+    }
+
+    /// A socket that the kernel has ended says so, once if it is asked for datagrams, always if it is given some.
+    fn fail(&mut self, operation: &str, error: &Error) {
+        if [ECONNABORTED, EDESTADDRREQ].map(Some).contains(&error.raw_os_error()) {
+            self.is_ended = true;
+            return;
+        }
+        *self.report.errors.entry(format!("{operation}: {}", kind(error))).or_default() += 1;
     }
 
     fn take(&mut self, plan: &Plan, got: IoResult<(usize, SocketAddr)>, buffer: &[u8]) {
         let (length, peer) = match got {
             Ok(got) => got,
             Err(error) => {
-                *self.report.errors.entry(format!("receive: {}", kind(&error))).or_default() += 1;
+                self.fail("receive", &error);
                 return;
             }
         };
@@ -152,6 +171,9 @@ impl Tally {
                     self.report.duplicated += 1;
                 } else {
                     self.report.received += 1;
+                    let sent_us = self.sent_us[number as usize];
+                    let latest = self.report.latest_us.entry(server.clone()).or_default();
+                    *latest = sent_us.max(*latest);
                     *self.report.servers.entry(server).or_default() += 1;
                 }
             }

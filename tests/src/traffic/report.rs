@@ -84,6 +84,10 @@ pub struct Datagrams {
     pub first_lost: Vec<u64>,
     /// Echoes by server.
     pub servers: BTreeMap<String, u64>,
+    /// Of each server: when the last datagram was sent that it gave back, in microseconds of the monotonic clock.
+    pub latest_us: BTreeMap<String, u64>,
+    /// Times the kernel ended a connected socket, and its owner connected anew.
+    pub ended: u64,
 }
 
 /// A DNS answer.

@@ -13,7 +13,12 @@ use dataplane_common::abi::{Addr, BackendSlot, Port};
 use super::numbers::Numbers;
 use crate::{
     datapath::table::{Table, TableError},
-    reconcile::{backoff::WorkQueue, counted::Counted},
+    reconcile::{
+        backoff::WorkQueue,
+        counted::Counted,
+        sockets::{SocketUpdate, UdpBackend},
+    },
+    state::TransportProtocol,
 };
 
 /// What has a number.
@@ -22,6 +27,14 @@ pub(in crate::reconcile) struct BackendKey {
     pub(in crate::reconcile) addr: Addr,
     pub(in crate::reconcile) port: Port,
     pub(in crate::reconcile) protocol: u8,
+}
+
+impl BackendKey {
+    /// Where sockets may be connected to that nobody asks again.
+    fn udp(&self) -> Option<UdpBackend> {
+        let is_udp = self.protocol == TransportProtocol::Udp.number();
+        is_udp.then_some(UdpBackend { addr: self.addr, port: self.port })
+    }
 }
 
 #[derive(Debug)]
@@ -43,6 +56,8 @@ pub(in crate::reconcile) struct Backends {
     next: u32,
     /// The next number an earlier agent may have given out for nothing; `None`: all have been looked at.
     unseen: Option<u32>,
+    /// UDP backends that got or lost their number.
+    moved: Vec<SocketUpdate>,
     /// Numbers that may have become nobody's.
     pub(in crate::reconcile) queue: WorkQueue<u32>,
 }
@@ -62,6 +77,7 @@ impl Backends {
             freed: BTreeSet::new(),
             next: 0,
             unseen: None,
+            moved: Vec::new(),
             queue: WorkQueue::default(),
         }
     }
@@ -163,6 +179,7 @@ impl Backends {
         if !self.freed.remove(&id) {
             self.next = id + 1;
         }
+        self.moved.extend(key.udp().map(SocketUpdate::Back));
         self.known.insert(id, Backend { key, generation, ranges: 0 });
         self.queue.push(id);
         Ok(id)
@@ -203,8 +220,9 @@ impl Backends {
     fn take_back(&mut self, id: u32) -> Result<(), TableError> {
         match self.known.get(id) {
             Some(backend) if backend.ranges > 0 => {}
-            Some(Backend { generation, .. }) => {
+            Some(Backend { key, generation, .. }) => {
                 self.table.insert(&id, &generation.wrapping_add(1))?;
+                self.moved.extend(key.udp().map(SocketUpdate::Gone));
                 self.known.remove(id);
                 self.freed.insert(id);
             }
@@ -227,6 +245,16 @@ impl Backends {
             }
         }
         Ok(different)
+    }
+
+    /// UDP backends that came and went since this was asked last.
+    pub(in crate::reconcile) fn take_moved(&mut self) -> Vec<SocketUpdate> {
+        std::mem::take(&mut self.moved)
+    }
+
+    /// All UDP backends that have a number.
+    pub(in crate::reconcile) fn udp(&self) -> impl Iterator<Item = UdpBackend> {
+        self.known.iter().filter_map(|(_, backend)| backend.key.udp())
     }
 
     /// Numbers given out.

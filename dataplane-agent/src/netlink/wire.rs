@@ -1,12 +1,5 @@
 //! Messages and attributes of netlink, as bytes.
 
-/// `linux/netfilter/nf_tables.h`
-const EXPRESSION_NAME: u16 = 1;
-const EXPRESSION_DATA: u16 = 2;
-const IMMEDIATE_DATA: u16 = 2;
-const DATA_VERDICT: u16 = 2;
-const VERDICT_CHAIN: u16 = 2;
-
 /// A message without its header.
 pub(super) struct Message<'a> {
     pub(super) kind: u16,
@@ -56,15 +49,6 @@ pub(super) fn text(attributes: &[u8], wanted: u16) -> Option<String> {
     let bytes = attribute(attributes, wanted)?;
     let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
     Some(String::from_utf8_lossy(bytes).into_owned())
-}
-
-/// The chain an expression leads to, if it is a jump or a goto.
-pub(super) fn jump(expression: &[u8]) -> Option<String> {
-    if text(expression, EXPRESSION_NAME)? != "immediate" {
-        return None;
-    }
-    let data = attribute(attribute(expression, EXPRESSION_DATA)?, IMMEDIATE_DATA)?;
-    text(attribute(data, DATA_VERDICT)?, VERDICT_CHAIN)
 }
 
 pub(super) fn put_text(attributes: &mut Vec<u8>, kind: u16, text: &str) {
