@@ -52,6 +52,8 @@ pub struct Spec {
     pub routing: Routing,
     pub connect_tcp: bool,
     pub connect_udp: bool,
+    /// Uplinks handle services in their drivers, and what is on the wire is complete, as on one of copper.
+    pub xdp: bool,
     pub mtu: u32,
     /// Of the link to the outside host.
     pub outside_mtu: u32,
@@ -65,11 +67,12 @@ impl Spec {
     pub fn describe(&self) -> String {
         let on = |on: bool| if on { "on" } else { "off" };
         format!(
-            "source {}, routing {}, connect-time TCP {}, UDP {}",
+            "source {}, routing {}, connect-time TCP {}, UDP {}, XDP {}",
             self.source.name(),
             self.routing.name(),
             on(self.connect_tcp),
-            on(self.connect_udp)
+            on(self.connect_udp),
+            on(self.xdp)
         )
     }
 
@@ -84,6 +87,7 @@ impl Spec {
             routing: Routing::Native,
             connect_tcp: true,
             connect_udp: false,
+            xdp: false,
             mtu: 1_500,
             outside_mtu: 1_500,
             masquerade_except: Vec::new(),
@@ -120,7 +124,10 @@ impl Cluster {
     /// Makes all but the agents' processes.
     pub fn lay_out(spec: &Spec) -> Result<Self> {
         let site = Site::claim(&spec.name)?;
-        let fabric = Fabric::create(&site, spec.mtu, spec.outside_mtu)?;
+        let mut fabric = Fabric::create(&site, spec.mtu, spec.outside_mtu)?;
+        if spec.xdp {
+            fabric.use_drivers()?;
+        }
         let feed = Feed::create(&site, &fabric, spec.mtu, &spec.source)?;
         let mut cluster = Self { nodes: Vec::new(), feed, fabric, site, spec: spec.clone() };
         for segment in &spec.nodes {

@@ -6,11 +6,15 @@
 //! ```
 //! Neither gateway nor outside has a route to a pod: what comes back to a pod from there was masqueraded.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Mutex,
+};
 
 use anyhow::Result;
 
 use super::{
+    driver::Ports,
     family::Family,
     netns::{Namespace, veth},
     site::Site,
@@ -62,6 +66,8 @@ pub struct Fabric {
     bridges: Namespace,
     gateway: Namespace,
     outside: Namespace,
+    /// `None`: no driver runs a program.
+    ports: Option<Mutex<Ports>>,
 }
 
 impl Fabric {
@@ -76,7 +82,7 @@ impl Fabric {
                 "link add {bridge} type bridge forward_delay 0 mcast_snooping 0\nlink set {bridge} mtu {mtu} up"
             ))?;
         }
-        let fabric = Self { bridges, gateway, outside };
+        let fabric = Self { bridges, gateway, outside, ports: None };
         fabric.connect_gateway(mtu)?;
         fabric.connect_outside(outside_mtu)?;
         Ok(fabric)
@@ -104,7 +110,19 @@ impl Fabric {
         veth((namespace, name), (&self.bridges, port))?;
         self.bridges.ip(&format!("link set {port} mtu {mtu} master {} up", segment.bridge()))?;
         namespace.ip(&format!("link set {name} mtu {mtu} up"))?;
+        if let Some(ports) = &self.ports {
+            namespace.offload(name, "tx", "off")?;
+            let mut ports = ports.lock().map_err(|_poisoned| anyhow::anyhow!("a port failed before"))?;
+            ports.attach(&self.bridges, port)?;
+        }
         Ok(())
+    }
+
+    /// From now on [`Self::plug`] gives devices whose drivers may run programs: what they see has complete checksums, as what
+    /// comes by a wire, from the outside host as well.
+    pub(super) fn use_drivers(&mut self) -> Result<()> {
+        self.ports = Some(Mutex::new(Ports::load()?));
+        self.outside.offload("eth0", "tx", "off")
     }
 
     /// Takes a port of a bridge out of service, or back.

@@ -5,6 +5,7 @@ mod agent;
 mod checks;
 mod cluster;
 mod cni;
+mod driver;
 mod evidence;
 mod fabric;
 mod family;

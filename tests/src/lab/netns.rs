@@ -77,6 +77,12 @@ impl Namespace {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Features of a device, as `tx off`.
+    pub fn offload(&self, device: &str, feature: &str, value: &str) -> Result<()> {
+        self.enter(|| run(Command::new("ethtool").args(["-K", device, feature, value])))?
+            .with_context(|| format!("ethtool in namespace {} (package ethtool)", self.name))
+    }
+
     /// Runs `work` on a thread of this namespace.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         thread::scope(|scope| {

@@ -271,6 +271,7 @@ fn config(spec: &Spec, name: &str, directory: &Path, cgroup: &Path) -> Value {
         "bpffs": directory.join("bpf"),
         "cgroup": cgroup,
         "routing": spec.routing.name(),
+        "xdp": if spec.xdp { "native" } else { "off" },
         "masquerade": {"enabled": true, "except": spec.masquerade_except},
         "connect_time": {"tcp": spec.connect_tcp, "udp": spec.connect_udp},
         "log_format": "text",

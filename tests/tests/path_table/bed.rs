@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use dataplane_tests::{
     apiserver::Needs,
     lab::{
@@ -59,13 +59,13 @@ impl Server {
 impl Bed {
     /// Of a cluster whose services are ours.
     pub(crate) fn ours(
-        mode: Mode,
-        routing: Routing,
-        connect_time: bool,
+        (routing, connect_time, xdp): (Routing, bool, bool),
         frontends: &[Frontend],
         policies: &[Policy],
     ) -> Result<Self> {
-        let spec = Spec { routing, connect_tcp: connect_time, connect_udp: connect_time, ..Spec::new(3) };
+        let mode = Mode::Ours { routing, connect_time, xdp };
+        let spec =
+            Spec { routing, connect_tcp: connect_time, connect_udp: connect_time, xdp, ..Spec::new(3) };
         let cluster = Cluster::create(&spec)?;
         let made = PODS.map(|(name, node)| {
             let pod = cluster.pod(node, name)?;
@@ -155,6 +155,16 @@ impl Bed {
     }
 
     /// What the agents know of a failure.
+    /// Every node that leads to others has done so in its driver, and heard their answers there.
+    pub(crate) fn expect_turned_round(&self) -> Result<()> {
+        for outcome in ["to_wire", "to_outside"] {
+            let counts = self.cluster.nodes().iter().map(|node| node.count("xdp_wire", outcome));
+            let turned: u64 = counts.sum::<Result<u64>>()?;
+            ensure!(turned > 0, "xdp_wire {outcome}: no packet");
+        }
+        Ok(())
+    }
+
     pub(crate) fn evidence(&self) -> String {
         if self.mode == Mode::KubeProxy { String::new() } else { self.cluster.evidence() }
     }

@@ -12,6 +12,8 @@ pub(crate) enum Mode {
     Ours {
         routing: Routing,
         connect_time: bool,
+        /// In the driver.
+        xdp: bool,
     },
     /// Linux routes, and kube-proxy has the services.
     KubeProxy,
@@ -31,9 +33,10 @@ impl Mode {
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ours { routing, connect_time } => {
+            Self::Ours { routing, connect_time, xdp } => {
                 let how = if *connect_time { "with connect-time translation" } else { "by packets alone" };
-                write!(f, "routing {}, {how}", routing.name())
+                let at = if *xdp { "in the driver" } else { "at tc" };
+                write!(f, "routing {}, {how}, {at}", routing.name())
             }
             Self::KubeProxy => f.write_str("kube-proxy"),
         }
@@ -43,7 +46,7 @@ impl fmt::Display for Mode {
 /// Why a cell is not as the oracle has it.
 pub(crate) fn known(cell: Cell, mode: Mode) -> Option<&'static str> {
     let Cell { asker, backing, frontend, door, .. } = cell;
-    let Mode::Ours { connect_time, routing } = mode else { return None };
+    let Mode::Ours { connect_time, routing, .. } = mode else { return None };
     if asker == Asker::Host && backing == Backing::Host && !connect_time {
         let reason =
             "a host process whose packets are translated does not reach another of its node (host_loop)";

@@ -25,7 +25,6 @@ use self::{
     bed::Bed,
     cells::{Asker, Cell, Frontend, Policy},
     judge::{Sheet, patience_ms},
-    known::Mode,
 };
 
 /// What the datapath serves. One that is not here is not part of the services, either.
@@ -37,22 +36,32 @@ const SAMPLE: usize = 75;
 
 #[test]
 fn native_with_connect_time() -> Result<()> {
-    ours(Routing::Native, true)
+    ours(Routing::Native, true, false)
 }
 
 #[test]
 fn native_by_packets_alone() -> Result<()> {
-    ours(Routing::Native, false)
+    ours(Routing::Native, false, false)
 }
 
 #[test]
 fn overlay_with_connect_time() -> Result<()> {
-    ours(Routing::Vxlan, true)
+    ours(Routing::Vxlan, true, false)
 }
 
 #[test]
 fn overlay_by_packets_alone() -> Result<()> {
-    ours(Routing::Vxlan, false)
+    ours(Routing::Vxlan, false, false)
+}
+
+#[test]
+fn native_in_the_driver() -> Result<()> {
+    ours(Routing::Native, false, true)
+}
+
+#[test]
+fn overlay_beside_the_driver() -> Result<()> {
+    ours(Routing::Vxlan, true, true)
 }
 
 /// The oracle's own proof: all of the table, whatever of it is ours already.
@@ -70,12 +79,16 @@ fn kube_proxy_is_as_the_oracle_says() -> Result<()> {
     table(&bed, &cells::all(&Frontend::ALL, &Policy::ALL))
 }
 
-fn ours(routing: Routing, connect_time: bool) -> Result<()> {
-    let mode = Mode::Ours { routing, connect_time };
+fn ours(routing: Routing, connect_time: bool, xdp: bool) -> Result<()> {
     let all = cells::all(FRONTENDS, POLICIES);
     let cells = if is_full() { all } else { cells::sample(all, SAMPLE) };
-    table(&Bed::ours(mode, routing, connect_time, FRONTENDS, POLICIES)?, &cells)?;
+    let bed = Bed::ours((routing, connect_time, xdp), FRONTENDS, POLICIES)?;
+    table(&bed, &cells)?;
+    if xdp && routing == Routing::Native {
+        bed.expect_turned_round()?;
+    }
     if is_full() {
+        let mode = bed.mode();
         note(&format!("SUMMARY: path table, {mode}: not asked: {}", missing()));
     }
     Ok(())

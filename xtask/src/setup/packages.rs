@@ -36,6 +36,7 @@ const NEEDS: &[Need] = {
         need(Run, "util-linux", Program("nsenter")),
         need(Run, "iputils-ping", Program("ping")),
         need(Run, "iperf3", Program("iperf3")),
+        need(Run, "ethtool", Program("ethtool")),
         need(Run, "dnsmasq-base", Program("dnsmasq")),
         need(Bench, "nftables", Program("nft")),
         need(Bench, "iptables", Program("iptables-restore")),
