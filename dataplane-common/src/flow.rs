@@ -93,6 +93,15 @@ pub const fn expired(flow: &Flow, now: u32) -> bool {
     now.saturating_sub(flow.last_seen) > State::from_number(flow.state).timeout(flow.forward.protocol)
 }
 
+/// Whether another connection may have the tuple under which replies to `flow` arrive: it has expired, or was closed so long
+/// ago that no packet of it is on its way. `pressed`: no better one was found.
+#[inline(always)]
+pub const fn is_past(flow: &Flow, now: u32, pressed: bool) -> bool {
+    let rest = if pressed { 1 } else { 5 };
+    let is_closed = matches!(State::from_number(flow.state), State::Closing);
+    (is_closed && now.saturating_sub(flow.last_seen) >= rest) || expired(flow, now)
+}
+
 /// Whether a new flow may take the slot of `flow`: never used, expired, half-open, closing or idle without a handshake.
 #[inline(always)]
 pub const fn gives_way(flow: &Flow, now: u32) -> bool {
@@ -139,6 +148,17 @@ mod tests {
         assert!(!gives_way(&flow(Protocol::TCP, State::HalfOpen, 100), 101));
         assert!(gives_way(&flow(Protocol::TCP, State::Closing, 100), 105));
         assert!(!gives_way(&flow(Protocol::UDP, State::Established, 100), 129));
+    }
+
+    #[test]
+    fn a_tuple_is_free_again_when_its_connection_is_past() {
+        let closed = flow(Protocol::TCP, State::Closing, 100);
+        assert_eq!([104, 105].map(|now| is_past(&closed, now, false)), [false, true]);
+        assert_eq!([100, 101].map(|now| is_past(&closed, now, true)), [false, true]);
+        // idle is not over
+        assert!(!is_past(&flow(Protocol::UDP, State::Established, 100), 280, true));
+        assert!(is_past(&flow(Protocol::UDP, State::Established, 100), 281, false));
+        assert!(!is_past(&flow(Protocol::TCP, State::HalfOpen, 100), 160, true));
     }
 
     #[test]

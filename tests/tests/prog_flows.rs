@@ -1,8 +1,13 @@
 //! The flow table: pairs live and die together, who goes when it is full, what a removed backend means.
 
 use anyhow::Result;
-use dataplane_common::{flow::State, net::Protocol, reason::Hook};
-use dataplane_tests::prog::{FLOWS, Family, Frame, at, rig};
+use dataplane_common::{
+    abi::{NodeConfig, Port},
+    flow::State,
+    net::Protocol,
+    reason::Hook,
+};
+use dataplane_tests::prog::{FLOWS, Family, Frame, Rig, Run, at, node_config, rig, rig_with};
 
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
@@ -139,6 +144,52 @@ fn a_full_table_keeps_established_connections_and_names_the_refusal() -> Result<
     assert_eq!(rig.flows()?.len(), FLOWS as usize);
     let run = rig.run(Hook::FromWire, &Frame::tcp(backend, closing, ACK).build())?;
     assert_eq!(run.packet().src, world.wire_pod, "no flow restores it: the pair is gone whole");
+    Ok(())
+}
+
+/// Ports of the node are few: those of connections that are past serve again, long before their flows make room.
+#[test]
+fn ports_of_connections_that_are_past_serve_others() -> Result<()> {
+    for family in Family::BOTH {
+        let few = NodeConfig { snat_first: Port::new(61_000), snat_last: Port::new(61_001), ..node_config() };
+        let (mut rig, world) = rig_with(family, &few)?;
+        let server = at(world.outside, 443);
+        let client = |port| at(world.pod, port);
+        let asks = |rig: &mut Rig, port, flags| -> Result<Run> {
+            rig.run(Hook::ToWire, &Frame::tcp(client(port), server, flags).build())
+        };
+        let mut used = Vec::new();
+        // a port is tried at random: until both are taken
+        for port in 10_000..10_100 {
+            let run = asks(&mut rig, port, SYN)?;
+            if run.outcome == "masqueraded" {
+                let between = run.packet().tuple().0;
+                rig.run(Hook::FromWire, &Frame::tcp(server, between, 0x12).build())?;
+                used.push((port, between));
+            }
+        }
+        assert_eq!(used.len(), 2, "as many as there are ports: {used:?}");
+        assert_eq!(asks(&mut rig, 20_000, SYN)?.outcome, "ports_exhausted");
+
+        let (gone, between) = used[0];
+        rig.age_flows(|flow| {
+            if flow.forward.src_port.get() == gone {
+                flow.state = State::Closing as u32;
+                flow.last_seen = flow.last_seen.saturating_sub(6);
+            }
+        })?;
+        let heir = (20_000..20_100).find_map(|port| {
+            let run = asks(&mut rig, port, SYN).ok()?;
+            (run.outcome == "masqueraded").then(|| (port, run.packet().tuple().0))
+        });
+        let (heir, port_of_heir) = heir.expect("eight tries find one of two ports nearly always");
+        assert_eq!(port_of_heir, between);
+        let run = rig.run(Hook::FromWire, &Frame::tcp(server, between, 0x12).build())?;
+        assert_eq!(run.packet().dst_port, heir, "the reply is the new connection's");
+        assert_eq!(rig.flows()?.len(), 2, "the old one went whole");
+        assert_eq!(asks(&mut rig, gone, ACK)?.outcome, "ports_exhausted", "it would be a new connection");
+        assert_eq!(asks(&mut rig, used[1].0, ACK)?.packet().tuple().0, used[1].1, "the other is untouched");
+    }
     Ok(())
 }
 

@@ -5,7 +5,7 @@
 
 use dataplane_common::{
     abi::{Flow, FlowFlags, FlowKey, FlowRef, Port},
-    flow::{Direction, State, gives_way, tcp_flags},
+    flow::{Direction, State, gives_way, is_past, tcp_flags},
     hash,
     net::Protocol,
     reason::DropReason,
@@ -145,7 +145,7 @@ fn try_create(work: &mut Work) -> Result<(), DropReason> {
     // odd: whoever follows a stale reference to this record sees that it is no longer his
     set_epoch(flow, flow.epoch | 1);
 
-    let keep = work.purpose.source.is_unspecified() && claim_reply(work, reference);
+    let keep = work.purpose.source.is_unspecified() && claim_reply(work, reference, false);
     if !keep {
         if !work.purpose.source.is_unspecified() {
             work.reply.dst = work.purpose.source;
@@ -211,34 +211,48 @@ fn claim_reply_port(work: &mut Work, reference: FlowRef) -> bool {
     let protocol = work.from.protocol;
     // a protocol without ports has a single place per pair of addresses
     if !has_ports(protocol) {
-        return claim_reply(work, reference);
+        return claim_reply(work, reference, true);
     }
     let (first, count) = config::snat_ports();
-    for _ in 0..PORT_TRIES {
+    for tried in 0..PORT_TRIES {
         work.reply.dst_port = Port::new(first.wrapping_add(hash::scale(skb::random(), count) as u16));
         if is_echo(protocol) {
             // one identifier serves as both ports
             work.reply.src_port = work.reply.dst_port;
         }
-        if claim_reply(work, reference) {
+        if claim_reply(work, reference, tried >= PORT_TRIES / 2) {
             return true;
         }
     }
     false
 }
 
-/// Claims `work.reply`: free, or left behind by an earlier flow of the same connection.
+/// Claims `work.reply`: free, left behind by an earlier flow of the same connection, or of a connection that is past.
 #[inline(always)]
-fn claim_reply(work: &Work, reference: FlowRef) -> bool {
+fn claim_reply(work: &Work, reference: FlowRef, pressed: bool) -> bool {
     if maps::claim_flow_key(&work.reply, reference) {
         return true;
     }
-    let Some(holder) = maps::flow_ref(&work.reply) else { return false };
+    // of two that find it past, one gets it
+    free_reply(work, pressed) && maps::claim_flow_key(&work.reply, reference)
+}
+
+/// Takes `work.reply` from its holder, if that may be: whether it was.
+#[inline(never)]
+fn free_reply(work: &Work, pressed: bool) -> bool {
+    let Some(holder) = maps::flow_ref(&work.reply) else { return true };
     let Some(flow) = maps::flow(holder.slot) else { return false };
     // SAFETY: as in `lookup`; read only, and a torn read at worst costs another port.
     let flow = unsafe { &*flow };
-    let abandoned = epoch(flow) != holder.epoch || flow.forward == work.from;
-    abandoned && maps::set_flow_key(&work.reply, reference)
+    if epoch(flow) == holder.epoch && flow.forward != work.from {
+        if !is_past(flow, skb::now(), pressed) {
+            return false;
+        }
+        // it dies whole: should its client speak again, that is a new connection
+        maps::remove_flow_key(&flow.forward, holder);
+    }
+    maps::remove_flow_key(&work.reply, holder);
+    true
 }
 
 #[inline(always)]

@@ -10,4 +10,4 @@ mod world;
 
 pub use frame::{Frame, HOST_MAC, Parsed};
 pub use rig::{Action, FLOWS, Rig, Run, node_config};
-pub use world::{Family, OTHER_POD_MAC, POD_MAC, World, at, rig};
+pub use world::{Family, OTHER_POD_MAC, POD_MAC, World, at, rig, rig_with};

@@ -80,11 +80,11 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// Loads the datapath for a node with these addresses, with everything switched on.
-    pub fn new(ipv4: IpAddr, ipv6: IpAddr) -> Result<Self> {
+    /// Loads the datapath for a node with these addresses.
+    pub fn new(node: &NodeConfig, ipv4: IpAddr, ipv6: IpAddr) -> Result<Self> {
         // cluster IPs may be anywhere
         let addresses = NodeAddresses { ipv4: ipv4.into(), ipv6: ipv6.into(), ..NodeAddresses::default() };
-        Self::with_config(&node_config(), &addresses)
+        Self::with_config(node, &addresses)
     }
 
     /// Loads the datapath with this configuration.

@@ -3,9 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
-use dataplane_common::{abi::RouteKind, net::Protocol};
+use dataplane_common::{
+    abi::{NodeConfig, RouteKind},
+    net::Protocol,
+};
 
-use super::rig::Rig;
+use super::rig::{Rig, node_config};
 
 /// Every behaviour is shown for both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,8 +105,13 @@ impl World {
 /// # Errors
 /// Without root: nothing can be loaded.
 pub fn rig(family: Family) -> Result<(Rig, World)> {
+    rig_with(family, &node_config())
+}
+
+/// As [`rig`], of another configuration.
+pub fn rig_with(family: Family, node: &NodeConfig) -> Result<(Rig, World)> {
     let (v4, v6) = (World::new(Family::V4), World::new(Family::V6));
-    let mut rig = Rig::new(v4.host, v6.host)?;
+    let mut rig = Rig::new(node, v4.host, v6.host)?;
     v4.fill(&mut rig)?;
     v6.fill(&mut rig)?;
     Ok((rig, World::new(family)))
