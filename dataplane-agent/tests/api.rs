@@ -187,6 +187,7 @@ fn service() -> ServiceView {
         id: 7,
         generation: 1,
         load_balancing: "random".to_owned(),
+        forwarding: "snat".to_owned(),
         affinity_timeout: None,
         backends: vec![BackendView { address: address("10.1.1.2"), port: 8_080 }],
     }

@@ -46,7 +46,8 @@ fn service(number: u16) -> [Object; 2] {
             node_port: None,
         }],
         affinity_timeout: None,
-        load_balancing: LoadBalancing::Random,
+        load_balancing: None,
+        forwarding: None,
         ..Service::default()
     };
     let slice = EndpointSlice {

@@ -105,6 +105,8 @@ pub(crate) struct Work {
     pub(crate) purpose: Purpose,
     /// How the packet asks, if it asks a frontend.
     pub(crate) asks: Asks,
+    /// Not 0: the packet goes to the node of `to` as it is, which is one that serves the frontend as well.
+    pub(crate) direct: u32,
 }
 
 /// What a frontend needs to know of who asks, beside the tuple.
@@ -115,6 +117,8 @@ pub(crate) struct Asks {
     pub(crate) from_outside: u32,
     /// Not 0: the address is one at which node ports are.
     pub(crate) node_ports: u32,
+    /// Not 0: the address is another node's, which may have left the answer to this one.
+    pub(crate) of_another: u32,
 }
 
 /// What a new flow is for.

@@ -9,6 +9,7 @@ use std::{
 use anyhow::Result;
 use dataplane_common::{
     abi::{FlowFlags, Scope, ServiceFlags},
+    flow::State,
     net::Protocol,
     reason::Hook,
 };
@@ -69,6 +70,62 @@ fn a_client_outside_reaches_a_backend_elsewhere_by_way_of_the_node() -> Result<(
 
 fn family_outside(family: Family) -> IpAddr {
     World::new(family).outside
+}
+
+/// Direct server return, at the node that is asked: the packet goes on as it came.
+#[test]
+fn a_direct_return_leaves_the_packet_to_the_backends_node() -> Result<()> {
+    for family in Family::BOTH {
+        for (backend, outcome) in
+            [(World::new(family).wire_pod, "to_wire"), (World::new(family).overlay_pod, "to_overlay")]
+        {
+            let (mut rig, world) = rig(family)?;
+            let direct = ServiceFlags::HASH | ServiceFlags::DSR;
+            let frontend = node_port(&mut rig, &world, &[at(backend, 8080)], direct)?;
+            let client = at(world.outside, 40_000);
+            for flags in [SYN, 0x10, 0x18] {
+                let run = rig.run(Hook::FromWire, &Frame::tcp(client, frontend, flags).build())?;
+                assert_eq!((run.action, run.outcome), (Action::Redirect, outcome));
+                assert_eq!(run.packet().tuple(), (client, frontend));
+            }
+            let state =
+                |rig: &mut Rig| -> Result<u32> { Ok(rig.flow_of(client, frontend, Protocol::TCP)?.state) };
+            assert_eq!(state(&mut rig)?, State::Established as u32, "who acknowledges has heard the answer");
+            // it stays with its backend, whatever the service has by now
+            node_port(&mut rig, &world, &[at(world.other_pod, 8080)], direct)?;
+            let run = rig.run(Hook::FromWire, &Frame::tcp(client, frontend, 0x10).build())?;
+            assert_eq!((run.outcome, run.packet().tuple()), (outcome, (client, frontend)));
+            // who asks on this node is translated as ever
+            let own = at(world.pod, 40_000);
+            let run = rig.run(Hook::FromPod, &Frame::tcp(own, frontend, SYN).build())?;
+            assert_eq!(run.packet().tuple(), (own, at(world.other_pod, 8080)));
+        }
+    }
+    Ok(())
+}
+
+/// And at the node of the backend: it answers in the name of the node that was asked.
+#[test]
+fn a_direct_return_is_answered_where_the_backend_is() -> Result<()> {
+    for family in Family::BOTH {
+        for hook in [Hook::FromWire, Hook::FromOverlay] {
+            let (mut rig, world) = rig(family)?;
+            let backend = at(world.pod, 8080);
+            node_port(&mut rig, &world, &[backend], 0)?;
+            let asked = at(world.wire_node, NODE_PORT);
+            let client = at(world.outside, 40_000);
+            let request = Frame::tcp(client, asked, SYN).build();
+            let run = rig.run(hook, &request)?;
+            assert_eq!(run.frame, request, "without direct return it is none of ours: {}", run.outcome);
+            node_port(&mut rig, &world, &[backend], ServiceFlags::HASH | ServiceFlags::DSR)?;
+            let run = rig.run(hook, &request)?;
+            assert_eq!((run.outcome, run.packet().tuple()), ("to_pod", (client, backend)));
+            let run = rig.run(Hook::FromPod, &Frame::tcp(backend, client, SYN_ACK).build())?;
+            assert!(is_outside(run.outcome), "{}", run.outcome);
+            assert_eq!(run.packet().tuple(), (asked, client));
+        }
+    }
+    Ok(())
 }
 
 #[test]

@@ -115,6 +115,7 @@ mod tests {
             id: 7,
             generation: 1,
             load_balancing: "random".to_owned(),
+            forwarding: "snat".to_owned(),
             affinity_timeout: None,
             backends: Vec::new(),
         };

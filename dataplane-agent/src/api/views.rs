@@ -268,6 +268,9 @@ pub struct ServiceView {
     pub generation: u32,
     /// `random` or `maglev`.
     pub load_balancing: String,
+    /// How clients from outside get to backends on other nodes: `snat` or `dsr`.
+    #[serde(default)]
+    pub forwarding: String,
     /// Seconds; absent without session affinity.
     pub affinity_timeout: Option<u32>,
     /// What new connections can get, of both families.

@@ -288,7 +288,7 @@ impl NodeTask {
 
     /// What load balancers ask of these services.
     fn tell_health_checks(&self, names: &BTreeSet<NamespacedName>) {
-        let site = Site { node: self.config.node_name.clone(), zone: None };
+        let site = Site { node: self.config.node_name.clone(), ..Site::default() };
         let check = |name: &NamespacedName| {
             let service = self.store.service(name)?;
             let port = service.health_check_port?;

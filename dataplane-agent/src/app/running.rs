@@ -204,6 +204,8 @@ impl Running {
             overlay_device: self.setup.overlay_device.clone(),
             exceptions: config.masquerade.except.clone(),
             sources: self.setup.known_by.addresses().collect(),
+            load_balancing: config.services.load_balancing,
+            forwarding: config.services.forwarding,
         };
         self.reconciler.set_network(network, store);
         self.reconciler.set_node_port_addresses(self.node_port_addresses(config));

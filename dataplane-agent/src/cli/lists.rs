@@ -74,10 +74,12 @@ fn none(frontend: &FrontendView) -> &'static str {
 }
 
 fn selection(service: &ServiceView) -> String {
-    match service.affinity_timeout {
-        Some(seconds) => format!("{}, sticky {seconds}s", service.load_balancing),
-        None => service.load_balancing.clone(),
+    let mut words = vec![service.load_balancing.clone()];
+    if service.forwarding == "dsr" {
+        words.push(service.forwarding.clone());
     }
+    words.extend(service.affinity_timeout.map(|seconds| format!("sticky {seconds}s")));
+    words.join(", ")
 }
 
 fn backends(service: &ServiceView) -> String {
@@ -200,6 +202,7 @@ mod tests {
             id: 7,
             generation: 3,
             load_balancing: "maglev".to_owned(),
+            forwarding: "dsr".to_owned(),
             affinity_timeout: Some(60),
             backends: (1..=backends).map(backend).collect(),
         }
@@ -223,7 +226,7 @@ mod tests {
                 "10.96.0.10:80, [fd00:96::a]:80",
                 "7",
                 "3",
-                "maglev, sticky 60s",
+                "maglev, dsr, sticky 60s",
                 "10.1.0.1:8080, 10.1.0.2:8080"
             ]
         );

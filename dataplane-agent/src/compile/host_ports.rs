@@ -8,7 +8,7 @@ use dataplane_cni::protocol::{PortMapping, PortProtocol};
 use dataplane_common::abi::{Addr, Port, Scope, ServiceFlags, ServiceKey};
 
 use super::services::{Backend, Frontend, PortEntries, ServiceEntries, ServicePortKey};
-use crate::state::{LoadBalancing, Name, NamespacedName, TransportProtocol};
+use crate::state::{Forwarding, LoadBalancing, Name, NamespacedName, TransportProtocol};
 
 /// Where the host's own processes look for a port that is asked for on every address.
 const LOOPBACK: [IpAddr; 2] =
@@ -39,6 +39,7 @@ pub fn compile(
             name: Name::default(),
             affinity_timeout: 0,
             load_balancing: LoadBalancing::Random,
+            forwarding: Forwarding::Snat,
             source_ranges: Vec::new(),
             groups: Vec::new(),
         };

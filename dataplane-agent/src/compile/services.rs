@@ -12,8 +12,8 @@ use dataplane_common::{
 use ipnet::IpNet;
 
 use crate::state::{
-    Endpoint, EndpointSlice, Hints, LoadBalancing, Name, NamespacedName, Service, ServicePort, TrafficPolicy,
-    TransportProtocol,
+    Endpoint, EndpointSlice, Forwarding, Hints, LoadBalancing, Name, NamespacedName, Service, ServicePort,
+    TrafficPolicy, TransportProtocol,
 };
 
 /// Slots of a Maglev table per backend: shares then differ by about one per cent.
@@ -54,6 +54,7 @@ pub struct PortEntries {
     /// Seconds, 0 without session affinity.
     pub affinity_timeout: u32,
     pub load_balancing: LoadBalancing,
+    pub forwarding: Forwarding,
     /// Clients that may ask at frontends with [`ServiceFlags::SOURCE_RANGES`], sorted.
     pub source_ranges: Vec<IpNet>,
     /// Frontends with what they lead to: each frontend once, each list of backends once per family.
@@ -83,6 +84,10 @@ pub struct Site {
     pub node: String,
     /// The node's label `topology.kubernetes.io/zone`.
     pub zone: Option<Name>,
+    /// Of services that do not choose.
+    pub load_balancing: LoadBalancing,
+    /// Of services that do not choose.
+    pub forwarding: Forwarding,
 }
 
 impl PortEntries {
@@ -157,6 +162,7 @@ fn addresses(service: &Service) -> PortEntries {
         name: Name::default(),
         affinity_timeout: 0,
         load_balancing: LoadBalancing::Random,
+        forwarding: Forwarding::Snat,
         source_ranges: Vec::new(),
         groups: Vec::new(),
     };
@@ -175,16 +181,18 @@ fn port_entries(
     let mut source_ranges = service.source_ranges.clone();
     source_ranges.sort_unstable();
     source_ranges.dedup();
+    let (load_balancing, forwarding) = site.choices(service);
     let mut entries = PortEntries {
         key: ServicePortKey { service: service.name.clone(), port: port.port, protocol: port.protocol },
         name: port.name.clone(),
         affinity_timeout: service.affinity_timeout.unwrap_or(0),
-        load_balancing: service.load_balancing,
+        load_balancing,
+        forwarding,
         source_ranges,
         groups: Vec::new(),
     };
     for family in [IpAddr::is_ipv4, IpAddr::is_ipv6] {
-        let usable = Usable::of(port, slices, family, site);
+        let usable = Usable::of(port, slices, family, site, forwarding);
         for frontend in frontends(service, port, family) {
             frontend.add_to(&mut entries, service, &usable);
         }
@@ -248,7 +256,8 @@ impl Place {
         let local = guard | usable.local_flags();
         match (self, policy) {
             (_, TrafficPolicy::Cluster) => {
-                entries.add(Frontend { key: at(Scope::Any), flags: guard }, &usable.cluster);
+                let direct = if entries.forwarding == Forwarding::Dsr { ServiceFlags::DSR } else { 0 };
+                entries.add(Frontend { key: at(Scope::Any), flags: guard | direct }, &usable.cluster);
             }
             (Self::Cluster(_), TrafficPolicy::Local) => {
                 entries.add(Frontend { key: at(Scope::Any), flags: local }, &usable.local);
@@ -275,9 +284,19 @@ impl Usable {
     /// The ready endpoints; if there is none, those that still serve while they terminate (KEP-1669): during a rolling
     /// update of a single replica, the old pod is better than a refusal. Decided for each policy and each family by
     /// itself (`CategorizeEndpoints` of k8s.io/kubernetes/pkg/proxy).
-    fn of(port: &ServicePort, slices: &[&EndpointSlice], family: fn(&IpAddr) -> bool, site: &Site) -> Self {
+    fn of(
+        port: &ServicePort,
+        slices: &[&EndpointSlice],
+        family: fn(&IpAddr) -> bool,
+        site: &Site,
+        forwarding: Forwarding,
+    ) -> Self {
         let all = behind(port, slices, family);
-        let nearest = Nearest::of(&all, site);
+        let nearest = match forwarding {
+            Forwarding::Snat => Nearest::of(&all, site),
+            // the node that answers must choose as the one that was asked
+            Forwarding::Dsr => Nearest::Any,
+        };
         let ready = |near: &dyn Fn(&Endpoint) -> bool| {
             let ready = all.iter().filter(|(endpoint, _)| endpoint.ready && near(endpoint));
             ready.map(|(_, backend)| *backend).collect::<BTreeSet<_>>()
@@ -315,6 +334,19 @@ pub fn local_ready<'a>(slices: impl IntoIterator<Item = &'a EndpointSlice>, site
 }
 
 impl Site {
+    /// How a service's backends are chosen and reached.
+    fn choices(&self, service: &Service) -> (LoadBalancing, Forwarding) {
+        let forwarding = service.forwarding.unwrap_or(match service.load_balancing {
+            // what the service says itself goes before what the node would have
+            Some(LoadBalancing::Random) => Forwarding::Snat,
+            _ => self.forwarding,
+        });
+        match forwarding {
+            Forwarding::Dsr => (LoadBalancing::Maglev, forwarding),
+            Forwarding::Snat => (service.load_balancing.unwrap_or(self.load_balancing), forwarding),
+        }
+    }
+
     fn has(&self, endpoint: &Endpoint) -> bool {
         endpoint.node_name.as_deref() == Some(self.node.as_str())
     }
@@ -423,7 +455,7 @@ mod tests {
             owner: Owner::default(),
             cluster_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
             ports: vec![port("http", 80), port("admin", 90)],
-            load_balancing,
+            load_balancing: Some(load_balancing),
             ..Service::default()
         }
     }
@@ -450,7 +482,11 @@ mod tests {
     }
 
     fn compiled(service: &Service, slices: &[EndpointSlice]) -> ServiceEntries {
-        compile(service, slices, &Site { node: "here".to_owned(), zone: Some("west".into()) })
+        compile(
+            service,
+            slices,
+            &Site { node: "here".to_owned(), zone: Some("west".into()), ..Site::default() },
+        )
     }
 
     fn listed(entries: &ServiceEntries) -> Vec<String> {
@@ -503,6 +539,7 @@ mod tests {
             (ServiceFlags::OUTSIDE, " others-apart"),
             (ServiceFlags::LOCAL, " local"),
             (ServiceFlags::SOURCE_RANGES, " guarded"),
+            (ServiceFlags::DSR, " direct"),
         ];
         let mut all = Vec::new();
         for group in &entries.ports[0].groups {
@@ -587,6 +624,39 @@ mod tests {
         assert_eq!(both[1], "10.96.0.1:80 local -> 10.1.0.2");
     }
 
+    /// Two nodes that choose the same backend must choose among the same ones.
+    #[test]
+    fn a_direct_return_is_of_frontends_that_lead_everywhere_and_knows_no_hints() {
+        let (mut service, mut slice) = everywhere(TrafficPolicy::Local, TrafficPolicy::Cluster);
+        service.forwarding = Some(Forwarding::Dsr);
+        let near = Hints { nodes: Box::new([]), zones: Box::new(["west".into()]) };
+        slice.endpoints[0].hints = Some(Box::new(near));
+        let far = Hints { nodes: Box::new([]), zones: Box::new(["east".into()]) };
+        slice.endpoints[1].hints = Some(Box::new(far));
+        let entries = compiled(&service, &[slice]);
+        assert_eq!(entries.ports[0].flags(), ServiceFlags::HASH);
+        let both = shown(&entries);
+        assert_eq!(both[0], "0.0.0.0:30080 direct -> 10.1.0.2 10.1.1.2");
+        assert_eq!(both[1], "10.96.0.1:80 local -> 10.1.0.2");
+    }
+
+    #[test]
+    fn what_a_service_does_not_choose_is_the_nodes() {
+        use Forwarding::{Dsr, Snat};
+        use LoadBalancing::{Maglev, Random};
+        let chosen = |node: (LoadBalancing, Forwarding), load_balancing, forwarding| {
+            let site = Site { load_balancing: node.0, forwarding: node.1, ..Site::default() };
+            site.choices(&Service { load_balancing, forwarding, ..Service::default() })
+        };
+        assert_eq!(chosen((Random, Snat), None, None), (Random, Snat));
+        assert_eq!(chosen((Random, Snat), None, Some(Dsr)), (Maglev, Dsr));
+        assert_eq!(chosen((Maglev, Snat), None, None), (Maglev, Snat));
+        assert_eq!(chosen((Maglev, Snat), Some(Random), None), (Random, Snat));
+        assert_eq!(chosen((Random, Dsr), None, None), (Maglev, Dsr));
+        assert_eq!(chosen((Random, Dsr), Some(Random), None), (Random, Snat));
+        assert_eq!(chosen((Random, Dsr), None, Some(Snat)), (Random, Snat));
+    }
+
     #[test]
     fn hints_count_if_all_endpoints_have_them_and_one_is_meant_for_here() {
         let hints = |nodes: &[&str], zones: &[&str]| {
@@ -616,7 +686,7 @@ mod tests {
 
     #[test]
     fn a_health_check_counts_a_ready_endpoint_of_this_node_once() {
-        let site = Site { node: "here".to_owned(), zone: None };
+        let site = Site { node: "here".to_owned(), ..Site::default() };
         let mut ipv4 = slice(80, &[("10.1.0.2", true, false), ("10.1.0.3", false, true)]);
         let mut ipv6 = slice(80, &[("fd01::2", true, false), ("fd01::9", true, false)]);
         ipv4.endpoints.iter_mut().for_each(|endpoint| endpoint.node_name = Some("here".into()));
@@ -625,7 +695,7 @@ mod tests {
         assert_eq!(local_ready([&ipv4, &ipv4, &ipv6], &site), 1);
         ipv4.endpoints[1].ready = true;
         assert_eq!(local_ready([&ipv4, &ipv6], &site), 2);
-        assert_eq!(local_ready([&ipv6], &Site { node: "there".to_owned(), zone: None }), 0);
+        assert_eq!(local_ready([&ipv6], &Site { node: "there".to_owned(), ..Site::default() }), 0);
     }
 
     #[test]

@@ -13,11 +13,12 @@ use super::{
 use crate::{
     datapath::{EbpfLog, XdpUse},
     netlink::Uplinks,
+    state::{Forwarding, LoadBalancing},
     telemetry::LogFormat,
 };
 
 /// Every key of the file; a dot leads into a section.
-pub const KEYS: [&str; 44] = [
+pub const KEYS: [&str; 46] = [
     "node_name",
     "source",
     "manifests",
@@ -39,6 +40,8 @@ pub const KEYS: [&str; 44] = [
     "masquerade.ports",
     "connect_time.tcp",
     "connect_time.udp",
+    "services.load_balancing",
+    "services.forwarding",
     "node_ports.addresses",
     "node_ports.loopback",
     "cni.install",
@@ -130,6 +133,12 @@ pub struct Settings {
     /// Whether UDP does [default: false]
     #[arg(long, env = "DATAPLANE_CONNECT_TIME_UDP", value_name = "BOOL", value_parser = parse::flag)]
     pub connect_time_udp: Option<bool>,
+    /// How backends are chosen where a Service does not say: random or maglev [default: random]
+    #[arg(long, env = "DATAPLANE_SERVICES_LOAD_BALANCING", value_name = "HOW", value_parser = parse::from_str::<LoadBalancing>)]
+    pub services_load_balancing: Option<LoadBalancing>,
+    /// How clients from outside get to backends on other nodes, where a Service does not say: snat or dsr [default: snat]
+    #[arg(long, env = "DATAPLANE_SERVICES_FORWARDING", value_name = "HOW", value_parser = parse::from_str::<Forwarding>)]
+    pub services_forwarding: Option<Forwarding>,
     /// Addresses of this node that take node ports: all, primary, or those within CIDRs [default: all]
     #[arg(long, env = "DATAPLANE_NODE_PORTS_ADDRESSES", value_name = "WHICH", value_parser = parse::node_ports)]
     pub node_ports_addresses: Option<NodePortAddresses>,
@@ -232,6 +241,8 @@ impl Settings {
             "masquerade.except" => fill(&mut self.masquerade_except, parse::cidrs(text)),
             "masquerade.ports" => fill(&mut self.masquerade_ports, parse::ports(text)),
             "connect_time.tcp" => fill(&mut self.connect_time_tcp, parse::flag(text)),
+            "services.load_balancing" => fill(&mut self.services_load_balancing, parse::from_str(text)),
+            "services.forwarding" => fill(&mut self.services_forwarding, parse::from_str(text)),
             "node_ports.addresses" => fill(&mut self.node_ports_addresses, parse::node_ports(text)),
             "node_ports.loopback" => fill(&mut self.node_ports_loopback, parse::flag(text)),
             "connect_time.udp" => fill(&mut self.connect_time_udp, parse::flag(text)),

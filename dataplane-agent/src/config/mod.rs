@@ -20,6 +20,7 @@ use crate::{
     cluster::{Access, Contact},
     datapath::{Capacity, EbpfLog, XdpUse},
     netlink::Uplinks,
+    state::{Forwarding, LoadBalancing},
     telemetry::LogFormat,
 };
 
@@ -51,6 +52,7 @@ pub struct Config {
     pub mtu: Option<u32>,
     pub masquerade: Masquerade,
     pub connect_time: ConnectTime,
+    pub services: Services,
     pub node_ports: NodePorts,
     pub cni: Cni,
     pub capacity: Capacity,
@@ -109,6 +111,13 @@ pub struct Masquerade {
 pub struct ConnectTime {
     pub tcp: bool,
     pub udp: bool,
+}
+
+/// What holds for services that do not choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Services {
+    pub load_balancing: LoadBalancing,
+    pub forwarding: Forwarding,
 }
 
 /// Where this node takes node ports.
@@ -232,6 +241,10 @@ impl Config {
                 tcp: set.connect_time_tcp.unwrap_or(true),
                 udp: set.connect_time_udp.unwrap_or(false),
             },
+            services: Services {
+                load_balancing: set.services_load_balancing.unwrap_or_default(),
+                forwarding: set.services_forwarding.unwrap_or_default(),
+            },
             node_ports: NodePorts {
                 addresses: set.node_ports_addresses.unwrap_or_default(),
                 loopback: set.node_ports_loopback.unwrap_or(true),
@@ -352,6 +365,30 @@ impl FromStr for CniPreset {
             "microk8s" => Ok(Self::Microk8s),
             "k3s" => Ok(Self::K3s),
             _ => Err(Invalid::new("must be standard, microk8s or k3s")),
+        }
+    }
+}
+
+impl FromStr for LoadBalancing {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text {
+            "random" => Ok(Self::Random),
+            "maglev" => Ok(Self::Maglev),
+            _ => Err(Invalid::new("must be random or maglev")),
+        }
+    }
+}
+
+impl FromStr for Forwarding {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text {
+            "snat" => Ok(Self::Snat),
+            "dsr" => Ok(Self::Dsr),
+            _ => Err(Invalid::new("must be snat or dsr")),
         }
     }
 }

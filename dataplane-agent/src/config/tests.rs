@@ -45,6 +45,8 @@ vxlan: {vni: 7, port: 4789, device: overlay0}
 mtu: 9000
 masquerade: {enabled: false, except: [10.0.0.0/8, 'fd00::/8'], ports: 50000-50999}
 connect_time: {tcp: false, udp: true}
+services: {load_balancing: maglev, forwarding: dsr}
+xdp: native
 node_ports: {addresses: [10.0.0.0/8], loopback: false}
 capacity:
   endpoints: 1
@@ -86,6 +88,8 @@ fn every_key_of_the_file_reaches_the_configuration() {
     assert_eq!(config.connect_time, ConnectTime { tcp: false, udp: true });
     let addresses = NodePortAddresses::Within(vec!["10.0.0.0/8".parse().unwrap()]);
     assert_eq!(config.node_ports, NodePorts { addresses, loopback: false });
+    let services = Services { load_balancing: LoadBalancing::Maglev, forwarding: Forwarding::Dsr };
+    assert_eq!((config.services, config.xdp), (services, XdpUse::Native));
     let capacity = Capacity {
         endpoints: 1,
         routes: 2,
@@ -201,6 +205,9 @@ fn an_impossible_value_is_refused_with_what_is_allowed() {
         ("mtu: 1000", "mtu: \"1000\": must be auto or 1280 to 65535"),
         ("vxlan: {vni: 16777216}", "vxlan.vni: \"16777216\": must be 1 to 16777215"),
         ("vxlan: {port: 0}", "vxlan.port: \"0\": must be 1 to 65535"),
+        ("xdp: generic", "xdp: \"generic\": must be off or native"),
+        ("services: {forwarding: nat}", "services.forwarding: \"nat\": must be snat or dsr"),
+        ("services: {load_balancing: best}", "services.load_balancing: \"best\": must be random or maglev"),
         ("routing: ospf", "routing: \"ospf\": must be auto, native or vxlan"),
         ("masquerade: {ports: 2000-1999}", "masquerade.ports: \"2000-1999\": must be FIRST-LAST within 1024"),
         ("masquerade: {ports: 80-90}", "masquerade.ports: \"80-90\": must be FIRST-LAST within 1024"),

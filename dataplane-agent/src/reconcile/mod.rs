@@ -221,7 +221,12 @@ impl Reconciler {
     pub fn set_network(&mut self, network: NodeNetwork, store: &Store) {
         let labels = store.node(&network.own).map(|node| &node.labels);
         let zone = labels.and_then(|labels| labels.get(ZONE)).map(|zone| zone.as_str().into());
-        let site = Site { node: network.own.clone(), zone };
+        let site = Site {
+            node: network.own.clone(),
+            zone,
+            load_balancing: network.load_balancing,
+            forwarding: network.forwarding,
+        };
         if site != self.site {
             self.site = site;
             let names: Vec<_> = store.services().map(|service| service.name.clone()).collect();

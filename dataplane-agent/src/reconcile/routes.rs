@@ -26,7 +26,7 @@ use crate::{
     },
     datapath::table::{RoutePrefix, Table, TableError},
     netlink::{KernelRoute, Uplink},
-    state::{Node, Store},
+    state::{Forwarding, LoadBalancing, Node, Store},
 };
 
 /// What this node reaches others with.
@@ -44,6 +44,10 @@ pub struct NodeNetwork {
     /// The addresses the node speaks to its pods with, at most one per family: as the CNI server has them, so that a
     /// route it made is the one that is wanted.
     pub sources: Vec<IpAddr>,
+    /// Of services that do not choose.
+    pub load_balancing: LoadBalancing,
+    /// Of services that do not choose.
+    pub forwarding: Forwarding,
 }
 
 /// Who wants a route, in the order of precedence.

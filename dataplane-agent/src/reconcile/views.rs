@@ -18,7 +18,7 @@ use crate::{
     },
     compile::{routes, services::PortEntries},
     datapath::table::{RoutePrefix, TableError},
-    state::{self, LoadBalancing, Node, Store},
+    state::{self, Forwarding, LoadBalancing, Node, Store},
 };
 
 impl Reconciler {
@@ -59,6 +59,11 @@ impl Reconciler {
             load_balancing: match port.load_balancing {
                 LoadBalancing::Random => "random",
                 LoadBalancing::Maglev => "maglev",
+            }
+            .to_owned(),
+            forwarding: match port.forwarding {
+                Forwarding::Snat => "snat",
+                Forwarding::Dsr => "dsr",
             }
             .to_owned(),
             affinity_timeout: (affinity != 0).then_some(affinity),

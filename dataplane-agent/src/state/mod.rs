@@ -7,6 +7,6 @@ mod types;
 pub use name::Name;
 pub use store::{Changes, Store};
 pub use types::{
-    Endpoint, EndpointPort, EndpointSlice, Hints, LoadBalancing, Namespace, NamespacedName, Node, Object,
-    ObjectKey, Owner, Pod, Service, ServicePort, SourceEvent, TrafficPolicy, TransportProtocol,
+    Endpoint, EndpointPort, EndpointSlice, Forwarding, Hints, LoadBalancing, Namespace, NamespacedName, Node,
+    Object, ObjectKey, Owner, Pod, Service, ServicePort, SourceEvent, TrafficPolicy, TransportProtocol,
 };

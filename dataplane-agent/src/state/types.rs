@@ -91,7 +91,10 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// `sessionAffinity: ClientIP` timeout in seconds.
     pub affinity_timeout: Option<u32>,
-    pub load_balancing: LoadBalancing,
+    /// `None`: as the node has it.
+    pub load_balancing: Option<LoadBalancing>,
+    /// `None`: as the node has it.
+    pub forwarding: Option<Forwarding>,
 }
 
 /// A port of a service. EndpointSlices refer to it by `name`.
@@ -120,6 +123,18 @@ pub enum LoadBalancing {
     #[default]
     Random,
     Maglev,
+}
+
+/// How a client from outside gets to a backend on another node than the one it asks. Annotation
+/// `dataplane.local/forwarding-mode: snat|dsr`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Forwarding {
+    /// Under the node's address: the answer comes back by here.
+    #[default]
+    Snat,
+    /// As it came: the other node answers (direct server return). Takes [`LoadBalancing::Maglev`], by which both nodes
+    /// choose the same backend.
+    Dsr,
 }
 
 /// Protocols a service port can have.

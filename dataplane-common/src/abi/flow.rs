@@ -75,6 +75,9 @@ impl FlowFlags {
     pub const SERVICE: u32 = 1;
     /// The source was rewritten too (masquerade, hairpin, port conflict).
     pub const SOURCE: u32 = 2;
+    /// Forward packets go to the backend's node as they are, which translates them and answers (direct server return):
+    /// no reply comes by here, and no entry of the index leads to `reply`.
+    pub const DIRECT: u32 = 4;
 }
 
 impl FlowKey {

@@ -47,6 +47,12 @@ impl Route {
         }
     }
 
+    /// Whether it leads to another node.
+    #[inline(always)]
+    pub const fn is_node(&self) -> bool {
+        matches!(self.kind(), Some(RouteKind::Native | RouteKind::Overlay))
+    }
+
     /// Whether it leads straight to its node, which is on the same L2.
     #[inline(always)]
     pub const fn is_native(&self) -> bool {

@@ -125,4 +125,7 @@ impl ServiceFlags {
     pub const LOCAL: u32 = 8;
     /// Not of a Service: a pod's port of its node (`hostPort`).
     pub const HOST_PORT: u32 = 16;
+    /// Direct server return: what comes from outside goes on to its backend's node as it came, and that node answers. Only
+    /// with [`ServiceFlags::HASH`], by which both nodes choose the same backend.
+    pub const DSR: u32 = 32;
 }

@@ -61,6 +61,8 @@ pub(super) fn arrive<F: IpFamily>(
         Destination::Host(_) => destination.expects(ctx, packet),
         // cluster IPs, and addresses of load balancers
         Destination::Outside { .. } => packet.link_scoped(ctx).is_none(),
+        // another node was asked, and has left the answer to this one
+        Destination::Node(_) => true,
         _ => false,
     };
     let mut translated = asks && translate::packet::<F, ToBackend>(ctx, work)?;

@@ -106,7 +106,7 @@ fn translate(socket: &Socket<'_>, random: u32) -> Result<Option<SocketOrigin>, D
         Some(endpoint) => endpoint.has_node_ports(),
         None => of_host && addr.is_loopback() && config::flag(NodeFlags::LOOPBACK_NODE_PORTS),
     };
-    let asks = Asks { from_outside: 0, node_ports: u32::from(node_ports) };
+    let asks = Asks { from_outside: 0, node_ports: u32::from(node_ports), of_another: 0 };
     let Some(service) = service::frontend(&addr, port, protocol, asks) else { return Ok(None) };
     // without a backend it is the packets that are refused or dropped. A consistent choice needs their source, which a
     // socket does not have yet; where nobody sees the packets it is left to chance

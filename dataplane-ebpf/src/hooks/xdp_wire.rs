@@ -84,7 +84,9 @@ fn turn_round<F: IpFamily>(ctx: &XdpContext, packet: &Packet<F>, work: &Work) ->
     if ifindex != ctx.ifindex() || !is_ours {
         return Ok(Verdict::LeftToTc);
     }
-    rewrite::tuple(ctx, packet, work)?;
+    if work.direct == 0 {
+        rewrite::tuple(ctx, packet, work)?;
+    }
     F::decrement_hop_limit(ctx)?;
     route::set_link_addresses(ctx, theirs, ours)?;
     Ok(verdict)

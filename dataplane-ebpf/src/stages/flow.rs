@@ -48,7 +48,10 @@ pub(crate) fn lookup<N: NewFlow>(work: &mut Work, tcp: u8) -> bool {
     if epoch(flow) != reference.epoch {
         return false;
     }
-    touch(flow, direction, tcp);
+    work.direct = flow.flags & FlowFlags::DIRECT;
+    // the answers to such packets pass elsewhere: who acknowledges has heard one
+    let heard = work.direct != 0 && tcp & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::ACK;
+    touch(flow, if heard { Direction::Reply } else { direction }, tcp);
     true
 }
 
@@ -145,7 +148,9 @@ fn try_create(work: &mut Work) -> Result<(), DropReason> {
     // odd: whoever follows a stale reference to this record sees that it is no longer his
     set_epoch(flow, flow.epoch | 1);
 
-    let keep = work.purpose.source.is_unspecified() && claim_reply(work, reference, false);
+    work.direct = work.purpose.flags & FlowFlags::DIRECT;
+    let keep =
+        work.direct != 0 || (work.purpose.source.is_unspecified() && claim_reply(work, reference, false));
     if !keep {
         if !work.purpose.source.is_unspecified() {
             work.reply.dst = work.purpose.source;

@@ -46,8 +46,14 @@ impl Destination {
     /// How a packet to it asks, if it asks a frontend.
     #[inline(always)]
     pub(crate) fn asked(&self, from: From) -> Asks {
-        let node_ports = matches!(self, Self::Host(endpoint) if endpoint.has_node_ports());
-        Asks { from_outside: u32::from(from == From::Outside), node_ports: u32::from(node_ports) }
+        // another node leaves to us what asks a port of its own, if its backend is here
+        let of_another = from == From::Outside && matches!(self, Self::Node(_));
+        let node_ports = of_another || matches!(self, Self::Host(endpoint) if endpoint.has_node_ports());
+        Asks {
+            from_outside: u32::from(from == From::Outside),
+            node_ports: u32::from(node_ports),
+            of_another: u32::from(of_another),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Services: which backend a packet or a socket gets.
 
 use dataplane_common::{
-    abi::{Addr, BackendSlot, FlowFlags, Port, Scope, Service, ServiceFlags, ServiceKey},
+    abi::{Addr, BackendSlot, FlowFlags, Port, Route, Scope, Service, ServiceFlags, ServiceKey},
     hash,
     net::Protocol,
     reason::DropReason,
@@ -37,6 +37,9 @@ fn open<F: IpFamily>(work: &mut Work) -> Result<bool, DropReason> {
         let is_service = is_service && maps::service(&ServiceKey::of_address(from.dst)).is_some();
         return if is_service { Err(DropReason::NoPort) } else { Ok(false) };
     };
+    if work.asks.of_another != 0 && service.flags & ServiceFlags::DSR == 0 {
+        return Ok(false);
+    }
     if service.flags & ServiceFlags::SOURCE_RANGES != 0 && !maps::is_source_allowed(service.id, &from.src) {
         return Err(DropReason::SourceRange);
     }
@@ -47,14 +50,25 @@ fn open<F: IpFamily>(work: &mut Work) -> Result<bool, DropReason> {
     work.reply.dst = from.src;
     work.reply.dst_port = from.src_port;
     work.reply.protocol = from.protocol;
-    work.purpose.source =
-        if needs_source(service, backend, work) { node_source::<F>()? } else { Addr::UNSPECIFIED };
+    let direct = is_direct(service, backend, work);
+    let keeps_source = direct || !needs_source(service, backend, work);
+    work.purpose.source = if keeps_source { Addr::UNSPECIFIED } else { node_source::<F>()? };
     work.purpose.service_id = service.id;
     work.purpose.backend_id = backend.id;
     work.purpose.backend_generation = backend.generation;
-    work.purpose.flags = FlowFlags::SERVICE;
+    work.purpose.flags = FlowFlags::SERVICE | if direct { FlowFlags::DIRECT } else { 0 };
     flow::create(work)?;
     Ok(true)
+}
+
+/// Whether the backend's node is left to translate, and to answer: a client from outside asks, and the backend is on
+/// another node, which is one of ours.
+#[inline(always)]
+fn is_direct(service: &Service, backend: &BackendSlot, work: &Work) -> bool {
+    service.flags & ServiceFlags::DSR != 0
+        && work.asks.from_outside != 0
+        && maps::endpoint(&backend.addr).is_none()
+        && maps::route(&backend.addr).is_some_and(Route::is_node)
 }
 
 /// Whether the backend is to see the node in place of the client, or its answer would not come back by here.

@@ -57,7 +57,9 @@ fn run<F: IpFamily, N: NewFlow>(ctx: &TcContext, work: &mut Work) -> Result<bool
     if !tuple::<F, N>(ctx, &packet, work)? {
         return Ok(false);
     }
-    rewrite::tuple(ctx, &packet, work)?;
+    if work.direct == 0 {
+        rewrite::tuple(ctx, &packet, work)?;
+    }
     Ok(true)
 }
 

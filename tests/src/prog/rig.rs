@@ -331,6 +331,14 @@ impl Rig {
         Ok(flows)
     }
 
+    /// The flow of packets of this tuple.
+    pub fn flow_of(&mut self, src: SocketAddr, dst: SocketAddr, protocol: u8) -> Result<Flow> {
+        let (src_port, dst_port) = (Port::new(src.port()), Port::new(dst.port()));
+        let key = FlowKey::new(protocol, src.ip().into(), src_port, dst.ip().into(), dst_port);
+        let reference = self.hash::<FlowKey, FlowRef>(map::FLOW_INDEX)?.get(&key, 0)?;
+        Ok(self.array(map::FLOWS)?.get(&reference.slot, 0)?)
+    }
+
     /// Changes the stamps and the state of every flow, as time would.
     pub fn age_flows(&mut self, change: impl Fn(&mut Flow)) -> Result<()> {
         let mut flows = self.array::<Flow>(map::FLOWS)?;

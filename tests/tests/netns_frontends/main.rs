@@ -3,6 +3,7 @@
 
 mod affinity;
 mod changes;
+mod dsr;
 mod health;
 mod ranges;
 

@@ -30,9 +30,9 @@ use crate::{
     },
     netlink::{KernelRoute, Uplink},
     state::{
-        Changes, Endpoint as StateEndpoint, EndpointPort, EndpointSlice, LoadBalancing, NamespacedName, Node,
-        Object, ObjectKey, Owner, Service as StateService, ServicePort, SourceEvent, Store,
-        TransportProtocol,
+        Changes, Endpoint as StateEndpoint, EndpointPort, EndpointSlice, Forwarding, LoadBalancing,
+        NamespacedName, Node, Object, ObjectKey, Owner, Service as StateService, ServicePort, SourceEvent,
+        Store, TransportProtocol,
     },
 };
 
@@ -243,7 +243,8 @@ fn service(service: &str, ips: &[&str]) -> StateService {
         cluster_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
         ports: vec![port("tcp", TransportProtocol::Tcp), port("udp", TransportProtocol::Udp)],
         affinity_timeout: None,
-        load_balancing: LoadBalancing::Random,
+        load_balancing: None,
+        forwarding: None,
         ..StateService::default()
     }
 }
@@ -335,6 +336,8 @@ fn network() -> NodeNetwork {
         overlay_device: "dataplane0".to_owned(),
         exceptions: vec!["172.16.0.0/12".parse().unwrap()],
         sources: Vec::new(),
+        load_balancing: LoadBalancing::Random,
+        forwarding: Forwarding::Snat,
     }
 }
 

@@ -117,7 +117,7 @@ fn play(world: &mut World, told: &mut Told, step: &Step) {
             let mut wanted = service(&the_service(*which), &ips);
             wanted.affinity_timeout = *affinity;
             if *maglev {
-                wanted.load_balancing = LoadBalancing::Maglev;
+                wanted.load_balancing = Some(LoadBalancing::Maglev);
             }
             world.apply([upsert(wanted)]);
         }

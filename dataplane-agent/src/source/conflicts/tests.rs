@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::state::{LoadBalancing, NamespacedName, Node, Service, Store};
+use crate::state::{NamespacedName, Node, Service, Store};
 
 fn key(name: &str) -> ObjectKey {
     ObjectKey::Service(NamespacedName::new("default", name))
@@ -16,7 +16,8 @@ fn service(name: &str, ips: &[&str]) -> SourceEvent {
         cluster_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
         ports: Vec::new(),
         affinity_timeout: None,
-        load_balancing: LoadBalancing::Random,
+        load_balancing: None,
+        forwarding: None,
         ..Service::default()
     }))
 }

@@ -9,7 +9,7 @@ use super::{
     Converted, FieldError,
     field::{self, Protocol},
 };
-use crate::state::{LoadBalancing, Object, Service, ServicePort, TrafficPolicy};
+use crate::state::{Forwarding, LoadBalancing, Object, Service, ServicePort, TrafficPolicy};
 
 const CLUSTER_IP: &str = "ClusterIP";
 const NODE_PORT: &str = "NodePort";
@@ -17,6 +17,7 @@ const LOAD_BALANCER: &str = "LoadBalancer";
 
 /// Says how backends are chosen.
 const LOAD_BALANCING: &str = "dataplane.local/load-balancing";
+const FORWARDING: &str = "dataplane.local/forwarding-mode";
 /// Services that someone else makes work, and services without an address: kube-proxy leaves them alone by these labels.
 pub(super) const NOT_OURS: [&str; 2] =
     ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
@@ -40,6 +41,7 @@ pub(super) fn convert(service: &core::Service) -> Result<Converted, FieldError> 
             ));
         }
     }
+    let (load_balancing, forwarding) = choices(service)?;
     let Some(cluster_ips) = cluster_ips(spec)? else { return Ok(Converted::default()) };
     let mut problems = Vec::new();
     let service = Service {
@@ -54,7 +56,8 @@ pub(super) fn convert(service: &core::Service) -> Result<Converted, FieldError> 
         cluster_ips,
         ports: ports(spec, &mut problems)?,
         affinity_timeout: affinity_timeout(spec)?,
-        load_balancing: load_balancing(service)?,
+        load_balancing,
+        forwarding,
     };
     Ok(Converted { object: Some(Object::Service(service)), problems })
 }
@@ -220,14 +223,27 @@ fn affinity_timeout(spec: &core::ServiceSpec) -> Result<Option<u32>, FieldError>
     Ok(Some(seconds.unsigned_abs()))
 }
 
-fn load_balancing(service: &core::Service) -> Result<LoadBalancing, FieldError> {
-    let choice = service.metadata.annotations.as_ref().and_then(|all| all.get(LOAD_BALANCING));
-    match choice.map(String::as_str) {
-        None | Some("random") => Ok(LoadBalancing::Random),
-        Some("maglev") => Ok(LoadBalancing::Maglev),
-        Some(other) => Err(FieldError::new(
-            format!("metadata.annotations[{LOAD_BALANCING}]"),
-            format!("{other:?} is none of random, maglev"),
-        )),
-    }
+/// What the annotations choose.
+fn choices(service: &core::Service) -> Result<(Option<LoadBalancing>, Option<Forwarding>), FieldError> {
+    let annotation = |name: &str| service.metadata.annotations.as_ref()?.get(name).map(String::as_str);
+    let wrong =
+        |name: &str, problem: String| FieldError::new(format!("metadata.annotations[{name}]"), problem);
+    let load_balancing = match annotation(LOAD_BALANCING) {
+        None => None,
+        Some("random") => Some(LoadBalancing::Random),
+        Some("maglev") => Some(LoadBalancing::Maglev),
+        Some(other) => {
+            return Err(wrong(LOAD_BALANCING, format!("{other:?} is none of random, maglev")));
+        }
+    };
+    let forwarding = match annotation(FORWARDING) {
+        None => None,
+        Some("snat") => Some(Forwarding::Snat),
+        Some("dsr") if load_balancing == Some(LoadBalancing::Random) => {
+            return Err(wrong(FORWARDING, format!("\"dsr\" does not go with {LOAD_BALANCING}: random")));
+        }
+        Some("dsr") => Some(Forwarding::Dsr),
+        Some(other) => return Err(wrong(FORWARDING, format!("{other:?} is none of snat, dsr"))),
+    };
+    Ok((load_balancing, forwarding))
 }

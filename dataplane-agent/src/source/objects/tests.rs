@@ -62,7 +62,8 @@ fn a_service_of_kubectl_is_read() {
         cluster_ips: vec!["10.96.17.204".parse().unwrap(), "fd00:10:96::a1c".parse().unwrap()],
         ports: vec![port("http", 80, TransportProtocol::Tcp), port("dns", 53, TransportProtocol::Udp)],
         affinity_timeout: Some(10_800),
-        load_balancing: LoadBalancing::Maglev,
+        load_balancing: Some(LoadBalancing::Maglev),
+        forwarding: None,
         ..crate::state::Service::default()
     };
     assert_eq!(converted.object, Some(Object::Service(service)));
@@ -312,6 +313,19 @@ fn an_impossible_field_is_named() {
             "/metadata/annotations",
             json!({"dataplane.local/load-balancing": "best"}),
             "metadata.annotations[dataplane.local/load-balancing]: \"best\" is none of random, maglev",
+        ),
+        (
+            Service,
+            "/metadata/annotations",
+            json!({"dataplane.local/forwarding-mode": "hybrid"}),
+            "metadata.annotations[dataplane.local/forwarding-mode]: \"hybrid\" is none of snat, dsr",
+        ),
+        (
+            Service,
+            "/metadata/annotations",
+            json!({"dataplane.local/forwarding-mode": "dsr", "dataplane.local/load-balancing": "random"}),
+            "metadata.annotations[dataplane.local/forwarding-mode]: \"dsr\" does not go with \
+             dataplane.local/load-balancing: random",
         ),
         (Pod, "/status/podIPs/0/ip", json!("10.1"), "status.podIPs[0].ip: \"10.1\" is not an IP address"),
         (EndpointSlice, "/addressType", json!("IPX"), "addressType: \"IPX\" is none of"),

@@ -16,7 +16,8 @@ fn service(name: &str) -> Object {
         cluster_ips: vec!["10.96.0.1".parse().unwrap(), "fd96::1".parse().unwrap()],
         ports: Vec::new(),
         affinity_timeout: Some(5),
-        load_balancing: crate::state::LoadBalancing::Maglev,
+        load_balancing: Some(crate::state::LoadBalancing::Maglev),
+        forwarding: Some(crate::state::Forwarding::Snat),
         ..Service::default()
     })
 }
