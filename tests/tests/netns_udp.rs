@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use dataplane_tests::{
-    lab::{Checks, Client, Cluster, ECHO_PORT, Family, Place, Pod, Process, Service, Spec},
+    lab::{Checks, Client, Cluster, ECHO_PORT, Family, Place, Pod, Process, Service, Spec, wait},
     traffic::{
         now_us,
         report::{Datagrams, Request},
     },
 };
+use serde_json::json;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const INTERVAL: Duration = Duration::from_millis(5);
@@ -72,6 +73,28 @@ impl World {
         [("pod", self.client.place()), ("host", self.cluster.nodes()[0].place())]
     }
 
+    /// `leaves` terminates, and may serve while it does; returns when every agent has it so.
+    fn ending(&mut self, serves: bool) -> Result<()> {
+        let mut objects = Service::of(&[&self.leaves, &self.stays]).objects();
+        let slices = objects.iter_mut().filter_map(|object| object["endpoints"].as_array_mut());
+        for endpoint in slices.flatten().filter(|endpoint| endpoint["targetRef"]["name"] == "leaves") {
+            endpoint["conditions"] = json!({"ready": false, "serving": serves, "terminating": true});
+        }
+        let agents = |world: &Self| -> Result<Vec<_>> {
+            world.cluster.nodes().iter().map(|node| Ok(node.agent().status()?.status)).collect()
+        };
+        let before = agents(self)?;
+        self.cluster.apply_objects("service-web", &objects)?;
+        wait::until("slices in the tables", PATIENCE, || {
+            let now = agents(self)?;
+            let has = now
+                .iter()
+                .zip(&before)
+                .all(|(now, before)| now.revision > before.revision && now.applied_revision == now.revision);
+            Ok(has.then_some(()))
+        })
+    }
+
     /// Requests to a pod as a clock.
     fn clock(&self) -> Result<Client<Vec<Request>>> {
         self.client.place().keep_getting(self.stays.web(Family::V4), INTERVAL)
@@ -79,7 +102,7 @@ impl World {
 }
 
 /// After `gone`, nothing reached `leaves`; what was sent later reached `stays`.
-fn has_moved(talk: Talk, gone: u64) -> Result<()> {
+fn has_moved(talk: Talk, gone: u64) -> Result<Datagrams> {
     let Talk { is_bound, client, .. } = talk;
     let heard = client.finish()?;
     let latest = |name: &str| heard.latest_us.get(name).copied().unwrap_or(0);
@@ -92,7 +115,7 @@ fn has_moved(talk: Talk, gone: u64) -> Result<()> {
     );
     ensure!(heard.ended == u64::from(is_bound), "{heard:?}");
     ensure!(heard.lost <= may_be_lost && heard.errors.is_empty() && heard.misdirected == 0, "{heard:?}");
-    Ok(())
+    Ok(heard)
 }
 
 #[test]
@@ -130,12 +153,59 @@ fn a_backend_leaves(spec: &Spec) -> Result<()> {
 
     let mut checks = Checks::of(spec.describe());
     for talk in talks {
-        checks.that(talk.who.clone(), || has_moved(talk, gone));
+        checks.that(talk.who.clone(), || has_moved(talk, gone).map(drop));
     }
     for (who, client) in direct {
         checks.that(format!("connected to the pod itself: {who}"), || {
             let heard = client.finish()?;
             ensure!(heard.is_complete() && heard.ended == 0, "{heard:?}");
+            Ok(())
+        });
+    }
+    checks.finish(&world.cluster)
+}
+
+#[test]
+fn a_backend_that_ends_is_talked_to_while_it_serves_with_connect_time() -> Result<()> {
+    a_backend_that_ends_is_talked_to_while_it_serves(&Spec { connect_udp: true, ..Spec::new(2) })
+}
+
+#[test]
+fn a_backend_that_ends_is_talked_to_while_it_serves_by_packets_alone() -> Result<()> {
+    a_backend_that_ends_is_talked_to_while_it_serves(&Spec { connect_udp: false, ..Spec::new(2) })
+}
+
+/// As kube-proxy has it: who is new goes elsewhere, who is there stays until it serves no more.
+fn a_backend_that_ends_is_talked_to_while_it_serves(spec: &Spec) -> Result<()> {
+    let mut world = World::create(spec)?;
+    world.cluster.apply(&Service::of(&[&world.leaves]))?;
+    let mut talks = world.talk(spec.connect_udp)?;
+    // a datagram that is translated as it is sent knows nothing of those before it
+    talks.retain(|talk| talk.is_bound || !spec.connect_udp);
+    let clock = world.clock()?;
+    clock.wait_answers(A_WHILE, 0, PATIENCE)?;
+
+    world.ending(true)?;
+    let ending = now_us()?;
+    let web = Service::of(&[]);
+    for (_, place) in world.askers() {
+        for family in Family::BOTH {
+            let new = place.send(web.at(family, ECHO_PORT), 5, &["--connected"])?;
+            ensure!(new.is_complete() && new.servers == [("stays".to_owned(), 5)].into(), "{new:?}");
+        }
+    }
+    clock.wait_answers(A_WHILE, ending + FOUND_US, PATIENCE)?;
+    let still = now_us()?;
+    world.ending(false)?;
+    let gone = now_us()?;
+    clock.wait_answers(A_WHILE, gone + FOUND_US, PATIENCE)?;
+
+    let mut checks = Checks::of(spec.describe());
+    for talk in talks {
+        checks.that(talk.who.clone(), || {
+            let heard = has_moved(talk, gone)?;
+            let close = heard.latest_us["leaves"] + 10 * INTERVAL.as_micros() as u64 > still;
+            ensure!(close, "it moved before it had to: {heard:?}");
             Ok(())
         });
     }
@@ -194,7 +264,7 @@ fn a_backend_that_left_while_no_agent_ran_leaves_no_socket_behind() -> Result<()
 
     let mut checks = Checks::of(spec.describe());
     for talk in talks {
-        checks.that(talk.who.clone(), || has_moved(talk, gone));
+        checks.that(talk.who.clone(), || has_moved(talk, gone).map(drop));
     }
     checks.finish(&world.cluster)
 }

@@ -42,6 +42,8 @@ pub fn compile(
             forwarding: Forwarding::Snat,
             source_ranges: Vec::new(),
             groups: Vec::new(),
+            // the pod is the only one there is
+            serving: Vec::new(),
         };
         // a family the pod does not have is not answered for
         for address in at {

@@ -59,6 +59,9 @@ pub struct PortEntries {
     pub source_ranges: Vec<IpNet>,
     /// Frontends with what they lead to: each frontend once, each list of backends once per family.
     pub groups: Vec<Group>,
+    /// Of UDP: every endpoint that serves, whether or not new connections get it. Who talks to one goes on, whatever becomes
+    /// of policies, hints and readiness to be chosen, as a TCP connection does (kube-proxy's `CleanStaleEntries`). Sorted.
+    pub serving: Vec<Backend>,
 }
 
 /// Frontends of one family that lead to the same backends.
@@ -165,6 +168,7 @@ fn addresses(service: &Service) -> PortEntries {
         forwarding: Forwarding::Snat,
         source_ranges: Vec::new(),
         groups: Vec::new(),
+        serving: Vec::new(),
     };
     for ip in &service.cluster_ips {
         entries.add(Frontend { key: ServiceKey::of_address((*ip).into()), flags: 0 }, &[]);
@@ -190,6 +194,7 @@ fn port_entries(
         forwarding,
         source_ranges,
         groups: Vec::new(),
+        serving: serving(port, slices),
     };
     for family in [IpAddr::is_ipv4, IpAddr::is_ipv6] {
         let usable = Usable::of(port, slices, family, site, forwarding);
@@ -198,6 +203,16 @@ fn port_entries(
         }
     }
     entries
+}
+
+/// Endpoints of a UDP port that serve, of both families.
+fn serving(port: &ServicePort, slices: &[&EndpointSlice]) -> Vec<Backend> {
+    if port.protocol != TransportProtocol::Udp {
+        return Vec::new();
+    }
+    let all = behind(port, slices, |_| true);
+    let serving = all.into_iter().filter(|(endpoint, _)| endpoint.serving).map(|(_, backend)| backend);
+    serving.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// Where clients ask for a port.

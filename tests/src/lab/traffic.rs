@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     bins,
-    traffic::report::{Datagrams, Heard, Held, Outcome, Probe, Ready, Request, Resolved},
+    traffic::report::{Datagrams, Echo, Heard, Held, Outcome, Probe, Ready, Request, Resolved},
 };
 
 /// How long a tool may take to start: opening a thousand connections included.
@@ -44,6 +44,17 @@ impl<T: DeserializeOwned> Client<T> {
 
     pub fn check_running(&mut self) -> Result<()> {
         self.process.check_running()
+    }
+}
+
+impl Client<Datagrams> {
+    /// Ends it; every echo, where it was told to say (`--each`), and its report.
+    pub fn finish_each(self) -> Result<(Vec<Echo>, Datagrams)> {
+        let lines = self.process.finish(END)?;
+        let (report, echoes) = lines.split_last().context("the client reported nothing")?;
+        // the first line says that it is ready
+        let echoes = echoes.iter().skip(1).map(|line| serde_json::from_str(line).context("an echo"));
+        Ok((echoes.collect::<Result<_>>()?, serde_json::from_str(report).context("a client's report")?))
     }
 }
 
@@ -135,6 +146,19 @@ impl Place {
         let (server, interval) = (server.to_string(), interval.as_millis().to_string());
         let process = self.start(bins::traffic()?, &["http", &server, "--interval-ms", &interval])?;
         Ok(Client { process, report: PhantomData })
+    }
+
+    /// As [`Self::keep_getting`], by so many clients at once, each for itself.
+    pub fn all_keep_getting(
+        &self,
+        server: SocketAddr,
+        clients: u32,
+        interval: Duration,
+    ) -> Result<Client<Vec<Request>>> {
+        let (server, clients, interval) =
+            (server.to_string(), clients.to_string(), interval.as_millis().to_string());
+        let arguments = ["http", &server, "--clients", &clients, "--interval-ms", &interval];
+        Ok(Client { process: self.start(bins::traffic()?, &arguments)?, report: PhantomData })
     }
 
     /// Holds TCP connections with an echo on each at an interval; returns when all are open.

@@ -16,7 +16,7 @@ use tokio::{
 use super::{
     http::{kind, now_us},
     print,
-    report::{Datagrams, Ready},
+    report::{Datagrams, Echo, Ready},
     told_to_end,
 };
 
@@ -27,6 +27,8 @@ pub(super) struct Plan {
     pub(super) server: SocketAddr,
     pub(super) count: Option<u64>,
     pub(super) size: usize,
+    /// Print every echo.
+    pub(super) each: bool,
     pub(super) kind: Kind,
     pub(super) interval: Duration,
     pub(super) timeout: Duration,
@@ -56,7 +58,7 @@ pub(super) async fn run(plan: &Plan) -> Result<()> {
         tokio::select! {
             () = &mut end, if plan.count.is_none() => break,
             _ = ticks.tick() => tally.send(plan, &socket).await?,
-            got = plan.receive(&socket, &mut buffer) => tally.take(plan, got, &buffer),
+            got = plan.receive(&socket, &mut buffer) => tally.take(plan, got, &buffer)?,
         }
         if std::mem::take(&mut tally.is_ended) {
             socket = plan.socket().await?;
@@ -67,7 +69,7 @@ pub(super) async fn run(plan: &Plan) -> Result<()> {
     while tally.seen.contains(&false) {
         tokio::select! {
             () = sleep_until(deadline) => break,
-            got = plan.receive(&socket, &mut buffer) => tally.take(plan, got, &buffer),
+            got = plan.receive(&socket, &mut buffer) => tally.take(plan, got, &buffer)?,
         }
     }
     print(&tally.finish())
@@ -90,7 +92,7 @@ async fn fresh(plan: &Plan) -> Result<()> {
         let socket = plan.socket().await?;
         tally.send(plan, &socket).await?;
         if let Ok(got) = timeout(plan.timeout, plan.receive(&socket, &mut buffer)).await {
-            tally.take(plan, got, &buffer);
+            tally.take(plan, got, &buffer)?;
         }
     }
     print(&tally.finish())
@@ -157,12 +159,12 @@ impl Tally {
         *self.report.errors.entry(format!("{operation}: {}", kind(error))).or_default() += 1;
     }
 
-    fn take(&mut self, plan: &Plan, got: IoResult<(usize, SocketAddr)>, buffer: &[u8]) {
+    fn take(&mut self, plan: &Plan, got: IoResult<(usize, SocketAddr)>, buffer: &[u8]) -> Result<()> {
         let (length, peer) = match got {
             Ok(got) => got,
             Err(error) => {
                 self.fail("receive", &error);
-                return;
+                return Ok(());
             }
         };
         match plan.number(&buffer[..length]).filter(|_| peer == plan.server) {
@@ -174,11 +176,15 @@ impl Tally {
                     let sent_us = self.sent_us[number as usize];
                     let latest = self.report.latest_us.entry(server.clone()).or_default();
                     *latest = sent_us.max(*latest);
+                    if plan.each {
+                        print(&Echo { sent_us, received_us: now_us()?, server: server.clone() })?;
+                    }
                     *self.report.servers.entry(server).or_default() += 1;
                 }
             }
             _ => self.report.misdirected += 1,
         }
+        Ok(())
     }
 
     fn finish(mut self) -> Datagrams {

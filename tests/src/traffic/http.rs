@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Result;
+use futures::future::try_join_all;
 use nix::time::{ClockId, clock_gettime};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -29,11 +30,16 @@ pub(super) struct Client {
     pub(super) timeout: Duration,
 }
 
-pub(super) async fn run(client: &Client, count: Option<u64>, interval: Duration) -> Result<()> {
+pub(super) async fn run(client: &Client, clients: u32, count: Option<u64>, interval: Duration) -> Result<()> {
     let Some(count) = count else {
+        // spread over the interval, as they would be
+        let all = (0..clients).map(|number| async move {
+            sleep(interval * number / clients).await;
+            endless(client, interval).await
+        });
         return tokio::select! {
             () = told_to_end() => Ok(()),
-            failed = endless(client, interval) => failed,
+            failed = try_join_all(all) => failed.map(drop),
         };
     };
     let mut unanswered = 0;

@@ -46,6 +46,9 @@ pub enum Command {
     /// One connection per HTTP request; a line for each
     Http {
         server: SocketAddr,
+        /// So many, each for itself, until stdin closes
+        #[arg(long, default_value_t = 1, conflicts_with = "count")]
+        clients: u32,
         /// End after so many; otherwise when stdin closes
         #[arg(long)]
         count: Option<u64>,
@@ -84,6 +87,9 @@ pub enum Command {
         /// A socket of its own for each datagram
         #[arg(long, conflicts_with = "connected")]
         fresh: bool,
+        /// A line for each echo, before the report
+        #[arg(long)]
+        each: bool,
         /// How long the last echoes are waited for
         #[arg(long, default_value_t = PATIENCE_MS)]
         timeout_ms: u64,
@@ -108,14 +114,14 @@ pub async fn run(command: Command) -> Result<()> {
     let ms = Duration::from_millis;
     match command {
         Command::Serve { name, http, echo, bind } => serve::run(&name, bind, http, echo).await,
-        Command::Http { server, count, interval_ms, bytes, timeout_ms } => {
+        Command::Http { server, clients, count, interval_ms, bytes, timeout_ms } => {
             let client = http::Client { server, bytes, timeout: ms(timeout_ms) };
-            http::run(&client, count, ms(interval_ms)).await
+            http::run(&client, clients, count, ms(interval_ms)).await
         }
         Command::Hold { server, connections, interval_ms, timeout_ms } => {
             hold::run(server, connections, ms(interval_ms), ms(timeout_ms)).await
         }
-        Command::Datagrams { server, count, interval_ms, size, connected, fresh, timeout_ms } => {
+        Command::Datagrams { server, count, interval_ms, size, connected, fresh, each, timeout_ms } => {
             let kind = match (connected, fresh) {
                 (true, _) => datagrams::Kind::Connected,
                 (_, true) => datagrams::Kind::Fresh,
@@ -125,6 +131,7 @@ pub async fn run(command: Command) -> Result<()> {
                 server,
                 count,
                 size,
+                each,
                 kind,
                 interval: ms(interval_ms),
                 timeout: ms(timeout_ms),

@@ -90,6 +90,16 @@ pub struct Datagrams {
     pub ended: u64,
 }
 
+/// A datagram that came back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Echo {
+    /// Microseconds of the monotonic clock.
+    pub sent_us: u64,
+    pub received_us: u64,
+    /// Who gave it back.
+    pub server: String,
+}
+
 /// A DNS answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resolved {

@@ -56,6 +56,8 @@ pub(in crate::reconcile) struct Backends {
     next: u32,
     /// The next number an earlier agent may have given out for nothing; `None`: all have been looked at.
     unseen: Option<u32>,
+    /// Backends that serve: their numbers stay, though new connections may not get them. By how many services.
+    kept: HashMap<BackendKey, u32>,
     /// UDP backends that got or lost their number.
     moved: Vec<SocketUpdate>,
     /// Numbers that may have become nobody's.
@@ -77,6 +79,7 @@ impl Backends {
             freed: BTreeSet::new(),
             next: 0,
             unseen: None,
+            kept: HashMap::new(),
             moved: Vec::new(),
             queue: WorkQueue::default(),
         }
@@ -206,6 +209,27 @@ impl Backends {
         }
     }
 
+    /// One more service has these among those that serve.
+    pub(super) fn keep<'a>(&mut self, keys: impl Iterator<Item = &'a BackendKey>) {
+        for key in keys {
+            *self.kept.entry(*key).or_default() += 1;
+        }
+    }
+
+    /// A service has these no longer.
+    pub(super) fn let_go<'a>(&mut self, keys: impl Iterator<Item = &'a BackendKey>) {
+        for key in keys {
+            let Some(services) = self.kept.get_mut(key) else { continue };
+            *services -= 1;
+            if *services == 0 {
+                self.kept.remove(key);
+                if let Some(id) = self.id(key) {
+                    self.queue.push(id);
+                }
+            }
+        }
+    }
+
     /// Works on one number that is due. `false`: there is none.
     pub(super) fn work_one(&mut self, now: Instant) -> bool {
         let Some(id) = self.queue.pop(now) else { return false };
@@ -216,10 +240,10 @@ impl Backends {
         true
     }
 
-    /// If no range holds the number: what still uses it is stale from now on.
+    /// If no range holds the number, and it is of nobody who serves: what still uses it is stale from now on.
     fn take_back(&mut self, id: u32) -> Result<(), TableError> {
         match self.known.get(id) {
-            Some(backend) if backend.ranges > 0 => {}
+            Some(backend) if backend.ranges > 0 || self.kept.contains_key(&backend.key) => {}
             Some(Backend { key, generation, .. }) => {
                 self.table.insert(&id, &generation.wrapping_add(1))?;
                 self.moved.extend(key.udp().map(SocketUpdate::Gone));
@@ -252,9 +276,10 @@ impl Backends {
         std::mem::take(&mut self.moved)
     }
 
-    /// All UDP backends that have a number.
+    /// All UDP backends that have a number, or may have had one that an earlier agent gave them.
     pub(in crate::reconcile) fn udp(&self) -> impl Iterator<Item = UdpBackend> {
-        self.known.iter().filter_map(|(_, backend)| backend.key.udp())
+        let known = self.known.iter().map(|(_, backend)| &backend.key);
+        known.chain(self.kept.keys()).filter_map(BackendKey::udp)
     }
 
     /// Numbers given out.

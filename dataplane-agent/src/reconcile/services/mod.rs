@@ -144,6 +144,9 @@ impl Services {
                 *range = Some(cluster_range::widened(*range, key.addr));
             }
         }
+        let (serve, served) = (serving(entries.as_ref()), serving(before.as_deref()));
+        self.backends.keep(serve.difference(&served));
+        self.backends.let_go(served.difference(&serve));
         let ports = entries.iter().flat_map(|entries| &entries.ports).map(|port| &port.key);
         let ports: HashSet<_> = ports.collect();
         for port in before.iter().flat_map(|before| &before.ports) {
@@ -311,6 +314,16 @@ impl Services {
 /// Whether it is at every address of the node.
 fn is_node_port(frontend: &ServiceKey) -> bool {
     *frontend == frontend.at_node()
+}
+
+/// Backends that conversations may go on with.
+fn serving(entries: Option<&ServiceEntries>) -> BTreeSet<BackendKey> {
+    let ports = entries.into_iter().flat_map(|entries| &entries.ports);
+    let keys = ports.flat_map(|port| {
+        let protocol = port.key.protocol.number();
+        port.serving.iter().map(move |it| BackendKey { addr: it.addr, port: it.port, protocol })
+    });
+    keys.collect()
 }
 
 fn claims_of(entries: Option<&ServiceEntries>) -> BTreeSet<(ServiceKey, ServicePortKey)> {

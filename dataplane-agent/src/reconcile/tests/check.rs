@@ -1,7 +1,7 @@
 //! Tables that look, after every single write, at what a reader on another processor could see.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex},
     time::Instant,
 };
@@ -87,6 +87,18 @@ pub(super) fn expected(store: &Store) -> HashMap<ServiceKey, Vec<Meaning>> {
         }
     }
     expected
+}
+
+/// Backends of all services that serve UDP.
+pub(super) fn serving(store: &Store) -> BTreeSet<(Addr, Port, u8)> {
+    let mut serving = BTreeSet::new();
+    for service in store.services() {
+        for port in compile(service, store.slices_of(&service.name), &Site::default()).ports {
+            let protocol = port.key.protocol.number();
+            serving.extend(port.serving.iter().map(|backend| (backend.addr, backend.port, protocol)));
+        }
+    }
+    serving
 }
 
 /// What a frontend says.

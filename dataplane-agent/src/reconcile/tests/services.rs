@@ -1,6 +1,7 @@
 //! Frontends, ranges and backends.
 
 use super::*;
+use crate::reconcile::{SocketUpdate, sockets::UdpBackend};
 
 const TCP: TransportProtocol = TransportProtocol::Tcp;
 const UDP: TransportProtocol = TransportProtocol::Udp;
@@ -69,6 +70,40 @@ fn a_backend_that_is_gone_makes_its_flows_stale_and_no_others() {
     world.settle();
     let back = slot(&world, &frontend, 0);
     assert!(back.generation != goes.generation, "flows of its former life stay stale");
+}
+
+#[test]
+fn a_udp_backend_that_serves_keeps_its_flows_though_nobody_new_gets_it() {
+    let mut world = web(PLENTY, 2);
+    let key = frontend("10.96.0.1", UDP);
+    let (leaves, stays) = (slot(&world, &key, 0), slot(&world, &key, 1));
+    let backend = UdpBackend { addr: leaves.addr, port: leaves.port };
+    drop(world.agent.take_moved());
+    let ending = |serving| {
+        let mut slice = slice("web", addresses(2));
+        let endpoint = &mut slice.endpoints[0];
+        (endpoint.ready, endpoint.serving, endpoint.terminating) = (false, serving, true);
+        upsert(slice)
+    };
+    world.apply([ending(true)]);
+    world.settle();
+    assert_eq!(world.behind(&key).unwrap(), ["10.1.0.2:5300"]);
+    assert_eq!(generation(&world, &leaves), leaves.generation);
+    assert_eq!(world.agent.take_moved(), []);
+
+    world.apply([ending(false)]);
+    world.settle();
+    assert_ne!(generation(&world, &leaves), leaves.generation);
+    assert_eq!(generation(&world, &stays), stays.generation);
+    assert_eq!(world.agent.take_moved(), [SocketUpdate::Gone(backend)]);
+
+    world.apply([upsert(slice("web", addresses(2)))]);
+    world.settle();
+    assert_eq!(world.agent.take_moved(), [SocketUpdate::Back(backend)]);
+    world.apply([service_gone("web")]);
+    world.settle();
+    let gone = world.agent.take_moved();
+    assert!(gone.len() == 2 && gone.contains(&SocketUpdate::Gone(backend)), "{gone:?}");
 }
 
 #[test]
