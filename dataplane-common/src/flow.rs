@@ -1,7 +1,8 @@
 //! Life of a flow: its state, how long it may be idle, and who goes first when the table is full.
 //!
 //! Pure rules, used by the datapath for admission and by the agent for ageing. TCP state is read from flags alone,
-//! never from sequence numbers: an out-of-window packet is translated like any other (field survey §3 no. 25).
+//! never from sequence numbers: an out-of-window packet is translated like any other (field survey §3 no. 25). SCTP's chunks
+//! are taken for such flags ([`SctpHeader::flags`](crate::net::SctpHeader::flags)).
 
 use crate::{abi::Flow, net::Protocol};
 
@@ -49,7 +50,7 @@ impl State {
         }
     }
 
-    /// The state after a packet in `direction` with these TCP flags (0 for other protocols).
+    /// The state after a packet in `direction` with these TCP flags (0 for protocols without a handshake).
     #[inline(always)]
     #[must_use]
     pub const fn after(self, direction: Direction, flags: u8) -> Self {
@@ -70,6 +71,8 @@ impl State {
             // longer than the two hours after which TCP keep-alive first speaks (RFC 9293 §3.8.4)
             (Protocol::TCP, Self::Established) => 8_000,
             (Protocol::UDP, Self::Established) => 180,
+            // as nf_conntrack has it: an idle association says so every 30 seconds (RFC 9260 §16, "HB.interval")
+            (Protocol::SCTP, Self::Established) => 210,
             // closed, unanswered, or ICMP
             _ => 30,
         }
@@ -81,7 +84,7 @@ impl State {
         match (self, protocol) {
             (Self::HalfOpen, _) => Some(2),
             (Self::Closing, _) => Some(5),
-            (Self::Established, Protocol::TCP) => None,
+            (Self::Established, Protocol::TCP | Protocol::SCTP) => None,
             (Self::Established, _) => Some(30),
         }
     }
@@ -118,6 +121,7 @@ pub const fn gives_way(flow: &Flow, now: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::SctpHeader;
 
     fn flow(protocol: u8, state: State, last_seen: u32) -> Flow {
         let mut flow = Flow { epoch: 2, state: state as u32, last_seen, ..Flow::default() };
@@ -140,6 +144,29 @@ mod tests {
         let flow = flow(Protocol::TCP, State::Established, 1_000);
         assert!(!gives_way(&flow, 1_000 + 7_999));
         assert!(gives_way(&flow, 1_000 + 8_001));
+    }
+
+    #[test]
+    fn an_association_outlives_its_heartbeats_and_ends_with_a_shutdown() {
+        let header = |chunk| SctpHeader {
+            src_port: 0,
+            dst_port: 0,
+            tag: 0,
+            checksum: 0,
+            chunk,
+            chunk_flags: 0,
+            chunk_len: 0,
+        };
+        let [data, init, init_ack, heartbeat, shutdown] = [0, 1, 2, 4, 7].map(|chunk| header(chunk).flags());
+        assert_eq!(init, tcp_flags::SYN, "begins one, as nothing else");
+        let state = State::HalfOpen.after(Direction::Forward, init).after(Direction::Reply, init_ack);
+        assert_eq!(
+            state.after(Direction::Forward, data).after(Direction::Reply, heartbeat),
+            State::Established
+        );
+        assert!(!gives_way(&flow(Protocol::SCTP, State::Established, 1_000), 1_000 + 210));
+        assert!(gives_way(&flow(Protocol::SCTP, State::Established, 1_000), 1_000 + 211));
+        assert_eq!(state.after(Direction::Reply, shutdown), State::Closing);
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub const ABI_VERSION: u32 = 3;
 
 pub mod abi;
 pub mod checksum;
+pub mod crc32c;
 pub mod flow;
 pub mod hash;
 pub mod maglev;

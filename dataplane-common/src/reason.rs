@@ -91,6 +91,7 @@ numbered! {
         NoLocalBackend = 80, "no_local_backend", "The service's policy is Local, and no backend is on this node.";
         SourceRange = 81, "source_range", "The client is not in the service's loadBalancerSourceRanges.";
         NoPort = 82, "no_port", "A cluster IP, but its service has no such port: refused (ICMP port unreachable).";
+        FragmentChecksum = 83, "fragment_checksum", "An SCTP packet in fragments whose ports must change: its checksum covers what is not here.";
     }
 }
 

@@ -16,7 +16,7 @@ pub use eth::{EthHeader, EtherType};
 pub use icmp::{IcmpHeader, Icmpv4Type, Icmpv6Type};
 pub use ipv4::Ipv4Header;
 pub use ipv6::{FragmentHeader, Ipv6Header};
-pub use transport::{TcpHeader, UdpHeader};
+pub use transport::{SctpHeader, TcpHeader, UdpHeader};
 pub use vxlan::VXLAN_OVERHEAD;
 
 /// IP protocol numbers (IANA).
@@ -44,6 +44,18 @@ impl Protocol {
     pub const DESTINATION: u8 = 60;
     /// SCTP.
     pub const SCTP: u8 = 132;
+
+    /// Whether packets of it are addressed to a port, as services are.
+    #[inline(always)]
+    pub const fn has_ports(number: u8) -> bool {
+        matches!(number, Self::TCP | Self::UDP | Self::SCTP)
+    }
+
+    /// Whether its connections say when they begin and end.
+    #[inline(always)]
+    pub const fn has_handshake(number: u8) -> bool {
+        matches!(number, Self::TCP | Self::SCTP)
+    }
 
     /// Its name, for people.
     pub const fn name(number: u8) -> &'static str {
@@ -78,5 +90,6 @@ macro_rules! header {
 }
 
 header! {
-    EthHeader: 14, Ipv4Header: 20, Ipv6Header: 40, FragmentHeader: 8, TcpHeader: 20, UdpHeader: 8, IcmpHeader: 8,
+    EthHeader: 14, Ipv4Header: 20, Ipv6Header: 40, FragmentHeader: 8, TcpHeader: 20, UdpHeader: 8,
+    SctpHeader: 16, IcmpHeader: 8,
 }

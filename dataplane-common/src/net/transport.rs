@@ -1,6 +1,6 @@
-//! TCP (RFC 9293) and UDP (RFC 768).
+//! TCP (RFC 9293), UDP (RFC 768) and SCTP (RFC 9260).
 
-use crate::abi::Port;
+use crate::{abi::Port, flow::tcp_flags};
 
 /// TCP header without options, 20 bytes.
 #[repr(C)]
@@ -38,6 +38,26 @@ pub struct UdpHeader {
     pub len: u16,
     /// Checksum; 0 over IPv4: none.
     pub checksum: u16,
+}
+
+/// SCTP's common header with the first four bytes of the chunk every packet has behind it, 16 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SctpHeader {
+    /// Source port.
+    pub src_port: u16,
+    /// Destination port.
+    pub dst_port: u16,
+    /// Verification tag.
+    pub tag: u32,
+    /// [CRC-32C](crate::crc32c) of the packet, as if this field were 0. 0: the device that sends it has yet to compute it.
+    pub checksum: u32,
+    /// Type of the first chunk.
+    pub chunk: u8,
+    /// Its flags.
+    pub chunk_flags: u8,
+    /// Its length.
+    pub chunk_len: u16,
 }
 
 impl UdpHeader {
@@ -80,5 +100,37 @@ impl UdpHeader {
     #[inline(always)]
     pub const fn dst_port(&self) -> Port {
         Port::from_wire(self.dst_port)
+    }
+}
+
+impl SctpHeader {
+    /// Bytes of an INIT by which its sender knows it as its own in a message about it: the initiate tag is the last of them
+    /// (RFC 9260 §10, "ICMP6").
+    pub const QUOTED: usize = 20;
+
+    /// Both ports, as they lie in the packet.
+    #[inline(always)]
+    pub const fn ports(&self) -> u32 {
+        let ([a, b], [c, d]) = (self.src_port.to_ne_bytes(), self.dst_port.to_ne_bytes());
+        u32::from_ne_bytes([a, b, c, d])
+    }
+
+    /// What the first chunk says of the association, in TCP's words ([`tcp_flags`]). Chunks that say something stand first, but
+    /// for an acknowledgement (RFC 9260 §6.10).
+    #[inline(always)]
+    pub const fn flags(&self) -> u8 {
+        const INIT: u8 = 1;
+        const INIT_ACK: u8 = 2;
+        const ABORT: u8 = 6;
+        const SHUTDOWN: u8 = 7;
+        const SHUTDOWN_ACK: u8 = 8;
+        const SHUTDOWN_COMPLETE: u8 = 14;
+        match self.chunk {
+            INIT => tcp_flags::SYN,
+            INIT_ACK => tcp_flags::SYN | tcp_flags::ACK,
+            ABORT => tcp_flags::RST,
+            SHUTDOWN | SHUTDOWN_ACK | SHUTDOWN_COMPLETE => tcp_flags::FIN | tcp_flags::ACK,
+            _ => tcp_flags::ACK,
+        }
     }
 }
