@@ -119,6 +119,7 @@ pub struct PortMapping {
 pub enum PortProtocol {
     Tcp,
     Udp,
+    Sctp,
 }
 
 /// Takes the device away. Neither it nor the namespace need exist.
@@ -206,6 +207,7 @@ impl fmt::Display for PortProtocol {
         f.write_str(match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
         })
     }
 }

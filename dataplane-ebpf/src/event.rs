@@ -39,11 +39,9 @@ fn tuple<F: IpFamily>(ctx: &impl Frame, work: &mut Work) {
     match F::parse(ctx) {
         Ok(packet) => {
             work.from = packet.tuple_without_ports();
-            if packet.has_transport()
-                && let Ok((src, dst)) = parse::transport_ports_at::<F>(ctx, packet.protocol, packet.l4)
-            {
-                work.from.src_port = src;
-                work.from.dst_port = dst;
+            // cut short: without ports
+            if packet.has_transport() {
+                let _cut_short = parse::transport::<F>(ctx, packet.l4, work);
             }
         }
         Err(_unreadable) => work.from = FlowKey::default(),

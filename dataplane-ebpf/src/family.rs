@@ -29,6 +29,9 @@ pub(crate) trait IpFamily: Sized {
     /// Reads and checks the IP header.
     fn parse(ctx: &impl Frame) -> Result<Packet<Self>, DropReason>;
 
+    /// Bytes of the packet from offset `l4` of the frame on, by the IP header: a frame may have more behind the packet.
+    fn transport_len(ctx: &impl Frame, l4: usize) -> Result<u16, DropReason>;
+
     /// Takes one hop off. There must be more than one.
     fn decrement_hop_limit(ctx: &impl Frame) -> Result<(), DropReason>;
 
@@ -108,6 +111,12 @@ impl IpFamily for V4 {
             fragment,
             u32::from(header.id),
         ))
+    }
+
+    #[inline(always)]
+    fn transport_len(ctx: &impl Frame, l4: usize) -> Result<u16, DropReason> {
+        let header = packet::with_header(ctx, L3, |ip: &mut Ipv4Header| *ip)?;
+        Ok(header.total_len().wrapping_sub((l4 - L3) as u16))
     }
 
     #[inline(always)]
@@ -212,6 +221,12 @@ impl IpFamily for V6 {
             skip_extensions(ctx, &mut packet)?;
         }
         Ok(packet)
+    }
+
+    #[inline(always)]
+    fn transport_len(ctx: &impl Frame, l4: usize) -> Result<u16, DropReason> {
+        let header = packet::with_header(ctx, L3, |ip: &mut Ipv6Header| *ip)?;
+        Ok(header.payload_len().wrapping_sub((l4 - L3 - Ipv6Header::LEN) as u16))
     }
 
     #[inline(always)]

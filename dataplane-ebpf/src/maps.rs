@@ -107,6 +107,8 @@ pub(crate) struct Work {
     pub(crate) asks: Asks,
     /// Not 0: the packet goes to the node of `to` as it is, which is one that serves the frontend as well.
     pub(crate) direct: u32,
+    /// What is known of the packet's transport: bits of `parse::Transport`.
+    pub(crate) transport: u32,
 }
 
 /// What a frontend needs to know of who asks, beside the tuple.

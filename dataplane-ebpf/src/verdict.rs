@@ -49,7 +49,7 @@ fn run<P: Place<Context = TcContext>, F: IpFamily>(
 ) -> (Result<Verdict, DropReason>, bool) {
     let result = P::run::<F>(ctx, work);
     let refused = matches!(result, Err(DropReason::NoBackend | DropReason::NoPort))
-        && reject::refuse::<F>(ctx, P::HOOK);
+        && reject::refuse::<F>(ctx, work, P::HOOK);
     (result, refused)
 }
 

@@ -53,7 +53,7 @@ fn node(family: Family, flags: u32) -> Result<(Rig, World, SocketAddr)> {
 
     rig.host_with_node_ports(world.host)?;
     let frontend = at(world.host, NODE_PORT);
-    for protocol in [Protocol::TCP, Protocol::UDP] {
+    for protocol in [Protocol::TCP, Protocol::UDP, Protocol::SCTP] {
         rig.service_with(frontend, protocol, SLOT, &[at(world.wire_pod, 8080)], |key, service| {
             *key = key.at_node();
             service.flags = flags;
@@ -102,6 +102,33 @@ fn datagrams_with_and_without_a_checksum() -> Result<()> {
                 assert_eq!(run.frame[40..42], [0, 0], "none stays none");
             }
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_association_turns_round_if_its_checksum_is_there() -> Result<()> {
+    const INIT: u8 = 1;
+    const INIT_ACK: u8 = 2;
+    for family in Family::BOTH {
+        let (mut rig, world, frontend) = node(family, 0)?;
+        let client = at(world.outside, 40_000);
+        let backend = at(world.wire_pod, 8080);
+        let run = rig.run(Hook::XdpWire, &Frame::sctp(client, frontend, INIT).build())?;
+        assert_eq!((run.action, run.outcome), (Action::TurnRound, "to_wire"));
+        let (between, dst) = run.packet().tuple();
+        assert_eq!((between.ip(), dst), (world.host, backend));
+        for payload in [0, 1, 2, 3, 1_400] {
+            let reply = Frame { payload: vec![7; payload], ..Frame::sctp(backend, between, INIT_ACK) };
+            let run = rig.run(Hook::XdpWire, &reply.build())?;
+            assert_eq!((run.action, run.outcome), (Action::TurnRound, "to_outside"));
+            assert_eq!(run.packet().tuple(), (frontend, client));
+        }
+        // from a machine beside ours, that left it to a device: tc still knows that
+        let unsummed = Frame { no_checksum: true, ..Frame::sctp(client, frontend, INIT) }.build();
+        let run = rig.run(Hook::XdpWire, &unsummed)?;
+        assert_eq!((run.action, run.outcome, run.frame), (Action::Next, "left_to_tc", unsummed));
+        assert_eq!(rig.flows()?.len(), 1);
     }
     Ok(())
 }

@@ -260,7 +260,7 @@ pub struct ServiceView {
     #[serde(default)]
     pub frontends: Vec<FrontendView>,
     pub port: u16,
-    /// `TCP` or `UDP`.
+    /// `TCP`, `UDP` or `SCTP`.
     pub protocol: String,
     /// `dataplane_common::abi::Service::id`.
     pub id: u32,

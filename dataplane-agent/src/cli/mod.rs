@@ -92,7 +92,7 @@ pub struct FlowsArgs {
     /// Only those with this port at either end
     #[arg(long)]
     port: Option<u16>,
-    /// Only this protocol (tcp, udp, icmp, icmpv6)
+    /// Only this protocol (tcp, udp, sctp, icmp, icmpv6)
     #[arg(long)]
     protocol: Option<String>,
     /// Only those to this service (namespace/name)

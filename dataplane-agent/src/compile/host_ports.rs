@@ -33,6 +33,7 @@ pub fn compile(
         let protocol = match mapping.protocol {
             PortProtocol::Tcp => TransportProtocol::Tcp,
             PortProtocol::Udp => TransportProtocol::Udp,
+            PortProtocol::Sctp => TransportProtocol::Sctp,
         };
         let mut entries = PortEntries {
             key: ServicePortKey { service: name.clone(), port: mapping.host_port, protocol },

@@ -6,8 +6,9 @@ use std::{
     time::Instant,
 };
 
-use dataplane_common::abi::{
-    Addr, Endpoint, Gates, Route, RouteKind, Scope, Service, ServiceFlags, ServiceKey,
+use dataplane_common::{
+    abi::{Addr, Endpoint, Gates, Route, RouteKind, Scope, Service, ServiceFlags, ServiceKey},
+    net::Protocol,
 };
 
 use super::{Reconciler, services::ServiceWork};
@@ -294,7 +295,7 @@ fn open_gates(gates: Gates) -> Vec<String> {
 }
 
 fn frontend(key: &ServiceKey) -> String {
-    let protocol = if key.protocol == 6 { "TCP" } else { "UDP" };
+    let protocol = Protocol::name(key.protocol);
     if *key == key.at_node() {
         let family = if key.addr.is_v4() { "IPv4" } else { "IPv6" };
         return format!("node port {}/{protocol} ({family})", key.port);

@@ -142,6 +142,7 @@ pub enum Forwarding {
 pub enum TransportProtocol {
     Tcp,
     Udp,
+    Sctp,
 }
 
 /// Some of the endpoints of a service.
@@ -266,6 +267,7 @@ impl TransportProtocol {
         match self {
             Self::Tcp => 6,
             Self::Udp => 17,
+            Self::Sctp => 132,
         }
     }
 }
@@ -275,6 +277,7 @@ impl fmt::Display for TransportProtocol {
         f.write_str(match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
         })
     }
 }

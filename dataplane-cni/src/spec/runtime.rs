@@ -79,7 +79,7 @@ impl Mapping {
             protocol: match self.protocol.to_ascii_lowercase().as_str() {
                 "" | "tcp" => PortProtocol::Tcp,
                 "udp" => PortProtocol::Udp,
-                "sctp" => return Err("protocol: SCTP is not supported".to_owned()),
+                "sctp" => PortProtocol::Sctp,
                 other => return Err(format!("protocol: {other:?} is none of tcp, udp, sctp")),
             },
             container_port: port("containerPort", self.container_port)?,
@@ -128,10 +128,11 @@ mod tests {
         let list = json!([
             {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "127.0.0.1"},
             {"hostPort": 53, "containerPort": 5353, "protocol": "UDP", "hostIP": "::"},
+            {"hostPort": 38412, "containerPort": 38412, "protocol": "SCTP"},
             {"hostPort": 0, "containerPort": 9000, "protocol": "tcp"},
         ]);
         let texts: Vec<_> = read(&list).unwrap().iter().map(ToString::to_string).collect();
-        assert_eq!(texts, ["8080/TCP on 127.0.0.1", "53/UDP"]);
+        assert_eq!(texts, ["8080/TCP on 127.0.0.1", "53/UDP", "38412/SCTP"]);
         assert_eq!(read(&Value::Null).unwrap(), []);
         assert_eq!(port_mappings(None).unwrap(), []);
     }
@@ -162,7 +163,10 @@ mod tests {
         for (mapping, expected) in [
             (json!({"hostPort": 70000, "containerPort": 80}), "[0] hostPort: 70000 is not a port"),
             (json!({"hostPort": 80, "containerPort": 0}), "[0] containerPort: 0 is not a port"),
-            (json!({"hostPort": 80, "containerPort": 80, "protocol": "sctp"}), "SCTP is not supported"),
+            (
+                json!({"hostPort": 80, "containerPort": 80, "protocol": "icmp"}),
+                "\"icmp\" is none of tcp, udp, sctp",
+            ),
             (json!({"hostPort": 80, "containerPort": 80, "hostIP": "eth0"}), "hostIP: \"eth0\" is not an IP"),
             (json!({"hostPort": "80", "containerPort": 80}), "invalid type"),
         ] {

@@ -6,7 +6,7 @@
 
 use aya_ebpf::programs::XdpContext;
 use dataplane_common::{
-    net::{EthHeader, Protocol},
+    net::{EthHeader, Protocol, SctpHeader},
     reason::{DropReason, Hook, Verdict},
 };
 
@@ -35,7 +35,7 @@ impl Place for XdpWire {
     #[inline(always)]
     fn run<F: IpFamily>(ctx: &XdpContext, work: &mut Work) -> Result<Verdict, DropReason> {
         let packet = F::parse(ctx)?;
-        if !is_plain(&packet) {
+        if !is_plain(ctx, &packet) {
             return Ok(Verdict::LeftToTc);
         }
         let destination = route::find(&packet.dst)?;
@@ -59,11 +59,19 @@ impl Place for XdpWire {
 
 /// Whether it is a whole packet of a protocol with ports, without options: nearly all are.
 #[inline(always)]
-fn is_plain<F: IpFamily>(packet: &Packet<F>) -> bool {
-    matches!(packet.protocol, Protocol::TCP | Protocol::UDP)
+fn is_plain<F: IpFamily>(ctx: &impl Frame, packet: &Packet<F>) -> bool {
+    Protocol::has_ports(packet.protocol)
         && packet.fragment == Fragment::Whole
         && packet.l4 == L3 + F::HEADER
         && packet.hop_limit > 1
+        && is_summed(ctx, packet)
+}
+
+/// SCTP that has crossed no wire may come with its checksum still to be computed, and out of here nobody would.
+#[inline(always)]
+fn is_summed<F: IpFamily>(ctx: &impl Frame, packet: &Packet<F>) -> bool {
+    packet.protocol != Protocol::SCTP
+        || ctx.read::<SctpHeader>(packet.l4).is_ok_and(|header| header.checksum != 0)
 }
 
 /// Sends the packet of tuple `work.to` out of the device it came by, if that is its way.

@@ -7,11 +7,10 @@ use dataplane_common::{
     abi::{Flow, FlowFlags, FlowKey, FlowRef, Port},
     flow::{Direction, State, gives_way, is_past, tcp_flags},
     hash,
-    net::Protocol,
     reason::DropReason,
 };
 
-use super::{Answer, translate::NewFlow};
+use super::{Answer, parse::Transport, translate::NewFlow};
 use crate::{
     config,
     maps::{self, Work},
@@ -24,9 +23,9 @@ const PORT_TRIES: u32 = 8;
 const MAX_PROBES: u32 = 8;
 
 /// Whether a packet with tuple `work.from` belongs to a flow that is translated here: then `work.to` is the tuple it leaves with, and the flow has
-/// seen a packet with the TCP flags `tcp`.
+/// seen a packet that says `work.transport`.
 #[inline(always)]
-pub(crate) fn lookup<N: NewFlow>(work: &mut Work, tcp: u8) -> bool {
+pub(crate) fn lookup<N: NewFlow>(work: &mut Work) -> bool {
     let Some(reference) = maps::flow_ref(&work.from) else { return false };
     let Some(flow) = maps::flow(reference.slot) else { return false };
     // SAFETY: array values live as long as the map. Another processor may give the record to a new owner meanwhile; the
@@ -35,9 +34,11 @@ pub(crate) fn lookup<N: NewFlow>(work: &mut Work, tcp: u8) -> bool {
     if epoch(flow) != reference.epoch {
         return false;
     }
+    let said = work.transport;
+    let tcp = said as u8;
     let direction = if flow.forward == work.from { Direction::Forward } else { Direction::Reply };
     match direction {
-        Direction::Forward if !N::begins_here(flow.flags) || is_over(flow, tcp) => return false,
+        Direction::Forward if !N::begins_here(flow.flags) || is_over(flow, said) => return false,
         Direction::Forward => reverse(&flow.reply, &mut work.to),
         Direction::Reply if is_to_another(flow, tcp) => {
             maps::remove_flow_key(&work.from, reference);
@@ -87,13 +88,14 @@ fn reverse(tuple: &FlowKey, into: &mut FlowKey) {
 /// Whether a forward packet must choose anew, though its tuple is known: its backend has been removed, or a new
 /// connection re-uses the ports of one that has ended.
 #[inline(always)]
-fn is_over(flow: &Flow, tcp: u8) -> bool {
+fn is_over(flow: &Flow, said: u32) -> bool {
+    let tcp = said as u8;
     let opens = tcp & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
     if opens && State::from_number(flow.state) == State::Closing {
         return true;
     }
-    // TCP stays with its backend until one of them ends the connection, as a removed pod drains its connections
-    let may_move = flow.forward.protocol != Protocol::TCP || opens;
+    // TCP and SCTP stay with their backend until one side ends the connection, as a removed pod drains its connections
+    let may_move = said & Transport::HANDSHAKE == 0 || opens;
     may_move
         && flow.flags & FlowFlags::SERVICE != 0
         && maps::backend_generation(flow.backend_id) != flow.backend_generation
@@ -213,16 +215,14 @@ fn admit() -> u32 {
 /// Finds a port of the node's range under which replies are nobody else's, and claims it.
 #[inline(never)]
 fn claim_reply_port(work: &mut Work, reference: FlowRef) -> bool {
-    let protocol = work.from.protocol;
     // a protocol without ports has a single place per pair of addresses
-    if !has_ports(protocol) {
+    if work.transport & (Transport::PORTS | Transport::ECHO) == 0 {
         return claim_reply(work, reference, true);
     }
     let (first, count) = config::snat_ports();
     for tried in 0..PORT_TRIES {
         work.reply.dst_port = Port::new(first.wrapping_add(hash::scale(skb::random(), count) as u16));
-        if is_echo(protocol) {
-            // one identifier serves as both ports
+        if work.transport & Transport::ECHO != 0 {
             work.reply.src_port = work.reply.dst_port;
         }
         if claim_reply(work, reference, tried >= PORT_TRIES / 2) {
@@ -258,16 +258,6 @@ fn free_reply(work: &Work, pressed: bool) -> bool {
     }
     maps::remove_flow_key(&work.reply, holder);
     true
-}
-
-#[inline(always)]
-const fn has_ports(protocol: u8) -> bool {
-    matches!(protocol, Protocol::TCP | Protocol::UDP) || is_echo(protocol)
-}
-
-#[inline(always)]
-const fn is_echo(protocol: u8) -> bool {
-    matches!(protocol, Protocol::ICMP | Protocol::ICMPV6)
 }
 
 #[inline(always)]

@@ -31,11 +31,10 @@ pub(crate) fn translate<F: IpFamily, N: NewFlow>(
     work: &mut Work,
 ) -> Result<bool, DropReason> {
     let inner_l3 = packet.l4 + size_of::<IcmpHeader>();
-    let (protocol, l4) = carried::<F>(ctx, inner_l3, &mut work.from)?;
-    let (src_port, dst_port) = parse::transport_ports_at::<F>(ctx, protocol, l4)?;
+    let l4 = carried::<F>(ctx, inner_l3, &mut work.from)?;
+    parse::transport::<F>(ctx, l4, work)?;
     // what is carried went the other way
-    work.from.src_port = dst_port;
-    work.from.dst_port = src_port;
+    core::mem::swap(&mut work.from.src_port, &mut work.from.dst_port);
     if !flow::peek::<N>(work) {
         return Ok(false);
     }
@@ -72,7 +71,7 @@ fn inner_ports<F: IpFamily>(
     if travels.protocol == F::ICMP {
         return replace(ctx, l4 + IcmpHeader::ID, checksum, travels.src_port, leaves.src_port);
     }
-    if travels.protocol != Protocol::TCP && travels.protocol != Protocol::UDP {
+    if !Protocol::has_ports(travels.protocol) {
         return Ok(());
     }
     replace(ctx, l4, checksum, travels.dst_port, leaves.dst_port)?;
@@ -95,13 +94,9 @@ fn replace(
 }
 
 /// Reads the head of the packet inside, which may be cut short after its first eight bytes of transport: leaves its
-/// addresses, reversed, in `travels`, and returns its protocol and the offset of its transport header.
+/// addresses, reversed, in `travels` with its protocol, and returns the offset of its transport header.
 #[inline(always)]
-fn carried<F: IpFamily>(
-    ctx: &impl Frame,
-    offset: usize,
-    travels: &mut FlowKey,
-) -> Result<(u8, usize), DropReason> {
+fn carried<F: IpFamily>(ctx: &impl Frame, offset: usize, travels: &mut FlowKey) -> Result<usize, DropReason> {
     let (protocol, l4) = if F::ICMP == Protocol::ICMP {
         let ip: Ipv4Header = ctx.read(offset)?;
         if ip.version() != 4 || ip.header_len() < Ipv4Header::LEN {
@@ -126,5 +121,7 @@ fn carried<F: IpFamily>(
         }
     };
     travels.protocol = protocol;
-    Ok((protocol, l4))
+    travels.src_port = Port::new(0);
+    travels.dst_port = Port::new(0);
+    Ok(l4)
 }

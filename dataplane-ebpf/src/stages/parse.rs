@@ -4,10 +4,11 @@ use core::marker::PhantomData;
 
 use dataplane_common::{
     abi::{Addr, FlowKey, FragmentPorts, Port},
-    net::{IcmpHeader, Protocol, TcpHeader, UdpHeader},
+    net::{IcmpHeader, Protocol, SctpHeader, TcpHeader, UdpHeader},
     reason::{DropReason, Verdict},
 };
 
+use super::Answer;
 use crate::{
     family::IpFamily,
     maps::{self, Work},
@@ -87,18 +88,10 @@ impl<F: IpFamily> Packet<F> {
             && self.has_transport()
             && ctx.read::<IcmpHeader>(self.l4).is_ok_and(|icmp| F::icmp_is_error(icmp.kind))
     }
-
-    /// TCP flags, 0 for any other protocol.
-    #[inline(always)]
-    pub(crate) fn tcp_flags(&self, ctx: &impl Frame) -> u8 {
-        if self.protocol != Protocol::TCP || !self.has_transport() {
-            return 0;
-        }
-        ctx.read::<TcpHeader>(self.l4).map_or(0, |tcp| tcp.flags)
-    }
 }
 
 /// Leaves the tuple of a packet in `work.from`. An echo has its identifier in place of both ports; other protocols have zeros.
+/// In `work.transport` stands what else it says.
 ///
 /// # Errors
 /// [`DropReason::Truncated`], or [`DropReason::FragmentUnknown`] for a later fragment whose first was not seen.
@@ -109,23 +102,24 @@ pub(crate) fn tuple<F: IpFamily>(
     work: &mut Work,
 ) -> Result<(), DropReason> {
     work.from = packet.tuple_without_ports();
-    let (src, dst) = match packet.fragment {
-        Fragment::Whole => transport_ports(ctx, packet)?,
+    match packet.fragment {
+        Fragment::Whole => transport::<F>(ctx, packet.l4, work),
         Fragment::First => {
-            let (src, dst) = transport_ports(ctx, packet)?;
+            transport::<F>(ctx, packet.l4, work)?;
             set_fragment_key(packet, work);
-            maps::remember_fragment(&work.fragment, FragmentPorts { src, dst });
-            (src, dst)
+            let ports = FragmentPorts { src: work.from.src_port, dst: work.from.dst_port };
+            maps::remember_fragment(&work.fragment, ports);
+            Ok(())
         }
         Fragment::Later => {
             set_fragment_key(packet, work);
             let ports = maps::fragment_ports(&work.fragment).ok_or(DropReason::FragmentUnknown)?;
-            (ports.src, ports.dst)
+            work.from.src_port = ports.src;
+            work.from.dst_port = ports.dst;
+            work.transport = Transport::of::<F>(packet.protocol);
+            Ok(())
         }
-    };
-    work.from.src_port = src;
-    work.from.dst_port = dst;
-    Ok(())
+    }
 }
 
 #[inline(always)]
@@ -136,29 +130,69 @@ fn set_fragment_key<F>(packet: &Packet<F>, work: &mut Work) {
     work.fragment.protocol = packet.protocol;
 }
 
-#[inline(always)]
-fn transport_ports<F: IpFamily>(ctx: &impl Frame, packet: &Packet<F>) -> Result<(Port, Port), DropReason> {
-    transport_ports_at::<F>(ctx, packet.protocol, packet.l4)
+/// What a transport protocol is like, and what its header says. The lowest eight bits are TCP's flags
+/// (`dataplane_common::flow::tcp_flags`), or SCTP's chunks in such words.
+pub(crate) struct Transport;
+
+impl Transport {
+    /// Source and destination have ports.
+    pub(crate) const PORTS: u32 = 1 << 8;
+    /// One identifier serves as both.
+    pub(crate) const ECHO: u32 = 1 << 9;
+    /// Connections say when they begin and end.
+    pub(crate) const HANDSHAKE: u32 = 1 << 10;
+
+    #[inline(always)]
+    const fn of<F: IpFamily>(protocol: u8) -> u32 {
+        match protocol {
+            Protocol::TCP | Protocol::SCTP => Self::PORTS | Self::HANDSHAKE,
+            Protocol::UDP => Self::PORTS,
+            protocol if protocol == F::ICMP => Self::ECHO,
+            _ => 0,
+        }
+    }
 }
 
-/// The ports of the transport header at `offset`.
+/// Reads the transport header at `offset`, of the protocol `work.from` has: leaves its ports there, and in `work.transport`
+/// the rest.
+///
+/// Through memory in and out: to the verifier the ways through it end as one, and what it knows of the protocol ends with it.
 #[inline(always)]
-pub(crate) fn transport_ports_at<F: IpFamily>(
+pub(crate) fn transport<F: IpFamily>(
     ctx: &impl Frame,
-    protocol: u8,
     offset: usize,
-) -> Result<(Port, Port), DropReason> {
-    match protocol {
-        // the first eight bytes of TCP hold its ports where UDP has them; an ICMP error carries no more of it
-        Protocol::TCP | Protocol::UDP => {
-            let header: UdpHeader = ctx.read(offset)?;
-            Ok((header.src_port(), header.dst_port()))
-        }
-        protocol if protocol == F::ICMP => {
-            let icmp: IcmpHeader = ctx.read(offset)?;
-            let id = if F::icmp_is_echo(icmp.kind) { icmp.id() } else { Port::new(0) };
-            Ok((id, id))
-        }
-        _ => Ok((Port::new(0), Port::new(0))),
+    work: &mut Work,
+) -> Result<(), DropReason> {
+    #[inline(never)]
+    fn outlined<F: IpFamily>(ctx: &impl Frame, offset: usize, work: &mut Work) -> Answer {
+        read_transport::<F>(ctx, offset, work).map(|()| true).into()
     }
+    outlined::<F>(ctx, offset, work).get().map(|_| ())
+}
+
+#[inline(always)]
+fn read_transport<F: IpFamily>(ctx: &impl Frame, offset: usize, work: &mut Work) -> Result<(), DropReason> {
+    let protocol = work.from.protocol;
+    work.transport = Transport::of::<F>(protocol);
+    if protocol == F::ICMP {
+        let icmp: IcmpHeader = ctx.read(offset)?;
+        if F::icmp_is_echo(icmp.kind) {
+            work.from.src_port = icmp.id();
+            work.from.dst_port = icmp.id();
+        }
+        return Ok(());
+    }
+    if !Protocol::has_ports(protocol) {
+        return Ok(());
+    }
+    // the first eight bytes of TCP and SCTP hold their ports where UDP has them; an ICMP error carries no more of it
+    let header: UdpHeader = ctx.read(offset)?;
+    work.from.src_port = header.src_port();
+    work.from.dst_port = header.dst_port();
+    if protocol == Protocol::TCP {
+        work.transport |= ctx.read::<TcpHeader>(offset).map_or(0, |tcp| u32::from(tcp.flags));
+    } else if protocol == Protocol::SCTP {
+        work.transport |= ctx.read::<SctpHeader>(offset).map_or(0, |sctp| u32::from(sctp.flags()));
+    }
+    Ok(())
 }

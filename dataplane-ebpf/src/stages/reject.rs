@@ -7,7 +7,7 @@ use aya_ebpf::{bindings::TC_ACT_REDIRECT, programs::TcContext};
 use dataplane_common::{
     checksum,
     flow::tcp_flags,
-    net::{EthHeader, IcmpHeader, Protocol, TcpHeader, UdpHeader},
+    net::{EthHeader, IcmpHeader, Protocol, SctpHeader, TcpHeader, UdpHeader},
     reason::{DropReason, Hook},
 };
 
@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     family::{IpFamily, L3},
+    maps::Work,
     packet::{self, Frame},
     skb,
 };
@@ -24,10 +25,13 @@ use crate::{
 /// Whether the packet is on its way back, as a message. Others (messages, fragments, packets with options) are dropped in
 /// silence, as are those from the tunnel.
 #[inline(always)]
-pub(crate) fn refuse<F: IpFamily>(ctx: &TcContext, hook: Hook) -> bool {
+pub(crate) fn refuse<F: IpFamily>(ctx: &TcContext, work: &Work, hook: Hook) -> bool {
     #[inline(never)]
     fn outlined<F: IpFamily>(ctx: &TcContext) -> Answer {
         turn::<F>(ctx).into()
+    }
+    if work.transport & u32::from(tcp_flags::RST) != 0 {
+        return false;
     }
     let back = match hook {
         Hook::FromPod | Hook::FromWire | Hook::ToWire => outlined::<F>(ctx).get(),
@@ -53,17 +57,15 @@ fn turn<F: IpFamily>(ctx: &TcContext) -> Result<bool, DropReason> {
     match packet.protocol {
         Protocol::TCP => quote::<F, { TcpHeader::LEN / 4 }>(ctx, &packet),
         Protocol::UDP => quote::<F, { UdpHeader::LEN / 4 }>(ctx, &packet),
+        Protocol::SCTP => quote::<F, { SctpHeader::QUOTED / 4 }>(ctx, &packet),
         _ => Ok(false),
     }
 }
 
-/// Makes the packet a message that quotes its IP header and so many 32-bit words of what follows. Of TCP the whole header:
-/// the kernel cuts no packet in front of a checksum that is still to be completed.
+/// Makes the packet a message that quotes its IP header and so many 32-bit words of what follows. Of TCP the whole header,
+/// of SCTP more: the kernel cuts no packet in front of a checksum that is still to be completed.
 #[inline(always)]
 fn quote<F: IpFamily, const WORDS: usize>(ctx: &TcContext, packet: &Packet<F>) -> Result<bool, DropReason> {
-    if packet.tcp_flags(ctx) & tcp_flags::RST != 0 {
-        return Ok(false);
-    }
     let eth: EthHeader = ctx.read(0)?;
     let transport: [u32; WORDS] = ctx.read(packet.l4)?;
     let quoted = F::sum_of_header(ctx)? + checksum::sum_of_words(&transport);

@@ -3,15 +3,16 @@
 use dataplane_common::{
     abi::{FlowKey, Port},
     checksum::Change,
-    net::{IcmpHeader, Protocol, TcpHeader, UdpHeader},
+    crc32c,
+    net::{IcmpHeader, Protocol, SctpHeader, TcpHeader, UdpHeader},
     reason::DropReason,
 };
 
-use super::parse::Packet;
+use super::parse::{Fragment, Packet};
 use crate::{
     family::{IpFamily, L3},
     maps::Work,
-    packet::{ChecksumField, Covers, Frame},
+    packet::{self, ChecksumField, Covers, Frame},
 };
 
 /// Rewrites `packet`, whose tuple is `work.from`, to the tuple `work.to`.
@@ -27,7 +28,8 @@ pub(crate) fn tuple<F: IpFamily>(
     if !packet.has_transport() {
         return Ok(());
     }
-    match packet.protocol {
+    // read anew: to the verifier the ways that led here end as one
+    match to.protocol {
         Protocol::TCP => {
             let checksum = ChecksumField::at(packet.l4 + TcpHeader::CHECKSUM);
             transport(ctx, packet.l4, checksum, addresses, from, to)
@@ -43,7 +45,8 @@ pub(crate) fn tuple<F: IpFamily>(
             }
             replace_port(ctx, packet.l4 + IcmpHeader::ID, checksum, from.src_port, to.src_port)
         }
-        // no ports, and no checksum over the addresses (SCTP, GRE, ESP)
+        Protocol::SCTP => sctp(ctx, packet, from, to),
+        // no ports, and no checksum over the addresses (GRE, ESP)
         _ => Ok(()),
     }
 }
@@ -62,6 +65,36 @@ fn transport(
     ctx.mend_checksum(checksum, addresses, Covers::PseudoHeader)?;
     replace_port(ctx, l4 + SRC_PORT, checksum, from.src_port, to.src_port)?;
     replace_port(ctx, l4 + DST_PORT, checksum, from.dst_port, to.dst_port)
+}
+
+/// Rewrites the ports of SCTP, whose checksum is not over the addresses.
+#[inline(always)]
+fn sctp<F: IpFamily>(
+    ctx: &impl Frame,
+    packet: &Packet<F>,
+    from: &FlowKey,
+    to: &FlowKey,
+) -> Result<(), DropReason> {
+    #[inline(never)]
+    fn mended(checksum: u32, old: u32, new: u32, len: u16) -> u32 {
+        crc32c::replace_first_word(checksum, old, new, len)
+    }
+    if from.src_port == to.src_port && from.dst_port == to.dst_port {
+        return Ok(());
+    }
+    let mut header: SctpHeader = ctx.read(packet.l4)?;
+    let old = header.ports();
+    header.src_port = to.src_port.wire();
+    header.dst_port = to.dst_port.wire();
+    // 0: the device that sends it computes the whole, over the field as well (`skb_crc32c_csum_help` of the kernel)
+    if header.checksum != 0 {
+        if packet.fragment != Fragment::Whole {
+            return Err(DropReason::FragmentChecksum);
+        }
+        let len = F::transport_len(ctx, packet.l4)?;
+        header.checksum = mended(header.checksum, old, header.ports(), len);
+    }
+    packet::with_header(ctx, packet.l4, |place: &mut SctpHeader| *place = header)
 }
 
 /// Replaces the port, or echo identifier, at `offset`.

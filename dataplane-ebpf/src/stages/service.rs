@@ -33,7 +33,7 @@ impl NewFlow for ToBackend {
 fn open<F: IpFamily>(work: &mut Work) -> Result<bool, DropReason> {
     let from = &work.from;
     let Some(service) = frontend(&from.dst, from.dst_port, from.protocol, work.asks) else {
-        let is_service = F::cluster_range().contains(&from.dst) && has_ports(from.protocol);
+        let is_service = F::cluster_range().contains(&from.dst) && Protocol::has_ports(from.protocol);
         let is_service = is_service && maps::service(&ServiceKey::of_address(from.dst)).is_some();
         return if is_service { Err(DropReason::NoPort) } else { Ok(false) };
     };
@@ -90,15 +90,10 @@ fn node_source<F: IpFamily>() -> Result<Addr, DropReason> {
     if addr.is_unspecified() { Err(DropReason::NoSourceAddress) } else { Ok(addr) }
 }
 
-#[inline(always)]
-const fn has_ports(protocol: u8) -> bool {
-    matches!(protocol, Protocol::TCP | Protocol::UDP)
-}
-
 /// The service at an address and port, for who asks.
 #[inline(always)]
 pub(crate) fn frontend(addr: &Addr, port: Port, protocol: u8, asks: Asks) -> Option<&'static Service> {
-    if !has_ports(protocol) {
+    if !Protocol::has_ports(protocol) {
         return None;
     }
     let mut key = ServiceKey { addr: *addr, port, protocol, scope: Scope::Any as u8 };

@@ -71,5 +71,5 @@ pub(crate) fn tuple<F: IpFamily, N: NewFlow>(
     work: &mut Work,
 ) -> Result<bool, DropReason> {
     parse::tuple(ctx, packet, work)?;
-    Ok(flow::lookup::<N>(work, packet.tcp_flags(ctx)) || N::open::<F>(work)?)
+    Ok(flow::lookup::<N>(work) || N::open::<F>(work)?)
 }

@@ -2,6 +2,7 @@
 //!
 //! Findings go to stdout, one JSON object per line behind [`MARK`], since a kernel's console has other lines too.
 
+mod associations;
 mod hooks;
 mod programs;
 mod traffic;

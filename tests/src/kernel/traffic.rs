@@ -2,11 +2,14 @@
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Finding, Told};
-use crate::lab::{Cluster, ECHO_PORT, Family, Place, Pod, Routing, Service, Spec, WEB_PORT, failures, names};
+use super::{Finding, Told, associations};
+use crate::{
+    lab::{Cluster, ECHO_PORT, Family, Place, Pod, Routing, Service, Spec, WEB_PORT, failures, names},
+    traffic::report::Request,
+};
 
 /// Requests to a service: that one of two backends gets none of them by chance happens once in a million runs.
-const REQUESTS: u32 = 20;
+pub(super) const REQUESTS: u32 = 20;
 /// Bytes of a datagram that travels in pieces.
 const IN_PIECES: [&str; 2] = ["--size", "3000"];
 
@@ -72,18 +75,22 @@ fn try_out(mode: Mode, told: &mut Told) -> Result<()> {
         // a pod that may be its own backend
         tell("TCP to service, back to itself", requests(near.place(), service.at(family, WEB_PORT), &both))?;
     }
-    Ok(())
+    let mut tell = |what: &str, result| told.tell(&finding(mode, format!("SCTP {what}"), result));
+    associations::try_out(&mut cluster, &client, [&near, &far], &mut tell)
 }
 
 fn ping(from: &Place, to: &Pod, family: Family) -> Result<()> {
     from.ping(to.address(family), 3, 1_000)?.check()
 }
 
-/// Every request is answered, and by all of `servers`.
 fn requests(from: &Place, to: std::net::SocketAddr, servers: &[&str]) -> Result<()> {
-    let requests = from.get_bytes(to, REQUESTS, 20_000)?;
-    ensure!(failures(&requests).is_empty(), "{:?}", failures(&requests));
-    let answered = names(&requests);
+    answered_by(&from.get_bytes(to, REQUESTS, 20_000)?, servers)
+}
+
+/// Every request is answered, and by all of `servers`.
+pub(super) fn answered_by(requests: &[Request], servers: &[&str]) -> Result<()> {
+    ensure!(failures(requests).is_empty(), "{:?}", failures(requests));
+    let answered = names(requests);
     let missing = servers.iter().find(|server| !answered.contains_key(**server));
     ensure!(
         missing.is_none() && answered.len() == servers.len(),

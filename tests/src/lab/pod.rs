@@ -122,6 +122,12 @@ impl Pod {
         self.place.serve(&self.name)
     }
 
+    /// Starts a server of HTTP over SCTP at its address of a family.
+    pub fn serve_sctp(&self, family: Family) -> Result<Process> {
+        let address = self.address(family).to_string();
+        self.place.start_traffic(&["serve", "--name", &self.name, "--bind", &address, "--sctp"])
+    }
+
     /// CNI CHECK with the result of ADD.
     pub fn check(&self) -> Result<()> {
         self.call("CHECK", Some(&self.result)).map(drop)

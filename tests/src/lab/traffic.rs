@@ -111,8 +111,18 @@ impl Place {
 
     /// As [`Self::get`], with bodies of this size.
     pub fn get_bytes(&self, server: SocketAddr, count: u32, bytes: usize) -> Result<Vec<Request>> {
+        self.requests(server, count, bytes, &[])
+    }
+
+    /// As [`Self::get_bytes`], each request with an association of SCTP.
+    pub fn get_by_sctp(&self, server: SocketAddr, count: u32, bytes: usize) -> Result<Vec<Request>> {
+        self.requests(server, count, bytes, &["--sctp"])
+    }
+
+    fn requests(&self, server: SocketAddr, count: u32, bytes: usize, more: &[&str]) -> Result<Vec<Request>> {
         let (server, count, bytes) = (server.to_string(), count.to_string(), bytes.to_string());
-        let text = self.run(bins::traffic()?, &["http", &server, "--count", &count, "--bytes", &bytes])?;
+        let arguments = ["http", &server, "--count", &count, "--bytes", &bytes];
+        let text = self.run(bins::traffic()?, &[&arguments, more].concat())?;
         text.lines().map(|line| serde_json::from_str(line).context("a client's line")).collect()
     }
 

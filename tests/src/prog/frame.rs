@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use dataplane_common::{checksum, net::Protocol};
+use dataplane_common::{checksum, crc32c, net::Protocol};
 
 /// Link address of frames a test sends, and of the host side of pods.
 pub const HOST_MAC: [u8; 6] = [0x0e, 0xda, 0x7a, 0, 0, 1];
@@ -18,6 +18,8 @@ pub struct Frame {
     pub protocol: u8,
     pub hop_limit: u8,
     pub tcp_flags: u8,
+    /// Type of SCTP's only chunk.
+    pub chunk: u8,
     pub payload: Vec<u8>,
     /// ICMP type and code; the echo identifier is the source's port.
     pub icmp: (u8, u8),
@@ -27,7 +29,7 @@ pub struct Frame {
     /// Fragment offset in units of 8 bytes, and whether more follow.
     pub fragment: Option<(u16, bool)>,
     pub id: u16,
-    /// UDP over IPv4 without a checksum.
+    /// UDP over IPv4 without a checksum; SCTP with one that the device has yet to compute.
     pub no_checksum: bool,
 }
 
@@ -56,6 +58,7 @@ impl Frame {
             protocol,
             hop_limit: 64,
             tcp_flags: 0x10,
+            chunk: 0,
             payload: b"payload".to_vec(),
             icmp: (0, 0),
             extra: Vec::new(),
@@ -72,6 +75,10 @@ impl Frame {
 
     pub fn tcp(src: SocketAddr, dst: SocketAddr, flags: u8) -> Self {
         Self { tcp_flags: flags, ..Self::new(Protocol::TCP, src, dst) }
+    }
+
+    pub fn sctp(src: SocketAddr, dst: SocketAddr, chunk: u8) -> Self {
+        Self { chunk, ..Self::new(Protocol::SCTP, src, dst) }
     }
 
     /// An echo request with the identifier `id`.
@@ -165,6 +172,7 @@ impl Frame {
                 bytes.extend([0, 1]);
                 2
             }
+            Protocol::SCTP => return self.association(),
             _ => {
                 bytes.extend(&self.payload);
                 return bytes;
@@ -178,6 +186,26 @@ impl Frame {
         }
         bytes
     }
+
+    /// SCTP's header and chunk. The tag of what begins an association is zero.
+    fn association(&self) -> Vec<u8> {
+        let mut bytes = [self.src.port().to_be_bytes(), self.dst.port().to_be_bytes()].concat();
+        bytes.extend(if self.chunk == 1 { [0; 4] } else { [0xca, 0xfe, 0xba, 0xbe] });
+        bytes.extend([0, 0, 0, 0, self.chunk, 0]);
+        bytes.extend(((4 + self.payload.len()) as u16).to_be_bytes());
+        bytes.extend(&self.payload);
+        if !self.no_checksum {
+            let sum = sctp_checksum(&bytes);
+            bytes[8..12].copy_from_slice(&sum);
+        }
+        bytes
+    }
+}
+
+/// What SCTP's checksum says of a packet; its field counts as zero.
+fn sctp_checksum(transport: &[u8]) -> [u8; 4] {
+    let (head, tail) = transport.split_at(8);
+    crc32c::of(&[head, &[0; 4], &tail[4..]].concat()).to_le_bytes()
 }
 
 /// Sum of the pseudo-header; zero for ICMP over IPv4, which has none.
@@ -220,23 +248,32 @@ impl Parsed {
                 let header = &frame[14..54];
                 let src: [u8; 16] = header[8..24].try_into().map_err(|_length| "short")?;
                 let dst: [u8; 16] = header[24..40].try_into().map_err(|_length| "short")?;
-                (IpAddr::from(src), IpAddr::from(dst), header[6], header[7], &frame[54..])
+                let len = usize::from(u16::from_be_bytes([header[4], header[5]]));
+                (IpAddr::from(src), IpAddr::from(dst), header[6], header[7], &frame[54..54 + len])
             }
             other => return Err(format!("ether type {other:#06x}")),
         };
         let header_len = match protocol {
             Protocol::TCP => usize::from(transport[12] >> 4) * 4,
             Protocol::UDP | Protocol::ICMP | Protocol::ICMPV6 => 8,
+            Protocol::SCTP => 16,
             _ => 0,
         };
-        let no_checksum = protocol == Protocol::UDP && transport[6..8] == [0, 0];
+        if protocol == Protocol::SCTP {
+            let field = &transport[8..12];
+            if field != [0; 4] && field != sctp_checksum(transport) {
+                return Err("SCTP checksum is wrong".to_owned());
+            }
+        }
+        let no_checksum =
+            protocol == Protocol::SCTP || protocol == Protocol::UDP && transport[6..8] == [0, 0];
         let sum = checksum::sum(transport) + pseudo_sum(src, dst, protocol, transport.len());
         if header_len > 0 && !no_checksum && checksum::fold(sum) != 0xffff {
             return Err(format!("transport checksum of protocol {protocol} is wrong"));
         }
         let port = |at: usize| u16::from_be_bytes([transport[at], transport[at + 1]]);
         let (src_port, dst_port) = match protocol {
-            Protocol::TCP | Protocol::UDP => (port(0), port(2)),
+            Protocol::TCP | Protocol::UDP | Protocol::SCTP => (port(0), port(2)),
             Protocol::ICMP | Protocol::ICMPV6 => (port(4), port(4)),
             _ => (0, 0),
         };

@@ -38,11 +38,11 @@ pub struct World {
     pub outside: IpAddr,
     /// Outside, but not masqueraded.
     pub exempt: IpAddr,
-    /// TCP and UDP 80: one backend, `wire_pod` 8080 (slot 0).
+    /// TCP, UDP and SCTP 80: one backend, `wire_pod` 8080 (slot 0).
     pub service: SocketAddr,
-    /// TCP and UDP 81: one backend, `pod` 8080 (slot 1).
+    /// TCP, UDP and SCTP 81: one backend, `pod` 8080 (slot 1).
     pub own_service: SocketAddr,
-    /// TCP and UDP 82: no backend.
+    /// TCP, UDP and SCTP 82: no backend.
     pub empty_service: SocketAddr,
 }
 
@@ -86,7 +86,7 @@ impl World {
         rig.route((self.exempt, node), RouteKind::NoMasquerade, None, 0)?;
         // the backends of both families must not share slots
         let base = if self.pod.is_ipv4() { 0 } else { 100 };
-        for protocol in [Protocol::TCP, Protocol::UDP] {
+        for protocol in [Protocol::TCP, Protocol::UDP, Protocol::SCTP] {
             rig.service(self.service, protocol, base, &[SocketAddr::new(self.wire_pod, 8080)], 0)?;
             rig.service(self.own_service, protocol, base + 1, &[SocketAddr::new(self.pod, 8080)], 0)?;
             rig.service(self.empty_service, protocol, base + 2, &[], 0)?;

@@ -18,7 +18,7 @@ use tokio::{
 use super::{
     print,
     report::{Answer, Failure, Outcome, Request},
-    told_to_end,
+    sctp, told_to_end,
 };
 
 /// Failures in a row after which no more of a number of requests are tried.
@@ -26,8 +26,16 @@ const HOPELESS: u32 = 5;
 
 pub(super) struct Client {
     pub(super) server: SocketAddr,
+    pub(super) transport: Transport,
     pub(super) bytes: usize,
     pub(super) timeout: Duration,
+}
+
+/// What HTTP goes over.
+#[derive(Clone, Copy)]
+pub(super) enum Transport {
+    Tcp,
+    Sctp,
 }
 
 pub(super) async fn run(client: &Client, clients: u32, count: Option<u64>, interval: Duration) -> Result<()> {
@@ -78,7 +86,10 @@ impl Client {
     }
 
     pub(super) async fn get(&self) -> IoResult<Answer> {
-        let mut stream = TcpStream::connect(self.server).await?;
+        let mut stream = match self.transport {
+            Transport::Tcp => TcpStream::connect(self.server).await?,
+            Transport::Sctp => sctp::connect(self.server).await?,
+        };
         let server = stream.peer_addr()?;
         let path = if self.bytes == 0 { "/".to_owned() } else { format!("/bytes/{}", self.bytes) };
         let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.server);

@@ -9,6 +9,7 @@ mod hold;
 mod http;
 mod probe;
 pub mod report;
+mod sctp;
 mod serve;
 
 use std::{net::SocketAddr, time::Duration};
@@ -42,6 +43,9 @@ pub enum Command {
         /// Listen on this address only
         #[arg(long, default_value = "::")]
         bind: std::net::IpAddr,
+        /// Nothing but HTTP, over SCTP
+        #[arg(long)]
+        sctp: bool,
     },
     /// One connection per HTTP request; a line for each
     Http {
@@ -59,6 +63,9 @@ pub enum Command {
         bytes: usize,
         #[arg(long, default_value_t = PATIENCE_MS)]
         timeout_ms: u64,
+        /// Over SCTP
+        #[arg(long)]
+        sctp: bool,
     },
     /// Many TCP connections with an echo on each at an interval, until stdin closes
     Hold {
@@ -113,9 +120,13 @@ pub enum Command {
 pub async fn run(command: Command) -> Result<()> {
     let ms = Duration::from_millis;
     match command {
-        Command::Serve { name, http, echo, bind } => serve::run(&name, bind, http, echo).await,
-        Command::Http { server, clients, count, interval_ms, bytes, timeout_ms } => {
-            let client = http::Client { server, bytes, timeout: ms(timeout_ms) };
+        Command::Serve { name, http, bind, sctp: true, .. } => {
+            serve::over_sctp(&name, SocketAddr::new(bind, http)).await
+        }
+        Command::Serve { name, http, echo, bind, .. } => serve::run(&name, bind, http, echo).await,
+        Command::Http { server, clients, count, interval_ms, bytes, timeout_ms, sctp } => {
+            let transport = if sctp { http::Transport::Sctp } else { http::Transport::Tcp };
+            let client = http::Client { server, transport, bytes, timeout: ms(timeout_ms) };
             http::run(&client, clients, count, ms(interval_ms)).await
         }
         Command::Hold { server, connections, interval_ms, timeout_ms } => {

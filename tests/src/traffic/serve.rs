@@ -11,7 +11,7 @@ use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
 };
 
-use super::{canonical, print, report::Ready};
+use super::{canonical, print, report::Ready, sctp};
 
 /// The datagram that asks the echo for its name and the peer's address.
 pub(super) const WHO: &[u8] = b"who?";
@@ -30,6 +30,13 @@ pub(super) async fn run(name: &str, bind: IpAddr, http: u16, echo: u16) -> Resul
     Ok(())
 }
 
+/// As HTTP over TCP; nothing else.
+pub(super) async fn over_sctp(name: &str, at: SocketAddr) -> Result<()> {
+    let web = sctp::listen(at).with_context(|| format!("listen on SCTP {at}"))?;
+    print(&Ready { ready: true })?;
+    accept(web, name, |stream, peer, name| async move { answer(stream, peer, &name).await }).await
+}
+
 async fn listen(bind: IpAddr, port: u16) -> Result<TcpListener> {
     let address = SocketAddr::new(bind, port);
     TcpListener::bind(address).await.with_context(|| format!("listen on TCP {address}"))
@@ -42,7 +49,8 @@ async fn accept<F: Future<Output = std::io::Result<()>> + Send + 'static>(
 ) -> Result<()> {
     loop {
         let (stream, peer) = listener.accept().await?;
-        stream.set_nodelay(true)?;
+        // SCTP knows another option of this purpose; nothing here waits for it
+        let _not_of_sctp = stream.set_nodelay(true);
         // what becomes of a connection is its client's to tell
         tokio::spawn(serve(stream, canonical(peer), name.to_owned()));
     }

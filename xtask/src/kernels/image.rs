@@ -16,7 +16,7 @@ use crate::process;
 
 const INIT: &str = include_str!("init.sh");
 /// What is loaded before anything runs, as far as it is not built in.
-const MODULES: [&str; 6] = ["veth", "vxlan", "bridge", "sch_ingress", "cls_bpf", "dummy"];
+const MODULES: [&str; 7] = ["veth", "vxlan", "bridge", "sch_ingress", "cls_bpf", "dummy", "sctp"];
 /// Programs the tests start.
 const TOOLS: [&str; 5] = ["ip", "tc", "nsenter", "ping", "bash"];
 

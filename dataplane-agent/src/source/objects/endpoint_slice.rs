@@ -4,11 +4,7 @@ use std::{fmt::Display, net::IpAddr, time::SystemTime};
 
 use k8s_openapi::{api::discovery::v1 as discovery, jiff::Timestamp};
 
-use super::{
-    Converted, FieldError,
-    field::{self, Protocol},
-    service::NOT_OURS,
-};
+use super::{Converted, FieldError, field, service::NOT_OURS};
 use crate::state::{Endpoint, EndpointPort, EndpointSlice, Hints, Name, NamespacedName, Object};
 
 /// Names the service a slice is for.
@@ -76,27 +72,17 @@ fn ports(
         let name = port.name.as_deref().unwrap_or_default();
         let protocol = field::protocol(format_args!("{at}.protocol"), port.protocol.as_deref())?;
         let number = port.port.map(|number| field::port(format_args!("{at}.port"), number)).transpose()?;
-        match (protocol, number) {
-            (Protocol::Sctp, number) => {
-                let number = number.map_or_else(|| "*".to_owned(), |number| number.to_string());
-                problems.push(field::sctp(format!("{at}.protocol"), name, number));
-            }
-            (Protocol::Supported(_), None) => {
-                problems.push(FieldError::new(
-                    format!("{at}.port"),
-                    "missing, which means every port: not supported, left out",
-                ));
-            }
-            (Protocol::Supported(protocol), Some(port)) => {
-                if ports.iter().any(|earlier| earlier.name == name) {
-                    return Err(FieldError::new(
-                        format!("{at}.name"),
-                        format!("{name:?} is an earlier port's too"),
-                    ));
-                }
-                ports.push(EndpointPort { name: name.into(), port, protocol });
-            }
+        let Some(port) = number else {
+            problems.push(FieldError::new(
+                format!("{at}.port"),
+                "missing, which means every port: not supported, left out",
+            ));
+            continue;
+        };
+        if ports.iter().any(|earlier| earlier.name == name) {
+            return Err(FieldError::new(format!("{at}.name"), format!("{name:?} is an earlier port's too")));
         }
+        ports.push(EndpointPort { name: name.into(), port, protocol });
     }
     Ok(ports)
 }

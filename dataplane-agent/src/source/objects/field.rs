@@ -31,14 +31,6 @@ impl FieldError {
     }
 }
 
-/// Protocols of Kubernetes ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Protocol {
-    Supported(TransportProtocol),
-    /// Valid, but the datapath does not translate it.
-    Sctp,
-}
-
 /// A DNS subdomain (RFC 1123): nothing that could be mistaken for something else where names are printed or joined.
 pub(super) fn object_name(field: &str, text: &str) -> Result<String, FieldError> {
     if text.is_empty() {
@@ -116,21 +108,15 @@ pub(super) fn port(field: impl Display, number: i32) -> Result<u16, FieldError> 
 }
 
 /// TCP where the manifest leaves it out.
-pub(super) fn protocol(field: impl Display, text: Option<&str>) -> Result<Protocol, FieldError> {
+pub(super) fn protocol(field: impl Display, text: Option<&str>) -> Result<TransportProtocol, FieldError> {
     match text {
-        None | Some("TCP") => Ok(Protocol::Supported(TransportProtocol::Tcp)),
-        Some("UDP") => Ok(Protocol::Supported(TransportProtocol::Udp)),
-        Some("SCTP") => Ok(Protocol::Sctp),
+        None | Some("TCP") => Ok(TransportProtocol::Tcp),
+        Some("UDP") => Ok(TransportProtocol::Udp),
+        Some("SCTP") => Ok(TransportProtocol::Sctp),
         Some(other) => {
             Err(FieldError::new(field.to_string(), format!("{other:?} is none of TCP, UDP, SCTP")))
         }
     }
-}
-
-/// A port that is left out for its protocol.
-pub(super) fn sctp(field: String, name: &str, port: impl Display) -> FieldError {
-    let name = if name.is_empty() { String::new() } else { format!(" {name:?}") };
-    FieldError::new(field, format!("port{name} {port}/SCTP is left out: SCTP is not supported"))
 }
 
 /// At most one per family: the second of a family is refused.

@@ -5,10 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 
-use super::{
-    Converted, FieldError,
-    field::{self, Protocol},
-};
+use super::{Converted, FieldError, field};
 use crate::state::{Forwarding, LoadBalancing, Object, Service, ServicePort, TrafficPolicy};
 
 const CLUSTER_IP: &str = "ClusterIP";
@@ -43,7 +40,6 @@ pub(super) fn convert(service: &core::Service) -> Result<Converted, FieldError> 
     }
     let (load_balancing, forwarding) = choices(service)?;
     let Some(cluster_ips) = cluster_ips(spec)? else { return Ok(Converted::default()) };
-    let mut problems = Vec::new();
     let service = Service {
         name,
         owner: super::owner(&service.metadata),
@@ -54,12 +50,12 @@ pub(super) fn convert(service: &core::Service) -> Result<Converted, FieldError> 
         external_policy: policy("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref())?,
         health_check_port: health_check_port(spec)?,
         cluster_ips,
-        ports: ports(spec, &mut problems)?,
+        ports: ports(spec)?,
         affinity_timeout: affinity_timeout(spec)?,
         load_balancing,
         forwarding,
     };
-    Ok(Converted { object: Some(Object::Service(service)), problems })
+    Ok(Converted { object: Some(Object::Service(service)), problems: Vec::new() })
 }
 
 /// An address of a family the service does not have is somebody else's mistake: kube-proxy leaves it out.
@@ -160,7 +156,7 @@ fn cluster_ips(spec: &core::ServiceSpec) -> Result<Option<Vec<IpAddr>>, FieldErr
     }
 }
 
-fn ports(spec: &core::ServiceSpec, problems: &mut Vec<FieldError>) -> Result<Vec<ServicePort>, FieldError> {
+fn ports(spec: &core::ServiceSpec) -> Result<Vec<ServicePort>, FieldError> {
     let list = spec.ports.as_deref().unwrap_or_default();
     if list.is_empty() {
         return Err(FieldError::missing("spec.ports"));
@@ -188,12 +184,7 @@ fn ports(spec: &core::ServiceSpec, problems: &mut Vec<FieldError>) -> Result<Vec
                 format!("{number} is an earlier port of the same protocol too"),
             ));
         }
-        match protocol {
-            Protocol::Supported(protocol) => {
-                ports.push(ServicePort { name: name.into(), port: number, protocol, node_port });
-            }
-            Protocol::Sctp => problems.push(field::sctp(format!("{at}.protocol"), name, number)),
-        }
+        ports.push(ServicePort { name: name.into(), port: number, protocol, node_port });
     }
     Ok(ports)
 }

@@ -348,14 +348,24 @@ fn an_impossible_field_is_named() {
 }
 
 #[test]
-fn what_is_not_supported_is_left_out_and_the_rest_applies() {
+fn a_port_of_sctp_is_a_port_like_any() {
     let service = changed(Kind::Service, "/spec/ports/1/protocol", json!("SCTP"));
-    let converted = Kind::Service.convert(service).unwrap();
-    assert!(matches!(&converted.object, Some(Object::Service(service)) if service.ports.len() == 1));
-    let message = "spec.ports[1].protocol: port \"b\" 80/SCTP is left out: SCTP is not supported";
-    assert_eq!(converted.problems.iter().map(ToString::to_string).collect::<Vec<_>>(), [message]);
+    let Some(Object::Service(service)) = Kind::Service.convert(service).unwrap().object else {
+        panic!("a Service")
+    };
+    assert_eq!(service.ports[1].protocol, TransportProtocol::Sctp);
+    assert_eq!(service.ports[0].port, service.ports[1].port, "of another protocol: another port");
 
     let slice = changed(Kind::EndpointSlice, "/ports/1", json!({"name": "b", "protocol": "SCTP", "port": 9}));
+    let Some(Object::EndpointSlice(slice)) = Kind::EndpointSlice.convert(slice).unwrap().object else {
+        panic!("a slice")
+    };
+    assert_eq!((slice.ports[1].port, slice.ports[1].protocol), (9, TransportProtocol::Sctp));
+}
+
+#[test]
+fn what_is_not_supported_is_left_out_and_the_rest_applies() {
+    let slice = changed(Kind::EndpointSlice, "/ports/1", json!({"name": "b", "protocol": "UDP"}));
     let converted = Kind::EndpointSlice.convert(slice).unwrap();
     assert!(matches!(&converted.object, Some(Object::EndpointSlice(slice)) if slice.ports.len() == 1));
     assert_eq!(converted.problems.len(), 1);
