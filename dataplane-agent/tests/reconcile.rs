@@ -12,8 +12,8 @@ use dataplane_agent::{
     netlink::{KernelRoute, Netlink},
     reconcile::{KernelRoutes, KernelUpdate, Reconciler, kernel::KernelSweep},
     state::{
-        Changes, Endpoint, EndpointPort, EndpointSlice, LoadBalancing, Name, NamespacedName, Object, Owner,
-        Service, ServicePort, SourceEvent, Store, TransportProtocol,
+        Changes, Endpoint, EndpointPort, EndpointSlice, Name, NamespacedName, Object, Owner, Service,
+        ServicePort, SourceEvent, Store, TransportProtocol,
     },
 };
 use dataplane_common::abi::NodeConfig;

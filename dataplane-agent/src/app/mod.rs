@@ -4,6 +4,7 @@
 //! missing. Then the source speaks to the one task that owns the state ([`node`]), which does everything else.
 //! When the agent ends, nothing is taken down: the programs go on without it.
 
+mod loaded;
 mod node;
 mod pods;
 mod programming;

@@ -16,9 +16,10 @@ use tokio::{
 };
 
 use super::{
+    loaded::Loaded,
     pods::{PodChannel, PodRequest},
     programming::Programming,
-    running::{Loaded, Running, StartError},
+    running::{Running, StartError},
     setup::Setup,
     wishes::Waiting,
 };

@@ -7,12 +7,13 @@ use std::{
     time::Instant,
 };
 
-use dataplane_common::abi::{NodeAddresses, names::map};
+use dataplane_common::abi::NodeAddresses;
 use tokio::sync::{mpsc, watch};
 
 use super::{
+    loaded::Loaded,
     pods::{Directories, PodChannel, PodRequest, serve_pods},
-    setup::{Setup, constants},
+    setup::Setup,
 };
 use crate::{
     api::{
@@ -24,8 +25,7 @@ use crate::{
     compile::{endpoints, routes::RoutingMode},
     config::{Config, NodePortAddresses, Routing},
     datapath::{
-        AttachError, CgroupError, Datapath, DatapathConfig, EbpfLog, LoadError, OpenError, TcHooks, XdpState,
-        default_cgroup, table::TableError,
+        AttachError, CgroupError, Datapath, LoadError, OpenError, XdpState, default_cgroup, table::TableError,
     },
     netlink::{Netlink, NetlinkError, Uplink},
     reconcile::{KernelRoutes, KernelSockets, LocalPod, NodeNetwork, Reconciler, SocketUpdate, Sockets},
@@ -495,38 +495,5 @@ impl Running {
             addresses: uplink.addresses.clone(),
             services_at: self.xdp.get(&uplink.name).map_or("tc", XdpState::name).to_owned(),
         }
-    }
-}
-
-/// Programs that are loaded and hooked to nothing yet, and tables that are adopted or empty.
-pub(super) struct Loaded {
-    datapath: Datapath,
-    pins_adopted: u32,
-}
-
-impl Loaded {
-    /// Loads the datapath: seconds of the verifier's time, for which nothing needs to be known of the node.
-    pub(super) fn load(config: &Config) -> Result<Self, StartError> {
-        let wanted = DatapathConfig {
-            bpffs: config.bpffs.clone(),
-            node: constants(config),
-            capacity: config.capacity,
-            log: config.log_ebpf,
-            tc: TcHooks::Auto,
-            xdp: config.xdp,
-        };
-        let pins = crate::datapath::Pins::new(&config.bpffs);
-        let pins_adopted = map::PINNED.iter().filter(|name| pins.map(name).exists()).count() as u32;
-        let mut datapath = Datapath::load(&wanted)?;
-        for problem in datapath.problems() {
-            tracing::warn!(problem, "datapath");
-        }
-        tracing::info!(adopted = pins_adopted, "datapath loaded");
-        if config.log_ebpf != EbpfLog::Off
-            && let Err(error) = datapath.forward_log()
-        {
-            tracing::warn!(%error, "the programs' log is not forwarded");
-        }
-        Ok(Self { datapath, pins_adopted })
     }
 }
