@@ -147,6 +147,14 @@ impl<'a> Rolling<'a> {
     }
 }
 
+/// What was judged.
+#[derive(Default)]
+struct Count {
+    requests: usize,
+    datagrams: usize,
+    ended: u64,
+}
+
 /// Clients of a node.
 struct Load {
     requests: Client<Vec<Request>>,
@@ -177,17 +185,22 @@ fn endpoints_roll(spec: &Spec) -> Result<()> {
     let rate = f64::from(history.changes) / began.elapsed().as_secs_f64();
 
     let mut checks = Checks::of(format!("{}, {rate:.0} changes/s", spec.describe()));
-    let mut said = Vec::new();
+    let mut count = Count::default();
     checks.that("the endpoints rolled fast enough", || {
         ensure!(rate >= f64::from(CHANGES_A_SECOND) * 0.8, "{rate:.0} changes/s");
         ensure!(history.looks > history.changes / LOOK / 4, "{} looks found what was told", history.looks);
         Ok(())
     });
     for (node, load) in loads.into_iter().enumerate() {
-        judge(&mut checks, &history, node, load, &mut said);
+        judge(&mut checks, &history, node, load, &mut count);
     }
     if is_full() {
-        note(&format!("SUMMARY: churn, {}, {rate:.0} changes/s: {}", spec.describe(), said.join(", ")));
+        let Count { requests, datagrams, ended } = count;
+        note(&format!(
+            "SUMMARY: churn, {}, {rate:.0} changes/s: {requests} requests, {datagrams} datagrams came back, {ended} \
+             sockets ended",
+            spec.describe()
+        ));
     }
     checks.finish(&cluster)
 }
@@ -250,11 +263,11 @@ fn roll(cluster: &Cluster, pods: &[Pod], duration: Duration, history: &mut Histo
     Ok(())
 }
 
-fn judge(checks: &mut Checks, history: &History, node: usize, load: Load, said: &mut Vec<String>) {
+fn judge(checks: &mut Checks, history: &History, node: usize, load: Load, count: &mut Count) {
     let Load { requests, held, talks } = load;
     checks.that(format!("requests on node {node}"), || {
         let requests = requests.stop()?;
-        said.push(format!("{} requests", requests.len()));
+        count.requests += requests.len();
         ensure!(requests.len() > 1_000, "{} requests", requests.len());
         ensure!(failures(&requests).is_empty(), "{:?} of {}", failures(&requests), requests.len());
         let stray = requests.iter().find(|request| {
@@ -273,7 +286,8 @@ fn judge(checks: &mut Checks, history: &History, node: usize, load: Load, said: 
         let what = if is_bound { "a connected socket" } else { "a socket" };
         checks.that(format!("{what} on node {node}"), || {
             let (echoes, report) = client.finish_each().context("its report")?;
-            said.push(format!("{} datagrams", echoes.len()));
+            count.datagrams += echoes.len();
+            count.ended += report.ended;
             let late = if is_bound { FOUND_US } else { 0 };
             let stray = echoes.iter().find(|echo| {
                 let began = echo.sent_us.saturating_sub(late);
