@@ -250,7 +250,7 @@ fn roll(cluster: &Cluster, pods: &[Pod], duration: Duration, history: &mut Histo
         let due = Duration::from_secs(1) * change / CHANGES_A_SECOND;
         thread::sleep(due.saturating_sub(began.elapsed()));
         // as long after the last change as can be
-        if change > 0 && change % LOOK == 0 {
+        if change > 0 && change.is_multiple_of(LOOK) {
             history.look(cluster, &rolling)?;
         }
         let which = rolling.turn(change);
