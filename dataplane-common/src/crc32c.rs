@@ -19,10 +19,16 @@ const DIGITS: usize = 8;
 /// Halves of the bytes of a remainder.
 const NIBBLES: usize = 8;
 
-/// `MOVED[digit][value][nibble][bits]`: the remainder that has `bits` in that nibble and nothing else, moved past
+/// `MOVED[digit][value].0[nibble][bits]`: the remainder that has `bits` in that nibble and nothing else, moved past
 /// `value * 4^digit` bytes. A lookup for each nibble of a remainder and digit of a length moves any past any, without a
 /// branch: what takes turns is walked by a verifier once for each way to take them.
-static MOVED: [[[[u32; 16]; NIBBLES]; 4]; DIGITS] = moved();
+static MOVED: [[Row; 4]; DIGITS] = moved();
+
+/// The word behind it makes its size no power of two. Parts of an offset that cannot overlap would be joined by OR, which
+/// verifiers before Linux 6.11 do not follow: "math between map_value pointer and register with unbounded min value".
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Row([[u32; 16]; NIBBLES], u32);
 
 /// The checksum field of a packet of `len` bytes, once its first four bytes, `old`, have been replaced by `new`. All as they
 /// lie in the packet.
@@ -37,7 +43,7 @@ const fn advance(remainder: u32, len: u16) -> u32 {
     let mut remainder = remainder;
     let mut digit = 0;
     while digit < DIGITS {
-        let table = &MOVED[digit][(len as usize >> (2 * digit)) & 3];
+        let table = &MOVED[digit][(len as usize >> (2 * digit)) & 3].0;
         remainder = table[0][remainder as usize & 15]
             ^ table[1][(remainder as usize >> 4) & 15]
             ^ table[2][(remainder as usize >> 8) & 15]
@@ -51,8 +57,8 @@ const fn advance(remainder: u32, len: u16) -> u32 {
     remainder
 }
 
-const fn moved() -> [[[[u32; 16]; NIBBLES]; 4]; DIGITS] {
-    let mut moved = [[[[0; 16]; NIBBLES]; 4]; DIGITS];
+const fn moved() -> [[Row; 4]; DIGITS] {
+    let mut moved = [[Row([[0; 16]; NIBBLES], 0); 4]; DIGITS];
     // past 4^digit bytes
     let mut unit = BYTE;
     let mut digit = 0;
@@ -63,7 +69,7 @@ const fn moved() -> [[[[u32; 16]; NIBBLES]; 4]; DIGITS] {
             let mut place = 0;
             while place < NIBBLES * 16 {
                 let (nibble, bits) = (place / 16, place % 16);
-                moved[digit][value][nibble][bits] = multiply((bits as u32) << (4 * nibble), distance);
+                moved[digit][value].0[nibble][bits] = multiply((bits as u32) << (4 * nibble), distance);
                 place += 1;
             }
             distance = multiply(distance, unit);

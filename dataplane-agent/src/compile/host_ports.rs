@@ -130,6 +130,15 @@ mod tests {
     }
 
     #[test]
+    fn the_same_port_of_another_protocol_is_another_port() {
+        let ports = [PortProtocol::Tcp, PortProtocol::Udp, PortProtocol::Sctp]
+            .map(|protocol| PortMapping { protocol, ..mapping(Some("192.168.1.1"), 8080) });
+        let entries = compile(&name("default", "web"), &ports, &[ip("10.1.0.2")], []).unwrap();
+        let frontends = entries.ports.iter().flat_map(PortEntries::frontends);
+        assert_eq!(frontends.map(|key| key.protocol).collect::<Vec<_>>(), [6, 17, 132]);
+    }
+
+    #[test]
     fn a_pod_without_ports_has_no_entries() {
         assert_eq!(compile(&name("default", "web"), &[], &[ip("10.1.0.2")], []), None);
     }
