@@ -8,7 +8,7 @@ use dataplane_common::{
     net::Protocol,
     reason::Hook,
 };
-use dataplane_tests::prog::{Action, Family, Frame, Parsed, at, rig};
+use dataplane_tests::prog::{Action, Family, Frame, HOST_MAC, OVERLAY_MAC, Parsed, at, rig};
 
 const SYN: u8 = 0x02;
 const SYN_ACK: u8 = 0x12;
@@ -168,6 +168,27 @@ fn who_asks_a_service_without_backends_is_refused_at_once() -> Result<()> {
         let reset = Frame::tcp(client, world.empty_service, 0x04).build();
         assert_eq!(rig.run(Hook::FromPod, &reset)?.action, Action::Drop);
         assert!(rig.flows()?.is_empty());
+    }
+    Ok(())
+}
+
+/// A client of another node hears it through the tunnel; one that is behind none does not come by it, and hears nothing.
+#[test]
+fn a_refusal_goes_back_through_the_tunnel() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        let client = at(world.overlay_pod, 40_000);
+        let request = Frame::tcp(client, world.empty_service, SYN).build();
+        let run = rig.run(Hook::FromOverlay, &request)?;
+        assert_eq!((run.action, run.outcome), (Action::Redirect, "no_backend"));
+        let message = run.packet();
+        assert_eq!((message.src, message.dst), (world.empty_service.ip(), world.overlay_pod));
+        assert_eq!((message.eth_dst, message.eth_src), (OVERLAY_MAC, HOST_MAC), "into the overlay device");
+        for stranger in [world.wire_pod, world.outside] {
+            let request = Frame::tcp(at(stranger, 40_000), world.empty_service, SYN).build();
+            let run = rig.run(Hook::FromOverlay, &request)?;
+            assert_eq!((run.action, run.outcome), (Action::Drop, "no_backend"), "{stranger}");
+        }
     }
     Ok(())
 }

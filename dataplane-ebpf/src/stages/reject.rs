@@ -5,6 +5,7 @@
 
 use aya_ebpf::{bindings::TC_ACT_REDIRECT, programs::TcContext};
 use dataplane_common::{
+    abi::RouteKind,
     checksum,
     flow::tcp_flags,
     net::{EthHeader, IcmpHeader, Protocol, SctpHeader, TcpHeader, UdpHeader},
@@ -14,6 +15,7 @@ use dataplane_common::{
 use super::{
     Answer,
     parse::{Fragment, Packet},
+    route::{self, Destination},
 };
 use crate::{
     family::{IpFamily, L3},
@@ -23,7 +25,7 @@ use crate::{
 };
 
 /// Whether the packet is on its way back, as a message. Others (messages, fragments, packets with options) are dropped in
-/// silence, as are those from the tunnel.
+/// silence.
 #[inline(always)]
 pub(crate) fn refuse<F: IpFamily>(ctx: &TcContext, work: &Work, hook: Hook) -> bool {
     #[inline(never)]
@@ -33,11 +35,15 @@ pub(crate) fn refuse<F: IpFamily>(ctx: &TcContext, work: &Work, hook: Hook) -> b
     if work.transport & u32::from(tcp_flags::RST) != 0 {
         return false;
     }
-    let back = match hook {
+    let turned = match hook {
         Hook::FromPod | Hook::FromWire | Hook::ToWire => outlined::<F>(ctx).get(),
+        Hook::FromOverlay => match outlined::<F>(ctx).get() {
+            Ok(true) => into_tunnel::<F>(ctx),
+            other => other,
+        },
         _ => return false,
     };
-    if !matches!(back, Ok(true)) {
+    if !matches!(turned, Ok(true)) {
         return false;
     }
     skb::mark_decided(ctx);
@@ -46,6 +52,18 @@ pub(crate) fn refuse<F: IpFamily>(ctx: &TcContext, work: &Work, hook: Hook) -> b
     let action =
         if hook as u8 == Hook::ToWire as u8 { skb::redirect_ingress(device) } else { skb::redirect(device) };
     action == TC_ACT_REDIRECT
+}
+
+/// Addresses a message to the node of who asked: whether there is one.
+#[inline(always)]
+fn into_tunnel<F: IpFamily>(ctx: &TcContext) -> Result<bool, DropReason> {
+    let message = F::parse(ctx)?;
+    match route::find(&message.dst)? {
+        Destination::Node(route) if route.kind() == Some(RouteKind::Overlay) => {
+            route::enter_tunnel(ctx, route).map(|()| true)
+        }
+        _ => Ok(false),
+    }
 }
 
 #[inline(always)]

@@ -4,7 +4,7 @@ use std::fmt;
 
 use dataplane_tests::{lab::Routing, oracle::Rules};
 
-use super::cells::{Asker, Backing, Cell, Door, Frontend};
+use super::cells::{Asker, Backing, Cell};
 
 /// How a cluster runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,16 +45,12 @@ impl fmt::Display for Mode {
 
 /// Why a cell is not as the oracle has it.
 pub(crate) fn known(cell: Cell, mode: Mode) -> Option<&'static str> {
-    let Cell { asker, backing, frontend, door, .. } = cell;
-    let Mode::Ours { connect_time, routing, .. } = mode else { return None };
+    let Cell { asker, backing, .. } = cell;
+    let Mode::Ours { connect_time, .. } = mode else { return None };
     if asker == Asker::Host && backing == Backing::Host && !connect_time {
         let reason =
             "a host process whose packets are translated does not reach another of its node (host_loop)";
         return Some(reason);
-    }
-    let is_at_another = frontend == Frontend::NodePort && door == Door::Second;
-    if asker == Asker::Pod && is_at_another && backing == Backing::Nobody && routing == Routing::Vxlan {
-        return Some("another node's refusal does not find its way to a pod beside an overlay");
     }
     None
 }
