@@ -94,7 +94,12 @@ fn sctp<F: IpFamily>(
         let len = F::transport_len(ctx, packet.l4)?;
         header.checksum = mended(header.checksum, old, header.ports(), len);
     }
-    packet::with_header(ctx, packet.l4, |place: &mut SctpHeader| *place = header)
+    // no byte behind the common header may be asked for in place: the chunks of a packet that is yet to be cut are in buffers of
+    // their own (`sctp_packet_gso_append` of the kernel), and making one reachable tears it
+    packet::with_header(ctx, packet.l4, |[ports, _tag, checksum]: &mut [u32; 3]| {
+        *ports = header.ports();
+        *checksum = header.checksum;
+    })
 }
 
 /// Replaces the port, or echo identifier, at `offset`.
