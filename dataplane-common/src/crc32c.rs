@@ -25,7 +25,7 @@ const NIBBLES: usize = 8;
 static MOVED: [[Row; 4]; DIGITS] = moved();
 
 /// The word behind it makes its size no power of two. Parts of an offset that cannot overlap would be joined by OR, which
-/// verifiers before Linux 6.11 do not follow: "math between map_value pointer and register with unbounded min value".
+/// verifiers before Linux 6.11 do not follow: "math between `map_value` pointer and register with unbounded min value".
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Row([[u32; 16]; NIBBLES], u32);
@@ -57,6 +57,7 @@ const fn advance(remainder: u32, len: u16) -> u32 {
     remainder
 }
 
+#[expect(clippy::large_stack_arrays, reason = "the compiler runs it: there is no stack")]
 const fn moved() -> [[Row; 4]; DIGITS] {
     let mut moved = [[Row([[0; 16]; NIBBLES], 0); 4]; DIGITS];
     // past 4^digit bytes

@@ -7,7 +7,7 @@
 use aya_ebpf::EbpfContext;
 use dataplane_common::{checksum::Change, net::Header, reason::DropReason};
 
-/// A frame, from its link header on: [`skb`](crate::skb) at tc, [`xdp`](crate::xdp) in the driver.
+/// A frame, from its link header on: [`skb`](crate::skb) at tc, [`xdp`](mod@crate::xdp) in the driver.
 pub(crate) trait Frame: EbpfContext {
     /// Address of the first byte, and of the one behind the last that can be reached in place.
     fn bounds(&self) -> (usize, usize);
