@@ -25,7 +25,7 @@ const NIBBLES: usize = 8;
 static MOVED: [[Row; 4]; DIGITS] = moved();
 
 /// The word behind it makes its size no power of two. Parts of an offset that cannot overlap would be joined by OR, which
-/// verifiers before Linux 6.11 do not follow: "math between `map_value` pointer and register with unbounded min value".
+/// the verifier of Linux 6.1 does not follow: "math between `map_value` pointer and register with unbounded min value".
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Row([[u32; 16]; NIBBLES], u32);
