@@ -155,6 +155,12 @@ pub fn compile<'a>(
     ports.sort_by(|a, b| a.key.cmp(&b.key));
     ports.dedup_by(|a, b| a.key == b.key);
     ports.push(addresses(service));
+    // kept as long as the service, of which there are many: a list grown by one has room for four
+    for port in &mut ports {
+        port.groups.iter_mut().for_each(|group| group.frontends.shrink_to_fit());
+        port.groups.shrink_to_fit();
+    }
+    ports.shrink_to_fit();
     ServiceEntries { ports }
 }
 
