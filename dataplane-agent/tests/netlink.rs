@@ -244,6 +244,10 @@ fn sysctls_are_set_once_and_told() {
         assert!(keys.contains(&"net/ipv6/conf/eth0/accept_ra"), "{keys:?}");
         assert_eq!(sysctl::get("net/ipv4/ip_forward").unwrap().as_deref(), Some("1"));
         assert_eq!(sysctl::prepare_node(&["eth0"]).unwrap(), []);
+        sysctl::set("net/ipv4/ip_local_reserved_ports", "8080").unwrap();
+        let reserved = sysctl::reserve_ports(&(61_000..=65_535)).unwrap().unwrap();
+        assert_eq!((reserved.from.as_str(), reserved.to.as_str()), ("8080", "8080,61000-65535"));
+        assert_eq!(sysctl::reserve_ports(&(61_000..=65_535)).unwrap(), None, "as the kernel writes it");
     });
 }
 

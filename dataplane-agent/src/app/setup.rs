@@ -70,7 +70,11 @@ impl Setup {
             return Err(SetupError::NotEthernet(uplink.name.clone()));
         }
         let names: Vec<&str> = uplinks.iter().map(|uplink| uplink.name.as_str()).collect();
-        for change in sysctl::prepare_node(&names)? {
+        let reserved = match &config.masquerade {
+            masquerade if masquerade.enabled => sysctl::reserve_ports(&masquerade.ports)?,
+            _ => None,
+        };
+        for change in sysctl::prepare_node(&names)?.into_iter().chain(reserved) {
             tracing::info!(key = change.key, from = change.from, to = change.to, "sysctl");
         }
         let overlay = overlay(config, own, &uplinks, netlink).await?;

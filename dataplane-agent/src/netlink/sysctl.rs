@@ -4,11 +4,15 @@
 
 use std::{
     fs, io,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
 };
 
 /// Where a container has the switches to move: its own `/proc/sys` is read-only unless it is privileged.
 const IN_CONTAINERS: &str = "/host/proc/sys";
+
+/// Ports the kernel gives to no socket by itself, as `1-2,5` (Documentation/networking/ip-sysctl.rst).
+const RESERVED_PORTS: &str = "net/ipv4/ip_local_reserved_ports";
 
 /// A switch that was moved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +79,35 @@ pub fn prepare_node(uplinks: &[&str]) -> Result<Vec<SysctlChange>, SysctlError> 
     Ok(changes)
 }
 
+/// Keeps ports from sockets that ask for any: connections of the host never have one that the datapath gives to others. What is
+/// reserved for somebody else stays so.
+pub fn reserve_ports(ports: &RangeInclusive<u16>) -> Result<Option<SysctlChange>, SysctlError> {
+    let Some(reserved) = get(RESERVED_PORTS)? else { return Ok(None) };
+    set(RESERVED_PORTS, &with_ports(&reserved, ports))
+}
+
+/// The list with these ports too, sorted, nothing twice. What cannot be read in it is left out, which the kernel never writes.
+fn with_ports(list: &str, ports: &RangeInclusive<u16>) -> String {
+    let range = |text: &str| -> Option<(u16, u16)> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        Some((first.trim().parse().ok()?, last.trim().parse().ok()?))
+    };
+    let mut ranges: Vec<(u16, u16)> = list.split(',').filter_map(range).collect();
+    ranges.push((*ports.start(), *ports.end()));
+    ranges.sort_unstable();
+    let mut merged: Vec<(u16, u16)> = Vec::new();
+    for (first, last) in ranges {
+        match merged.last_mut() {
+            Some(before) if u32::from(first) <= u32::from(before.1) + 1 => before.1 = before.1.max(last),
+            _ => merged.push((first, last)),
+        }
+    }
+    let text = |(first, last): (u16, u16)| {
+        if first == last { first.to_string() } else { format!("{first}-{last}") }
+    };
+    merged.into_iter().map(text).collect::<Vec<_>>().join(",")
+}
+
 /// What a device of ours needs: replies to translated packets come from addresses the kernel would not route there
 /// (of services; of the host itself, if a client asked a port of the node), and nobody on it is to be asked or told by neighbour discovery.
 pub fn prepare_device(device: &str) -> Result<Vec<SysctlChange>, SysctlError> {
@@ -112,4 +145,23 @@ pub fn problems() -> Result<Vec<String>, SysctlError> {
 
 fn path(key: &str) -> PathBuf {
     PathBuf::from("/proc/sys").join(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_ports_takes_more_and_loses_none() {
+        for (list, expected) in [
+            ("", "61000-65535"),
+            ("61000-65535", "61000-65535"),
+            ("8080,9148-9150", "8080,9148-9150,61000-65535"),
+            ("60999", "60999-65535"),
+            ("1,60000-62000,65000", "1,60000-65535"),
+        ] {
+            assert_eq!(with_ports(list, &(61_000..=65_535)), expected, "{list:?}");
+        }
+        assert_eq!(with_ports("65535", &(5..=5)), "5,65535");
+    }
 }
