@@ -82,7 +82,7 @@ numbered! {
         ExtensionHeaders = 71, "extension_headers", "Too many IPv6 extension headers, or one that cannot be skipped.";
         WriteFailed = 72, "write_failed", "The kernel refused to change the packet.";
         TunnelFailed = 73, "tunnel_failed", "The kernel refused the tunnel key.";
-        ServiceProtocol = 74, "service_protocol", "To a cluster IP, with a protocol that has no ports.";
+        ServiceProtocol = 74, "service_protocol", "To a cluster IP, with a protocol that no service has (a ping).";
         BadRoute = 75, "bad_route", "The route is of a kind this program does not know.";
         NoSourceAddress = 76, "no_source_address", "The node has no address of this family to translate to.";
         BadService = 77, "bad_service", "The service points at a backend slot that does not exist.";
@@ -92,6 +92,8 @@ numbered! {
         SourceRange = 81, "source_range", "The client is not in the service's loadBalancerSourceRanges.";
         NoPort = 82, "no_port", "A cluster IP, but its service has no such port: refused (ICMP port unreachable).";
         FragmentChecksum = 83, "fragment_checksum", "An SCTP packet in fragments whose ports must change: its checksum covers what is not here.";
+        NoService = 84, "no_service", "An address of the service range that no service has.";
+        TooBig = 85, "too_big", "Translated, and larger than its path takes: its sender is told (ICMP packet too big).";
     }
 }
 

@@ -25,12 +25,17 @@ pub(crate) trait IpFamily: Sized {
     const HEADER: usize;
     /// Type and code of "nobody listens at this port".
     const PORT_UNREACHABLE: (u8, u8);
+    /// Type and code of "too big, and may not be fragmented".
+    const TOO_BIG: (u8, u8);
 
     /// Reads and checks the IP header.
     fn parse(ctx: &impl Frame) -> Result<Packet<Self>, DropReason>;
 
     /// Bytes of the packet from offset `l4` of the frame on, by the IP header: a frame may have more behind the packet.
     fn transport_len(ctx: &impl Frame, l4: usize) -> Result<u16, DropReason>;
+
+    /// Whether those on its way may send it in fragments.
+    fn may_be_fragmented(ctx: &impl Frame) -> bool;
 
     /// Takes one hop off. There must be more than one.
     fn decrement_hop_limit(ctx: &impl Frame) -> Result<(), DropReason>;
@@ -76,6 +81,7 @@ impl IpFamily for V4 {
     const ICMP_COVERS_ADDRESSES: bool = false;
     const HEADER: usize = Ipv4Header::LEN;
     const PORT_UNREACHABLE: (u8, u8) = (Icmpv4Type::UNREACHABLE, 3);
+    const TOO_BIG: (u8, u8) = (Icmpv4Type::UNREACHABLE, 4);
 
     #[inline(always)]
     fn parse(ctx: &impl Frame) -> Result<Packet<Self>, DropReason> {
@@ -117,6 +123,11 @@ impl IpFamily for V4 {
     fn transport_len(ctx: &impl Frame, l4: usize) -> Result<u16, DropReason> {
         let header = packet::with_header(ctx, L3, |ip: &mut Ipv4Header| *ip)?;
         Ok(header.total_len().wrapping_sub((l4 - L3) as u16))
+    }
+
+    #[inline(always)]
+    fn may_be_fragmented(ctx: &impl Frame) -> bool {
+        packet::with_header(ctx, L3, |ip: &mut Ipv4Header| ip.may_be_fragmented()).unwrap_or(false)
     }
 
     #[inline(always)]
@@ -196,6 +207,7 @@ impl IpFamily for V6 {
     const ICMP_COVERS_ADDRESSES: bool = true;
     const HEADER: usize = Ipv6Header::LEN;
     const PORT_UNREACHABLE: (u8, u8) = (Icmpv6Type::UNREACHABLE, 4);
+    const TOO_BIG: (u8, u8) = (Icmpv6Type::TOO_BIG, 0);
 
     #[inline(always)]
     fn parse(ctx: &impl Frame) -> Result<Packet<Self>, DropReason> {
@@ -227,6 +239,11 @@ impl IpFamily for V6 {
     fn transport_len(ctx: &impl Frame, l4: usize) -> Result<u16, DropReason> {
         let header = packet::with_header(ctx, L3, |ip: &mut Ipv6Header| *ip)?;
         Ok(header.payload_len().wrapping_sub((l4 - L3 - Ipv6Header::LEN) as u16))
+    }
+
+    #[inline(always)]
+    fn may_be_fragmented(_ctx: &impl Frame) -> bool {
+        false
     }
 
     #[inline(always)]

@@ -109,6 +109,10 @@ pub(crate) struct Work {
     pub(crate) direct: u32,
     /// What is known of the packet's transport: bits of `parse::Transport`.
     pub(crate) transport: u32,
+    /// Not 0: the packet, once translated, bears the node's own address or is addressed to it, as the stack forwards none.
+    pub(crate) is_ours: u32,
+    /// Of a packet that is too big: the largest IP packet its way takes, in bytes.
+    pub(crate) mtu: u32,
 }
 
 /// What a frontend needs to know of who asks, beside the tuple.

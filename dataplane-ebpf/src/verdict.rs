@@ -48,8 +48,12 @@ fn run<P: Place<Context = TcContext>, F: IpFamily>(
     work: &mut Work,
 ) -> (Result<Verdict, DropReason>, bool) {
     let result = P::run::<F>(ctx, work);
-    let refused = matches!(result, Err(DropReason::NoBackend | DropReason::NoPort))
-        && reject::refuse::<F>(ctx, work, P::HOOK);
+    let refused = match result {
+        Err(reason @ (DropReason::NoBackend | DropReason::NoPort | DropReason::TooBig)) => {
+            reject::refuse::<F>(ctx, work, P::HOOK, reason)
+        }
+        _ => false,
+    };
     (result, refused)
 }
 

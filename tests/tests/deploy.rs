@@ -176,6 +176,7 @@ fn no_right_is_a_wildcard_and_none_is_more_than_the_code_asks_for() -> Result<()
     }
     let expected = [
         ("dataplane-agent: discovery.k8s.io/endpointslices", "list watch"),
+        ("dataplane-agent: networking.k8s.io/servicecidrs", "list watch"),
         ("dataplane-agent: /namespaces", "list watch"),
         ("dataplane-agent: /nodes", "get list patch watch"),
         ("dataplane-agent: /nodes/status", "patch"),

@@ -14,7 +14,7 @@ const CEILINGS: [(&str, u32); 16] = [
     (program::TO_POD, 90_000),
     (program::FROM_WIRE, 650_000),
     (program::TO_WIRE, 450_000),
-    (program::FROM_OVERLAY, 550_000),
+    (program::FROM_OVERLAY, 650_000),
     (program::TO_OVERLAY, 40_000),
     (program::XDP_WIRE, 100_000),
     ("connect4", 10_000),

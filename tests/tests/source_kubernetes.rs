@@ -8,7 +8,7 @@ use dataplane_agent::{
     source::{KubernetesSource, Problems, Progress},
     state::{NamespacedName, ObjectKey, SourceEvent, Store},
 };
-use dataplane_tests::apiserver::{Drop, Fault, Objects, Requests, Server, User};
+use dataplane_tests::apiserver::{Drop, Failure, Fault, Objects, Requests, Server, User};
 use serde_json::{Value, json};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -173,6 +173,13 @@ fn name(name: &str) -> NamespacedName {
 
 fn endpoints(store: &Store, service: &str) -> usize {
     store.slices_of(&name(service)).map(|slice| slice.endpoints.len()).sum()
+}
+
+fn service_range(name: &str, cidrs: &[&str]) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": name},
+        "spec": {"cidrs": cidrs},
+    })
 }
 
 fn everything() -> Vec<Value> {
@@ -346,7 +353,10 @@ async fn a_missing_permission_is_named_and_tried_again() -> Result<()> {
         let discovery = json!({
             "apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"],
         });
-        let rules = if slices { json!([core, discovery]) } else { json!([core]) };
+        let networking = json!({
+            "apiGroups": ["networking.k8s.io"], "resources": ["servicecidrs"], "verbs": ["list", "watch"],
+        });
+        let rules = if slices { json!([core, networking, discovery]) } else { json!([core, networking]) };
         json!({
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "dataplane"},
             "rules": rules,
@@ -374,6 +384,36 @@ async fn a_missing_permission_is_named_and_tried_again() -> Result<()> {
     server.drop_watches(Drop::Orderly);
     world.until_problem("endpointslices").await?;
     ensure!(endpoints(&world.store, "web") == 2);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ranges_of_services_are_heard_of_where_the_server_has_them() -> Result<()> {
+    let server = Server::local()?;
+    server.objects()?.apply(&everything())?;
+    server.objects()?.apply(&[service_range("kubernetes", &["10.96.0.0/16", "fd96::/108"])])?;
+    let state = tempfile::tempdir()?;
+    let mut world = World::synced(&server, state.path()).await?;
+    let range = world.store.service_cidr("kubernetes").context("the range")?;
+    ensure!(
+        range.cidrs.iter().map(ToString::to_string).collect::<Vec<_>>() == ["10.96.0.0/16", "fd96::/108"]
+    );
+    server.objects()?.apply(&[service_range("more", &["10.112.0.0/16"])])?;
+    world.until("another range", |store| store.service_cidr("more").is_some()).await?;
+    world.stop().await?;
+
+    // one from before Kubernetes 1.33
+    let server = Server::local()?;
+    server.objects()?.apply(&everything())?;
+    let unknown =
+        || Fault::Refuse(Failure::new(404, "NotFound", "the server could not find the requested resource"));
+    server.faults().next(u32::MAX, Requests::to("list", "servicecidrs"), unknown());
+    server.faults().next(u32::MAX, Requests::to("watch", "servicecidrs"), unknown());
+    let state = tempfile::tempdir()?;
+    let world = World::synced(&server, state.path()).await?;
+    ensure!(world.problems.now().is_empty(), "{:?}", world.problems.now());
+    world.until_watching().await?;
+    ensure!(world.progress.watch_errors() == 0, "not there is no failure");
     Ok(())
 }
 

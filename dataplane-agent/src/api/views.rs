@@ -375,6 +375,7 @@ pub enum RouteKindView {
     Overlay,
     NoMasquerade,
     Local,
+    Services,
 }
 
 /// A connection that is translated per packet.

@@ -209,7 +209,7 @@ impl Running {
         };
         self.reconciler.set_network(network, store);
         self.reconciler.set_node_port_addresses(self.node_port_addresses(config));
-        self.reconciler.set_host_addresses(self.setup.addresses.iter().copied(), Instant::now());
+        self.reconciler.set_host_addresses(self.setup.addresses.iter().copied(), store, Instant::now());
         self.routes_changed = true;
     }
 

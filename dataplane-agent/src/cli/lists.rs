@@ -134,6 +134,7 @@ const fn kind(kind: RouteKindView) -> &'static str {
         RouteKindView::Overlay => "overlay",
         RouteKindView::NoMasquerade => "no masquerade",
         RouteKindView::Local => "local",
+        RouteKindView::Services => "services",
     }
 }
 

@@ -107,6 +107,11 @@ pub fn exceptions(cidrs: &[IpNet]) -> Vec<(RoutePrefix, Route)> {
     cidrs.iter().map(|cidr| (prefix(cidr), terminal(RouteKind::NoMasquerade))).collect()
 }
 
+/// Where cluster IPs come from: an address without a service does not exist.
+pub fn services(cidrs: &[IpNet]) -> Vec<(RoutePrefix, Route)> {
+    cidrs.iter().map(|cidr| (prefix(cidr), terminal(RouteKind::Services))).collect()
+}
+
 /// The prefix as the route table has it.
 pub fn prefix(network: &IpNet) -> RoutePrefix {
     let base = if network.addr().is_ipv4() { Addr::V4_PREFIX_BITS } else { 0 };

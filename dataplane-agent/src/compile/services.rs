@@ -87,6 +87,8 @@ pub struct Site {
     pub node: String,
     /// The node's label `topology.kubernetes.io/zone`.
     pub zone: Option<Name>,
+    /// Every address of the node.
+    pub host: BTreeSet<Addr>,
     /// Of services that do not choose.
     pub load_balancing: LoadBalancing,
     /// Of services that do not choose.
@@ -205,7 +207,7 @@ fn port_entries(
     for family in [IpAddr::is_ipv4, IpAddr::is_ipv6] {
         let usable = Usable::of(port, slices, family, site, forwarding);
         for frontend in frontends(service, port, family) {
-            frontend.add_to(&mut entries, service, &usable);
+            frontend.add_to(&mut entries, service, &usable, site);
         }
     }
     entries
@@ -250,7 +252,7 @@ fn frontends(service: &Service, port: &ServicePort, family: fn(&IpAddr) -> bool)
 
 impl Place {
     /// The rows of the frontend: one for everybody, or one for those on this node and one for the rest.
-    fn add_to(self, entries: &mut PortEntries, service: &Service, usable: &Usable) {
+    fn add_to(self, entries: &mut PortEntries, service: &Service, usable: &Usable, site: &Site) {
         let ServicePortKey { port, protocol, .. } = entries.key;
         let key = |ip: IpAddr, port: u16, scope: Scope| ServiceKey {
             addr: ip.into(),
@@ -275,19 +277,22 @@ impl Place {
             _ => service.external_policy,
         };
         let local = guard | usable.local_flags();
+        // for processes of this node, who never are outside
+        let any_local = local | site.host_flags(&usable.local);
+        let any = guard | site.host_flags(&usable.cluster);
         match (self, policy) {
             (_, TrafficPolicy::Cluster) => {
                 let direct = if entries.forwarding == Forwarding::Dsr { ServiceFlags::DSR } else { 0 };
-                entries.add(Frontend { key: at(Scope::Any), flags: guard | direct }, &usable.cluster);
+                entries.add(Frontend { key: at(Scope::Any), flags: any | direct }, &usable.cluster);
             }
             (Self::Cluster(_), TrafficPolicy::Local) => {
-                entries.add(Frontend { key: at(Scope::Any), flags: local }, &usable.local);
+                entries.add(Frontend { key: at(Scope::Any), flags: any_local }, &usable.local);
             }
             // who is on this node asks for the service, not for this node: all endpoints are his (kube-proxy's short
             // circuit). The row for the others is written first
             (_, TrafficPolicy::Local) => {
                 entries.add(Frontend { key: at(Scope::Outside), flags: local }, &usable.local);
-                let both = guard | ServiceFlags::OUTSIDE;
+                let both = any | ServiceFlags::OUTSIDE;
                 entries.add(Frontend { key: at(Scope::Any), flags: both }, &usable.cluster);
             }
         }
@@ -355,6 +360,12 @@ pub fn local_ready<'a>(slices: impl IntoIterator<Item = &'a EndpointSlice>, site
 }
 
 impl Site {
+    /// Bits of a frontend with such backends.
+    fn host_flags(&self, backends: &[Backend]) -> u32 {
+        let has = backends.iter().any(|backend| self.host.contains(&backend.addr));
+        if has { ServiceFlags::HOST_BACKEND } else { 0 }
+    }
+
     /// How a service's backends are chosen and reached.
     fn choices(&self, service: &Service) -> (LoadBalancing, Forwarding) {
         let forwarding = service.forwarding.unwrap_or(match service.load_balancing {
@@ -561,6 +572,7 @@ mod tests {
             (ServiceFlags::LOCAL, " local"),
             (ServiceFlags::SOURCE_RANGES, " guarded"),
             (ServiceFlags::DSR, " direct"),
+            (ServiceFlags::HOST_BACKEND, " at-host"),
         ];
         let mut all = Vec::new();
         for group in &entries.ports[0].groups {
@@ -634,6 +646,23 @@ mod tests {
         }
         let refused = shown(&compiled(&service, &[slice]));
         assert!(refused.contains(&"10.96.0.1:80 -> ".to_owned()), "{refused:?}");
+    }
+
+    #[test]
+    fn frontends_that_lead_to_the_node_itself_say_so() {
+        let (service, mut slice) = everywhere(TrafficPolicy::Local, TrafficPolicy::Local);
+        slice.endpoints[0].address = "192.168.1.1".parse().unwrap();
+        let mut site = Site { node: "here".to_owned(), ..Site::default() };
+        let elsewhere = compile(&service, [&slice], &site);
+        assert!(shown(&elsewhere).iter().all(|line| !line.contains("at-host")));
+        site.host.insert("192.168.1.1".parse::<IpAddr>().unwrap().into());
+        let marked: Vec<_> = shown(&compile(&service, [&slice], &site))
+            .into_iter()
+            .filter(|line| line.contains("at-host"))
+            .map(|line| line.split(' ').next().unwrap_or_default().to_owned())
+            .collect();
+        // not the rows of those outside, who never are processes of the node
+        assert_eq!(marked, ["0.0.0.0:30080", "10.96.0.1:80", "192.0.2.1:80", "192.0.2.2:80"]);
     }
 
     #[test]

@@ -172,6 +172,7 @@ impl Reconciler {
     /// Takes in everything that `changes` names.
     pub fn changed(&mut self, store: &Store, changes: &Changes) {
         self.nodes_changed(store, changes.nodes.iter().map(String::as_str));
+        self.routes.service_cidrs_changed(store, &changes.service_cidrs);
         self.services_changed(store, &changes.services);
         if changes.synced {
             self.synced();
@@ -224,23 +225,36 @@ impl Reconciler {
         let site = Site {
             node: network.own.clone(),
             zone,
+            host: self.site.host.clone(),
             load_balancing: network.load_balancing,
             forwarding: network.forwarding,
         };
-        if site != self.site {
-            self.site = site;
-            let names: Vec<_> = store.services().map(|service| service.name.clone()).collect();
-            self.services_changed(store, &names);
-        }
+        self.set_site(site, store);
         self.routes.set_network(network, store);
         for (id, pod) in &self.endpoints.pods {
             self.routes.set_pod(id, Some(&pod.device));
         }
     }
 
+    /// All services are looked at again if the node is another one to them.
+    fn set_site(&mut self, site: Site, store: &Store) {
+        if site != self.site {
+            self.site = site;
+            let names: Vec<_> = store.services().map(|service| service.name.clone()).collect();
+            self.services_changed(store, &names);
+        }
+    }
+
     /// Every address of this host on any device, link-local and loopback ones left out.
-    pub fn set_host_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>, now: Instant) {
+    pub fn set_host_addresses(
+        &mut self,
+        addresses: impl IntoIterator<Item = IpAddr>,
+        store: &Store,
+        now: Instant,
+    ) {
         self.endpoints.set_host(addresses);
+        let host = self.endpoints.host_addresses().map(Addr::from).collect();
+        self.set_site(Site { host, ..self.site.clone() }, store);
         let names: BTreeSet<_> = self.endpoints.pods.values().filter_map(host_ports_name).collect();
         self.host_ports_changed(names, now);
     }

@@ -1,7 +1,7 @@
 //! `ROUTES`, and what the kernel's own routes should be.
 //!
 //! A prefix may be wanted twice (a node's range that is an exception too): what is on this node comes before what is on
-//! others, and that before exceptions. Gates are the datapath's, as in `ENDPOINTS`.
+//! others, that before ranges of cluster IPs, and those before exceptions. Gates are the datapath's, as in `ENDPOINTS`.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -56,6 +56,8 @@ pub(super) enum Claimant {
     Own,
     Pod(String),
     Node(String),
+    /// The name of a `ServiceCIDR`.
+    Services(String),
     Exceptions,
 }
 
@@ -125,6 +127,14 @@ impl Routes {
             for name in names {
                 self.compile(name, store);
             }
+        }
+    }
+
+    /// Ranges of cluster IPs that came, went or changed.
+    pub(super) fn service_cidrs_changed(&mut self, store: &Store, names: &BTreeSet<String>) {
+        for name in names {
+            let cidrs = store.service_cidr(name).map_or(&[][..], |range| &range.cidrs);
+            self.claim(&Claimant::Services(name.clone()), routes::services(cidrs));
         }
     }
 

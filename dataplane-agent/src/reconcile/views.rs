@@ -118,6 +118,7 @@ impl Reconciler {
                 RouteKind::Overlay => RouteKindView::Overlay,
                 RouteKind::NoMasquerade => RouteKindView::NoMasquerade,
                 RouteKind::Local => RouteKindView::Local,
+                RouteKind::Services => RouteKindView::Services,
             },
             next_hop: (!route.next_hop.is_unspecified()).then(|| route.next_hop.to_ip()),
             device: devices.get(&route.ifindex).cloned(),
@@ -153,7 +154,7 @@ impl Reconciler {
             match route.kind()? {
                 RouteKind::Native => Some("native"),
                 RouteKind::Overlay => Some("vxlan"),
-                RouteKind::NoMasquerade | RouteKind::Local => None,
+                RouteKind::NoMasquerade | RouteKind::Local | RouteKind::Services => None,
             }
         });
         let kinds: BTreeSet<_> = kinds.collect();

@@ -47,9 +47,14 @@ impl Conflicts {
         for event in events {
             match event {
                 // nobody excludes these
-                SourceEvent::Upsert(Object::EndpointSlice(_) | Object::Namespace(_) | Object::Pod(_))
+                SourceEvent::Upsert(
+                    Object::EndpointSlice(_) | Object::Namespace(_) | Object::Pod(_) | Object::ServiceCidr(_),
+                )
                 | SourceEvent::Remove(
-                    ObjectKey::EndpointSlice(_) | ObjectKey::Namespace(_) | ObjectKey::Pod(_),
+                    ObjectKey::EndpointSlice(_)
+                    | ObjectKey::Namespace(_)
+                    | ObjectKey::Pod(_)
+                    | ObjectKey::ServiceCidr(_),
                     _,
                 ) => out.push(event),
                 SourceEvent::Upsert(object) => self.queue(object),
@@ -249,7 +254,9 @@ fn resources(object: &Object) -> Vec<Resource> {
     match object {
         Object::Node(node) => node.pod_cidrs.iter().copied().map(Resource::PodCidr).collect(),
         Object::Service(service) => service.cluster_ips.iter().copied().map(Resource::ClusterIp).collect(),
-        Object::EndpointSlice(_) | Object::Namespace(_) | Object::Pod(_) => Vec::new(),
+        Object::EndpointSlice(_) | Object::Namespace(_) | Object::Pod(_) | Object::ServiceCidr(_) => {
+            Vec::new()
+        }
     }
 }
 

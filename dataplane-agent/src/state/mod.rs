@@ -8,5 +8,6 @@ pub use name::Name;
 pub use store::{Changes, Store};
 pub use types::{
     Endpoint, EndpointPort, EndpointSlice, Forwarding, Hints, LoadBalancing, Namespace, NamespacedName, Node,
-    Object, ObjectKey, Owner, Pod, Service, ServicePort, SourceEvent, TrafficPolicy, TransportProtocol,
+    Object, ObjectKey, Owner, Pod, Service, ServiceCidr, ServicePort, SourceEvent, TrafficPolicy,
+    TransportProtocol,
 };

@@ -6,7 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 use super::{
-    EndpointSlice, Namespace, NamespacedName, Node, Object, ObjectKey, Owner, Pod, Service, SourceEvent,
+    EndpointSlice, Namespace, NamespacedName, Node, Object, ObjectKey, Owner, Pod, Service, ServiceCidr,
+    SourceEvent,
 };
 
 /// Everything the agent knows of the cluster.
@@ -17,6 +18,7 @@ pub struct Store {
     services: BTreeMap<NamespacedName, Service>,
     slices: BTreeMap<NamespacedName, EndpointSlice>,
     pods: BTreeMap<NamespacedName, Pod>,
+    service_cidrs: BTreeMap<String, ServiceCidr>,
     /// Service → its slices, sorted. A service with a thousand slices costs nothing to those with one.
     slices_of: BTreeMap<NamespacedName, Vec<NamespacedName>>,
     synced: bool,
@@ -31,6 +33,7 @@ pub struct Changes {
     pub services: BTreeSet<NamespacedName>,
     pub namespaces: BTreeSet<String>,
     pub pods: BTreeSet<NamespacedName>,
+    pub service_cidrs: BTreeSet<String>,
     /// From now on, what is not in the store does not exist.
     pub synced: bool,
 }
@@ -46,6 +49,7 @@ impl Changes {
         self.services.extend(later.services);
         self.namespaces.extend(later.namespaces);
         self.pods.extend(later.pods);
+        self.service_cidrs.extend(later.service_cidrs);
         self.synced |= later.synced;
     }
 }
@@ -77,6 +81,12 @@ impl Store {
                 let name = pod.name.clone();
                 if upsert(&mut self.pods, name.clone(), pod) != Upserted::Same {
                     changes.pods.insert(name);
+                }
+            }
+            SourceEvent::Upsert(Object::ServiceCidr(range)) => {
+                let name = range.name.clone();
+                if upsert(&mut self.service_cidrs, name.clone(), range) != Upserted::Same {
+                    changes.service_cidrs.insert(name);
                 }
             }
             SourceEvent::Upsert(Object::EndpointSlice(slice)) => self.upsert_slice(slice, &mut changes),
@@ -127,6 +137,11 @@ impl Store {
             ObjectKey::Pod(name) => {
                 if remove(&mut self.pods, name, owner, |pod| &pod.owner).is_some() {
                     changes.pods.insert(name.clone());
+                }
+            }
+            ObjectKey::ServiceCidr(name) => {
+                if remove(&mut self.service_cidrs, name, owner, |range| &range.owner).is_some() {
+                    changes.service_cidrs.insert(name.clone());
                 }
             }
             ObjectKey::EndpointSlice(name) => {
@@ -184,6 +199,11 @@ impl Store {
         self.pods.values()
     }
 
+    /// A range of cluster IPs.
+    pub fn service_cidr(&self, name: &str) -> Option<&ServiceCidr> {
+        self.service_cidrs.get(name)
+    }
+
     /// How many slices there are.
     pub fn slice_count(&self) -> usize {
         self.slices.len()
@@ -196,6 +216,7 @@ impl Store {
             services: self.services.keys().cloned().collect(),
             namespaces: self.namespaces.keys().cloned().collect(),
             pods: self.pods.keys().cloned().collect(),
+            service_cidrs: self.service_cidrs.keys().cloned().collect(),
             synced: self.synced,
         }
     }

@@ -69,6 +69,15 @@ pub struct Pod {
     pub deleting: bool,
 }
 
+/// A range of cluster IPs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ServiceCidr {
+    pub name: String,
+    pub owner: Owner,
+    /// `spec.cidrs`: at most one per family.
+    pub cidrs: Vec<IpNet>,
+}
+
 /// A Service with cluster IPs. Headless and ExternalName services never become one of these.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Service {
@@ -200,6 +209,7 @@ pub enum Object {
     Service(Service),
     EndpointSlice(EndpointSlice),
     Pod(Pod),
+    ServiceCidr(ServiceCidr),
 }
 
 /// Names an object of the state.
@@ -210,6 +220,7 @@ pub enum ObjectKey {
     Service(NamespacedName),
     EndpointSlice(NamespacedName),
     Pod(NamespacedName),
+    ServiceCidr(String),
 }
 
 /// What a source says.
@@ -237,6 +248,7 @@ impl Object {
             Self::Service(service) => ObjectKey::Service(service.name.clone()),
             Self::EndpointSlice(slice) => ObjectKey::EndpointSlice(slice.name.clone()),
             Self::Pod(pod) => ObjectKey::Pod(pod.name.clone()),
+            Self::ServiceCidr(range) => ObjectKey::ServiceCidr(range.name.clone()),
         }
     }
 
@@ -247,6 +259,7 @@ impl Object {
             Self::Service(service) => &mut service.owner,
             Self::EndpointSlice(slice) => &mut slice.owner,
             Self::Pod(pod) => &mut pod.owner,
+            Self::ServiceCidr(range) => &mut range.owner,
         }
     }
 
@@ -257,6 +270,7 @@ impl Object {
             Self::Service(service) => &service.owner,
             Self::EndpointSlice(slice) => &slice.owner,
             Self::Pod(pod) => &pod.owner,
+            Self::ServiceCidr(range) => &range.owner,
         }
     }
 }
@@ -296,6 +310,7 @@ impl fmt::Display for ObjectKey {
             Self::Service(name) => write!(f, "Service {name}"),
             Self::EndpointSlice(name) => write!(f, "EndpointSlice {name}"),
             Self::Pod(name) => write!(f, "Pod {name}"),
+            Self::ServiceCidr(name) => write!(f, "ServiceCIDR {name}"),
         }
     }
 }

@@ -32,6 +32,8 @@ pub enum RouteKind {
     NoMasquerade = 3,
     /// This node's own pod CIDR: an address without an endpoint does not exist.
     Local = 4,
+    /// Cluster IPs come from here (`ServiceCIDR`, KEP-1880): an address without a service does not exist.
+    Services = 5,
 }
 
 impl Route {
@@ -43,6 +45,7 @@ impl Route {
             2 => Some(RouteKind::Overlay),
             3 => Some(RouteKind::NoMasquerade),
             4 => Some(RouteKind::Local),
+            5 => Some(RouteKind::Services),
             _ => None,
         }
     }

@@ -128,4 +128,7 @@ impl ServiceFlags {
     /// Direct server return: what comes from outside goes on to its backend's node as it came, and that node answers. Only
     /// with [`ServiceFlags::HASH`], by which both nodes choose the same backend.
     pub const DSR: u32 = 32;
+    /// A process of this node is among the backends: another one reaches it through its socket alone, because packets to it
+    /// never leave the stack.
+    pub const HOST_BACKEND: u32 = 64;
 }

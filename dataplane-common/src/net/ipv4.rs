@@ -35,6 +35,7 @@ pub struct Ipv4Header {
 impl Ipv4Header {
     /// Bytes of the header without options.
     pub const LEN: usize = 20;
+    const DONT_FRAGMENT: u16 = 0x4000;
     const MORE_FRAGMENTS: u16 = 0x2000;
     const OFFSET: u16 = 0x1fff;
 
@@ -53,6 +54,12 @@ impl Ipv4Header {
         let checksum = !checksum::fold(checksum::sum_of_words(&words));
         let (id, fragment, protocol) = (0, 0, Protocol::ICMP);
         Self { version_ihl, tos, total_len, id, fragment, ttl, protocol, checksum, src, dst }
+    }
+
+    /// Whether those on its way may send it in fragments (`DF` is not set).
+    #[inline(always)]
+    pub const fn may_be_fragmented(&self) -> bool {
+        u16::from_be(self.fragment) & Self::DONT_FRAGMENT == 0
     }
 
     /// IP version.

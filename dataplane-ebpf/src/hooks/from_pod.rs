@@ -37,12 +37,13 @@ impl Place for FromPod {
                 }
                 true
             }
+            Destination::Services => true,
             _ => destination.expects(ctx, &packet),
         };
         let translated = looks
             && match destination {
                 // where frontends are
-                Destination::Outside { .. } | Destination::Host(_) => {
+                Destination::Outside { .. } | Destination::Services | Destination::Host(_) => {
                     translate::packet::<F, ToBackend>(ctx, work)?
                 }
                 _ => translate::packet::<F, Known>(ctx, work)?,

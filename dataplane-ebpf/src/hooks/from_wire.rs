@@ -60,7 +60,7 @@ pub(super) fn arrive<F: IpFamily>(
     let asks = match destination {
         Destination::Host(_) => destination.expects(ctx, packet),
         // cluster IPs, and addresses of load balancers
-        Destination::Outside { .. } => packet.link_scoped(ctx).is_none(),
+        Destination::Outside { .. } | Destination::Services => packet.link_scoped(ctx).is_none(),
         // another node was asked, and has left the answer to this one
         Destination::Node(_) => true,
         _ => false,
@@ -79,6 +79,7 @@ pub(super) fn arrive<F: IpFamily>(
     Ok(match destination {
         _ if translated => Arrived::Translated(destination),
         Destination::Pod(_) | Destination::Host(_) => Arrived::Here(destination),
+        Destination::Services if asks => return Err(route::unserved(packet)),
         _ => Arrived::Elsewhere,
     })
 }

@@ -97,9 +97,7 @@ fn translate(socket: &Socket<'_>, random: u32) -> Result<Option<SocketOrigin>, D
         return Ok(None);
     }
     let endpoint = maps::endpoint(&addr);
-    // what the host's own processes send to an address of the host never leaves it: nobody else will translate it
-    let on_host = of_host && (addr.is_loopback() || endpoint.is_some_and(Endpoint::is_host));
-    if !enabled && !on_host {
+    if !enabled && !of_host {
         return Ok(None);
     }
     let node_ports = match endpoint {
@@ -108,6 +106,14 @@ fn translate(socket: &Socket<'_>, random: u32) -> Result<Option<SocketOrigin>, D
     };
     let asks = Asks { from_outside: 0, node_ports: u32::from(node_ports), of_another: 0 };
     let Some(service) = service::frontend(&addr, port, protocol, asks) else { return Ok(None) };
+    // what the host's own processes send to an address of the host never leaves it: nobody else will translate it
+    let on_host = of_host
+        && (addr.is_loopback()
+            || endpoint.is_some_and(Endpoint::is_host)
+            || service.flags & ServiceFlags::HOST_BACKEND != 0);
+    if !enabled && !on_host {
+        return Ok(None);
+    }
     // without a backend it is the packets that are refused or dropped. A consistent choice needs their source, which a
     // socket does not have yet; where nobody sees the packets it is left to chance
     if service.count == 0 || (service.flags & ServiceFlags::HASH != 0 && !on_host) {

@@ -38,11 +38,15 @@ impl Place for ToWire {
         }
         let destination = route::find(&packet.dst)?;
         work.asks = destination.asked(From::Here);
-        let Destination::Outside { masquerade } = destination else { return Ok(Verdict::Delivered) };
+        let masquerade = match destination {
+            Destination::Outside { masquerade } => masquerade,
+            Destination::Services => false,
+            _ => return Ok(Verdict::Delivered),
+        };
         match route::find(&packet.src)? {
             Destination::Pod(_) if masquerade => from_pod::<F>(ctx, work),
             Destination::Pod(_) => Ok(Verdict::Delivered),
-            Destination::Host(_) => from_host::<F>(ctx, &packet, work),
+            Destination::Host(_) => from_host::<F>(ctx, &packet, &destination, work),
             _ => Ok(Verdict::StackUnmanaged),
         }
     }
@@ -58,10 +62,12 @@ fn from_pod<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<Verdict, Dr
 fn from_host<F: IpFamily>(
     ctx: &TcContext,
     packet: &Packet<F>,
+    destination: &Destination,
     work: &mut Work,
 ) -> Result<Verdict, DropReason> {
     if !translate::packet::<F, ToBackend>(ctx, work)? {
-        return Ok(Verdict::Delivered);
+        let nobodys = matches!(destination, Destination::Services);
+        return if nobodys { Err(route::unserved(packet)) } else { Ok(Verdict::Delivered) };
     }
     match route::find(&work.to.dst)? {
         Destination::Outside { .. } => Ok(Verdict::Delivered),

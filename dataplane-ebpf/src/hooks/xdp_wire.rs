@@ -42,7 +42,7 @@ impl Place for XdpWire {
         work.asks = destination.asked(From::Outside);
         let asks = match destination {
             Destination::Host(endpoint) => endpoint.gates.is_open(packet.protocol),
-            Destination::Outside { .. } => packet.link_scoped(ctx).is_none(),
+            Destination::Outside { .. } | Destination::Services => packet.link_scoped(ctx).is_none(),
             _ => false,
         };
         if !asks {

@@ -1,4 +1,5 @@
-//! Refuses a packet: its sender hears at once that nobody answers (ICMP port unreachable, RFC 792, RFC 4443).
+//! Refuses a packet: its sender hears at once that nobody answers (ICMP port unreachable, RFC 792, RFC 4443), or that it is too
+//! big for its way (RFC 1191, RFC 8201).
 //!
 //! The packet itself becomes the message: cut to its headers, with room for two more in front, and sent back where it came
 //! from. A TCP socket that connects takes it for a refusal, as it would a reset.
@@ -8,7 +9,7 @@ use dataplane_common::{
     abi::RouteKind,
     checksum,
     flow::tcp_flags,
-    net::{EthHeader, IcmpHeader, Protocol, SctpHeader, TcpHeader, UdpHeader},
+    net::{EthHeader, FragmentHeader, IcmpHeader, Protocol, SctpHeader, TcpHeader, UdpHeader},
     reason::{DropReason, Hook},
 };
 
@@ -27,17 +28,20 @@ use crate::{
 /// Whether the packet is on its way back, as a message. Others (messages, fragments, packets with options) are dropped in
 /// silence.
 #[inline(always)]
-pub(crate) fn refuse<F: IpFamily>(ctx: &TcContext, work: &Work, hook: Hook) -> bool {
+pub(crate) fn refuse<F: IpFamily>(ctx: &TcContext, work: &Work, hook: Hook, reason: DropReason) -> bool {
     #[inline(never)]
-    fn outlined<F: IpFamily>(ctx: &TcContext) -> Answer {
-        turn::<F>(ctx).into()
+    fn outlined<F: IpFamily>(ctx: &TcContext, kind: u16, mtu: u32) -> Answer {
+        turn::<F>(ctx, kind, mtu).into()
     }
+    let ((kind, code), mtu) =
+        if matches!(reason, DropReason::TooBig) { (F::TOO_BIG, work.mtu) } else { (F::PORT_UNREACHABLE, 0) };
+    let kind = u16::from_ne_bytes([kind, code]);
     if work.transport & u32::from(tcp_flags::RST) != 0 {
         return false;
     }
     let turned = match hook {
-        Hook::FromPod | Hook::FromWire | Hook::ToWire => outlined::<F>(ctx).get(),
-        Hook::FromOverlay => match outlined::<F>(ctx).get() {
+        Hook::FromPod | Hook::FromWire | Hook::ToWire => outlined::<F>(ctx, kind, mtu).get(),
+        Hook::FromOverlay => match outlined::<F>(ctx, kind, mtu).get() {
             Ok(true) => into_tunnel::<F>(ctx),
             other => other,
         },
@@ -66,16 +70,24 @@ fn into_tunnel<F: IpFamily>(ctx: &TcContext) -> Result<bool, DropReason> {
     }
 }
 
+/// `kind`: type and code, as they lie in the message. `mtu`: 0 where it is not the size that is wrong.
 #[inline(always)]
-fn turn<F: IpFamily>(ctx: &TcContext) -> Result<bool, DropReason> {
+fn turn<F: IpFamily>(ctx: &TcContext, kind: u16, mtu: u32) -> Result<bool, DropReason> {
+    const FRAGMENT_AND_PORTS: usize = size_of::<FragmentHeader>() + UdpHeader::LEN;
     let packet = F::parse(ctx)?;
+    // of IPv6, whose fragments have a header of their own
+    let first =
+        packet.fragment == Fragment::First && packet.l4 == L3 + F::HEADER + size_of::<FragmentHeader>();
+    if mtu != 0 && first {
+        return quote::<F, { FRAGMENT_AND_PORTS / 4 }>(ctx, &packet, kind, mtu);
+    }
     if packet.fragment != Fragment::Whole || packet.l4 != L3 + F::HEADER {
         return Ok(false);
     }
     match packet.protocol {
-        Protocol::TCP => quote::<F, { TcpHeader::LEN / 4 }>(ctx, &packet),
-        Protocol::UDP => quote::<F, { UdpHeader::LEN / 4 }>(ctx, &packet),
-        Protocol::SCTP => quote::<F, { SctpHeader::QUOTED / 4 }>(ctx, &packet),
+        Protocol::TCP => quote::<F, { TcpHeader::LEN / 4 }>(ctx, &packet, kind, mtu),
+        Protocol::UDP => quote::<F, { UdpHeader::LEN / 4 }>(ctx, &packet, kind, mtu),
+        Protocol::SCTP => quote::<F, { SctpHeader::QUOTED / 4 }>(ctx, &packet, kind, mtu),
         _ => Ok(false),
     }
 }
@@ -83,11 +95,17 @@ fn turn<F: IpFamily>(ctx: &TcContext) -> Result<bool, DropReason> {
 /// Makes the packet a message that quotes its IP header and so many 32-bit words of what follows. Of TCP the whole header,
 /// of SCTP more: the kernel cuts no packet in front of a checksum that is still to be completed.
 #[inline(always)]
-fn quote<F: IpFamily, const WORDS: usize>(ctx: &TcContext, packet: &Packet<F>) -> Result<bool, DropReason> {
+fn quote<F: IpFamily, const WORDS: usize>(
+    ctx: &TcContext,
+    packet: &Packet<F>,
+    kind: u16,
+    mtu: u32,
+) -> Result<bool, DropReason> {
     let eth: EthHeader = ctx.read(0)?;
-    let transport: [u32; WORDS] = ctx.read(packet.l4)?;
+    let behind = L3 + F::HEADER;
+    let transport: [u32; WORDS] = ctx.read(behind)?;
     let quoted = F::sum_of_header(ctx)? + checksum::sum_of_words(&transport);
-    skb::cut(ctx, packet.l4 + size_of_val(&transport))?;
+    skb::cut(ctx, behind + size_of_val(&transport))?;
     skb::make_room(ctx, F::HEADER + size_of::<IcmpHeader>())?;
     packet::with_header(ctx, 0, |header: &mut EthHeader| {
         header.set_addresses(eth.src, eth.dst);
@@ -95,10 +113,12 @@ fn quote<F: IpFamily, const WORDS: usize>(ctx: &TcContext, packet: &Packet<F>) -
     })?;
     let len = size_of::<IcmpHeader>() + F::HEADER + size_of_val(&transport);
     let covered = F::write_message_header(ctx, &packet.dst, &packet.src, len)?;
-    let (kind, code) = F::PORT_UNREACHABLE;
-    let sum = covered + quoted + u64::from(u16::from_ne_bytes([kind, code]));
+    // the lower half of ICMPv6's 32 bits is where ICMP has its 16; no device takes more
+    let sequence = (mtu as u16).to_be();
+    let sum = covered + quoted + u64::from(kind) + u64::from(sequence);
     packet::with_header(ctx, L3 + F::HEADER, |icmp: &mut IcmpHeader| {
-        *icmp = IcmpHeader { kind, code, checksum: !checksum::fold(sum), id: 0, sequence: 0 };
+        let [kind, code] = kind.to_ne_bytes();
+        *icmp = IcmpHeader { kind, code, checksum: !checksum::fold(sum), id: 0, sequence };
     })?;
     Ok(true)
 }

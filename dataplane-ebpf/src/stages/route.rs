@@ -3,7 +3,7 @@
 use aya_ebpf::{bindings::TC_ACT_REDIRECT, programs::TcContext};
 use dataplane_common::{
     abi::{Addr, Endpoint, MacAddr, Route, RouteKind},
-    net::EthHeader,
+    net::{EthHeader, Protocol},
     reason::{DropReason, Verdict},
 };
 
@@ -26,6 +26,8 @@ pub(crate) enum Destination {
     Node(&'static Route),
     /// Outside of the cluster, or a service.
     Outside { masquerade: bool },
+    /// Where cluster IPs come from: a service, or nobody.
+    Services,
     /// In this node's pod CIDR, but nobody's.
     Nobody,
 }
@@ -39,7 +41,7 @@ impl Destination {
                 endpoint.gates.is_open(packet.protocol) || packet.is_icmp_error(ctx)
             }
             Self::Node(route) => route.gates.is_open(packet.protocol) || packet.is_icmp_error(ctx),
-            Self::Outside { .. } | Self::Nobody => false,
+            Self::Outside { .. } | Self::Services | Self::Nobody => false,
         }
     }
 
@@ -77,6 +79,7 @@ pub(crate) fn find(addr: &Addr) -> Result<Destination, DropReason> {
         Some(RouteKind::Native | RouteKind::Overlay) => Ok(Destination::Node(route)),
         Some(RouteKind::NoMasquerade) => Ok(Destination::Outside { masquerade: false }),
         Some(RouteKind::Local) => Ok(Destination::Nobody),
+        Some(RouteKind::Services) => Ok(Destination::Services),
         None => Err(DropReason::BadRoute),
     }
 }
@@ -98,13 +101,34 @@ pub(crate) fn forward<F: IpFamily>(
     destination: &Destination,
     into: Into,
 ) -> Result<Verdict, DropReason> {
+    // at a device's egress nobody is left who could say that a packet is too big: there the tunnel's own packet is sent in
+    // fragments
+    forward_or_answer(ctx, packet, destination, into, into == Into::Peer)
+}
+
+/// `answerable`: whether the stack says it where a packet is too big.
+#[inline(always)]
+fn forward_or_answer<F: IpFamily>(
+    ctx: &TcContext,
+    packet: &Packet<F>,
+    destination: &Destination,
+    into: Into,
+    answerable: bool,
+) -> Result<Verdict, DropReason> {
     match destination {
         Destination::Pod(endpoint) => deliver(ctx, packet, endpoint, into),
         Destination::Host(_) => Ok(Verdict::StackHost),
-        Destination::Node(route) => to_node(ctx, packet, route, into),
+        Destination::Node(route) => to_node(ctx, packet, route, into, answerable),
         Destination::Outside { .. } => Ok(Verdict::StackOutside),
+        Destination::Services => Err(unserved(packet)),
         Destination::Nobody => Err(DropReason::NoEndpoint),
     }
+}
+
+/// Why a packet to where cluster IPs come from goes nowhere.
+#[inline(always)]
+pub(crate) const fn unserved<F: IpFamily>(packet: &Packet<F>) -> DropReason {
+    if Protocol::has_ports(packet.protocol) { DropReason::NoService } else { DropReason::ServiceProtocol }
 }
 
 /// Sends a packet of tuple `work.to`, which is not the one it came with, from a device's ingress where its destination is.
@@ -119,8 +143,34 @@ pub(crate) fn forward_translated<F: IpFamily>(
         // to a backend outside of the cluster, under the pod's own address: what leaves the node will be masqueraded
         Destination::Outside { .. } if work.to.src == packet.src => Ok(Verdict::StackOutside),
         Destination::Outside { .. } => to_outside(ctx, packet, work),
-        _ => forward(ctx, packet, destination, Into::Peer),
+        // what is too big and comes this far may be sent in fragments
+        _ => forward_or_answer(ctx, packet, destination, Into::Peer, work.is_ours == 0),
     }
+}
+
+/// Whether a packet of tuple `work.to`, which had `work.from`, is too big for its way, and nobody but us could say so: then
+/// `work.mtu` is what it takes. Leaves in `work.is_ours` whether the stack would not forward it.
+#[inline(always)]
+pub(crate) fn is_too_big<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<bool, DropReason> {
+    #[inline(never)]
+    fn outlined<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Answer {
+        Ok(measure::<F>(ctx, work)).into()
+    }
+    outlined::<F>(ctx, work).get()
+}
+
+#[inline(always)]
+fn measure<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> bool {
+    let is_ours = work.direct != 0 || work.to.src != work.from.src;
+    work.is_ours = u32::from(is_ours);
+    let length = ctx.length().saturating_sub(L3 as u32);
+    // IPv6 promises this much anywhere (RFC 8200 §5), and nobody makes less of IPv4
+    if !is_ours || length <= 1_280 || ctx.is_gso() || F::may_be_fragmented(ctx) {
+        return false;
+    }
+    let Some(route) = maps::route(&work.to.dst) else { return false };
+    work.mtu = route.mtu;
+    route.is_node() && route.mtu != 0 && length > route.mtu
 }
 
 /// Past the stack, which would refuse a packet that comes from outside with the node's own address as its source.
@@ -187,12 +237,11 @@ fn to_node<F: IpFamily>(
     packet: &Packet<F>,
     route: &Route,
     into: Into,
+    answerable: bool,
 ) -> Result<Verdict, DropReason> {
     if packet.hop_limit <= 1 {
         return Ok(Verdict::StackTtlExpired);
     }
-    // at a device's egress nobody is left who could answer: there the tunnel's own packet is sent in fragments
-    let answerable = into == Into::Peer;
     if answerable && route.mtu != 0 && ctx.length() > route.mtu + L3 as u32 && !ctx.is_gso() {
         return Ok(Verdict::StackTooBig);
     }

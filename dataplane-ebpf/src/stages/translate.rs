@@ -9,7 +9,7 @@ use dataplane_common::reason::DropReason;
 use super::{
     Answer, flow, icmp_error,
     parse::{self, Packet},
-    rewrite,
+    rewrite, route,
 };
 use crate::{family::IpFamily, maps::Work, packet::Frame};
 
@@ -56,6 +56,10 @@ fn run<F: IpFamily, N: NewFlow>(ctx: &TcContext, work: &mut Work) -> Result<bool
     }
     if !tuple::<F, N>(ctx, &packet, work)? {
         return Ok(false);
+    }
+    // while the packet is as its sender knows it
+    if route::is_too_big::<F>(ctx, work)? {
+        return Err(DropReason::TooBig);
     }
     if work.direct == 0 {
         rewrite::tuple(ctx, &packet, work)?;

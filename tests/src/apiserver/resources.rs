@@ -37,7 +37,7 @@ const fn resource(group: &'static str, plural: &'static str, kind: &'static str)
 }
 
 /// All of them.
-pub static RESOURCES: [Resource; 14] = [
+pub static RESOURCES: [Resource; 15] = [
     Resource { namespaced: false, status: true, ..resource("", "nodes", "Node") },
     Resource { namespaced: false, status: true, ..resource("", "namespaces", "Namespace") },
     Resource { status: true, ..resource("", "services", "Service") },
@@ -47,6 +47,11 @@ pub static RESOURCES: [Resource; 14] = [
     resource("", "serviceaccounts", "ServiceAccount"),
     Resource { create_on_update: true, ..resource("events.k8s.io", "events", "Event") },
     resource("discovery.k8s.io", "endpointslices", "EndpointSlice"),
+    Resource {
+        namespaced: false,
+        status: true,
+        ..resource("networking.k8s.io", "servicecidrs", "ServiceCIDR")
+    },
     Resource {
         unconditional: false,
         create_on_update: true,

@@ -29,6 +29,8 @@ pub struct Frame {
     /// Fragment offset in units of 8 bytes, and whether more follow.
     pub fragment: Option<(u16, bool)>,
     pub id: u16,
+    /// IPv4: nobody on the way may send it in fragments. Of IPv6 that is true anyway.
+    pub whole: bool,
     /// UDP over IPv4 without a checksum; SCTP with one that the device has yet to compute.
     pub no_checksum: bool,
 }
@@ -65,6 +67,7 @@ impl Frame {
             first_extension: None,
             fragment: None,
             id: 0x4242,
+            whole: false,
             no_checksum: false,
         }
     }
@@ -109,7 +112,8 @@ impl Frame {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
                 frame.extend(0x0800_u16.to_be_bytes());
                 let header_len = 20 + self.extra.len();
-                let fragment = self.fragment.map_or(0, |(offset, more)| offset | u16::from(more) << 13);
+                let fragment = self.fragment.map_or(0, |(offset, more)| offset | u16::from(more) << 13)
+                    | u16::from(self.whole) << 14;
                 let mut header = vec![0x40 | (header_len / 4) as u8, 0];
                 header.extend(((header_len + transport.len()) as u16).to_be_bytes());
                 header.extend(self.id.to_be_bytes());

@@ -6,6 +6,7 @@ mod changes;
 mod dsr;
 mod health;
 mod ranges;
+mod sizes;
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -12,7 +12,7 @@ fn entry(world: &World, ip: &str) -> Option<Endpoint> {
 }
 
 fn host(world: &mut World, ips: &[&str]) {
-    world.agent.set_host_addresses(ips.iter().map(|ip| ip.parse().unwrap()), world.now);
+    world.agent.set_host_addresses(ips.iter().map(|ip| ip.parse().unwrap()), &world.store, world.now);
     world.settle();
 }
 

@@ -31,8 +31,8 @@ use crate::{
     netlink::{KernelRoute, Uplink},
     state::{
         Changes, Endpoint as StateEndpoint, EndpointPort, EndpointSlice, Forwarding, LoadBalancing,
-        NamespacedName, Node, Object, ObjectKey, Owner, Service as StateService, ServicePort, SourceEvent,
-        Store, TransportProtocol,
+        NamespacedName, Node, Object, ObjectKey, Owner, Service as StateService, ServiceCidr, ServicePort,
+        SourceEvent, Store, TransportProtocol,
     },
 };
 

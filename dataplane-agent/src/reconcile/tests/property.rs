@@ -87,7 +87,7 @@ struct Told {
 impl Told {
     fn tell(&self, world: &mut World) {
         world.agent.set_network(network(), &world.store);
-        world.agent.set_host_addresses(self.host.iter().map(|last| [192, 168, 1, *last].into()), world.now);
+        tell_host(world, &self.host);
         for (which, ifindex) in &self.pods {
             // an error is repaired later
             let _repaired = world.agent.upsert_pod(&which.to_string(), &the_pod(*which, *ifindex), world.now);
@@ -95,6 +95,11 @@ impl Told {
         world.agent.pods_loaded();
         world.replay();
     }
+}
+
+fn tell_host(world: &mut World, addresses: &BTreeSet<u8>) {
+    let addresses = addresses.iter().map(|last| [192, 168, 1, *last].into());
+    world.agent.set_host_addresses(addresses, &world.store, world.now);
 }
 
 fn the_pod(which: usize, ifindex: u32) -> crate::reconcile::LocalPod {
@@ -141,9 +146,7 @@ fn play(world: &mut World, told: &mut Told, step: &Step) {
         }
         Step::Host(addresses) => {
             told.host.clone_from(addresses);
-            world
-                .agent
-                .set_host_addresses(addresses.iter().map(|last| [192, 168, 1, *last].into()), world.now);
+            tell_host(world, addresses);
         }
         Step::Faults(calls) => world.faults.fail(calls.iter().copied()),
         Step::Pass(millis) => world.pass(Duration::from_millis(*millis)),

@@ -114,6 +114,34 @@ fn a_restart_writes_nothing_and_removes_what_went_after_the_sync() {
 }
 
 #[test]
+fn ranges_of_cluster_ips_are_rows_as_long_as_one_says_so() {
+    let mut world = three_nodes();
+    let range = |name: &str, cidrs: &[&str]| {
+        let cidrs = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
+        SourceEvent::Upsert(Object::ServiceCidr(ServiceCidr {
+            name: name.to_owned(),
+            cidrs,
+            ..Default::default()
+        }))
+    };
+    let ranges = |world: &World| -> Vec<String> {
+        listed(world).into_iter().filter(|route| route.contains("Services")).collect()
+    };
+    let before = world.writes();
+    world.apply([range("kubernetes", &["10.96.0.0/16", "fd96::/108"]), range("more", &["10.96.0.0/16"])]);
+    world.settle();
+    assert_eq!(ranges(&world), ["10.96.0.0/16 Services", "fd96::/108 Services"]);
+    assert_eq!(world.writes() - before, 2);
+    world.apply([range("more", &["10.97.0.0/16"]), gone(ObjectKey::ServiceCidr("kubernetes".to_owned()))]);
+    world.settle();
+    assert_eq!(ranges(&world), ["10.97.0.0/16 Services"]);
+    // pods go before: a range that cannot be right takes nobody's pods away
+    world.apply([range("wrong", &["10.1.1.0/24"])]);
+    world.settle();
+    assert!(listed(&world).contains(&"10.1.1.0/24 Native via 192.168.1.2 dev eth0".to_owned()));
+}
+
+#[test]
 fn the_host_has_a_route_to_each_of_its_pods() {
     let mut world = World::new(PLENTY);
     world.agent.upsert_pod("c1", &pod("web", "10.1.0.2", 7), world.now).unwrap();

@@ -303,6 +303,7 @@ const fn kind_of(key: &ObjectKey) -> Kind {
         ObjectKey::Service(_) => Kind::Service,
         ObjectKey::EndpointSlice(_) => Kind::EndpointSlice,
         ObjectKey::Pod(_) => Kind::Pod,
+        ObjectKey::ServiceCidr(_) => Kind::ServiceCidr,
     }
 }
 

@@ -33,6 +33,8 @@ const OVERTIME: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(5);
 /// A watch that went on for this long was a success, even if there was nothing to say.
 const SUCCESS: Duration = Duration::from_secs(5);
+/// To ask again for a kind the server does not have: it may be a newer one by then.
+const ABSENT: Duration = Duration::from_secs(60);
 /// To ask again for everything after something could not be told.
 const UNTOLD: Duration = Duration::from_secs(30);
 
@@ -78,6 +80,8 @@ enum Failure {
     Closed,
     /// The server has forgotten where we were.
     Forgotten,
+    /// The server does not have the kind.
+    Absent,
     /// Streaming lists are not for this server.
     NotStreaming,
     Other {
@@ -137,6 +141,13 @@ impl Reflector {
             step = match done {
                 Ok(next) => next,
                 Err(Failure::Closed) => return,
+                Err(Failure::Absent) => {
+                    if self.is_absent().await.is_err() {
+                        return;
+                    }
+                    tokio::time::sleep(ABSENT).await;
+                    Step::List
+                }
                 Err(Failure::NotStreaming) => {
                     tracing::info!(resource = self.requests.resource, "no streaming lists: listing by pages");
                     self.lists = Lists::Pages;
@@ -179,6 +190,7 @@ impl Reflector {
                     self.lists = Lists::Whole;
                     return Err(Failure::Forgotten);
                 }
+                Err(error) if self.has_no_kind(&error) => return Err(Failure::Absent),
                 Err(error) => return Err(failure(&error, Step::List)),
             };
             let page: Page<'_> = serde_json::from_str(&text)
@@ -217,6 +229,7 @@ impl Reflector {
                 return Err(Failure::NotStreaming);
             }
             Err(error) if is_gone(&error) => return Err(Failure::Forgotten),
+            Err(error) if self.has_no_kind(&error) => return Err(Failure::Absent),
             Err(error) => return Err(failure(&error, resume(listing, &version))),
         };
         if listing {
@@ -292,6 +305,21 @@ impl Reflector {
                 }
             }
         }
+    }
+
+    /// Whether the server is one from before the kind.
+    fn has_no_kind(&self, error: &kube::Error) -> bool {
+        self.kind.is_recent() && matches!(error, kube::Error::Api(status) if status.code == 404)
+    }
+
+    /// There are no objects of a kind that is not there.
+    async fn is_absent(&mut self) -> Result<(), Failure> {
+        if !self.listed {
+            tracing::info!(resource = self.requests.resource, "this API server does not have the kind");
+        }
+        self.begin_list().await?;
+        self.end_list(true).await?;
+        self.is_watching().await
     }
 
     async fn begin_list(&mut self) -> Result<(), Failure> {

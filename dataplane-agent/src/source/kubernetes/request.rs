@@ -46,11 +46,14 @@ impl Requests {
                 ("/apis/discovery.k8s.io/v1/endpointslices", "endpointslices.discovery.k8s.io")
             }
             Kind::Pod => ("/api/v1/pods", "pods"),
+            Kind::ServiceCidr => {
+                ("/apis/networking.k8s.io/v1/servicecidrs", "servicecidrs.networking.k8s.io")
+            }
         };
         let selector = match kind {
             Kind::Service | Kind::EndpointSlice => Some(("labelSelector", OURS.to_owned())),
             Kind::Pod => Some(("fieldSelector", format!("spec.nodeName={node}"))),
-            Kind::Node | Kind::Namespace => None,
+            Kind::Node | Kind::Namespace | Kind::ServiceCidr => None,
         };
         Self { path, resource, selector }
     }

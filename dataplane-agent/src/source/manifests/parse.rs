@@ -155,7 +155,7 @@ impl Content {
             }
             _ => {
                 let message = format!(
-                    "kind: {api_version} {kind} is unknown; Node, Namespace, Service, EndpointSlice and Pod are read"
+                    "kind: {api_version} {kind} is unknown; Node, Namespace, Service, EndpointSlice, Pod and ServiceCIDR are read"
                 );
                 self.complain(place, &named(kind, &object), message);
             }

@@ -9,6 +9,7 @@ mod namespace;
 mod node;
 mod pod;
 mod service;
+mod service_cidr;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +17,7 @@ use k8s_openapi::{
     api::{
         core::v1::{Namespace, Node, Pod, Service},
         discovery::v1::EndpointSlice,
+        networking::v1::ServiceCIDR,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -36,6 +38,8 @@ pub enum Kind {
     Service,
     EndpointSlice,
     Pod,
+    /// Since Kubernetes 1.33.
+    ServiceCidr,
 }
 
 /// What became of an object that is not impossible.
@@ -48,7 +52,8 @@ pub struct Converted {
 }
 
 impl Kind {
-    pub const ALL: [Self; 5] = [Self::Node, Self::Namespace, Self::Service, Self::EndpointSlice, Self::Pod];
+    pub const ALL: [Self; 6] =
+        [Self::Node, Self::Namespace, Self::Service, Self::EndpointSlice, Self::Pod, Self::ServiceCidr];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -57,6 +62,7 @@ impl Kind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::Pod => "Pod",
+            Self::ServiceCidr => "ServiceCIDR",
         }
     }
 
@@ -64,11 +70,17 @@ impl Kind {
         match self {
             Self::Node | Self::Namespace | Self::Service | Self::Pod => "v1",
             Self::EndpointSlice => "discovery.k8s.io/v1",
+            Self::ServiceCidr => "networking.k8s.io/v1",
         }
     }
 
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// Whether API servers that are still in use do not have it.
+    pub const fn is_recent(self) -> bool {
+        matches!(self, Self::ServiceCidr)
     }
 
     /// Which object of the state one of this kind is.
@@ -80,6 +92,7 @@ impl Kind {
             Self::Service => ObjectKey::Service(namespaced()),
             Self::EndpointSlice => ObjectKey::EndpointSlice(namespaced()),
             Self::Pod => ObjectKey::Pod(namespaced()),
+            Self::ServiceCidr => ObjectKey::ServiceCidr(name.to_owned()),
         }
     }
 
@@ -91,6 +104,7 @@ impl Kind {
             Self::Service => service::convert(&typed::<Service>(value)?),
             Self::EndpointSlice => endpoint_slice::convert(&typed::<EndpointSlice>(value)?),
             Self::Pod => pod::convert(typed::<Pod>(value)?),
+            Self::ServiceCidr => service_cidr::convert(&typed::<ServiceCIDR>(value)?),
         }
     }
 }

@@ -202,6 +202,7 @@ fn changed(kind: Kind, pointer: &str, value: Value) -> Value {
             "endpoints": [{"addresses": ["10.1.0.1"]}],
         }),
         Kind::Namespace => json!({}),
+        Kind::ServiceCidr => json!({"spec": {"cidrs": ["10.96.0.0/16", "fd96::/108"]}}),
         Kind::Pod => json!({
             "spec": {"nodeName": "n1", "containers": []}, "status": {"podIPs": [{"ip": "10.1.0.2"}]},
         }),
@@ -215,7 +216,7 @@ fn changed(kind: Kind, pointer: &str, value: Value) -> Value {
 
 #[test]
 fn an_impossible_field_is_named() {
-    use Kind::{EndpointSlice, Node, Pod, Service};
+    use Kind::{EndpointSlice, Node, Pod, Service, ServiceCidr};
     let name = json!("a");
     for kind in Kind::ALL {
         let valid = kind.convert(changed(kind, "/metadata/name", name.clone())).unwrap();
@@ -232,6 +233,8 @@ fn an_impossible_field_is_named() {
         (Node, "/spec/podCIDR", json!("10.9.0.0/24"), "spec.podCIDR: 10.9.0.0/24 is not spec.podCIDRs[0]"),
         (Node, "/status/addresses/0/address", json!("172.16.0"), "status.addresses[0].address: \"172.16.0\""),
         (Node, "/status/addresses/0/address", json!("169.254.0.1"), "is a link-local address"),
+        (ServiceCidr, "/spec/cidrs/0", json!("10.96.0.0"), "spec.cidrs[0]: \"10.96.0.0\" is not a CIDR"),
+        (ServiceCidr, "/spec/cidrs/1", json!("10.97.0.0/16"), "spec.cidrs: 2 of IPv4"),
         (Node, "/status/addresses", json!("x"), "status.addresses: invalid type: string"),
         (Service, "/spec/clusterIPs/0", json!("10.96.0.256"), "spec.clusterIP: \"10.96.0.1\" is not"),
         (
