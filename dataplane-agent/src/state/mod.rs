@@ -3,6 +3,7 @@
 mod name;
 mod store;
 mod types;
+mod uid;
 
 pub use name::Name;
 pub use store::{Changes, Store};
@@ -10,3 +11,4 @@ pub use types::{
     Endpoint, EndpointPort, EndpointSlice, Forwarding, Hints, LoadBalancing, Namespace, NamespacedName, Node,
     Object, ObjectKey, Owner, Pod, Service, ServicePort, SourceEvent, TrafficPolicy, TransportProtocol,
 };
+pub use uid::Uid;
