@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     cni::{WiringError, Wishes, wishes},
-    state::{NamespacedName, Store},
+    state::{NamespacedName, Store, Uid},
 };
 
 /// How long a pod may be unheard of.
@@ -38,9 +38,8 @@ impl Waiting {
         for (pod, until, answer) in std::mem::take(&mut self.questions) {
             let name = NamespacedName::new(pod.namespace.clone(), pod.name.clone());
             // another incarnation of the name says nothing of this one
-            let known = store.pod(&name).filter(|known| {
-                pod.uid.is_empty() || known.owner.uid.is_empty() || known.owner.uid == pod.uid
-            });
+            let uid = Uid::from(pod.uid.as_str());
+            let known = store.pod(&name).filter(|known| !uid.excludes(known.owner.uid));
             let said = match known {
                 Some(known) => {
                     wishes::read(&known.annotations).map_err(|error| WiringError(error.to_string()))
@@ -75,7 +74,7 @@ mod tests {
     fn heard_of(uid: &str, address: &str) -> SourceEvent {
         SourceEvent::Upsert(Object::Pod(Known {
             name: NamespacedName::new("shop", "db-0"),
-            owner: Owner { uid: uid.into(), resource_version: String::new() },
+            owner: Owner { uid: uid.into() },
             annotations: BTreeMap::from([(wishes::IPV4.to_owned(), address.to_owned())]),
             ..Known::default()
         }))

@@ -10,6 +10,8 @@ use std::{
 
 /// The first wait; each failure doubles it.
 const FIRST: Duration = Duration::from_millis(100);
+/// An empty queue keeps room for so many keys: the first list of a cluster leaves it much larger.
+const ROOM: usize = 64;
 /// No wait is longer.
 const LONGEST: Duration = Duration::from_secs(30);
 
@@ -56,6 +58,10 @@ impl<K: Clone + Ord + Hash> WorkQueue<K> {
     pub fn pop(&mut self, now: Instant) -> Option<K> {
         if let Some(key) = self.changed.pop_front() {
             self.queued.remove(&key);
+            if self.changed.is_empty() {
+                self.changed.shrink_to(ROOM);
+                self.queued.shrink_to(ROOM);
+            }
             return Some(key);
         }
         let (due, _) = self.waiting.first()?;
@@ -170,6 +176,16 @@ mod tests {
         queue.settle(&1);
         assert!(queue.is_settled());
         assert_eq!(queue.next_due(now), None);
+    }
+
+    #[test]
+    fn what_a_flood_of_keys_needed_is_given_back_when_all_are_worked_on() {
+        let mut queue = WorkQueue::default();
+        (0..10_000).for_each(|key| queue.push(key));
+        let now = Instant::now();
+        assert_eq!(std::iter::from_fn(|| queue.pop(now)).count(), 10_000);
+        let room = (queue.changed.capacity(), queue.queued.capacity());
+        assert!(room.0 <= 2 * ROOM && room.1 <= 2 * ROOM, "{room:?}");
     }
 
     #[test]

@@ -172,7 +172,7 @@ impl Conflicts {
         let before = self.held.by_key.get(&key).map(|(_, held)| held.clone()).unwrap_or_default();
         let room = before.iter().any(|held| !wanted.contains(held));
         self.held.release(&key);
-        self.held.hold(key, object.owner().clone(), wanted);
+        self.held.hold(key, *object.owner(), wanted);
         out.push(SourceEvent::Upsert(object));
         room
     }

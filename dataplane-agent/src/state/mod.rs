@@ -3,6 +3,7 @@
 mod name;
 mod store;
 mod types;
+mod uid;
 
 pub use name::Name;
 pub use store::{Changes, Store};
@@ -11,3 +12,4 @@ pub use types::{
     Object, ObjectKey, Owner, Pod, Service, ServiceCidr, ServicePort, SourceEvent, TrafficPolicy,
     TransportProtocol,
 };
+pub use uid::Uid;

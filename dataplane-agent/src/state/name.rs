@@ -5,9 +5,10 @@ use std::{
     collections::HashSet,
     fmt,
     ops::Deref,
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::{LazyLock, Mutex, PoisonError},
 };
 
+use arcstr::ArcStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The table is not looked through for names nobody has before it holds so many.
@@ -15,31 +16,32 @@ const FEW: usize = 1_024;
 
 static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(Mutex::default);
 
-/// Text that many hold: a clone costs no memory, nor does the same text from elsewhere.
+/// Text that many hold: a clone costs no memory but its own pointer, nor does the same text from elsewhere.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name(Arc<str>);
+pub struct Name(ArcStr);
 
 /// The text of every name, and of some that are gone.
 #[derive(Default)]
 struct Known {
-    names: HashSet<Arc<str>>,
+    names: HashSet<ArcStr>,
     /// Names that were left after the last look for those that are gone.
     left: usize,
 }
 
 impl Known {
-    fn intern(&mut self, text: &str) -> Arc<str> {
+    fn intern(&mut self, text: &str) -> ArcStr {
         if let Some(name) = self.names.get(text) {
-            return Arc::clone(name);
+            return name.clone();
         }
         // half of them may be gone: looking for them costs little per name that came since
         if self.names.len() >= FEW.max(2 * self.left) {
-            self.names.retain(|name| Arc::strong_count(name) > 1);
+            // no count: text of the program itself, which is nobody's to forget
+            self.names.retain(|name| ArcStr::strong_count(name).is_none_or(|count| count > 1));
             self.names.shrink_to(2 * self.names.len());
             self.left = self.names.len();
         }
-        let name: Arc<str> = text.into();
-        self.names.insert(Arc::clone(&name));
+        let name = ArcStr::from(text);
+        self.names.insert(name.clone());
         name
     }
 }
@@ -132,9 +134,9 @@ mod tests {
     #[test]
     fn the_same_name_is_in_memory_once() {
         let (one, other) = (Name::from("far-1"), Name::from("far-1".to_owned()));
-        assert!(Arc::ptr_eq(&one.0, &other.0));
+        assert!(ArcStr::ptr_eq(&one.0, &other.0));
         let read: Name = serde_json::from_str(&serde_json::to_string(&one).unwrap()).unwrap();
-        assert!(Arc::ptr_eq(&one.0, &read.0));
+        assert!(ArcStr::ptr_eq(&one.0, &read.0));
         assert_ne!(one, Name::from("far-2"));
     }
 
@@ -146,6 +148,6 @@ mod tests {
             known.intern(&format!("gone-{number}"));
         }
         assert!(known.names.len() <= FEW, "{} names", known.names.len());
-        assert!(Arc::ptr_eq(&kept, &known.intern("kept")));
+        assert!(ArcStr::ptr_eq(&kept, &known.intern("kept")));
     }
 }

@@ -10,15 +10,18 @@ use super::{
     SourceEvent,
 };
 
+/// Objects by name. Boxed, for a list that came in order leaves a tree half empty.
+type Objects<K, V> = BTreeMap<K, Box<V>>;
+
 /// Everything the agent knows of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Store {
-    nodes: BTreeMap<String, Node>,
-    namespaces: BTreeMap<String, Namespace>,
-    services: BTreeMap<NamespacedName, Service>,
-    slices: BTreeMap<NamespacedName, EndpointSlice>,
-    pods: BTreeMap<NamespacedName, Pod>,
-    service_cidrs: BTreeMap<String, ServiceCidr>,
+    nodes: Objects<String, Node>,
+    namespaces: Objects<String, Namespace>,
+    services: Objects<NamespacedName, Service>,
+    slices: Objects<NamespacedName, EndpointSlice>,
+    pods: Objects<NamespacedName, Pod>,
+    service_cidrs: Objects<String, ServiceCidr>,
     /// Service → its slices, sorted. A service with a thousand slices costs nothing to those with one.
     slices_of: BTreeMap<NamespacedName, Vec<NamespacedName>>,
     synced: bool,
@@ -163,45 +166,45 @@ impl Store {
     }
 
     pub fn node(&self, name: &str) -> Option<&Node> {
-        self.nodes.get(name)
+        self.nodes.get(name).map(Box::as_ref)
     }
 
     /// By name.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> + Clone {
-        self.nodes.values()
+        self.nodes.values().map(Box::as_ref)
     }
 
     pub fn service(&self, name: &NamespacedName) -> Option<&Service> {
-        self.services.get(name)
+        self.services.get(name).map(Box::as_ref)
     }
 
     /// By namespace and name.
     pub fn services(&self) -> impl Iterator<Item = &Service> + Clone {
-        self.services.values()
+        self.services.values().map(Box::as_ref)
     }
 
     pub fn namespace(&self, name: &str) -> Option<&Namespace> {
-        self.namespaces.get(name)
+        self.namespaces.get(name).map(Box::as_ref)
     }
 
     /// By name.
     pub fn namespaces(&self) -> impl Iterator<Item = &Namespace> + Clone {
-        self.namespaces.values()
+        self.namespaces.values().map(Box::as_ref)
     }
 
     /// A pod of this node.
     pub fn pod(&self, name: &NamespacedName) -> Option<&Pod> {
-        self.pods.get(name)
+        self.pods.get(name).map(Box::as_ref)
     }
 
     /// The pods of this node, by namespace and name.
     pub fn pods(&self) -> impl Iterator<Item = &Pod> + Clone {
-        self.pods.values()
+        self.pods.values().map(Box::as_ref)
     }
 
     /// A range of cluster IPs.
     pub fn service_cidr(&self, name: &str) -> Option<&ServiceCidr> {
-        self.service_cidrs.get(name)
+        self.service_cidrs.get(name).map(Box::as_ref)
     }
 
     /// How many slices there are.
@@ -223,7 +226,11 @@ impl Store {
 
     /// The slices that name the service, whether or not it exists.
     pub fn slices_of(&self, service: &NamespacedName) -> impl Iterator<Item = &EndpointSlice> + Clone {
-        self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name))
+        self.slices_of
+            .get(service)
+            .into_iter()
+            .flatten()
+            .filter_map(|name| self.slices.get(name).map(Box::as_ref))
     }
 
     /// Whether the sources have delivered everything once.
@@ -246,12 +253,12 @@ enum Upserted<V> {
     Same,
 }
 
-fn upsert<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: V) -> Upserted<V> {
+fn upsert<K: Ord, V: PartialEq>(map: &mut Objects<K, V>, key: K, value: V) -> Upserted<V> {
     match map.entry(key) {
-        Entry::Occupied(entry) if *entry.get() == value => Upserted::Same,
-        Entry::Occupied(mut entry) => Upserted::Changed(entry.insert(value)),
+        Entry::Occupied(entry) if **entry.get() == value => Upserted::Same,
+        Entry::Occupied(mut entry) => Upserted::Changed(std::mem::replace(&mut **entry.get_mut(), value)),
         Entry::Vacant(entry) => {
-            entry.insert(value);
+            entry.insert(Box::new(value));
             Upserted::New
         }
     }
@@ -259,16 +266,16 @@ fn upsert<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: V) -> U
 
 /// A late goodbye of an earlier incarnation (another UID) does not remove its successor.
 fn remove<K: Ord, V>(
-    map: &mut BTreeMap<K, V>,
+    map: &mut Objects<K, V>,
     key: &K,
     owner: &Owner,
     owner_of: impl Fn(&V) -> &Owner,
 ) -> Option<V> {
     let held = owner_of(map.get(key)?);
-    if !owner.uid.is_empty() && !held.uid.is_empty() && owner.uid != held.uid {
+    if owner.uid.excludes(held.uid) {
         return None;
     }
-    map.remove(key)
+    map.remove(key).map(|held| *held)
 }
 
 #[cfg(test)]
@@ -282,7 +289,7 @@ mod tests {
     }
 
     fn owner(uid: u8) -> Owner {
-        Owner { uid: uid.to_string().into(), resource_version: String::new() }
+        Owner { uid: uid.to_string().as_str().into() }
     }
 
     fn slice(n: u8, service: u8, uid: u8) -> SourceEvent {

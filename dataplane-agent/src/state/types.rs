@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, time::SystemTime};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::Name;
+use super::{Name, Uid};
 
 /// Namespace and name of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -15,12 +15,10 @@ pub struct NamespacedName {
 }
 
 /// Which incarnation of an object a row came from: a row is deleted only by its owner.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Owner {
-    /// `metadata.uid`; empty when the manifest has none.
-    pub uid: Name,
-    /// `metadata.resourceVersion`; empty when the manifest has none.
-    pub resource_version: String,
+    /// Of `metadata.uid`; empty when the manifest has none.
+    pub uid: Uid,
 }
 
 /// A node of the cluster.
@@ -249,17 +247,6 @@ impl Object {
             Self::EndpointSlice(slice) => ObjectKey::EndpointSlice(slice.name.clone()),
             Self::Pod(pod) => ObjectKey::Pod(pod.name.clone()),
             Self::ServiceCidr(range) => ObjectKey::ServiceCidr(range.name.clone()),
-        }
-    }
-
-    pub const fn owner_mut(&mut self) -> &mut Owner {
-        match self {
-            Self::Node(node) => &mut node.owner,
-            Self::Namespace(namespace) => &mut namespace.owner,
-            Self::Service(service) => &mut service.owner,
-            Self::EndpointSlice(slice) => &mut slice.owner,
-            Self::Pod(pod) => &mut pod.owner,
-            Self::ServiceCidr(range) => &mut range.owner,
         }
     }
 

@@ -5,6 +5,7 @@ use std::fmt::{Arguments, Write as _};
 use super::{
     plan::Variant,
     report::{Against, Ratio, Report, Row},
+    scale::Scale,
     stats::Estimate,
 };
 
@@ -88,25 +89,34 @@ pub fn conditions(report: &Report) -> String {
     )
 }
 
-/// One agent in a large cluster.
-pub fn scale(report: &Report) -> String {
-    let Some(scale) = &report.scale else { return "Not measured in this run.\n".to_owned() };
-    format!(
-        "| services × endpoints | ready after | RSS (peak) | one EndpointSlice into the tables: p50, p99 at most | within 5 ms |\n\
-         |---|---:|---:|---:|---:|\n\
-         | {} × {} | {:.1} s | {:.0} MiB ({:.0}) | {} ms, {} ms | {:.1} % of {} |\n\n\
-         API server: {}.\n",
-        scale.services,
-        scale.endpoints,
-        scale.ready_seconds,
-        scale.rss_mib,
-        scale.peak_rss_mib,
-        scale.change_p50_ms,
-        scale.change_p99_ms,
-        scale.change_within_5_ms * 100.0,
-        scale.changes,
-        scale.api_server,
-    )
+/// One agent in large clusters.
+pub fn scale(results: &[Scale]) -> String {
+    let Some(first) = results.first() else { return "Not measured in this run.\n".to_owned() };
+    let mut text = String::from(
+        "| services × endpoints | ready after | RSS (of its program; peak) | tables | one EndpointSlice into the tables: p50, p99 at most | within 5 ms |\n\
+         |---|---:|---:|---:|---:|---:|\n",
+    );
+    for scale in results {
+        line(
+            &mut text,
+            format_args!(
+                "| {} × {} | {:.1} s | {:.0} MiB ({:.0}; {:.0}) | {:.0} MiB | {} ms, {} ms | {:.1} % of {} |",
+                thousands(scale.services.into()),
+                scale.endpoints,
+                scale.ready_seconds,
+                scale.rss_mib,
+                scale.program_mib,
+                scale.peak_rss_mib,
+                scale.tables_mib,
+                scale.change_p50_ms,
+                scale.change_p99_ms,
+                scale.change_within_5_ms * 100.0,
+                scale.changes,
+            ),
+        );
+    }
+    line(&mut text, format_args!("\nAPI server: {}.", first.api_server));
+    text
 }
 
 /// The whole of `docs/benchmarks.md`.
@@ -116,7 +126,7 @@ pub fn document(report: &Report) -> String {
         conditions = conditions(report),
         ratios = ratios(report),
         rates = rates(report),
-        scale = scale(report)
+        scale = scale(&report.scale)
     )
 }
 

@@ -84,9 +84,9 @@ pub struct Report {
     /// The same thing measured twice in every round, one against the other: the smallest difference to believe.
     pub noise: Option<Ratio>,
     pub rows: Vec<Row>,
-    /// One agent in a large cluster.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub scale: Option<Scale>,
+    /// One agent in large clusters.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub scale: Vec<Scale>,
 }
 
 impl Report {

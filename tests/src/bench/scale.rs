@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{IpAddr, Ipv4Addr},
+    str::FromStr,
     time::{Duration, Instant},
 };
 
@@ -16,6 +17,8 @@ use crate::lab::{Backend, Cluster, Place, Protocol, Service, ServicePort, Source
 
 /// How long the first sync may take.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// EndpointSlices changed one after the other, once all is in the tables.
+const CHANGES: u32 = 1_000;
 /// How long one change may take.
 const CHANGE: Duration = Duration::from_secs(10);
 /// Between two changes: each is alone.
@@ -26,13 +29,28 @@ const UNDER: [&str; 3] = ["env", "MALLOC_ARENA_MAX=1", "MALLOC_TRIM_THRESHOLD_=1
 /// The agent's histogram: from the arrival of an event to its being in the tables.
 const HISTOGRAM: &str = "dataplane_event_to_table_seconds";
 
-/// What is measured.
-#[derive(Clone, Copy, Debug)]
+/// The clusters of a whole run: services with many endpoints, and many services with few.
+pub const SIZES: [Size; 2] =
+    [Size { services: 10_000, endpoints: 10 }, Size { services: 30_000, endpoints: 4 }];
+
+/// How large a cluster is. Written `10000x10`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
     pub services: u32,
+    /// Of each service.
     pub endpoints: u32,
-    /// EndpointSlices changed one after the other, once all is in the tables.
-    pub changes: u32,
+}
+
+impl FromStr for Size {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (services, endpoints) = text.split_once('x').context("expected SERVICESxENDPOINTS")?;
+        let size = Self { services: services.parse()?, endpoints: endpoints.parse()? };
+        // addresses of services come from a range of so many
+        ensure!((1..65_000).contains(&size.services), "{services}: services must be 1 to 64999");
+        Ok(size)
+    }
 }
 
 /// The result.
@@ -44,8 +62,12 @@ pub struct Scale {
     /// From the start of the agent's process until it is ready.
     pub ready_seconds: f64,
     pub rss_mib: f64,
+    /// Pages of its program among them, which the kernel takes back when it wants to.
+    pub program_mib: f64,
     /// The most it ever was, the first sync included.
     pub peak_rss_mib: f64,
+    /// What the kernel keeps for its tables, those for connections included.
+    pub tables_mib: f64,
     pub changes: u32,
     /// Upper bounds, as fine as the agent's histogram.
     pub change_p50_ms: f64,
@@ -80,7 +102,7 @@ pub fn measure(size: Size) -> Result<Scale> {
     let pid = node.agent_mut().pid().context("the agent has ended")?;
 
     let before = histogram(&place)?;
-    for number in 0..size.changes {
+    for number in 0..CHANGES {
         // spread over the cluster
         let which = number * 7_919 % size.services;
         let changed = service(which, size.endpoints, 1 + number / size.services).objects();
@@ -89,7 +111,7 @@ pub fn measure(size: Size) -> Result<Scale> {
         cluster.control()?.objects().apply(&slices)?;
         std::thread::sleep(PAUSE);
     }
-    let wanted = count(&before) + u64::from(size.changes);
+    let wanted = count(&before) + u64::from(CHANGES);
     let after = wait::until("every change is in the tables", CHANGE, || {
         let now = histogram(&place)?;
         Ok((count(&now) >= wanted).then_some(now))
@@ -101,8 +123,10 @@ pub fn measure(size: Size) -> Result<Scale> {
         api_server,
         ready_seconds: ready.as_secs_f64(),
         rss_mib: memory(pid, "VmRSS")?,
+        program_mib: memory(pid, "RssFile")?,
         peak_rss_mib: memory(pid, "VmHWM")?,
-        changes: size.changes,
+        tables_mib: tables(pid)?,
+        changes: CHANGES,
         change_p50_ms: percentile(&buckets, 0.5) * 1e3,
         change_p99_ms: percentile(&buckets, 0.99) * 1e3,
         change_within_5_ms: share(&buckets, 0.005),
@@ -183,9 +207,34 @@ fn memory(pid: u32, field: &str) -> Result<f64> {
     Ok(kib as f64 / 1_024.0)
 }
 
+/// Memory of the maps a process has open, in MiB, of `/proc/PID/fdinfo`.
+fn tables(pid: u32) -> Result<f64> {
+    let mut maps = BTreeMap::new();
+    for descriptor in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+        // one that was closed since it was listed is none
+        let Ok(text) = fs::read_to_string(descriptor?.path()) else { continue };
+        let field = |name: &str| -> Option<u64> {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line?.trim().parse().ok()
+        };
+        // several descriptors may be of the same map
+        maps.extend(field("map_id").zip(field("memlock")));
+    }
+    ensure!(!maps.is_empty(), "process {pid} has no map open");
+    Ok(maps.values().sum::<u64>() as f64 / (1_u64 << 20) as f64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_size_is_two_numbers_within_the_addresses_there_are() {
+        assert_eq!("10000x10".parse::<Size>().unwrap(), SIZES[0]);
+        for bad in ["10000", "x10", "0x1", "65000x1", "ten x1"] {
+            assert!(bad.parse::<Size>().is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn a_percentile_is_the_bound_that_holds_it() {

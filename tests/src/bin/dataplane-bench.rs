@@ -16,9 +16,6 @@ use dataplane_tests::bench::{
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// The large cluster of a whole run.
-const SCALE: scale::Size = scale::Size { services: 10_000, endpoints: 10, changes: 1_000 };
-
 /// Measures our datapath beside kube-proxy's rules, plain routing and the limit, in one interleaved run.
 #[derive(Parser)]
 #[command(version)]
@@ -40,9 +37,9 @@ struct Arguments {
     /// Of a block, after its warm-up
     #[arg(long, value_name = "MILLISECONDS")]
     time_ms: Option<u64>,
-    /// Only one agent in a large cluster of so many services
-    #[arg(long, value_name = "SERVICES", num_args = 0..=1, default_missing_value = "10000")]
-    scale: Option<u32>,
+    /// Only one agent in large clusters; without a value, in those of a whole run
+    #[arg(long, value_name = "SERVICESxENDPOINTS", value_delimiter = ',', num_args = 0..=1)]
+    scale: Option<Vec<scale::Size>>,
     /// Updates docs/benchmarks.md; a whole run that is not quick always does
     #[arg(long)]
     write_docs: bool,
@@ -73,14 +70,15 @@ impl Arguments {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     ensure!(nix::unistd::geteuid().is_root(), "network namespaces and eBPF need root");
-    if let Some(services) = arguments.scale {
-        let result = scale::measure(scale::Size { services, ..SCALE })?;
-        return print(&serde_json::to_string_pretty(&result)?);
+    if let Some(sizes) = &arguments.scale {
+        let results = measure_scale(if sizes.is_empty() { &scale::SIZES } else { sizes })?;
+        print(&serde_json::to_string_pretty(&results)?)?;
+        return print(&markdown::scale(&results));
     }
     let report = run(&arguments)?;
     print(&markdown::ratios(&report))?;
     print(&markdown::rates(&report))?;
-    print(&markdown::scale(&report))?;
+    print(&markdown::scale(&report.scale))?;
     print(&markdown::conditions(&report))?;
     if let Some(path) = &arguments.json {
         let text = serde_json::to_string_pretty(&report)?;
@@ -125,8 +123,13 @@ fn run(arguments: &Arguments) -> Result<Report> {
         stolen: (stolen_after - stolen_before) as f64 / (all_after - all_before).max(1) as f64,
         noise: report::noise(&cases, &measured),
         rows: report::rows(&cases, &measured),
-        scale: if arguments.is_whole() { Some(scale::measure(SCALE)?) } else { None },
+        scale: if arguments.is_whole() { measure_scale(&scale::SIZES)? } else { Vec::new() },
     })
+}
+
+/// One cluster after the other.
+fn measure_scale(sizes: &[scale::Size]) -> Result<Vec<scale::Scale>> {
+    sizes.iter().map(|size| scale::measure(*size)).collect()
 }
 
 fn print(text: &str) -> Result<()> {

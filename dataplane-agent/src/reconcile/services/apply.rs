@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use dataplane_common::abi::{Scope, Service, ServiceKey};
 
-use super::{BackendKey, Row, Services, ranges::RangeError};
+use super::{BackendKey, Services, ranges::RangeError};
 use crate::{
     compile::services::{Backend, Frontend, PortEntries, ServicePortKey},
     datapath::table::TableError,
@@ -14,21 +14,20 @@ use crate::{
 
 /// What the frontends of a port lead to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Backing {
+pub(super) enum Backing {
     /// No backend is ready.
     Nothing,
     /// A range, by its first slot.
     Range(u32),
 }
 
-impl Row {
-    fn backing(&self) -> Backing {
-        self.ranges.first().map_or(Backing::Nothing, |start| Backing::Range(*start))
-    }
-}
-
 impl Backing {
-    const fn range(self) -> Option<u32> {
+    /// Of a row that is sound.
+    pub(super) const fn of(row: &Service) -> Self {
+        if row.count == 0 { Self::Nothing } else { Self::Range(row.first_slot) }
+    }
+
+    pub(super) const fn range(self) -> Option<u32> {
         match self {
             Self::Nothing => None,
             Self::Range(start) => Some(start),
@@ -43,7 +42,7 @@ impl Services {
         let mut result = Ok(());
         for port in &entries.ports {
             let found = port.frontends().filter(|key| self.has(&port.key, key));
-            let found: Vec<u32> = found.filter_map(|key| Some(self.rows.get(key)?.value.id)).collect();
+            let found: Vec<u32> = found.filter_map(|key| Some(self.rows.get(key)?.id)).collect();
             let id = self.ids.number(&port.key, found);
             // who may ask is known before the first packet asks whether he may
             self.sources.allow(id, &port.source_ranges)?;
@@ -68,12 +67,12 @@ impl Services {
 
     /// Whether the port has the frontend: others that want it have to wait.
     fn has(&self, port: &ServicePortKey, frontend: &ServiceKey) -> bool {
-        self.claims.get(frontend).and_then(|claims| claims.first()) == Some(port)
+        self.holders.get(frontend) == Some(port)
     }
 
     /// Whether a frontend of an earlier agent has backends.
     fn leads_somewhere(&self, frontends: &[Frontend]) -> bool {
-        frontends.iter().filter_map(|it| self.rows.get(&it.key)).any(|row| row.value.count > 0)
+        frontends.iter().filter_map(|it| self.rows.get(&it.key)).any(|row| row.count > 0)
     }
 
     /// Frontends of a group share a range.
@@ -87,8 +86,7 @@ impl Services {
     ) -> Result<(), RangeError> {
         let protocol = port.key.protocol.number();
         let keys = backends.iter().map(|b| BackendKey { addr: b.addr, port: b.port, protocol });
-        let last =
-            frontends.iter().filter_map(|it| self.rows.get(&it.key)).map(|row| row.value.generation).max();
+        let last = frontends.iter().filter_map(|it| self.rows.get(&it.key)).map(|row| row.generation).max();
 
         let numbers: Option<Vec<u32>> = keys.clone().map(|key| self.backends.id(&key)).collect();
         let content = numbers.map(|numbers| port.arrange(backends, &numbers));
@@ -126,8 +124,8 @@ impl Services {
 
     /// What one of the frontends points to already, if that holds what it should.
     fn fitting(&self, frontends: &[Frontend], content: &[u32]) -> Option<Backing> {
-        let sound = frontends.iter().map(|it| &it.key).filter(|key| !self.broken.contains(key));
-        let mut backings = sound.filter_map(|key| self.rows.get(key)).map(Row::backing);
+        let sound = frontends.iter().map(|it| &it.key).filter(|key| !self.broken.contains_key(key));
+        let mut backings = sound.filter_map(|key| self.rows.get(key)).map(Backing::of);
         backings.find(|backing| match backing {
             Backing::Nothing => content.is_empty(),
             Backing::Range(start) => self.ranges.holds(*start, content),
@@ -150,11 +148,8 @@ impl Services {
 
     /// What broken rows point into is needed: nobody can say what they mean anyway.
     fn give_up_broken(&mut self, now: Instant) {
-        for key in &self.broken {
-            let Some(row) = self.rows.get_mut(key) else { continue };
-            for start in std::mem::take(&mut row.ranges) {
-                self.ranges.release(start, &mut self.backends, now);
-            }
+        for start in self.broken.values_mut().flat_map(std::mem::take) {
+            self.ranges.release(start, &mut self.backends, now);
         }
     }
 
@@ -166,40 +161,37 @@ impl Services {
         backing: Backing,
         now: Instant,
     ) -> Result<(), TableError> {
-        let before = self.rows.get(frontend).filter(|_| !self.broken.contains(frontend));
+        let before = self.rows.get(frontend).filter(|_| !self.broken.contains_key(frontend));
         // the generation tells changes of the backends, and the range is the same
-        let same = |row: &Row| Service { generation: value.generation, ..row.value } == value;
+        let same = |row: &Service| Service { generation: value.generation, ..*row } == value;
         if before.is_some_and(same) {
             return Ok(());
         }
         self.table.insert(frontend, &value)?;
-        self.broken.remove(frontend);
-        let ranges: Vec<u32> = backing.range().into_iter().collect();
-        for start in &ranges {
-            self.ranges.hold(*start);
+        if let Some(start) = backing.range() {
+            self.ranges.hold(start);
         }
-        if let Some(before) = self.rows.insert(*frontend, Row { value, ranges }) {
-            self.release(before, now);
-        }
+        self.forget(frontend, now);
+        self.rows.insert(*frontend, value);
         Ok(())
     }
 
     /// Removes a frontend that nobody wants.
     pub(super) fn drop_unclaimed(&mut self, frontend: &ServiceKey, now: Instant) -> Result<(), TableError> {
-        if self.claims.contains_key(frontend) || !self.rows.contains_key(frontend) {
+        if self.holders.contains_key(frontend) || !self.rows.contains_key(frontend) {
             return Ok(());
         }
         self.table.remove(frontend)?;
-        self.broken.remove(frontend);
-        if let Some(row) = self.rows.remove(frontend) {
-            self.release(row, now);
-        }
+        self.forget(frontend, now);
         Ok(())
     }
 
-    fn release(&mut self, row: Row, now: Instant) {
-        for start in row.ranges {
+    /// The row that was there is no more: nor is what it held.
+    fn forget(&mut self, frontend: &ServiceKey, now: Instant) {
+        let Some(row) = self.rows.remove(frontend) else { return };
+        for start in self.ranges_of(frontend, &row) {
             self.ranges.release(start, &mut self.backends, now);
         }
+        self.broken.remove(frontend);
     }
 }

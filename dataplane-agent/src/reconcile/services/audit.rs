@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use dataplane_common::abi::{Service, ServiceKey};
 
-use super::{Row, ServiceWork, Services};
+use super::{ServiceWork, Services};
 use crate::{datapath::table::TableError, reconcile::services::ranges::Ranges};
 
 impl Services {
@@ -12,17 +12,14 @@ impl Services {
     pub(in crate::reconcile) fn audit_frontends(&mut self) -> Result<u64, TableError> {
         let found: HashMap<_, _> = self.table.entries()?.into_iter().collect();
         let mut different: BTreeSet<ServiceKey> = BTreeSet::new();
-        let same =
-            |key: &ServiceKey, value: &Service| self.rows.get(key).is_some_and(|row| row.value == *value);
+        let same = |key: &ServiceKey, value: &Service| self.rows.get(key) == Some(value);
         different.extend(found.iter().filter(|(key, value)| !same(key, value)).map(|(key, _)| *key));
         different.extend(self.rows.keys().filter(|key| !found.contains_key(key)));
         for key in &different {
             // the range stays held until the row is right, wherever the row points now
-            let row = self.rows.entry(*key).or_insert_with(|| Row { value: found[key], ranges: Vec::new() });
-            if let Some(value) = found.get(key) {
-                row.value = *value;
-            }
-            self.broken.insert(*key);
+            let held = self.rows.get(key).map(|row| self.ranges_of(key, row)).unwrap_or_default();
+            self.broken.insert(*key, held);
+            self.rows.extend(found.get_key_value(key));
             self.revisit(key);
         }
         Ok(different.len() as u64)
@@ -34,16 +31,18 @@ impl Services {
         for start in &different {
             self.ranges.distrust(*start);
         }
-        let keys =
-            self.rows.iter().filter(|(_, row)| row.ranges.iter().any(|start| different.contains(start)));
-        for key in keys.map(|(key, _)| *key).collect::<Vec<_>>() {
+        let leads_there = |(key, row): &(&ServiceKey, &Service)| {
+            self.ranges_of(key, row).iter().any(|start| different.contains(start))
+        };
+        let keys: Vec<_> = self.rows.iter().filter(leads_there).map(|(key, _)| *key).collect();
+        for key in keys {
             self.revisit(&key);
         }
         Ok(different.len() as u64)
     }
 
     fn revisit(&mut self, key: &ServiceKey) {
-        let holder = self.claims.get(key).and_then(|claims| claims.first());
+        let holder = self.holders.get(key);
         let work =
             holder.map_or(ServiceWork::Frontend(*key), |port| ServiceWork::Service(port.service.clone()));
         self.queue.push(work);

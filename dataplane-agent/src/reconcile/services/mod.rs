@@ -24,6 +24,7 @@ use dataplane_common::abi::{BackendSlot, ClusterRange, Service, ServiceKey};
 
 pub(super) use self::backends::BackendKey;
 use self::{
+    apply::Backing,
     backends::Backends,
     ids::ServiceIds,
     ranges::{RangeError, Ranges},
@@ -44,34 +45,28 @@ pub(super) enum ServiceWork {
     Frontend(ServiceKey),
 }
 
-/// A row as it is in the table.
-#[derive(Debug)]
-struct Row {
-    value: Service,
-    /// First slots of the ranges it points into: one, none without backends, several if it is broken.
-    ranges: Vec<u32>,
-}
-
 /// Wanted and actual entries.
 #[derive(Debug)]
 pub(super) struct Services {
     pub(super) table: Counted<ServiceKey, Service>,
-    rows: HashMap<ServiceKey, Row>,
-    /// Rows of an earlier agent whose range is not theirs alone.
-    broken: HashSet<ServiceKey>,
+    /// Rows as they are in the table.
+    rows: HashMap<ServiceKey, Service>,
+    /// Rows that are not as this agent would write them, by the first slots of the ranges they hold: those of an earlier
+    /// agent whose range is not theirs alone, and those that somebody changed.
+    broken: HashMap<ServiceKey, Vec<u32>>,
     pub(super) ranges: Ranges,
     pub(super) backends: Backends,
     pub(super) sources: Sources,
     ids: ServiceIds,
     wanted: BTreeMap<NamespacedName, Arc<ServiceEntries>>,
-    /// Who wants a frontend; the first had it first.
-    claims: HashMap<ServiceKey, Vec<ServicePortKey>>,
+    /// Who has a frontend: the first that wanted it.
+    holders: HashMap<ServiceKey, ServicePortKey>,
+    /// Others that want it, in the order they came.
+    waiting: BTreeMap<ServiceKey, Vec<ServicePortKey>>,
     /// Frontends among them that are node ports.
     node_ports: usize,
     /// Prefixes that hold all cluster IPs, of either family.
     cluster_ranges: [Option<ClusterRange>; 2],
-    /// Wanted by several.
-    contested: BTreeSet<ServiceKey>,
     /// Everything that exists has been heard of. Until then a service without backends is one whose slices come later,
     /// and keeps those an earlier agent gave it.
     complete: bool,
@@ -90,16 +85,16 @@ impl Services {
         Self {
             table: Counted::new(services),
             rows: HashMap::new(),
-            broken: HashSet::new(),
+            broken: HashMap::new(),
             ranges: Ranges::new(backends),
             backends: Backends::new(generations),
             sources: Sources::new(source_ranges),
             ids: ServiceIds::default(),
             wanted: BTreeMap::new(),
-            claims: HashMap::new(),
+            holders: HashMap::new(),
+            waiting: BTreeMap::new(),
             node_ports: 0,
             cluster_ranges: [None; 2],
-            contested: BTreeSet::new(),
             complete: false,
             early: BTreeSet::new(),
             queue: WorkQueue::default(),
@@ -114,13 +109,13 @@ impl Services {
         for (key, value) in rows {
             let (ranges, own) = self.ranges.adopt(&value, key.protocol, &mut self.backends)?;
             if !own {
-                self.broken.insert(key);
+                self.broken.insert(key, ranges);
             }
-            self.rows.insert(key, Row { value, ranges });
+            self.rows.insert(key, value);
         }
         self.backends.adopted();
         self.sources.adopt()?;
-        self.ids.adopt(self.rows.values().map(|row| row.value.id));
+        self.ids.adopt(self.rows.values().map(|row| row.id));
         Ok((self.rows.len(), self.backends.used(), self.broken.len()))
     }
 
@@ -167,52 +162,54 @@ impl Services {
     }
 
     fn claim(&mut self, frontend: &ServiceKey, port: &ServicePortKey) {
-        // most frontends are wanted by one
-        let claims = self.claims.entry(*frontend).or_insert_with(|| Vec::with_capacity(1));
-        if claims.is_empty() && is_node_port(frontend) {
-            self.node_ports += 1;
+        if self.holders.contains_key(frontend) {
+            return self.waiting.entry(*frontend).or_default().push(port.clone());
         }
-        claims.push(port.clone());
-        if claims.len() > 1 {
-            self.contested.insert(*frontend);
+        self.holders.insert(*frontend, port.clone());
+        if is_node_port(frontend) {
+            self.node_ports += 1;
         }
     }
 
     /// The next in line gets the frontend, or it goes: after what else has changed is in place.
     fn unclaim(&mut self, frontend: &ServiceKey, port: &ServicePortKey) {
-        let Some(claims) = self.claims.get_mut(frontend) else { return };
-        claims.retain(|claim| claim != port);
-        if claims.len() < 2 {
-            self.contested.remove(frontend);
-        }
-        let next = claims.first().map(|port| ServiceWork::Service(port.service.clone()));
-        if next.is_none() {
-            self.claims.remove(frontend);
+        let waiting = self.waiting.get_mut(frontend);
+        if self.holders.get(frontend) != Some(port) {
+            waiting.into_iter().for_each(|waiting| waiting.retain(|other| other != port));
+        } else if let Some(waiting) = waiting {
+            let next = waiting.remove(0);
+            self.queue.push(ServiceWork::Service(next.service.clone()));
+            self.holders.insert(*frontend, next);
+        } else {
+            self.holders.remove(frontend);
             if is_node_port(frontend) {
                 self.node_ports -= 1;
             }
+            self.queue.push(ServiceWork::Frontend(*frontend));
         }
-        self.queue.push(next.unwrap_or(ServiceWork::Frontend(*frontend)));
+        if self.waiting.get(frontend).is_some_and(Vec::is_empty) {
+            self.waiting.remove(frontend);
+        }
     }
 
     /// Frontends several services want: the one that has it, and the first that does not.
     pub(super) fn conflicts(&self) -> impl Iterator<Item = (&ServiceKey, &NamespacedName, &NamespacedName)> {
-        self.contested.iter().filter_map(|frontend| match self.claims.get(frontend)?.as_slice() {
-            [holder, waiting, ..] => Some((frontend, &holder.service, &waiting.service)),
-            _ => None,
+        self.waiting.iter().filter_map(|(frontend, waiting)| {
+            let (holder, first) = (self.holders.get(frontend)?, waiting.first()?);
+            Some((frontend, &holder.service, &first.service))
         })
     }
 
     /// Frontends nobody wants do not exist, nor do backends no range has.
     pub(super) fn sweep(&mut self) {
         for key in self.rows.keys() {
-            if !self.claims.contains_key(key) {
+            if !self.holders.contains_key(key) {
                 self.queue.push(ServiceWork::Frontend(*key));
             }
         }
         self.backends.sweep();
         // a range that cannot be removed lets nobody in: no row has the number
-        let ids: HashSet<u32> = self.rows.values().map(|row| row.value.id).collect();
+        let ids: HashSet<u32> = self.rows.values().map(|row| row.id).collect();
         if let Err(error) = self.sources.sweep(&ids) {
             tracing::warn!(%error, "remove source ranges of services that are gone");
         }
@@ -278,8 +275,17 @@ impl Services {
     /// The row of a frontend, and the backends it leads to.
     pub(super) fn row(&self, frontend: &ServiceKey) -> Option<(&Service, Vec<BackendKey>)> {
         let row = self.rows.get(frontend)?;
-        let members = row.ranges.iter().flat_map(|start| self.ranges.members(*start));
-        Some((&row.value, members.filter_map(|id| self.backends.key(*id)).copied().collect()))
+        let ranges = self.ranges_of(frontend, row).into_iter();
+        let members = ranges.flat_map(|start| self.ranges.members(start));
+        Some((row, members.filter_map(|id| self.backends.key(id)).copied().collect()))
+    }
+
+    /// First slots of the ranges a row holds: one, none without backends, several if it is broken.
+    fn ranges_of(&self, frontend: &ServiceKey, row: &Service) -> Vec<u32> {
+        match self.broken.get(frontend) {
+            Some(ranges) => ranges.clone(),
+            None => Backing::of(row).range().into_iter().collect(),
+        }
     }
 
     /// Prefixes that hold all cluster IPs there ever were, IPv4 and IPv6.

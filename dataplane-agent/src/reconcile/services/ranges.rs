@@ -2,10 +2,7 @@
 //!
 //! A range is written once, before anybody sees it, and never again until nobody has seen it for a while ([`Slots`]).
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Instant,
-};
+use std::{collections::BTreeMap, time::Instant};
 
 use dataplane_common::abi::{BackendSlot, Service};
 
@@ -32,10 +29,20 @@ struct Extent {
     range: Range,
     /// Rows that point into it.
     rows: u32,
-    /// Number of the backend in each slot; `None`: not known to be right.
-    content: Option<Vec<u32>>,
-    /// Each number once.
-    members: Vec<u32>,
+    /// Number of the backend in each slot, as it was written; empty: never known.
+    content: Box<[u32]>,
+    /// Nothing says that it is no longer as it was written.
+    sound: bool,
+}
+
+impl Extent {
+    /// Each number once, in their order.
+    fn members(&self) -> Vec<u32> {
+        let mut members = self.content.to_vec();
+        members.sort_unstable();
+        members.dedup();
+        members
+    }
 }
 
 /// Every range that is not free.
@@ -134,10 +141,11 @@ impl Ranges {
     }
 
     fn insert(&mut self, range: Range, content: Option<Vec<u32>>, backends: &mut Backends) {
-        let members: BTreeSet<u32> = content.iter().flatten().copied().collect();
-        let members: Vec<u32> = members.into_iter().collect();
-        backends.hold(&members);
-        self.extents.insert(range.start, Extent { range, rows: 0, content, members });
+        let sound = content.is_some();
+        let content = content.unwrap_or_default().into_boxed_slice();
+        let extent = Extent { range, rows: 0, content, sound };
+        backends.hold(&extent.members());
+        self.extents.insert(range.start, extent);
     }
 
     /// A row points to the range.
@@ -155,7 +163,7 @@ impl Ranges {
             && let Some(extent) = self.extents.remove(&start)
         {
             self.slots.retire(extent.range, now);
-            backends.release(&extent.members);
+            backends.release(&extent.members());
         }
     }
 
@@ -166,29 +174,30 @@ impl Ranges {
         }
         if let Some(extent) = self.extents.remove(&start) {
             self.slots.give_back(extent.range);
-            backends.release(&extent.members);
+            backends.release(&extent.members());
         }
     }
 
     /// Whether the range holds exactly these.
     pub(super) fn holds(&self, start: u32, content: &[u32]) -> bool {
-        self.extents.get(&start).and_then(|extent| extent.content.as_deref()) == Some(content)
+        self.extents.get(&start).is_some_and(|extent| extent.sound && *extent.content == *content)
     }
 
     /// The backends in a range, each once.
-    pub(super) fn members(&self, start: u32) -> &[u32] {
-        self.extents.get(&start).map_or(&[], |extent| &extent.members)
+    pub(super) fn members(&self, start: u32) -> Vec<u32> {
+        self.extents.get(&start).map(Extent::members).unwrap_or_default()
     }
 
     /// What each slot in use should hold, as far as that is known.
     pub(super) fn contents(&self) -> impl Iterator<Item = (u32, &[u32])> {
-        self.extents.iter().filter_map(|(start, extent)| Some((*start, extent.content.as_deref()?)))
+        let sound = self.extents.iter().filter(|(_, extent)| extent.sound);
+        sound.map(|(start, extent)| (*start, &*extent.content))
     }
 
     /// The content is not what it was written as: a row that points there is to be written anew.
     pub(super) fn distrust(&mut self, start: u32) {
         if let Some(extent) = self.extents.get_mut(&start) {
-            extent.content = None;
+            extent.sound = false;
         }
     }
 }

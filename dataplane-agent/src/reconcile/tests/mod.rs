@@ -6,6 +6,7 @@ mod property;
 mod routes;
 mod services;
 mod views;
+mod writes;
 
 use std::{
     collections::BTreeMap,

@@ -83,16 +83,15 @@ fn one_that_waits_can_go_without_a_trace() {
 #[test]
 fn the_incarnation_that_was_delivered_is_the_one_removed() {
     let owned = |event: SourceEvent, uid: &str| match event {
-        SourceEvent::Upsert(Object::Service(service)) => SourceEvent::Upsert(Object::Service(Service {
-            owner: Owner { uid: uid.into(), ..Owner::default() },
-            ..service
-        })),
+        SourceEvent::Upsert(Object::Service(service)) => {
+            SourceEvent::Upsert(Object::Service(Service { owner: Owner { uid: uid.into() }, ..service }))
+        }
         other => other,
     };
     let mut conflicts = Conflicts::default();
     conflicts.apply([service("a", &["10.0.0.1"]), owned(service("b", &["10.0.0.2"]), "first")]);
     conflicts.apply([owned(service("b", &["10.0.0.1"]), "second")]);
-    let owner = |uid: &str| Owner { uid: uid.into(), ..Owner::default() };
+    let owner = |uid: &str| Owner { uid: uid.into() };
     let removed = conflicts.apply([SourceEvent::Remove(key("b"), owner("second"))]);
     assert_eq!(removed, [SourceEvent::Remove(key("b"), owner("first"))]);
 }

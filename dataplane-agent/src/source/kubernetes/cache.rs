@@ -21,7 +21,7 @@ use crate::state::{Object, ObjectKey, SourceEvent};
 /// In the state directory.
 pub(super) const FILE: &str = "cluster.jsonl";
 /// Rises with every change of what a line means.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 /// So many lines that do not count are no reason to write the file anew.
 const SLACK: usize = 1_000;
 /// How often the time of the last contact is written.

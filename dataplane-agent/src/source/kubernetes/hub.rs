@@ -25,7 +25,7 @@ use crate::{
         conflicts::Conflicts,
         objects::{Converted, FieldError, Kind},
     },
-    state::{Name, Object, ObjectKey, Owner, SourceEvent},
+    state::{Object, ObjectKey, Owner, SourceEvent, Uid},
 };
 
 /// How long a change may be missing on disk.
@@ -57,7 +57,7 @@ pub(super) struct Hub {
 }
 
 struct Delivered {
-    uid: Name,
+    uid: Uid,
     digest: u64,
     /// When it was last heard of by a list.
     round: u32,
@@ -130,9 +130,9 @@ impl Hub {
             self.progress.starts_from(time);
             tracing::info!(objects = known.objects.len(), "starting from what the cluster last was");
         }
-        for mut object in known.objects {
-            let digest = digest(&mut object);
-            let delivered = Delivered { uid: object.owner().uid.clone(), digest, round: UNCONFIRMED };
+        for object in known.objects {
+            let digest = digest(&object);
+            let delivered = Delivered { uid: object.owner().uid, digest, round: UNCONFIRMED };
             self.delivered.insert(object.key(), delivered);
             // it is on disk
             self.pass(SourceEvent::Upsert(object), false).await?;
@@ -190,9 +190,9 @@ impl Hub {
         }
     }
 
-    async fn upsert(&mut self, key: ObjectKey, mut object: Object, round: u32) -> Result<(), Closed> {
-        let digest = digest(&mut object);
-        let uid = object.owner().uid.clone();
+    async fn upsert(&mut self, key: ObjectKey, object: Object, round: u32) -> Result<(), Closed> {
+        let digest = digest(&object);
+        let uid = object.owner().uid;
         let before = self.delivered.insert(key, Delivered { uid, digest, round });
         if before.is_some_and(|before| before.digest == digest) {
             return Ok(());
@@ -202,7 +202,7 @@ impl Hub {
 
     async fn remove(&mut self, key: ObjectKey) -> Result<(), Closed> {
         let Some(held) = self.delivered.remove(&key) else { return Ok(()) };
-        let owner = Owner { uid: held.uid, ..Owner::default() };
+        let owner = Owner { uid: held.uid };
         self.pass(SourceEvent::Remove(key, owner), true).await
     }
 
@@ -278,12 +278,10 @@ impl Hub {
     }
 }
 
-/// Of what an object says, apart from its version.
-fn digest(object: &mut Object) -> u64 {
-    let version = std::mem::take(&mut object.owner_mut().resource_version);
+/// Of what an object says.
+fn digest(object: &Object) -> u64 {
     let mut hasher = DefaultHasher::new();
     object.hash(&mut hasher);
-    object.owner_mut().resource_version = version;
     hasher.finish()
 }
 

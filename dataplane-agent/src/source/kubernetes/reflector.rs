@@ -359,9 +359,8 @@ impl Reflector {
             }
         };
         let key = self.kind.key(&head.namespace, &head.name);
-        let version = head.resource_version.clone();
         let heard = if gone {
-            Heard::Gone(key, Owner { uid: head.uid.into(), resource_version: head.resource_version })
+            Heard::Gone(key, Owner { uid: head.uid.as_str().into() })
         } else {
             // this object only, and only for as long as it is converted
             let converted = serde_json::from_str(object.get())
@@ -370,7 +369,7 @@ impl Reflector {
             Heard::Is(key, converted)
         };
         self.say(heard).await?;
-        Ok(Some(version))
+        Ok(Some(head.resource_version))
     }
 
     async fn trouble(&mut self, reason: Option<String>) -> Result<(), Failure> {

@@ -73,7 +73,7 @@ impl Claims {
                 }
                 Some(Claim::Nothing) | None => {
                     if let Some(gone) = self.believed.remove(&key) {
-                        removed.push(SourceEvent::Remove(key, gone.owner().clone()));
+                        removed.push(SourceEvent::Remove(key, *gone.owner()));
                     }
                 }
             }

@@ -142,10 +142,7 @@ fn annotations(metadata: &mut ObjectMeta, others: &[&str]) -> BTreeMap<String, S
 }
 
 fn owner(metadata: &ObjectMeta) -> Owner {
-    Owner {
-        uid: metadata.uid.as_deref().unwrap_or_default().into(),
-        resource_version: metadata.resource_version.clone().unwrap_or_default(),
-    }
+    Owner { uid: metadata.uid.as_deref().unwrap_or_default().into() }
 }
 
 #[cfg(test)]

@@ -24,10 +24,7 @@ fn a_node_of_kubectl_is_read() {
     assert_eq!(converted.problems, []);
     let node = PlainNode {
         name: "worker-1".to_owned(),
-        owner: Owner {
-            uid: "6f1f3b0a-7a0e-4bb0-b7c7-4f1a2a0d2f10".into(),
-            resource_version: "184467".to_owned(),
-        },
+        owner: Owner { uid: "6f1f3b0a-7a0e-4bb0-b7c7-4f1a2a0d2f10".into() },
         pod_cidrs: vec!["10.244.1.0/24".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()],
         internal_ips: vec!["172.18.0.3".parse().unwrap(), "fc00:f853:ccd:e793::3".parse().unwrap()],
         labels: [
@@ -55,10 +52,7 @@ fn a_service_of_kubectl_is_read() {
         |name: &str, port, protocol| ServicePort { name: name.into(), port, protocol, node_port: None };
     let service = PlainService {
         name: shop("web"),
-        owner: Owner {
-            uid: "0c8d5b3e-6f3a-4c05-9dd9-1fd2b8f8b8c4".into(),
-            resource_version: "2041".to_owned(),
-        },
+        owner: Owner { uid: "0c8d5b3e-6f3a-4c05-9dd9-1fd2b8f8b8c4".into() },
         cluster_ips: vec!["10.96.17.204".parse().unwrap(), "fd00:10:96::a1c".parse().unwrap()],
         ports: vec![port("http", 80, TransportProtocol::Tcp), port("dns", 53, TransportProtocol::Udp)],
         affinity_timeout: Some(10_800),
@@ -84,10 +78,7 @@ fn a_slice_of_kubectl_is_read() {
     };
     let slice = Slice {
         name: shop("web-h5wqz"),
-        owner: Owner {
-            uid: "1b1f8f2a-98f4-4a59-8b51-2f2d2f8f4f05".into(),
-            resource_version: "2077".to_owned(),
-        },
+        owner: Owner { uid: "1b1f8f2a-98f4-4a59-8b51-2f2d2f8f4f05".into() },
         service: shop("web"),
         ports: vec![EndpointPort { name: "http".into(), port: 8080, protocol: TransportProtocol::Tcp }],
         endpoints: vec![

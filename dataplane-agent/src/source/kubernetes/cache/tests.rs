@@ -4,7 +4,7 @@ use super::*;
 use crate::state::{NamespacedName, Node, Owner, Service};
 
 fn node(name: &str, uid: &str) -> Object {
-    let owner = Owner { uid: uid.into(), resource_version: "1".to_owned() };
+    let owner = Owner { uid: uid.into() };
     let cidr = "10.1.0.0/24".parse().unwrap();
     Object::Node(Node { name: name.to_owned(), owner, pod_cidrs: vec![cidr], ..Node::default() })
 }

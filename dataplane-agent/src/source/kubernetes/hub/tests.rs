@@ -34,8 +34,8 @@ impl World {
     fn out(&mut self) -> Vec<String> {
         std::iter::from_fn(|| self.events.try_recv().ok())
             .map(|event| match event {
-                SourceEvent::Upsert(object) => format!("+ {} {}", object.key(), object.owner().uid),
-                SourceEvent::Remove(key, owner) => format!("- {key} {}", owner.uid),
+                SourceEvent::Upsert(object) => format!("+ {} {}", object.key(), said(object.owner().uid)),
+                SourceEvent::Remove(key, owner) => format!("- {key} {}", said(owner.uid)),
                 SourceEvent::Synced => "synced".to_owned(),
             })
             .collect()
@@ -48,6 +48,12 @@ impl World {
             .map(|problem| format!("{}: {}", problem.subject, problem.message))
             .collect()
     }
+}
+
+/// Which of the UIDs these tests use it is.
+fn said(uid: Uid) -> &'static str {
+    let all = ["1", "2", "old", "new"];
+    all.into_iter().find(|text| Uid::from(*text) == uid).unwrap_or("unknown")
 }
 
 fn node(name: &str, uid: &str, version: u32, cidr: &str) -> Heard {
@@ -65,7 +71,7 @@ fn namespace(name: &str, uid: &str) -> Heard {
 }
 
 fn gone(name: &str, uid: &str) -> Heard {
-    Heard::Gone(Kind::Node.key("", name), Owner { uid: uid.into(), ..Owner::default() })
+    Heard::Gone(Kind::Node.key("", name), Owner { uid: uid.into() })
 }
 
 const LISTING: Heard = Heard::Listing(Kind::Node);
