@@ -132,7 +132,7 @@ impl Assembly {
     }
 
     /// The low 16 bits of `dst`, in network order.
-    pub(super) fn to_network_order_16(&mut self, dst: Reg) -> &mut Self {
+    pub(super) fn network_order_16(&mut self, dst: Reg) -> &mut Self {
         self.push(TO_BIG_ENDIAN, dst, 0, 0, 16)
     }
 

@@ -86,7 +86,7 @@ pub(super) fn generator(frame: &[u8], ifindex: u32) -> Vec<Instruction> {
         .register(Op::Move, Reg::R2, Reg::R0)
         .constant(Op::And, Reg::R2, i32::from(FLOWS - 1))
         .constant(Op::Add, Reg::R2, i32::from(FIRST_PORT))
-        .to_network_order_16(Reg::R2)
+        .network_order_16(Reg::R2)
         .store(Size::U16, Reg::R6, SRC_PORT, Reg::R2)
         // the sum of everything else, and the port: twice folded, inverted
         .constant(Op::Add, Reg::R2, i32::from(sum_without_port(frame)));

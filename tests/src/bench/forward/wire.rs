@@ -123,7 +123,7 @@ impl Wire {
         let slot = Slot::create(FRAME)?;
         let sink = Program::load("keep", &programs::sink(&aim.expected, &self.counters, Some(&slot)))?;
         self.sink.update(&sink)?;
-        let generator = self.generator(aim, self.port)?;
+        let generator = maker(aim, self.port)?;
         let count = programs::FLOWS.into();
         let others = self.total(OTHERS)?;
         let spent = self.on_the_core(|| self.slice(&generator, aim, count))?;
@@ -145,8 +145,8 @@ impl Wire {
         let plain = Aim { sent: aim.sent.clone(), expected: as_sent(&aim.sent)? };
         let drop = Program::load("sink", &programs::sink(&plain.expected, &self.counters, None))?;
         self.nowhere_sink.update(&drop)?;
-        let generator = self.generator(aim, self.port)?;
-        let to_nowhere = self.generator(&plain, self.nowhere)?;
+        let generator = maker(aim, self.port)?;
+        let to_nowhere = maker(&plain, self.nowhere)?;
         self.on_the_core(|| {
             let begun = Instant::now();
             while begun.elapsed() < warm_up {
@@ -167,12 +167,6 @@ impl Wire {
             ensure!(strayed == 0, "{strayed} packets were handled by another processor than {CORE}");
             Ok(turns)
         })
-    }
-
-    fn generator(&self, aim: &Aim, device: Device) -> Result<Program> {
-        let mut frame = aim.sent.clone();
-        frame[6..12].copy_from_slice(&device.mac);
-        Program::load("generator", &programs::generator(&frame, device.ifindex))
     }
 
     fn on_the_core<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
@@ -198,7 +192,7 @@ impl Wire {
                 (arrived, spent, changed) = (now, self.ledger.read()?, Instant::now());
             }
         }
-        Ok(Spent { sent: count.into(), arrived, processor: spent - begun })
+        Ok(Spent { sent: count.into(), arrived, processor: spent.saturating_sub(begun) })
     }
 
     fn total(&self, counter: u32) -> Result<u64> {
@@ -210,6 +204,13 @@ impl Wire {
         let values = self.counters.read(counter)?;
         Ok(values.iter().enumerate().filter(|(core, _)| *core != CORE).map(|(_, value)| value).sum())
     }
+}
+
+/// Makes packets as `aim` has them, and sends them out of `device`.
+fn maker(aim: &Aim, device: Device) -> Result<Program> {
+    let mut frame = aim.sent.clone();
+    frame[6..12].copy_from_slice(&device.mac);
+    Program::load("generator", &programs::generator(&frame, device.ifindex))
 }
 
 impl Device {
