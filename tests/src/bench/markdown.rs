@@ -47,11 +47,7 @@ pub fn rates(report: &Report) -> String {
     }
     text.push_str("\n|---|---:|---:|---:|---:|---:|---:|\n");
     for row in &report.rows {
-        let ours = if row.params.get("translation").is_some_and(|way| way == "packet") {
-            Variant::Packet
-        } else {
-            Variant::Ours
-        };
+        let ours = row.way.unwrap_or(Variant::Ours);
         text.push_str(&format!("| {} |", title(row)));
         for variant in std::iter::once(ours).chain(COLUMNS) {
             match row.rates.get(&variant.to_string()) {
@@ -62,6 +58,16 @@ pub fn rates(report: &Report) -> String {
             }
         }
         text.push('\n');
+    }
+    if let Some((row, overhead)) = report.rows.iter().find_map(|row| Some((row, row.overhead_us?))) {
+        line(
+            &mut text,
+            format_args!(
+                "\n`{}` is per second of processor time. Making a packet and counting it, without a node, takes {overhead:.3} µs, \
+                 which are taken off.",
+                row.name
+            ),
+        );
     }
     text
 }

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use super::{
     load::Outcome,
@@ -11,9 +11,6 @@ use super::{
     site::Servers,
     stats::Random,
 };
-
-/// Enough for a first operation.
-const PROOF: Duration = Duration::from_millis(50);
 
 /// How long everything takes.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +54,11 @@ impl Samples {
         self.outcomes.iter().map(move |outcome| outcome.as_ref().filter(is_sound))
     }
 
+    /// Microseconds of each operation that are the measuring's.
+    pub fn overheads(&self) -> Vec<f64> {
+        self.sound().flatten().map(|outcome| outcome.overhead).filter(|overhead| *overhead > 0.0).collect()
+    }
+
     /// Operations that failed and datagrams that were lost, over all rounds.
     pub fn failures(&self) -> u64 {
         self.outcomes.iter().flatten().map(|outcome| outcome.errors + outcome.lost).sum()
@@ -71,8 +73,8 @@ pub fn measure(cases: &[Case], pace: Pace, mut progress: impl FnMut(usize, &str)
     let mut servers = Servers::default();
     let mut blocks: Vec<(usize, usize)> = Vec::new();
     for (number, case) in cases.iter().enumerate() {
-        for (index, (variant, site)) in case.sites.iter().enumerate() {
-            servers.start(site).with_context(|| format!("{}: {variant}", case.title()))?;
+        for (index, (variant, work)) in case.work.iter().enumerate() {
+            work.start(&mut servers).with_context(|| format!("{}: {variant}", case.title()))?;
             blocks.push((number, index));
         }
     }
@@ -83,10 +85,10 @@ pub fn measure(cases: &[Case], pace: Pace, mut progress: impl FnMut(usize, &str)
         random.shuffle(&mut blocks);
         for (number, index) in &blocks {
             let case = &cases[*number];
-            let (variant, site) = &case.sites[*index];
+            let (variant, work) = &case.work[*index];
             progress(round, &format!("{}: {variant}", case.title()));
             let samples = measured[*number].entry(*variant).or_default();
-            match site.ask(case.load, pace.warm_up, pace.time) {
+            match work.run(pace.warm_up, pace.time) {
                 Ok(outcome) => samples.outcomes.push(Some(outcome)),
                 Err(error) => {
                     samples.outcomes.push(None);
@@ -101,21 +103,8 @@ pub fn measure(cases: &[Case], pace: Pace, mut progress: impl FnMut(usize, &str)
 /// Every variant answers, without an error, before anything is measured.
 fn prove(cases: &[Case]) -> Result<()> {
     for case in cases {
-        for (variant, site) in &case.sites {
-            let what = || format!("{}: {variant}", case.title());
-            let ask = |time| site.ask(case.load, Duration::ZERO, time).with_context(what);
-            let mut outcome = ask(PROOF)?;
-            if outcome.operations == 0 {
-                // the machine may have been busy with something else
-                outcome = ask(PROOF * 20)?;
-            }
-            ensure!(
-                outcome.errors == 0 && outcome.operations > 0,
-                "{}: {} operations, {} errors before anything was measured",
-                what(),
-                outcome.operations,
-                outcome.errors
-            );
+        for (variant, work) in &case.work {
+            work.prove().with_context(|| format!("{}: {variant}", case.title()))?;
         }
     }
     Ok(())

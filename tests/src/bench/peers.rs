@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::{
     network::{Owned, forward, mac_of, plug_pod, recycle_ports},
+    plan::SERVICE_COUNTS,
     rules::{iptables, nftables},
     services::ServiceSet,
     site::{PORT, Site},
@@ -72,6 +73,15 @@ pub enum Proxy<'a> {
     None,
     Nftables(&'a ServiceSet),
     Iptables(&'a ServiceSet),
+}
+
+impl Proxy<'_> {
+    fn services(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Nftables(services) | Self::Iptables(services) => services.iter().count(),
+        }
+    }
 }
 
 /// Two nodes on a bridge, one pod that asks and one that answers on the first, one that answers on the second.
@@ -187,8 +197,11 @@ impl Cluster {
         Ok(mtu)
     }
 
+    /// On the node of who asks: on the other one nobody does, and so many rules take their time to load.
     fn install(&self, proxy: Proxy<'_>) -> Result<()> {
-        for (number, node) in [(1, &self.first), (2, &self.second)] {
+        let nodes = [(1, &self.first), (2, &self.second)];
+        let few = proxy.services() <= SERVICE_COUNTS[0].into();
+        for (number, node) in nodes.into_iter().take(if few { 2 } else { 1 }) {
             match proxy {
                 Proxy::None => {}
                 Proxy::Nftables(services) => nftables::apply(node, services, node_address(number))?,

@@ -6,10 +6,12 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{
+    forward::{FLOWS, Forwarder},
     load::Load,
     peers::{Cluster, Pair},
     services::ServiceSet,
     site::Site,
+    work::Work,
 };
 
 /// Who is measured.
@@ -30,6 +32,14 @@ pub enum Variant {
     Ours,
     /// Ours, with services translated per packet instead of at connect.
     Packet,
+    /// Ours, with services asked from outside in the uplink's driver.
+    Xdp,
+    /// The same, and the pod's node answers.
+    #[value(name = "xdp-dsr")]
+    #[serde(rename = "xdp-dsr")]
+    XdpDsr,
+    /// Ours, with services asked from outside at tc.
+    Tc,
 }
 
 impl Variant {
@@ -37,7 +47,17 @@ impl Variant {
     pub const PEERS: [Self; 2] = [Self::Nftables, Self::Iptables];
 
     pub const fn is_ours(self) -> bool {
-        matches!(self, Self::Ours | Self::Packet)
+        matches!(self, Self::Ours | Self::Packet | Self::Xdp | Self::XdpDsr | Self::Tc)
+    }
+
+    /// What tells it from other ways of ours in the same row.
+    pub const fn way(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Xdp => Some(("way", "xdp")),
+            Self::XdpDsr => Some(("way", "xdp with dsr")),
+            Self::Tc => Some(("way", "tc")),
+            _ => None,
+        }
     }
 }
 
@@ -51,7 +71,45 @@ impl fmt::Display for Variant {
             Self::Iptables => "iptables",
             Self::Ours => "ours",
             Self::Packet => "packet",
+            Self::Xdp => "xdp",
+            Self::XdpDsr => "xdp-dsr",
+            Self::Tc => "tc",
         })
+    }
+}
+
+/// Names of rows.
+pub mod row {
+    pub const SAME_NODE_RR: &str = "same_node_rr";
+    pub const CLUSTERIP_CRR: &str = "clusterip_crr";
+    pub const TWO_NODE_RR: &str = "two_node_rr";
+    pub const TWO_NODE_CRR: &str = "two_node_crr";
+    pub const NODEPORT_UDP: &str = "nodeport_udp";
+}
+
+/// What of the benchmark is to be run.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    pub variants: BTreeSet<Variant>,
+    /// Part of the names of rows.
+    pub rows: String,
+    /// Of [`SERVICE_COUNTS`].
+    pub services: Vec<u16>,
+}
+
+impl Wanted {
+    pub fn has(&self, variant: Variant) -> bool {
+        self.variants.contains(&variant)
+    }
+
+    pub fn has_any(&self, rows: &[&str]) -> bool {
+        rows.iter().any(|row| row.contains(&self.rows))
+    }
+
+    /// Numbers of services clusters of `clusterip_crr` are made with.
+    pub fn service_counts(&self) -> Vec<u16> {
+        let is_wanted = |count: &u16| self.has_any(&[row::CLUSTERIP_CRR]) && self.services.contains(count);
+        SERVICE_COUNTS.into_iter().filter(is_wanted).collect()
     }
 }
 
@@ -60,10 +118,9 @@ impl fmt::Display for Variant {
 pub struct Case {
     pub row: &'static str,
     pub params: Map<String, Value>,
-    pub load: Load,
     /// What nobody can beat here.
     pub limit: Variant,
-    pub sites: Vec<(Variant, Site)>,
+    pub work: Vec<(Variant, Work)>,
 }
 
 impl Case {
@@ -73,14 +130,14 @@ impl Case {
     }
 
     /// Leaves out who is not wanted; a case without anybody left is none.
-    pub fn keep(mut self, wanted: &BTreeSet<Variant>) -> Option<Self> {
-        self.sites.retain(|(variant, _)| wanted.contains(variant));
-        (!self.sites.is_empty()).then_some(self)
+    pub fn keep(mut self, wanted: &Wanted) -> Option<Self> {
+        self.work.retain(|(variant, _)| wanted.has(*variant));
+        (wanted.has_any(&[self.row]) && !self.work.is_empty()).then_some(self)
     }
 }
 
-/// Services in the small and in the large cluster.
-pub const SERVICE_COUNTS: [u16; 2] = [10, 1_000];
+/// Services in a small, a large and a huge cluster.
+pub const SERVICE_COUNTS: [u16; 3] = [10, 1_000, 30_000];
 
 /// Connections of the row with several.
 const MANY: usize = 8;
@@ -116,7 +173,7 @@ pub fn same_node(raw: &Pair, peers: &Participants<'_>, ours: Option<&Site>) -> V
         sites.extend(ours.cloned().map(|site| (Variant::Ours, site)));
         let connections = if let Load::TcpRr { connections } = load { connections } else { 1 };
         let params = params(&[("protocol", json!(protocol)), ("connections", json!(connections))]);
-        Case { row: "same_node_rr", params, load, limit: Variant::Raw, sites }
+        Case { row: row::SAME_NODE_RR, params, limit: Variant::Raw, work: asking(load, sites) }
     };
     loads.into_iter().map(case).collect()
 }
@@ -136,20 +193,31 @@ pub fn cluster_ip(
     }
     sites.extend(ours);
     let params = params(&[("services", json!(services.iter().count()))]);
-    Case { row: "clusterip_crr", params, load: Load::TcpCrr, limit: Variant::Plain, sites }
+    Case { row: row::CLUSTERIP_CRR, params, limit: Variant::Plain, work: asking(Load::TcpCrr, sites) }
 }
 
 /// Row 8: pods of two nodes.
 pub fn two_nodes(routing: &str, peers: &Participants<'_>, ours: Option<&Site>) -> Vec<Case> {
-    let loads = [("two_node_rr", Load::TcpRr { connections: 1 }), ("two_node_crr", Load::TcpCrr)];
+    let loads = [(row::TWO_NODE_RR, Load::TcpRr { connections: 1 }), (row::TWO_NODE_CRR, Load::TcpCrr)];
     let case = |(row, load)| {
         let mut sites = vec![(Variant::Hosts, peers.plain.hosts())];
         sites.extend(peers.sites(Cluster::two_nodes));
         sites.extend(ours.cloned().map(|site| (Variant::Ours, site)));
         let params = params(&[("routing", json!(routing))]);
-        Case { row, params, load, limit: Variant::Hosts, sites }
+        Case { row, params, limit: Variant::Hosts, work: asking(load, sites) }
     };
     loads.into_iter().map(case).collect()
+}
+
+/// Row 10: a port of a node, asked from outside, that leads to a pod of another node.
+pub fn node_port(forwarders: impl Iterator<Item = (Variant, Forwarder)>) -> Case {
+    let work = forwarders.map(|(variant, forwarder)| (variant, Work::Forward(forwarder))).collect();
+    let params = params(&[("flows", json!(FLOWS))]);
+    Case { row: row::NODEPORT_UDP, params, limit: Variant::Raw, work }
+}
+
+fn asking(load: Load, sites: Vec<(Variant, Site)>) -> Vec<(Variant, Work)> {
+    sites.into_iter().map(|(variant, site)| (variant, Work::Ask(site, load))).collect()
 }
 
 fn params(pairs: &[(&str, Value)]) -> Map<String, Value> {

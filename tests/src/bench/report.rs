@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::{
     machine::Machine,
     measure::{Measured, Samples},
-    plan::{Case, Variant},
+    plan::{Case, Variant, row},
     scale::Scale,
     stats::{Estimate, median},
 };
@@ -21,6 +21,9 @@ const NOISE_ALLOWED: f64 = 0.02;
 pub struct Row {
     pub name: &'static str,
     pub params: Map<String, Value>,
+    /// Who of ours it is about.
+    #[serde(skip)]
+    pub way: Option<Variant>,
     /// Median operations per second.
     pub ours: Option<f64>,
     /// Against the better of kube-proxy's rule sets.
@@ -34,6 +37,9 @@ pub struct Row {
     /// Failed operations and lost datagrams by variant, where there were any.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub failures: BTreeMap<String, String>,
+    /// Microseconds of each operation that are the measuring's, and counted nowhere; median over everybody's rounds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overhead_us: Option<f64>,
     /// Median rate and latency of everybody.
     pub rates: BTreeMap<String, Rate>,
 }
@@ -111,10 +117,10 @@ pub fn rows(cases: &[Case], measured: &Measured) -> Vec<Row> {
     for (case, samples) in cases.iter().zip(measured) {
         let ours: Vec<Variant> = samples.keys().copied().filter(|variant| variant.is_ours()).collect();
         if ours.is_empty() {
-            rows.push(row(case, samples, None));
+            rows.push(row_of(case, samples, None));
         }
         for variant in ours {
-            let mut row = row(case, samples, Some(variant));
+            let mut row = row_of(case, samples, Some(variant));
             row.vs_fewest_services = against_fewest(cases, measured, case, variant, &samples[&variant]);
             rows.push(row);
         }
@@ -122,9 +128,12 @@ pub fn rows(cases: &[Case], measured: &Measured) -> Vec<Row> {
     rows
 }
 
-fn row(case: &Case, samples: &BTreeMap<Variant, Samples>, ours: Option<Variant>) -> Row {
+fn row_of(case: &Case, samples: &BTreeMap<Variant, Samples>, ours: Option<Variant>) -> Row {
     let mut params = case.params.clone();
-    if case.row == "clusterip_crr"
+    if let Some((key, value)) = ours.and_then(Variant::way) {
+        params.insert(key.into(), json!(value));
+    }
+    if case.row == row::CLUSTERIP_CRR
         && let Some(ours) = ours
     {
         params
@@ -148,11 +157,13 @@ fn row(case: &Case, samples: &BTreeMap<Variant, Samples>, ours: Option<Variant>)
     Row {
         name: case.row,
         params,
+        way: ours,
         ours: ours.and_then(|ours| rates.get(&ours)).map(|rate| rate.per_second),
         vs_peer: best.and_then(|(peer, _)| against(peer)),
         vs_limit: against(case.limit),
         vs_fewest_services: None,
         failures: failures(samples),
+        overhead_us: median(&samples.values().flat_map(Samples::overheads).collect::<Vec<_>>()),
         rates: rates.into_iter().map(|(variant, rate)| (variant.to_string(), rate)).collect(),
         vs,
     }
@@ -202,7 +213,7 @@ pub fn noise(cases: &[Case], measured: &Measured) -> Option<Ratio> {
     let mut same = cases
         .iter()
         .zip(measured)
-        .filter(|(case, _)| case.row == "clusterip_crr")
+        .filter(|(case, _)| case.row == row::CLUSTERIP_CRR)
         .filter_map(|(case, samples)| samples.get(&case.limit));
     Ratio::of(same.next()?, same.next()?)
 }
@@ -210,16 +221,16 @@ pub fn noise(cases: &[Case], measured: &Measured) -> Option<Ratio> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::load::{Latency, Load, Outcome};
+    use crate::bench::load::{Latency, Outcome};
 
     fn samples(rates: &[f64]) -> Samples {
         let outcome = |per_second| Outcome {
-            load: Load::TcpCrr,
             operations: 100,
             seconds: 1.0,
             per_second,
             errors: 0,
             lost: 0,
+            overhead: 0.0,
             latency: Latency { p50: 10.0, p90: 11.0, p99: 12.0, max: 13.0 },
         };
         Samples { outcomes: rates.iter().map(|rate| Some(outcome(*rate))).collect(), problem: None }
@@ -227,7 +238,7 @@ mod tests {
 
     fn case(services: u16) -> Case {
         let params = Map::from_iter([("services".to_owned(), json!(services))]);
-        Case { row: "clusterip_crr", params, load: Load::TcpCrr, limit: Variant::Plain, sites: Vec::new() }
+        Case { row: row::CLUSTERIP_CRR, params, limit: Variant::Plain, work: Vec::new() }
     }
 
     fn measured() -> Measured {

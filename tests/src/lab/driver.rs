@@ -3,10 +3,12 @@
 //! A pair's end that turns packets round is only heard by an end that has a program too (`drivers/net/veth.c`,
 //! `veth_xdp_flush`): the datapath's own, with empty tables, lets everything pass.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{Xdp, XdpMode},
+    programs::{Xdp, XdpMode, xdp::XdpLinkId},
 };
 use dataplane_common::abi::names::{NODE, map, program};
 
@@ -31,6 +33,7 @@ const EMPTY: [&str; 10] = [
 #[derive(Debug)]
 pub(super) struct Ports {
     ebpf: Ebpf,
+    links: BTreeMap<String, XdpLinkId>,
 }
 
 impl Ports {
@@ -43,14 +46,24 @@ impl Ports {
         }
         let mut ebpf = loader.load(dataplane_agent::datapath::OBJECT).context("load the object")?;
         xdp(&mut ebpf)?.load().context("load the program of a port")?;
-        Ok(Self { ebpf })
+        Ok(Self { ebpf, links: BTreeMap::new() })
     }
 
     pub(super) fn attach(&mut self, namespace: &Namespace, device: &str) -> Result<()> {
         let program = xdp(&mut self.ebpf)?;
-        namespace
-            .enter(|| program.attach(device, XdpMode::Driver).map(drop))?
-            .with_context(|| format!("the driver of {device}"))
+        let link = namespace
+            .enter(|| program.attach(device, XdpMode::Driver))?
+            .with_context(|| format!("the driver of {device}"))?;
+        self.links.insert(device.to_owned(), link);
+        Ok(())
+    }
+
+    /// Takes the program off a port, if it has one.
+    pub(super) fn detach(&mut self, device: &str) -> Result<()> {
+        match self.links.remove(device) {
+            Some(link) => xdp(&mut self.ebpf)?.detach(link).with_context(|| format!("leave {device}")),
+            None => Ok(()),
+        }
     }
 }
 

@@ -125,6 +125,15 @@ impl Fabric {
         self.outside.offload("eth0", "tx", "off")
     }
 
+    /// Leaves the port of a node to somebody who puts a program of his own into its driver: the namespace it is in.
+    pub fn take_port(&self, port: &str) -> Result<&Namespace> {
+        if let Some(ports) = &self.ports {
+            let mut ports = ports.lock().map_err(|_poisoned| anyhow::anyhow!("a port failed before"))?;
+            ports.detach(port)?;
+        }
+        Ok(&self.bridges)
+    }
+
     /// Takes a port of a bridge out of service, or back.
     pub(super) fn set_port(&self, port: &str, is_up: bool) -> Result<()> {
         self.bridges.ip(&format!("link set {port} {}", if is_up { "up" } else { "down" })).map(drop)

@@ -1,12 +1,13 @@
 //! A node: a network namespace on the fabric, a cgroup, a directory, an agent.
 
 use std::{
+    collections::HashMap,
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use dataplane_agent::api::{request::View, views::ServiceView};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::{Value, json};
@@ -196,10 +197,16 @@ impl Node {
     /// Waits until the agent has all of these in the datapath, each with exactly its backends.
     pub fn await_services(&mut self, wanted: &[Service]) -> Result<()> {
         self.agent.until("services in the datapath", |agent| {
+            // a list of thousands takes the agent time that it needs
+            let known = agent.status()?.status.objects.services;
+            ensure!(known as usize >= wanted.len(), "the agent knows {known} services of {}", wanted.len());
             let views: Vec<ServiceView> = agent.ask(&View::Services)?;
+            let mut by_name: HashMap<&str, Vec<&ServiceView>> = HashMap::new();
+            for view in &views {
+                by_name.entry(&view.name).or_default().push(view);
+            }
             for service in wanted {
-                let found: Vec<&ServiceView> =
-                    views.iter().filter(|view| view.name == service.name).collect();
+                let found = by_name.get(service.name.as_str()).map_or(&[][..], Vec::as_slice);
                 if found.len() != service.ports.len() || !found.iter().all(|view| is_as_wanted(view, service))
                 {
                     bail!("service {} is {found:?}", service.name);

@@ -32,7 +32,7 @@ pub fn run(run: &Run) -> Result<Outcome> {
         Load::UdpRr => udp_rr(run.target, &mut tally),
     }
     .with_context(|| format!("{} to {}", run.load, run.target))?;
-    Ok(tally.outcome(run.load))
+    Ok(tally.outcome())
 }
 
 /// Counts what happens between warm-up and end.
@@ -56,17 +56,17 @@ impl Tally {
         }
     }
 
-    fn outcome(&self, load: Load) -> Outcome {
+    fn outcome(&self) -> Outcome {
         // what began before the end has been waited for, so the time is that of the last answer
         let seconds = self.start.elapsed().as_secs_f64();
         let operations = self.histogram.count();
         Outcome {
-            load,
             operations,
             seconds,
             per_second: operations as f64 / seconds,
             errors: self.errors,
             lost: self.lost,
+            overhead: 0.0,
             latency: self.histogram.latency(),
         }
     }

@@ -62,7 +62,6 @@ pub struct Run {
 /// What a client found.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    pub load: Load,
     pub operations: u64,
     pub seconds: f64,
     pub per_second: f64,
@@ -70,6 +69,8 @@ pub struct Outcome {
     pub errors: u64,
     /// Datagrams without an answer.
     pub lost: u64,
+    /// Microseconds of each operation that belong to the measuring, and are in none of the other numbers.
+    pub overhead: f64,
     pub latency: Latency,
 }
 

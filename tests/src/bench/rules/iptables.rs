@@ -48,9 +48,11 @@ fn render(services: &ServiceSet) -> String {
     let mut chains = String::new();
     let mut dispatch = String::new();
     let mut bodies = String::new();
+    let mut node_ports = String::new();
     let comments = services.backends() <= LARGE_CLUSTER;
     for service in services.iter() {
         write_service(&mut chains, &mut dispatch, &mut bodies, service, comments);
+        write_node_port(&mut chains, &mut node_ports, &mut bodies, service, comments);
     }
     push(
         &mut rules,
@@ -72,7 +74,7 @@ fn render(services: &ServiceSet) -> String {
 -A KUBE-POSTROUTING -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --random-fully
 -A KUBE-MARK-MASQ -j MARK --or-mark {MASQUERADE_MARK}
 {dispatch}-A KUBE-SERVICES -m comment --comment "kubernetes service nodeports; NOTE: this must be the last rule in this chain" -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS
-{bodies}COMMIT
+{node_ports}{bodies}COMMIT
 "#
         ),
     );
@@ -110,10 +112,9 @@ fn write_service(
     service: &Service,
     comments: bool,
 ) {
-    let comment = |text: &str| {
-        if comments { format!("-m comment --comment \"{text}\" ") } else { String::new() }
-    };
+    let comment = |text: &str| if comments { comment(text) } else { String::new() };
     let name = service.port_name();
+    let protocol = service.protocol_in_rules();
     let address = service.cluster_ip;
     let chain = chain_name("SVC", &[address]);
     let to_service = comment(&format!("{name} cluster IP"));
@@ -121,13 +122,13 @@ fn write_service(
     push(
         dispatch,
         format_args!(
-            "-A KUBE-SERVICES {to_service}-m tcp -p tcp -d {address} --dport {SERVICE_PORT} -j {chain}\n"
+            "-A KUBE-SERVICES {to_service}-m {protocol} -p {protocol} -d {address} --dport {SERVICE_PORT} -j {chain}\n"
         ),
     );
     push(
         bodies,
         format_args!(
-            "-A {chain} {to_service}-m tcp -p tcp -d {address} --dport {SERVICE_PORT} ! -s {POD_CIDR} -j KUBE-MARK-MASQ\n"
+            "-A {chain} {to_service}-m {protocol} -p {protocol} -d {address} --dport {SERVICE_PORT} ! -s {POD_CIDR} -j KUBE-MARK-MASQ\n"
         ),
     );
     for (number, backend) in service.backends.iter().enumerate() {
@@ -143,8 +144,43 @@ fn write_service(
         push(chains, format_args!(":{endpoint} - [0:0]\n"));
         push(bodies, format_args!("-A {chain} {arrow}{chance}-j {endpoint}\n"));
         push(bodies, format_args!("-A {endpoint} {about}-s {} -j KUBE-MARK-MASQ\n", backend.ip()));
-        push(bodies, format_args!("-A {endpoint} {about}-m tcp -p tcp -j DNAT --to-destination {backend}\n"));
+        push(
+            bodies,
+            format_args!(
+                "-A {endpoint} {about}-m {protocol} -p {protocol} -j DNAT --to-destination {backend}\n"
+            ),
+        );
     }
+}
+
+/// What a service is asked at a port of the node: as if at its address, but who asks is masqueraded. kube-proxy has one more
+/// rule in front, for 127.0.0.0/8 alone.
+fn write_node_port(
+    chains: &mut String,
+    node_ports: &mut String,
+    bodies: &mut String,
+    service: &Service,
+    comments: bool,
+) {
+    let Some(port) = service.node_port else { return };
+    let comment = |text: &str| if comments { comment(text) } else { String::new() };
+    let name = service.port_name();
+    let protocol = service.protocol_in_rules();
+    let [external, chain] = ["EXT", "SVC"].map(|kind| chain_name(kind, &[service.cluster_ip]));
+    let why = comment(&format!("masquerade traffic for {name} external destinations"));
+    push(chains, format_args!(":{external} - [0:0]\n"));
+    push(
+        node_ports,
+        format_args!(
+            "-A KUBE-NODEPORTS {}-m {protocol} -p {protocol} --dport {port} -j {external}\n",
+            comment(&name)
+        ),
+    );
+    push(bodies, format_args!("-A {external} {why}-j KUBE-MARK-MASQ\n-A {external} -j {chain}\n"));
+}
+
+fn comment(text: &str) -> String {
+    format!("-m comment --comment \"{text}\" ")
 }
 
 /// At most 28 characters, unique.
@@ -175,10 +211,25 @@ mod tests {
         let rules = rules(1);
         for line in [
             r#"-A KUBE-SERVICES -m comment --comment "bench/service-0:load cluster IP" -m tcp -p tcp -d 10.96.1.0 --dport 80 -j KUBE-SVC-0A600100"#,
-            r#"-A KUBE-SVC-0A600100 -m comment --comment "bench/service-0:load cluster IP" -m tcp -p tcp -d 10.96.1.0 --dport 80 ! -s 10.244.0.0/16 -j KUBE-MARK-MASQ"#,
+            r#"-A KUBE-SVC-0A600100 -m comment --comment "bench/service-0:load cluster IP" -m tcp -p tcp -d 10.96.1.0 --dport 80 ! -s 10.240.0.0/12 -j KUBE-MARK-MASQ"#,
             r#"-A KUBE-SVC-0A600100 -m comment --comment "bench/service-0:load -> 10.180.0.1:80" -j KUBE-SEP-0A6001000AB40001"#,
             r#"-A KUBE-SEP-0A6001000AB40001 -m comment --comment "bench/service-0:load" -s 10.180.0.1 -j KUBE-MARK-MASQ"#,
             r#"-A KUBE-SEP-0A6001000AB40001 -m comment --comment "bench/service-0:load" -m tcp -p tcp -j DNAT --to-destination 10.180.0.1:80"#,
+        ] {
+            assert!(rules.lines().any(|written| written == line), "no line {line:?} in\n{rules}");
+        }
+    }
+
+    /// Rule by rule what `TestNodePorts` of kube-proxy expects.
+    #[test]
+    fn a_node_port_reads_as_kube_proxy_writes_it() {
+        let set = ServiceSet::asked_from_outside(1, "10.180.0.1:80".parse().expect("an address"));
+        let rules = render(&set);
+        for line in [
+            r#"-A KUBE-NODEPORTS -m comment --comment "bench/service-0:load" -m udp -p udp --dport 30080 -j KUBE-EXT-0A600100"#,
+            r#"-A KUBE-EXT-0A600100 -m comment --comment "masquerade traffic for bench/service-0:load external destinations" -j KUBE-MARK-MASQ"#,
+            "-A KUBE-EXT-0A600100 -j KUBE-SVC-0A600100",
+            r#"-A KUBE-SEP-0A6001000AB40001 -m comment --comment "bench/service-0:load" -m udp -p udp -j DNAT --to-destination 10.180.0.1:80"#,
         ] {
             assert!(rules.lines().any(|written| written == line), "no line {line:?} in\n{rules}");
         }
@@ -192,9 +243,10 @@ mod tests {
             .lines()
             .filter(|line| line.starts_with("-A KUBE-SVC-0A600107 ") && line.contains("SEP"))
             .collect();
-        assert_eq!(chances.len(), 3);
-        assert!(chances[0].contains("--probability 0.3333333333 "));
-        assert!(chances[1].contains("--probability 0.5000000000 "));
-        assert!(!chances[2].contains("statistic"));
+        assert_eq!(chances.len(), 4);
+        assert!(chances[0].contains("--probability 0.2500000000 "));
+        assert!(chances[1].contains("--probability 0.3333333333 "));
+        assert!(chances[2].contains("--probability 0.5000000000 "));
+        assert!(!chances[3].contains("statistic"));
     }
 }

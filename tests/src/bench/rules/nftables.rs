@@ -80,7 +80,8 @@ add rule ip kube-proxy service-endpoints-check ip daddr . meta l4proto . th dpor
 
 fn write_service(rules: &mut String, service: &Service) {
     let address = service.cluster_ip;
-    let name = format!("bench/{}/tcp/{PORT_NAME}", service.name);
+    let protocol = service.protocol_in_rules();
+    let name = format!("bench/{}/{protocol}/{PORT_NAME}", service.name);
     let mut choices = String::new();
     for (number, backend) in service.backends.iter().enumerate() {
         let chain = format!("endpoint-{name}__{}/{}", backend.ip(), backend.port());
@@ -93,7 +94,7 @@ fn write_service(rules: &mut String, service: &Service) {
             format_args!(
                 "add chain ip kube-proxy {chain}\n\
                  add rule ip kube-proxy {chain} ip saddr {} jump mark-for-masquerade\n\
-                 add rule ip kube-proxy {chain} meta l4proto tcp dnat to {backend}\n",
+                 add rule ip kube-proxy {chain} meta l4proto {protocol} dnat to {backend}\n",
                 backend.ip()
             ),
         );
@@ -105,10 +106,22 @@ fn write_service(rules: &mut String, service: &Service) {
              add rule ip kube-proxy service-{name} ip daddr {address} ip saddr != {POD_CIDR} jump mark-for-masquerade\n\
              add rule ip kube-proxy service-{name} numgen random mod {} vmap {{ {choices} }}\n\
              add element ip kube-proxy cluster-ips {{ {address} }}\n\
-             add element ip kube-proxy service-ips {{ {address} . tcp . {SERVICE_PORT} : goto service-{name} }}\n",
+             add element ip kube-proxy service-ips {{ {address} . {protocol} . {SERVICE_PORT} : goto service-{name} }}\n",
             service.backends.len()
         ),
     );
+    // asked at a port of the node: as if at its address, but who asks is masqueraded
+    if let Some(port) = service.node_port {
+        push(
+            rules,
+            format_args!(
+                "add chain ip kube-proxy external-{name}\n\
+                 add rule ip kube-proxy external-{name} jump mark-for-masquerade\n\
+                 add rule ip kube-proxy external-{name} goto service-{name}\n\
+                 add element ip kube-proxy service-nodeports {{ {protocol} . {port} : goto external-{name} }}\n"
+            ),
+        );
+    }
 }
 
 fn push(text: &mut String, line: std::fmt::Arguments<'_>) {
@@ -126,13 +139,28 @@ mod tests {
         let services = ServiceSet::new(1, "10.180.0.1:80".parse().expect("an address"));
         let rules = render(&services, Ipv4Addr::new(192, 168, 0, 2));
         for line in [
-            "add rule ip kube-proxy service-bench/service-0/tcp/load ip daddr 10.96.1.0 ip saddr != 10.244.0.0/16 jump mark-for-masquerade",
+            "add rule ip kube-proxy service-bench/service-0/tcp/load ip daddr 10.96.1.0 ip saddr != 10.240.0.0/12 jump mark-for-masquerade",
             "add rule ip kube-proxy service-bench/service-0/tcp/load numgen random mod 1 vmap { 0 : goto endpoint-bench/service-0/tcp/load__10.180.0.1/80 }",
             "add rule ip kube-proxy endpoint-bench/service-0/tcp/load__10.180.0.1/80 ip saddr 10.180.0.1 jump mark-for-masquerade",
-            "add rule ip kube-proxy endpoint-bench/service-0/tcp/load__10.180.0.1/80 meta l4proto tcp dnat to 10.180.0.1:80",
+            "add rule ip kube-proxy endpoint-bench/service-0/tcp/load__10.180.0.1/80 meta l4proto {protocol} dnat to 10.180.0.1:80",
             "add element ip kube-proxy cluster-ips { 10.96.1.0 }",
             "add element ip kube-proxy service-ips { 10.96.1.0 . tcp . 80 : goto service-bench/service-0/tcp/load }",
             "add element ip kube-proxy nodeport-ips { 192.168.0.2 }",
+        ] {
+            assert!(rules.lines().any(|written| written == line), "no line {line:?} in\n{rules}");
+        }
+    }
+
+    /// Chain by chain what `TestNodePorts` of kube-proxy expects.
+    #[test]
+    fn a_node_port_reads_as_kube_proxy_writes_it() {
+        let services = ServiceSet::asked_from_outside(1, "10.180.0.1:80".parse().expect("an address"));
+        let rules = render(&services, Ipv4Addr::new(192, 168, 0, 2));
+        for line in [
+            "add rule ip kube-proxy external-bench/service-0/udp/load jump mark-for-masquerade",
+            "add rule ip kube-proxy external-bench/service-0/udp/load goto service-bench/service-0/udp/load",
+            "add element ip kube-proxy service-nodeports { udp . 30080 : goto external-bench/service-0/udp/load }",
+            "add rule ip kube-proxy endpoint-bench/service-0/udp/load__10.180.0.1/80 meta l4proto udp dnat to 10.180.0.1:80",
         ] {
             assert!(rules.lines().any(|written| written == line), "no line {line:?} in\n{rules}");
         }

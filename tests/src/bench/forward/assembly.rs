@@ -1,0 +1,220 @@
+//! eBPF instruction by instruction: enough for programs of a screen that the benchmark makes while it runs. Knows the
+//! encoding (RFC 9669) and nothing of what programs are for.
+
+use std::collections::BTreeMap;
+
+/// A register; `R10` is the frame pointer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Reg {
+    R0,
+    R1,
+    R2,
+    R3,
+    R6 = 6,
+    R10 = 10,
+}
+
+/// Bytes that are loaded or stored.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Size {
+    U8,
+    U16,
+    U32,
+    U64,
+}
+
+impl Size {
+    const fn bits(self) -> u8 {
+        match self {
+            Self::U32 => 0x00,
+            Self::U16 => 0x08,
+            Self::U8 => 0x10,
+            Self::U64 => 0x18,
+        }
+    }
+}
+
+/// An operation on a register, 64 bits wide.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Op {
+    Add = 0x00,
+    And = 0x50,
+    ShiftRight = 0x70,
+    Xor = 0xa0,
+    Move = 0xb0,
+}
+
+/// Helpers of the kernel, by number.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Helper {
+    MapLookup = 1,
+    Random = 7,
+    Redirect = 23,
+}
+
+/// A place in a program, by name.
+pub(super) type Label = &'static str;
+
+/// As the kernel takes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(super) struct Instruction {
+    code: u8,
+    /// Destination in the low half, source in the high one.
+    registers: u8,
+    offset: i16,
+    value: i32,
+}
+
+const CLASS_LD: u8 = 0x00;
+const CLASS_LDX: u8 = 0x01;
+const CLASS_STX: u8 = 0x03;
+const CLASS_JMP: u8 = 0x05;
+const CLASS_JMP32: u8 = 0x06;
+const CLASS_ALU64: u8 = 0x07;
+const MODE_IMM: u8 = 0x00;
+const MODE_MEM: u8 = 0x60;
+const FROM_REGISTER: u8 = 0x08;
+const TO_BIG_ENDIAN: u8 = 0xd4 | FROM_REGISTER;
+const JUMP_IF_GREATER: u8 = 0x20;
+const JUMP_IF_EQUAL: u8 = 0x10;
+const JUMP_IF_NOT_EQUAL: u8 = 0x50;
+const CALL: u8 = 0x80;
+const EXIT: u8 = 0x90;
+/// Source "register" of a constant that is a map's descriptor.
+const MAP_DESCRIPTOR: u8 = 1;
+
+/// A program in the making.
+#[derive(Debug, Default)]
+pub(super) struct Assembly {
+    instructions: Vec<Instruction>,
+    labels: BTreeMap<Label, usize>,
+    jumps: Vec<(usize, Label)>,
+}
+
+impl Assembly {
+    fn push(&mut self, code: u8, dst: Reg, src: u8, offset: i16, value: i32) -> &mut Self {
+        self.instructions.push(Instruction { code, registers: dst as u8 | src << 4, offset, value });
+        self
+    }
+
+    /// `dst op= value`
+    pub(super) fn constant(&mut self, op: Op, dst: Reg, value: i32) -> &mut Self {
+        self.push(CLASS_ALU64 | op as u8, dst, 0, 0, value)
+    }
+
+    /// `dst op= src`
+    pub(super) fn register(&mut self, op: Op, dst: Reg, src: Reg) -> &mut Self {
+        self.push(CLASS_ALU64 | FROM_REGISTER | op as u8, dst, src as u8, 0, 0)
+    }
+
+    /// `dst = value`
+    pub(super) fn wide(&mut self, dst: Reg, value: u64) -> &mut Self {
+        self.push(CLASS_LD | MODE_IMM | Size::U64.bits(), dst, 0, 0, value as i32);
+        self.push(0, Reg::R0, 0, 0, (value >> 32) as i32)
+    }
+
+    /// `dst = the map`
+    pub(super) fn map(&mut self, dst: Reg, descriptor: i32) -> &mut Self {
+        self.push(CLASS_LD | MODE_IMM | Size::U64.bits(), dst, MAP_DESCRIPTOR, 0, descriptor);
+        self.push(0, Reg::R0, 0, 0, 0)
+    }
+
+    /// `dst = *(src + offset)`
+    pub(super) fn load(&mut self, size: Size, dst: Reg, src: Reg, offset: i16) -> &mut Self {
+        self.push(CLASS_LDX | MODE_MEM | size.bits(), dst, src as u8, offset, 0)
+    }
+
+    /// `*(dst + offset) = src`
+    pub(super) fn store(&mut self, size: Size, dst: Reg, offset: i16, src: Reg) -> &mut Self {
+        self.push(CLASS_STX | MODE_MEM | size.bits(), dst, src as u8, offset, 0)
+    }
+
+    /// The low 16 bits of `dst`, in network order.
+    pub(super) fn network_order_16(&mut self, dst: Reg) -> &mut Self {
+        self.push(TO_BIG_ENDIAN, dst, 0, 0, 16)
+    }
+
+    /// Goes on at `label` if `a > b`.
+    pub(super) fn jump_if_greater(&mut self, a: Reg, b: Reg, label: Label) -> &mut Self {
+        self.jumps.push((self.instructions.len(), label));
+        self.push(CLASS_JMP | FROM_REGISTER | JUMP_IF_GREATER, a, b as u8, 0, 0)
+    }
+
+    /// Goes on at `label` if the low 32 bits of `a` are not `value`.
+    pub(super) fn jump_if_not(&mut self, a: Reg, value: u32, label: Label) -> &mut Self {
+        self.jumps.push((self.instructions.len(), label));
+        self.push(CLASS_JMP32 | JUMP_IF_NOT_EQUAL, a, 0, 0, value as i32)
+    }
+
+    /// Goes on at `label` if `a` is null.
+    pub(super) fn jump_if_null(&mut self, a: Reg, label: Label) -> &mut Self {
+        self.jumps.push((self.instructions.len(), label));
+        self.push(CLASS_JMP | JUMP_IF_EQUAL, a, 0, 0, 0)
+    }
+
+    pub(super) fn call(&mut self, helper: Helper) -> &mut Self {
+        self.push(CLASS_JMP | CALL, Reg::R0, 0, 0, helper as i32)
+    }
+
+    /// Ends with `R0`.
+    pub(super) fn exit(&mut self) -> &mut Self {
+        self.push(CLASS_JMP | EXIT, Reg::R0, 0, 0, 0)
+    }
+
+    /// Names the next instruction.
+    pub(super) fn label(&mut self, label: Label) -> &mut Self {
+        self.labels.insert(label, self.instructions.len());
+        self
+    }
+
+    /// The program, its jumps resolved.
+    ///
+    /// # Panics
+    /// If it jumps to a label it does not have.
+    pub(super) fn finish(mut self) -> Vec<Instruction> {
+        for (at, label) in &self.jumps {
+            let to = self.labels.get(label).unwrap_or_else(|| panic!("there is no label {label}"));
+            // counted from the instruction behind the jump
+            self.instructions[*at].offset = (*to as i64 - *at as i64 - 1) as i16;
+        }
+        self.instructions
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As `bpftool prog dump xlated` shows what a compiler makes of the same.
+    #[test]
+    fn instructions_are_encoded_as_the_kernel_reads_them() {
+        let mut assembly = Assembly::default();
+        assembly
+            .load(Size::U32, Reg::R2, Reg::R1, 4)
+            .jump_if_not(Reg::R2, 0xffff_fffe, "end")
+            .wide(Reg::R3, 0x1122_3344_5566_7788)
+            .label("end")
+            .constant(Op::Move, Reg::R0, 2)
+            .exit();
+        let encoded: Vec<[u8; 8]> = assembly.finish().into_iter().map(bytes).collect();
+        assert_eq!(
+            encoded,
+            [
+                [0x61, 0x12, 4, 0, 0, 0, 0, 0],
+                [0x56, 0x02, 2, 0, 0xfe, 0xff, 0xff, 0xff],
+                [0x18, 0x03, 0, 0, 0x88, 0x77, 0x66, 0x55],
+                [0x00, 0x00, 0, 0, 0x44, 0x33, 0x22, 0x11],
+                [0xb7, 0x00, 0, 0, 2, 0, 0, 0],
+                [0x95, 0x00, 0, 0, 0, 0, 0, 0],
+            ]
+        );
+    }
+
+    fn bytes(instruction: Instruction) -> [u8; 8] {
+        let [low, high] = instruction.offset.to_le_bytes();
+        let [a, b, c, d] = instruction.value.to_le_bytes();
+        [instruction.code, instruction.registers, low, high, a, b, c, d]
+    }
+}
