@@ -97,6 +97,11 @@ impl Place {
         self.start_traffic(&["serve", "--name", name])
     }
 
+    /// As [`Self::serve`]; INITs of SCTP are answered as well, by raw sockets.
+    pub fn serve_raw_sctp(&self, name: &str) -> Result<Process> {
+        self.start_traffic(&["serve", "--name", name, "--raw-sctp"])
+    }
+
     /// Starts `dataplane-traffic` and waits until it is ready.
     pub fn start_traffic(&self, arguments: &[&str]) -> Result<Process> {
         let process = self.start(bins::traffic()?, arguments)?;

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 
 use super::{
-    Client, Question, Rules, Verdict, World,
+    Client, Protocol, Question, Rules, Verdict, World,
     differences::Itself,
     endpoints::{self, Endpoint, Usable},
     ports::{self, Port},
@@ -37,6 +37,11 @@ pub(super) fn verdict(
         let is_cluster = ports.iter().any(|port| port.cluster == question.address);
         return Ok(if is_cluster { Verdict::Rejected } else { Verdict::NotOurs });
     };
+    let is_sctp_of_host = question.protocol == Protocol::Sctp && entry.from == From::Host;
+    let goes_back = is_sctp_of_host && !rules.sctp_leads_back_to_its_own_host;
+    if goes_back && entry.node.addresses.contains(&question.address) {
+        return Ok(Verdict::LeftAlone);
+    }
     if !may_pass(port, entry, client, question) {
         return Ok(Verdict::Dropped);
     }
@@ -44,7 +49,15 @@ pub(super) fn verdict(
     let endpoints = endpoints::behind(port, service.metadata.namespace.as_deref(), name, slices);
     let usable = endpoints::usable(port, &endpoints, entry.node);
     let way = Way { rules, world, client, entry, kind, port };
-    way.verdict(&usable)
+    let verdict = way.verdict(&usable)?;
+    Ok(match &verdict {
+        Verdict::Answered(who)
+            if goes_back && who.keys().all(|at| entry.node.addresses.contains(&at.ip())) =>
+        {
+            Verdict::Dropped
+        }
+        _ => verdict,
+    })
 }
 
 /// The port asked for, and the node that says so. A service's addresses hold on every node, so the first one translates; a
@@ -119,7 +132,7 @@ impl Way<'_> {
     fn source(&self, endpoint: &Endpoint) -> Result<IpAddr> {
         let address = self.client.address;
         if endpoint.at.ip() == address {
-            return match self.rules.itself {
+            return match self.rules.itself(self.port.protocol) {
                 Itself::Pod if self.entry.from == From::Pod => Ok(address),
                 _ => self.entry.node.address(address),
             };

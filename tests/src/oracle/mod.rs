@@ -9,6 +9,7 @@
 mod decide;
 pub mod differences;
 mod endpoints;
+mod host_ports;
 mod ports;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 pub use differences::Rules;
+pub use host_ports::{HostPort, at_host_ports};
 pub use world::{At, Client, Node, World};
 
 /// A transport protocol.
@@ -33,6 +35,8 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
+
     pub const fn name(self) -> &'static str {
         match self {
             Self::Tcp => "TCP",
@@ -66,6 +70,8 @@ pub enum Verdict {
     Dropped,
     /// The Service has no such frontend.
     NotOurs,
+    /// Nothing is made of it: who has the address hears it, and has nobody at that very port. Its kernel says so.
+    LeftAlone,
 }
 
 impl fmt::Display for Verdict {
@@ -79,6 +85,7 @@ impl fmt::Display for Verdict {
             Self::Rejected => f.write_str("rejected"),
             Self::Dropped => f.write_str("dropped"),
             Self::NotOurs => f.write_str("no frontend"),
+            Self::LeftAlone => f.write_str("left alone"),
         }
     }
 }

@@ -64,9 +64,7 @@ pub(super) fn of(service: &Service, like: IpAddr) -> Vec<Port> {
     let port = |port: &k8s_openapi::api::core::v1::ServicePort| {
         Some(Port {
             name: port.name.clone().unwrap_or_default(),
-            protocol: [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
-                .into_iter()
-                .find(|protocol| protocol.is_named(port.protocol.as_ref()))?,
+            protocol: Protocol::ALL.into_iter().find(|protocol| protocol.is_named(port.protocol.as_ref()))?,
             number: port.port.try_into().ok()?,
             cluster,
             on_nodes: port.node_port.unwrap_or_default().try_into().ok()?,

@@ -7,7 +7,9 @@ mod datagrams;
 mod dns;
 mod hold;
 mod http;
+mod init;
 mod probe;
+mod raw;
 pub mod report;
 mod sctp;
 mod serve;
@@ -24,6 +26,8 @@ pub use http::now_us;
 pub const HTTP: u16 = 8080;
 /// Port of the server's echo.
 pub const ECHO: u16 = 7000;
+/// Port at which the server answers SCTP's INIT, where it was told to.
+pub const SCTP: u16 = 3_868;
 
 /// Longest that a single answer is waited for unless an argument says otherwise.
 const PATIENCE_MS: u64 = 3_000;
@@ -46,6 +50,9 @@ pub enum Command {
         /// Nothing but HTTP, over SCTP
         #[arg(long)]
         sctp: bool,
+        /// Answer SCTP's INIT as well, by raw sockets: for kernels without SCTP
+        #[arg(long, conflicts_with = "sctp")]
+        raw_sctp: bool,
     },
     /// One connection per HTTP request; a line for each
     Http {
@@ -123,7 +130,9 @@ pub async fn run(command: Command) -> Result<()> {
         Command::Serve { name, http, bind, sctp: true, .. } => {
             serve::over_sctp(&name, SocketAddr::new(bind, http)).await
         }
-        Command::Serve { name, http, echo, bind, .. } => serve::run(&name, bind, http, echo).await,
+        Command::Serve { name, http, echo, bind, raw_sctp, .. } => {
+            serve::run(&name, bind, http, echo, raw_sctp.then_some(SCTP)).await
+        }
         Command::Http { server, clients, count, interval_ms, bytes, timeout_ms, sctp } => {
             let transport = if sctp { http::Transport::Sctp } else { http::Transport::Tcp };
             let client = http::Client { server, transport, bytes, timeout: ms(timeout_ms) };

@@ -15,13 +15,13 @@ use tokio::{
     io::{AsyncBufReadExt as _, BufReader, stdin},
     net::UdpSocket,
     sync::Semaphore,
-    task::JoinSet,
+    task::{JoinSet, spawn_blocking},
     time::timeout,
 };
 
 use super::{
     http::{self, kind},
-    print,
+    print, raw,
     report::{Heard, Probe, Transport},
     serve::WHO,
 };
@@ -60,14 +60,17 @@ async fn ask(probe: &Probe) -> Heard {
         let answer = match probe.transport {
             Transport::Tcp => timeout(patience, over_tcp(probe.server, patience)).await,
             Transport::Udp => timeout(patience, over_udp(probe.server)).await,
+            Transport::Sctp => Ok(over_sctp(probe.server, patience).await),
         };
         match answer {
             Ok(Ok((name, source))) => *heard.answers.entry(name).or_default().entry(source).or_default() += 1,
             Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => heard.refused += 1,
+            Ok(Err(error)) if error.kind() == ErrorKind::ConnectionAborted => heard.aborted += 1,
+            Ok(Err(error)) if is_over(&error, probe.transport) => heard.silent += 1,
             Ok(Err(error)) => *heard.failed.entry(failure(&error)).or_default() += 1,
             Err(_elapsed) => heard.silent += 1,
         }
-        let failed: u32 = heard.refused + heard.failed.values().sum::<u32>();
+        let failed: u32 = heard.refused + heard.aborted + heard.failed.values().sum::<u32>();
         let is_complete = asked >= LEAST && heard.answers.len() >= probe.servers;
         if is_complete || heard.silent > 0 || failed >= ENOUGH {
             break;
@@ -96,9 +99,26 @@ async fn over_udp(server: SocketAddr) -> IoResult<(String, IpAddr)> {
     socket.send(WHO).await?;
     let mut buffer = [0; 256];
     let length = socket.recv(&mut buffer).await?;
-    let answer = str::from_utf8(&buffer[..length]).ok().and_then(|text| text.rsplit_once(' '));
-    let read = answer.and_then(|(name, peer)| Some((name.to_owned(), peer.parse::<SocketAddr>().ok()?.ip())));
-    read.ok_or_else(|| Error::new(ErrorKind::InvalidData, "no answer of ours"))
+    str::from_utf8(&buffer[..length]).ok().and_then(name_and_peer).ok_or_else(not_ours)
+}
+
+async fn over_sctp(server: SocketAddr, patience: Duration) -> IoResult<(String, IpAddr)> {
+    let answer = spawn_blocking(move || raw::ask(server, patience)).await??;
+    name_and_peer(&answer).ok_or_else(not_ours)
+}
+
+/// SCTP's questions look at the clock themselves. TCP's own patience is longer than any of ours.
+fn is_over(error: &Error, transport: Transport) -> bool {
+    transport == Transport::Sctp && error.kind() == ErrorKind::TimedOut
+}
+
+fn name_and_peer(answer: &str) -> Option<(String, IpAddr)> {
+    let (name, peer) = answer.rsplit_once(' ')?;
+    Some((name.to_owned(), peer.parse::<SocketAddr>().ok()?.ip()))
+}
+
+fn not_ours() -> Error {
+    Error::new(ErrorKind::InvalidData, "no answer of ours")
 }
 
 fn failure(error: &Error) -> String {

@@ -112,6 +112,8 @@ pub struct Resolved {
 pub enum Transport {
     Tcp,
     Udp,
+    /// By its first packets: INIT and INIT ACK.
+    Sctp,
 }
 
 /// A question.
@@ -135,6 +137,8 @@ pub struct Heard {
     pub answers: BTreeMap<String, BTreeMap<IpAddr, u32>>,
     /// RST, or ICMP "port unreachable".
     pub refused: u32,
+    /// ABORT: there is SCTP at that address, and nobody at that port.
+    pub aborted: u32,
     pub silent: u32,
     /// Everything else, by kind.
     pub failed: BTreeMap<String, u32>,

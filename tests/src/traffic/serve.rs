@@ -1,7 +1,7 @@
 //! The server: says who it is and whom it sees, and gives back what it gets.
 //!
 //! HTTP `GET /` answers `NAME PEER`, `GET /bytes/N` as many bytes. The TCP echo greets with its name on a line. The UDP
-//! echo appends a space and its name; to the datagram `who?` it answers as HTTP does.
+//! echo appends a space and its name; to the datagram `who?` it answers as HTTP does. So it does to SCTP's INIT.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,20 +9,24 @@ use anyhow::{Context as _, Result};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{TcpListener, TcpStream, UdpSocket},
+    task::spawn_blocking,
 };
 
-use super::{canonical, print, report::Ready, sctp};
+use super::{canonical, print, raw, report::Ready, sctp};
 
 /// The datagram that asks the echo for its name and the peer's address.
 pub(super) const WHO: &[u8] = b"who?";
 
-pub(super) async fn run(name: &str, bind: IpAddr, http: u16, echo: u16) -> Result<()> {
+/// `init`: the port at which INITs of SCTP are answered, if they are.
+pub(super) async fn run(name: &str, bind: IpAddr, http: u16, echo: u16, init: Option<u16>) -> Result<()> {
     let web = listen(bind, http).await?;
     let tcp = listen(bind, echo).await?;
     let address = SocketAddr::new(bind, echo);
     let udp = UdpSocket::bind(address).await.with_context(|| format!("bind UDP {address}"))?;
+    let associations = init.map(|port| Ok::<_, anyhow::Error>((raw::Server::both()?, port))).transpose()?;
     print(&Ready { ready: true })?;
     tokio::try_join!(
+        answer_inits(name, associations),
         accept(web, name, |stream, peer, name| async move { answer(stream, peer, &name).await }),
         accept(tcp, name, |stream, _, name| async move { echo_stream(stream, &name).await }),
         echo_datagrams(udp, name),
@@ -35,6 +39,16 @@ pub(super) async fn over_sctp(name: &str, at: SocketAddr) -> Result<()> {
     let web = sctp::listen(at).with_context(|| format!("listen on SCTP {at}"))?;
     print(&Ready { ready: true })?;
     accept(web, name, |stream, peer, name| async move { answer(stream, peer, &name).await }).await
+}
+
+/// Until one of them fails; at once, if there are none.
+async fn answer_inits(name: &str, servers: Option<([raw::Server; 2], u16)>) -> Result<()> {
+    let Some((servers, port)) = servers else { return Ok(()) };
+    let [v4, v6] = servers.map(|server| {
+        let name = name.to_owned();
+        async move { spawn_blocking(move || server.run(&name, port)).await? }
+    });
+    tokio::try_join!(v4, v6).map(drop)
 }
 
 async fn listen(bind: IpAddr, port: u16) -> Result<TcpListener> {

@@ -13,13 +13,14 @@ use dataplane_tests::{
     lab::{
         Cluster, Family, Node, Place, Process, Routing, Source, Spec, await_rules, kube_proxy_user, outside,
     },
-    oracle::{self, At, Client, Protocol, Question, Verdict, World},
+    oracle::{self, At, Client, HostPort, Protocol, Question, Verdict, World, at_host_ports},
 };
 use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{
     cells::{Asker, Backing, Cell, Door, Frontend, Policy},
+    host_ports,
     known::Mode,
     services::{self, Laid},
 };
@@ -54,6 +55,11 @@ impl Server {
         let found = self.addresses.iter().find(|address| family.is_of(address));
         *found.expect("a pod of both families")
     }
+
+    /// IPv4, IPv6.
+    pub(crate) const fn addresses(&self) -> &[IpAddr; 2] {
+        &self.addresses
+    }
 }
 
 impl Bed {
@@ -67,12 +73,13 @@ impl Bed {
         let spec =
             Spec { routing, connect_tcp: connect_time, connect_udp: connect_time, xdp, ..Spec::new(3) };
         let cluster = Cluster::create(&spec)?;
-        let made = PODS.map(|(name, node)| {
-            let pod = cluster.pod(node, name)?;
+        let made = PODS.iter().enumerate().map(|(index, &(name, node))| {
+            let ports = host_ports::asked_for(index, &cluster.nodes()[node]);
+            let pod = cluster.pod_with(node, name, ports)?;
             let (node, addresses) = (pod.node().to_owned(), pod.addresses());
             Ok(Server { name, node, place: pod.place().clone(), addresses })
         });
-        let pods = cluster.explain(made.into_iter().collect())?;
+        let pods = cluster.explain(made.collect())?;
         let mut bed = Self::on(cluster, mode, pods, Vec::new(), frontends, policies)?;
         bed.tell()?;
         let names = bed.service_names();
@@ -113,12 +120,17 @@ impl Bed {
     ) -> Result<Self> {
         let host = &cluster.nodes()[0];
         for pod in &pods {
-            processes.push(pod.place.serve(pod.name)?);
+            processes.push(pod.place.serve_raw_sctp(pod.name)?);
         }
-        processes.push(host.serve()?);
+        // on all: what nobody translates is somebody's to hear
+        for node in cluster.nodes() {
+            processes.push(node.place().serve_raw_sctp(node.name())?);
+        }
         let mut names: BTreeMap<IpAddr, String> =
             pods.iter().flat_map(|pod| pod.addresses.map(|address| (address, pod.name.to_owned()))).collect();
-        names.extend(host.addresses().map(|address| (address, host.name().to_owned())));
+        for node in cluster.nodes() {
+            names.extend(node.addresses().map(|address| (address, node.name().to_owned())));
+        }
         let world = world(&cluster, &pods);
         let outside = cluster.outside()?;
         let makers = policies.iter().flat_map(|policy| Backing::ALL.map(|backing| (*policy, backing)));
@@ -154,7 +166,6 @@ impl Bed {
         self.mode
     }
 
-    /// What the agents know of a failure.
     /// Every node that leads to others has done so in its driver, and heard their answers there.
     pub(crate) fn expect_turned_round(&self) -> Result<()> {
         for outcome in ["to_wire", "to_outside"] {
@@ -165,6 +176,23 @@ impl Bed {
         Ok(())
     }
 
+    /// What of SCTP leads back to the host it came from was dropped by that name, where any of these cells asked for it.
+    ///
+    /// Where sockets are translated when they connect, it is the only protocol that is.
+    pub(crate) fn expect_loops(&self, cells: &[Cell]) -> Result<()> {
+        let is_loop = |cell: &Cell| {
+            let Cell { asker, backing, protocol, frontend, .. } = *cell;
+            (asker, backing, protocol, frontend)
+                == (Asker::Host, Backing::Host, Protocol::Sctp, Frontend::ClusterIp)
+        };
+        if cells.iter().any(is_loop) {
+            let dropped = self.cluster.nodes()[0].count("to_wire", "host_loop")?;
+            ensure!(dropped > 0, "to_wire host_loop: no packet");
+        }
+        Ok(())
+    }
+
+    /// What the agents know of a failure.
     pub(crate) fn evidence(&self) -> String {
         if self.mode == Mode::KubeProxy { String::new() } else { self.cluster.evidence() }
     }
@@ -190,7 +218,6 @@ impl Bed {
 
     /// What the oracle says of it.
     pub(crate) fn expected(&self, cell: Cell) -> Result<Verdict> {
-        let Laid { service, slices, .. } = &self.services[self.number(cell)];
         let nodes = self.cluster.nodes();
         let client = match cell.asker {
             Asker::Pod => Client { at: At::Pod(nodes[0].name()), address: self.pods[0].address(cell.family) },
@@ -201,9 +228,14 @@ impl Bed {
             },
         };
         let to = self.frontend(cell);
-        let protocol = if cell.is_udp { Protocol::Udp } else { Protocol::Tcp };
-        let question = Question { address: to.ip(), port: to.port(), protocol };
-        oracle::answer(self.mode.rules(), &self.world, service, slices, &client, &question)
+        let question = Question { address: to.ip(), port: to.port(), protocol: cell.protocol };
+        let rules = self.mode.rules();
+        if let Frontend::HostPort(_) | Frontend::HostPortAtLoopback(_) = cell.frontend {
+            let ports: Vec<HostPort<'_>> = host_ports::all(&self.pods, nodes);
+            return at_host_ports(rules, &self.world, &ports, &client, &question);
+        }
+        let Laid { service, slices, .. } = &self.services[self.number(cell)];
+        oracle::answer(rules, &self.world, service, slices, &client, &question)
     }
 
     fn number(&self, cell: Cell) -> usize {

@@ -2,18 +2,19 @@
 
 use std::fmt;
 
-use dataplane_tests::lab::Family;
+use dataplane_tests::{lab::Family, oracle::Protocol};
 
 /// Who asks. The first two are on the first node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asker {
     Pod,
-    /// A process of the host, and so a pod in its network.
+    /// A process of the host. It stands for a pod in the host's network as well: a pod's network is known by its namespace,
+    /// which such a pod has none of its own of, and programs for sockets hold below the host's cgroup, so in every pod's.
     Host,
     Outside,
 }
 
-/// What stands behind a service.
+/// What stands behind a service, or whose a port of the host is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Backing {
     /// A pod on the first node.
@@ -48,6 +49,22 @@ pub(crate) enum Frontend {
     NodePort,
     LoadBalancer,
     ExternalIp,
+    /// A port of the door's node that leads to a pod, asked at the node's address. If the pod is on another node, that port is
+    /// nobody's there.
+    HostPort(Mapping),
+    /// The same, asked at loopback by who is on the node: a pod's loopback is its own.
+    HostPortAtLoopback(Mapping),
+}
+
+/// At which addresses of its node a pod has its port: `hostIP`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mapping {
+    /// None given: at all.
+    Everywhere,
+    /// The node's IPv4 address, on the first node; its IPv6 address on the others.
+    OneAddress,
+    /// 127.0.0.1.
+    Loopback,
 }
 
 /// The node through which a frontend is asked.
@@ -73,7 +90,7 @@ pub(crate) struct Cell {
     pub(crate) frontend: Frontend,
     pub(crate) door: Door,
     pub(crate) policy: Policy,
-    pub(crate) is_udp: bool,
+    pub(crate) protocol: Protocol,
     pub(crate) family: Family,
 }
 
@@ -93,10 +110,40 @@ impl Backing {
         Self::Leaving,
         Self::Nobody,
     ];
+
+    /// Those there are behind a frontend.
+    const fn of(frontend: Frontend) -> &'static [Self] {
+        match frontend {
+            Frontend::HostPort(_) => &[Self::SameNode, Self::OtherNode, Self::Asker],
+            // the second node's loopback is nowhere else
+            Frontend::HostPortAtLoopback(_) => &[Self::SameNode, Self::Asker],
+            _ => &Self::ALL,
+        }
+    }
+}
+
+impl Mapping {
+    pub(crate) const ALL: [Self; 3] = [Self::Everywhere, Self::OneAddress, Self::Loopback];
 }
 
 impl Frontend {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 12] = [
+        Self::ClusterIp,
+        Self::ClusterIpFromOutside,
+        Self::UnknownPort,
+        Self::NodePort,
+        Self::LoadBalancer,
+        Self::ExternalIp,
+        Self::HostPort(Mapping::Everywhere),
+        Self::HostPort(Mapping::OneAddress),
+        Self::HostPort(Mapping::Loopback),
+        Self::HostPortAtLoopback(Mapping::Everywhere),
+        Self::HostPortAtLoopback(Mapping::OneAddress),
+        Self::HostPortAtLoopback(Mapping::Loopback),
+    ];
+
+    /// Those of services: all that kube-proxy knows.
+    pub(crate) const SERVICES: [Self; 6] = [
         Self::ClusterIp,
         Self::ClusterIpFromOutside,
         Self::UnknownPort,
@@ -104,6 +151,14 @@ impl Frontend {
         Self::LoadBalancer,
         Self::ExternalIp,
     ];
+
+    /// The policies that make a difference: to ports of pods none does.
+    fn policies(self, all: &[Policy]) -> &[Policy] {
+        match self {
+            Self::HostPort(_) | Self::HostPortAtLoopback(_) => all.get(..1).unwrap_or_default(),
+            _ => all,
+        }
+    }
 }
 
 impl Policy {
@@ -132,10 +187,12 @@ impl Door {
     /// Those at which it makes a difference.
     const fn of(asker: Asker, frontend: Frontend) -> &'static [Self] {
         match (asker, frontend) {
-            (_, Frontend::NodePort) | (Asker::Outside, Frontend::LoadBalancer | Frontend::ExternalIp) => {
-                &[Self::First, Self::Second]
-            }
-            (Asker::Outside, Frontend::ClusterIp | Frontend::UnknownPort)
+            (_, Frontend::NodePort | Frontend::HostPort(_))
+            | (Asker::Outside, Frontend::LoadBalancer | Frontend::ExternalIp) => &[Self::First, Self::Second],
+            (
+                Asker::Outside,
+                Frontend::ClusterIp | Frontend::UnknownPort | Frontend::HostPortAtLoopback(_),
+            )
             | (Asker::Pod | Asker::Host, Frontend::ClusterIpFromOutside) => &[],
             _ => &[Self::First],
         }
@@ -144,8 +201,8 @@ impl Door {
 
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { asker, backing, frontend, door, policy, is_udp, family } = self;
-        let protocol = if *is_udp { "UDP" } else { "TCP" };
+        let Self { asker, backing, frontend, door, policy, protocol, family } = self;
+        let protocol = protocol.name();
         write!(
             f,
             "{asker:?} → {frontend:?} at {door:?}, {policy:?}, backed by {backing:?}, {protocol}, {family}"
@@ -154,18 +211,18 @@ impl fmt::Display for Cell {
 }
 
 /// Every cell there is with these.
-pub(crate) fn all(frontends: &[Frontend], policies: &[Policy]) -> Vec<Cell> {
+pub(crate) fn all(frontends: &[Frontend], policies: &[Policy], protocols: &[Protocol]) -> Vec<Cell> {
     let mut cells = Vec::new();
     for (asker, frontend) in
         Asker::ALL.iter().flat_map(|asker| frontends.iter().map(move |frontend| (*asker, *frontend)))
     {
         for door in Door::of(asker, frontend) {
-            for (backing, policy) in Backing::ALL.iter().flat_map(|b| policies.iter().map(move |p| (*b, *p)))
+            let policies = frontend.policies(policies);
+            for (backing, policy) in
+                Backing::of(frontend).iter().flat_map(|b| policies.iter().map(move |p| (*b, *p)))
             {
-                for (is_udp, family) in
-                    [false, true].into_iter().flat_map(|udp| Family::BOTH.map(|f| (udp, f)))
-                {
-                    cells.push(Cell { asker, backing, frontend, door: *door, policy, is_udp, family });
+                for (protocol, family) in protocols.iter().flat_map(|p| Family::BOTH.map(|f| (*p, f))) {
+                    cells.push(Cell { asker, backing, frontend, door: *door, policy, protocol, family });
                 }
             }
         }
@@ -173,7 +230,7 @@ pub(crate) fn all(frontends: &[Frontend], policies: &[Policy]) -> Vec<Cell> {
     cells
 }
 
-/// So many of them, spread over all, the same every time.
+/// So many of them, the same every time: of each frontend by each protocol as many, give or take one.
 pub(crate) fn sample(mut cells: Vec<Cell>, count: usize) -> Vec<Cell> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     for place in (1..cells.len()).rev() {
@@ -183,6 +240,17 @@ pub(crate) fn sample(mut cells: Vec<Cell>, count: usize) -> Vec<Cell> {
         state ^= state << 17;
         cells.swap(place, (state % (place as u64 + 1)) as usize);
     }
-    cells.truncate(count);
-    cells
+    let mut dealt: Vec<((Frontend, Protocol), usize)> = Vec::new();
+    let mut rounds = Vec::new();
+    for cell in cells {
+        let pile = (cell.frontend, cell.protocol);
+        let place = dealt.iter().position(|(of, _)| *of == pile).unwrap_or_else(|| {
+            dealt.push((pile, 0));
+            dealt.len() - 1
+        });
+        rounds.push((dealt[place].1, cell));
+        dealt[place].1 += 1;
+    }
+    rounds.sort_by_key(|(round, _)| *round);
+    rounds.into_iter().map(|(_, cell)| cell).take(count).collect()
 }

@@ -6,7 +6,10 @@ use std::{
 };
 
 use comfy_table::Table;
-use dataplane_tests::{oracle::Verdict, traffic::report::Heard};
+use dataplane_tests::{
+    oracle::{Protocol, Verdict},
+    traffic::report::Heard,
+};
 
 use super::{
     bed::Bed,
@@ -44,7 +47,7 @@ pub(crate) struct Judged {
 /// Longest that an answer is waited for.
 pub(crate) const fn patience_ms(expected: &Verdict) -> u64 {
     match expected {
-        Verdict::Answered(_) | Verdict::Rejected => SPEAKS_MS,
+        Verdict::Answered(_) | Verdict::Rejected | Verdict::LeftAlone => SPEAKS_MS,
         Verdict::Dropped | Verdict::NotOurs => SILENT_MS,
     }
 }
@@ -60,11 +63,13 @@ pub(crate) fn servers(expected: &Verdict) -> usize {
 impl Sheet {
     pub(crate) fn add(&mut self, cell: Cell, expected: &Verdict, heard: &Heard, bed: &Bed) {
         let is_right = match bed.mode() {
-            // its rules for what leaves the host have a third way to refuse: the datagram is not taken
-            Mode::KubeProxy if cell.asker == Asker::Host && cell.is_udp && is_answerless(expected) => {
-                is_right(expected, heard, bed) || is_not_permitted(heard)
+            // its rules for what leaves the host have a third way to refuse: the packet is not taken
+            Mode::KubeProxy
+                if cell.asker == Asker::Host && cell.protocol != Protocol::Tcp && is_answerless(expected) =>
+            {
+                is_right(cell.protocol, expected, heard, bed) || is_not_permitted(heard)
             }
-            _ => is_right(expected, heard, bed),
+            _ => is_right(cell.protocol, expected, heard, bed),
         };
         self.rows.push(Row { cell, expected: wanted(expected, bed), seen: seen(heard), is_right });
     }
@@ -119,21 +124,23 @@ impl Judged {
 }
 
 /// Exactly those who may answer did, each of them saw who it should, and nothing else was heard.
-fn is_right(expected: &Verdict, heard: &Heard, bed: &Bed) -> bool {
-    let Heard { answers, refused, silent, failed, .. } = heard;
+fn is_right(protocol: Protocol, expected: &Verdict, heard: &Heard, bed: &Bed) -> bool {
+    let Heard { answers, refused, aborted, silent, failed, .. } = heard;
     let answers: BTreeSet<(String, IpAddr)> = answers
         .iter()
         .flat_map(|(name, sources)| sources.keys().map(move |source| (name.clone(), *source)))
         .collect();
-    let (is_refused, is_silent) = (*refused > 0, *silent > 0);
+    let heard = (answers.is_empty(), *refused > 0, *aborted > 0, *silent > 0);
     failed.is_empty()
         && match expected {
             Verdict::Answered(endpoints) => {
                 let wanted = endpoints.iter().map(|(at, source)| (bed.name(at.ip()), *source)).collect();
-                answers == wanted && !is_refused && !is_silent
+                answers == wanted && heard == (false, false, false, false)
             }
-            Verdict::Rejected => answers.is_empty() && is_refused && !is_silent,
-            Verdict::Dropped => answers.is_empty() && !is_refused && is_silent,
+            // an SCTP that has nobody there refuses in its own words
+            Verdict::LeftAlone if protocol == Protocol::Sctp => heard == (true, false, true, false),
+            Verdict::LeftAlone | Verdict::Rejected => heard == (true, true, false, false),
+            Verdict::Dropped => heard == (true, false, false, true),
             Verdict::NotOurs => answers.is_empty(),
         }
 }
@@ -143,8 +150,8 @@ const fn is_answerless(expected: &Verdict) -> bool {
 }
 
 fn is_not_permitted(heard: &Heard) -> bool {
-    let Heard { answers, refused, silent, failed, .. } = heard;
-    answers.is_empty() && refused + silent == 0 && failed.keys().eq(["not_permitted"])
+    let Heard { answers, refused, aborted, silent, failed, .. } = heard;
+    answers.is_empty() && refused + aborted + silent == 0 && failed.keys().eq(["not_permitted"])
 }
 
 fn wanted(expected: &Verdict, bed: &Bed) -> String {
@@ -154,12 +161,12 @@ fn wanted(expected: &Verdict, bed: &Bed) -> String {
 }
 
 fn seen(heard: &Heard) -> String {
-    let Heard { answers, refused, silent, failed, .. } = heard;
+    let Heard { answers, refused, aborted, silent, failed, .. } = heard;
     let mut parts = Vec::new();
     for (name, sources) in answers {
         parts.extend(sources.iter().map(|(source, count)| format!("{name} seeing {source} ({count})")));
     }
-    let counts = [("refused", *refused), ("silent", *silent)];
+    let counts = [("refused", *refused), ("aborted", *aborted), ("silent", *silent)];
     parts.extend(
         counts.into_iter().filter(|(_, count)| *count > 0).map(|(what, count)| format!("{what} ({count})")),
     );

@@ -1,13 +1,16 @@
 //! The path table: every kind of client at every kind of frontend, with real sockets through real agents, held against the
 //! oracle ([`dataplane_tests::oracle`]).
 //!
-//! A cell is a client, what stands behind the service, the frontend it asks, the service's policy, a protocol and a family.
+//! A cell is a client, what stands behind the service, the frontend it asks, the service's policy, a protocol and a family. Ports
+//! of nodes that are pods' (`hostPort`) are frontends without a policy. SCTP is asked and answered by raw sockets, which any
+//! kernel has.
 //! One cluster of three nodes for each way of routing, with and without connect-time translation; all services are there at
 //! once. A sample runs by default, the same every time; with `DATAPLANE_FULL=1` (`cargo xtask test --full`) all of it.
 //! Where `KUBE_PROXY` names one, and `KUBEBUILDER_ASSETS` an API server, the oracle itself is held against kube-proxy.
 
 mod bed;
 mod cells;
+mod host_ports;
 mod judge;
 mod known;
 mod services;
@@ -17,7 +20,7 @@ use std::{env, path::Path, thread};
 use anyhow::{Context as _, Result, bail};
 use dataplane_tests::{
     lab::{Place, Routing},
-    oracle::Verdict,
+    oracle::{Protocol, Verdict},
     traffic::report::{Heard, Probe, Transport},
 };
 
@@ -31,8 +34,8 @@ use self::{
 const FRONTENDS: &[Frontend] = &Frontend::ALL;
 /// What the datapath obeys.
 const POLICIES: &[Policy] = &Policy::ALL;
-/// Cells of each cluster that run by default.
-const SAMPLE: usize = 75;
+/// Cells of each cluster that run by default: three of each frontend by each protocol.
+const SAMPLE: usize = 3 * Frontend::ALL.len() * Protocol::ALL.len();
 
 #[test]
 fn native_with_connect_time() -> Result<()> {
@@ -75,15 +78,17 @@ fn kube_proxy_is_as_the_oracle_says() -> Result<()> {
         note("SKIP: KUBEBUILDER_ASSETS names no kube-apiserver for kube-proxy");
         return Ok(());
     }
-    let bed = Bed::peer(Path::new(&program), &Frontend::ALL, &Policy::ALL)?;
-    table(&bed, &cells::all(&Frontend::ALL, &Policy::ALL))
+    let protocols = protocols(true);
+    let bed = Bed::peer(Path::new(&program), &Frontend::SERVICES, &Policy::ALL)?;
+    table(&bed, &cells::all(&Frontend::SERVICES, &Policy::ALL, &protocols))
 }
 
 fn ours(routing: Routing, connect_time: bool, xdp: bool) -> Result<()> {
-    let all = cells::all(FRONTENDS, POLICIES);
+    let all = cells::all(FRONTENDS, POLICIES, &protocols(false));
     let cells = if is_full() { all } else { cells::sample(all, SAMPLE) };
     let bed = Bed::ours((routing, connect_time, xdp), FRONTENDS, POLICIES)?;
     table(&bed, &cells)?;
+    bed.expect_loops(&cells)?;
     if xdp && routing == Routing::Native {
         bed.expect_turned_round()?;
     }
@@ -92,6 +97,21 @@ fn ours(routing: Routing, connect_time: bool, xdp: bool) -> Result<()> {
         note(&format!("SUMMARY: path table, {mode}: not asked: {}", missing()));
     }
     Ok(())
+}
+
+/// Those that can be asked here; `by_kernel`: netfilter translates them.
+fn protocols(by_kernel: bool) -> Vec<Protocol> {
+    let missing = if Path::new("/proc/net/sctp").exists() {
+        Some("the kernel has SCTP, which would answer beside the table's servers")
+    } else if by_kernel && !Path::new("/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_closed").exists() {
+        Some("the kernel's connection tracking has no SCTP for kube-proxy")
+    } else {
+        None
+    };
+    if let Some(missing) = missing {
+        note(&format!("SKIP: {missing}: all but SCTP is asked"));
+    }
+    Protocol::ALL.into_iter().filter(|protocol| *protocol != Protocol::Sctp || missing.is_none()).collect()
 }
 
 fn is_full() -> bool {
@@ -160,7 +180,11 @@ fn ask_from(bed: &Bed, place: &Place, cells: &[Cell]) -> Result<Vec<Asked>> {
     let probe = |(number, (cell, expected)): (usize, (&Cell, &Verdict))| Probe {
         number,
         server: bed.frontend(*cell),
-        transport: if cell.is_udp { Transport::Udp } else { Transport::Tcp },
+        transport: match cell.protocol {
+            Protocol::Tcp => Transport::Tcp,
+            Protocol::Udp => Transport::Udp,
+            Protocol::Sctp => Transport::Sctp,
+        },
         servers: judge::servers(expected),
         patience_ms: patience_ms(expected),
     };

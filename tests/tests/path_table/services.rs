@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use dataplane_tests::{
     lab::{Family, Node, service_addresses},
-    traffic::{ECHO, HTTP},
+    oracle::Protocol,
+    traffic::{ECHO, HTTP, SCTP},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::{Value, json};
@@ -12,14 +13,32 @@ use serde_json::{Value, json};
 use super::{
     bed::Server,
     cells::{Backing, Cell, Door, Frontend, Policy},
+    host_ports,
 };
 
-/// Port of all services: the same for both protocols.
+/// Port of all services: the same for every protocol.
 const PORT: u16 = 80;
 /// `NodePort` of the first; the others follow.
 const NODE_PORT: u16 = 30_100;
 /// Number of the first one's cluster addresses; the others follow.
 const CLUSTER_IP: u16 = 100;
+
+/// Where a server answers who it is.
+pub(crate) const fn target(protocol: Protocol) -> u16 {
+    match protocol {
+        Protocol::Tcp => HTTP,
+        Protocol::Udp => ECHO,
+        Protocol::Sctp => SCTP,
+    }
+}
+
+const fn port_name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "http",
+        Protocol::Udp => "echo",
+        Protocol::Sctp => "init",
+    }
+}
 
 /// A service as it was told.
 pub(crate) struct Laid {
@@ -102,6 +121,9 @@ pub(crate) fn frontend(cell: Cell, number: u16, node: IpAddr) -> SocketAddr {
         Frontend::NodePort => SocketAddr::new(node, NODE_PORT + number),
         Frontend::LoadBalancer => SocketAddr::new(Range::Balancer.address(family, door, number), PORT),
         Frontend::ExternalIp => SocketAddr::new(Range::External.address(family, door, number), PORT),
+        Frontend::HostPort(mapping) | Frontend::HostPortAtLoopback(mapping) => {
+            host_ports::frontend(cell, mapping, node)
+        }
     }
 }
 
@@ -134,8 +156,9 @@ fn service(name: &str, number: u16, policy: Policy, frontends: &[Frontend]) -> V
         (_, true) => "NodePort",
         _ => "ClusterIP",
     };
-    let port = |name: &str, protocol: &str, target: u16| {
-        let mut port = json!({"name": name, "port": PORT, "protocol": protocol, "targetPort": target});
+    let port = |protocol: Protocol| {
+        let (name, target) = (port_name(protocol), target(protocol));
+        let mut port = json!({"name": name, "port": PORT, "protocol": protocol.name(), "targetPort": target});
         if has(Frontend::NodePort) {
             port["nodePort"] = json!(NODE_PORT + number);
         }
@@ -151,7 +174,7 @@ fn service(name: &str, number: u16, policy: Policy, frontends: &[Frontend]) -> V
             "ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "RequireDualStack",
             "internalTrafficPolicy": policy.name(),
             "sessionAffinity": "None",
-            "ports": [port("http", "TCP", HTTP), port("echo", "UDP", ECHO)],
+            "ports": Protocol::ALL.map(port),
         },
         "status": {"loadBalancer": {}},
     });
@@ -178,10 +201,9 @@ fn slice(service: &str, family: Family, endpoints: &[Value]) -> Value {
             "labels": {"kubernetes.io/service-name": service},
         },
         "addressType": family.to_string(),
-        "ports": [
-            {"name": "http", "port": HTTP, "protocol": "TCP"},
-            {"name": "echo", "port": ECHO, "protocol": "UDP"},
-        ],
+        "ports": Protocol::ALL.map(
+            |protocol| json!({"name": port_name(protocol), "port": target(protocol), "protocol": protocol.name()}),
+        ),
         "endpoints": endpoints,
     })
 }

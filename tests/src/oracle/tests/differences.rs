@@ -3,9 +3,9 @@
 use serde_json::json;
 
 use super::{
-    super::{Rules, Verdict},
-    At, HOST, NODE, NODE_IP, OTHER, OTHER_IP, OUTSIDE, POD, answered, ask_as, both, endpoint, ip, service,
-    slice,
+    super::{Protocol, Rules, Verdict},
+    At, HOST, NODE, NODE_IP, OTHER, OTHER_IP, OUTSIDE, POD, answered, ask_as, ask_over, both, endpoint, ip,
+    service, slice,
 };
 
 const OURS: Rules = Rules::OURS;
@@ -77,4 +77,38 @@ fn refusals_are_kube_proxys() {
     let near = [slice(&[endpoint("10.180.0.1", NODE)])];
     assert_eq!(ask_as(OURS, &service, &near, POD, "192.168.0.3:3001"), Verdict::Dropped);
     assert_eq!(ask_as(OURS, &service, &[], POD, "192.168.0.3:3001"), Verdict::Rejected);
+}
+
+/// Its sockets cannot be translated: a pod sees its node in itself, and a host process does not come back to its own node.
+#[test]
+fn sctp_is_translated_packet_by_packet() {
+    let (mut service, host) = (service(&json!({})), [slice(&[endpoint(NODE_IP, NODE)])]);
+    service["spec"]["ports"][0]["protocol"] = json!("SCTP");
+    let ask = |rules, slices: &[serde_json::Value], who, to| {
+        let mut slices = slices.to_vec();
+        slices.iter_mut().for_each(|slice| slice["ports"][0]["protocol"] = json!("SCTP"));
+        ask_over(Protocol::Sctp, rules, &service, &slices, who, to)
+    };
+    let own = [slice(&[endpoint("10.180.0.1", NODE)])];
+    let itself = (At::Pod(NODE), "10.180.0.1");
+    let at_node = answered(&["10.180.0.1:80"], NODE_IP);
+    assert_eq!(ask(Rules::OURS_AT_CONNECT, &own, itself, "172.30.0.41:80"), at_node);
+    for rules in [OURS, Rules::OURS_AT_CONNECT] {
+        assert_eq!(ask(rules, &both(), HOST, "172.30.0.41:80"), answered(&ALL, NODE_IP));
+        assert_eq!(ask(rules, &host, HOST, "172.30.0.41:80"), Verdict::Dropped);
+        assert_eq!(ask(rules, &[], HOST, "172.30.0.41:80"), Verdict::Rejected);
+        for slices in [&both()[..], &host, &[]] {
+            assert_eq!(ask(rules, slices, HOST, "192.168.0.2:3001"), Verdict::LeftAlone);
+        }
+        // the other node translates, and sends it back
+        assert_eq!(
+            ask(rules, &host, HOST, "192.168.0.3:3001"),
+            answered(&[&format!("{NODE_IP}:80")], OTHER_IP)
+        );
+        assert_eq!(ask(rules, &both(), POD, "192.168.0.2:3001"), answered(&ALL, POD.1));
+    }
+    let seen = answered(&[&format!("{NODE_IP}:80")], NODE_IP);
+    for to in ["172.30.0.41:80", "192.168.0.2:3001"] {
+        assert_eq!(ask(Rules::KUBE_PROXY, &host, HOST, to), seen);
+    }
 }

@@ -3,6 +3,7 @@
 mod categorize;
 mod differences;
 mod frontends;
+mod host_ports;
 mod masquerade;
 mod policies;
 mod slices;
@@ -101,8 +102,19 @@ fn both() -> Vec<Value> {
 
 /// `ADDRESS:PORT` over TCP, of `rules`.
 fn ask_as(rules: Rules, service: &Value, slices: &[Value], who: (At<'_>, &str), to: &str) -> Verdict {
+    ask_over(Protocol::Tcp, rules, service, slices, who, to)
+}
+
+fn ask_over(
+    protocol: Protocol,
+    rules: Rules,
+    service: &Value,
+    slices: &[Value],
+    who: (At<'_>, &str),
+    to: &str,
+) -> Verdict {
     let to: std::net::SocketAddr = to.parse().expect("an address and port");
-    let question = Question { address: to.ip(), port: to.port(), protocol: Protocol::Tcp };
+    let question = Question { address: to.ip(), port: to.port(), protocol };
     let client = Client { at: who.0, address: ip(who.1) };
     answer(rules, &world(), service, slices, &client, &question).expect("sound objects")
 }
