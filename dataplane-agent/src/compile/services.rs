@@ -266,11 +266,13 @@ impl Place {
             Self::Node(ip, number) => key(ip, number, scope).at_node(),
         };
         let guarded = match self {
-            Self::LoadBalancer(ip) => {
-                // ranges of the other family alone are no ranges
-                entries.source_ranges.iter().any(|range| range.addr().is_ipv4() == ip.is_ipv4())
+            // whatever else it is: kube-proxy guards the address before it asks whose it is. Ranges of the other family alone
+            // are no ranges
+            Self::Cluster(ip) | Self::External(ip) | Self::LoadBalancer(ip) => {
+                service.load_balancer_ips.contains(&ip)
+                    && entries.source_ranges.iter().any(|range| range.addr().is_ipv4() == ip.is_ipv4())
             }
-            _ => false,
+            Self::Node(..) => false,
         };
         let guard = if guarded { ServiceFlags::SOURCE_RANGES } else { 0 };
         let policy = match self {
