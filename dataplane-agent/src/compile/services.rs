@@ -3,7 +3,10 @@
 //! The result is sorted and free of duplicates, so that equal meaning is equal value: the reconciler writes nothing
 //! when a slice is cut differently but says the same.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use dataplane_common::{
     abi::{Addr, Port, Scope, ServiceFlags, ServiceKey},
@@ -265,11 +268,13 @@ impl Place {
             Self::Node(ip, number) => key(ip, number, scope).at_node(),
         };
         let guarded = match self {
-            Self::LoadBalancer(ip) => {
-                // ranges of the other family alone are no ranges
-                entries.source_ranges.iter().any(|range| range.addr().is_ipv4() == ip.is_ipv4())
+            // whatever else it is: kube-proxy guards the address before it asks whose it is. Ranges of the other family alone
+            // are no ranges
+            Self::Cluster(ip) | Self::External(ip) | Self::LoadBalancer(ip) => {
+                service.load_balancer_ips.contains(&ip)
+                    && entries.source_ranges.iter().any(|range| range.addr().is_ipv4() == ip.is_ipv4())
             }
-            _ => false,
+            Self::Node(..) => false,
         };
         let guard = if guarded { ServiceFlags::SOURCE_RANGES } else { 0 };
         let policy = match self {
@@ -384,24 +389,27 @@ impl Site {
     }
 }
 
-/// Every endpoint of a port, ready or not.
+/// Every endpoint of a port, ready or not, each address once: of two the one that stays is meant, the other is the pod that had
+/// it before.
 fn behind<'a>(
     port: &ServicePort,
     slices: &[&'a EndpointSlice],
     family: fn(&IpAddr) -> bool,
 ) -> Vec<(&'a Endpoint, Backend)> {
-    let mut found = Vec::new();
+    let mut found: BTreeMap<Backend, &Endpoint> = BTreeMap::new();
     for slice in slices {
         // a named target port may be another number in every slice
         let targets = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
         for target in targets {
-            let endpoints = slice.endpoints.iter().filter(|endpoint| family(&endpoint.address));
-            found.extend(endpoints.map(|endpoint| {
-                (endpoint, Backend { addr: endpoint.address.into(), port: Port::new(target.port) })
-            }));
+            for endpoint in slice.endpoints.iter().filter(|endpoint| family(&endpoint.address)) {
+                let backend = Backend { addr: endpoint.address.into(), port: Port::new(target.port) };
+                if !endpoint.terminating || !found.contains_key(&backend) {
+                    found.insert(backend, endpoint);
+                }
+            }
         }
     }
-    found
+    found.into_iter().map(|(backend, endpoint)| (endpoint, backend)).collect()
 }
 
 /// Which of the ready endpoints of all nodes are near enough (`trafficDistribution`, as hints tell of it).
@@ -553,6 +561,20 @@ mod tests {
         assert_eq!(listed(&compiled(&service, &rolling)), ["10.1.0.2 80"]);
         let ready = [slice(80, &[("10.1.0.2", false, true), ("10.1.0.3", true, false)])];
         assert_eq!(listed(&compiled(&service, &ready)), ["10.1.0.3 80"]);
+    }
+
+    /// An address is used again before the pod that had it is gone from the API (Kubernetes 1.36).
+    #[test]
+    fn of_two_with_one_address_the_one_that_stays_is_meant() {
+        let service = service(&["10.96.0.1"], LoadBalancing::Random);
+        let ends = slice(80, &[("10.1.0.2", false, true)]);
+        for stays in [true, false] {
+            let other = slice(80, &[("10.1.0.2", stays, false)]);
+            for slices in [[ends.clone(), other.clone()], [other.clone(), ends.clone()]] {
+                let expected: &[&str] = if stays { &["10.1.0.2 80"] } else { &[] };
+                assert_eq!(listed(&compiled(&service, &slices)), expected);
+            }
+        }
     }
 
     #[test]

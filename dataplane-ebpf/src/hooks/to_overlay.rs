@@ -1,7 +1,7 @@
 //! The host's stack sends a packet to another node's pod through the tunnel: tc egress of the overlay device.
 //!
-//! The kernel's route names the device; which node the packet goes to is ours to say. Packets of pods come with their
-//! tunnel end already set.
+//! The kernel's route names the device; which node the packet goes to is ours to say, and that an answer is a service's.
+//! Packets of pods come with their tunnel end already set.
 
 use aya_ebpf::programs::TcContext;
 use dataplane_common::reason::{DropReason, Hook, Verdict};
@@ -10,7 +10,10 @@ use crate::{
     family::IpFamily,
     maps::Work,
     skb,
-    stages::route::{self, Destination},
+    stages::{
+        route::{self, Destination},
+        translate::{self, Known},
+    },
     verdict::Place,
 };
 
@@ -22,7 +25,7 @@ impl Place for ToOverlay {
     const HOOK: Hook = Hook::ToOverlay;
 
     #[inline(always)]
-    fn run<F: IpFamily>(ctx: &TcContext, _work: &mut Work) -> Result<Verdict, DropReason> {
+    fn run<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<Verdict, DropReason> {
         if skb::is_decided(ctx) {
             return Ok(Verdict::Forwarded);
         }
@@ -31,11 +34,13 @@ impl Place for ToOverlay {
         if let Some(verdict) = packet.link_scoped(ctx) {
             return Ok(verdict);
         }
-        let Destination::Node(route) = route::find(&packet.dst)? else {
+        let destination = route::find(&packet.dst)?;
+        let Destination::Node(route) = destination else {
             return Err(DropReason::NoEndpoint);
         };
+        let restored = destination.expects(ctx, &packet) && translate::packet::<F, Known>(ctx, work)?;
         route::enter_tunnel(ctx, route)?;
         skb::mark_decided(ctx);
-        Ok(Verdict::Delivered)
+        Ok(if restored { Verdict::Restored } else { Verdict::Delivered })
     }
 }

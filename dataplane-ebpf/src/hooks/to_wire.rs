@@ -1,7 +1,8 @@
 //! A packet leaves the node by the kernel's routes: tc egress of an uplink.
 //!
 //! Pods that talk to the outside get the node's address here. Host processes that talk to a service, and were not
-//! translated when they connected, get their backend here.
+//! translated when they connected, get their backend here; what they answer to clients of another node bears the service's name
+//! again.
 
 use aya_ebpf::programs::TcContext;
 use dataplane_common::reason::{DropReason, Hook, Verdict};
@@ -15,7 +16,7 @@ use crate::{
         parse::Packet,
         route::{self, Destination, From, Into},
         service::ToBackend,
-        translate,
+        translate::{self, Known},
     },
     verdict::Place,
 };
@@ -41,6 +42,7 @@ impl Place for ToWire {
         let masquerade = match destination {
             Destination::Outside { masquerade } => masquerade,
             Destination::Services => false,
+            Destination::Node(_) => return answer::<F>(ctx, &packet, &destination, work),
             _ => return Ok(Verdict::Delivered),
         };
         match route::find(&packet.src)? {
@@ -56,6 +58,18 @@ impl Place for ToWire {
 fn from_pod<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<Verdict, DropReason> {
     let translated = translate::packet::<F, AsNode>(ctx, work)?;
     Ok(if translated { Verdict::Masqueraded } else { Verdict::Delivered })
+}
+
+/// To another node: what is left is the answer of a host process that somebody there reached through a service.
+#[inline(always)]
+fn answer<F: IpFamily>(
+    ctx: &TcContext,
+    packet: &Packet<F>,
+    destination: &Destination,
+    work: &mut Work,
+) -> Result<Verdict, DropReason> {
+    let restored = destination.expects(ctx, packet) && translate::packet::<F, Known>(ctx, work)?;
+    Ok(if restored { Verdict::Restored } else { Verdict::Delivered })
 }
 
 #[inline(always)]

@@ -48,6 +48,14 @@ impl<T: DeserializeOwned> Client<T> {
 }
 
 impl Client<Datagrams> {
+    /// Waits until `server` has given back a datagram that was sent after a moment (of [`crate::traffic::now_us`]), where the
+    /// client was told to say (`--each`).
+    pub fn wait_echo(&self, server: &str, after_us: u64, deadline: Duration) -> Result<Echo> {
+        let is_it = |echo: &Echo| echo.server == server && echo.sent_us > after_us;
+        let waited = self.process.wait_line(deadline, |line| serde_json::from_str(line).ok().filter(is_it));
+        waited.with_context(|| format!("an echo of {server}"))
+    }
+
     /// Ends it; every echo, where it was told to say (`--each`), and its report.
     pub fn finish_each(self) -> Result<(Vec<Echo>, Datagrams)> {
         let lines = self.process.finish(END)?;
@@ -117,6 +125,11 @@ impl Place {
     /// As [`Self::get`], with bodies of this size.
     pub fn get_bytes(&self, server: SocketAddr, count: u32, bytes: usize) -> Result<Vec<Request>> {
         self.requests(server, count, bytes, &[])
+    }
+
+    /// As [`Self::get`], from this address of the place.
+    pub fn get_from(&self, server: SocketAddr, count: u32, from: IpAddr) -> Result<Vec<Request>> {
+        self.requests(server, count, 0, &["--from", &from.to_string()])
     }
 
     /// As [`Self::get_bytes`], each request with an association of SCTP.

@@ -2,7 +2,7 @@
 
 use std::{
     io::{Error, ErrorKind, Result as IoResult},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -11,7 +11,7 @@ use futures::future::try_join_all;
 use nix::time::{ClockId, clock_gettime};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::{sleep, timeout},
 };
 
@@ -27,6 +27,8 @@ const HOPELESS: u32 = 5;
 pub(super) struct Client {
     pub(super) server: SocketAddr,
     pub(super) transport: Transport,
+    /// The socket's own address, where it is not the kernel's to choose; of TCP.
+    pub(super) from: Option<IpAddr>,
     pub(super) bytes: usize,
     pub(super) timeout: Duration,
 }
@@ -87,7 +89,7 @@ impl Client {
 
     pub(super) async fn get(&self) -> IoResult<Answer> {
         let mut stream = match self.transport {
-            Transport::Tcp => TcpStream::connect(self.server).await?,
+            Transport::Tcp => self.connect().await?,
             Transport::Sctp => sctp::connect(self.server).await?,
         };
         let server = stream.peer_addr()?;
@@ -100,6 +102,13 @@ impl Client {
             let text = String::from_utf8_lossy(&response[..response.len().min(200)]).into_owned();
             Error::new(ErrorKind::InvalidData, format!("no complete answer of ours: {text:?}"))
         })
+    }
+
+    async fn connect(&self) -> IoResult<TcpStream> {
+        let Some(from) = self.from else { return TcpStream::connect(self.server).await };
+        let socket = if from.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.bind(SocketAddr::new(from, 0))?;
+        socket.connect(self.server).await
     }
 }
 

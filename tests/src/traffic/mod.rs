@@ -71,8 +71,11 @@ pub enum Command {
         #[arg(long, default_value_t = PATIENCE_MS)]
         timeout_ms: u64,
         /// Over SCTP
-        #[arg(long)]
+        #[arg(long, conflicts_with = "from")]
         sctp: bool,
+        /// From this address of the host
+        #[arg(long)]
+        from: Option<std::net::IpAddr>,
     },
     /// Many TCP connections with an echo on each at an interval, until stdin closes
     Hold {
@@ -133,9 +136,9 @@ pub async fn run(command: Command) -> Result<()> {
         Command::Serve { name, http, echo, bind, raw_sctp, .. } => {
             serve::run(&name, bind, http, echo, raw_sctp.then_some(SCTP)).await
         }
-        Command::Http { server, clients, count, interval_ms, bytes, timeout_ms, sctp } => {
+        Command::Http { server, clients, count, interval_ms, bytes, timeout_ms, sctp, from } => {
             let transport = if sctp { http::Transport::Sctp } else { http::Transport::Tcp };
-            let client = http::Client { server, transport, bytes, timeout: ms(timeout_ms) };
+            let client = http::Client { server, transport, from, bytes, timeout: ms(timeout_ms) };
             http::run(&client, clients, count, ms(interval_ms)).await
         }
         Command::Hold { server, connections, interval_ms, timeout_ms } => {

@@ -80,7 +80,8 @@ async fn ask(probe: &Probe) -> Heard {
 }
 
 async fn over_tcp(server: SocketAddr, patience: Duration) -> IoResult<(String, IpAddr)> {
-    let client = http::Client { server, transport: http::Transport::Tcp, bytes: 0, timeout: patience };
+    let client =
+        http::Client { server, transport: http::Transport::Tcp, from: None, bytes: 0, timeout: patience };
     let answer = client.get().await?;
     if answer.server != server {
         return Err(Error::other(format!("the socket says that its peer is {}", answer.server)));

@@ -102,13 +102,13 @@ fn endpoint(at: &str, endpoint: &discovery::Endpoint, family: Family) -> Result<
         return Err(FieldError::missing(format!("{at}.addresses")));
     };
     let conditions = endpoint.conditions.as_ref();
-    // not known counts as ready; serving not known is as ready is (API reference of EndpointConditions)
+    // not known counts as ready, and as serving: so says kube-proxy, whatever is known of the other
     let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
     Ok(Endpoint {
         // what follows it has no meaning, says the API reference; kube-proxy does not look at it either
         address: address(format_args!("{at}.addresses[0]"), first, family)?,
         ready,
-        serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(ready),
+        serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(true),
         terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
         node_name: endpoint.node_name.as_deref().map(Name::from),
         hints: hints(endpoint),
