@@ -15,7 +15,7 @@ const CEILINGS: [(&str, u32); 16] = [
     (program::FROM_WIRE, 650_000),
     (program::TO_WIRE, 450_000),
     (program::FROM_OVERLAY, 650_000),
-    (program::TO_OVERLAY, 40_000),
+    (program::TO_OVERLAY, 90_000),
     (program::XDP_WIRE, 100_000),
     ("connect4", 10_000),
     ("connect6", 10_000),

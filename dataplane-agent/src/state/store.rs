@@ -93,7 +93,7 @@ impl Store {
                 }
             }
             SourceEvent::Upsert(Object::EndpointSlice(slice)) => self.upsert_slice(slice, &mut changes),
-            SourceEvent::Remove(key, owner) => self.remove(&key, &owner, &mut changes),
+            SourceEvent::Remove(key, owner) => self.remove(&key, owner, &mut changes),
             SourceEvent::Synced => changes.synced = !std::mem::replace(&mut self.synced, true),
         }
         if !changes.is_empty() {
@@ -120,7 +120,7 @@ impl Store {
         changes.services.insert(service);
     }
 
-    fn remove(&mut self, key: &ObjectKey, owner: &Owner, changes: &mut Changes) {
+    fn remove(&mut self, key: &ObjectKey, owner: Owner, changes: &mut Changes) {
         match key {
             ObjectKey::Node(name) => {
                 if remove(&mut self.nodes, name, owner, |node| &node.owner).is_some() {
@@ -268,7 +268,7 @@ fn upsert<K: Ord, V: PartialEq>(map: &mut Objects<K, V>, key: K, value: V) -> Up
 fn remove<K: Ord, V>(
     map: &mut Objects<K, V>,
     key: &K,
-    owner: &Owner,
+    owner: Owner,
     owner_of: impl Fn(&V) -> &Owner,
 ) -> Option<V> {
     let held = owner_of(map.get(key)?);

@@ -51,6 +51,20 @@ pub(crate) struct Bed {
 
 static BEDS: [Mutex<Weak<Mutex<Bed>>>; 2] = [const { Mutex::new(Weak::new()) }; 2];
 
+/// Whether a test that takes long is to run: all of them take half an hour on two processors.
+pub(crate) fn is_asked_for() -> bool {
+    let is_full = std::env::var("DATAPLANE_FULL").is_ok_and(|value| value == "1");
+    if !is_full {
+        skip();
+    }
+    is_full
+}
+
+#[expect(clippy::print_stdout, reason = "`cargo xtask test` reads such lines")]
+fn skip() {
+    println!("SKIP: runs with `cargo xtask test --full`");
+}
+
 /// Runs a test on a bed of this mode, alone; its error with what the nodes know.
 pub(crate) fn on(mode: Mode, test: impl FnOnce(&mut Bed) -> Result<()>) -> Result<()> {
     let bed = {

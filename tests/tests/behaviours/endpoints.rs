@@ -80,7 +80,7 @@ fn should_support_a_service_with_multiple_endpoint_ips_specified_in_multiple_end
             // one address is in both: it has moved from one to the other, or somebody writes slices by hand
             for (part, nodes) in [("a", [0, 1]), ("b", [1, 2])] {
                 let part = format!("{part}-{family}");
-                told.slices.push(told::slice(told.name(), &part, family, nodes.map(of).into()));
+                told.slices.push(told::slice(told.name(), &part, family, &nodes.map(of)));
             }
         }
         bed.tell(&told)?;
@@ -101,7 +101,7 @@ fn should_support_a_service_with_multiple_ports_specified_in_multiple_endpointsl
         for family in Family::BOTH {
             for (node, port) in [(0, 0), (1, 1)] {
                 let web = endpoint(bed.webs[node].node(), bed.webs[node].address(family));
-                let mut slice = told::slice(told.name(), &format!("{port}-{family}"), family, vec![web]);
+                let mut slice = told::slice(told.name(), &format!("{port}-{family}"), family, &[web]);
                 slice["ports"] = json!([slice["ports"][port]]);
                 told.slices.push(slice);
             }
@@ -123,7 +123,7 @@ fn should_support_named_target_ports_that_resolve_to_different_ports_on_differen
         let mut told = Told::of("named-ports", 29, &[&bed.webs[0]]);
         for family in Family::BOTH {
             let web = endpoint(bed.webs[2].node(), bed.webs[2].address(family));
-            let mut slice = told::slice(told.name(), &format!("other-{family}"), family, vec![web]);
+            let mut slice = told::slice(told.name(), &format!("other-{family}"), family, &[web]);
             slice["ports"][0]["port"] = json!(OTHER_HTTP);
             slice["ports"][1]["port"] = json!(OTHER_ECHO);
             told.slices.push(slice);

@@ -94,7 +94,7 @@ impl Raw {
     /// What has arrived since this was asked last.
     fn arrived(&self) -> Result<Vec<Segment>> {
         let mut segments = Vec::new();
-        let mut buffer = [0; 65_536];
+        let mut buffer = vec![0; 65_536];
         loop {
             let (bytes, src): (&[u8], IpAddr) = match self.family {
                 Family::V4 => match recvfrom::<SockaddrIn>(self.socket.as_raw_fd(), &mut buffer) {

@@ -5,7 +5,7 @@ use dataplane_tests::{lab::Family, traffic::report::Transport};
 use serde_json::json;
 
 use super::{
-    bed::{Bed, Mode, answers, answers_over, is_silent, on},
+    bed::{Bed, Mode, answers, answers_over, is_asked_for, is_silent, on},
     told::Told,
 };
 
@@ -27,6 +27,9 @@ fn internal_local(told: &mut Told, bed: &mut Bed, name: &str, hosts: &[bool]) ->
 
 #[test]
 fn should_respect_internal_traffic_policy_local_pod_to_pod() -> Result<()> {
+    if !is_asked_for() {
+        return Ok(());
+    }
     Mode::BOTH.into_iter().try_for_each(|mode| {
         on(mode, |bed| {
             let mut told = Told::of("svc-itp", 34, &[&bed.webs[0]]);
@@ -37,6 +40,9 @@ fn should_respect_internal_traffic_policy_local_pod_to_pod() -> Result<()> {
 
 #[test]
 fn should_respect_internal_traffic_policy_local_pod_host_network_to_pod() -> Result<()> {
+    if !is_asked_for() {
+        return Ok(());
+    }
     Mode::BOTH.into_iter().try_for_each(|mode| {
         on(mode, |bed| {
             let mut told = Told::of("svc-itp", 35, &[&bed.webs[0]]);
@@ -47,6 +53,9 @@ fn should_respect_internal_traffic_policy_local_pod_host_network_to_pod() -> Res
 
 #[test]
 fn should_respect_internal_traffic_policy_local_pod_and_node_to_pod_host_network() -> Result<()> {
+    if !is_asked_for() {
+        return Ok(());
+    }
     on(Mode::AtConnect, |bed| {
         let mut told = Told::of_hosts("svc-itp", 36, &[&bed.cluster.nodes()[0]]);
         internal_local(&mut told, bed, "node1", &[false, true])
@@ -59,6 +68,9 @@ fn should_respect_internal_traffic_policy_local_pod_and_node_to_pod_host_network
 
 #[test]
 fn should_preserve_source_pod_ip_for_traffic_thru_service_cluster_ip() -> Result<()> {
+    if !is_asked_for() {
+        return Ok(());
+    }
     Mode::BOTH.into_iter().try_for_each(|mode| {
         on(mode, |bed| {
             let told = Told::of("sourceip-test", 37, &[&bed.webs[1]]);
@@ -80,6 +92,9 @@ fn should_preserve_source_pod_ip_for_traffic_thru_service_cluster_ip() -> Result
 
 #[test]
 fn should_allow_pods_to_hairpin_back_to_themselves_through_services() -> Result<()> {
+    if !is_asked_for() {
+        return Ok(());
+    }
     Mode::BOTH.into_iter().try_for_each(|mode| {
         on(mode, |bed| {
             let told = Told::of("hairpin-test", 38, &[&bed.webs[0]]).on_nodes();

@@ -5,7 +5,7 @@ use dataplane_tests::lab::Family;
 use serde_json::{Value, json};
 
 use super::{
-    bed::{Bed, Mode, answers, is_silent, on},
+    bed::{Bed, Mode, answers, is_asked_for, is_silent, on},
     told::{Told, ending},
 };
 
@@ -20,6 +20,9 @@ fn terminating(bed: &Bed, number: u16, change: impl FnOnce(&mut Value)) -> Told 
 #[test]
 fn should_fallback_to_terminating_endpoints_when_there_are_no_ready_endpoints_with_internal_traffic_policy_cluster()
 -> Result<()> {
+    if !is_asked_for() {
+        return Ok(());
+    }
     Mode::BOTH.into_iter().try_for_each(|mode| {
         on(mode, |bed| {
             let told = terminating(bed, 20, |_| {});
@@ -39,6 +42,9 @@ fn should_fallback_to_terminating_endpoints_when_there_are_no_ready_endpoints_wi
 #[test]
 fn should_fallback_to_local_terminating_endpoints_when_there_are_no_ready_endpoints_with_internal_traffic_policy_local()
 -> Result<()> {
+    if !is_asked_for() {
+        return Ok(());
+    }
     Mode::BOTH.into_iter().try_for_each(|mode| {
         on(mode, |bed| {
             let told = terminating(bed, 21, |spec| spec["internalTrafficPolicy"] = json!("Local"));
@@ -58,6 +64,9 @@ fn should_fallback_to_local_terminating_endpoints_when_there_are_no_ready_endpoi
 #[test]
 fn should_fallback_to_terminating_endpoints_when_there_are_no_ready_endpoints_with_external_traffic_policy_cluster()
 -> Result<()> {
+    if !is_asked_for() {
+        return Ok(());
+    }
     Mode::BOTH.into_iter().try_for_each(|mode| {
         on(mode, |bed| {
             let told = terminating(bed, 22, |_| {});
@@ -80,6 +89,9 @@ fn should_fallback_to_terminating_endpoints_when_there_are_no_ready_endpoints_wi
 #[test]
 fn should_fallback_to_local_terminating_endpoints_when_there_are_no_ready_endpoints_with_external_traffic_policy_local()
 -> Result<()> {
+    if !is_asked_for() {
+        return Ok(());
+    }
     Mode::BOTH.into_iter().try_for_each(|mode| {
         on(mode, |bed| {
             let told = terminating(bed, 23, |spec| spec["externalTrafficPolicy"] = json!("Local"));

@@ -57,7 +57,7 @@ impl Told {
             },
             "status": {"loadBalancer": {}},
         });
-        let slice = |family: Family| slice(name, &family.to_string(), family, endpoints(family));
+        let slice = |family: Family| slice(name, &family.to_string(), family, &endpoints(family));
         Self { number, service, slices: Family::BOTH.map(slice).into() }
     }
 
@@ -151,7 +151,7 @@ fn metadata(name: &str, labels: &Value) -> Value {
 }
 
 /// A slice of a service; `part` tells it from others.
-pub(crate) fn slice(service: &str, part: &str, family: Family, endpoints: Vec<Value>) -> Value {
+pub(crate) fn slice(service: &str, part: &str, family: Family, endpoints: &[Value]) -> Value {
     let name = format!("{service}-{part}").to_lowercase();
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",

@@ -4,7 +4,7 @@ use anyhow::Result;
 use dataplane_tests::lab::Family;
 
 use super::{
-    bed::{Bed, Mode, answers, nobody, on},
+    bed::{Bed, Mode, answers, is_asked_for, nobody, on},
     told::Told,
 };
 
@@ -62,20 +62,32 @@ fn change_of_type(number: u16, from: &str, to: &str) -> Result<()> {
 
 #[test]
 fn should_be_able_to_change_the_type_from_external_name_to_cluster_ip() -> Result<()> {
+    if !is_asked_for() {
+        return Ok(());
+    }
     change_of_type(53, "ExternalName", "ClusterIP")
 }
 
 #[test]
 fn should_be_able_to_change_the_type_from_external_name_to_node_port() -> Result<()> {
+    if !is_asked_for() {
+        return Ok(());
+    }
     change_of_type(54, "ExternalName", "NodePort")
 }
 
 #[test]
 fn should_be_able_to_change_the_type_from_cluster_ip_to_external_name() -> Result<()> {
+    if !is_asked_for() {
+        return Ok(());
+    }
     change_of_type(55, "ClusterIP", "ExternalName")
 }
 
 #[test]
 fn should_be_able_to_change_the_type_from_node_port_to_external_name() -> Result<()> {
+    if !is_asked_for() {
+        return Ok(());
+    }
     change_of_type(56, "NodePort", "ExternalName")
 }

@@ -50,7 +50,7 @@ impl Read {
     pub(crate) fn carried(&self, frame: &[u8]) -> Result<Self, String> {
         let ether_type = if self.src.is_ipv4() { 0x0800 } else { 0x86dd };
         let mut carried =
-            Self::packet(&[&frame[..self.end], &[0; 0xffff][..]].concat(), self.l4 + 8, ether_type)?;
+            Self::packet(&[&frame[..self.end], &vec![0; 0xffff]].concat(), self.l4 + 8, ether_type)?;
         carried.end = carried.end.min(self.end);
         Ok(carried)
     }

@@ -89,7 +89,7 @@ impl Cluster {
             }
             Step::Slice(service, number, spec) => {
                 let others = self.slices[*service].iter().enumerate().filter(|(other, _)| other != number);
-                let spec = spec.agreeing(others.filter_map(|(_, spec)| spec.as_ref()));
+                let spec = spec.agreeing(&others.filter_map(|(_, spec)| spec.as_ref()));
                 let object = spec.object(*service, *number);
                 self.slices[*service][*number] = Some(spec);
                 self.told[*service].slices.insert(*number, object.clone());

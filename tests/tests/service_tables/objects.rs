@@ -294,7 +294,7 @@ impl ServiceSpec {
 impl SliceSpec {
     /// Without what the others of its service say otherwise: of one address that serves twice nobody can say what is true.
     /// Only one that ends may be beside another.
-    pub(crate) fn agreeing<'a>(&self, others: impl Iterator<Item = &'a Self> + Clone) -> Self {
+    pub(crate) fn agreeing<'a>(&self, others: &(impl Iterator<Item = &'a Self> + Clone)) -> Self {
         let mut agreed = Self { endpoints: Vec::new(), ..self.clone() };
         for endpoint in &self.endpoints {
             let known = others.clone().filter(|other| other.family == self.family);

@@ -175,7 +175,9 @@ impl Services {
     fn unclaim(&mut self, frontend: &ServiceKey, port: &ServicePortKey) {
         let waiting = self.waiting.get_mut(frontend);
         if self.holders.get(frontend) != Some(port) {
-            waiting.into_iter().for_each(|waiting| waiting.retain(|other| other != port));
+            if let Some(waiting) = waiting {
+                waiting.retain(|other| other != port);
+            }
         } else if let Some(waiting) = waiting {
             let next = waiting.remove(0);
             self.queue.push(ServiceWork::Service(next.service.clone()));

@@ -86,7 +86,9 @@ fn sctp_is_translated_packet_by_packet() {
     service["spec"]["ports"][0]["protocol"] = json!("SCTP");
     let ask = |rules, slices: &[serde_json::Value], who, to| {
         let mut slices = slices.to_vec();
-        slices.iter_mut().for_each(|slice| slice["ports"][0]["protocol"] = json!("SCTP"));
+        for slice in &mut slices {
+            slice["ports"][0]["protocol"] = json!("SCTP");
+        }
         ask_over(Protocol::Sctp, rules, &service, &slices, who, to)
     };
     let own = [slice(&[endpoint("10.180.0.1", NODE)])];
