@@ -142,7 +142,7 @@ mod tests {
             "add rule ip kube-proxy service-bench/service-0/tcp/load ip daddr 10.96.1.0 ip saddr != 10.240.0.0/12 jump mark-for-masquerade",
             "add rule ip kube-proxy service-bench/service-0/tcp/load numgen random mod 1 vmap { 0 : goto endpoint-bench/service-0/tcp/load__10.180.0.1/80 }",
             "add rule ip kube-proxy endpoint-bench/service-0/tcp/load__10.180.0.1/80 ip saddr 10.180.0.1 jump mark-for-masquerade",
-            "add rule ip kube-proxy endpoint-bench/service-0/tcp/load__10.180.0.1/80 meta l4proto {protocol} dnat to 10.180.0.1:80",
+            "add rule ip kube-proxy endpoint-bench/service-0/tcp/load__10.180.0.1/80 meta l4proto tcp dnat to 10.180.0.1:80",
             "add element ip kube-proxy cluster-ips { 10.96.1.0 }",
             "add element ip kube-proxy service-ips { 10.96.1.0 . tcp . 80 : goto service-bench/service-0/tcp/load }",
             "add element ip kube-proxy nodeport-ips { 192.168.0.2 }",
