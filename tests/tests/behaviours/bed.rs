@@ -46,7 +46,7 @@ pub(crate) struct Bed {
     pub(crate) outside: Place,
     pub(crate) cluster: Cluster,
     /// How many objects there are of each name, that agents make something of.
-    told: BTreeMap<String, u64>,
+    told: BTreeMap<String, Vec<Value>>,
 }
 
 static BEDS: [Mutex<Weak<Mutex<Bed>>>; 2] = [const { Mutex::new(Weak::new()) }; 2];
@@ -106,14 +106,22 @@ impl Bed {
     pub(crate) fn tell(&mut self, told: &Told) -> Result<()> {
         let name = told.name();
         let objects = told.objects();
-        let count = objects.iter().filter(|object| is_used(object)).count() as u64;
-        let before = self.told.insert(name.to_owned(), count).unwrap_or(0);
-        self.change(count.max(before), |cluster| cluster.apply_objects(name, &objects))
+        let used: Vec<Value> = objects.iter().filter(|object| is_used(object)).cloned().collect();
+        let before = self.told.insert(name.to_owned(), used.clone()).unwrap_or_default();
+        // what is told again as it was is no change
+        let is_in = |all: &[Value], one: &Value| {
+            all.iter().any(|other| {
+                other["kind"] == one["kind"] && other["metadata"]["name"] == one["metadata"]["name"]
+            })
+        };
+        let changed = used.iter().filter(|object| !before.contains(object)).count();
+        let gone = before.iter().filter(|object| !is_in(&used, object)).count();
+        self.change((changed + gone) as u64, |cluster| cluster.apply_objects(name, &objects))
     }
 
     /// The service and its slices are gone.
     pub(crate) fn withdraw(&mut self, told: &Told) -> Result<()> {
-        let before = self.told.remove(told.name()).unwrap_or(0);
+        let before = self.told.remove(told.name()).unwrap_or_default().len() as u64;
         self.change(before, |cluster| cluster.withdraw(told.name()))
     }
 
