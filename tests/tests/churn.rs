@@ -2,8 +2,9 @@
 //!
 //! A backend that is taken out of the slices goes on serving, as one does that ends with grace: nothing may fail. And once
 //! every node has the change, nothing new may reach it, or it would have failed with a backend that is really gone. Every
-//! request and every datagram is judged by what the tables were seen to hold before it began. A sample of ten seconds runs by
-//! default, with `DATAPLANE_FULL=1` (`cargo xtask test --full`) a minute.
+//! request and every datagram is judged by what the tables were seen to hold before it began. A thousand changes run by
+//! default, with `DATAPLANE_FULL=1` (`cargo xtask test --full`) six thousand: a minute, or longer on a machine that cannot keep
+//! that pace, which is told and is no failure.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,6 +19,7 @@ use dataplane_agent::api::{request::View, views::ServiceView};
 use dataplane_tests::{
     lab::{
         Checks, Client, Cluster, ECHO_PORT, Family, Pod, Process, Service, Source, Spec, WEB_PORT, failures,
+        wait,
     },
     traffic::{
         now_us,
@@ -37,8 +39,11 @@ const SOCKETS: u32 = 5;
 /// Connections that are held all the while, on each node.
 const HELD: u32 = 20;
 const BACKENDS_A_NODE: u32 = 6;
-/// The tables are looked at after so many changes.
+/// The tables are looked at after so many changes, as they happen to be.
 const LOOK: u32 = 3;
+/// After so many, until they hold what was told.
+const SETTLE: u32 = 10 * LOOK;
+const PATIENCE: Duration = Duration::from_secs(60);
 /// One of the backends is in and out for so many changes at a time; the others take turns.
 const RARE: u32 = 250;
 /// A connected socket is found and ended after the tables say that its backend is gone.
@@ -70,8 +75,6 @@ struct History {
     /// When the tables of each node were seen without it: the end of the look.
     absent: Vec<BTreeMap<String, Vec<u64>>>,
     changes: u32,
-    /// Looks that found what was told.
-    looks: u32,
 }
 
 impl History {
@@ -85,10 +88,11 @@ impl History {
         self.back.get(name).and_then(|back| before(back, ended)).is_none_or(|back| back < seen)
     }
 
-    /// Looks at the tables of every node. Where they are not what is told yet, they may be on their way through what was
-    /// told before: only if they are, whoever is out stays out until he is told of again.
-    fn look(&mut self, cluster: &Cluster, rolling: &Rolling<'_>) -> Result<()> {
+    /// Looks at the tables of every node: whether they all are what was told. Where they are not yet, they may be on their
+    /// way through what was told before: only if they are, whoever is out stays out until he is told of again.
+    fn look(&mut self, cluster: &Cluster, rolling: &Rolling<'_>) -> Result<bool> {
         let told: BTreeSet<IpAddr> = rolling.pods(true).flat_map(Pod::addresses).collect();
+        let mut are_told = true;
         for (index, node) in cluster.nodes().iter().enumerate() {
             let views: Vec<ServiceView> = node.agent().ask(&View::Services)?;
             let seen = now_us()?;
@@ -98,13 +102,13 @@ impl History {
                 held == told
             });
             if is_told {
-                self.looks += 1;
                 for pod in rolling.pods(false) {
                     self.absent[index].entry(pod.name().to_owned()).or_default().push(seen);
                 }
             }
+            are_told &= is_told;
         }
-        Ok(())
+        Ok(are_told)
     }
 }
 
@@ -169,7 +173,7 @@ struct Talk {
 }
 
 fn endpoints_roll(spec: &Spec) -> Result<()> {
-    let duration = Duration::from_secs(if is_full() { 60 } else { 10 });
+    let changes = CHANGES_A_SECOND * if is_full() { 60 } else { 10 };
     let mut cluster = Cluster::create(spec)?;
     let nodes = cluster.nodes().len();
     let (pods, clients, _servers) = populate(&cluster, nodes)?;
@@ -181,16 +185,12 @@ fn endpoints_roll(spec: &Spec) -> Result<()> {
 
     let mut history = History { absent: vec![BTreeMap::new(); nodes], ..History::default() };
     let began = Instant::now();
-    roll(&cluster, &pods, duration, &mut history)?;
+    let rolled = roll(&cluster, &pods, changes, &mut history);
+    cluster.explain(rolled)?;
     let rate = f64::from(history.changes) / began.elapsed().as_secs_f64();
 
     let mut checks = Checks::of(format!("{}, {rate:.0} changes/s", spec.describe()));
     let mut count = Count::default();
-    checks.that("the endpoints rolled fast enough", || {
-        ensure!(rate >= f64::from(CHANGES_A_SECOND) * 0.8, "{rate:.0} changes/s");
-        ensure!(history.looks > history.changes / LOOK / 4, "{} looks found what was told", history.looks);
-        Ok(())
-    });
     for (node, load) in loads.into_iter().enumerate() {
         judge(&mut checks, &history, node, load, &mut count);
     }
@@ -240,17 +240,21 @@ fn start(client: &Pod, index: usize, at_connect: bool) -> Result<Load> {
     Ok(Load { requests, held, talks })
 }
 
-/// Changes slices at the rate, and looks at the tables meanwhile.
-fn roll(cluster: &Cluster, pods: &[Pod], duration: Duration, history: &mut History) -> Result<()> {
+/// Makes so many changes of the slices, at the rate if the machine keeps up, and looks at the tables meanwhile.
+fn roll(cluster: &Cluster, pods: &[Pod], changes: u32, history: &mut History) -> Result<()> {
     let mut rolling = Rolling::new(pods);
     let objects = cluster.control()?.objects();
     let began = Instant::now();
-    while began.elapsed() < duration {
+    while history.changes < changes {
         let change = history.changes;
         let due = Duration::from_secs(1) * change / CHANGES_A_SECOND;
         thread::sleep(due.saturating_sub(began.elapsed()));
         // as long after the last change as can be
-        if change > 0 && change.is_multiple_of(LOOK) {
+        if change > 0 && change.is_multiple_of(SETTLE) {
+            wait::until("tables that hold what was told", PATIENCE, || {
+                Ok(history.look(cluster, &rolling)?.then_some(()))
+            })?;
+        } else if change > 0 && change.is_multiple_of(LOOK) {
             history.look(cluster, &rolling)?;
         }
         let which = rolling.turn(change);
@@ -268,7 +272,7 @@ fn judge(checks: &mut Checks, history: &History, node: usize, load: Load, count:
     checks.that(format!("requests on node {node}"), || {
         let requests = requests.stop()?;
         count.requests += requests.len();
-        ensure!(requests.len() > 1_000, "{} requests", requests.len());
+        ensure!(requests.len() > CLIENTS as usize, "{} requests", requests.len());
         ensure!(failures(&requests).is_empty(), "{:?} of {}", failures(&requests), requests.len());
         let stray = requests.iter().find(|request| {
             let name = request.answer().map(|answer| answer.name.as_str()).unwrap_or_default();

@@ -70,10 +70,8 @@ impl Setup {
             return Err(SetupError::NotEthernet(uplink.name.clone()));
         }
         let names: Vec<&str> = uplinks.iter().map(|uplink| uplink.name.as_str()).collect();
-        let reserved = match &config.masquerade {
-            masquerade if masquerade.enabled => sysctl::reserve_ports(&masquerade.ports)?,
-            _ => None,
-        };
+        let masquerade = &config.masquerade;
+        let reserved = if masquerade.enabled { sysctl::reserve_ports(&masquerade.ports)? } else { None };
         for change in sysctl::prepare_node(&names)?.into_iter().chain(reserved) {
             tracing::info!(key = change.key, from = change.from, to = change.to, "sysctl");
         }

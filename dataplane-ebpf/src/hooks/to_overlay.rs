@@ -12,7 +12,7 @@ use crate::{
     skb,
     stages::{
         route::{self, Destination},
-        translate::{self, Known},
+        translate,
     },
     verdict::Place,
 };
@@ -38,9 +38,9 @@ impl Place for ToOverlay {
         let Destination::Node(route) = destination else {
             return Err(DropReason::NoEndpoint);
         };
-        let restored = destination.expects(ctx, &packet) && translate::packet::<F, Known>(ctx, work)?;
+        let verdict = translate::answer(ctx, &packet, &destination, work)?;
         route::enter_tunnel(ctx, route)?;
         skb::mark_decided(ctx);
-        Ok(if restored { Verdict::Restored } else { Verdict::Delivered })
+        Ok(verdict)
     }
 }

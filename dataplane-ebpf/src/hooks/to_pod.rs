@@ -9,10 +9,7 @@ use crate::{
     family::IpFamily,
     maps::Work,
     skb,
-    stages::{
-        route,
-        translate::{self, Known},
-    },
+    stages::{route, translate},
     verdict::Place,
 };
 
@@ -32,8 +29,6 @@ impl Place for ToPod {
         if let Some(verdict) = packet.link_scoped(ctx) {
             return Ok(verdict);
         }
-        let restored =
-            route::find(&packet.dst)?.expects(ctx, &packet) && translate::packet::<F, Known>(ctx, work)?;
-        Ok(if restored { Verdict::Restored } else { Verdict::Delivered })
+        translate::answer(ctx, &packet, &route::find(&packet.dst)?, work)
     }
 }

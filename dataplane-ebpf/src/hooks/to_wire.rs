@@ -16,7 +16,7 @@ use crate::{
         parse::Packet,
         route::{self, Destination, From, Into},
         service::ToBackend,
-        translate::{self, Known},
+        translate,
     },
     verdict::Place,
 };
@@ -42,7 +42,7 @@ impl Place for ToWire {
         let masquerade = match destination {
             Destination::Outside { masquerade } => masquerade,
             Destination::Services => false,
-            Destination::Node(_) => return answer::<F>(ctx, &packet, &destination, work),
+            Destination::Node(_) => return translate::answer(ctx, &packet, &destination, work),
             _ => return Ok(Verdict::Delivered),
         };
         match route::find(&packet.src)? {
@@ -58,18 +58,6 @@ impl Place for ToWire {
 fn from_pod<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<Verdict, DropReason> {
     let translated = translate::packet::<F, AsNode>(ctx, work)?;
     Ok(if translated { Verdict::Masqueraded } else { Verdict::Delivered })
-}
-
-/// To another node: what is left is the answer of a host process that somebody there reached through a service.
-#[inline(always)]
-fn answer<F: IpFamily>(
-    ctx: &TcContext,
-    packet: &Packet<F>,
-    destination: &Destination,
-    work: &mut Work,
-) -> Result<Verdict, DropReason> {
-    let restored = destination.expects(ctx, packet) && translate::packet::<F, Known>(ctx, work)?;
-    Ok(if restored { Verdict::Restored } else { Verdict::Delivered })
 }
 
 #[inline(always)]

@@ -4,12 +4,13 @@
 //! context enters it and nothing but an answer leaves.
 
 use aya_ebpf::programs::TcContext;
-use dataplane_common::reason::DropReason;
+use dataplane_common::reason::{DropReason, Verdict};
 
 use super::{
     Answer, flow, icmp_error,
     parse::{self, Packet},
-    rewrite, route,
+    rewrite,
+    route::{self, Destination},
 };
 use crate::{family::IpFamily, maps::Work, packet::Frame};
 
@@ -46,6 +47,19 @@ pub(crate) fn packet<F: IpFamily, N: NewFlow>(ctx: &TcContext, work: &mut Work) 
         run::<F, N>(ctx, work).into()
     }
     outlined::<F, N>(ctx, work).get()
+}
+
+/// What the host's stack sends to `destination`, if it is the answer of a process that somebody there reached through a
+/// service, bears the service's name again.
+#[inline(always)]
+pub(crate) fn answer<F: IpFamily>(
+    ctx: &TcContext,
+    sent: &Packet<F>,
+    destination: &Destination,
+    work: &mut Work,
+) -> Result<Verdict, DropReason> {
+    let restored = destination.expects(ctx, sent) && packet::<F, Known>(ctx, work)?;
+    Ok(if restored { Verdict::Restored } else { Verdict::Delivered })
 }
 
 #[inline(always)]

@@ -235,6 +235,23 @@ impl Cluster {
         self.feed.apply(&self.nodes, name, objects)
     }
 
+    /// Has agents told of something; returns when all of them go by it. Of so many objects that they make something of, and
+    /// did not know as they are: what is told again is no change to wait for.
+    pub fn change(&mut self, objects: usize, tell: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let agents = self.nodes.iter();
+        let before: Vec<u64> =
+            agents.map(|node| Ok(node.agent().status()?.status.revision)).collect::<Result<_>>()?;
+        tell(self)?;
+        for (node, before) in self.nodes.iter_mut().zip(before) {
+            node.agent_mut().until("the change in the tables", |agent| {
+                let status = agent.status()?.status;
+                let is_heard = status.revision >= before + objects as u64;
+                Ok((is_heard && status.applied_revision == status.revision).then_some(()))
+            })?;
+        }
+        Ok(())
+    }
+
     /// The objects of this name are gone: `service-<name>` are those of a service.
     pub fn withdraw(&mut self, name: &str) -> Result<()> {
         self.feed.withdraw(&self.nodes, name)

@@ -116,33 +116,18 @@ impl Bed {
         };
         let changed = used.iter().filter(|object| !before.contains(object)).count();
         let gone = before.iter().filter(|object| !is_in(&used, object)).count();
-        self.change((changed + gone) as u64, |cluster| cluster.apply_objects(name, &objects))
+        self.cluster.change(changed + gone, |cluster| cluster.apply_objects(name, &objects))
     }
 
     /// The service and its slices are gone.
     pub(crate) fn withdraw(&mut self, told: &Told) -> Result<()> {
-        let before = self.told.remove(told.name()).unwrap_or_default().len() as u64;
-        self.change(before, |cluster| cluster.withdraw(told.name()))
+        let before = self.told.remove(told.name()).unwrap_or_default().len();
+        self.cluster.change(before, |cluster| cluster.withdraw(told.name()))
     }
 
     /// Tells of other objects, all of which every agent makes something of.
     pub(crate) fn apply(&mut self, name: &str, objects: &[Value]) -> Result<()> {
-        self.change(objects.len() as u64, |cluster| cluster.apply_objects(name, objects))
-    }
-
-    fn change(&mut self, objects: u64, how: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
-        let agents = self.cluster.nodes().iter();
-        let before: Vec<u64> =
-            agents.map(|node| Ok(node.agent().status()?.status.revision)).collect::<Result<_>>()?;
-        how(&mut self.cluster)?;
-        for (node, before) in self.cluster.nodes_mut().iter_mut().zip(before) {
-            node.agent_mut().until("the change in the tables", |agent| {
-                let status = agent.status()?.status;
-                let is_heard = status.revision >= before + objects;
-                Ok((is_heard && status.applied_revision == status.revision).then_some(()))
-            })?;
-        }
-        Ok(())
+        self.cluster.change(objects.len(), |cluster| cluster.apply_objects(name, objects))
     }
 
     pub(crate) fn host(&self, node: usize) -> &Place {

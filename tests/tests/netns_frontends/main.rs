@@ -80,7 +80,7 @@ impl Bed {
             service["spec"]["ports"][port]["nodePort"] = json!(number);
         }
         change(&mut service);
-        self.apply("service", &[service])
+        self.change("service", &[service])
     }
 
     /// Tells of the endpoints, each as `change` makes it.
@@ -89,23 +89,11 @@ impl Bed {
         for endpoint in slices.iter_mut().filter_map(|slice| slice["endpoints"].as_array_mut()).flatten() {
             change(endpoint);
         }
-        self.apply("slices", &slices)
+        self.change("slices", &slices)
     }
 
-    fn apply(&mut self, name: &str, objects: &[Value]) -> Result<()> {
-        let revision = |cluster: &Cluster| -> Result<Vec<u64>> {
-            cluster.nodes().iter().map(|node| Ok(node.agent().status()?.status.revision)).collect()
-        };
-        let before = revision(&self.cluster)?;
-        self.cluster.apply_objects(name, objects)?;
-        for (node, before) in self.cluster.nodes_mut().iter_mut().zip(before) {
-            node.agent_mut().until("the change in the tables", |agent| {
-                let status = agent.status()?.status;
-                let is_heard = status.revision >= before + objects.len() as u64;
-                Ok((is_heard && status.applied_revision == status.revision).then_some(()))
-            })?;
-        }
-        Ok(())
+    fn change(&mut self, name: &str, objects: &[Value]) -> Result<()> {
+        self.cluster.change(objects.len(), |cluster| cluster.apply_objects(name, objects))
     }
 
     fn host(&self) -> &Place {

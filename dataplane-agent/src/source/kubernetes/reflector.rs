@@ -317,7 +317,8 @@ impl Reflector {
         if !self.listed {
             tracing::info!(resource = self.requests.resource, "this API server does not have the kind");
         }
-        self.begin_list().await?;
+        // asked again and again, which is no list that had to be repeated
+        self.say(Heard::Listing(self.kind)).await?;
         self.end_list(true).await?;
         self.is_watching().await
     }
