@@ -49,12 +49,20 @@ fn run<P: Place<Context = TcContext>, F: IpFamily>(
 ) -> (Result<Verdict, DropReason>, bool) {
     let result = P::run::<F>(ctx, work);
     let refused = match result {
-        Err(reason @ (DropReason::NoBackend | DropReason::NoPort | DropReason::TooBig)) => {
+        Err(reason) if is_told(reason) => {
+            // a refusal makes a message of the packet
+            event::describe::<F>(ctx, work);
             reject::refuse::<F>(ctx, work, P::HOOK, reason)
         }
         _ => false,
     };
     (result, refused)
+}
+
+/// Whether a sender hears of it.
+#[inline(always)]
+const fn is_told(reason: DropReason) -> bool {
+    matches!(reason, DropReason::NoBackend | DropReason::NoPort | DropReason::TooBig)
 }
 
 #[inline(always)]
@@ -64,7 +72,8 @@ fn finish(
     hook: Hook,
     (result, refused): (Result<Verdict, DropReason>, bool),
 ) -> i32 {
-    record(ctx, work, hook, result);
+    let is_described = matches!(result, Err(reason) if is_told(reason));
+    record(ctx, work, hook, result, is_described);
     match result {
         Ok(verdict) => action(verdict),
         Err(_) if refused => TC_ACT_REDIRECT,
@@ -81,7 +90,7 @@ pub(crate) fn drive<P: Place<Context = XdpContext>>(ctx: &XdpContext) -> u32 {
         EtherType::IPV6 => P::run::<V6>(ctx, work),
         _ => Ok(Verdict::StackNotIp),
     };
-    record(ctx, work, P::HOOK, result);
+    record(ctx, work, P::HOOK, result, false);
     match result {
         Ok(Verdict::ToWire | Verdict::ToOutside) => xdp_action::XDP_TX,
         Ok(_) => xdp_action::XDP_PASS,
@@ -89,15 +98,28 @@ pub(crate) fn drive<P: Place<Context = XdpContext>>(ctx: &XdpContext) -> u32 {
     }
 }
 
-/// Counts what became of a packet, and says it to who wants to know.
+/// Counts what became of a packet, and says it to who wants to know. Which packet it was is in `work.event`, or yet to be read.
 #[inline(always)]
-fn record(ctx: &impl Frame, work: &mut Work, hook: Hook, result: Result<Verdict, DropReason>) {
+fn record(
+    ctx: &impl Frame,
+    work: &mut Work,
+    hook: Hook,
+    result: Result<Verdict, DropReason>,
+    is_described: bool,
+) {
     let outcome = match result {
         Ok(verdict) => verdict.number(),
         Err(reason) => reason.number(),
     };
     maps::count(counter_index(hook, outcome));
     if result.is_err() || config::trace() {
+        if !is_described {
+            match ctx.ether_type() {
+                EtherType::IPV4 => event::describe::<V4>(ctx, work),
+                EtherType::IPV6 => event::describe::<V6>(ctx, work),
+                _ => event::describe_unknown(ctx, work),
+            }
+        }
         event::report(ctx, work, hook, outcome);
     }
     debug!(ctx, "hook {} outcome {} length {}", hook as u8, outcome, ctx.length());

@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use dataplane_common::{
-    abi::{FlowFlags, ServiceFlags},
+    abi::{FlowFlags, FlowKey, ServiceFlags},
     net::Protocol,
     reason::Hook,
 };
@@ -156,6 +156,11 @@ fn who_asks_a_service_without_backends_is_refused_at_once() -> Result<()> {
             let (kind, code) = (run.frame[14 + header], run.frame[14 + header + 1]);
             assert_eq!((kind, code), if family == Family::V4 { (3, 3) } else { (1, 4) }, "port unreachable");
             assert_eq!(message.payload, request[14..14 + header + quoted], "about this very packet");
+            let event = rig.last_event()?.context("a dropped packet is reported")?;
+            let FlowKey { src, src_port, dst, dst_port, .. } = event.tuple;
+            let told = (at(src.to_ip(), src_port.get()), at(dst.to_ip(), dst_port.get()));
+            assert_eq!(told, asked.tuple(), "as it came, not as the message it has become");
+            assert_eq!(event.length as usize, request.len());
         }
         // so is who asks at another port, as soon as it is known whose the address is
         let stranger = Frame::udp(client, at(world.service.ip(), 9)).build();

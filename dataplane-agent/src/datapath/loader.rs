@@ -3,7 +3,7 @@
 //! Nothing is attached here, so a kernel that rejects a program leaves the programs of the last agent at work.
 //! What survives the agent is held by pins: dropping [`Datapath`] closes file descriptors and detaches nothing.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, panic, path::PathBuf, thread};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
@@ -173,13 +173,9 @@ impl Datapath {
         }
         // before the verifier runs, whose complaint about a map of another layout would be harder to read
         Tables::open(&pins)?;
-        for name in program::CLASSIFIERS.into_iter().chain(program::SOCKET) {
-            load_program(&mut ebpf, name)?;
-        }
-        // seconds of the verifier's time for those who do not use it
-        if config.xdp == XdpUse::Native {
-            load_program(&mut ebpf, program::XDP_WIRE)?;
-        }
+        // who does not use the driver's program need not wait for the verifier
+        let xdp = (config.xdp == XdpUse::Native).then_some(program::XDP_WIRE);
+        load_programs(&mut ebpf, program::CLASSIFIERS.into_iter().chain(program::SOCKET).chain(xdp))?;
         Ok(Self { ebpf, pins, tc: config.tc, xdp: config.xdp, problems })
     }
 
@@ -274,16 +270,33 @@ fn fill_slots(ebpf: &mut Ebpf, pins: &Pins, slots: u32) -> Result<(), LoadError>
     map.pin(pins.map(MAP)).map_err(|source| LoadError::Pin { map: MAP, source })
 }
 
-fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), LoadError> {
-    let loaded = match ebpf.program_mut(name) {
-        Some(Program::SchedClassifier(program)) => program.load(),
-        Some(Program::CgroupSockAddr(program)) => program.load(),
-        Some(Program::Xdp(program)) => program.load(),
-        Some(Program::CgroupSock(program)) => program.load(),
-        Some(_) => Err(ProgramError::UnexpectedProgramType),
-        None => return Err(LoadError::NoProgram(name)),
-    };
-    loaded.map_err(|error| LoadError::Program { program: name, reason: reason(&error) })
+/// Has the kernel verify these programs side by side: it takes a processor seconds for all of them, and whoever may load
+/// them (`CAP_BPF`) waits for nobody else's (`kernel/bpf/verifier.c`, `bpf_check`).
+fn load_programs(ebpf: &mut Ebpf, names: impl Iterator<Item = &'static str>) -> Result<(), LoadError> {
+    let mut programs: BTreeMap<_, _> = ebpf.programs_mut().collect();
+    thread::scope(|scope| {
+        let loading: Vec<_> = names
+            .map(|name| {
+                let program = programs.remove(name).ok_or(LoadError::NoProgram(name))?;
+                Ok((name, scope.spawn(|| load_program(program))))
+            })
+            .collect::<Result<_, LoadError>>()?;
+        for (name, loaded) in loading {
+            let loaded = loaded.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
+            loaded.map_err(|error| LoadError::Program { program: name, reason: reason(&error) })?;
+        }
+        Ok(())
+    })
+}
+
+fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
 }
 
 /// The error with the end of the verifier's log, which is where it says why.

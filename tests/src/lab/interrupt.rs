@@ -22,8 +22,29 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 pub fn is_interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
+
 /// What others have to remove.
 static ALSO: Mutex<Vec<fn()>> = Mutex::new(Vec::new());
+
+/// Does `work` when the process ends by itself: for what its tests share, as nobody of them knows who is the last.
+///
+/// # Panics
+/// If the C library has no room for it.
+pub fn at_end(work: fn()) {
+    static AT_END: Mutex<Vec<fn()>> = Mutex::new(Vec::new());
+    extern "C" fn run() {
+        // the main thread has given up what it kept for itself
+        let works = std::mem::take(&mut *AT_END.lock().unwrap_or_else(PoisonError::into_inner));
+        let _its_panic_is_told = thread::spawn(move || works.iter().for_each(|work| work())).join();
+    }
+    let mut works = AT_END.lock().unwrap_or_else(PoisonError::into_inner);
+    if works.is_empty() {
+        // SAFETY: the function is one of this program, which is there as long as the process.
+        let refused = unsafe { libc::atexit(run) };
+        assert_eq!(refused, 0, "atexit");
+    }
+    works.push(work);
+}
 
 /// Does `work`, too, before an interrupted process ends.
 pub fn also(work: fn()) -> Result<()> {

@@ -27,7 +27,7 @@ pub use cluster::{Cluster, Routing, Spec, attach_to_pod, service_addresses};
 pub use fabric::{Fabric, OUTSIDE_V4, OUTSIDE_V6, Segment, outside};
 pub use family::Family;
 pub use feed::{Control, Source, agent_user};
-pub use interrupt::is_interrupted;
+pub use interrupt::{at_end, is_interrupted};
 pub use netns::Namespace;
 pub use node::Node;
 pub use objects::{Backend, ECHO_PORT, Protocol, Service, ServicePort, WEB_PORT, distribution};

@@ -5,13 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
-    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, Queue, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, Queue, RingBuf, lpm_trie::Key},
     programs::{Program, SchedClassifier, Xdp},
 };
 use dataplane_common::{
     abi::{
-        Addr, BackendSlot, Endpoint, Flow, FlowKey, FlowRef, MacAddr, NodeAddresses, NodeConfig, NodeFlags,
-        Port, Route, RouteKind, Scope, Service, ServiceKey, SourceRange,
+        Addr, BackendSlot, Endpoint, Event, Flow, FlowKey, FlowRef, MacAddr, NodeAddresses, NodeConfig,
+        NodeFlags, Port, Route, RouteKind, Scope, Service, ServiceKey, SourceRange,
         names::{self, map},
     },
     reason::{self, Hook, Outcome},
@@ -153,6 +153,16 @@ impl Rig {
         let action = actions.iter().find(|(number, _)| *number == returned);
         let (_, action) = *action.with_context(|| format!("unknown action {returned}"))?;
         Ok(Run { action, outcome: outcome.name(), frame: out })
+    }
+
+    /// The last of what the programs reported since this was asked before.
+    pub fn last_event(&mut self) -> Result<Option<Event>> {
+        let mut ring = RingBuf::try_from(self.ebpf.map_mut(map::EVENTS).context("EVENTS")?)?;
+        let mut last = None;
+        while let Some(record) = ring.next() {
+            last = Some(Event::from_bytes(&record).context("a record of another size")?);
+        }
+        Ok(last)
     }
 
     fn load(&mut self, hook: Hook) -> Result<()> {

@@ -1,15 +1,15 @@
-//! Three nodes with a client and a server each, shared by the tests of this target: who comes first makes them, who leaves
-//! last takes them down, and one has them at a time.
+//! Three nodes with a client and a server each, shared by the tests of this target: who comes first makes them, one has them
+//! at a time, and they go with the process, or with a test that fails: what it leaves behind is nobody's business.
 
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Mutex, Once, PoisonError, TryLockError},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use dataplane_tests::{
-    lab::{Cluster, Family, Place, Pod, Process, Spec},
+    lab::{Cluster, Family, Place, Pod, Process, Spec, at_end},
     traffic::report::{Heard, Probe, Transport},
 };
 use serde_json::Value;
@@ -49,7 +49,7 @@ pub(crate) struct Bed {
     told: BTreeMap<String, Vec<Value>>,
 }
 
-static BEDS: [Mutex<Weak<Mutex<Bed>>>; 2] = [const { Mutex::new(Weak::new()) }; 2];
+static BEDS: [Mutex<Option<Bed>>; 2] = [const { Mutex::new(None) }; 2];
 
 /// Whether a test that takes long is to run: all of them take half an hour on two processors.
 pub(crate) fn is_asked_for() -> bool {
@@ -67,20 +67,31 @@ fn skip() {
 
 /// Runs a test on a bed of this mode, alone; its error with what the nodes know.
 pub(crate) fn on(mode: Mode, test: impl FnOnce(&mut Bed) -> Result<()>) -> Result<()> {
-    let bed = {
-        let mut last = BEDS[mode as usize].lock().unwrap_or_else(PoisonError::into_inner);
-        match last.upgrade() {
-            Some(bed) => bed,
-            None => {
-                let bed = Arc::new(Mutex::new(Bed::create(mode)?));
-                *last = Arc::downgrade(&bed);
-                bed
-            }
-        }
+    static AT_END: Once = Once::new();
+    AT_END.call_once(|| at_end(take_down));
+    let mut shared = BEDS[mode as usize].lock().unwrap_or_else(PoisonError::into_inner);
+    // whoever fails here has no bed to give back
+    let mut bed = match shared.take() {
+        Some(bed) => bed,
+        None => Bed::create(mode)?,
     };
-    let mut bed = bed.lock().unwrap_or_else(PoisonError::into_inner);
     let done = test(&mut bed);
-    bed.cluster.explain(done).with_context(|| format!("{mode:?}"))
+    let done = bed.cluster.explain(done).with_context(|| format!("{mode:?}"));
+    if done.is_ok() {
+        *shared = Some(bed);
+    }
+    done
+}
+
+/// A bed that is in use is one of a process that is interrupted: it is removed with whatever else there is.
+fn take_down() {
+    for bed in &BEDS {
+        match bed.try_lock() {
+            Ok(mut bed) => drop(bed.take()),
+            Err(TryLockError::Poisoned(bed)) => drop(bed.into_inner().take()),
+            Err(TryLockError::WouldBlock) => {}
+        }
+    }
 }
 
 impl Bed {
@@ -106,7 +117,8 @@ impl Bed {
     pub(crate) fn tell(&mut self, told: &Told) -> Result<()> {
         let name = told.name();
         let objects = told.objects();
-        let used: Vec<Value> = objects.iter().filter(|object| is_used(object)).cloned().collect();
+        let mut used: Vec<Value> = objects.iter().filter(|object| is_used(object)).cloned().collect();
+        used.iter_mut().for_each(leave_out_unused);
         let before = self.told.insert(name.to_owned(), used.clone()).unwrap_or_default();
         // what is told again as it was is no change
         let is_in = |all: &[Value], one: &Value| {
@@ -161,6 +173,14 @@ fn is_used(object: &Value) -> bool {
         .any(|label| labels[*label].is_string());
     let spec = &object["spec"];
     !is_others && spec["type"] != "ExternalName" && spec["clusterIP"] != "None"
+}
+
+/// Takes away what agents do not look at: the version, and a port's target, which is the slices' to say.
+fn leave_out_unused(object: &mut Value) {
+    object["metadata"].as_object_mut().map(|metadata| metadata.remove("resourceVersion"));
+    for port in object["spec"]["ports"].as_array_mut().into_iter().flatten() {
+        port.as_object_mut().map(|port| port.remove("targetPort"));
+    }
 }
 
 /// A node's kernel is sparing with refusals. Here everyone wants his own.

@@ -10,7 +10,7 @@ use super::{
     fail,
     packets::Packet,
     stage::{Became, Left, Stage},
-    wire::{self, ICMP, ICMPV6, Read},
+    wire::{self, ICMP, ICMPV6, Read, SCTP, TCP, UDP},
 };
 
 /// What an error must carry of a transport header (RFC 792).
@@ -48,7 +48,10 @@ pub(crate) fn about(
     let kinds =
         if packet.family == Family::V4 { [(3, 3), (3, 4), (11, 0)] } else { [(1, 4), (2, 0), (3, 0)] };
     let lengths = [sent.l4 + LEAST, sent.end.min(sent.l4 + 28), sent.end];
-    for ((kind, end), from) in kinds.into_iter().zip(lengths).zip([sent.dst.ip(), router, router]) {
+    // no service has this protocol: it answers what the pod asked under its node's address, and nobody routes between the two
+    let is_answer = left.answered_at == Hook::FromPod && ![TCP, UDP, SCTP].contains(&asked.protocol);
+    let senders = if is_answer { &[sent.dst.ip()][..] } else { &[sent.dst.ip(), router, router] };
+    for ((kind, end), from) in kinds.into_iter().zip(lengths).zip(senders.iter().copied()) {
         let mut message = error(from, sent.src.ip(), kind);
         message.payload = left.frame[sent.l3..end].to_vec();
         let message = message.build();

@@ -16,8 +16,6 @@ use super::{
 };
 use crate::{process, workspace};
 
-/// A binary that takes longer hangs.
-const LIMIT: Duration = Duration::from_mins(10);
 /// How often the end of a silent binary is looked for.
 const LOOK: Duration = Duration::from_millis(100);
 /// Lines of stderr kept for a binary that fails.
@@ -31,6 +29,16 @@ const FULL: &str = "DATAPLANE_FULL";
 pub(super) enum Extent {
     Sample,
     Full,
+}
+
+impl Extent {
+    /// A binary that takes longer hangs.
+    const fn limit(self) -> Duration {
+        match self {
+            Self::Sample => Duration::from_mins(10),
+            Self::Full => Duration::from_hours(2),
+        }
+    }
 }
 
 /// A line, and from where.
@@ -75,7 +83,7 @@ pub(super) fn run(binary: &Binary, extent: Extent) -> Result<Report> {
     if let Some(only) = &binary.only {
         command.arg("--exact").args(only);
     }
-    watch(&binary.name, &mut command)
+    watch(&binary.name, &mut command, extent.limit())
 }
 
 /// Examples in the documentation; cargo builds and runs them itself.
@@ -83,17 +91,17 @@ pub(super) fn run_doc_tests() -> Result<Report> {
     let mut cargo = workspace::cargo();
     cargo.args(["test", "--doc", "--workspace", "--exclude", workspace::EBPF, "--no-fail-fast"]);
     cargo.args(["--", "--show-output"]);
-    watch("documentation", &mut cargo)
+    watch("documentation", &mut cargo, Extent::Sample.limit())
 }
 
-fn watch(name: &str, command: &mut Command) -> Result<Report> {
+fn watch(name: &str, command: &mut Command, limit: Duration) -> Result<Report> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("run {}", process::line(command)))?;
     let (sender, lines) = mpsc::channel();
     forward(child.stdout.take().context("stdout is piped")?, sender.clone(), Line::Out);
     forward(child.stderr.take().context("stderr is piped")?, sender, Line::Err);
 
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + limit;
     let mut output = Output::of(name);
     let mut complaints = Vec::new();
     let mut has_ended = false;
@@ -111,7 +119,7 @@ fn watch(name: &str, command: &mut Command) -> Result<Report> {
             Err(RecvTimeoutError::Disconnected) => break,
         }
         if !has_ended && Instant::now() > deadline {
-            complaints.push(format!("killed: it ran for more than {LIMIT:?}"));
+            complaints.push(format!("killed: it ran for more than {limit:?}"));
             child.kill()?;
             break;
         }
