@@ -6,7 +6,7 @@ use super::{
     forward::Nodes,
     ours::{Ours, Translation},
     peers::{Cluster, Pair, Proxy, Routing, service_backend},
-    plan::{self, Case, Participants, SERVICE_COUNTS, Variant, Wanted, row},
+    plan::{self, Case, MOST_RULES, Participants, SERVICE_COUNTS, Variant, Wanted, row},
     services::ServiceSet,
     site::Place,
     work::Work,
@@ -47,7 +47,8 @@ impl Setting {
             Routing::Vxlan => ("x", lab::Routing::Vxlan),
         };
         let name = |kind: &str| format!("{kind}{mode}{count}");
-        let proxy = |variant, proxy| if wanted.has(variant) { proxy } else { Proxy::None };
+        let has_rules = |variant| wanted.has(variant) && count <= MOST_RULES;
+        let proxy = |variant, proxy| if has_rules(variant) { proxy } else { Proxy::None };
         let mut ways = vec![(Variant::Ours, Translation::Connect)];
         if routing == Routing::Native {
             ways.push((Variant::Packet, Translation::Packet));

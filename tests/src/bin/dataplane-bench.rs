@@ -32,7 +32,7 @@ struct Arguments {
     /// Only rows whose name contains this
     #[arg(long, default_value = "")]
     rows: String,
-    /// Only these numbers of services in `clusterip_crr` (10, 1000, 30000); 30000 take minutes to load
+    /// Only these numbers of services in `clusterip_crr` (10, 1000, 30000)
     #[arg(long, value_name = "NUMBERS", value_delimiter = ',')]
     services: Vec<u16>,
     #[arg(long)]
