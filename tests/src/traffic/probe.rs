@@ -59,7 +59,7 @@ async fn ask(probe: &Probe) -> Heard {
     for asked in 1..=MOST {
         let answer = match probe.transport {
             Transport::Tcp => timeout(patience, over_tcp(probe.server, patience)).await,
-            Transport::Udp => timeout(patience, over_udp(probe.server, own_port(probe.number, asked))).await,
+            Transport::Udp => timeout(patience, over_udp(probe.server, port(probe, asked))).await,
             Transport::Sctp => Ok(over_sctp(probe.server, patience).await),
         };
         match answer {
@@ -89,13 +89,9 @@ async fn over_tcp(server: SocketAddr, patience: Duration) -> IoResult<(String, I
     Ok((answer.name, answer.client.ip()))
 }
 
-/// A port that hardly another question of a table has: a backend that is asked from one port through two names, on two nodes, answers
-/// under the first, as UDP has no end. Above the ports of nodes, below those of masquerade.
-fn own_port(number: usize, asked: u32) -> u16 {
-    const FIRST: usize = 33_000;
-    const COUNT: usize = 28_000;
-    const EACH: usize = 64;
-    (FIRST + (number * EACH + asked as usize % EACH) % COUNT) as u16
+/// To ask from: 0 is whichever is free.
+fn port(probe: &Probe, asked: u32) -> u16 {
+    probe.ports.map_or(0, |first| first + (asked % u32::from(Probe::PORTS)) as u16)
 }
 
 async fn over_udp(server: SocketAddr, port: u16) -> IoResult<(String, IpAddr)> {
@@ -103,10 +99,7 @@ async fn over_udp(server: SocketAddr, port: u16) -> IoResult<(String, IpAddr)> {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let socket = match UdpSocket::bind((any, port)).await {
-        Err(error) if error.kind() == ErrorKind::AddrInUse => UdpSocket::bind((any, 0)).await?,
-        bound => bound?,
-    };
+    let socket = UdpSocket::bind((any, port)).await?;
     // only a connected socket hears of a refusal, and only of answers from whom it asked
     socket.connect(server).await?;
     socket.send(WHO).await?;

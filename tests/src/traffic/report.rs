@@ -127,6 +127,12 @@ pub struct Probe {
     pub servers: usize,
     /// Longest that an answer is waited for.
     pub patience_ms: u64,
+    /// First of [`Self::PORTS`] ports it asks from over UDP, one after the other; `None`: from whichever is free.
+    pub ports: Option<u16>,
+}
+
+impl Probe {
+    pub const PORTS: u16 = 32;
 }
 
 /// What came of a question, asked several times.

@@ -51,7 +51,7 @@ pub(crate) struct Bed {
 
 static BEDS: [Mutex<Option<Bed>>; 2] = [const { Mutex::new(None) }; 2];
 
-/// Whether a test that takes long is to run: all of them take half an hour on two processors.
+/// Whether a test that takes long is to run: all of them take eight minutes on two processors.
 pub(crate) fn is_asked_for() -> bool {
     let is_full = std::env::var("DATAPLANE_FULL").is_ok_and(|value| value == "1");
     if !is_full {
@@ -252,6 +252,6 @@ fn ask(
     servers: usize,
     patience_ms: u64,
 ) -> Result<Heard> {
-    let probe = Probe { number: 0, server, transport, servers, patience_ms };
+    let probe = Probe { number: 0, server, transport, servers, patience_ms, ports: None };
     place.probe(&[probe])?.pop().context("no answer to a question")
 }

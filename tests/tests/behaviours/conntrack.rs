@@ -19,6 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const INTERVAL: Duration = Duration::from_millis(5);
 /// Questions that nobody answers, before somebody is there who does.
 const UNANSWERED: u64 = 20;
+/// Of two who ask side by side, so that each has asked [`UNANSWERED`] times, or half as often.
+const ENOUGH: u64 = 4 * UNANSWERED;
 /// Of a second server in a pod.
 const OTHER_ECHO: u16 = 9_107;
 
@@ -182,8 +184,7 @@ fn should_be_able_to_preserve_udp_traffic_when_initial_unready_endpoints_get_rea
                 bed.at_node(1, family, told.node_port(1))
             })?);
             wait::until("questions that nobody answers", PATIENCE, || {
-                let are_enough =
-                    refused(bed)?.iter().zip(before).all(|(now, before)| *now > before + UNANSWERED);
+                let are_enough = refused(bed)?.iter().zip(before).all(|(now, before)| *now > before + ENOUGH);
                 Ok(are_enough.then_some(()))
             })?;
             told.each(ready);
@@ -192,7 +193,7 @@ fn should_be_able_to_preserve_udp_traffic_when_initial_unready_endpoints_get_rea
             for talk in talks {
                 talk.wait_echo("web-1", back, PATIENCE)?;
                 let heard = talk.finish()?;
-                ensure!(heard.lost > 0 && heard.misdirected == 0, "{heard:?}");
+                ensure!(heard.lost >= UNANSWERED / 2 && heard.misdirected == 0, "{heard:?}");
             }
             bed.withdraw(&told)
         })

@@ -153,8 +153,11 @@ fn note(text: &str) {
 /// Every client asks all its questions at once, beside the others.
 fn ask(bed: &Bed, cells: &[Cell]) -> Result<Sheet> {
     let mut sheet = Sheet::default();
-    let of = |asker| cells.iter().copied().filter(move |cell| cell.asker == asker).collect::<Vec<Cell>>();
-    let groups: Vec<(&Place, Vec<Cell>)> =
+    let questions = with_ports(cells);
+    let of = |asker| {
+        questions.iter().copied().filter(move |(cell, _)| cell.asker == asker).collect::<Vec<Question>>()
+    };
+    let groups: Vec<(&Place, Vec<Question>)> =
         Asker::ALL.into_iter().map(|asker| (bed.place(asker), of(asker))).collect();
     thread::scope(|scope| {
         let threads: Vec<_> =
@@ -170,14 +173,27 @@ fn ask(bed: &Bed, cells: &[Cell]) -> Result<Sheet> {
     })
 }
 
+/// A cell, and the first of the ports it is asked from.
+type Question = (Cell, Option<u16>);
 type Asked = (Cell, Verdict, Heard);
 
-fn ask_from(bed: &Bed, place: &Place, cells: &[Cell]) -> Result<Vec<Asked>> {
-    let expected = cells
+/// Over UDP every cell has ports of its own: a backend that is asked from one port through two names, on two nodes, answers
+/// under the first, as UDP has no end. They are above the ports of nodes and below those of masquerade.
+fn with_ports(cells: &[Cell]) -> Vec<Question> {
+    let mut free = (33_000..61_000).step_by(Probe::PORTS.into());
+    let question = |cell: &Cell| {
+        let is_udp = cell.protocol == Protocol::Udp;
+        (*cell, is_udp.then(|| free.next().expect("ports for a table")))
+    };
+    cells.iter().map(question).collect()
+}
+
+fn ask_from(bed: &Bed, place: &Place, questions: &[Question]) -> Result<Vec<Asked>> {
+    let expected = questions
         .iter()
-        .map(|cell| bed.expected(*cell).with_context(|| cell.to_string()))
+        .map(|(cell, _)| bed.expected(*cell).with_context(|| cell.to_string()))
         .collect::<Result<Vec<_>>>()?;
-    let probe = |(number, (cell, expected)): (usize, (&Cell, &Verdict))| Probe {
+    let probe = |(number, ((cell, ports), expected)): (usize, (&Question, &Verdict))| Probe {
         number,
         server: bed.frontend(*cell),
         transport: match cell.protocol {
@@ -187,14 +203,14 @@ fn ask_from(bed: &Bed, place: &Place, cells: &[Cell]) -> Result<Vec<Asked>> {
         },
         servers: judge::servers(expected),
         patience_ms: patience_ms(expected),
+        ports: *ports,
     };
-    let probes: Vec<Probe> = cells.iter().zip(&expected).enumerate().map(probe).collect();
+    let probes: Vec<Probe> = questions.iter().zip(&expected).enumerate().map(probe).collect();
     let heard = place.probe(&probes)?;
-    Ok(cells
+    Ok(questions
         .iter()
-        .copied()
         .zip(expected)
         .zip(heard)
-        .map(|((cell, expected), heard)| (cell, expected, heard))
+        .map(|(((cell, _), expected), heard)| (*cell, expected, heard))
         .collect())
 }

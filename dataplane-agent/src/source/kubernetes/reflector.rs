@@ -318,7 +318,7 @@ impl Reflector {
             tracing::info!(resource = self.requests.resource, "this API server does not have the kind");
         }
         // asked again and again, which is no list that had to be repeated
-        self.say(Heard::Listing(self.kind)).await?;
+        self.listing().await?;
         self.end_list(true).await?;
         self.is_watching().await
     }
@@ -327,6 +327,10 @@ impl Reflector {
         if self.listed {
             self.progress.relisting(self.kind);
         }
+        self.listing().await
+    }
+
+    async fn listing(&mut self) -> Result<(), Failure> {
         self.untold = None;
         self.say(Heard::Listing(self.kind)).await
     }
