@@ -1,5 +1,5 @@
 //! Takes the measurements: rounds, each of all blocks in an order of its own, so that what drifts with time falls on
-//! everybody alike.
+//! everybody alike. What is compared is measured within seconds of each other, because the machine drifts within a minute.
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
@@ -71,19 +71,21 @@ pub type Measured = Vec<BTreeMap<Variant, Samples>>;
 /// Runs all rounds; `progress` hears of every block before it begins.
 pub fn measure(cases: &[Case], pace: Pace, mut progress: impl FnMut(usize, &str)) -> Result<Measured> {
     let mut servers = Servers::default();
-    let mut blocks: Vec<(usize, usize)> = Vec::new();
-    for (number, case) in cases.iter().enumerate() {
-        for (index, (variant, work)) in case.work.iter().enumerate() {
+    for case in cases {
+        for (variant, work) in &case.work {
             work.start(&mut servers).with_context(|| format!("{}: {variant}", case.title()))?;
-            blocks.push((number, index));
         }
     }
     prove(cases)?;
+    let mut groups = groups(cases);
     let mut random = Random::new(seed()?);
     let mut measured: Measured = vec![BTreeMap::new(); cases.len()];
     for round in 0..pace.rounds {
-        random.shuffle(&mut blocks);
-        for (number, index) in &blocks {
+        random.shuffle(&mut groups);
+        for blocks in &mut groups {
+            random.shuffle(blocks);
+        }
+        for (number, index) in groups.iter().flatten() {
             let case = &cases[*number];
             let (variant, work) = &case.work[*index];
             progress(round, &format!("{}: {variant}", case.title()));
@@ -98,6 +100,19 @@ pub fn measure(cases: &[Case], pace: Pace, mut progress: impl FnMut(usize, &str)
         }
     }
     Ok(measured)
+}
+
+/// Blocks, as case and variant of it, with those of cases that are compared with each other side by side.
+fn groups(cases: &[Case]) -> Vec<Vec<(usize, usize)>> {
+    let mut groups: Vec<(usize, Vec<(usize, usize)>)> = Vec::new();
+    for (number, case) in cases.iter().enumerate() {
+        let blocks = (0..case.work.len()).map(|index| (number, index));
+        match groups.iter_mut().find(|(first, _)| cases[*first].is_compared_with(case)) {
+            Some((_, group)) => group.extend(blocks),
+            None => groups.push((number, blocks.collect())),
+        }
+    }
+    groups.into_iter().map(|(_, blocks)| blocks).collect()
 }
 
 /// Every variant answers, without an error, before anything is measured.
@@ -115,4 +130,30 @@ fn seed() -> Result<u64> {
     let text = fs::read_to_string("/proc/sys/kernel/random/uuid").context("read a random number")?;
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).take(16).collect();
     Ok(u64::from_str_radix(&digits, 16)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Map;
+
+    use super::*;
+    use crate::bench::{load::Load, plan::row, site::Site, work::Work};
+
+    fn case(row: &'static str, variants: &[Variant]) -> Case {
+        let work = Work::Ask(Site::nowhere(), Load::UdpRr);
+        let work = variants.iter().map(|variant| (*variant, work.clone())).collect();
+        Case { row, params: Map::new(), limit: Variant::Raw, work }
+    }
+
+    #[test]
+    fn what_is_compared_is_measured_side_by_side() {
+        let cases = [
+            case(row::CLUSTERIP_CRR, &[Variant::Plain, Variant::Ours]),
+            case(row::SAME_NODE_RR, &[Variant::Raw, Variant::Ours]),
+            case(row::CLUSTERIP_CRR, &[Variant::Plain]),
+            case(row::SAME_NODE_RR, &[Variant::Raw]),
+        ];
+        let expected = [vec![(0, 0), (0, 1), (2, 0)], vec![(1, 0), (1, 1)], vec![(3, 0)]];
+        assert_eq!(groups(&cases), expected);
+    }
 }

@@ -129,6 +129,12 @@ impl Case {
         format!("{} {}", self.row, params.join(" ").replace('"', ""))
     }
 
+    /// Whether a ratio is made of both: of one number of services and another, and of the limit, which knows no services, in
+    /// either.
+    pub fn is_compared_with(&self, other: &Self) -> bool {
+        self.row == other.row && self.row == row::CLUSTERIP_CRR
+    }
+
     /// Leaves out who is not wanted; a case without anybody left is none.
     pub fn keep(mut self, wanted: &Wanted) -> Option<Self> {
         self.work.retain(|(variant, _)| wanted.has(*variant));

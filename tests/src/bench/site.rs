@@ -39,6 +39,14 @@ pub struct Site {
 }
 
 impl Site {
+    /// What no traffic can run on.
+    #[cfg(test)]
+    pub(super) fn nowhere() -> Self {
+        let place = Place { namespace: PathBuf::new(), cgroup: None };
+        let listen = SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, 0);
+        Self { client: place.clone(), server: place, listen, target: listen.into() }
+    }
+
     /// The same ends, asked through a service.
     #[must_use]
     pub fn through(&self, service: SocketAddr) -> Self {

@@ -50,7 +50,7 @@ struct Arguments {
 
 impl Arguments {
     fn pace(&self) -> Pace {
-        let (rounds, warm_up, time) = if self.quick { (5, 50, 200) } else { (15, 200, 800) };
+        let (rounds, warm_up, time) = if self.quick { (5, 50, 200) } else { (75, 50, 200) };
         Pace {
             rounds: self.rounds.unwrap_or(rounds),
             warm_up: Duration::from_millis(warm_up),
