@@ -207,9 +207,10 @@ impl Running {
             load_balancing: config.services.load_balancing,
             forwarding: config.services.forwarding,
         };
-        self.reconciler.set_network(network, store);
+        // addresses first: at start it is the network that has all services looked at
         self.reconciler.set_node_port_addresses(self.node_port_addresses(config));
         self.reconciler.set_host_addresses(self.setup.addresses.iter().copied(), store, Instant::now());
+        self.reconciler.set_network(network, store);
         self.routes_changed = true;
     }
 

@@ -236,10 +236,13 @@ impl Reconciler {
         }
     }
 
-    /// All services are looked at again if the node is another one to them.
+    /// All services are looked at again if the node is another one to them, once it is known which it is.
     fn set_site(&mut self, site: Site, store: &Store) {
         if site != self.site {
             self.site = site;
+            if self.site.node.is_empty() {
+                return;
+            }
             let names: Vec<_> = store.services().map(|service| service.name.clone()).collect();
             self.services_changed(store, &names);
         }

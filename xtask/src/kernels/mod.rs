@@ -34,14 +34,12 @@ const CHECKS: [&str; 2] = ["programs", "traffic"];
 /// For cargo: the program of these steps.
 const CHECK_ONLY: [&str; 4] = ["--package", "dataplane-tests", "--bin", CHECK_PROGRAM];
 const CHECK_PROGRAM: &str = "dataplane-kernel-check";
-/// For cargo: that, the programs it starts, and the tests that show the datapath at work on a kernel.
-const ALL: [&str; 13] = [
-    "--package",
-    "dataplane-agent",
-    "--package",
-    "dataplane-cni",
-    "--package",
-    "dataplane-tests",
+/// For cargo: that, the programs it starts, and the tests that show the datapath at work on a kernel. Of the whole workspace, as
+/// for `test`: other packages would have other features of what they depend on, and all of it would be built again.
+const ALL: [&str; 10] = [
+    "--workspace",
+    "--exclude",
+    workspace::EBPF,
     "--bins",
     "--test",
     "datapath",
