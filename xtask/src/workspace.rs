@@ -20,11 +20,27 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a directory of the workspace")
 }
 
-/// The cargo that runs us, at the top directory.
+/// The cargo that runs us, at the top directory, as if nobody ran it.
+///
+/// `cargo run` tells a program which package it is (`CARGO_PKG_NAME` and others). Build scripts that ask for the same variables, as
+/// that of `ring` does, would run again, and all that is built upon them, after each change from `cargo xtask` to plain cargo.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(is_of_a_package) {
+            command.env_remove(name);
+        }
+    }
     command
+}
+
+/// Whether a variable of the environment tells a program which package it is (the Cargo book, "Environment variables").
+fn is_of_a_package(name: &str) -> bool {
+    ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+        || name == "CARGO_PRIMARY_PACKAGE"
 }
 
 /// Where binaries of a profile are.
@@ -55,4 +71,19 @@ pub(crate) fn files(extension: &str) -> Result<Vec<PathBuf>> {
     files.sort();
     files.dedup();
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cargo_we_run_does_not_hear_that_we_are_a_package() {
+        // the tests' own cargo has told them
+        assert!(env::var_os("CARGO_PKG_NAME").is_some());
+        let cargo = cargo();
+        let removed = |name: &str| cargo.get_envs().any(|(key, value)| key == name && value.is_none());
+        assert!(removed("CARGO_PKG_NAME") && removed("CARGO_MANIFEST_DIR"));
+        assert!(!cargo.get_envs().any(|(name, _)| name == "CARGO_TARGET_DIR" || name == "PATH"));
+    }
 }

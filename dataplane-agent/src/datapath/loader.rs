@@ -3,7 +3,7 @@
 //! Nothing is attached here, so a kernel that rejects a program leaves the programs of the last agent at work.
 //! What survives the agent is held by pins: dropping [`Datapath`] closes file descriptors and detaches nothing.
 
-use std::{collections::BTreeMap, panic, path::PathBuf, thread};
+use std::path::PathBuf;
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
@@ -270,23 +270,15 @@ fn fill_slots(ebpf: &mut Ebpf, pins: &Pins, slots: u32) -> Result<(), LoadError>
     map.pin(pins.map(MAP)).map_err(|source| LoadError::Pin { map: MAP, source })
 }
 
-/// Has the kernel verify these programs side by side: it takes a processor seconds for all of them, and whoever may load
-/// them (`CAP_BPF`) waits for nobody else's (`kernel/bpf/verifier.c`, `bpf_check`).
+/// Has the kernel verify these programs, one after the other: while it is at a large one, it takes a third of a GiB for what it has
+/// seen (`kernel/bpf/verifier.c`, `explored_states`), and a node of 1 GiB has no more to give.
 fn load_programs(ebpf: &mut Ebpf, names: impl Iterator<Item = &'static str>) -> Result<(), LoadError> {
-    let mut programs: BTreeMap<_, _> = ebpf.programs_mut().collect();
-    thread::scope(|scope| {
-        let loading: Vec<_> = names
-            .map(|name| {
-                let program = programs.remove(name).ok_or(LoadError::NoProgram(name))?;
-                Ok((name, scope.spawn(|| load_program(program))))
-            })
-            .collect::<Result<_, LoadError>>()?;
-        for (name, loaded) in loading {
-            let loaded = loaded.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
-            loaded.map_err(|error| LoadError::Program { program: name, reason: reason(&error) })?;
-        }
-        Ok(())
-    })
+    for name in names {
+        let program = ebpf.program_mut(name).ok_or(LoadError::NoProgram(name))?;
+        load_program(program)
+            .map_err(|error| LoadError::Program { program: name, reason: reason(&error) })?;
+    }
+    Ok(())
 }
 
 fn load_program(program: &mut Program) -> Result<(), ProgramError> {
