@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 /// MiB. The image is in there as well.
-const MEMORY: &str = "1024";
+const MEMORY: &str = "2048";
 
 /// The processor's counter is the host's, which in a virtual machine may leap by minutes: the guest goes by the timer QEMU
 /// keeps.
