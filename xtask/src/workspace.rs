@@ -14,6 +14,9 @@ use crate::process;
 
 /// Compiles for BPF only; `dataplane-agent` builds it.
 pub(crate) const EBPF: &str = "dataplane-ebpf";
+/// For cargo: everything that compiles for the host. All of it at a time, for other packages would have other features of what they
+/// depend on, and all of that would be built again.
+pub(crate) const FOR_HOST: [&str; 3] = ["--workspace", "--exclude", EBPF];
 
 /// The repository's top directory.
 pub(crate) fn root() -> &'static Path {

@@ -32,22 +32,10 @@ const DOCUMENT: &str = "docs/kernels.md";
 /// The steps that are no test binaries: what loads and attaches, and what sends traffic.
 const CHECKS: [&str; 2] = ["programs", "traffic"];
 /// For cargo: the program of these steps.
-const CHECK_ONLY: [&str; 4] = ["--package", "dataplane-tests", "--bin", CHECK_PROGRAM];
+const CHECK_ONLY: [&str; 2] = ["--bin", CHECK_PROGRAM];
 const CHECK_PROGRAM: &str = "dataplane-kernel-check";
-/// For cargo: that, the programs it starts, and the tests that show the datapath at work on a kernel. Of the whole workspace, as
-/// for `test`: other packages would have other features of what they depend on, and all of it would be built again.
-const ALL: [&str; 10] = [
-    "--workspace",
-    "--exclude",
-    workspace::EBPF,
-    "--bins",
-    "--test",
-    "datapath",
-    "--test",
-    "netlink",
-    "--test",
-    "prog_*",
-];
+/// For cargo: that, the programs it starts, and the tests that show the datapath at work on a kernel.
+const ALL: [&str; 7] = ["--bins", "--test", "datapath", "--test", "netlink", "--test", "prog_*"];
 /// Without hardware virtualisation a verifier takes a second where it takes a thirtieth, and has the programs of two agents in each mode
 /// of traffic.
 const CHECK_SECONDS: u32 = 3_600;

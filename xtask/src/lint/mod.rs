@@ -68,8 +68,8 @@ fn format() -> Result<Outcome> {
 /// With the real eBPF object where it can be built: then the tests need not build the agent's build script again.
 fn clippy() -> Result<Outcome> {
     let mut cargo = workspace::cargo();
-    cargo.args(["clippy", "--keep-going", "--workspace", "--exclude", workspace::EBPF, "--all-targets"]);
-    cargo.args(["--", "-Dwarnings"]);
+    cargo.args(["clippy", "--keep-going"]).args(workspace::FOR_HOST);
+    cargo.args(["--all-targets", "--", "-Dwarnings"]);
     process::run(without_object_if_need_be(&mut cargo))?;
     Ok(Outcome::Ok)
 }
@@ -90,7 +90,7 @@ fn clippy_ebpf() -> Result<Outcome> {
 
 fn documentation() -> Result<Outcome> {
     let mut cargo = workspace::cargo();
-    cargo.args(["doc", "--no-deps", "--document-private-items", "--workspace", "--exclude", workspace::EBPF]);
+    cargo.args(["doc", "--no-deps", "--document-private-items"]).args(workspace::FOR_HOST);
     process::run(without_object_if_need_be(cargo.env("RUSTDOCFLAGS", DOCUMENTATION)))?;
     Ok(Outcome::Ok)
 }

@@ -59,13 +59,13 @@ struct Profile {
 
 /// Builds all tests, and the programs they start.
 pub(crate) fn build() -> Result<Vec<Binary>> {
-    build_selected(&["--workspace", "--exclude", workspace::EBPF, "--lib", "--bins", "--tests"])
+    build_selected(&["--lib", "--bins", "--tests"])
 }
 
-/// Builds what `cargo build` is told to.
-pub(crate) fn build_selected(selection: &[&str]) -> Result<Vec<Binary>> {
+/// Builds these targets, in cargo's words, of whichever package has them.
+pub(crate) fn build_selected(targets: &[&str]) -> Result<Vec<Binary>> {
     let mut cargo = workspace::cargo();
-    cargo.arg("build").args(selection);
+    cargo.arg("build").args(workspace::FOR_HOST).args(targets);
     cargo.arg("--message-format=json-render-diagnostics");
     eprintln!("$ {}", process::line(&cargo));
     let text = messages(&mut cargo)?;

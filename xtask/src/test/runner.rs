@@ -89,8 +89,8 @@ pub(super) fn run(binary: &Binary, extent: Extent) -> Result<Report> {
 /// Examples in the documentation; cargo builds and runs them itself.
 pub(super) fn run_doc_tests() -> Result<Report> {
     let mut cargo = workspace::cargo();
-    cargo.args(["test", "--doc", "--workspace", "--exclude", workspace::EBPF, "--no-fail-fast"]);
-    cargo.args(["--", "--show-output"]);
+    cargo.args(["test", "--doc"]).args(workspace::FOR_HOST);
+    cargo.args(["--no-fail-fast", "--", "--show-output"]);
     watch("documentation", &mut cargo, Extent::Sample.limit())
 }
 
