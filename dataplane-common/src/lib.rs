@@ -11,9 +11,9 @@
 #![cfg_attr(not(any(test, feature = "user")), no_std)]
 #![deny(missing_docs)]
 
-/// Version of everything under [`mod@abi`]. Pins live under `<bpffs>/v<ABI_VERSION>/`: raise it whenever a layout, a map
+/// Version of everything under [`mod@abi`]. Pins live under `<bpffs>/dataplane/v<ABI_VERSION>/`: raise it whenever a layout, a map
 /// type or the meaning of a field changes, so that an older agent's tables are never read with newer eyes.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 pub mod abi;
 pub mod checksum;

@@ -52,9 +52,8 @@ numbered! {
         StackHost = 4, "stack_host", "Addressed to this node: given to the host's stack.";
         StackOutside = 5, "stack_outside", "Leaves the cluster: given to the kernel's routes.";
         StackNotIp = 6, "stack_not_ip", "Neither IPv4 nor IPv6 (ARP, LLDP): given to the kernel.";
-        StackMulticast = 7, "stack_multicast", "Multicast or broadcast: given to the kernel.";
         StackTtlExpired = 8, "stack_ttl_expired", "Hop limit reached: given to the kernel, which answers.";
-        StackLinkLocal = 9, "stack_link_local", "Link-local or neighbour discovery: given to the kernel.";
+        StackLinkLocal = 9, "stack_link_local", "Of one link or host, or of a group (neighbour discovery, multicast): given to the kernel.";
         StackUnmanaged = 10, "stack_unmanaged", "Neither end is ours: left to the kernel.";
         StackTooBig = 11, "stack_too_big", "Larger than the path takes: given to the kernel, which answers.";
         Forwarded = 12, "forwarded", "Already decided by another program of ours: passed on.";
@@ -66,6 +65,8 @@ numbered! {
         SocketUntouched = 18, "socket_untouched", "Socket address is no service: left alone.";
         ToOutside = 19, "to_outside", "Sent out of the cluster by the kernel's routes, past the host's stack.";
         LeftToTc = 20, "left_to_tc", "Nothing to be done in the driver: goes on to tc.";
+        FragmentHeld = 21, "fragment_held", "A fragment that came before its first, whose ports it needs: held until that comes.";
+        FragmentAgain = 22, "fragment_again", "A first fragment that others came before, or one of those: begins anew, in order.";
     }
 }
 
@@ -78,7 +79,7 @@ numbered! {
         FlowTableFull = 67, "flow_table_full", "No slot for a new flow: all examined ones are in use.";
         PortsExhausted = 68, "ports_exhausted", "No free source port for this destination.";
         NoEndpoint = 69, "no_endpoint", "An address of this node's pod CIDR that no pod has.";
-        FragmentUnknown = 70, "fragment_unknown", "A later fragment whose first was not seen; its ports are unknown.";
+        FragmentUnknown = 70, "fragment_unknown", "A fragment whose first was not seen, and that cannot be held: its ports are unknown.";
         ExtensionHeaders = 71, "extension_headers", "Too many IPv6 extension headers, or one that cannot be skipped.";
         WriteFailed = 72, "write_failed", "The kernel refused to change the packet.";
         TunnelFailed = 73, "tunnel_failed", "The kernel refused the tunnel key.";
@@ -86,7 +87,6 @@ numbered! {
         BadRoute = 75, "bad_route", "The route is of a kind this program does not know.";
         NoSourceAddress = 76, "no_source_address", "The node has no address of this family to translate to.";
         BadService = 77, "bad_service", "The service points at a backend slot that does not exist.";
-        SpoofedSource = 78, "spoofed_source", "A pod used a source address that is not its own.";
         HostLoop = 79, "host_loop", "A host process reached its own node through a service without connect-time translation.";
         NoLocalBackend = 80, "no_local_backend", "The service's policy is Local, and no backend is on this node.";
         SourceRange = 81, "source_range", "The client is not in the service's loadBalancerSourceRanges.";
@@ -94,6 +94,7 @@ numbered! {
         FragmentChecksum = 83, "fragment_checksum", "An SCTP packet in fragments whose ports must change: its checksum covers what is not here.";
         NoService = 84, "no_service", "An address of the service range that no service has.";
         TooBig = 85, "too_big", "Translated, and larger than its path takes: its sender is told (ICMP packet too big).";
+        FragmentOvertaken = 86, "fragment_overtaken", "A fragment that was held is gone before it could follow its first.";
     }
 }
 

@@ -64,8 +64,11 @@ pub(crate) trait IpFamily: Sized {
     /// Whether the ICMP type belongs to one link.
     fn icmp_is_link_scoped(kind: u8) -> bool;
 
-    /// Whether the address belongs to one link, or to a group.
+    /// Whether the address belongs to one link, to one host, or to a group.
     fn is_link_scoped(addr: &Addr) -> bool;
+
+    /// Whether the address, which belongs to one link, is one that routers know all the same.
+    fn is_routed(addr: &Addr) -> bool;
 
     /// What pods are masqueraded as; unspecified if they are not.
     fn node_address() -> Addr;
@@ -182,8 +185,15 @@ impl IpFamily for V4 {
     #[inline(always)]
     fn is_link_scoped(addr: &Addr) -> bool {
         let [a, b, ..] = addr.v4_part().to_ne_bytes();
-        // 224.0.0.0/4 groups, 255.255.255.255, 169.254.0.0/16 (RFC 3927)
-        a >= 224 || (a == 169 && b == 254)
+        // 224.0.0.0/4 groups, 255.255.255.255, 169.254.0.0/16 (RFC 3927), 127.0.0.0/8
+        a >= 224 || (a == 169 && b == 254) || a == 127
+    }
+
+    /// Clouds have their metadata at 169.254.169.254, and IPv4 is forwarded there.
+    #[inline(always)]
+    fn is_routed(addr: &Addr) -> bool {
+        let [a, b, ..] = addr.v4_part().to_ne_bytes();
+        a == 169 && b == 254
     }
 
     #[inline(always)]
@@ -248,7 +258,13 @@ impl IpFamily for V6 {
 
     #[inline(always)]
     fn decrement_hop_limit(ctx: &impl Frame) -> Result<(), DropReason> {
-        packet::with_header(ctx, L3, |ip: &mut Ipv6Header| ip.hop_limit -= 1)
+        let change = packet::with_header(ctx, L3, |ip: &mut Ipv6Header| {
+            let before = u16::from_ne_bytes([ip.next_header, ip.hop_limit]);
+            ip.hop_limit -= 1;
+            Change::NONE.u16(before, u16::from_ne_bytes([ip.next_header, ip.hop_limit]))
+        })?;
+        ctx.account(change);
+        Ok(())
     }
 
     #[inline(always)]
@@ -258,13 +274,18 @@ impl IpFamily for V6 {
         src: &Addr,
         dst: &Addr,
     ) -> Result<Change, DropReason> {
-        packet::with_header(ctx, offset, |ip: &mut Ipv6Header| {
+        let change = packet::with_header(ctx, offset, |ip: &mut Ipv6Header| {
             let change =
                 Change::NONE.words(ip.src().words(), src.words()).words(ip.dst().words(), dst.words());
             ip.set_src(src);
             ip.set_dst(dst);
             change
-        })
+        })?;
+        // within a message, the sum over that message follows
+        if offset == L3 {
+            ctx.account(change);
+        }
+        Ok(change)
     }
 
     #[inline(always)]
@@ -301,8 +322,13 @@ impl IpFamily for V6 {
     #[inline(always)]
     fn is_link_scoped(addr: &Addr) -> bool {
         let [a, b, ..] = addr.words()[0].to_ne_bytes();
-        // ff00::/8 groups, fe80::/10 (RFC 4291)
-        a == 0xff || (a == 0xfe && b & 0xc0 == 0x80)
+        // ff00::/8 groups, fe80::/10, ::1 (RFC 4291)
+        a == 0xff || (a == 0xfe && b & 0xc0 == 0x80) || addr.is_loopback()
+    }
+
+    #[inline(always)]
+    fn is_routed(_addr: &Addr) -> bool {
+        false
     }
 
     #[inline(always)]

@@ -4,6 +4,8 @@
 //! the memory of a removed entry at once. Where that matters (`FLOWS`) the entry has an epoch; elsewhere a packet that was
 //! on its way as its pod went may meet its successor, whose stack refuses it.
 
+use core::hint::black_box;
+
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf, SkStorage, lpm_trie::Key},
@@ -12,12 +14,14 @@ use aya_ebpf::{
 };
 use dataplane_common::{
     abi::{
-        Addr, Affinity, AffinityKey, BackendSlot, ConnectedPeer, Endpoint, Event, Flow, FlowKey, FlowRef,
-        FragmentKey, FragmentPorts, Gates, OriginKey, Route, Service, ServiceKey, SocketOrigin, SourceRange,
-        names::capacity,
+        Addr, Affinity, AffinityKey, BackendSlot, ConnectedPeer, Endpoint, Event, FRAGMENT_SECONDS, Flow,
+        FlowKey, FlowRef, FragmentKey, FragmentPorts, Gates, HeldKey, OriginKey, Route, Service, ServiceKey,
+        SocketOrigin, SourceRange, names::capacity,
     },
     reason::COUNTERS as COUNTER_ENTRIES,
 };
+
+use crate::skb;
 
 /// Addresses of this node. Written by the agent; the datapath opens gates.
 #[btf_map]
@@ -55,6 +59,15 @@ static FLOW_SLOTS: Queue<u32, { capacity::FLOWS as usize }> = Queue::new();
 #[btf_map]
 static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, { capacity::FRAGMENTS as usize }> =
     LruHashMap::new();
+
+/// Fragments that came before their first. Written by the datapath.
+#[btf_map]
+static HELD_FRAGMENTS: LruHashMap<HeldKey, HeldFragment, { capacity::HELD_FRAGMENTS as usize }> =
+    LruHashMap::new();
+
+/// Where such a fragment is read to.
+#[btf_map]
+static HELD_ROOM: PerCpuArray<HeldFragment, 1> = PerCpuArray::new();
 
 /// What connected sockets were connected to. Written by the datapath, freed with the socket.
 #[btf_map]
@@ -99,7 +112,7 @@ pub(crate) struct Work {
     pub(crate) to: FlowKey,
     /// Tuple of the replies of a new flow, as they arrive.
     pub(crate) reply: FlowKey,
-    pub(crate) fragment: FragmentKey,
+    pub(crate) fragment: HeldKey,
     pub(crate) event: Event,
     /// What a new flow is for.
     pub(crate) purpose: Purpose,
@@ -113,7 +126,22 @@ pub(crate) struct Work {
     pub(crate) is_ours: u32,
     /// Of a packet that is too big: the largest IP packet its way takes, in bytes.
     pub(crate) mtu: u32,
+    /// Not 0: fragments that come before their first are held here.
+    pub(crate) holds: u32,
 }
+
+/// A fragment that came before its first: what is behind its link header.
+#[repr(C)]
+pub(crate) struct HeldFragment {
+    /// When it came: seconds of `CLOCK_MONOTONIC`.
+    pub(crate) came: u32,
+    /// Bytes of it.
+    pub(crate) length: u32,
+    pub(crate) bytes: [u8; HELD_BYTES],
+}
+
+/// Longest fragment that is held: with what is said of it, two KiB.
+pub(crate) const HELD_BYTES: usize = 2_040;
 
 /// What a frontend needs to know of who asks, beside the tuple.
 #[repr(C)]
@@ -143,8 +171,19 @@ pub(crate) struct Purpose {
 /// This processor's room. It is always there; the verifier wants to hear what happens if it is not.
 #[inline(always)]
 pub(crate) fn work() -> Option<&'static mut Work> {
-    // SAFETY: map values live as long as the map; called once per run (`verdict::classify`), so it is the only reference.
+    // SAFETY: map values live as long as the map; called once per run (`verdict::classify`), and by whom that reference is lent
+    // to (`lend`), so it is the only one in use.
     WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+}
+
+/// Runs what looks up this processor's room by itself, which therefore is not the caller's meanwhile.
+#[inline(always)]
+pub(crate) fn lend<T>(work: &mut Work, borrower: impl FnOnce() -> T) -> T {
+    // what has been written is there for it to see, and what it writes is there afterwards
+    black_box(&mut *work);
+    let result = borrower();
+    black_box(&mut *work);
+    result
 }
 
 #[inline(always)]
@@ -265,16 +304,50 @@ pub(crate) fn put_flow_slot(slot: u32) {
     let _never_full = FLOW_SLOTS.push(slot, 0);
 }
 
+/// What the first fragment of a packet said, unless that was another packet, long ago.
 #[inline(always)]
 pub(crate) fn fragment_ports(key: &FragmentKey) -> Option<FragmentPorts> {
     // SAFETY: copied at once.
-    unsafe { FRAGMENTS.get(key) }.copied()
+    let ports = unsafe { FRAGMENTS.get(key) }.copied()?;
+    is_waited_for(ports.came).then_some(ports)
+}
+
+/// Whether a packet one fragment of which came then may still become whole.
+#[inline(always)]
+pub(crate) fn is_waited_for(came: u32) -> bool {
+    skb::now().wrapping_sub(came) <= FRAGMENT_SECONDS
 }
 
 #[inline(always)]
 pub(crate) fn remember_fragment(key: &FragmentKey, ports: FragmentPorts) {
     // not remembered: the later fragments are dropped by name
     let _best_effort = FRAGMENTS.insert(key, ports, BPF_ANY.into());
+}
+
+/// Where to read a fragment to that is to be held.
+#[inline(always)]
+pub(crate) fn held_room() -> Option<&'static mut HeldFragment> {
+    // SAFETY: as in `work`; called once per fragment (`stages::held`).
+    HELD_ROOM.get_ptr_mut(0).map(|room| unsafe { &mut *room })
+}
+
+#[inline(always)]
+pub(crate) fn held(key: &HeldKey) -> Option<&'static HeldFragment> {
+    // SAFETY: memory of the map lives as long as the map. It may be another fragment's before it is read to its end: who
+    // uses it must have removed it afterwards.
+    unsafe { HELD_FRAGMENTS.get(key) }
+}
+
+/// Whether the key was free and the fragment is held.
+#[inline(always)]
+pub(crate) fn hold(key: &HeldKey, fragment: &HeldFragment) -> bool {
+    HELD_FRAGMENTS.insert(key, fragment, BPF_NOEXIST.into()).is_ok()
+}
+
+/// Whether the fragment was held until now.
+#[inline(always)]
+pub(crate) fn let_go(key: &HeldKey) -> bool {
+    HELD_FRAGMENTS.remove(key).is_ok()
 }
 
 #[inline(always)]

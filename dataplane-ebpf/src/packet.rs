@@ -5,7 +5,7 @@
 //! because helpers that change the packet invalidate it.
 
 use aya_ebpf::EbpfContext;
-use dataplane_common::{checksum::Change, net::Header, reason::DropReason};
+use dataplane_common::{abi::FlowKey, checksum::Change, net::Header, reason::DropReason};
 
 /// A frame, from its link header on: [`skb`](crate::skb) at tc, [`xdp`](mod@crate::xdp) in the driver.
 pub(crate) trait Frame: EbpfContext {
@@ -23,6 +23,12 @@ pub(crate) trait Frame: EbpfContext {
 
     /// Mends a checksum by a change of what it covers.
     fn mend_checksum(&self, field: ChecksumField, change: Change, covers: Covers) -> Result<(), DropReason>;
+
+    /// Tells who may know the sum of the whole packet that its bytes changed so, and no checksum among them made up for it.
+    fn account(&self, change: Change);
+
+    /// Whether a segment of this tuple belongs to a socket of this node's own that is past its beginning.
+    fn is_of_socket(&self, tuple: &FlowKey) -> bool;
 
     /// Type of the payload in host order.
     fn ether_type(&self) -> u16;

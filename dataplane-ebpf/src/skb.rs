@@ -1,25 +1,28 @@
 //! The kernel's helpers, each with the contract it is used under here. The only place that calls them.
 
-use core::marker::PhantomData;
+use core::{ffi::c_void, marker::PhantomData};
 
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
-        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS,
-        bpf_fib_lookup as FibLookup, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1, bpf_sock_addr,
-        bpf_tunnel_key,
+        BPF_F_CURRENT_NETNS, BPF_F_INGRESS, BPF_F_INVALIDATE_HASH, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
+        BPF_F_RECOMPUTE_CSUM, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup, bpf_redir_neigh,
+        bpf_redir_neigh__bindgen_ty_1, bpf_sock_addr,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as SocketTupleV4,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as SocketTupleV6, bpf_tunnel_key,
     },
     helpers::generated::{
-        bpf_fib_lookup, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_ns,
-        bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_head,
-        bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_pull_data,
-        bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
+        bpf_clone_redirect, bpf_csum_update, bpf_fib_lookup, bpf_get_netns_cookie, bpf_get_prandom_u32,
+        bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+        bpf_redirect_peer, bpf_sk_release, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_change_type,
+        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
+        bpf_skc_lookup_tcp,
     },
     programs::{SockAddrContext, TcContext},
 };
 use dataplane_common::{
-    abi::{Addr, MacAddr, Port, SocketOrigin},
+    abi::{Addr, FlowKey, MacAddr, Port, SocketOrigin},
     checksum::Change,
     net::Header,
     reason::DropReason,
@@ -101,6 +104,19 @@ impl Frame for TcContext {
         }
     }
 
+    /// The device may have summed up the packet as it came (`CHECKSUM_COMPLETE`). An IPv4 header's own checksum makes up for what
+    /// changes in it; IPv6 has none, and `mend_checksum` reckons with one.
+    #[inline(always)]
+    fn account(&self, change: Change) {
+        // SAFETY: the context is the kernel's. Where the device has not, the helper has nothing to do and says so.
+        let _not_summed_up = unsafe { bpf_csum_update(self.skb.skb, change.difference()) };
+    }
+
+    #[inline(always)]
+    fn is_of_socket(&self, tuple: &FlowKey) -> bool {
+        has_socket(self.skb.skb.cast(), tuple)
+    }
+
     #[inline(always)]
     fn ether_type(&self) -> u16 {
         u16::from_be(field!(self, protocol) as u16)
@@ -119,6 +135,36 @@ impl Frame for TcContext {
     #[inline(always)]
     fn ifindex(&self) -> u32 {
         field!(self, ifindex)
+    }
+}
+
+/// Whether a TCP segment of this tuple, which comes by a device of the namespace of `ctx`, belongs to a socket there that does not
+/// merely listen (Linux 5.2).
+#[inline(always)]
+pub(crate) fn has_socket(ctx: *mut c_void, tuple: &FlowKey) -> bool {
+    const LISTENS: u32 = 10;
+    let netns = BPF_F_CURRENT_NETNS as u64;
+    let socket = if tuple.src.is_v4() {
+        let (saddr, daddr) = (tuple.src.v4_part(), tuple.dst.v4_part());
+        let (sport, dport) = (tuple.src_port.wire(), tuple.dst_port.wire());
+        let mut ipv4 = SocketTupleV4 { saddr, daddr, sport, dport };
+        let size = size_of::<SocketTupleV4>() as u32;
+        // SAFETY: context and tuple are live, and of this size a tuple is IPv4's.
+        unsafe { bpf_skc_lookup_tcp(ctx, (&raw mut ipv4).cast(), size, netns, 0) }
+    } else {
+        let tuple = (&raw const *tuple).cast_mut().cast();
+        let size = size_of::<SocketTupleV6>() as u32;
+        // SAFETY: as above; a flow's key begins as the kernel's tuple of IPv6 does, and the helper only reads it.
+        unsafe { bpf_skc_lookup_tcp(ctx, tuple, size, netns, 0) }
+    };
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: not null: a socket whose reference is ours, until it is given back.
+    unsafe {
+        let state = (&raw const (*socket).state).read_volatile();
+        bpf_sk_release(socket.cast());
+        state != LISTENS
     }
 }
 
@@ -195,7 +241,8 @@ pub(crate) fn way(ctx: &impl Frame, src: &Addr, dst: &Addr, length: u16) -> Way 
             // the kernel has written the next hop over the destination.
             // SAFETY: both members of the union are plain integers.
             let next_hop = unsafe {
-                if dst.is_v4() {
+                // IPv4 may go by a next hop of IPv6 (RFC 5549)
+                if params.family == AF_INET as u8 {
                     Addr::v4_word(params.__bindgen_anon_4.ipv4_dst)
                 } else {
                     Addr::v6_words(params.__bindgen_anon_4.ipv6_dst)
@@ -214,9 +261,53 @@ pub(crate) fn redirect_ingress(ifindex: u32) -> i32 {
     unsafe { bpf_redirect(ifindex, BPF_F_INGRESS.into()) as i32 }
 }
 
-/// Cuts the frame to `len` bytes.
+/// Sends a copy of the frame into the device `ifindex`, as if it came from there.
 #[inline(always)]
-pub(crate) fn cut(ctx: &TcContext, len: usize) -> Result<(), DropReason> {
+pub(crate) fn clone_to_ingress(ctx: &TcContext, ifindex: u32) -> Result<(), DropReason> {
+    // SAFETY: the context is the kernel's.
+    match unsafe { bpf_clone_redirect(ctx.skb.skb, ifindex, BPF_F_INGRESS.into()) } {
+        0 => Ok(()),
+        _ => Err(DropReason::WriteFailed),
+    }
+}
+
+/// Reads `len` bytes of the frame, 1 to `N`, from `offset` on.
+#[inline(always)]
+pub(crate) fn load<const N: usize>(
+    ctx: &TcContext,
+    offset: usize,
+    into: &mut [u8; N],
+    len: usize,
+) -> Result<(), DropReason> {
+    // SAFETY: the verifier proves that `len` bytes fit.
+    match unsafe {
+        bpf_skb_load_bytes(ctx.skb.skb.cast(), offset as u32, into.as_mut_ptr().cast(), len as u32)
+    } {
+        0 => Ok(()),
+        _ => Err(DropReason::Truncated),
+    }
+}
+
+/// Writes `len` bytes, 1 to `N`, over the frame from `offset` on.
+#[inline(always)]
+pub(crate) fn store<const N: usize>(
+    ctx: &TcContext,
+    offset: usize,
+    from: &[u8; N],
+    len: usize,
+) -> Result<(), DropReason> {
+    let flags = u64::from(BPF_F_RECOMPUTE_CSUM | BPF_F_INVALIDATE_HASH);
+    // SAFETY: the verifier proves that there are `len` bytes.
+    match unsafe { bpf_skb_store_bytes(ctx.skb.skb, offset as u32, from.as_ptr().cast(), len as u32, flags) }
+    {
+        0 => Ok(()),
+        _ => Err(DropReason::WriteFailed),
+    }
+}
+
+/// Makes the frame `len` bytes long; what is new of it is zeros.
+#[inline(always)]
+pub(crate) fn set_length(ctx: &TcContext, len: usize) -> Result<(), DropReason> {
     // SAFETY: the context is the kernel's.
     match unsafe { bpf_skb_change_tail(ctx.skb.skb, len as u32, 0) } {
         0 => Ok(()),

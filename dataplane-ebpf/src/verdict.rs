@@ -15,7 +15,7 @@ use crate::{
     family::{IpFamily, V4, V6},
     maps::{self, Work},
     packet::Frame,
-    stages::reject,
+    stages::{held, reject},
 };
 
 /// A place in the path of a packet: what a file in `hooks` is.
@@ -47,7 +47,12 @@ fn run<P: Place<Context = TcContext>, F: IpFamily>(
     ctx: &TcContext,
     work: &mut Work,
 ) -> (Result<Verdict, DropReason>, bool) {
-    let result = P::run::<F>(ctx, work);
+    work.holds = u32::from(held::holds(P::HOOK));
+    let result = match P::run::<F>(ctx, work) {
+        Err(DropReason::FragmentUnknown) if held::holds(P::HOOK) => held::hold(ctx, work),
+        Err(DropReason::FragmentOvertaken) if held::holds(P::HOOK) => held::follow(ctx, work),
+        result => result,
+    };
     let refused = match result {
         Err(reason) if is_told(reason) => {
             // a refusal makes a message of the packet
@@ -85,6 +90,7 @@ fn finish(
 #[inline(always)]
 pub(crate) fn drive<P: Place<Context = XdpContext>>(ctx: &XdpContext) -> u32 {
     let Some(work) = maps::work() else { return xdp_action::XDP_PASS };
+    work.holds = 0;
     let result = match ctx.ether_type() {
         EtherType::IPV4 => P::run::<V4>(ctx, work),
         EtherType::IPV6 => P::run::<V6>(ctx, work),
@@ -129,7 +135,13 @@ fn record(
 #[inline(always)]
 const fn action(verdict: Verdict) -> i32 {
     match verdict {
-        Verdict::ToPod | Verdict::ToWire | Verdict::ToOverlay | Verdict::ToOutside => TC_ACT_REDIRECT,
+        Verdict::ToPod
+        | Verdict::ToWire
+        | Verdict::ToOverlay
+        | Verdict::ToOutside
+        | Verdict::FragmentAgain => TC_ACT_REDIRECT,
+        // its bytes are elsewhere
+        Verdict::FragmentHeld => TC_ACT_SHOT,
         _ => TC_ACT_UNSPEC,
     }
 }

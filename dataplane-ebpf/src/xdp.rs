@@ -1,13 +1,17 @@
 //! The packet in the driver, before the kernel has made an `sk_buff` of it.
 
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::{EbpfContext as _, programs::XdpContext};
 use dataplane_common::{
+    abi::FlowKey,
     checksum::Change,
     net::{EthHeader, Header},
     reason::DropReason,
 };
 
-use crate::packet::{self, ChecksumField, Covers, Frame};
+use crate::{
+    packet::{self, ChecksumField, Covers, Frame},
+    skb,
+};
 
 /// Nothing is read or written behind this many bytes: to the verifier an offset needs a bound. Far behind the longest
 /// headers (14 of Ethernet, 40 of IPv6, 128 x 8 of its extensions, 20 of TCP).
@@ -58,6 +62,15 @@ impl Frame for XdpContext {
                 *sum = change.apply(*sum);
             }
         })
+    }
+
+    /// Nobody has summed up anything yet.
+    #[inline(always)]
+    fn account(&self, _change: Change) {}
+
+    #[inline(always)]
+    fn is_of_socket(&self, tuple: &FlowKey) -> bool {
+        skb::has_socket(self.as_ptr(), tuple)
     }
 
     #[inline(always)]

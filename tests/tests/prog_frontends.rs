@@ -104,6 +104,40 @@ fn a_direct_return_leaves_the_packet_to_the_backends_node() -> Result<()> {
     Ok(())
 }
 
+/// Nodes that do not agree on the backend hand its client's packets to each other. One that has learnt better looks again, with
+/// the next packet that asks for the connection.
+#[test]
+fn a_direct_return_that_nobody_answers_is_chosen_anew() -> Result<()> {
+    let (mut rig, world) = rig(Family::V4)?;
+    let direct = ServiceFlags::HASH | ServiceFlags::DSR;
+    let frontend = node_port(&mut rig, &world, &[at(world.wire_pod, 8080)], direct)?;
+    let asks = Frame::tcp(at(world.outside, 40_000), frontend, SYN).build();
+    assert_eq!(rig.run(Hook::FromWire, &asks)?.outcome, "to_wire");
+    rig.service_with(frontend, Protocol::TCP, SLOT + 1, &[at(world.overlay_pod, 8080)], |key, service| {
+        *key = key.at_node();
+        service.flags = direct;
+    })?;
+    assert_eq!(rig.run(Hook::FromWire, &asks)?.outcome, "to_overlay");
+    Ok(())
+}
+
+/// Loopback is the host's own: that a frame has come in says nothing of who may ask there.
+#[test]
+fn a_port_at_loopback_is_not_for_others() -> Result<()> {
+    for (family, loopback) in [(Family::V4, "127.0.0.1"), (Family::V6, "::1")] {
+        let (mut rig, world) = rig(family)?;
+        let frontend = at(loopback.parse()?, 8080);
+        rig.service(frontend, Protocol::TCP, SLOT, &[at(world.pod, 80)], 0)?;
+        for (hook, client) in [(Hook::FromWire, world.outside), (Hook::FromPod, world.other_pod)] {
+            let run = rig.run(hook, &Frame::tcp(at(client, 40_000), frontend, SYN).build())?;
+            assert_eq!(run.action, Action::Next, "{}: {}", hook.name(), run.outcome);
+            assert_eq!(run.packet().tuple().1, frontend);
+        }
+        assert_eq!(rig.flows()?, []);
+    }
+    Ok(())
+}
+
 /// And at the node of the backend: it answers in the name of the node that was asked.
 #[test]
 fn a_direct_return_is_answered_where_the_backend_is() -> Result<()> {

@@ -38,6 +38,38 @@ fn a_pod_goes_out_as_its_node_and_the_reply_finds_it() -> Result<()> {
     Ok(())
 }
 
+/// Where clouds have what they tell their machines: the address of one link, and the way back from there is the node's.
+#[test]
+fn a_pod_asks_for_metadata_as_its_node() -> Result<()> {
+    let (mut rig, world) = rig(Family::V4)?;
+    let (pod, metadata) = (at(world.pod, 40_000), "169.254.169.254:80".parse()?);
+    let asks = Frame::tcp(pod, metadata, 0x02);
+    assert_eq!(rig.run(Hook::FromPod, &asks.build())?.outcome, "stack_link_local");
+    let run = rig.run(Hook::ToWire, &asks.build())?;
+    assert_eq!((run.outcome, run.packet().src), ("masqueraded", world.host));
+    let reply = Frame::tcp(metadata, run.packet().tuple().0, 0x12);
+    let run = rig.run(Hook::FromWire, &reply.build())?;
+    assert_eq!((run.outcome, run.packet().tuple()), ("to_pod", (metadata, pod)));
+    // to the other addresses of its link the host speaks for itself
+    let neighbour = Frame::udp(at(world.host, 5_353), "224.0.0.251:5353".parse()?);
+    assert_eq!(rig.run(Hook::ToWire, &neighbour.build())?.outcome, "stack_link_local");
+    Ok(())
+}
+
+/// A message of ICMP without an identifier we know of has nothing to be rewritten but its address.
+#[test]
+fn other_messages_of_icmp_are_masqueraded_as_they_are() -> Result<()> {
+    const TIMESTAMP: (u8, u8) = (13, 0);
+    let (mut rig, world) = rig(Family::V4)?;
+    let asks = Frame { icmp: TIMESTAMP, ..Frame::ping(world.pod, world.outside, 7) };
+    let run = rig.run(Hook::ToWire, &asks.build())?;
+    assert_eq!((run.outcome, run.packet().src), ("masqueraded", world.host));
+    let reply = Frame { icmp: (14, 0), ..Frame::ping(world.outside, world.host, 7) };
+    let run = rig.run(Hook::FromWire, &reply.build())?;
+    assert_eq!((run.outcome, run.packet().dst), ("to_pod", world.pod));
+    Ok(())
+}
+
 #[test]
 fn a_ping_keeps_an_identifier_of_its_own() -> Result<()> {
     for family in Family::BOTH {

@@ -34,10 +34,11 @@ fn an_association_with_a_service_begins_goes_on_and_ends() -> Result<()> {
         let run = rig.run(Hook::FromWire, &Frame::sctp(backend, client, INIT_ACK).build())?;
         assert_eq!((run.action, run.outcome), (Action::Redirect, "to_pod"));
         assert_eq!(run.packet().tuple(), (world.service, client));
-        assert_eq!(rig.flows()?[0].state, State::Established as u32);
+        assert_eq!(rig.flows()?[0].state, State::Answered as u32);
 
         let run = rig.run(Hook::FromPod, &Frame::sctp(client, world.service, DATA).build())?;
         assert_eq!(run.packet().tuple(), (client, backend));
+        assert_eq!(rig.flows()?[0].state, State::Established as u32);
         rig.run(Hook::FromPod, &Frame::sctp(client, world.service, SHUTDOWN_COMPLETE).build())?;
         assert_eq!(rig.flows()?[0].state, State::Closing as u32);
         assert_eq!(rig.flows()?.len(), 1);

@@ -99,6 +99,9 @@ fn flow(row: FlowRow) -> FlowView {
             State::HalfOpen => "half_open",
             State::Established => "established",
             State::Closing => "closing",
+            State::Answered => "answered",
+            State::EndedForward => "ended_by_client",
+            State::EndedReply => "ended_by_server",
         }
         .to_owned(),
         age_seconds: row.age,

@@ -127,6 +127,7 @@ impl Running {
             sockets_told_all: false,
             news: true,
         };
+        // the node before its services, which are compiled for it
         running.tell_network(config, store);
         running.reconciler.changed(store, &store.everything());
         running.tell_programs()?;
@@ -207,7 +208,6 @@ impl Running {
             load_balancing: config.services.load_balancing,
             forwarding: config.services.forwarding,
         };
-        // addresses first: at start it is the network that has all services looked at
         self.reconciler.set_node_port_addresses(self.node_port_addresses(config));
         self.reconciler.set_host_addresses(self.setup.addresses.iter().copied(), store, Instant::now());
         self.reconciler.set_network(network, store);

@@ -173,9 +173,7 @@ impl Datapath {
         }
         // before the verifier runs, whose complaint about a map of another layout would be harder to read
         Tables::open(&pins)?;
-        // who does not use the driver's program need not wait for the verifier
-        let xdp = (config.xdp == XdpUse::Native).then_some(program::XDP_WIRE);
-        load_programs(&mut ebpf, program::CLASSIFIERS.into_iter().chain(program::SOCKET).chain(xdp))?;
+        load_programs(&mut ebpf, used_programs(config.xdp))?;
         Ok(Self { ebpf, pins, tc: config.tc, xdp: config.xdp, problems })
     }
 
@@ -212,8 +210,7 @@ impl Datapath {
     /// Every program as the kernel sees it.
     pub fn programs(&self) -> Result<Vec<ProgramReport>, ProgramError> {
         let mut reports = Vec::new();
-        let xdp = (self.xdp == XdpUse::Native).then_some(program::XDP_WIRE);
-        for name in program::CLASSIFIERS.into_iter().chain(program::SOCKET).chain(xdp) {
+        for name in used_programs(self.xdp) {
             let Some(program) = self.ebpf.program(name) else { continue };
             let info = program.info()?;
             reports.push(ProgramReport {
@@ -268,6 +265,12 @@ fn fill_slots(ebpf: &mut Ebpf, pins: &Pins, slots: u32) -> Result<(), LoadError>
         return Err(failed(MapError::InvalidName { name: MAP.to_owned() }));
     };
     map.pin(pins.map(MAP)).map_err(|source| LoadError::Pin { map: MAP, source })
+}
+
+/// Programs of a node. Who does not use the driver's need not wait for the verifier.
+fn used_programs(xdp: XdpUse) -> impl Iterator<Item = &'static str> {
+    let xdp = (xdp == XdpUse::Native).then_some(program::XDP_WIRE);
+    program::CLASSIFIERS.into_iter().chain(program::SOCKET).chain(xdp)
 }
 
 /// Has the kernel verify these programs, one after the other: while it is at a large one, it takes a third of a GiB for what it has

@@ -1,7 +1,7 @@
 //! The node's life in the cluster: the plugin for the container runtime, the Node's condition and startup taint, Events,
 //! and what others left behind.
 //!
-//! Driven by the agent's published status and nothing else; tells what is wrong back to it ([`Problems`]). Nothing here
+//! Driven by the agent's published status and the health checks of services; tells what is wrong back to it ([`Problems`]). Nothing here
 //! moves packets, and nothing that moves packets waits for anything here.
 
 mod board;

@@ -2,7 +2,8 @@
 //! rtnetlink.
 //!
 //! Everything acts on the network namespace of the thread that called [`Netlink::connect`] (sysctls: of the calling
-//! thread). What is made here is ours by name (devices) or by protocol 218 (routes); nothing else is ever removed.
+//! thread). What is made here is ours by name (devices) or by protocol 218 (routes); nothing else is removed, but the rules of kube-proxy
+//! that its operator has [`nftables`] remove.
 
 pub mod address;
 pub mod link;

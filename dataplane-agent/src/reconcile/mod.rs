@@ -236,15 +236,13 @@ impl Reconciler {
         }
     }
 
-    /// All services are looked at again if the node is another one to them, once it is known which it is.
+    /// Services that were looked at are looked at again if the node is another one to them.
     fn set_site(&mut self, site: Site, store: &Store) {
         if site != self.site {
             self.site = site;
-            if self.site.node.is_empty() {
-                return;
-            }
-            let names: Vec<_> = store.services().map(|service| service.name.clone()).collect();
-            self.services_changed(store, &names);
+            let names = store.services().map(|service| &service.name);
+            let known: Vec<_> = names.filter(|name| self.services.is_known(name)).cloned().collect();
+            self.services_changed(store, &known);
         }
     }
 

@@ -1,10 +1,11 @@
-//! `FRAGMENTS`: ports of fragmented packets. A cache (LRU): losing an entry drops one fragmented packet, by name.
+//! `FRAGMENTS` and `HELD_FRAGMENTS`: ports of fragmented packets, and what came before they were known. Caches (LRU): losing an
+//! entry drops one fragmented packet.
 
 use super::{Addr, Port};
 use crate::abi;
 
 abi! {
-    /// Key of `FRAGMENTS`: what fragments of one packet share (RFC 791 §3.2, RFC 8200 §4.5).
+    /// Key of `FRAGMENTS`: what the fragments of one packet share (RFC 791 §3.2, RFC 8200 §4.5).
     pub struct FragmentKey: 40 {
         /// Source address.
         pub src: Addr,
@@ -19,10 +20,23 @@ abi! {
     }
 
     /// Value of `FRAGMENTS`: the ports the first fragment carried.
-    pub struct FragmentPorts: 4 {
+    pub struct FragmentPorts: 8 {
         /// Source port.
         pub src: Port,
         /// Destination port.
         pub dst: Port,
+        /// When it came: seconds of `CLOCK_MONOTONIC`.
+        pub came: u32,
+    }
+
+    /// Key of `HELD_FRAGMENTS`: a fragment that came before its first.
+    pub struct HeldKey: 44 {
+        /// Of which packet.
+        pub packet: FragmentKey,
+        /// Which of those that are held of it, from 0, without a gap.
+        pub index: u32,
     }
 }
+
+/// Seconds after which the rest of a packet is not waited for: as long as a receiver does (`net.ipv4.ipfrag_time`).
+pub const FRAGMENT_SECONDS: u32 = 30;

@@ -6,7 +6,7 @@ abi! {
     /// A byte for each group of protocols; not zero: packets of it may belong to a flow.
     ///
     /// Opened by the datapath when it makes a flow, never closed by it. A closed gate saves the flow lookup for every
-    /// packet of traffic that is not translated (DESIGN §3: no flow entry for a packet that needs none). User space
+    /// packet of traffic that is not translated: no packet that needs no flow has one. User space
     /// that rewrites a row must open all its gates, because it may race with the datapath.
     pub struct Gates: 4 {
         /// TCP.

@@ -17,7 +17,7 @@ pub use config::{ClusterRange, NodeAddresses, NodeConfig, NodeFlags};
 pub use endpoint::{Endpoint, EndpointFlags};
 pub use event::Event;
 pub use flow::{Flow, FlowFlags, FlowKey, FlowRef};
-pub use fragment::{FragmentKey, FragmentPorts};
+pub use fragment::{FRAGMENT_SECONDS, FragmentKey, FragmentPorts, HeldKey};
 pub use gates::Gates;
 pub use route::{Route, RouteKind};
 pub use service::{

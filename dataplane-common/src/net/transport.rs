@@ -128,8 +128,9 @@ impl SctpHeader {
         match self.chunk {
             INIT => tcp_flags::SYN,
             INIT_ACK => tcp_flags::SYN | tcp_flags::ACK,
-            ABORT => tcp_flags::RST,
-            SHUTDOWN | SHUTDOWN_ACK | SHUTDOWN_COMPLETE => tcp_flags::FIN | tcp_flags::ACK,
+            // nothing comes after either
+            ABORT | SHUTDOWN_COMPLETE => tcp_flags::RST,
+            SHUTDOWN | SHUTDOWN_ACK => tcp_flags::FIN | tcp_flags::ACK,
             _ => tcp_flags::ACK,
         }
     }

@@ -92,8 +92,14 @@ fn translate(socket: &Socket<'_>, random: u32) -> Result<Option<SocketOrigin>, D
         _ => false,
     };
     let of_host = socket.netns() == config::host_netns();
+    // as an address to connect to, none at all means loopback
+    let is_loopback = addr.is_loopback() || addr.is_nowhere();
     // a pod's loopback is its own
-    if !of_host && (!enabled || addr.is_loopback()) {
+    if !of_host && (!enabled || is_loopback) {
+        return Ok(None);
+    }
+    let takes_loopback = of_host && config::flag(NodeFlags::LOOPBACK_NODE_PORTS);
+    if addr.is_nowhere() && !takes_loopback {
         return Ok(None);
     }
     let endpoint = maps::endpoint(&addr);
@@ -102,13 +108,13 @@ fn translate(socket: &Socket<'_>, random: u32) -> Result<Option<SocketOrigin>, D
     }
     let node_ports = match endpoint {
         Some(endpoint) => endpoint.has_node_ports(),
-        None => of_host && addr.is_loopback() && config::flag(NodeFlags::LOOPBACK_NODE_PORTS),
+        None => is_loopback && takes_loopback,
     };
     let asks = Asks { from_outside: 0, node_ports: u32::from(node_ports), of_another: 0 };
     let Some(service) = service::frontend(&addr, port, protocol, asks) else { return Ok(None) };
     // what the host's own processes send to an address of the host never leaves it: nobody else will translate it
     let on_host = of_host
-        && (addr.is_loopback()
+        && (is_loopback
             || endpoint.is_some_and(Endpoint::is_host)
             || service.flags & ServiceFlags::HOST_BACKEND != 0);
     if !enabled && !on_host {

@@ -34,7 +34,9 @@ impl Place for ToWire {
             return Ok(Verdict::Forwarded);
         }
         let packet = F::parse(ctx)?;
-        if let Some(verdict) = packet.link_scoped(ctx) {
+        if let Some(verdict) = packet.link_scoped(ctx)
+            && !F::is_routed(&packet.dst)
+        {
             return Ok(verdict);
         }
         let destination = route::find(&packet.dst)?;

@@ -17,7 +17,8 @@ pub(crate) fn slot(service: &Service, client: &Addr, hash: u32) -> u32 {
     let key = AffinityKey { service_id: service.id, client: *client };
     let now = skb::now();
     if let Some(last) = maps::affinity(&key)
-        && now.wrapping_sub(last.last_used) < service.affinity_timeout
+        // another processor may be a second ahead
+        && now.saturating_sub(last.last_used) < service.affinity_timeout
         && let Some(slot) = find(service, last.backend_id)
     {
         if last.last_used != now {

@@ -10,22 +10,53 @@ use dataplane_common::{
     reason::DropReason,
 };
 
-use super::{Answer, parse::Transport, translate::NewFlow};
+use super::{Answer, parse::Transport};
 use crate::{
     config,
     maps::{self, Work},
     skb,
 };
 
-/// Source ports tried before the destination counts as exhausted.
-const PORT_TRIES: u32 = 8;
+/// Source ports tried, if they are free, before those of connections that are past.
+const PORT_TRIES: u32 = 32;
+/// And those, before the destination counts as exhausted.
+const PAST_PORT_TRIES: u32 = 6;
 /// Slots examined before the table counts as full. The verifier walks the loop; the node's setting may stop it earlier.
 const MAX_PROBES: u32 = 8;
 
-/// Whether a packet with tuple `work.from` belongs to a flow that is translated here: then `work.to` is the tuple it leaves with, and the flow has
-/// seen a packet that says `work.transport`.
+/// Flows whose forward packets are translated at one place: a bit each.
+pub(crate) mod kinds {
+    /// Those of services.
+    pub(crate) const SERVICE: u32 = 1;
+    /// Those under the node's address.
+    pub(crate) const MASQUERADE: u32 = 2;
+    /// All.
+    pub(crate) const ANY: u32 = SERVICE | MASQUERADE;
+}
+
+/// Whether forward packets of a flow with these [`FlowFlags`] are translated where flows of `kinds` are.
 #[inline(always)]
-pub(crate) fn lookup<N: NewFlow>(work: &mut Work) -> bool {
+const fn begins_here(flags: u32, kinds: u32) -> bool {
+    let kind = if flags & FlowFlags::SERVICE != 0 { kinds::SERVICE } else { kinds::MASQUERADE };
+    kinds & kind != 0
+}
+
+/// Whether a packet with tuple `work.from` belongs to a flow that is translated here: then `work.to` is the tuple it leaves with, and the flow has
+/// seen a packet that says `work.transport`. `kinds`: the flows whose forward packets are.
+#[inline(always)]
+pub(crate) fn lookup(work: &mut Work, kinds: u32) -> bool {
+    maps::lend(work, || find_flow(kinds)) != 0
+}
+
+/// A function of its own to the verifier, which it walks once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn find_flow(kinds: u32) -> u32 {
+    maps::work().map_or(0, |work| u32::from(find(work, kinds)))
+}
+
+#[inline(always)]
+fn find(work: &mut Work, kinds: u32) -> bool {
     let Some(reference) = maps::flow_ref(&work.from) else { return false };
     let Some(flow) = maps::flow(reference.slot) else { return false };
     // SAFETY: array values live as long as the map. Another processor may give the record to a new owner meanwhile; the
@@ -38,7 +69,7 @@ pub(crate) fn lookup<N: NewFlow>(work: &mut Work) -> bool {
     let tcp = said as u8;
     let direction = if flow.forward == work.from { Direction::Forward } else { Direction::Reply };
     match direction {
-        Direction::Forward if !N::begins_here(flow.flags) || is_over(flow, said) => return false,
+        Direction::Forward if !begins_here(flow.flags, kinds) || is_over(flow, said) => return false,
         Direction::Forward => reverse(&flow.reply, &mut work.to),
         Direction::Reply if is_to_another(flow, tcp) => {
             maps::remove_flow_key(&work.from, reference);
@@ -50,21 +81,35 @@ pub(crate) fn lookup<N: NewFlow>(work: &mut Work) -> bool {
         return false;
     }
     work.direct = flow.flags & FlowFlags::DIRECT;
-    // the answers to such packets pass elsewhere: who acknowledges has heard one
-    let heard = work.direct != 0 && tcp & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::ACK;
-    touch(flow, if heard { Direction::Reply } else { direction }, tcp);
+    let is_news = if work.direct == 0 { touch(flow, direction, tcp) } else { touch_direct(flow, tcp) };
+    // the row of an address that came since, or came back, has its gate closed
+    if is_news && direction == Direction::Forward {
+        maps::open_gate(&work.to.src, work.from.protocol);
+    }
     true
+}
+
+/// As [`touch`], of a flow whose answers pass elsewhere: who acknowledges has heard one, and who ends it ends it for both.
+#[inline(always)]
+fn touch_direct(flow: &mut Flow, tcp: u8) -> bool {
+    let heard = tcp & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::ACK;
+    let ends = tcp & tcp_flags::FIN != 0;
+    touch(
+        flow,
+        if heard { Direction::Reply } else { Direction::Forward },
+        if ends { tcp | tcp_flags::RST } else { tcp },
+    )
 }
 
 /// As [`lookup`], leaving no trace: for messages about a packet.
 #[inline(always)]
-pub(crate) fn peek<N: NewFlow>(work: &mut Work) -> bool {
+pub(crate) fn peek(work: &mut Work, kinds: u32) -> bool {
     let Some(reference) = maps::flow_ref(&work.from) else { return false };
     let Some(flow) = maps::flow(reference.slot) else { return false };
     // SAFETY: as in `lookup`.
     let flow = unsafe { &*flow };
     let opposite = if flow.forward == work.from {
-        if !N::begins_here(flow.flags) {
+        if !begins_here(flow.flags, kinds) {
             return false;
         }
         &flow.reply
@@ -91,7 +136,10 @@ fn reverse(tuple: &FlowKey, into: &mut FlowKey) {
 fn is_over(flow: &Flow, said: u32) -> bool {
     let tcp = said as u8;
     let opens = tcp & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
-    if opens && State::from_number(flow.state) == State::Closing {
+    let state = State::from_number(flow.state);
+    // nodes that do not agree on the backend hand it back and forth, until one of them looks again
+    let is_astray = flow.flags & FlowFlags::DIRECT != 0 && state == State::HalfOpen;
+    if opens && (state.is_ending() || is_astray) {
         return true;
     }
     // TCP and SCTP stay with their backend until one side ends the connection, as a removed pod drains its connections
@@ -108,20 +156,23 @@ fn is_to_another(flow: &Flow, tcp: u8) -> bool {
     let accepts = tcp_flags::SYN | tcp_flags::ACK;
     tcp & accepts == accepts
         && flow.flags & FlowFlags::SOURCE == 0
-        && State::from_number(flow.state) == State::Closing
+        && State::from_number(flow.state).is_ending()
 }
 
-/// Stamps, written only when they change, so that a busy flow's line stays shared between processors.
+/// Stamps, written only when they change, so that a busy flow's line stays shared between processors. Whether it is the first
+/// packet of this second.
 #[inline(always)]
-fn touch(flow: &mut Flow, direction: Direction, tcp: u8) {
+fn touch(flow: &mut Flow, direction: Direction, tcp: u8) -> bool {
     let now = skb::now();
-    if flow.last_seen != now {
+    let is_news = flow.last_seen != now;
+    if is_news {
         flow.last_seen = now;
     }
-    let state = State::from_number(flow.state).after(direction, tcp) as u32;
+    let state = State::number_after(flow.state, direction, tcp);
     if flow.state != state {
         flow.state = state;
     }
+    is_news
 }
 
 /// Makes the flow of packets `work.from`, whose replies arrive as `work.reply`, for `work.purpose`, and leaves in `work.to`
@@ -133,11 +184,15 @@ fn touch(flow: &mut Flow, direction: Direction, tcp: u8) {
 /// [`DropReason::FlowTableFull`], [`DropReason::PortsExhausted`].
 #[inline(always)]
 pub(crate) fn create(work: &mut Work) -> Result<(), DropReason> {
-    #[inline(never)]
-    fn outlined(work: &mut Work) -> Answer {
-        try_create(work).map(|()| true).into()
-    }
-    outlined(work).get().map(|_| ())
+    Answer::from_number(maps::lend(work, || create_flow())).get().map(|_| ())
+}
+
+/// A function of its own to the verifier, which it walks once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn create_flow() -> u32 {
+    let Some(work) = maps::work() else { return DropReason::WriteFailed.number().into() };
+    Answer::from(try_create(work).map(|()| true)).number()
 }
 
 #[inline(always)]
@@ -219,17 +274,29 @@ fn claim_reply_port(work: &mut Work, reference: FlowRef) -> bool {
     if work.transport & (Transport::PORTS | Transport::ECHO) == 0 {
         return claim_reply(work, reference, true);
     }
-    let (first, count) = config::snat_ports();
-    for tried in 0..PORT_TRIES {
-        work.reply.dst_port = Port::new(first.wrapping_add(hash::scale(skb::random(), count) as u16));
-        if work.transport & Transport::ECHO != 0 {
-            work.reply.src_port = work.reply.dst_port;
+    for _ in 0..PORT_TRIES {
+        draw_reply_port(work);
+        if maps::claim_flow_key(&work.reply, reference) {
+            return true;
         }
-        if claim_reply(work, reference, tried >= PORT_TRIES / 2) {
+    }
+    for tried in 0..PAST_PORT_TRIES {
+        draw_reply_port(work);
+        if claim_reply(work, reference, tried >= PAST_PORT_TRIES / 2) {
             return true;
         }
     }
     false
+}
+
+/// Any port of the node's range.
+#[inline(always)]
+fn draw_reply_port(work: &mut Work) {
+    let (first, count) = config::snat_ports();
+    work.reply.dst_port = Port::new(first.wrapping_add(hash::scale(skb::random(), count) as u16));
+    if work.transport & Transport::ECHO != 0 {
+        work.reply.src_port = work.reply.dst_port;
+    }
 }
 
 /// Claims `work.reply`: free, left behind by an earlier flow of the same connection, or of a connection that is past.
@@ -249,6 +316,10 @@ fn free_reply(work: &Work, pressed: bool) -> bool {
     let Some(flow) = maps::flow(holder.slot) else { return false };
     // SAFETY: as in `lookup`; read only, and a torn read at worst costs another port.
     let flow = unsafe { &*flow };
+    // just claimed, by who is still writing the record
+    if epoch(flow).wrapping_add(1) == holder.epoch {
+        return false;
+    }
     if epoch(flow) == holder.epoch && flow.forward != work.from {
         if !is_past(flow, skb::now(), pressed) {
             return false;

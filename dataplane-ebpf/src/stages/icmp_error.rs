@@ -35,7 +35,7 @@ pub(crate) fn translate<F: IpFamily, N: NewFlow>(
     parse::transport::<F>(ctx, l4, work)?;
     // what is carried went the other way
     core::mem::swap(&mut work.from.src_port, &mut work.from.dst_port);
-    if !flow::peek::<N>(work) {
+    if !flow::peek(work, N::KINDS) {
         return Ok(false);
     }
     let Work { from: travels, to: leaves, .. } = work;

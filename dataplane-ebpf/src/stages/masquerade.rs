@@ -1,28 +1,23 @@
 //! Pods that talk to the outside do so as their node.
 
-use dataplane_common::{
-    abi::{FlowFlags, NodeFlags},
-    reason::DropReason,
-};
+use dataplane_common::{abi::NodeFlags, reason::DropReason};
 
 use super::{flow, translate::NewFlow};
 use crate::{
     config,
     family::IpFamily,
     maps::{Purpose, Work},
+    packet::Frame,
 };
 
 /// A flow under the node's address.
 pub(crate) enum AsNode {}
 
 impl NewFlow for AsNode {
-    #[inline(always)]
-    fn begins_here(flags: u32) -> bool {
-        flags & FlowFlags::SERVICE == 0
-    }
+    const KINDS: u32 = flow::kinds::MASQUERADE;
 
     #[inline(always)]
-    fn open<F: IpFamily>(work: &mut Work) -> Result<bool, DropReason> {
+    fn open<F: IpFamily>(_ctx: &impl Frame, work: &mut Work) -> Result<bool, DropReason> {
         let node = F::node_address();
         if !config::flag(NodeFlags::MASQUERADE) || node.is_unspecified() {
             return Ok(false);

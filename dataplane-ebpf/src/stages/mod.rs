@@ -3,11 +3,15 @@
 //! What is outlined (`inline(never)`) is a function of its own to the verifier: packets that do not need it do not pay for
 //! it, its stack is its own, and what it decides reaches the caller as one number, so that the paths through it do not
 //! multiply with the paths after it.
+//!
+//! Some (`extern "C"`) even stand by themselves: the verifier walks them once, whoever calls them (Linux 5.6). Numbers are all that
+//! may enter such a function, so it looks up what it works on ([`maps::lend`](crate::maps::lend)).
 
 use dataplane_common::reason::DropReason;
 
 pub(crate) mod affinity;
 pub(crate) mod flow;
+pub(crate) mod held;
 pub(crate) mod icmp_error;
 pub(crate) mod masquerade;
 pub(crate) mod parse;
@@ -25,6 +29,17 @@ pub(crate) struct Answer(u32);
 impl Answer {
     const NO: u32 = 0;
     const YES: u32 = 1;
+
+    /// As a function that stands by itself returns it.
+    #[inline(always)]
+    pub(crate) const fn from_number(number: u32) -> Self {
+        Self(number)
+    }
+
+    #[inline(always)]
+    pub(crate) const fn number(self) -> u32 {
+        self.0
+    }
 
     #[inline(always)]
     pub(crate) fn get(self) -> Result<bool, DropReason> {

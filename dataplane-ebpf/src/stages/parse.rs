@@ -13,6 +13,7 @@ use crate::{
     family::IpFamily,
     maps::{self, Work},
     packet::Frame,
+    skb,
 };
 
 /// The IP header's content, and where the next one starts.
@@ -94,7 +95,8 @@ impl<F: IpFamily> Packet<F> {
 /// In `work.transport` stands what else it says.
 ///
 /// # Errors
-/// [`DropReason::Truncated`], or [`DropReason::FragmentUnknown`] for a later fragment whose first was not seen.
+/// [`DropReason::Truncated`]; [`DropReason::FragmentUnknown`] for a later fragment whose first was not seen;
+/// [`DropReason::FragmentOvertaken`] for a first fragment whose later ones are held (`stages::held`).
 #[inline(always)]
 pub(crate) fn tuple<F: IpFamily>(
     ctx: &impl Frame,
@@ -107,13 +109,16 @@ pub(crate) fn tuple<F: IpFamily>(
         Fragment::First => {
             transport::<F>(ctx, packet.l4, work)?;
             set_fragment_key(packet, work);
-            let ports = FragmentPorts { src: work.from.src_port, dst: work.from.dst_port };
-            maps::remember_fragment(&work.fragment, ports);
+            let FlowKey { src_port: src, dst_port: dst, .. } = work.from;
+            maps::remember_fragment(&work.fragment.packet, FragmentPorts { src, dst, came: skb::now() });
+            if work.holds != 0 && maps::held(&work.fragment).is_some() {
+                return Err(DropReason::FragmentOvertaken);
+            }
             Ok(())
         }
         Fragment::Later => {
             set_fragment_key(packet, work);
-            let ports = maps::fragment_ports(&work.fragment).ok_or(DropReason::FragmentUnknown)?;
+            let ports = maps::fragment_ports(&work.fragment.packet).ok_or(DropReason::FragmentUnknown)?;
             work.from.src_port = ports.src;
             work.from.dst_port = ports.dst;
             work.transport = Transport::of::<F>(packet.protocol);
@@ -124,10 +129,12 @@ pub(crate) fn tuple<F: IpFamily>(
 
 #[inline(always)]
 fn set_fragment_key<F>(packet: &Packet<F>, work: &mut Work) {
-    work.fragment.src = packet.src;
-    work.fragment.dst = packet.dst;
-    work.fragment.id = packet.fragment_id;
-    work.fragment.protocol = packet.protocol;
+    let key = &mut work.fragment.packet;
+    key.src = packet.src;
+    key.dst = packet.dst;
+    key.id = packet.fragment_id;
+    key.protocol = packet.protocol;
+    work.fragment.index = 0;
 }
 
 /// What a transport protocol is like, and what its header says. The lowest eight bits are TCP's flags
@@ -179,6 +186,8 @@ fn read_transport<F: IpFamily>(ctx: &impl Frame, offset: usize, work: &mut Work)
         if F::icmp_is_echo(icmp.kind) {
             work.from.src_port = icmp.id();
             work.from.dst_port = icmp.id();
+        } else {
+            work.transport = 0;
         }
         return Ok(());
     }

@@ -105,7 +105,7 @@ fn quote<F: IpFamily, const WORDS: usize>(
     let behind = L3 + F::HEADER;
     let transport: [u32; WORDS] = ctx.read(behind)?;
     let quoted = F::sum_of_header(ctx)? + checksum::sum_of_words(&transport);
-    skb::cut(ctx, behind + size_of_val(&transport))?;
+    skb::set_length(ctx, behind + size_of_val(&transport))?;
     skb::make_room(ctx, F::HEADER + size_of::<IcmpHeader>())?;
     packet::with_header(ctx, 0, |header: &mut EthHeader| {
         header.set_addresses(eth.src, eth.dst);

@@ -75,10 +75,6 @@ fn sctp<F: IpFamily>(
     from: &FlowKey,
     to: &FlowKey,
 ) -> Result<(), DropReason> {
-    #[inline(never)]
-    fn mended(checksum: u32, old: u32, new: u32, len: u16) -> u32 {
-        crc32c::replace_first_word(checksum, old, new, len)
-    }
     if from.src_port == to.src_port && from.dst_port == to.dst_port {
         return Ok(());
     }
@@ -92,7 +88,7 @@ fn sctp<F: IpFamily>(
             return Err(DropReason::FragmentChecksum);
         }
         let len = F::transport_len(ctx, packet.l4)?;
-        header.checksum = mended(header.checksum, old, header.ports(), len);
+        header.checksum = mend_crc32c(header.checksum, old, header.ports(), len.into());
     }
     // no byte behind the common header may be asked for in place: the chunks of a packet that is yet to be cut are in buffers of
     // their own (`sctp_packet_gso_append` of the kernel), and making one reachable tears it
@@ -100,6 +96,14 @@ fn sctp<F: IpFamily>(
         *ports = header.ports();
         *checksum = header.checksum;
     })
+}
+
+/// The CRC-32C of a packet of `len` bytes whose first word was `old`, once that is `new`. A function of its own to the verifier,
+/// which it walks once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn mend_crc32c(checksum: u32, old: u32, new: u32, len: u32) -> u32 {
+    crc32c::replace_first_word(checksum, old, new, len as u16)
 }
 
 /// Replaces the port, or echo identifier, at `offset`.

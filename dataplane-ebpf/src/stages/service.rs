@@ -2,6 +2,7 @@
 
 use dataplane_common::{
     abi::{Addr, BackendSlot, FlowFlags, Port, Route, Scope, Service, ServiceFlags, ServiceKey},
+    flow::tcp_flags,
     hash,
     net::Protocol,
     reason::DropReason,
@@ -11,6 +12,7 @@ use super::{affinity, flow, translate::NewFlow};
 use crate::{
     family::IpFamily,
     maps::{self, Asks, Work},
+    packet::Frame,
     skb,
 };
 
@@ -18,25 +20,26 @@ use crate::{
 pub(crate) enum ToBackend {}
 
 impl NewFlow for ToBackend {
-    #[inline(always)]
-    fn begins_here(flags: u32) -> bool {
-        flags & FlowFlags::SERVICE != 0
-    }
+    const KINDS: u32 = flow::kinds::SERVICE;
 
     #[inline(always)]
-    fn open<F: IpFamily>(work: &mut Work) -> Result<bool, DropReason> {
-        open::<F>(work)
+    fn open<F: IpFamily>(ctx: &impl Frame, work: &mut Work) -> Result<bool, DropReason> {
+        open::<F>(ctx, work)
     }
 }
 
 #[inline(always)]
-fn open<F: IpFamily>(work: &mut Work) -> Result<bool, DropReason> {
+fn open<F: IpFamily>(ctx: &impl Frame, work: &mut Work) -> Result<bool, DropReason> {
     let from = &work.from;
     let Some(service) = frontend(&from.dst, from.dst_port, from.protocol, work.asks) else {
         let is_service = F::cluster_range().contains(&from.dst) && Protocol::has_ports(from.protocol);
         let is_service = is_service && maps::service(&ServiceKey::of_address(from.dst)).is_some();
         return if is_service { Err(DropReason::NoPort) } else { Ok(false) };
     };
+    // the host itself may have connected from what is a frontend's port
+    if is_amid(work) && ctx.is_of_socket(from) {
+        return Ok(false);
+    }
     if work.asks.of_another != 0 && service.flags & ServiceFlags::DSR == 0 {
         return Ok(false);
     }
@@ -59,6 +62,13 @@ fn open<F: IpFamily>(work: &mut Work) -> Result<bool, DropReason> {
     work.purpose.flags = FlowFlags::SERVICE | if direct { FlowFlags::DIRECT } else { 0 };
     flow::create(work)?;
     Ok(true)
+}
+
+/// Whether the packet is a segment that does not ask for a connection.
+#[inline(always)]
+fn is_amid(work: &Work) -> bool {
+    let said = work.transport as u8 & (tcp_flags::SYN | tcp_flags::ACK);
+    work.from.protocol == Protocol::TCP && said != tcp_flags::SYN
 }
 
 /// Whether the backend's node is left to translate, and to answer: a client from outside asks, and the backend is on

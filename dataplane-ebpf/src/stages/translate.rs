@@ -16,25 +16,23 @@ use crate::{family::IpFamily, maps::Work, packet::Frame};
 
 /// What a packet that belongs to no flow may open.
 pub(crate) trait NewFlow {
-    /// Whether a flow with these `FlowFlags` begins where such a flow is opened: only there are its forward packets
-    /// translated. A pod's packet to the outside passes two such places, and its flow belongs to one of them.
-    fn begins_here(flags: u32) -> bool;
+    /// Flows that begin where such a flow is opened ([`flow::kinds`]): only there are their forward packets translated. A pod's packet
+    /// to the outside passes two such places, and its flow belongs to one of them.
+    const KINDS: u32;
 
-    /// Opens the flow of packets `work.from`, leaving in `work.to` what they leave with: whether there is one to open.
-    fn open<F: IpFamily>(work: &mut Work) -> Result<bool, DropReason>;
+    /// Opens the flow of packets `work.from`, of which this is one, leaving in `work.to` what they leave with: whether there is one
+    /// to open.
+    fn open<F: IpFamily>(ctx: &impl Frame, work: &mut Work) -> Result<bool, DropReason>;
 }
 
 /// Nothing: only packets of known flows are translated.
 pub(crate) enum Known {}
 
 impl NewFlow for Known {
-    #[inline(always)]
-    fn begins_here(_flags: u32) -> bool {
-        true
-    }
+    const KINDS: u32 = flow::kinds::ANY;
 
     #[inline(always)]
-    fn open<F: IpFamily>(_work: &mut Work) -> Result<bool, DropReason> {
+    fn open<F: IpFamily>(_ctx: &impl Frame, _work: &mut Work) -> Result<bool, DropReason> {
         Ok(false)
     }
 }
@@ -65,6 +63,7 @@ pub(crate) fn answer<F: IpFamily>(
 #[inline(always)]
 fn run<F: IpFamily, N: NewFlow>(ctx: &TcContext, work: &mut Work) -> Result<bool, DropReason> {
     let packet = F::parse(ctx)?;
+    work.is_ours = 0;
     if packet.is_icmp_error(ctx) {
         return icmp_error::translate::<F, N>(ctx, &packet, work);
     }
@@ -89,5 +88,5 @@ pub(crate) fn tuple<F: IpFamily, N: NewFlow>(
     work: &mut Work,
 ) -> Result<bool, DropReason> {
     parse::tuple(ctx, packet, work)?;
-    Ok(flow::lookup::<N>(work) || N::open::<F>(work)?)
+    Ok(flow::lookup(work, N::KINDS) || N::open::<F>(ctx, work)?)
 }

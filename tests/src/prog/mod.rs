@@ -6,6 +6,7 @@
 
 pub mod frame;
 mod rig;
+mod summed_up;
 mod world;
 
 pub use frame::{Frame, HOST_MAC, OVERLAY_MAC, Parsed};

@@ -1,6 +1,9 @@
 //! A datapath of its own for one test: the agent's object, small maps, no pins, nothing attached.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd as _,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
@@ -10,14 +13,18 @@ use aya::{
 };
 use dataplane_common::{
     abi::{
-        Addr, BackendSlot, Endpoint, Event, Flow, FlowKey, FlowRef, MacAddr, NodeAddresses, NodeConfig,
-        NodeFlags, Port, Route, RouteKind, Scope, Service, ServiceKey, SourceRange,
+        Addr, BackendSlot, Endpoint, Event, Flow, FlowKey, FlowRef, FragmentKey, FragmentPorts, HeldKey,
+        MacAddr, NodeAddresses, NodeConfig, NodeFlags, Port, Route, RouteKind, Scope, Service, ServiceKey,
+        SourceRange,
         names::{self, map},
     },
     reason::{self, Hook, Outcome},
 };
 
-use super::frame::{HOST_MAC, OVERLAY_MAC, Parsed};
+use super::{
+    frame::{HOST_MAC, OVERLAY_MAC, Parsed},
+    summed_up,
+};
 
 /// Flows the table of a rig holds.
 pub const FLOWS: u32 = 64;
@@ -104,6 +111,7 @@ impl Rig {
             (map::FLOW_SLOTS, FLOWS),
             (map::FLOW_INDEX, 2 * FLOWS),
             (map::FRAGMENTS, 64),
+            (map::HELD_FRAGMENTS, 64),
             (map::DATAGRAM_ORIGINS, 64),
             (map::SOURCE_RANGES, 64),
             (map::AFFINITY, 64),
@@ -124,7 +132,8 @@ impl Rig {
     pub fn run(&mut self, hook: Hook, frame: &[u8]) -> Result<Run> {
         self.load(hook)?;
         let before = self.counters()?;
-        let mut out = vec![0; frame.len() + 256];
+        // a fragment may become a larger one
+        let mut out = vec![0; frame.len() + 2_048];
         let mut options =
             TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
         let (result, actions): (_, &[(i32, Action)]) = if hook == Hook::XdpWire {
@@ -153,6 +162,23 @@ impl Rig {
         let action = actions.iter().find(|(number, _)| *number == returned);
         let (_, action) = *action.with_context(|| format!("unknown action {returned}"))?;
         Ok(Run { action, outcome: outcome.name(), frame: out })
+    }
+
+    /// As [`Self::run`], of a packet whose sum the device has computed: whether the kernel can check it (Linux 6.16).
+    ///
+    /// # Errors
+    /// If the sum the kernel keeps is not that of the packet that comes out.
+    pub fn run_summed_up(&mut self, hook: Hook, frame: &[u8]) -> Result<bool> {
+        self.load(hook)?;
+        let program: &mut SchedClassifier =
+            self.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?;
+        match summed_up::run(program.fd()?.as_fd(), frame) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+            Err(error) => {
+                Err(error).with_context(|| format!("{} on a packet that is summed up", hook.name()))
+            }
+        }
     }
 
     /// The last of what the programs reported since this was asked before.
@@ -339,6 +365,39 @@ impl Rig {
             }
         }
         Ok(flows)
+    }
+
+    /// Which fragments are held for their first.
+    pub fn held(&mut self) -> Result<Vec<HeldKey>> {
+        // of the value only its size matters
+        let held = self.hash::<HeldKey, [u32; 512]>(map::HELD_FRAGMENTS)?;
+        Ok(held.keys().collect::<Result<_, _>>()?)
+    }
+
+    /// As if every fragment had come so many seconds earlier.
+    pub fn age_fragments(&mut self, seconds: u32) -> Result<()> {
+        let mut firsts = self.hash::<FragmentKey, FragmentPorts>(map::FRAGMENTS)?;
+        let entries: Vec<_> = firsts.iter().collect::<Result<_, _>>()?;
+        for (key, ports) in entries {
+            firsts.insert(key, FragmentPorts { came: ports.came.wrapping_sub(seconds), ..ports }, 0)?;
+        }
+        let mut held = self.hash::<HeldKey, [u32; 512]>(map::HELD_FRAGMENTS)?;
+        let entries: Vec<_> = held.iter().collect::<Result<_, _>>()?;
+        for (key, mut fragment) in entries {
+            fragment[0] = fragment[0].wrapping_sub(seconds);
+            held.insert(key, fragment, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Replies of this tuple are claimed by a processor that has not yet written their flow.
+    pub fn claim_as_if_at_work(&mut self, src: SocketAddr, dst: SocketAddr, protocol: u8) -> Result<()> {
+        // the one that is used last
+        let slot = FLOWS - 1;
+        self.array(map::FLOWS)?.set(slot, Flow { epoch: 1, ..Flow::default() }, 0)?;
+        let (src_port, dst_port) = (Port::new(src.port()), Port::new(dst.port()));
+        let key = FlowKey::new(protocol, src.ip().into(), src_port, dst.ip().into(), dst_port);
+        Ok(self.hash(map::FLOW_INDEX)?.insert(key, FlowRef { slot, epoch: 2 }, 0)?)
     }
 
     /// The flow of packets of this tuple.

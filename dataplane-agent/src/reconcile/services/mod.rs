@@ -161,6 +161,11 @@ impl Services {
         self.queue.push(ServiceWork::Service(name.clone()));
     }
 
+    /// Whether it has been said what the service should be.
+    pub(super) fn is_known(&self, name: &NamespacedName) -> bool {
+        self.wanted.contains_key(name)
+    }
+
     fn claim(&mut self, frontend: &ServiceKey, port: &ServicePortKey) {
         if self.holders.contains_key(frontend) {
             return self.waiting.entry(*frontend).or_default().push(port.clone());
