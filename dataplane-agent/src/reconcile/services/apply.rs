@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use dataplane_common::abi::{Scope, Service, ServiceKey};
+use dataplane_common::abi::{Scope, Service, ServiceFlags, ServiceKey};
 
 use super::{BackendKey, Services, ranges::RangeError};
 use crate::{
@@ -41,28 +41,39 @@ impl Services {
         let Some(entries) = self.wanted.get(name).cloned() else { return Ok(()) };
         let mut result = Ok(());
         for port in &entries.ports {
-            let found = port.frontends().filter(|key| self.has(&port.key, key));
-            let found: Vec<u32> = found.filter_map(|key| Some(self.rows.get(key)?.id)).collect();
-            let id = self.ids.number(&port.key, found);
-            // who may ask is known before the first packet asks whether he may
-            self.sources.allow(id, &port.source_ranges)?;
-            for group in &port.groups {
-                let ours = group.frontends.iter().filter(|frontend| self.has(&port.key, &frontend.key));
-                let ours: Vec<Frontend> = ours.copied().collect();
-                if ours.is_empty() {
-                    continue;
-                }
-                if !self.complete && group.backends.is_empty() && self.leads_somewhere(&ours) {
-                    self.early.insert(name.clone());
-                    continue;
-                }
-                result = result.and(self.apply_group(port, id, &ours, &group.backends, now));
-            }
-            if result.is_ok() {
-                self.sources.restrict(id, &port.source_ranges)?;
-            }
+            result = result.and(self.apply_port(name, port, now));
         }
         result
+    }
+
+    fn apply_port(
+        &mut self,
+        name: &NamespacedName,
+        port: &PortEntries,
+        now: Instant,
+    ) -> Result<(), RangeError> {
+        let found = port.frontends().filter(|key| self.has(&port.key, key));
+        let found: Vec<u32> = found.filter_map(|key| Some(self.rows.get(key)?.id)).collect();
+        let id = self.ids.number(&port.key, found);
+        // who may ask is known before the first packet asks whether he may: else what is guarded stays as it is
+        let guarded = self.sources.allow(id, &port.source_ranges);
+        let unready = |it: &Frontend| guarded.is_err() && it.flags & ServiceFlags::SOURCE_RANGES != 0;
+        let mut result = Ok(());
+        for group in &port.groups {
+            let ours = group.frontends.iter().filter(|it| self.has(&port.key, &it.key) && !unready(it));
+            let ours: Vec<Frontend> = ours.copied().collect();
+            if ours.is_empty() {
+                continue;
+            }
+            if !self.complete && group.backends.is_empty() && self.leads_somewhere(&ours) {
+                self.early.insert(name.clone());
+                continue;
+            }
+            result = result.and(self.apply_group(port, id, &ours, &group.backends, now));
+        }
+        guarded?;
+        result?;
+        Ok(self.sources.restrict(id, &port.source_ranges)?)
     }
 
     /// Whether the port has the frontend: others that want it have to wait.

@@ -43,9 +43,10 @@ struct Room {
     frontends: u32,
     slots: u32,
     backends: u32,
+    source_ranges: u32,
 }
 
-const PLENTY: Room = Room { frontends: 4_096, slots: 65_536, backends: 32_768 };
+const PLENTY: Room = Room { frontends: 4_096, slots: 65_536, backends: 32_768, source_ranges: 64 };
 
 /// The tables, and what outlives an agent.
 struct World {
@@ -70,7 +71,7 @@ impl World {
         let services = MemoryTable::hash("SERVICES", room.frontends);
         let backends = MemoryTable::array("BACKENDS", room.slots);
         let generations = MemoryTable::array("BACKEND_GENERATIONS", room.backends);
-        let source_ranges = MemoryTable::hash("SOURCE_RANGES", 64);
+        let source_ranges = MemoryTable::hash("SOURCE_RANGES", room.source_ranges);
         let now = Instant::now();
         let checker = Checker::new(services.clone(), backends.clone(), generations.clone(), now);
         let endpoints = MemoryTable::hash("ENDPOINTS", 64);

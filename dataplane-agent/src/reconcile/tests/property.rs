@@ -225,7 +225,7 @@ proptest! {
 
     #[test]
     fn it_always_converges_and_never_shows_a_reader_anything_wrong(steps in proptest::collection::vec(step(), 1..60)) {
-        let (mut world, mut told) = start(Room { frontends: 64, slots: 32_768, backends: 128 });
+        let (mut world, mut told) = start(Room { frontends: 64, slots: 32_768, backends: 128, ..super::PLENTY });
         for step in &steps {
             play(&mut world, &mut told, step);
         }
@@ -247,7 +247,7 @@ proptest! {
     /// With too little room not everything fits, but what is there is right, and once it fits it is made.
     #[test]
     fn full_tables_never_show_a_reader_anything_wrong(steps in proptest::collection::vec(step(), 1..60)) {
-        let (mut world, mut told) = start(Room { frontends: 6, slots: 24, backends: 12 });
+        let (mut world, mut told) = start(Room { frontends: 6, slots: 24, backends: 12, ..super::PLENTY });
         for step in &steps {
             play(&mut world, &mut told, step);
         }

@@ -174,7 +174,7 @@ fn one_backend_of_ten_thousand_costs_its_service_and_no_other() {
 
 #[test]
 fn a_full_table_keeps_what_is_there_and_names_what_is_not() {
-    let mut world = web(Room { frontends: 16, slots: 8, backends: 64 }, 2);
+    let mut world = web(Room { frontends: 16, slots: 8, backends: 64, ..PLENTY }, 2);
     world.apply([
         upsert(service("large", &["10.96.0.2"])),
         upsert(slice("large", addresses(5))),
@@ -200,7 +200,7 @@ fn a_full_table_keeps_what_is_there_and_names_what_is_not() {
 
 #[test]
 fn a_full_frontend_table_names_the_service() {
-    let mut world = web(Room { frontends: 3, slots: 64, backends: 64 }, 1);
+    let mut world = web(Room { frontends: 3, slots: 64, backends: 64, ..PLENTY }, 1);
     world.apply([upsert(service("more", &["10.96.0.2"])), upsert(slice("more", addresses(1)))]);
     world.work();
     let problems = world.problems();
@@ -208,6 +208,46 @@ fn a_full_frontend_table_names_the_service() {
         problems[0].starts_with("Service default/more: table SERVICES is full (3 entries)"),
         "{problems:?}"
     );
+}
+
+#[test]
+fn source_ranges_without_room_keep_what_they_guard_and_nothing_else() {
+    let mut world = World::new(Room { source_ranges: 2, ..PLENTY });
+    let wanted = |balancers: &[&str], ranges: &[&str]| StateService {
+        load_balancer_ips: balancers.iter().map(|ip| ip.parse().unwrap()).collect(),
+        source_ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
+        ..service("web", &["10.96.0.1"])
+    };
+    // one for each port
+    world.apply([
+        upsert(wanted(&["192.0.2.1"], &["198.51.100.0/24"])),
+        upsert(slice("web", addresses(1))),
+        SourceEvent::Synced,
+    ]);
+    world.settle();
+    let row = |world: &World, ip: &str, protocol| world.services.get(&frontend(ip, protocol)).unwrap();
+    let guarded = [TCP, UDP].map(|protocol| row(&world, "192.0.2.1", protocol));
+    assert!(guarded.iter().flatten().all(|row| row.flags & ServiceFlags::SOURCE_RANGES != 0));
+
+    world.apply([
+        upsert(wanted(&["192.0.2.1", "192.0.2.2"], &["198.51.100.0/24", "203.0.113.0/24"])),
+        upsert(slice("web", addresses(2))),
+    ]);
+    world.work();
+    for protocol in [TCP, UDP] {
+        let behind = world.behind(&frontend("10.96.0.1", protocol)).unwrap();
+        assert_eq!(behind, ["10.1.0.1:5300", "10.1.0.2:5300"], "guarded by nobody");
+        assert_eq!(row(&world, "192.0.2.2", protocol), None);
+    }
+    assert_eq!([TCP, UDP].map(|protocol| row(&world, "192.0.2.1", protocol)), guarded);
+    assert_eq!(world.problems(), ["Service default/web: table SOURCE_RANGES is full (2 entries)"]);
+
+    world.apply([upsert(wanted(&["192.0.2.1", "192.0.2.2"], &["198.51.100.0/24"]))]);
+    world.settle();
+    for (ip, protocol) in [("192.0.2.1", TCP), ("192.0.2.2", TCP), ("192.0.2.1", UDP), ("192.0.2.2", UDP)] {
+        assert_eq!(world.behind(&frontend(ip, protocol)).unwrap().len(), 2);
+        assert_ne!(row(&world, ip, protocol).unwrap().flags & ServiceFlags::SOURCE_RANGES, 0);
+    }
 }
 
 #[test]
