@@ -14,7 +14,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dataplane_common::abi::{Addr, BackendSlot, Endpoint, MacAddr, Route, Service, ServiceFlags, ServiceKey};
+use dataplane_common::abi::{
+    Addr, BackendSlot, Endpoint, MacAddr, Route, Scope, Service, ServiceFlags, ServiceKey,
+};
 use ipnet::IpNet;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
@@ -33,7 +35,7 @@ use crate::{
     state::{
         Changes, Endpoint as StateEndpoint, EndpointPort, EndpointSlice, Forwarding, LoadBalancing,
         NamespacedName, Node, Object, ObjectKey, Owner, Service as StateService, ServiceCidr, ServicePort,
-        SourceEvent, Store, TransportProtocol,
+        SourceEvent, Store, TrafficPolicy, TransportProtocol,
     },
 };
 
@@ -308,7 +310,7 @@ fn frontend(ip: &str, protocol: TransportProtocol) -> ServiceKey {
         addr,
         port: dataplane_common::abi::Port::new(53),
         protocol: protocol.number(),
-        scope: dataplane_common::abi::Scope::Any as u8,
+        scope: Scope::Any as u8,
     }
 }
 

@@ -250,6 +250,51 @@ fn source_ranges_without_room_keep_what_they_guard_and_nothing_else() {
     }
 }
 
+/// Service `web` on every frontend there is, and its slice with an endpoint on this node and one elsewhere.
+fn everywhere(external_policy: TrafficPolicy) -> [SourceEvent; 2] {
+    let mut service = StateService {
+        external_ips: vec!["192.0.2.1".parse().unwrap()],
+        load_balancer_ips: vec!["192.0.2.2".parse().unwrap()],
+        external_policy,
+        ..service("web", &["10.96.0.1"])
+    };
+    service.ports.iter_mut().for_each(|port| port.node_port = Some(30_053));
+    let mut slice = slice("web", addresses(2));
+    slice.endpoints[0].node_name = Some("a".into());
+    [upsert(service), upsert(slice)]
+}
+
+/// Rows of clients from outside, and rows that send them there.
+fn outside(world: &World) -> (usize, usize) {
+    let rows = world.services.entries().unwrap();
+    let own = rows.iter().filter(|(key, _)| key.scope == Scope::Outside as u8).count();
+    (own, rows.iter().filter(|(_, row)| row.flags & ServiceFlags::OUTSIDE != 0).count())
+}
+
+#[test]
+fn who_is_sent_to_a_row_of_its_own_finds_it_after_every_write() {
+    let mut world = World::new(PLENTY);
+    world.agent.set_network(network(), &world.store);
+    world.agent.pods_loaded();
+    world.apply(everywhere(TrafficPolicy::Cluster).into_iter().chain([SourceEvent::Synced]));
+    world.settle();
+    // the checker looks after each write
+    for failing in 0..30 {
+        for (policy, expected) in [(TrafficPolicy::Local, (6, 6)), (TrafficPolicy::Cluster, (0, 0))] {
+            world.faults.fail([failing]);
+            world.apply(everywhere(policy));
+            world.work();
+            world.settle();
+            assert_eq!(outside(&world), expected, "{policy:?}, write {failing} fails");
+        }
+    }
+    world.apply(everywhere(TrafficPolicy::Local));
+    world.settle();
+    world.apply([service_gone("web")]);
+    world.settle();
+    assert_eq!(world.services.entries().unwrap().len(), 0);
+}
+
 #[test]
 fn a_restart_keeps_numbers_and_writes_nothing() {
     let mut world = web(PLENTY, 3);
