@@ -6,6 +6,7 @@ mod affinity;
 mod changes;
 mod dsr;
 mod health;
+mod policies;
 mod ranges;
 mod sizes;
 
