@@ -217,3 +217,41 @@ fn large_datagrams_pass_every_frontend() -> Result<()> {
     }
     Ok(())
 }
+
+/// In which order they come is the network's business, and only the first has ports.
+fn fragments_pass_in_any_order(routing: Routing) -> Result<()> {
+    let spec = Spec { routing, ..Spec::new(2) };
+    let mut bed = Bed::create(&spec, &[0, 1])?;
+    bed.tell(|_| {})?;
+    let mut checks = Checks::of(spec.describe());
+    for node in [0, 1] {
+        bed.service.backends = vec![bed.webs[node].backend()];
+        bed.tell_endpoints(|_| {})?;
+        for (family, order) in
+            Family::BOTH.into_iter().flat_map(|family| ["forwards", "backwards"].map(|order| (family, order)))
+        {
+            let cluster_ip = SocketAddr::new(bed.cluster_ip(family).ip(), ECHO_PORT);
+            for (who, place, server) in [
+                ("outside at a node port", &bed.outside, echo(&bed, family)),
+                ("a pod at the cluster IP", bed.client.place(), cluster_ip),
+                ("a pod at the backend itself", bed.client.place(), bed.webs[node].echo(family)),
+            ] {
+                checks.that(format!("{who} ({order}, backend on node {node}, {family})"), || {
+                    // three of them
+                    place.send(server, 10, &["--size", "3500", "--fragments", order])?.check()
+                });
+            }
+        }
+    }
+    checks.finish(&bed.cluster)
+}
+
+#[test]
+fn fragments_pass_in_any_order_natively() -> Result<()> {
+    fragments_pass_in_any_order(Routing::Native)
+}
+
+#[test]
+fn fragments_pass_in_any_order_through_the_overlay() -> Result<()> {
+    fragments_pass_in_any_order(Routing::Vxlan)
+}
