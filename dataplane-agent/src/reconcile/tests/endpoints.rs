@@ -145,9 +145,12 @@ fn a_port_of_the_host_is_there_as_long_as_its_pod_and_outlives_the_agent() {
     world.settle();
     assert_eq!((frontends(&world).len(), world.agent.changes()), (2, 0));
 
+    // no socket of the host is to get it by chance
+    assert_eq!(world.agent.host_ports().ports, [8_080].into());
     host(&mut world, &["192.168.1.1", "192.168.1.2"]);
     assert_eq!(frontends(&world), ["127.0.0.1", "192.168.1.1", "192.168.1.2"]);
     world.agent.remove_pod("c1", world.now).unwrap();
     assert!(frontends(&world).is_empty());
+    assert!(world.agent.take_host_ports_changed() && world.agent.host_ports().ports.is_empty());
     assert!(!entry(&world, "192.168.1.1").unwrap().has_frontends());
 }

@@ -2,6 +2,7 @@
 
 mod check;
 mod endpoints;
+mod frontends;
 mod property;
 mod routes;
 mod services;
