@@ -2,10 +2,10 @@
 
 mod netns;
 
-use std::{net::IpAddr, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use dataplane_agent::netlink::{
-    KernelRoute, Neighbour, Netlink, OverlayDevice, UplinkError, Uplinks, sysctl,
+    KernelRoute, Neighbour, Netlink, OverlayDevice, ReservedPorts, UplinkError, Uplinks, sysctl,
 };
 use dataplane_common::abi::MacAddr;
 use netns::{in_fresh_netns, ip};
@@ -244,10 +244,35 @@ fn sysctls_are_set_once_and_told() {
         assert!(keys.contains(&"net/ipv6/conf/eth0/accept_ra"), "{keys:?}");
         assert_eq!(sysctl::get("net/ipv4/ip_forward").unwrap().as_deref(), Some("1"));
         assert_eq!(sysctl::prepare_node(&["eth0"]).unwrap(), []);
-        sysctl::set("net/ipv4/ip_local_reserved_ports", "8080").unwrap();
-        let reserved = sysctl::reserve_ports(&(61_000..=65_535)).unwrap().unwrap();
-        assert_eq!((reserved.from.as_str(), reserved.to.as_str()), ("8080", "8080,61000-65535"));
-        assert_eq!(sysctl::reserve_ports(&(61_000..=65_535)).unwrap(), None, "as the kernel writes it");
+    });
+}
+
+#[test]
+fn reserved_ports_are_released_by_whom_they_were_reserved_for_and_those_of_others_stay() {
+    in_fresh_netns(|| async {
+        // longer than the kernel says in small reads, or takes in one write
+        let others: Vec<String> = (0..2_000).map(|number| (10_000 + 2 * number).to_string()).collect();
+        let others = others.join(",");
+        sysctl::set("net/ipv4/ip_local_reserved_ports", &others).unwrap();
+        let run_dir = tempfile::tempdir().unwrap();
+        let masquerade: BTreeSet<u16> = (61_000..=65_535).collect();
+        let with_port: BTreeSet<u16> = masquerade.iter().copied().chain([10_000, 40_000]).collect();
+
+        let mut ports = ReservedPorts::open(run_dir.path());
+        let change = ports.add(&with_port).unwrap().unwrap();
+        assert_eq!((change.from, change.to), (others.clone(), format!("{others},40000,61000-65535")));
+        assert_eq!(ports.set(&with_port).unwrap(), None, "as the kernel writes it");
+
+        let mut ports = ReservedPorts::open(run_dir.path());
+        assert_eq!(ports.add(&masquerade).unwrap(), None, "not everything is known yet");
+        let change = ports.set(&masquerade).unwrap().unwrap();
+        assert_eq!(change.to, format!("{others},61000-65535"));
+        assert_eq!(ReservedPorts::open(run_dir.path()).set(&BTreeSet::new()).unwrap().unwrap().to, others);
+
+        sysctl::set("net/ipv4/ip_local_reserved_ports", "\n").unwrap();
+        ports.set(&masquerade).unwrap();
+        assert_eq!(ports.set(&BTreeSet::new()).unwrap().unwrap().to, "", "the last one goes too");
+        assert_eq!(ports.set(&BTreeSet::new()).unwrap(), None);
     });
 }
 

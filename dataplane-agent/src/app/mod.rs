@@ -8,6 +8,7 @@ mod loaded;
 mod node;
 mod pods;
 mod programming;
+mod reserved;
 mod running;
 mod setup;
 mod source;

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use super::{
     loaded::Loaded,
     pods::{Directories, PodChannel, PodRequest, serve_pods},
+    reserved::Reserved,
     setup::Setup,
 };
 use crate::{
@@ -62,6 +63,7 @@ pub(super) struct Running {
     /// What the programs were told of addresses.
     told: Option<NodeAddresses>,
     reconciler: Reconciler,
+    reserved: Reserved,
     /// Attached pods by the name of their host-side device.
     pods: BTreeMap<String, PodDevice>,
     /// How uplinks handle what asks services from outside.
@@ -112,6 +114,7 @@ impl Running {
             datapath,
             told: None,
             reconciler,
+            reserved: Reserved::new(config),
             pods: BTreeMap::new(),
             xdp: BTreeMap::new(),
             unattached: BTreeMap::new(),
@@ -131,6 +134,7 @@ impl Running {
         running.tell_network(config, store);
         running.reconciler.changed(store, &store.everything());
         running.tell_programs()?;
+        running.reserve_ports();
         // a new node's programs meet full tables; an adopted node's tables are full already
         while running.reconciler.work(Instant::now()).is_some_and(|due| due <= Instant::now()) {}
         running.attach_node(config, &[])?;
@@ -370,6 +374,9 @@ impl Running {
 
     /// Does what is due. Returns when there is more to do.
     pub(super) fn work(&mut self, now: Instant) -> Option<Instant> {
+        if self.reconciler.take_host_ports_changed() {
+            self.reserve_ports();
+        }
         let before = (self.reconciler.changes(), self.reconciler.applied_revision());
         let due = self.reconciler.work(now);
         let after = (self.reconciler.changes(), self.reconciler.applied_revision());
@@ -389,6 +396,12 @@ impl Running {
             self.tell_sockets(self.reconciler.udp_backends());
         }
         due
+    }
+
+    /// Before a port leads anywhere, and again from time to time: the kernel's list is everybody's.
+    fn reserve_ports(&mut self) {
+        self.reserved.update(&self.reconciler.host_ports());
+        self.news = true;
     }
 
     /// It lives as long as we do, unless it has panicked: then sockets stay as they are.
@@ -413,6 +426,7 @@ impl Running {
             // who slipped through: somebody has a socket for days
             self.tell_sockets(self.reconciler.udp_backends());
         }
+        self.reserve_ports();
         let drift = self.reconciler.statistics().drift - before;
         if drift > 0 {
             tracing::warn!(drift, "somebody else changed the tables: repaired");
@@ -471,6 +485,7 @@ impl Running {
         status.tables = self.reconciler.tables();
         status.reconcile = self.reconciler.statistics();
         status.problems.extend(self.reconciler.problems());
+        status.problems.extend(self.reserved.problem());
         status.problems.extend(self.kernel_problems.borrow().iter().cloned());
         status.problems.extend(self.socket_problems.borrow().iter().cloned());
         let kept = self.datapath.problems().iter().map(|message| ("capacity", message));

@@ -70,9 +70,7 @@ impl Setup {
             return Err(SetupError::NotEthernet(uplink.name.clone()));
         }
         let names: Vec<&str> = uplinks.iter().map(|uplink| uplink.name.as_str()).collect();
-        let masquerade = &config.masquerade;
-        let reserved = if masquerade.enabled { sysctl::reserve_ports(&masquerade.ports)? } else { None };
-        for change in sysctl::prepare_node(&names)?.into_iter().chain(reserved) {
+        for change in sysctl::prepare_node(&names)? {
             tracing::info!(key = change.key, from = change.from, to = change.to, "sysctl");
         }
         let overlay = overlay(config, own, &uplinks, netlink).await?;

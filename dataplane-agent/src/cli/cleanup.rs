@@ -1,10 +1,11 @@
 //! `cleanup`: removes everything an agent ever made on this node, without an agent.
 //!
 //! Owns the order and the report. What is ours is known by name, kind, protocol number or place, never by memory, so
-//! that it finds the remains of agents of other versions too, and finds nothing when it runs twice. Sysctls stay as
-//! they are: nobody knows what they were.
+//! that it finds the remains of agents of other versions too, and finds nothing when it runs twice. Reserved ports go as far
+//! as an agent noted that they are ours. Other sysctls stay as they are: nobody knows what they were.
 
 use std::{
+    collections::BTreeSet,
     fmt, fs, io,
     path::{Path, PathBuf},
 };
@@ -18,7 +19,7 @@ use crate::{
     config::CniPreset,
     datapath::{self, AttachError},
     lifecycle,
-    netlink::{KernelRoute, Link, Netlink, NetlinkError},
+    netlink::{KernelRoute, Link, Netlink, NetlinkError, ReservedPorts, reserved_ports},
     source::kubernetes,
 };
 
@@ -104,6 +105,8 @@ pub async fn cleanup(args: &CleanupArgs, say: &mut dyn FnMut(&str)) -> Result<()
     report.attempt("network", network);
     let datapath = programs(&args.bpffs, &mut report);
     report.attempt("datapath", datapath);
+    // and then their ports: nobody answers for them any more
+    reserved(args, &mut report);
     directories(args, &mut report);
     report.end()
 }
@@ -132,6 +135,15 @@ fn directories(args: &CleanupArgs, report: &mut Report<'_>) {
     files("notes of pods", notes.directory(), report);
     for directory in [&records, notes.directory(), &args.run_dir, &args.state_dir] {
         empty_directory(directory, report);
+    }
+}
+
+fn reserved(args: &CleanupArgs, report: &mut Report<'_>) {
+    let note = reserved_ports::file(&args.run_dir);
+    if note.exists() && report.begins(&"reserved ports") {
+        let released = ReservedPorts::open(&args.run_dir).set(&BTreeSet::new());
+        let gone = released.map_err(|error| error.to_string());
+        report.done(gone.and_then(|_| fs::remove_file(&note).map_err(|error| error.to_string())));
     }
 }
 

@@ -14,9 +14,17 @@ use crate::state::{Forwarding, LoadBalancing, Name, NamespacedName, TransportPro
 const LOOPBACK: [IpAddr; 2] =
     [IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)];
 
-/// Under which name the ports of a pod stand in the tables. A colon is in no name of an object.
+/// A colon is in no name of an object.
+const PREFIX: &str = "hostport:";
+
+/// Under which name the ports of a pod stand in the tables.
 pub fn name(namespace: &str, pod: &str) -> NamespacedName {
-    NamespacedName::new(namespace, format!("hostport:{pod}"))
+    NamespacedName::new(namespace, format!("{PREFIX}{pod}"))
+}
+
+/// Whether it is such a name.
+pub fn is_of_pod(name: &NamespacedName) -> bool {
+    name.name.starts_with(PREFIX)
 }
 
 /// The entries for a pod's ports, on a host with these addresses. `None`: there are none.

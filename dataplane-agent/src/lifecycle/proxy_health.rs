@@ -158,6 +158,12 @@ impl Lag {
         self.leaving.clone_from(&status.leaving);
     }
 
+    /// Tables that do not follow.
+    #[cfg(test)]
+    pub(super) fn late() -> Self {
+        Self { since: Instant::now().checked_sub(LATE), ..Self::new() }
+    }
+
     fn is_late(&self, now: Instant) -> bool {
         self.since.is_some_and(|since| now.duration_since(since) >= LATE)
     }

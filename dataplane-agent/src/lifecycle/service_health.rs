@@ -124,6 +124,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
+    use crate::lifecycle::proxy_health::Lag;
 
     fn checks(entries: &[(&str, u16, usize)]) -> HealthChecks {
         let entries = entries.iter().map(|(name, port, endpoints)| {
@@ -139,7 +140,11 @@ mod tests {
     }
 
     async fn ask(port: u16) -> Option<String> {
-        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+        ask_at("127.0.0.1", port).await
+    }
+
+    async fn ask_at(address: &str, port: u16) -> Option<String> {
+        let mut stream = tokio::net::TcpStream::connect((address, port)).await.ok()?;
         stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.ok()?;
@@ -180,6 +185,35 @@ mod tests {
         sender.send_replace(checks(&[("too", other, 1)]));
         until(one, "nobody", |answer| answer.is_none()).await;
         assert!(problems.now().is_empty());
+    }
+
+    /// kube-proxy's `hcHandler.ServeHTTP`: the number of endpoints is told whatever the code is.
+    #[tokio::test]
+    async fn an_answer_is_kube_proxys_over_both_families() {
+        let port = free();
+        let (sender, receiver) = watch::channel(checks(&[("web", port, 2)]));
+        let (board, _problems) = Board::new();
+        let lag = Shared::default();
+        tokio::spawn(answer(receiver, Arc::clone(&lag), board));
+        until(port, "an answer", |answer| answer.is_some()).await;
+        for (endpoints, late, code) in [(2, false, 200), (0, false, 503), (2, true, 503), (0, true, 503)] {
+            sender.send_replace(checks(&[("web", port, endpoints)]));
+            *lag.lock().unwrap() = if late { Lag::late() } else { Lag::default() };
+            for address in ["127.0.0.1", "::1"] {
+                let said = ask_at(address, port).await.unwrap();
+                assert!(said.starts_with(&format!("HTTP/1.0 {code} ")), "{said}");
+                for header in [
+                    "content-type: application/json",
+                    "x-content-type-options: nosniff",
+                    format!("x-load-balancing-endpoint-weight: {endpoints}").as_str(),
+                ] {
+                    assert!(said.lines().any(|line| line == header), "{header}: {said}");
+                }
+                let body =
+                    format!("\"localEndpoints\": {endpoints},\n\t\"serviceProxyHealthy\": {}\n}}", !late);
+                assert!(said.ends_with(&body), "{said}");
+            }
+        }
     }
 
     #[tokio::test]

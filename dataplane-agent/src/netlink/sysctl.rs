@@ -3,16 +3,16 @@
 //! Only what packets need to pass is set, only if it differs, and every change is returned so that it can be told.
 
 use std::{
-    fs, io,
-    ops::RangeInclusive,
+    fs::{self, File},
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
 /// Where a container has the switches to move: its own `/proc/sys` is read-only unless it is privileged.
 const IN_CONTAINERS: &str = "/host/proc/sys";
 
-/// Ports the kernel gives to no socket by itself, as `1-2,5` (Documentation/networking/ip-sysctl.rst).
-const RESERVED_PORTS: &str = "net/ipv4/ip_local_reserved_ports";
+/// No list is longer: every second port of all.
+const LONGEST_LIST: usize = 256 << 10;
 
 /// A switch that was moved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,18 +41,45 @@ pub fn get(key: &str) -> Result<Option<String>, SysctlError> {
     }
 }
 
+/// As [`get`], of a switch that is a list. The kernel says no more of it than fits into the first read, and
+/// `read_to_string` begins with a small one.
+pub(super) fn get_list(key: &str) -> Result<Option<String>, SysctlError> {
+    let mut list = vec![0; LONGEST_LIST];
+    let read = File::open(path(key)).and_then(|mut file| file.read(&mut list));
+    match read {
+        Ok(length) => Ok(Some(String::from_utf8_lossy(&list[..length]).trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(SysctlError { operation: "read", key: key.to_owned(), source }),
+    }
+}
+
 /// Moves a switch unless it stands there already. `None`: nothing was changed (or there is no such switch).
 pub fn set(key: &str, value: &str) -> Result<Option<SysctlChange>, SysctlError> {
     let Some(from) = get(key)? else { return Ok(None) };
     if from == value {
         return Ok(None);
     }
+    write(key, value)?;
+    Ok(Some(SysctlChange { key: key.to_owned(), from, to: value.to_owned() }))
+}
+
+/// As [`set`], of a switch that is a list.
+pub(super) fn set_list(key: &str, list: &str) -> Result<Option<SysctlChange>, SysctlError> {
+    let Some(from) = get_list(key)? else { return Ok(None) };
+    if from == list {
+        return Ok(None);
+    }
+    // an empty list is an empty line: nothing at all is not even written
+    write(key, &format!("{list}\n"))?;
+    Ok(Some(SysctlChange { key: key.to_owned(), from, to: list.to_owned() }))
+}
+
+fn write(key: &str, value: &str) -> Result<(), SysctlError> {
     let written = match fs::write(path(key), value) {
         Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => in_container(key, value, error),
         done => done,
     };
-    written.map_err(|source| SysctlError { operation: "write", key: key.to_owned(), source })?;
-    Ok(Some(SysctlChange { key: key.to_owned(), from, to: value.to_owned() }))
+    written.map_err(|source| SysctlError { operation: "write", key: key.to_owned(), source })
 }
 
 /// By the other mount of the same file system, if there is one. The namespace is the calling thread's there too.
@@ -77,35 +104,6 @@ pub fn prepare_node(uplinks: &[&str]) -> Result<Vec<SysctlChange>, SysctlError> 
     changes.extend(set("net/ipv4/ip_forward", "1")?);
     changes.extend(set("net/ipv6/conf/all/forwarding", "1")?);
     Ok(changes)
-}
-
-/// Keeps ports from sockets that ask for any: connections of the host never have one that the datapath gives to others. What is
-/// reserved for somebody else stays so.
-pub fn reserve_ports(ports: &RangeInclusive<u16>) -> Result<Option<SysctlChange>, SysctlError> {
-    let Some(reserved) = get(RESERVED_PORTS)? else { return Ok(None) };
-    set(RESERVED_PORTS, &with_ports(&reserved, ports))
-}
-
-/// The list with these ports too, sorted, nothing twice. What cannot be read in it is left out, which the kernel never writes.
-fn with_ports(list: &str, ports: &RangeInclusive<u16>) -> String {
-    let range = |text: &str| -> Option<(u16, u16)> {
-        let (first, last) = text.split_once('-').unwrap_or((text, text));
-        Some((first.trim().parse().ok()?, last.trim().parse().ok()?))
-    };
-    let mut ranges: Vec<(u16, u16)> = list.split(',').filter_map(range).collect();
-    ranges.push((*ports.start(), *ports.end()));
-    ranges.sort_unstable();
-    let mut merged: Vec<(u16, u16)> = Vec::new();
-    for (first, last) in ranges {
-        match merged.last_mut() {
-            Some(before) if u32::from(first) <= u32::from(before.1) + 1 => before.1 = before.1.max(last),
-            _ => merged.push((first, last)),
-        }
-    }
-    let text = |(first, last): (u16, u16)| {
-        if first == last { first.to_string() } else { format!("{first}-{last}") }
-    };
-    merged.into_iter().map(text).collect::<Vec<_>>().join(",")
 }
 
 /// What a device of ours needs: replies to translated packets come from addresses the kernel would not route there
@@ -145,23 +143,4 @@ pub fn problems() -> Result<Vec<String>, SysctlError> {
 
 fn path(key: &str) -> PathBuf {
     PathBuf::from("/proc/sys").join(key)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_list_of_ports_takes_more_and_loses_none() {
-        for (list, expected) in [
-            ("", "61000-65535"),
-            ("61000-65535", "61000-65535"),
-            ("8080,9148-9150", "8080,9148-9150,61000-65535"),
-            ("60999", "60999-65535"),
-            ("1,60000-62000,65000", "1,60000-65535"),
-        ] {
-            assert_eq!(with_ports(list, &(61_000..=65_535)), expected, "{list:?}");
-        }
-        assert_eq!(with_ports("65535", &(5..=5)), "5,65535");
-    }
 }

@@ -112,6 +112,14 @@ fn host_ports_name(pod: &LocalPod) -> Option<NamespacedName> {
     (!pod.port_mappings.is_empty()).then(|| compile::host_ports::name(&pod.namespace, name))
 }
 
+/// Ports of the host that lead to pods or services.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostPorts {
+    pub ports: BTreeSet<u16>,
+    /// These are all. Until then an earlier agent may have had others that are still wanted.
+    pub complete: bool,
+}
+
 /// Tables are audited in turn, so that no audit takes long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Audit {
@@ -260,6 +268,16 @@ impl Reconciler {
         self.host_ports_changed(names, now);
     }
 
+    /// Ports of the host that lead to pods or services, whether or not they are in the tables yet.
+    pub fn host_ports(&self) -> HostPorts {
+        HostPorts { ports: self.services.host_ports().collect(), complete: self.synced && self.pods_loaded }
+    }
+
+    /// Whether [`Self::host_ports`] may be others than when this was asked last.
+    pub const fn take_host_ports_changed(&mut self) -> bool {
+        std::mem::replace(&mut self.services.host_ports_changed, false)
+    }
+
     /// Prefixes that hold all cluster IPs, IPv4 and IPv6.
     pub fn cluster_ranges(&self) -> [ClusterRange; 2] {
         self.services.cluster_ranges()
@@ -342,6 +360,7 @@ impl Reconciler {
     /// Frontends come from the source and from the pods of this node.
     fn sweep_services(&mut self) {
         if self.synced && self.pods_loaded {
+            self.services.host_ports_changed = true;
             self.services.sweep();
         }
     }

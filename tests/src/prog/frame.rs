@@ -213,7 +213,7 @@ fn sctp_checksum(transport: &[u8]) -> [u8; 4] {
 }
 
 /// Sum of the pseudo-header; zero for ICMP over IPv4, which has none.
-fn pseudo_sum(src: IpAddr, dst: IpAddr, protocol: u8, len: usize) -> u64 {
+pub(crate) fn pseudo_sum(src: IpAddr, dst: IpAddr, protocol: u8, len: usize) -> u64 {
     if protocol == Protocol::ICMP {
         return 0;
     }

@@ -9,6 +9,7 @@ mod rig;
 mod summed_up;
 mod world;
 
+pub(crate) use frame::pseudo_sum;
 pub use frame::{Frame, HOST_MAC, OVERLAY_MAC, Parsed};
 pub use rig::{Action, FLOWS, Rig, Run, node_config};
 pub use world::{Family, OTHER_POD_MAC, POD_MAC, World, at, rig, rig_with};

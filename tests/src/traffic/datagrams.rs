@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use super::{
+    fragments::{self, Order},
     http::{kind, now_us},
     print,
     report::{Datagrams, Echo, Ready},
@@ -39,6 +40,7 @@ pub(super) enum Kind {
     Connected,
     Unconnected,
     Fresh,
+    Fragments(Order),
 }
 
 pub(super) async fn run(plan: &Plan) -> Result<()> {
@@ -121,6 +123,10 @@ impl Plan {
         match self.kind {
             Kind::Connected => socket.send(payload).await,
             Kind::Unconnected | Kind::Fresh => socket.send_to(payload, self.server).await,
+            Kind::Fragments(order) => {
+                let port = socket.local_addr()?.port();
+                fragments::send(self.server, order, port, payload).map(|()| payload.len())
+            }
         }
     }
 

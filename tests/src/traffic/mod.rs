@@ -5,6 +5,7 @@
 
 mod datagrams;
 mod dns;
+mod fragments;
 mod hold;
 mod http;
 mod init;
@@ -20,6 +21,7 @@ use anyhow::{Context as _, Result};
 use tokio::io::AsyncReadExt as _;
 
 pub use dns::RecordType;
+pub use fragments::Order;
 pub use http::now_us;
 
 /// Port of the server's HTTP.
@@ -104,6 +106,9 @@ pub enum Command {
         /// A socket of its own for each datagram
         #[arg(long, conflicts_with = "connected")]
         fresh: bool,
+        /// By a raw socket, in fragments that are sent in this order
+        #[arg(long, conflicts_with_all = ["connected", "fresh"])]
+        fragments: Option<Order>,
         /// A line for each echo, before the report
         #[arg(long)]
         each: bool,
@@ -144,10 +149,21 @@ pub async fn run(command: Command) -> Result<()> {
         Command::Hold { server, connections, interval_ms, timeout_ms } => {
             hold::run(server, connections, ms(interval_ms), ms(timeout_ms)).await
         }
-        Command::Datagrams { server, count, interval_ms, size, connected, fresh, each, timeout_ms } => {
-            let kind = match (connected, fresh) {
-                (true, _) => datagrams::Kind::Connected,
-                (_, true) => datagrams::Kind::Fresh,
+        Command::Datagrams {
+            server,
+            count,
+            interval_ms,
+            size,
+            connected,
+            fresh,
+            fragments,
+            each,
+            timeout_ms,
+        } => {
+            let kind = match (connected, fresh, fragments) {
+                (true, ..) => datagrams::Kind::Connected,
+                (_, true, _) => datagrams::Kind::Fresh,
+                (_, _, Some(order)) => datagrams::Kind::Fragments(order),
                 _ => datagrams::Kind::Unconnected,
             };
             let plan = datagrams::Plan {

@@ -2,16 +2,16 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use dataplane_tests::{
     lab::{Family, Place},
     traffic::report::Transport,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
-    bed::{Bed, Mode, answers, answers_over, is_asked_for, on, refuses},
-    told::{Told, WEB},
+    bed::{Bed, Mode, answers, answers_over, is_asked_for, is_silent, on, refuses},
+    told::{ECHO_PORT, Told, WEB},
 };
 
 /// Of no node, nor of anybody's network here.
@@ -76,6 +76,19 @@ fn should_be_possible_to_connect_to_a_service_via_external_ip_when_the_external_
     })
 }
 
+/// Addresses of the second range that no service has.
+const NOBODYS: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(10, 196, 7, 99)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x196, 0, 0, 0, 0, 0, 0x99)),
+];
+
+fn second_range() -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "second"},
+        "spec": {"cidrs": ["10.196.0.0/16", "fd00:196::/112"]},
+    })
+}
+
 /// A second range of cluster IPs, far from the first.
 #[test]
 fn should_create_services_and_serve_on_different_service_cidrs() -> Result<()> {
@@ -91,6 +104,7 @@ fn should_create_services_and_serve_on_different_service_cidrs() -> Result<()> {
             second.service["spec"]["clusterIPs"] = json!(addresses);
             bed.tell(&first)?;
             bed.tell(&second)?;
+            bed.apply("second-range", &[second_range()])?;
             for (family, address) in Family::BOTH.into_iter().zip(addresses) {
                 let address: IpAddr = address.parse()?;
                 for place in [bed.clients[0].place(), bed.host(0)] {
@@ -100,8 +114,18 @@ fn should_create_services_and_serve_on_different_service_cidrs() -> Result<()> {
                     refuses(place, [9, 9].map(|port| SocketAddr::new(address, port)))?;
                 }
             }
+            for address in NOBODYS {
+                let before = bed.cluster.nodes()[0].count("from_pod", "no_service")?;
+                is_silent(
+                    bed.clients[0].place(),
+                    [WEB, ECHO_PORT].map(|port| SocketAddr::new(address, port)),
+                )?;
+                let dropped = bed.cluster.nodes()[0].count("from_pod", "no_service")? - before;
+                ensure!(dropped > 0, "{address}: nothing was dropped by name");
+            }
             bed.withdraw(&second)?;
-            bed.withdraw(&first)
+            bed.withdraw(&first)?;
+            bed.cluster.change(1, |cluster| cluster.withdraw("second-range"))
         })
     })
 }

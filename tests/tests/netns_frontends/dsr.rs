@@ -5,8 +5,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
-use dataplane_tests::lab::{Checks, Family, Place, Routing, Spec, names, outside};
+use anyhow::{Context as _, Result, ensure};
+use dataplane_tests::{
+    bins,
+    lab::{Checks, Family, Node, Place, Routing, Spec, names, outside},
+};
 use serde_json::{Value, json};
 
 use super::{Bed, ECHO_PORT, MANY, NODE_ECHO, WEB};
@@ -38,6 +41,9 @@ fn direct(spec: &Spec) -> Result<()> {
         bed.cluster.fabric().gateway().ip(&format!("route add {address} via {via}"))?;
     }
     let mut checks = Checks::of(spec.describe());
+    checks.that("every node says where services are handled", || {
+        bed.cluster.nodes().iter().try_for_each(|node| says(node, if spec.xdp { "xdp" } else { "tc" }))
+    });
     bed.tell(|service| mode(service, "dsr"))?;
     for family in Family::BOTH {
         let balancer = BALANCER[usize::from(family == Family::V6)];
@@ -90,6 +96,25 @@ fn direct(spec: &Spec) -> Result<()> {
         Ok(())
     });
     checks.finish(&bed.cluster)
+}
+
+/// What `dataplane-agent status` shows of a node's uplink, to programs and to people.
+fn says(node: &Node, services_at: &str) -> Result<()> {
+    let uplinks = node.agent().status()?.status.uplinks;
+    let said: Vec<_> =
+        uplinks.iter().map(|uplink| (uplink.device.as_str(), uplink.services_at.as_str())).collect();
+    ensure!(said == [("eth0", services_at)], "{}: {said:?}", node.name());
+    let socket = node.agent().socket().to_str().context("a path that is not UTF-8")?;
+    let shown = node.place().run(bins::agent()?, &["status", "--socket", socket])?;
+    let row: Vec<&str> = shown
+        .lines()
+        .skip_while(|line| !line.starts_with("UPLINK"))
+        .nth(1)
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    ensure!(row.first() == Some(&"eth0") && row.get(2) == Some(&services_at), "{}: {shown}", node.name());
+    Ok(())
 }
 
 fn mode(service: &mut Value, mode: &str) {

@@ -1,10 +1,12 @@
 //! Frontends beside the cluster IP, under real traffic: session affinity, health checks, source ranges, node ports at loopback,
 //! and what changes live. Claims begin with the name of Kubernetes' own test (test/e2e/network) where there is one.
 
+mod addresses;
 mod affinity;
 mod changes;
 mod dsr;
 mod health;
+mod policies;
 mod ranges;
 mod sizes;
 

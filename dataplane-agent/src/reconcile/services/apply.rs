@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use dataplane_common::abi::{Scope, Service, ServiceKey};
+use dataplane_common::abi::{Scope, Service, ServiceFlags, ServiceKey};
 
-use super::{BackendKey, Services, ranges::RangeError};
+use super::{BackendKey, ServiceWork, Services, ranges::RangeError};
 use crate::{
     compile::services::{Backend, Frontend, PortEntries, ServicePortKey},
     datapath::table::TableError,
@@ -41,28 +41,43 @@ impl Services {
         let Some(entries) = self.wanted.get(name).cloned() else { return Ok(()) };
         let mut result = Ok(());
         for port in &entries.ports {
-            let found = port.frontends().filter(|key| self.has(&port.key, key));
-            let found: Vec<u32> = found.filter_map(|key| Some(self.rows.get(key)?.id)).collect();
-            let id = self.ids.number(&port.key, found);
-            // who may ask is known before the first packet asks whether he may
-            self.sources.allow(id, &port.source_ranges)?;
-            for group in &port.groups {
-                let ours = group.frontends.iter().filter(|frontend| self.has(&port.key, &frontend.key));
-                let ours: Vec<Frontend> = ours.copied().collect();
-                if ours.is_empty() {
-                    continue;
-                }
-                if !self.complete && group.backends.is_empty() && self.leads_somewhere(&ours) {
-                    self.early.insert(name.clone());
-                    continue;
-                }
-                result = result.and(self.apply_group(port, id, &ours, &group.backends, now));
-            }
-            if result.is_ok() {
-                self.sources.restrict(id, &port.source_ranges)?;
-            }
+            result = result.and(self.apply_port(name, port, now));
         }
         result
+    }
+
+    fn apply_port(
+        &mut self,
+        name: &NamespacedName,
+        port: &PortEntries,
+        now: Instant,
+    ) -> Result<(), RangeError> {
+        let found = port.frontends().filter(|key| self.has(&port.key, key));
+        let found: Vec<u32> = found.filter_map(|key| Some(self.rows.get(key)?.id)).collect();
+        let id = self.ids.number(&port.key, found);
+        // who may ask is known before the first packet asks whether he may: else what is guarded stays as it is
+        let guarded = self.sources.allow(id, &port.source_ranges);
+        let unready = |it: &Frontend| guarded.is_err() && it.flags & ServiceFlags::SOURCE_RANGES != 0;
+        let mut groups = Vec::new();
+        for group in &port.groups {
+            let ours = group.frontends.iter().filter(|it| self.has(&port.key, &it.key) && !unready(it));
+            let ours: Vec<Frontend> = ours.copied().collect();
+            if !self.complete && group.backends.is_empty() && self.leads_somewhere(&ours) {
+                self.early.insert(name.clone());
+            } else {
+                groups.push((ours, &group.backends));
+            }
+        }
+        let mut result = Ok(());
+        // the rows for clients from outside first: a row that sends them there must not come before
+        for scope in [Scope::Outside, Scope::Any] {
+            for (frontends, backends) in &groups {
+                result = result.and(self.apply_group(port, id, frontends, scope, backends, now));
+            }
+        }
+        guarded?;
+        result?;
+        Ok(self.sources.restrict(id, &port.source_ranges)?)
     }
 
     /// Whether the port has the frontend: others that want it have to wait.
@@ -75,15 +90,23 @@ impl Services {
         frontends.iter().filter_map(|it| self.rows.get(&it.key)).any(|row| row.count > 0)
     }
 
-    /// Frontends of a group share a range.
+    /// Makes the frontends of a scope what they should be. Those of a group share a range.
     fn apply_group(
         &mut self,
         port: &PortEntries,
         id: u32,
         frontends: &[Frontend],
+        scope: Scope,
         backends: &[Backend],
         now: Instant,
     ) -> Result<(), RangeError> {
+        let of_scope: Vec<_> = frontends
+            .iter()
+            .filter(|it| it.key.scope == scope as u8 && !self.waits_for_outside(&port.key, it))
+            .collect();
+        if of_scope.is_empty() {
+            return Ok(());
+        }
         let protocol = port.key.protocol.number();
         let keys = backends.iter().map(|b| BackendKey { addr: b.addr, port: b.port, protocol });
         let last = frontends.iter().filter_map(|it| self.rows.get(&it.key)).map(|row| row.generation).max();
@@ -108,11 +131,7 @@ impl Services {
             reserved: 0,
         };
         let mut result = Ok(());
-        // the rows for clients from outside first: a row that sends them there must not come before
-        let outside = |it: &&Frontend| it.key.scope == Scope::Outside as u8;
-        for Frontend { key, flags } in
-            frontends.iter().filter(outside).chain(frontends.iter().filter(|it| !outside(it)))
-        {
+        for Frontend { key, flags } in of_scope {
             let value = Service { flags: value.flags | flags, ..value };
             result = result.and(self.point(key, value, backing, now));
         }
@@ -120,6 +139,21 @@ impl Services {
             self.ranges.discard(start, &mut self.backends);
         }
         Ok(result?)
+    }
+
+    /// Whether the row would send clients from outside to one of ours that could not be written.
+    fn waits_for_outside(&self, port: &ServicePortKey, frontend: &Frontend) -> bool {
+        let outside = outside(&frontend.key);
+        frontend.flags & ServiceFlags::OUTSIDE != 0
+            && self.has(port, &outside)
+            && !self.rows.contains_key(&outside)
+    }
+
+    /// Whether a row sends clients from outside to this one.
+    fn is_sent_to(&self, frontend: &ServiceKey) -> bool {
+        let any = ServiceKey { scope: Scope::Any as u8, ..*frontend };
+        frontend.scope == Scope::Outside as u8
+            && self.rows.get(&any).is_some_and(|row| row.flags & ServiceFlags::OUTSIDE != 0)
     }
 
     /// What one of the frontends points to already, if that holds what it should.
@@ -176,9 +210,12 @@ impl Services {
         Ok(())
     }
 
-    /// Removes a frontend that nobody wants.
+    /// Removes a frontend that nobody wants. One a row still sends clients to stays until that row is another.
     pub(super) fn drop_unclaimed(&mut self, frontend: &ServiceKey, now: Instant) -> Result<(), TableError> {
-        if self.holders.contains_key(frontend) || !self.rows.contains_key(frontend) {
+        if self.holders.contains_key(frontend)
+            || !self.rows.contains_key(frontend)
+            || self.is_sent_to(frontend)
+        {
             return Ok(());
         }
         self.table.remove(frontend)?;
@@ -193,5 +230,14 @@ impl Services {
             self.ranges.release(start, &mut self.backends, now);
         }
         self.broken.remove(frontend);
+        let outside = outside(frontend);
+        if self.rows.contains_key(&outside) && !self.holders.contains_key(&outside) {
+            self.queue.push(ServiceWork::Frontend(outside));
+        }
     }
+}
+
+/// The same frontend for clients from outside.
+fn outside(frontend: &ServiceKey) -> ServiceKey {
+    ServiceKey { scope: Scope::Outside as u8, ..*frontend }
 }

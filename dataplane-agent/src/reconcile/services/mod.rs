@@ -15,7 +15,7 @@ mod ranges;
 mod sources;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, btree_map::Entry},
     sync::Arc,
     time::Instant,
 };
@@ -32,7 +32,10 @@ use self::{
 };
 use super::{backoff::WorkQueue, counted::Counted, slots::SlotsError};
 use crate::{
-    compile::services::{ServiceEntries, ServicePortKey},
+    compile::{
+        self,
+        services::{ServiceEntries, ServicePortKey},
+    },
     datapath::table::{SourcePrefix, Table, TableError},
     state::NamespacedName,
 };
@@ -65,6 +68,9 @@ pub(super) struct Services {
     waiting: BTreeMap<ServiceKey, Vec<ServicePortKey>>,
     /// Frontends among them that are node ports.
     node_ports: usize,
+    /// How many of them are node ports or lead to pods of this node, by port of the host.
+    host_ports: BTreeMap<u16, usize>,
+    pub(super) host_ports_changed: bool,
     /// Prefixes that hold all cluster IPs, of either family.
     cluster_ranges: [Option<ClusterRange>; 2],
     /// Everything that exists has been heard of. Until then a service without backends is one whose slices come later,
@@ -94,6 +100,8 @@ impl Services {
             holders: HashMap::new(),
             waiting: BTreeMap::new(),
             node_ports: 0,
+            host_ports: BTreeMap::new(),
+            host_ports_changed: false,
             cluster_ranges: [None; 2],
             complete: false,
             early: BTreeSet::new(),
@@ -174,6 +182,11 @@ impl Services {
         if is_node_port(frontend) {
             self.node_ports += 1;
         }
+        if is_host_port(frontend, port) {
+            let frontends = self.host_ports.entry(frontend.port.get()).or_insert(0);
+            self.host_ports_changed |= *frontends == 0;
+            *frontends += 1;
+        }
     }
 
     /// The next in line gets the frontend, or it goes: after what else has changed is in place.
@@ -192,10 +205,22 @@ impl Services {
             if is_node_port(frontend) {
                 self.node_ports -= 1;
             }
+            if is_host_port(frontend, port) {
+                self.leave_host_port(frontend.port.get());
+            }
             self.queue.push(ServiceWork::Frontend(*frontend));
         }
         if self.waiting.get(frontend).is_some_and(Vec::is_empty) {
             self.waiting.remove(frontend);
+        }
+    }
+
+    fn leave_host_port(&mut self, port: u16) {
+        let Entry::Occupied(mut frontends) = self.host_ports.entry(port) else { return };
+        *frontends.get_mut() -= 1;
+        if *frontends.get() == 0 {
+            frontends.remove();
+            self.host_ports_changed = true;
         }
     }
 
@@ -304,6 +329,11 @@ impl Services {
         self.node_ports > 0
     }
 
+    /// Ports of the host that lead to pods or services.
+    pub(super) fn host_ports(&self) -> impl Iterator<Item = u16> {
+        self.host_ports.keys().copied()
+    }
+
     pub(super) fn used(&self) -> usize {
         self.rows.len()
     }
@@ -327,6 +357,11 @@ impl Services {
 /// Whether it is at every address of the node.
 fn is_node_port(frontend: &ServiceKey) -> bool {
     *frontend == frontend.at_node()
+}
+
+/// Whether it is a port the host's own sockets could have.
+fn is_host_port(frontend: &ServiceKey, port: &ServicePortKey) -> bool {
+    is_node_port(frontend) || compile::host_ports::is_of_pod(&port.service)
 }
 
 /// Backends that conversations may go on with.

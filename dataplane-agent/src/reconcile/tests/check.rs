@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use dataplane_common::abi::{Addr, BackendSlot, Port, Service, ServiceFlags, ServiceKey};
+use dataplane_common::abi::{Addr, BackendSlot, Port, Scope, Service, ServiceFlags, ServiceKey};
 
 use crate::{
     compile::services::{Site, compile},
@@ -69,11 +69,17 @@ impl Checker {
     }
 }
 
+/// This node, as far as services know it ([`super::network`]).
+fn site() -> Site {
+    Site { node: "a".to_owned(), ..Site::default() }
+}
+
 /// What every frontend should say.
 pub(super) fn expected(store: &Store) -> HashMap<ServiceKey, Vec<Meaning>> {
+    let site = site();
     let mut expected: HashMap<ServiceKey, Vec<Meaning>> = HashMap::new();
     for service in store.services() {
-        for port in compile(service, store.slices_of(&service.name), &Site::default()).ports {
+        for port in compile(service, store.slices_of(&service.name), &site).ports {
             for group in &port.groups {
                 let indices: Vec<u32> = (0..group.backends.len() as u32).collect();
                 let layout = port.arrange(&group.backends, &indices);
@@ -91,9 +97,10 @@ pub(super) fn expected(store: &Store) -> HashMap<ServiceKey, Vec<Meaning>> {
 
 /// Backends of all services that serve UDP.
 pub(super) fn serving(store: &Store) -> BTreeSet<(Addr, Port, u8)> {
+    let site = site();
     let mut serving = BTreeSet::new();
     for service in store.services() {
-        for port in compile(service, store.slices_of(&service.name), &Site::default()).ports {
+        for port in compile(service, store.slices_of(&service.name), &site).ports {
             let protocol = port.key.protocol.number();
             serving.extend(port.serving.iter().map(|backend| (backend.addr, backend.port, protocol)));
         }
@@ -118,12 +125,19 @@ pub(super) trait Witness<K, V> {
 }
 
 impl Witness<ServiceKey, Service> for Checker {
-    /// A frontend always says what one who wants it wants now, and one that is wanted never goes.
+    /// A frontend always says what one who wants it wants now, and one that is wanted never goes. Where clients from outside
+    /// are sent, there is a row for them.
     fn written(&mut self, key: &ServiceKey, before: Option<&Service>, after: Option<&Service>) {
         let was_broken = self.broken.remove(key);
         for before in before.iter().filter(|_| !was_broken) {
             self.seen.extend((before.first_slot..before.first_slot + before.count).map(|i| (i, self.now)));
         }
+        let at = |scope: Scope| self.services.get(&ServiceKey { scope: scope as u8, ..*key }).unwrap();
+        let sends = at(Scope::Any).is_some_and(|row| row.flags & ServiceFlags::OUTSIDE != 0);
+        assert!(
+            !sends || at(Scope::Outside).is_some(),
+            "{key:?} sends clients from outside where nothing is"
+        );
         let wanted = self.expected.get(key);
         let Some(row) = after else {
             assert!(wanted.is_none(), "{key:?} was removed while it is wanted");

@@ -145,9 +145,57 @@ fn a_port_of_the_host_is_there_as_long_as_its_pod_and_outlives_the_agent() {
     world.settle();
     assert_eq!((frontends(&world).len(), world.agent.changes()), (2, 0));
 
+    // no socket of the host is to get it by chance
+    assert_eq!(world.agent.host_ports().ports, [8_080].into());
     host(&mut world, &["192.168.1.1", "192.168.1.2"]);
     assert_eq!(frontends(&world), ["127.0.0.1", "192.168.1.1", "192.168.1.2"]);
     world.agent.remove_pod("c1", world.now).unwrap();
     assert!(frontends(&world).is_empty());
+    assert!(world.agent.take_host_ports_changed() && world.agent.host_ports().ports.is_empty());
     assert!(!entry(&world, "192.168.1.1").unwrap().has_frontends());
+}
+
+#[test]
+fn node_ports_are_at_the_addresses_that_take_them_as_these_come_and_go() {
+    let mut world = World::new(PLENTY);
+    world.agent.set_network(network(), &world.store);
+    world.agent.pods_loaded();
+    let marked = |world: &World| -> Vec<String> {
+        let entries = world.endpoints.entries().unwrap();
+        let marked = entries.iter().filter(|(_, endpoint)| endpoint.has_node_ports());
+        let mut marked: Vec<_> = marked.map(|(addr, _)| addr.to_string()).collect();
+        marked.sort();
+        marked
+    };
+    let taken_at = |world: &mut World, ips: &[&str]| {
+        let addresses = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+        world.agent.set_node_port_addresses(Some(addresses));
+        world.settle();
+    };
+    host(&mut world, &["192.168.1.1", "192.168.1.2", "fd00::1"]);
+    world.agent.upsert_pod("c1", &pod("web", "10.1.0.2", 7), world.now).unwrap();
+    world.apply([SourceEvent::Synced]);
+    world.settle();
+    assert!(marked(&world).is_empty(), "there is no node port");
+
+    let mut ported = service("web", &["10.96.0.1"]);
+    ported.ports[0].node_port = Some(30_053);
+    world.apply([upsert(ported)]);
+    world.settle();
+    assert_eq!(marked(&world), ["192.168.1.1", "192.168.1.2", "fd00::1"]);
+    taken_at(&mut world, &["192.168.1.1", "fd00::1", "192.168.1.3"]);
+    assert_eq!(marked(&world), ["192.168.1.1", "fd00::1"]);
+
+    host(&mut world, &["192.168.1.1", "192.168.1.2", "192.168.1.3", "192.168.1.4", "fd00::1"]);
+    assert_eq!(marked(&world), ["192.168.1.1", "192.168.1.3", "fd00::1"]);
+    host(&mut world, &["192.168.1.2", "192.168.1.3", "fd00::1"]);
+    assert_eq!(marked(&world), ["192.168.1.3", "fd00::1"]);
+    host(&mut world, &["192.168.1.1", "192.168.1.2", "192.168.1.3", "fd00::1"]);
+    assert_eq!(marked(&world), ["192.168.1.1", "192.168.1.3", "fd00::1"], "it is back");
+    taken_at(&mut world, &["192.168.1.2"]);
+    assert_eq!(marked(&world), ["192.168.1.2"]);
+
+    world.apply([service_gone("web")]);
+    world.settle();
+    assert!(marked(&world).is_empty());
 }

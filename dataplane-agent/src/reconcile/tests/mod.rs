@@ -2,6 +2,7 @@
 
 mod check;
 mod endpoints;
+mod frontends;
 mod property;
 mod routes;
 mod services;
@@ -14,7 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dataplane_common::abi::{Addr, BackendSlot, Endpoint, MacAddr, Route, Service, ServiceFlags, ServiceKey};
+use dataplane_common::abi::{
+    Addr, BackendSlot, Endpoint, MacAddr, Route, Scope, Service, ServiceFlags, ServiceKey,
+};
 use ipnet::IpNet;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
@@ -33,7 +36,7 @@ use crate::{
     state::{
         Changes, Endpoint as StateEndpoint, EndpointPort, EndpointSlice, Forwarding, LoadBalancing,
         NamespacedName, Node, Object, ObjectKey, Owner, Service as StateService, ServiceCidr, ServicePort,
-        SourceEvent, Store, TransportProtocol,
+        SourceEvent, Store, TrafficPolicy, TransportProtocol,
     },
 };
 
@@ -43,9 +46,10 @@ struct Room {
     frontends: u32,
     slots: u32,
     backends: u32,
+    source_ranges: u32,
 }
 
-const PLENTY: Room = Room { frontends: 4_096, slots: 65_536, backends: 32_768 };
+const PLENTY: Room = Room { frontends: 4_096, slots: 65_536, backends: 32_768, source_ranges: 64 };
 
 /// The tables, and what outlives an agent.
 struct World {
@@ -70,7 +74,7 @@ impl World {
         let services = MemoryTable::hash("SERVICES", room.frontends);
         let backends = MemoryTable::array("BACKENDS", room.slots);
         let generations = MemoryTable::array("BACKEND_GENERATIONS", room.backends);
-        let source_ranges = MemoryTable::hash("SOURCE_RANGES", 64);
+        let source_ranges = MemoryTable::hash("SOURCE_RANGES", room.source_ranges);
         let now = Instant::now();
         let checker = Checker::new(services.clone(), backends.clone(), generations.clone(), now);
         let endpoints = MemoryTable::hash("ENDPOINTS", 64);
@@ -307,7 +311,7 @@ fn frontend(ip: &str, protocol: TransportProtocol) -> ServiceKey {
         addr,
         port: dataplane_common::abi::Port::new(53),
         protocol: protocol.number(),
-        scope: dataplane_common::abi::Scope::Any as u8,
+        scope: Scope::Any as u8,
     }
 }
 

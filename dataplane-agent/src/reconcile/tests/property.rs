@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     datapath::table::Table,
-    state::{LoadBalancing, ObjectKey, SourceEvent},
+    state::{LoadBalancing, ObjectKey, SourceEvent, TrafficPolicy},
 };
 
 /// Cluster IPs; several services may want one.
@@ -27,6 +27,8 @@ enum Step {
         ips: Vec<usize>,
         maglev: bool,
         affinity: Option<u32>,
+        /// What clients from outside get, if they may ask.
+        external: Option<TrafficPolicy>,
     },
     ServiceGone(usize),
     Slice {
@@ -54,13 +56,16 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let service = (0..4_usize, proptest::collection::vec(0..IPS.len(), 1..3), 0..12_u8, 0..3_u32);
+    let external =
+        prop_oneof![Just(None), Just(Some(TrafficPolicy::Cluster)), Just(Some(TrafficPolicy::Local))];
+    let service = (0..4_usize, proptest::collection::vec(0..IPS.len(), 1..3), 0..12_u8, 0..3_u32, external);
     prop_oneof![
-        3 => service.prop_map(|(which, ips, maglev, affinity)| Step::Service {
+        3 => service.prop_map(|(which, ips, maglev, affinity, external)| Step::Service {
             which,
             ips,
             maglev: maglev == 0,
             affinity: (affinity > 0).then_some(affinity),
+            external,
         }),
         2 => (0..4_usize).prop_map(Step::ServiceGone),
         6 => (0..4_usize, proptest::collection::btree_set(2..9_u8, 0..6))
@@ -117,10 +122,14 @@ fn backends(backends: &BTreeSet<u8>) -> impl Iterator<Item = String> {
 
 fn play(world: &mut World, told: &mut Told, step: &Step) {
     match step {
-        Step::Service { which, ips, maglev, affinity } => {
+        Step::Service { which, ips, maglev, affinity, external } => {
             let ips: Vec<_> = ips.iter().map(|ip| IPS[*ip]).collect();
             let mut wanted = service(&the_service(*which), &ips);
             wanted.affinity_timeout = *affinity;
+            if let Some(policy) = external {
+                wanted.external_ips = vec![[192, 0, 2, *which as u8].into()];
+                wanted.external_policy = *policy;
+            }
             if *maglev {
                 wanted.load_balancing = Some(LoadBalancing::Maglev);
             }
@@ -128,7 +137,11 @@ fn play(world: &mut World, told: &mut Told, step: &Step) {
         }
         Step::ServiceGone(which) => world.apply([service_gone(&the_service(*which))]),
         Step::Slice { which, backends: ready } => {
-            world.apply([upsert(slice(&the_service(*which), backends(ready)))]);
+            let mut slice = slice(&the_service(*which), backends(ready));
+            for (index, endpoint) in slice.endpoints.iter_mut().enumerate() {
+                endpoint.node_name = (index % 3 == 0).then(|| "a".into());
+            }
+            world.apply([upsert(slice)]);
         }
         Step::Node { which, near, cidr } => {
             let ip = format!("192.168.{}.{}", if *near { 1 } else { 2 }, which + 10);
@@ -225,7 +238,7 @@ proptest! {
 
     #[test]
     fn it_always_converges_and_never_shows_a_reader_anything_wrong(steps in proptest::collection::vec(step(), 1..60)) {
-        let (mut world, mut told) = start(Room { frontends: 64, slots: 32_768, backends: 128 });
+        let (mut world, mut told) = start(Room { frontends: 64, slots: 32_768, backends: 128, ..super::PLENTY });
         for step in &steps {
             play(&mut world, &mut told, step);
         }
@@ -247,7 +260,7 @@ proptest! {
     /// With too little room not everything fits, but what is there is right, and once it fits it is made.
     #[test]
     fn full_tables_never_show_a_reader_anything_wrong(steps in proptest::collection::vec(step(), 1..60)) {
-        let (mut world, mut told) = start(Room { frontends: 6, slots: 24, backends: 12 });
+        let (mut world, mut told) = start(Room { frontends: 6, slots: 24, backends: 12, ..super::PLENTY });
         for step in &steps {
             play(&mut world, &mut told, step);
         }

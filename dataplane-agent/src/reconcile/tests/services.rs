@@ -1,12 +1,15 @@
 //! Frontends, ranges and backends.
 
 use super::*;
-use crate::reconcile::{SocketUpdate, sockets::UdpBackend};
+use crate::{
+    reconcile::{SocketUpdate, sockets::UdpBackend},
+    state::Hints,
+};
 
 const TCP: TransportProtocol = TransportProtocol::Tcp;
 const UDP: TransportProtocol = TransportProtocol::Udp;
 
-fn addresses(count: usize) -> impl Iterator<Item = String> {
+pub(super) fn addresses(count: usize) -> impl Iterator<Item = String> {
     (0..count).map(|n| format!("10.1.{}.{}", n / 250, n % 250 + 1))
 }
 
@@ -106,6 +109,58 @@ fn a_udp_backend_that_serves_keeps_its_flows_though_nobody_new_gets_it() {
     assert!(gone.len() == 2 && gone.contains(&SocketUpdate::Gone(backend)), "{gone:?}");
 }
 
+/// From now on the frontend leads to the endpoint on this node alone.
+type Narrowing = fn(&mut StateService, &mut EndpointSlice);
+
+#[test]
+fn a_udp_backend_that_a_policy_or_hints_leave_out_keeps_its_flows() {
+    let internal: Narrowing = |service, _| service.internal_policy = TrafficPolicy::Local;
+    let external: Narrowing = |service, _| {
+        service.internal_policy = TrafficPolicy::Local;
+        service.external_policy = TrafficPolicy::Local;
+    };
+    let hints: Narrowing = |_, slice| {
+        for (endpoint, node) in slice.endpoints.iter_mut().zip(["a", "b"]) {
+            let hints = Hints { nodes: Box::new([node.into()]), zones: Box::default() };
+            endpoint.hints = Some(Box::new(hints));
+        }
+    };
+    let cluster_ip = frontend("10.96.0.1", UDP);
+    let from_outside = ServiceKey { scope: Scope::Outside as u8, ..frontend("192.0.2.1", UDP) };
+    for (what, external_ip, narrow, key) in [
+        ("internalTrafficPolicy", None, internal, cluster_ip),
+        ("externalTrafficPolicy", Some("192.0.2.1"), external, from_outside),
+        ("hints", None, hints, cluster_ip),
+    ] {
+        let external_ips = external_ip.iter().map(|ip| ip.parse().unwrap()).collect();
+        let mut wanted = StateService { external_ips, ..service("web", &["10.96.0.1"]) };
+        let mut slice = slice("web", addresses(2));
+        for (endpoint, node) in slice.endpoints.iter_mut().zip(["a", "b"]) {
+            endpoint.node_name = Some(node.into());
+        }
+        let mut world = World::new(PLENTY);
+        world.agent.set_network(network(), &world.store);
+        world.apply([upsert(wanted.clone()), upsert(slice.clone()), SourceEvent::Synced]);
+        world.settle();
+        let far = slot(&world, &cluster_ip, 1);
+        drop(world.agent.take_moved());
+
+        narrow(&mut wanted, &mut slice);
+        world.apply([upsert(wanted), upsert(slice.clone())]);
+        world.settle();
+        assert_eq!(world.behind(&key).unwrap(), ["10.1.0.1:5300"], "{what}");
+        assert_eq!(generation(&world, &far), far.generation, "{what}");
+        assert_eq!(world.agent.take_moved(), [], "{what}");
+
+        slice.endpoints.pop();
+        world.apply([upsert(slice)]);
+        world.settle();
+        assert_ne!(generation(&world, &far), far.generation, "{what}: it is gone");
+        let backend = UdpBackend { addr: far.addr, port: far.port };
+        assert_eq!(world.agent.take_moved(), [SocketUpdate::Gone(backend)], "{what}");
+    }
+}
+
 #[test]
 fn a_backend_of_two_services_is_gone_when_both_have_lost_it() {
     let mut world = web(PLENTY, 1);
@@ -174,7 +229,7 @@ fn one_backend_of_ten_thousand_costs_its_service_and_no_other() {
 
 #[test]
 fn a_full_table_keeps_what_is_there_and_names_what_is_not() {
-    let mut world = web(Room { frontends: 16, slots: 8, backends: 64 }, 2);
+    let mut world = web(Room { frontends: 16, slots: 8, backends: 64, ..PLENTY }, 2);
     world.apply([
         upsert(service("large", &["10.96.0.2"])),
         upsert(slice("large", addresses(5))),
@@ -200,7 +255,7 @@ fn a_full_table_keeps_what_is_there_and_names_what_is_not() {
 
 #[test]
 fn a_full_frontend_table_names_the_service() {
-    let mut world = web(Room { frontends: 3, slots: 64, backends: 64 }, 1);
+    let mut world = web(Room { frontends: 3, slots: 64, backends: 64, ..PLENTY }, 1);
     world.apply([upsert(service("more", &["10.96.0.2"])), upsert(slice("more", addresses(1)))]);
     world.work();
     let problems = world.problems();
