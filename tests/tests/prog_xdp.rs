@@ -3,54 +3,22 @@
 
 use std::net::SocketAddr;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use dataplane_common::{abi::ServiceFlags, net::Protocol, reason::Hook};
-use dataplane_tests::prog::{Action, Family, Frame, HOST_MAC, Rig, World, at, rig};
-use nix::sched::{CloneFlags, unshare};
+use dataplane_tests::prog::{
+    Action, Family, Frame, GATEWAY_MAC, HOST_MAC, NODE_MAC, Rig, World, at, ip, rig, uplink,
+};
 
 const SYN: u8 = 0x02;
 const SYN_ACK: u8 = 0x12;
 const NODE_PORT: u16 = 30_080;
 const SLOT: u32 = 200;
-const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
-const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 3];
-
-fn ip(arguments: &str) -> Result<String> {
-    let output = std::process::Command::new("ip").args(arguments.split(' ')).output().context("run ip")?;
-    let problem = String::from_utf8_lossy(&output.stderr);
-    anyhow::ensure!(output.status.success(), "ip {arguments}: {problem}");
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
 
 /// A node in a namespace of the calling thread, which ends with it: an uplink with the frame's link address, the other
 /// node and a gateway as neighbours on it. Node port 30080 leads to the other node's pod.
 fn node(family: Family, flags: u32) -> Result<(Rig, World, SocketAddr)> {
-    unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
     let (mut rig, world) = rig(family)?;
-    let mac = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
-    ip(&format!("link add wire0 address {} type veth peer name wire1", mac(HOST_MAC)))?;
-    for device in ["lo", "wire1", "wire0"] {
-        ip(&format!("link set {device} up"))?;
-    }
-    for (key, value) in [
-        ("net/ipv4/ip_forward", "1"),
-        ("net/ipv6/conf/all/forwarding", "1"),
-        ("net/ipv4/conf/wire0/forwarding", "1"),
-    ] {
-        std::fs::write(format!("/proc/sys/{key}"), value).context(key)?;
-    }
-    let bits = if family == Family::V4 { 24 } else { 64 };
-    let gateway = if family == Family::V4 { "172.18.0.254" } else { "fd00:18::fe" };
-    let nodad = if family == Family::V4 { "" } else { " nodad" };
-    ip(&format!("addr add {}/{bits} dev wire0{nodad}", world.host))?;
-    ip(&format!("route add {} via {}", world.wire_pod, world.wire_node))?;
-    ip(&format!("route add default via {gateway}"))?;
-    ip(&format!("neigh replace {} lladdr {} nud permanent dev wire0", world.wire_node, mac(NODE_MAC)))?;
-    ip(&format!("neigh replace {gateway} lladdr {} nud permanent dev wire0", mac(GATEWAY_MAC)))?;
-    let index = std::fs::read_to_string("/proc/thread-self/net/dev").context("devices")?;
-    anyhow::ensure!(index.contains("wire0"), "no wire0: {index}");
-    rig.ifindex = nix::net::if_::if_nametoindex("wire0")?;
-
+    uplink(&mut rig, &[family])?;
     rig.host_with_node_ports(world.host)?;
     let frontend = at(world.host, NODE_PORT);
     for protocol in [Protocol::TCP, Protocol::UDP, Protocol::SCTP] {

@@ -13,9 +13,9 @@ use aya::{
 };
 use dataplane_common::{
     abi::{
-        Addr, BackendSlot, Endpoint, Event, Flow, FlowKey, FlowRef, FragmentKey, FragmentPorts, HeldKey,
-        MacAddr, NodeAddresses, NodeConfig, NodeFlags, Port, Route, RouteKind, Scope, Service, ServiceKey,
-        SourceRange,
+        Addr, BackendSlot, Endpoint, Event, Flow, FlowFlags, FlowKey, FlowRef, FragmentKey, FragmentPorts,
+        HeldKey, MacAddr, NodeAddresses, NodeConfig, NodeFlags, Port, Route, RouteKind, Scope, Service,
+        ServiceKey, SourceRange,
         names::{self, map},
     },
     reason::{self, Hook, Outcome},
@@ -104,9 +104,9 @@ impl Rig {
         for (name, entries) in [
             (map::ENDPOINTS, 64),
             (map::ROUTES, 64),
-            (map::SERVICES, 64),
-            (map::BACKENDS, 256),
-            (map::BACKEND_GENERATIONS, 256),
+            (map::SERVICES, 128),
+            (map::BACKENDS, 512),
+            (map::BACKEND_GENERATIONS, 512),
             (map::FLOWS, FLOWS),
             (map::FLOW_SLOTS, FLOWS),
             (map::FLOW_INDEX, 2 * FLOWS),
@@ -343,7 +343,7 @@ impl Rig {
         Ok(generations.set(backend, generation + 1, 0)?)
     }
 
-    /// Every flow, each led to by both of its tuples.
+    /// Every flow, each led to by both of its tuples; a direct one by its forward tuple.
     ///
     /// # Errors
     /// Also if half a pair is found: a tuple without its flow, or a flow with one tuple.
@@ -356,7 +356,10 @@ impl Rig {
             ensure!(flow.epoch == reference.epoch, "{key:?} leads to a flow of another epoch");
             ensure!(flow.forward == *key || flow.reply == *key, "{key:?} leads to a flow it is no part of");
             if flow.forward == *key {
-                ensure!(index.iter().any(|(other, _)| *other == flow.reply), "{key:?} has no way back");
+                // answers to what went on directly pass another node
+                let is_direct = flow.flags & FlowFlags::DIRECT != 0;
+                let has_way_back = index.iter().any(|(other, _)| *other == flow.reply);
+                ensure!(is_direct != has_way_back, "{key:?} has no way back, or one it must not have");
                 flows.push(flow);
             } else {
                 // or the forward tuple belongs to a successor: a connection that re-used the ports, or moved to

@@ -5,6 +5,7 @@
 //! with `DATAPLANE_FULL=1`.
 
 mod broken;
+mod driver;
 mod fragments;
 mod messages;
 mod packets;

@@ -39,7 +39,8 @@ pub(crate) fn about(
 ) -> Result<(), TestCaseError> {
     // what a process of the node answers with does not pass where the node sends messages by itself; and behind extension
     // headers nobody looks
-    let is_met = [Hook::FromPod, Hook::FromWire, Hook::FromOverlay].contains(&left.answered_at);
+    let is_met =
+        [Hook::FromPod, Hook::FromWire, Hook::FromOverlay, Hook::XdpWire].contains(&left.answered_at);
     let is_plain = sent.src.is_ipv4() || sent.l4 == sent.l3 + 40;
     if !is_met || !is_plain || sent.end < sent.l4 + LEAST {
         return Ok(());

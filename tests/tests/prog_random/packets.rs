@@ -14,7 +14,9 @@ const GRE: u8 = 47;
 /// with one that nobody has.
 const OF_SERVICE: [u16; 7] = [80, 81, 82, 83, 84, 85, 9];
 const OF_BALANCER: [u16; 3] = [80, 80, 9];
-const OF_NODE: [u16; 3] = [30_080, 30_080, 22];
+const OF_NODE: [u16; 4] = [30_080, 30_080, HOST_PORT, 22];
+/// Of a pod, at the node's address.
+pub(crate) const HOST_PORT: u16 = 8_081;
 
 /// A packet, and where it is met.
 #[derive(Clone, Debug)]
@@ -39,10 +41,15 @@ pub(crate) struct Packet {
 
 /// A packet at any place where packets are translated.
 pub(crate) fn packet() -> impl Strategy<Value = Packet> {
+    packet_at(&[Hook::FromPod, Hook::FromPod, Hook::FromWire, Hook::ToWire, Hook::FromOverlay])
+}
+
+/// A packet at one of these places.
+pub(crate) fn packet_at(hooks: &[Hook]) -> impl Strategy<Value = Packet> + use<> {
     let family = select(Family::BOTH.to_vec());
-    let hook = select(vec![Hook::FromPod, Hook::FromPod, Hook::FromWire, Hook::ToWire, Hook::FromOverlay]);
+    let hook = select(hooks.to_vec());
     let protocol = select(vec![TCP, TCP, UDP, UDP, SCTP, ICMP, GRE]);
-    let ends = (0..8_usize, 0..20_usize, (1..=u16::MAX, 0..21_u16));
+    let ends = (0..8_usize, 0..22_usize, (1..=u16::MAX, 0..21_u16));
     let tcp_flags = select(vec![0x02_u8, 0x02, 0x10, 0x12, 0x18, 0x11, 0x04, 0xc2, 0x00]);
     let chunk = select(vec![1_u8, 1, 0, 3, 4, 6, 10]);
     let hop_limit = prop_oneof![8 => Just(64_u8), 1 => any::<u8>()];
@@ -83,7 +90,7 @@ impl Packet {
         let world = self.world();
         let senders: &[IpAddr] = match self.hook {
             Hook::FromPod => &[world.pod, world.other_pod],
-            Hook::FromWire => &[world.outside, world.wire_pod, world.wire_node, world.exempt],
+            Hook::FromWire | Hook::XdpWire => &[world.outside, world.wire_pod, world.wire_node, world.exempt],
             Hook::FromOverlay => &[world.overlay_pod],
             _ => &[world.host, world.pod],
         };
@@ -104,6 +111,8 @@ impl Packet {
             service,
             balancers(self.family)[0],
             balancers(self.family)[1],
+            balancers(self.family)[2],
+            balancers(self.family)[3],
             world.host,
             world.host,
             world.pod,
@@ -180,11 +189,11 @@ impl Packet {
     }
 }
 
-/// Addresses of balancers: the second is of policy Local.
-pub(crate) fn balancers(family: Family) -> [IpAddr; 2] {
+/// Addresses of balancers: the second is of policy Local, the third of direct server return, the fourth for some clients only.
+pub(crate) fn balancers(family: Family) -> [IpAddr; 4] {
     match family {
-        Family::V4 => [IpAddr::from([203, 0, 113, 9]), IpAddr::from([203, 0, 113, 10])],
-        Family::V6 => [9, 10].map(|last| IpAddr::from([0x2001, 0xdb8, 0x200, 0, 0, 0, 0, last])),
+        Family::V4 => [9, 10, 11, 12].map(|last| IpAddr::from([203, 0, 113, last])),
+        Family::V6 => [9, 10, 11, 12].map(|last| IpAddr::from([0x2001, 0xdb8, 0x200, 0, 0, 0, 0, last])),
     }
 }
 

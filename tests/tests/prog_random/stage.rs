@@ -5,17 +5,17 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use dataplane_common::{
-    abi::{Scope, ServiceFlags},
+    abi::{Addr, Port, Scope, ServiceFlags},
     flow::State,
     reason::Hook,
 };
-use dataplane_tests::prog::{Action, Family, Rig, Run, World, at, rig};
+use dataplane_tests::prog::{Action, Family, Rig, Run, World, at, rig, uplink};
 
 use super::{
     dropped,
-    packets::{Packet, balancers},
+    packets::{HOST_PORT, Packet, balancers},
     wire::{SCTP, TCP, UDP},
 };
 
@@ -49,10 +49,30 @@ impl Stage {
         let (mut rig, _) = rig(Family::V4)?;
         for family in Family::BOTH {
             let world = World::new(family);
-            let base = if family == Family::V4 { 10 } else { 110 };
+            let base = if family == Family::V4 { 110 } else { 240 };
             furnish(&mut rig, family, &world, base).context("services")?;
         }
         Ok(Self { rig: RefCell::new(rig) })
+    }
+
+    /// One whose driver finds ways, in a namespace of the calling thread.
+    pub(crate) fn with_driver() -> Result<Self> {
+        let stage = Self::new()?;
+        uplink(&mut stage.rig.borrow_mut(), &Family::BOTH)?;
+        Ok(stage)
+    }
+
+    /// What a packet of this tuple is to have, if it has a flow.
+    pub(crate) fn translation(
+        &self,
+        src: SocketAddr,
+        dst: SocketAddr,
+        protocol: u8,
+    ) -> Option<(SocketAddr, SocketAddr)> {
+        let flow = self.rig.borrow_mut().flow_of(src, dst, protocol).ok()?;
+        let end = |ip: Addr, port: Port| at(ip.to_ip(), port.get());
+        let reply = flow.reply;
+        Some((end(reply.dst, reply.dst_port), end(reply.src, reply.src_port)))
     }
 
     /// Runs a program once.
@@ -91,6 +111,15 @@ impl Stage {
         let answered_at = match run.outcome {
             "to_pod" | "restored" => Hook::FromPod,
             "to_overlay" => Hook::FromOverlay,
+            "left_to_tc" => {
+                ensure!(run.frame == frame, "what is left to tc is as it came");
+                let mut became = self.follow(Hook::FromWire, &run.frame, sender, family)?;
+                if let Became::Passed(left) = &mut became {
+                    left.outcomes.insert(0, run.outcome);
+                }
+                return Ok(became);
+            }
+            _ if hook == Hook::XdpWire => Hook::XdpWire,
             // a process of the node answers, by the device that leads to who asked
             "stack_host" if [world.pod, world.other_pod].contains(&sender) => Hook::ToPod,
             "stack_host" if sender == world.overlay_pod => Hook::ToOverlay,
@@ -117,7 +146,7 @@ fn furnish(rig: &mut Rig, family: Family, world: &World, base: u32) -> Result<()
     rig.host_with_node_ports(world.host)?;
     rig.cluster_ip(service)?;
     for (number, protocol) in [TCP, UDP, SCTP].into_iter().enumerate() {
-        let mut first = base + number as u32 * 30;
+        let mut first = base + number as u32 * 40;
         let mut add =
             |frontend: SocketAddr, backends: &[SocketAddr], scope: Scope, flags: u32, affinity: u32| {
                 let added = rig.service_with(frontend, protocol, first, backends, |key, row| {
@@ -135,10 +164,15 @@ fn furnish(rig: &mut Rig, family: Family, world: &World, base: u32) -> Result<()
         add(at(service, 84), &anybody, Scope::Any, ServiceFlags::HASH, 0)?;
         add(at(service, 85), &anybody, Scope::Any, 0, 10)?;
         add(at(world.host, 30_080), &anybody, Scope::Any, 0, 0)?;
-        let [cluster, local] = balancers(family);
+        let [cluster, local, direct, guarded] = balancers(family);
         add(at(cluster, 80), &[web(world.host), web(world.wire_pod)], Scope::Any, 0, 0)?;
         add(at(local, 80), &anybody[1..3], Scope::Any, ServiceFlags::OUTSIDE, 0)?;
         add(at(local, 80), &anybody[..1], Scope::Outside, ServiceFlags::LOCAL, 0)?;
+        add(at(direct, 80), &anybody[..4], Scope::Any, ServiceFlags::HASH | ServiceFlags::DSR, 0)?;
+        add(at(world.host, HOST_PORT), &[web(world.pod)], Scope::Any, ServiceFlags::HOST_PORT, 0)?;
+        add(at(guarded, 80), &anybody[1..3], Scope::Any, ServiceFlags::SOURCE_RANGES, 0)?;
+        // the row's number is one more than its first slot
+        rig.allow(first - 1, (world.exempt, if family == Family::V4 { 32 } else { 128 }))?;
     }
     Ok(())
 }
