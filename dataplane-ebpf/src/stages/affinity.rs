@@ -5,6 +5,7 @@ use dataplane_common::{
     hash,
 };
 
+use super::opaque;
 use crate::{maps, skb};
 
 /// Halvings that leave one slot of the largest range.
@@ -58,6 +59,8 @@ fn find(service: &Service, backend_id: u32) -> Option<u32> {
     (maps::backend(slot)?.id == backend_id).then_some(slot)
 }
 
+// the compiler would make a comparison of the arithmetic below, and BPF has no comparison but a branch
+
 /// 1 if `one` is less than `other`, else 0.
 #[inline(always)]
 fn is_less(one: u32, other: u32) -> u64 {
@@ -68,12 +71,4 @@ fn is_less(one: u32, other: u32) -> u64 {
 #[inline(always)]
 fn is_positive(number: u64) -> u64 {
     opaque(number + 0xffff_ffff) >> 32
-}
-
-/// The same number, of which the compiler knows nothing: it would make a comparison of the arithmetic, and BPF has no
-/// comparison but a branch.
-#[inline(always)]
-fn opaque(number: u64) -> u64 {
-    // SAFETY: a live local.
-    unsafe { (&raw const number).read_volatile() }
 }

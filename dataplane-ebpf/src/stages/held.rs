@@ -7,7 +7,7 @@
 use aya_ebpf::{bindings::TC_ACT_REDIRECT, programs::TcContext};
 use dataplane_common::reason::{DropReason, Hook, Verdict};
 
-use super::Answer;
+use super::{Answer, opaque};
 use crate::{
     family::L3,
     maps::{self, HELD_BYTES, Work},
@@ -53,17 +53,19 @@ fn begin_anew(ctx: &TcContext) -> Result<Verdict, DropReason> {
     }
 }
 
+/// The length, if it is one that is held. In a way that tells the verifier of Linux 5.10, which learns nothing from "not 0".
+#[inline(always)]
+fn bounded(length: usize) -> Option<usize> {
+    let last = opaque((length as u64).wrapping_sub(1));
+    (last < HELD_BYTES as u64).then_some(last as usize + 1)
+}
+
 /// Whether the fragment is held; if not, its first has come meanwhile.
 #[inline(always)]
 fn keep(ctx: &TcContext, work: &mut Work) -> Result<bool, DropReason> {
     let Some(room) = maps::held_room() else { return Err(DropReason::FragmentUnknown) };
     let length = (ctx.length() as usize).wrapping_sub(L3);
-    if length == 0 {
-        return Err(DropReason::Truncated);
-    }
-    if length > HELD_BYTES {
-        return Err(DropReason::FragmentUnknown);
-    }
+    let Some(length) = bounded(length) else { return Err(DropReason::FragmentUnknown) };
     skb::load(ctx, L3, &mut room.bytes, length)?;
     room.length = length as u32;
     room.came = skb::now();
@@ -90,20 +92,19 @@ fn turn_into_last(ctx: &TcContext, work: &mut Work) -> Result<(), DropReason> {
     }
     // gone since: the first begins anew without it
     let Some(held) = maps::held(&work.fragment) else { return Ok(()) };
-    let length = held.length as usize;
-    if length == 0 {
-        return Err(DropReason::Truncated);
-    }
-    if length > HELD_BYTES || !maps::is_waited_for(held.came) {
+    let length = bounded(held.length as usize).filter(|_| maps::is_waited_for(held.came));
+    let Some(length) = length else {
         maps::let_go(&work.fragment);
         return Ok(());
-    }
+    };
     // no room in the device's queue: the first begins anew without it, too
     if skb::clone_to_ingress(ctx, ctx.ifindex()).is_err() {
         maps::let_go(&work.fragment);
         return Ok(());
     }
     skb::set_length(ctx, L3 + length)?;
+    // asked again: what the verifier of Linux 5.10 knows of a number is lost where that is put aside
+    let Some(length) = bounded(held.length as usize) else { return Err(DropReason::FragmentOvertaken) };
     skb::store(ctx, L3, &held.bytes, length)?;
     // somebody else's by now: half of it may be another fragment
     if maps::let_go(&work.fragment) { Ok(()) } else { Err(DropReason::FragmentOvertaken) }

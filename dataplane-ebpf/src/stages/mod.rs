@@ -21,6 +21,13 @@ pub(crate) mod route;
 pub(crate) mod service;
 pub(crate) mod translate;
 
+/// The same number, of which the compiler knows nothing.
+#[inline(always)]
+pub(crate) fn opaque(number: u64) -> u64 {
+    // SAFETY: a live local.
+    unsafe { (&raw const number).read_volatile() }
+}
+
 /// `Result<bool, DropReason>` as one register: such a function may return nothing else (a larger value would be written
 /// through a pointer, and the verifier refuses what is left in `r0`).
 #[derive(Clone, Copy)]
