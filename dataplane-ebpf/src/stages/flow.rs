@@ -268,7 +268,7 @@ fn admit() -> u32 {
 }
 
 /// Finds a port of the node's range under which replies are nobody else's, and claims it.
-#[inline(never)]
+#[inline(always)]
 fn claim_reply_port(work: &mut Work, reference: FlowRef) -> bool {
     // a protocol without ports has a single place per pair of addresses
     if work.transport & (Transport::PORTS | Transport::ECHO) == 0 {
