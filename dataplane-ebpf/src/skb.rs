@@ -143,7 +143,7 @@ impl Frame for TcContext {
 #[inline(always)]
 pub(crate) fn has_socket(ctx: *mut c_void, tuple: &FlowKey) -> bool {
     const LISTENS: u32 = 10;
-    let netns = BPF_F_CURRENT_NETNS as u64;
+    let netns = i64::from(BPF_F_CURRENT_NETNS).cast_unsigned();
     let socket = if tuple.src.is_v4() {
         let (saddr, daddr) = (tuple.src.v4_part(), tuple.dst.v4_part());
         let (sport, dport) = (tuple.src_port.wire(), tuple.dst_port.wire());

@@ -10,11 +10,11 @@ use dataplane_tests::prog::node_config;
 
 /// Program and ceiling.
 const CEILINGS: [(&str, u32); 16] = [
-    (program::FROM_POD, 650_000),
+    (program::FROM_POD, 450_000),
     (program::TO_POD, 90_000),
-    (program::FROM_WIRE, 650_000),
-    (program::TO_WIRE, 450_000),
-    (program::FROM_OVERLAY, 650_000),
+    (program::FROM_WIRE, 450_000),
+    (program::TO_WIRE, 300_000),
+    (program::FROM_OVERLAY, 450_000),
     (program::TO_OVERLAY, 90_000),
     (program::XDP_WIRE, 100_000),
     ("connect4", 15_000),

@@ -34,7 +34,7 @@ pub(super) fn run(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<()> {
         padding: u32,
     }
     let mut attributes = Attributes {
-        program: program.as_raw_fd() as u32,
+        program: program.as_raw_fd().cast_unsigned(),
         data_size_in: frame.len() as u32,
         data_in: frame.as_ptr() as u64,
         repeat: 1,
