@@ -43,6 +43,12 @@ pub mod tcp_flags {
     pub const RST: u8 = 4;
     /// ACK.
     pub const ACK: u8 = 16;
+
+    /// Whether a segment asks for a connection.
+    #[inline(always)]
+    pub const fn opens(flags: u8) -> bool {
+        flags & (SYN | ACK) == SYN
+    }
 }
 
 impl State {

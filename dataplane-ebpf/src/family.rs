@@ -184,12 +184,12 @@ impl IpFamily for V4 {
 
     #[inline(always)]
     fn is_link_scoped(addr: &Addr) -> bool {
-        let [a, b, ..] = addr.v4_part().to_ne_bytes();
-        // 224.0.0.0/4 groups, 255.255.255.255, 169.254.0.0/16 (RFC 3927), 127.0.0.0/8
-        a >= 224 || (a == 169 && b == 254) || a == 127
+        let [a, ..] = addr.v4_part().to_ne_bytes();
+        // 224.0.0.0/4 groups, 255.255.255.255, 127.0.0.0/8
+        a >= 224 || Self::is_routed(addr) || a == 127
     }
 
-    /// Clouds have their metadata at 169.254.169.254, and IPv4 is forwarded there.
+    /// 169.254.0.0/16 (RFC 3927): clouds have their metadata at 169.254.169.254, and IPv4 is forwarded there.
     #[inline(always)]
     fn is_routed(addr: &Addr) -> bool {
         let [a, b, ..] = addr.v4_part().to_ne_bytes();

@@ -10,4 +10,5 @@ pub mod kernel;
 pub mod lab;
 pub mod oracle;
 pub mod prog;
+mod sys_bpf;
 pub mod traffic;

@@ -3,14 +3,13 @@
 
 use anyhow::{Context as _, Result};
 use dataplane_common::{abi::FRAGMENT_SECONDS, reason::Hook};
-use dataplane_tests::prog::{Action, Family, Frame, Rig, World, at, rig};
+use dataplane_tests::prog::{Action, Family, Frame, Rig, World, at, ip, rig};
 use nix::sched::{CloneFlags, unshare};
 
 /// As the kernel runs a program without a device: the namespace's loopback.
 fn loopback_up(family: Family) -> Result<(Rig, World)> {
     unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
-    let status = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status()?;
-    anyhow::ensure!(status.success(), "ip link set lo up");
+    ip("link set lo up")?;
     rig(family)
 }
 

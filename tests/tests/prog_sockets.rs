@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use dataplane_common::{net::Protocol, reason::Hook};
-use dataplane_tests::prog::{Action, Family, Frame, Rig, World, at, rig};
+use dataplane_tests::prog::{Action, Family, Frame, Rig, World, at, ip, rig};
 use nix::{
     sched::{CloneFlags, unshare},
     sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket},
@@ -24,11 +24,9 @@ fn node(family: Family) -> Result<(Rig, World, SocketAddr)> {
     unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
     let (mut rig, world) = rig(family)?;
     let bits = if family == Family::V4 { "32" } else { "128 nodad" };
-    let mut commands = vec!["link set lo up".to_owned()];
-    commands.extend([world.host, world.outside].map(|ip| format!("addr add {ip}/{bits} dev lo")));
-    for command in commands {
-        let status = std::process::Command::new("ip").args(command.split(' ')).status()?;
-        anyhow::ensure!(status.success(), "ip {command}");
+    ip("link set lo up")?;
+    for address in [world.host, world.outside] {
+        ip(&format!("addr add {address}/{bits} dev lo"))?;
     }
     let frontend = at(world.host, 40_000);
     rig.host_with_frontends(world.host)?;

@@ -301,6 +301,8 @@ impl Running {
 
     /// Before a port leads anywhere, and again from time to time: the kernel's list is everybody's.
     fn reserve_ports(&mut self) {
+        // what changed until now is told with it
+        self.reconciler.take_host_ports_changed();
         self.reserved.update(&self.reconciler.host_ports());
         self.news = true;
     }

@@ -49,14 +49,14 @@ impl ReservedPorts {
 
     /// Reserves these ports, and no longer any other one of ours. `None`: it was so already.
     pub fn set(&mut self, ports: &BTreeSet<u16>) -> Result<Option<SysctlChange>, ReservedPortsError> {
-        let Some(list) = sysctl::get_list(RESERVED)? else { return Ok(None) };
+        let Some(list) = sysctl::get(RESERVED)? else { return Ok(None) };
         let (reserved, ours) = planned(&parse(&list), &self.ours, ports);
         // first: what is ours and reserved by nobody does no harm, what is reserved and nobody's stays for ever
         if ours != self.ours {
             let failed = |source| ReservedPortsError::Record { path: self.file.clone(), source };
             fs::write(&self.file, text(&ours)).map_err(failed)?;
         }
-        let change = sysctl::set_list(RESERVED, &text(&reserved))?;
+        let change = sysctl::set(RESERVED, &text(&reserved))?;
         self.ours = ours;
         Ok(change)
     }

@@ -11,8 +11,8 @@ use std::{
 /// Where a container has the switches to move: its own `/proc/sys` is read-only unless it is privileged.
 const IN_CONTAINERS: &str = "/host/proc/sys";
 
-/// No list is longer: every second port of all.
-const LONGEST_LIST: usize = 256 << 10;
+/// No value is longer: a list of every second port.
+const LONGEST: usize = 256 << 10;
 
 /// A switch that was moved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,21 +33,13 @@ pub struct SysctlError {
 }
 
 /// The value of a switch; `None` if the kernel does not have it (IPv6 may be off, a device may be gone).
+///
+/// In one read: of a list the kernel says no more than fits into the first, and `read_to_string` begins with a small one.
 pub fn get(key: &str) -> Result<Option<String>, SysctlError> {
-    match fs::read_to_string(path(key)) {
-        Ok(value) => Ok(Some(value.trim().to_owned())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(SysctlError { operation: "read", key: key.to_owned(), source }),
-    }
-}
-
-/// As [`get`], of a switch that is a list. The kernel says no more of it than fits into the first read, and
-/// `read_to_string` begins with a small one.
-pub(super) fn get_list(key: &str) -> Result<Option<String>, SysctlError> {
-    let mut list = vec![0; LONGEST_LIST];
-    let read = File::open(path(key)).and_then(|mut file| file.read(&mut list));
+    let mut value = vec![0; LONGEST];
+    let read = File::open(path(key)).and_then(|mut file| file.read(&mut value));
     match read {
-        Ok(length) => Ok(Some(String::from_utf8_lossy(&list[..length]).trim().to_owned())),
+        Ok(length) => Ok(Some(String::from_utf8_lossy(&value[..length]).trim().to_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(SysctlError { operation: "read", key: key.to_owned(), source }),
     }
@@ -59,19 +51,9 @@ pub fn set(key: &str, value: &str) -> Result<Option<SysctlChange>, SysctlError> 
     if from == value {
         return Ok(None);
     }
-    write(key, value)?;
-    Ok(Some(SysctlChange { key: key.to_owned(), from, to: value.to_owned() }))
-}
-
-/// As [`set`], of a switch that is a list.
-pub(super) fn set_list(key: &str, list: &str) -> Result<Option<SysctlChange>, SysctlError> {
-    let Some(from) = get_list(key)? else { return Ok(None) };
-    if from == list {
-        return Ok(None);
-    }
     // an empty list is an empty line: nothing at all is not even written
-    write(key, &format!("{list}\n"))?;
-    Ok(Some(SysctlChange { key: key.to_owned(), from, to: list.to_owned() }))
+    write(key, &format!("{value}\n"))?;
+    Ok(Some(SysctlChange { key: key.to_owned(), from, to: value.to_owned() }))
 }
 
 fn write(key: &str, value: &str) -> Result<(), SysctlError> {

@@ -135,7 +135,7 @@ fn reverse(tuple: &FlowKey, into: &mut FlowKey) {
 #[inline(always)]
 fn is_over(flow: &Flow, said: u32) -> bool {
     let tcp = said as u8;
-    let opens = tcp & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
+    let opens = tcp_flags::opens(tcp);
     let state = State::from_number(flow.state);
     // nodes that do not agree on the backend hand it back and forth, until one of them looks again
     let is_astray = flow.flags & FlowFlags::DIRECT != 0 && state == State::HalfOpen;

@@ -67,8 +67,7 @@ fn open<F: IpFamily>(ctx: &impl Frame, work: &mut Work) -> Result<bool, DropReas
 /// Whether the packet is a segment that does not ask for a connection.
 #[inline(always)]
 fn is_amid(work: &Work) -> bool {
-    let said = work.transport as u8 & (tcp_flags::SYN | tcp_flags::ACK);
-    work.from.protocol == Protocol::TCP && said != tcp_flags::SYN
+    work.from.protocol == Protocol::TCP && !tcp_flags::opens(work.transport as u8)
 }
 
 /// Whether the backend's node is left to translate, and to answer: a client from outside asks, and the backend is on

@@ -6,7 +6,6 @@
 
 pub mod frame;
 mod rig;
-mod summed_up;
 mod uplink;
 mod world;
 

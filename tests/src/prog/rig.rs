@@ -21,10 +21,11 @@ use dataplane_common::{
     reason::{self, Hook, Outcome},
 };
 
-use super::{
-    frame::{HOST_MAC, OVERLAY_MAC, Parsed},
-    summed_up,
-};
+use super::frame::{HOST_MAC, OVERLAY_MAC, Parsed};
+use crate::sys_bpf::TestRun;
+
+/// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE`.
+const SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
 
 /// Flows the table of a rig holds.
 pub const FLOWS: u32 = 64;
@@ -172,7 +173,8 @@ impl Rig {
         self.load(hook)?;
         let program: &mut SchedClassifier =
             self.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?;
-        match summed_up::run(program.fd()?.as_fd(), frame) {
+        let run = TestRun { repeat: 1, flags: SKB_CHECKSUM_COMPLETE, batch_size: 0 };
+        match run.run(program.fd()?.as_fd(), frame) {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
             Err(error) => {
@@ -398,15 +400,12 @@ impl Rig {
         // the one that is used last
         let slot = FLOWS - 1;
         self.array(map::FLOWS)?.set(slot, Flow { epoch: 1, ..Flow::default() }, 0)?;
-        let (src_port, dst_port) = (Port::new(src.port()), Port::new(dst.port()));
-        let key = FlowKey::new(protocol, src.ip().into(), src_port, dst.ip().into(), dst_port);
-        Ok(self.hash(map::FLOW_INDEX)?.insert(key, FlowRef { slot, epoch: 2 }, 0)?)
+        Ok(self.hash(map::FLOW_INDEX)?.insert(tuple(src, dst, protocol), FlowRef { slot, epoch: 2 }, 0)?)
     }
 
     /// The flow of packets of this tuple.
     pub fn flow_of(&mut self, src: SocketAddr, dst: SocketAddr, protocol: u8) -> Result<Flow> {
-        let (src_port, dst_port) = (Port::new(src.port()), Port::new(dst.port()));
-        let key = FlowKey::new(protocol, src.ip().into(), src_port, dst.ip().into(), dst_port);
+        let key = tuple(src, dst, protocol);
         let reference = self.hash::<FlowKey, FlowRef>(map::FLOW_INDEX)?.get(&key, 0)?;
         Ok(self.array(map::FLOWS)?.get(&reference.slot, 0)?)
     }
@@ -423,4 +422,10 @@ impl Rig {
         }
         Ok(())
     }
+}
+
+/// As the flow table's keys have it.
+fn tuple(src: SocketAddr, dst: SocketAddr, protocol: u8) -> FlowKey {
+    let (src_port, dst_port) = (Port::new(src.port()), Port::new(dst.port()));
+    FlowKey::new(protocol, src.ip().into(), src_port, dst.ip().into(), dst_port)
 }

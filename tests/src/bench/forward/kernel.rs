@@ -3,17 +3,17 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
 };
 
 use anyhow::{Context as _, Result};
 
 use super::assembly::Instruction;
+use crate::sys_bpf::{TestRun, call};
 
 const MAP_CREATE: libc::c_long = 0;
 const MAP_LOOKUP_ELEM: libc::c_long = 1;
 const PROG_LOAD: libc::c_long = 5;
-const PROG_TEST_RUN: libc::c_long = 10;
 const LINK_CREATE: libc::c_long = 28;
 const LINK_UPDATE: libc::c_long = 29;
 
@@ -47,7 +47,7 @@ impl Program {
             log: u64,
         }
         let mut log = vec![0_u8; LOG];
-        let attributes = Attributes {
+        let mut attributes = Attributes {
             kind: PROG_TYPE_XDP,
             count: instructions.len() as u32,
             instructions: instructions.as_ptr() as u64,
@@ -57,7 +57,7 @@ impl Program {
             log: log.as_mut_ptr() as u64,
         };
         // SAFETY: the pointers are to live memory of the stated lengths, which the kernel reads, or (the log) writes.
-        let loaded = unsafe { descriptor(PROG_LOAD, &attributes) };
+        let loaded = unsafe { descriptor(PROG_LOAD, &mut attributes) };
         loaded.map(Self).with_context(|| {
             let end = log.iter().position(|byte| *byte == 0).unwrap_or(LOG);
             format!("load program {name}: {}", String::from_utf8_lossy(&log[..end]).trim())
@@ -66,47 +66,18 @@ impl Program {
 
     /// Attaches it to a device of this thread's namespace, in its driver.
     pub(super) fn attach(&self, ifindex: u32) -> Result<Link> {
-        let attributes = [self.0.as_raw_fd() as u32, ifindex, ATTACH_TYPE_XDP, DRIVER_MODE];
+        let mut attributes = [self.0.as_raw_fd() as u32, ifindex, ATTACH_TYPE_XDP, DRIVER_MODE];
         // SAFETY: no pointers.
-        let link = unsafe { descriptor(LINK_CREATE, &attributes) };
+        let link = unsafe { descriptor(LINK_CREATE, &mut attributes) };
         Ok(Link(link.with_context(|| format!("attach to the driver of device {ifindex}"))?))
     }
 
     /// Runs it on `count` frames that begin as `frame` does, which then go where it sends them, as if they had come by the
     /// loopback device of this thread's namespace. A frame that comes back is used again as it is.
     pub(super) fn run_live(&self, frame: &[u8], count: u32) -> Result<()> {
-        #[repr(C)]
-        #[derive(Default)]
-        struct Attributes {
-            program: u32,
-            returned: u32,
-            data_size_in: u32,
-            data_size_out: u32,
-            data_in: u64,
-            data_out: u64,
-            repeat: u32,
-            duration: u32,
-            context_size_in: u32,
-            context_size_out: u32,
-            context_in: u64,
-            context_out: u64,
-            flags: u32,
-            cpu: u32,
-            batch_size: u32,
-            padding: u32,
-        }
-        let attributes = Attributes {
-            program: self.0.as_raw_fd() as u32,
-            data_size_in: frame.len() as u32,
-            data_in: frame.as_ptr() as u64,
-            repeat: count,
-            flags: LIVE_FRAMES,
-            batch_size: BATCH,
-            ..Attributes::default()
-        };
-        // SAFETY: the frame is live memory of the stated length, which the kernel reads.
-        unsafe { call(PROG_TEST_RUN, &attributes) }.context("run a program on live frames")?;
-        Ok(())
+        TestRun { repeat: count, flags: LIVE_FRAMES, batch_size: BATCH }
+            .run(self.0.as_fd(), frame)
+            .context("run a program on live frames")
     }
 }
 
@@ -117,9 +88,9 @@ pub(super) struct Link(OwnedFd);
 impl Link {
     /// Puts another program in its place.
     pub(super) fn update(&self, program: &Program) -> Result<()> {
-        let attributes = [self.0.as_raw_fd() as u32, program.0.as_raw_fd() as u32, 0, 0];
+        let mut attributes = [self.0.as_raw_fd() as u32, program.0.as_raw_fd() as u32, 0, 0];
         // SAFETY: no pointers.
-        unsafe { call(LINK_UPDATE, &attributes) }.context("replace a program in its link")?;
+        unsafe { call(LINK_UPDATE, &mut attributes) }.context("replace a program in its link")?;
         Ok(())
     }
 }
@@ -177,9 +148,9 @@ impl Slot {
 }
 
 fn create_map(kind: u32, value_size: u32, entries: u32) -> Result<OwnedFd> {
-    let attributes = [kind, size_of::<u32>() as u32, value_size, entries];
+    let mut attributes = [kind, size_of::<u32>() as u32, value_size, entries];
     // SAFETY: no pointers.
-    unsafe { descriptor(MAP_CREATE, &attributes) }.context("create a map")
+    unsafe { descriptor(MAP_CREATE, &mut attributes) }.context("create a map")
 }
 
 /// # Safety
@@ -192,34 +163,24 @@ unsafe fn lookup(map: &OwnedFd, key: u32, value: *mut u8) -> Result<()> {
         value: u64,
         flags: u64,
     }
-    let attributes = Attributes {
+    let mut attributes = Attributes {
         map: map.as_raw_fd() as u64,
         key: (&raw const key) as u64,
         value: value as u64,
         flags: 0,
     };
     // SAFETY: the key is a live `u32`, which is what our maps have; the value is the caller's promise.
-    unsafe { call(MAP_LOOKUP_ELEM, &attributes) }.context("read a map")?;
+    unsafe { call(MAP_LOOKUP_ELEM, &mut attributes) }.context("read a map")?;
     Ok(())
 }
 
 /// # Safety
 /// As for [`call`], of a command that returns a descriptor of the caller's own.
-unsafe fn descriptor<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
+unsafe fn descriptor<T>(command: libc::c_long, attributes: &mut T) -> io::Result<OwnedFd> {
     // SAFETY: the caller's promise.
     let result = unsafe { call(command, attributes)? };
     // SAFETY: the kernel has just made it for us.
     Ok(unsafe { OwnedFd::from_raw_fd(result as RawFd) })
-}
-
-/// # Safety
-/// `attributes` is laid out as the kernel reads those of `command`, and every address in it is of memory that the command
-/// may read, or write, as it will.
-unsafe fn call<T>(command: libc::c_long, attributes: &T) -> io::Result<libc::c_long> {
-    // SAFETY: the caller's promise; the kernel takes what is not given as zeros.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// A per-CPU map has a value for each, also for those that are not there.

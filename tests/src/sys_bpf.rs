@@ -1,0 +1,65 @@
+//! The `bpf` system call, where aya has no word for what is asked of the kernel.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd},
+};
+
+const PROG_TEST_RUN: libc::c_long = 10;
+
+/// How a program is run on a frame.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TestRun {
+    pub(crate) repeat: u32,
+    /// Bits of `BPF_F_TEST_..` (include/uapi/linux/bpf.h).
+    pub(crate) flags: u32,
+    /// Of live frames; 0: as the kernel has it.
+    pub(crate) batch_size: u32,
+}
+
+impl TestRun {
+    /// Runs it, and drops what comes out.
+    pub(crate) fn run(self, program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<()> {
+        #[derive(Default)]
+        #[repr(C)]
+        struct Attributes {
+            program: u32,
+            returned: u32,
+            data_size_in: u32,
+            data_size_out: u32,
+            data_in: u64,
+            data_out: u64,
+            repeat: u32,
+            duration: u32,
+            context_size_in: u32,
+            context_size_out: u32,
+            context_in: u64,
+            context_out: u64,
+            flags: u32,
+            cpu: u32,
+            batch_size: u32,
+            padding: u32,
+        }
+        let mut attributes = Attributes {
+            program: program.as_raw_fd().cast_unsigned(),
+            data_size_in: frame.len() as u32,
+            data_in: frame.as_ptr() as u64,
+            repeat: self.repeat,
+            flags: self.flags,
+            batch_size: self.batch_size,
+            ..Attributes::default()
+        };
+        // SAFETY: the frame is live memory of the stated length, which the kernel reads.
+        unsafe { call(PROG_TEST_RUN, &mut attributes) }.map(drop)
+    }
+}
+
+/// # Safety
+/// `attributes` is laid out as the kernel reads those of `command`, and every address in it is of memory that the command
+/// may read, or write, as it will.
+pub(crate) unsafe fn call<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long> {
+    // SAFETY: the caller's promise; the kernel takes what is not given as zeros.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
