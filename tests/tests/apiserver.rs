@@ -1,6 +1,14 @@
 //! The small API server does what clients of the real one rely on. Needs no root.
 
-use std::{collections::BTreeMap, pin::pin, time::Duration};
+use std::{
+    collections::BTreeMap,
+    panic::resume_unwind,
+    pin::pin,
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use dataplane_tests::apiserver::{Drop, Fault, Objects, Requests, Server, User};
@@ -194,6 +202,31 @@ async fn a_watcher_follows_through_drops_restarts_and_compaction() -> Result<()>
         follow(&server, config, async || objects.delete(&[node("e")])).await.context(what)?;
     }
     Ok(())
+}
+
+/// A child that has not yet become another program holds every socket of its parent.
+#[test]
+fn an_address_opens_again_while_processes_are_started() -> Result<()> {
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let starter = scope.spawn(|| -> Result<()> {
+            while !ended.load(Ordering::Relaxed) {
+                ensure!(Command::new("true").status()?.success());
+            }
+            Ok(())
+        });
+        let restarts = || {
+            let mut server = Server::local()?;
+            (0..200).try_for_each(|_| {
+                server.stop();
+                server.start()
+            })
+        };
+        let restarted: Result<()> = restarts();
+        ended.store(true, Ordering::Relaxed);
+        starter.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+        restarted
+    })
 }
 
 #[tokio::test]

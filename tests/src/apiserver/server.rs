@@ -4,12 +4,14 @@ use std::{
     collections::BTreeSet,
     fmt,
     net::{SocketAddr, TcpListener},
+    os::fd::AsRawFd as _,
     sync::{Arc, MutexGuard, mpsc},
     thread::{self, JoinHandle},
 };
 
 use anyhow::{Context as _, Result, anyhow};
 use axum::{Router, serve::ListenerExt as _};
+use nix::sys::socket::{Shutdown, shutdown};
 use tokio::sync::oneshot;
 
 use super::{
@@ -39,6 +41,7 @@ struct Door {
 
 /// Ends with all its connections when dropped.
 struct Open {
+    listener: TcpListener,
     close: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -169,6 +172,7 @@ impl Door {
 
 impl Open {
     fn serve(listener: TcpListener, state: Arc<State>) -> Result<Self> {
+        let kept = listener.try_clone()?;
         let (close, closed) = oneshot::channel();
         let (report, ready) = mpsc::channel();
         let thread = thread::Builder::new().name("apiserver".to_owned()).spawn(move || {
@@ -196,7 +200,7 @@ impl Open {
         })?;
         let told = ready.recv().map_err(|_ended| anyhow!("the API server's thread ended"))?;
         told.context("start the API server")?;
-        Ok(Self { close: Some(close), thread: Some(thread) })
+        Ok(Self { listener: kept, close: Some(close), thread: Some(thread) })
     }
 }
 
@@ -206,6 +210,8 @@ impl Drop for Open {
         if let Some(thread) = self.thread.take() {
             let _panicked = thread.join();
         }
+        // closed, it would listen on in a child of ours that is not yet another program, and its address stay taken
+        let _not_connected = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
     }
 }
 
