@@ -5,7 +5,11 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd},
 };
 
+use anyhow::{Context as _, Result, ensure};
+use aya::util::nr_cpus;
+
 const PROG_TEST_RUN: libc::c_long = 10;
+const MAP_LOOKUP_BATCH: libc::c_long = 24;
 
 /// How a program is run on a frame.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +56,38 @@ impl TestRun {
         // SAFETY: the frame is live memory of the stated length, which the kernel reads.
         unsafe { call(PROG_TEST_RUN, &mut attributes) }.map(drop)
     }
+}
+
+/// The first `count` values of an array of numbers per processor, each the sum over all processors (Linux 5.13).
+pub(crate) fn sums_of_array(map: BorrowedFd<'_>, count: u32) -> Result<Vec<u64>> {
+    #[derive(Default)]
+    #[repr(C)]
+    struct Attributes {
+        in_batch: u64,
+        out_batch: u64,
+        keys: u64,
+        values: u64,
+        count: u32,
+        map: u32,
+        elem_flags: u64,
+        flags: u64,
+    }
+    let processors = nr_cpus().map_err(|(_, error)| error).context("number of processors")?;
+    let mut reached = 0_u32;
+    let mut keys = vec![0_u32; count as usize];
+    let mut values = vec![0_u64; keys.len() * processors];
+    let mut attributes = Attributes {
+        out_batch: std::ptr::from_mut(&mut reached) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count,
+        map: map.as_raw_fd().cast_unsigned(),
+        ..Attributes::default()
+    };
+    // SAFETY: the kernel writes a key and a value per processor for each of `count` entries, and the key it has reached.
+    unsafe { call(MAP_LOOKUP_BATCH, &mut attributes) }.context("read an array at once")?;
+    ensure!(attributes.count == count, "{} of {count} values of an array", attributes.count);
+    Ok(values.chunks(processors).map(|value| value.iter().sum()).collect())
 }
 
 /// # Safety

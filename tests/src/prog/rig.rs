@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
-    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, Queue, RingBuf, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, Queue, RingBuf, lpm_trie::Key},
     programs::{Program, SchedClassifier, Xdp},
 };
 use dataplane_common::{
@@ -22,7 +22,7 @@ use dataplane_common::{
 };
 
 use super::frame::{HOST_MAC, OVERLAY_MAC, Parsed};
-use crate::sys_bpf::TestRun;
+use crate::sys_bpf::{TestRun, sums_of_array};
 
 /// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE`.
 const SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
@@ -207,8 +207,14 @@ impl Rig {
     }
 
     fn counters(&self) -> Result<Vec<u64>> {
-        let counters: PerCpuArray<&MapData, u64> =
-            PerCpuArray::try_from(self.ebpf.map(map::COUNTERS).context("COUNTERS")?)?;
+        let counters = self.ebpf.map(map::COUNTERS).context("COUNTERS")?;
+        if let Map::PerCpuArray(data) = counters
+            && let Ok(sums) = sums_of_array(data.fd().as_fd(), reason::COUNTERS)
+        {
+            return Ok(sums);
+        }
+        // before Linux 5.13 one by one
+        let counters: PerCpuArray<&MapData, u64> = PerCpuArray::try_from(counters)?;
         (0..reason::COUNTERS).map(|index| Ok(counters.get(&index, 0)?.iter().sum())).collect()
     }
 
