@@ -171,6 +171,10 @@ impl Cluster {
         Namespace::delete(&namespace)
     }
 
+    pub(super) const fn site(&self) -> &Site {
+        &self.site
+    }
+
     fn node(&self, index: usize) -> Result<&Node> {
         self.nodes.get(index).with_context(|| format!("there is no node with index {index}"))
     }

@@ -8,20 +8,21 @@ use dataplane_agent::api::{
     views::CountView,
 };
 
-use super::{agent::Agent, cluster::Cluster, node::Node};
+use super::{agent::Agent, cluster::Cluster, losses::losses, node::Node};
 
 /// Events that are shown of a node.
 const EVENTS: usize = 10;
 
 impl Cluster {
-    /// Adds to an error what every node knows.
+    /// Adds to an error what is known: see [`Self::evidence`].
     pub fn explain<T>(&self, result: Result<T>) -> Result<T> {
         result.map_err(|error| Error::context(error, self.evidence()))
     }
 
-    /// What every node knows.
+    /// What every node knows, and what kernels have counted of losses.
     pub fn evidence(&self) -> String {
-        self.nodes().iter().map(Node::evidence).collect::<Vec<_>>().join("\n")
+        let nodes = self.nodes().iter().map(Node::evidence).collect::<Vec<_>>().join("\n");
+        format!("{nodes}\n--- kernels ---\n{}", losses(&self.site().namespace("")))
     }
 }
 

@@ -11,6 +11,7 @@ mod fabric;
 mod family;
 mod feed;
 pub mod interrupt;
+mod losses;
 mod netns;
 mod node;
 mod objects;

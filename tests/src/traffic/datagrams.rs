@@ -197,6 +197,7 @@ impl Tally {
         let lost = || self.seen.iter().enumerate().filter(|(_, seen)| !**seen);
         self.report.lost = lost().count() as u64;
         self.report.first_lost = lost().map(|(number, _)| number as u64).take(SHOWN).collect();
+        self.report.first_lost_us = lost().map(|(number, _)| self.sent_us[number]).take(SHOWN).collect();
         self.report
     }
 }

@@ -82,6 +82,8 @@ pub struct Datagrams {
     pub errors: BTreeMap<String, u64>,
     /// Numbers of the first lost ones.
     pub first_lost: Vec<u64>,
+    /// When these were sent, in microseconds of the monotonic clock.
+    pub first_lost_us: Vec<u64>,
     /// Echoes by server.
     pub servers: BTreeMap<String, u64>,
     /// Of each server: when the last datagram was sent that it gave back, in microseconds of the monotonic clock.

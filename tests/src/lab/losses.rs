@@ -1,0 +1,145 @@
+//! What kernels count of packets that ended for a reason of their own: beside our counters, all there is to explain a
+//! loss by.
+
+use std::fmt::Write as _;
+
+use anyhow::Result;
+
+use super::netns::Namespace;
+
+/// Parts of names of counters (net/ipv4/proc.c, net/ipv6/proc.c, net/sctp/proc.c) that move when a packet is lost, or when
+/// somebody had to send it again.
+const SIGNS: [&str; 18] = [
+    "AddrErrors",
+    "Blackhole",
+    "Checksum",
+    "Csum",
+    "Discard",
+    "Drop",
+    "Fail",
+    "Filter",
+    "HdrErrors",
+    "InErrors",
+    "InErrs",
+    "NoPorts",
+    "NoRoutes",
+    "OutOfBlue",
+    "Overflow",
+    "Rcvbuf",
+    "Retrans",
+    "Sndbuf",
+];
+
+/// Counters of all namespaces whose names begin with `prefix`, and of the neighbour tables, which all of them share. What
+/// is zero is left out.
+pub(super) fn losses(prefix: &str) -> String {
+    let mut text = String::new();
+    let names = Namespace::all_named(prefix).unwrap_or_default();
+    for name in &names {
+        let counted = Namespace::open(name).and_then(|namespace| of_namespace(&namespace));
+        match counted {
+            Ok(counters) if counters.is_empty() => {}
+            Ok(counters) => {
+                let _written = writeln!(text, "{name}: {}", counters.join(", "));
+            }
+            Err(error) => {
+                let _written = writeln!(text, "{name}: {error:#}");
+            }
+        }
+    }
+    let any = names.first().and_then(|name| Namespace::open(name).ok());
+    for (what, file) in
+        [("IPv4 neighbours", "/proc/net/stat/arp_cache"), ("IPv6 neighbours", "/proc/net/stat/ndisc_cache")]
+    {
+        let read = any.as_ref().and_then(|namespace| namespace.read_proc(file).ok());
+        let counters = read.map(|text| neighbours(&text)).unwrap_or_default();
+        if !counters.is_empty() {
+            let _written = writeln!(text, "{what}: {}", counters.join(", "));
+        }
+    }
+    text
+}
+
+fn of_namespace(namespace: &Namespace) -> Result<Vec<String>> {
+    let mut counters = Vec::new();
+    // not every kernel has SCTP, or IPv6
+    for file in ["/proc/net/snmp", "/proc/net/netstat"] {
+        counters.extend(in_pairs_of_lines(&namespace.read_proc(file)?));
+    }
+    for file in ["/proc/net/snmp6", "/proc/net/sctp/snmp"] {
+        counters.extend(in_lines(&namespace.read_proc(file).unwrap_or_default()));
+    }
+    counters.extend(of_devices(&namespace.read_proc("/proc/net/dev")?));
+    Ok(counters)
+}
+
+/// A line of names, a line of values.
+fn in_pairs_of_lines(text: &str) -> Vec<String> {
+    let lines: Vec<&str> = text.lines().collect();
+    let pairs = lines.chunks(2).flat_map(|pair| {
+        let [names, values] = pair else { return Vec::new() };
+        let group = names.split(':').next().unwrap_or_default();
+        let pairs = names.split(' ').zip(values.split(' ')).skip(1);
+        pairs.map(|(name, value)| (format!("{group}{name}"), value)).collect()
+    });
+    pairs.filter_map(|(name, value)| sign(&name, value)).collect()
+}
+
+/// A name and a value in each line.
+fn in_lines(text: &str) -> Vec<String> {
+    let pairs = text.lines().filter_map(|line| line.split_once(char::is_whitespace));
+    pairs.filter_map(|(name, value)| sign(name, value.trim())).collect()
+}
+
+fn sign(name: &str, value: &str) -> Option<String> {
+    let is_sign = SIGNS.iter().any(|sign| name.contains(sign));
+    (is_sign && value != "0").then(|| format!("{name} {value}"))
+}
+
+/// Errors and drops of devices (net/core/net-procfs.c).
+fn of_devices(text: &str) -> Vec<String> {
+    let mut counters = Vec::new();
+    for line in text.lines() {
+        let Some((device, values)) = line.split_once(':') else { continue };
+        let values: Vec<&str> = values.split_whitespace().collect();
+        let columns = [("received wrongly", 2), ("not received", 3), ("sent wrongly", 10), ("not sent", 11)];
+        for (what, column) in columns {
+            if let Some(value) = values.get(column).filter(|value| **value != "0") {
+                counters.push(format!("{} {what} {value}", device.trim()));
+            }
+        }
+    }
+    counters
+}
+
+/// Sums over processors of what a neighbour table counts, in hexadecimal (net/core/neighbour.c).
+fn neighbours(text: &str) -> Vec<String> {
+    let mut lines = text.lines().map(str::split_whitespace);
+    let names: Vec<&str> = lines.next().into_iter().flatten().collect();
+    let rows: Vec<Vec<u64>> = lines
+        .map(|line| line.map(|value| u64::from_str_radix(value, 16).unwrap_or_default()).collect())
+        .collect();
+    let sum = |column| rows.iter().filter_map(|row: &Vec<u64>| row.get(column)).sum::<u64>();
+    let columns = names.iter().enumerate().map(|(column, name)| (*name, sum(column)));
+    let signs = columns.filter(|(name, sum)| {
+        ["res_failed", "unresolved_discards", "table_fulls", "forced_gc_runs"].contains(name) && *sum > 0
+    });
+    signs.map(|(name, sum)| format!("{name} {sum}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{in_lines, in_pairs_of_lines, neighbours, of_devices};
+
+    #[test]
+    fn what_has_moved_is_told_by_name() {
+        let pairs = "Udp: InDatagrams NoPorts InErrors RcvbufErrors\nUdp: 7 0 2 2\n";
+        assert_eq!(in_pairs_of_lines(pairs), ["UdpInErrors 2", "UdpRcvbufErrors 2"]);
+        let lines = "SctpChecksumErrors              \t1\nSctpOutOfBlues\t0\nSctpAborteds\t3\n";
+        assert_eq!(in_lines(lines), ["SctpChecksumErrors 1"]);
+        let devices = "Inter-|   Receive  |  Transmit\n face |bytes\n  eth0: 9 8 0 3 0 0 0 0 7 6 0 5 0 0 0 0\n";
+        assert_eq!(of_devices(devices), ["eth0 not received 3", "eth0 not sent 5"]);
+        let table = "entries  res_failed unresolved_discards\n00000002 0000000f 00000000\n00000002 00000011 00000000\n";
+        assert_eq!(neighbours(table), ["res_failed 32"]);
+    }
+}
