@@ -13,7 +13,7 @@
 
 /// Version of everything under [`mod@abi`]. Pins live under `<bpffs>/dataplane/v<ABI_VERSION>/`: raise it whenever a layout, a map
 /// type or the meaning of a field changes, so that an older agent's tables are never read with newer eyes.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 pub mod abi;
 pub mod checksum;

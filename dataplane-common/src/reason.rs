@@ -86,7 +86,7 @@ numbered! {
         ServiceProtocol = 74, "service_protocol", "To a cluster IP, with a protocol that no service has (a ping).";
         BadRoute = 75, "bad_route", "The route is of a kind this program does not know.";
         NoSourceAddress = 76, "no_source_address", "The node has no address of this family to translate to.";
-        BadService = 77, "bad_service", "The service points at a backend slot that does not exist.";
+        BadService = 77, "bad_service", "The row of the service is broken, or points at a backend slot that does not exist.";
         HostLoop = 79, "host_loop", "A host process reached its own node through a service without connect-time translation.";
         NoLocalBackend = 80, "no_local_backend", "The service's policy is Local, and no backend is on this node.";
         SourceRange = 81, "source_range", "The client is not in the service's loadBalancerSourceRanges.";

@@ -4,7 +4,7 @@
 //! the memory of a removed entry at once. Where that matters (`FLOWS`) the entry has an epoch; elsewhere a packet that was
 //! on its way as its pod went may meet its successor, whose stack refuses it.
 
-use core::hint::black_box;
+use core::{hint::black_box, ptr};
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
@@ -118,6 +118,8 @@ pub(crate) struct Work {
     pub(crate) purpose: Purpose,
     /// How the packet asks, if it asks a frontend.
     pub(crate) asks: Asks,
+    /// The frontend's row.
+    pub(crate) service: Service,
     /// Not 0: the packet goes to the node of `to` as it is, which is one that serves the frontend as well.
     pub(crate) direct: u32,
     /// What is known of the packet's transport: bits of `parse::Transport`.
@@ -214,7 +216,7 @@ fn route_gates(addr: &Addr) -> *mut Gates {
     let route =
         unsafe { bpf_map_lookup_elem((&raw const ROUTES).cast_mut().cast(), (&raw const key).cast()) };
     if route.is_null() {
-        return core::ptr::null_mut();
+        return ptr::null_mut();
     }
     // SAFETY: a live value of the map.
     unsafe { &raw mut (*route.cast::<Route>()).gates }
@@ -225,10 +227,21 @@ pub(crate) fn route(addr: &Addr) -> Option<&'static Route> {
     ROUTES.get(&Key::new(128, *addr))
 }
 
+/// Whether there is such a row.
 #[inline(always)]
-pub(crate) fn service(key: &ServiceKey) -> Option<&'static Service> {
+pub(crate) fn has_service(key: &ServiceKey) -> bool {
     // SAFETY: as in `endpoint`.
-    unsafe { SERVICES.get(key) }
+    unsafe { SERVICES.get(key) }.is_some()
+}
+
+/// Copies a row: whether there is one. What a copy holds that is not sealed may be of several rows: see [`Service::seal`].
+#[inline(always)]
+pub(crate) fn copy_service(key: &ServiceKey, copy: &mut Service) -> bool {
+    // SAFETY: as in `endpoint`.
+    let Some(row) = (unsafe { SERVICES.get(key) }) else { return false };
+    // SAFETY: a live value of the map. Volatile, for it may change at any time: nothing may be read from it afterwards.
+    *copy = unsafe { ptr::read_volatile(row) };
+    true
 }
 
 /// Whether a client is in one of the service's ranges.

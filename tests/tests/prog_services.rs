@@ -235,6 +235,32 @@ fn a_host_process_reaches_a_service_by_the_wire() -> Result<()> {
     Ok(())
 }
 
+/// As one is that was another's by the time it was copied.
+#[test]
+fn a_row_whose_seal_is_not_its_own_leads_nowhere() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        let (client, backend) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
+        let [whole, mixed, of_another] = [91, 92, 93].map(|port| at(world.service.ip(), port));
+        for frontend in [whole, mixed, of_another] {
+            rig.service(frontend, Protocol::UDP, 40, &[backend], 0)?;
+        }
+        let mut row = rig.service_row(whole, Protocol::UDP)?;
+        rig.put_service_row(of_another, Protocol::UDP, row)?;
+        row.first_slot += 1;
+        rig.put_service_row(mixed, Protocol::UDP, row)?;
+        for (frontend, action, outcome) in [
+            (whole, Action::Redirect, "to_wire"),
+            (mixed, Action::Drop, "bad_service"),
+            (of_another, Action::Drop, "bad_service"),
+        ] {
+            let run = rig.run(Hook::FromPod, &Frame::udp(client, frontend).build())?;
+            assert_eq!((run.action, run.outcome), (action, outcome), "{frontend}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn selection_by_hash_is_the_tuples_and_at_random_is_not() -> Result<()> {
     let (mut rig, world) = rig(Family::V4)?;

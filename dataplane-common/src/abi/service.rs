@@ -3,7 +3,9 @@
 //!
 //! A service's backends are one contiguous range of `BACKENDS`. An update writes a fresh range, then replaces the
 //! entry of `SERVICES`: a reader sees the old list or the new one, never a mixture. User space re-uses the slots of
-//! the old range only after every program that could have read the old entry has ended.
+//! the old range only after every program that could have read the old entry has ended. The kernel waits for nobody before
+//! it gives the memory of the old entry to another (kernel/bpf/hashtab.c): an entry is copied, and its seal tells whether
+//! all of the copy is of one entry, and of the one that was looked for.
 //!
 //! `BACKEND_GENERATIONS[id]` is odd while the number belongs to a backend and even while it is free: giving a number out
 //! and taking it back each add one, so that a flow's copy never matches a later owner's.
@@ -40,8 +42,8 @@ abi! {
         pub generation: u32,
         /// Bits of [`ServiceFlags`].
         pub flags: u32,
-        /// Must be 0.
-        pub reserved: u32,
+        /// [`Self::seal_at`] its key.
+        pub seal: u32,
     }
 
     /// Value of `BACKENDS`, an array: one slot of a service's range.
@@ -99,6 +101,40 @@ impl ServiceKey {
     }
 }
 
+/// Odd, so that no word is lost in a product, and without a pattern: the golden ratio's digits (Knuth, TAOCP 6.4).
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
+impl Service {
+    /// What [`Self::seal`] is in the row of this key.
+    #[inline(always)]
+    pub const fn seal_at(&self, key: &ServiceKey) -> u32 {
+        let port = (key.port.wire() as u32) << 16 | (key.protocol as u32) << 8 | key.scope as u32;
+        let [a, b, c, d] = key.addr.words();
+        let Self { id, first_slot, count, affinity_timeout, generation, flags, seal: _ } = *self;
+        let words = [a, b, c, d, port, id, first_slot, count, affinity_timeout, generation, flags];
+        let mut sum = 0;
+        let mut next = 0;
+        while next < words.len() {
+            sum = (sum ^ words[next] as u64).wrapping_mul(SPREAD);
+            next += 1;
+        }
+        (sum >> 32) as u32
+    }
+
+    /// As it is written for this key.
+    #[must_use]
+    pub const fn sealed(mut self, key: &ServiceKey) -> Self {
+        self.seal = self.seal_at(key);
+        self
+    }
+
+    /// Whether it is a whole row, and this key's.
+    #[inline(always)]
+    pub const fn is_sealed(&self, key: &ServiceKey) -> bool {
+        self.seal == self.seal_at(key)
+    }
+}
+
 /// Who a frontend is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -131,4 +167,44 @@ impl ServiceFlags {
     /// A process of this node is among the backends: another one reaches it through its socket alone, because packets to it
     /// never leave the stack.
     pub const HOST_BACKEND: u32 = 64;
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Of a row and its key, as a reader finds them.
+    const WORDS: usize = (size_of::<ServiceKey>() + size_of::<Service>()) / 4;
+
+    fn read(words: [u32; WORDS]) -> (ServiceKey, Service) {
+        let [a, b, c, d, port, id, first_slot, count, affinity_timeout, generation, flags, seal] = words;
+        let [high, low, protocol, scope] = port.to_be_bytes();
+        let key = ServiceKey {
+            addr: Addr::v6_words([a, b, c, d]),
+            port: Port::new(u16::from_be_bytes([high, low])),
+            protocol,
+            scope,
+        };
+        (key, Service { id, first_slot, count, affinity_timeout, generation, flags, seal })
+    }
+
+    proptest! {
+        #[test]
+        fn a_row_of_which_one_word_is_anothers_is_not_sealed(
+            words in any::<[u32; WORDS]>(),
+            which in 0..WORDS,
+            other in 1_u32..,
+        ) {
+            let (key, row) = read(words);
+            let sealed = row.sealed(&key);
+            prop_assert!(sealed.is_sealed(&key));
+            let mut mixed = words;
+            mixed[WORDS - 1] = sealed.seal;
+            mixed[which] ^= other;
+            let (key, row) = read(mixed);
+            prop_assert!(!row.is_sealed(&key), "{row:?} at {key:?}");
+        }
+    }
 }

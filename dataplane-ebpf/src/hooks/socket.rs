@@ -5,7 +5,7 @@
 
 use aya_ebpf::programs::SockContext;
 use dataplane_common::{
-    abi::{ConnectedPeer, Endpoint, NodeFlags, OriginKey, ServiceFlags, SocketOrigin},
+    abi::{ConnectedPeer, Endpoint, NodeFlags, OriginKey, Service, ServiceFlags, SocketOrigin},
     hash,
     net::Protocol,
     reason::{DropReason, Hook, Verdict},
@@ -111,7 +111,10 @@ fn translate(socket: &Socket<'_>, random: u32) -> Result<Option<SocketOrigin>, D
         None => is_loopback && takes_loopback,
     };
     let asks = Asks { from_outside: 0, node_ports: u32::from(node_ports), of_another: 0 };
-    let Some(service) = service::frontend(&addr, port, protocol, asks) else { return Ok(None) };
+    let service = &mut Service::default();
+    if !service::frontend(&addr, port, protocol, asks, service)? {
+        return Ok(None);
+    }
     // what the host's own processes send to an address of the host never leaves it: nobody else will translate it
     let on_host = of_host
         && (is_loopback

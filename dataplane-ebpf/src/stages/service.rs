@@ -30,16 +30,17 @@ impl NewFlow for ToBackend {
 
 #[inline(always)]
 fn open<F: IpFamily>(ctx: &impl Frame, work: &mut Work) -> Result<bool, DropReason> {
-    let from = &work.from;
-    let Some(service) = frontend(&from.dst, from.dst_port, from.protocol, work.asks) else {
+    if !asked(work)? {
+        let from = &work.from;
         let is_service = F::cluster_range().contains(&from.dst) && Protocol::has_ports(from.protocol);
-        let is_service = is_service && maps::service(&ServiceKey::of_address(from.dst)).is_some();
+        let is_service = is_service && maps::has_service(&ServiceKey::of_address(from.dst));
         return if is_service { Err(DropReason::NoPort) } else { Ok(false) };
-    };
+    }
     // the host itself may have connected from what is a frontend's port
-    if is_amid(work) && ctx.is_of_socket(from) {
+    if is_amid(work) && ctx.is_of_socket(&work.from) {
         return Ok(false);
     }
+    let (from, service) = (&work.from, &work.service);
     if work.asks.of_another != 0 && service.flags & ServiceFlags::DSR == 0 {
         return Ok(false);
     }
@@ -99,26 +100,83 @@ fn node_source<F: IpFamily>() -> Result<Addr, DropReason> {
     if addr.is_unspecified() { Err(DropReason::NoSourceAddress) } else { Ok(addr) }
 }
 
-/// The service at an address and port, for who asks.
+/// Whether the packet is addressed to a service. Then `work.service` is its row.
 #[inline(always)]
-pub(crate) fn frontend(addr: &Addr, port: Port, protocol: u8, asks: Asks) -> Option<&'static Service> {
+fn asked(work: &mut Work) -> Result<bool, DropReason> {
+    found(maps::lend(work, || find_frontend()))
+}
+
+/// A function of its own to the verifier, which it walks once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn find_frontend() -> u32 {
+    let Some(Work { from, asks, service, .. }) = maps::work() else { return ABSENT };
+    match frontend(&from.dst, from.dst_port, from.protocol, *asks, service) {
+        Ok(true) => PRESENT,
+        Ok(false) => ABSENT,
+        Err(_) => BROKEN,
+    }
+}
+
+/// Finds the service at an address and port, for who asks: whether there is one. Then `service` is its row.
+#[inline(always)]
+pub(crate) fn frontend(
+    addr: &Addr,
+    port: Port,
+    protocol: u8,
+    asks: Asks,
+    service: &mut Service,
+) -> Result<bool, DropReason> {
     if !Protocol::has_ports(protocol) {
-        return None;
+        return Ok(false);
     }
     let mut key = ServiceKey { addr: *addr, port, protocol, scope: Scope::Any as u8 };
-    let mut service = maps::service(&key);
-    if service.is_none() && asks.node_ports != 0 {
+    let mut found = row(&key, service)?;
+    if !found && asks.node_ports != 0 {
         key = key.at_node();
-        service = maps::service(&key);
+        found = row(&key, service)?;
     }
-    let service = service?;
-    if asks.from_outside == 0 || service.flags & ServiceFlags::OUTSIDE == 0 {
-        return Some(service);
+    if found && asks.from_outside != 0 && service.flags & ServiceFlags::OUTSIDE != 0 {
+        key.scope = Scope::Outside as u8;
+        // not there: it is about to be written, and the other still holds
+        row(&key, service)?;
     }
-    key.scope = Scope::Outside as u8;
-    // not there: it is about to be written
-    Some(maps::service(&key).unwrap_or(service))
+    Ok(found)
 }
+
+/// Copies the row of a frontend, if there is one.
+#[inline(always)]
+fn row(key: &ServiceKey, service: &mut Service) -> Result<bool, DropReason> {
+    #[inline(never)]
+    fn outlined(key: &ServiceKey, service: &mut Service) -> u32 {
+        for _ in 0..TRIES {
+            if !maps::copy_service(key, service) {
+                return ABSENT;
+            }
+            if service.is_sealed(key) {
+                return PRESENT;
+            }
+        }
+        BROKEN
+    }
+    found(outlined(key, service))
+}
+
+#[inline(always)]
+const fn found(row: u32) -> Result<bool, DropReason> {
+    match row {
+        ABSENT => Ok(false),
+        PRESENT => Ok(true),
+        _ => Err(DropReason::BadService),
+    }
+}
+
+/// A row is looked up once more if it was another's by the time it was copied; a third time nobody is as slow.
+const TRIES: u32 = 2;
+// what became of a row
+const ABSENT: u32 = 0;
+const PRESENT: u32 = 1;
+const BROKEN: u32 = 2;
 
 /// A backend for a client: the one it had, if the service wants that, else the one `hash` falls on.
 #[inline(always)]

@@ -137,7 +137,8 @@ mod tests {
         assert_eq!(in_pairs_of_lines(pairs), ["UdpInErrors 2", "UdpRcvbufErrors 2"]);
         let lines = "SctpChecksumErrors              \t1\nSctpOutOfBlues\t0\nSctpAborteds\t3\n";
         assert_eq!(in_lines(lines), ["SctpChecksumErrors 1"]);
-        let devices = "Inter-|   Receive  |  Transmit\n face |bytes\n  eth0: 9 8 0 3 0 0 0 0 7 6 0 5 0 0 0 0\n";
+        let devices =
+            "Inter-|   Receive  |  Transmit\n face |bytes\n  eth0: 9 8 0 3 0 0 0 0 7 6 0 5 0 0 0 0\n";
         assert_eq!(of_devices(devices), ["eth0 not received 3", "eth0 not sent 5"]);
         let table = "entries  res_failed unresolved_discards\n00000002 0000000f 00000000\n00000002 00000011 00000000\n";
         assert_eq!(neighbours(table), ["res_failed 32"]);

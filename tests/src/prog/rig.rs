@@ -319,12 +319,7 @@ impl Rig {
             };
             self.array(map::BACKENDS)?.set(slot, entry, 0)?;
         }
-        let mut key = ServiceKey {
-            addr: frontend.ip().into(),
-            port: Port::new(frontend.port()),
-            protocol,
-            scope: Scope::Any as u8,
-        };
+        let mut key = frontend_key(frontend, protocol);
         let mut service = Service {
             id: first_slot + 1,
             first_slot,
@@ -332,16 +327,26 @@ impl Rig {
             affinity_timeout: 0,
             generation: 1,
             flags: 0,
-            reserved: 0,
+            seal: 0,
         };
         change(&mut key, &mut service);
-        Ok(self.hash(map::SERVICES)?.insert(key, service, 0)?)
+        Ok(self.hash(map::SERVICES)?.insert(key, service.sealed(&key), 0)?)
+    }
+
+    /// The row of a frontend, as it is.
+    pub fn service_row(&mut self, frontend: SocketAddr, protocol: u8) -> Result<Service> {
+        Ok(self.hash(map::SERVICES)?.get(&frontend_key(frontend, protocol), 0)?)
+    }
+
+    /// Writes the row of a frontend, with whatever seal it has.
+    pub fn put_service_row(&mut self, frontend: SocketAddr, protocol: u8, row: Service) -> Result<()> {
+        Ok(self.hash(map::SERVICES)?.insert(frontend_key(frontend, protocol), row, 0)?)
     }
 
     /// Says that the address is a cluster IP.
     pub fn cluster_ip(&mut self, addr: IpAddr) -> Result<()> {
         let key = ServiceKey::of_address(addr.into());
-        Ok(self.hash(map::SERVICES)?.insert(key, Service::default(), 0)?)
+        Ok(self.hash(map::SERVICES)?.insert(key, Service::default().sealed(&key), 0)?)
     }
 
     /// Makes flows to the backend stale, as the agent does when it is gone.
@@ -427,6 +432,15 @@ impl Rig {
             }
         }
         Ok(())
+    }
+}
+
+fn frontend_key(frontend: SocketAddr, protocol: u8) -> ServiceKey {
+    ServiceKey {
+        addr: frontend.ip().into(),
+        port: Port::new(frontend.port()),
+        protocol,
+        scope: Scope::Any as u8,
     }
 }
 

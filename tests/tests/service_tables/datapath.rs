@@ -59,17 +59,23 @@ impl Tables {
             protocol: number(question.protocol),
             scope: Scope::Any as u8,
         };
-        let mut service = self.services.row(&key);
+        let mut service = self.sealed(&key);
         if service.is_none() && node_ports {
             key = key.at_node();
-            service = self.services.row(&key);
+            service = self.sealed(&key);
         }
         let service = service?;
         if !from_outside || service.flags & ServiceFlags::OUTSIDE == 0 {
             return Some(service);
         }
         key.scope = Scope::Outside as u8;
-        Some(self.services.row(&key).unwrap_or(service))
+        Some(self.sealed(&key).unwrap_or(service))
+    }
+
+    fn sealed(&self, key: &ServiceKey) -> Option<Service> {
+        let row = self.services.row(key)?;
+        assert!(row.is_sealed(key), "{row:?} at {key:?}");
+        Some(row)
     }
 
     /// The slots of a row.

@@ -128,7 +128,8 @@ impl Services {
             affinity_timeout: port.affinity_timeout,
             generation,
             flags: port.flags(),
-            reserved: 0,
+            // its row's
+            seal: 0,
         };
         let mut result = Ok(());
         for Frontend { key, flags } in of_scope {
@@ -195,9 +196,13 @@ impl Services {
         backing: Backing,
         now: Instant,
     ) -> Result<(), TableError> {
+        let value = value.sealed(frontend);
         let before = self.rows.get(frontend).filter(|_| !self.broken.contains_key(frontend));
         // the generation tells changes of the backends, and the range is the same
-        let same = |row: &Service| Service { generation: value.generation, ..*row } == value;
+        let same = |row: &Service| {
+            row.is_sealed(frontend)
+                && Service { generation: value.generation, seal: value.seal, ..*row } == value
+        };
         if before.is_some_and(same) {
             return Ok(());
         }

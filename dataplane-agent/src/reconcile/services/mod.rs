@@ -116,7 +116,7 @@ impl Services {
         rows.sort_by_key(|(key, row)| (row.count, row.first_slot, *key));
         for (key, value) in rows {
             let (ranges, own) = self.ranges.adopt(&value, key.protocol, &mut self.backends)?;
-            if !own {
+            if !own || !value.is_sealed(&key) {
                 self.broken.insert(key, ranges);
             }
             self.rows.insert(key, value);

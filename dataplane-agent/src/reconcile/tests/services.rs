@@ -364,7 +364,7 @@ fn change_row(world: &mut World, change: impl FnOnce(&mut Service, &Service)) {
     let mut row = world.services.get(&broken).unwrap().unwrap();
     let good = world.services.get(&good).unwrap().unwrap();
     change(&mut row, &good);
-    world.services.insert(&broken, &row).unwrap();
+    world.services.insert(&broken, &row.sealed(&broken)).unwrap();
 }
 
 /// A range of three, a row, and the number of the backend that only the broken row names.
@@ -396,6 +396,17 @@ fn a_row_over_the_whole_table_leaves_room_for_its_repair() {
         change_row(world, |row, _| (row.first_slot, row.count) = (0, PLENTY.slots));
     });
     assert_repaired(world, REPAIR + 2);
+}
+
+#[test]
+fn a_row_that_is_not_sealed_is_rewritten() {
+    let world = damaged(|world| {
+        let broken = frontend("10.96.0.1", TCP);
+        let mut row = world.services.get(&broken).unwrap().unwrap();
+        row.seal ^= 1;
+        world.services.insert(&broken, &row).unwrap();
+    });
+    assert_repaired(world, 3 + 1);
 }
 
 #[test]
