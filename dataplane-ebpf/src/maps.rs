@@ -1,8 +1,8 @@
 //! Every map, and the only way to it.
 //!
 //! An entry handed out by reference may be given to another key while the program looks at it, because the kernel re-uses
-//! the memory of a removed entry at once. Where that matters (`FLOWS`) the entry has an epoch; elsewhere a packet that was
-//! on its way as its pod went may meet its successor, whose stack refuses it.
+//! the memory of a removed entry at once. Where that matters the entry has an epoch (`FLOWS`) or is copied and has a seal
+//! (`SERVICES`); elsewhere a packet that was on its way as its pod went may meet its successor, whose stack refuses it.
 
 use core::{hint::black_box, ptr};
 

@@ -8,7 +8,7 @@ use dataplane_common::{
     reason::DropReason,
 };
 
-use super::{affinity, flow, translate::NewFlow};
+use super::{Answer, affinity, flow, translate::NewFlow};
 use crate::{
     family::IpFamily,
     maps::{self, Asks, Work},
@@ -103,19 +103,19 @@ fn node_source<F: IpFamily>() -> Result<Addr, DropReason> {
 /// Whether the packet is addressed to a service. Then `work.service` is its row.
 #[inline(always)]
 fn asked(work: &mut Work) -> Result<bool, DropReason> {
-    found(maps::lend(work, || find_frontend()))
+    let answer = Answer::from_number(maps::lend(work, || find_frontend()));
+    // the only reason there is: the verifier would walk on with every number that might be one
+    answer.get().map_err(|_broken| DropReason::BadService)
 }
 
 /// A function of its own to the verifier, which it walks once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn find_frontend() -> u32 {
-    let Some(Work { from, asks, service, .. }) = maps::work() else { return ABSENT };
-    match frontend(&from.dst, from.dst_port, from.protocol, *asks, service) {
-        Ok(true) => PRESENT,
-        Ok(false) => ABSENT,
-        Err(_) => BROKEN,
-    }
+    let Some(Work { from, asks, service, .. }) = maps::work() else {
+        return DropReason::WriteFailed.number().into();
+    };
+    Answer::from(frontend(&from.dst, from.dst_port, from.protocol, *asks, service)).number()
 }
 
 /// Finds the service at an address and port, for who asks: whether there is one. Then `service` is its row.
@@ -148,35 +148,27 @@ pub(crate) fn frontend(
 #[inline(always)]
 fn row(key: &ServiceKey, service: &mut Service) -> Result<bool, DropReason> {
     #[inline(never)]
-    fn outlined(key: &ServiceKey, service: &mut Service) -> u32 {
-        for _ in 0..TRIES {
-            if !maps::copy_service(key, service) {
-                return ABSENT;
-            }
-            if service.is_sealed(key) {
-                return PRESENT;
-            }
-        }
-        BROKEN
+    fn outlined(key: &ServiceKey, service: &mut Service) -> Answer {
+        sealed(key, service).into()
     }
-    found(outlined(key, service))
+    outlined(key, service).get()
 }
 
 #[inline(always)]
-const fn found(row: u32) -> Result<bool, DropReason> {
-    match row {
-        ABSENT => Ok(false),
-        PRESENT => Ok(true),
-        _ => Err(DropReason::BadService),
+fn sealed(key: &ServiceKey, service: &mut Service) -> Result<bool, DropReason> {
+    for _ in 0..TRIES {
+        if !maps::copy_service(key, service) {
+            return Ok(false);
+        }
+        if service.is_sealed(key) {
+            return Ok(true);
+        }
     }
+    Err(DropReason::BadService)
 }
 
 /// A row is looked up once more if it was another's by the time it was copied; a third time nobody is as slow.
 const TRIES: u32 = 2;
-// what became of a row
-const ABSENT: u32 = 0;
-const PRESENT: u32 = 1;
-const BROKEN: u32 = 2;
 
 /// A backend for a client: the one it had, if the service wants that, else the one `hash` falls on.
 #[inline(always)]

@@ -73,16 +73,17 @@ fn of_namespace(namespace: &Namespace) -> Result<Vec<String>> {
     Ok(counters)
 }
 
-/// A line of names, a line of values.
+/// Of a line of names and a line of values for each group: the group, a name, its value.
+pub(super) fn pairs_of_lines(text: &str) -> impl Iterator<Item = (&str, &str, &str)> {
+    let mut lines = text.lines().filter_map(|line| line.split_once(": "));
+    let pairs = std::iter::from_fn(move || Some((lines.next()?, lines.next()?)));
+    pairs.flat_map(|((group, names), (_, values))| {
+        names.split(' ').zip(values.split(' ')).map(move |(name, value)| (group, name, value))
+    })
+}
+
 fn in_pairs_of_lines(text: &str) -> Vec<String> {
-    let lines: Vec<&str> = text.lines().collect();
-    let pairs = lines.chunks(2).flat_map(|pair| {
-        let [names, values] = pair else { return Vec::new() };
-        let group = names.split(':').next().unwrap_or_default();
-        let pairs = names.split(' ').zip(values.split(' ')).skip(1);
-        pairs.map(|(name, value)| (format!("{group}{name}"), value)).collect()
-    });
-    pairs.filter_map(|(name, value)| sign(&name, value)).collect()
+    pairs_of_lines(text).filter_map(|(group, name, value)| sign(&format!("{group}{name}"), value)).collect()
 }
 
 /// A name and a value in each line.

@@ -15,6 +15,8 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::sched::{CloneFlags, setns};
 
+use super::losses::pairs_of_lines;
+
 /// Where named namespaces are bound.
 const DIRECTORY: &str = "/run/netns";
 
@@ -119,12 +121,8 @@ impl Namespace {
     /// A counter of `/proc/net/snmp`, as `Tcp`, `RetransSegs`.
     pub fn snmp(&self, protocol: &str, counter: &str) -> Result<u64> {
         let text = self.read_proc("/proc/net/snmp")?;
-        let mut lines = text.lines().filter_map(|line| line.strip_prefix(protocol)?.strip_prefix(": "));
-        let (Some(names), Some(values)) = (lines.next(), lines.next()) else {
-            bail!("/proc/net/snmp has no {protocol}");
-        };
-        let value = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == counter);
-        Ok(value.with_context(|| format!("/proc/net/snmp has no {protocol} {counter}"))?.1.parse()?)
+        let value = pairs_of_lines(&text).find(|(group, name, _)| (*group, *name) == (protocol, counter));
+        Ok(value.with_context(|| format!("/proc/net/snmp has no {protocol} {counter}"))?.2.parse()?)
     }
 
     /// Its name goes now, the namespace itself when the last process has left it.

@@ -199,10 +199,8 @@ impl Services {
         let value = value.sealed(frontend);
         let before = self.rows.get(frontend).filter(|_| !self.broken.contains_key(frontend));
         // the generation tells changes of the backends, and the range is the same
-        let same = |row: &Service| {
-            row.is_sealed(frontend)
-                && Service { generation: value.generation, seal: value.seal, ..*row } == value
-        };
+        let same =
+            |row: &Service| Service { generation: value.generation, seal: value.seal, ..*row } == value;
         if before.is_some_and(same) {
             return Ok(());
         }
