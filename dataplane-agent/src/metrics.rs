@@ -226,7 +226,7 @@ impl Collector for AtScrape {
         encode_tables(&mut out, &status)?;
         encode_reconcile(&mut out, &status)?;
         if let Some(source) = self.source.get() {
-            out.counter("source_problems", "Problems the source came upon, gone or not", source.ever())?;
+            out.counter("source_problems", "Problems the source came upon, gone or not", source.total())?;
         }
         if let Some(progress) = self.progress.get() {
             encode_progress(&mut out, progress)?;

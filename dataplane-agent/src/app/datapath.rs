@@ -134,7 +134,7 @@ impl NodeDatapath {
         };
         // the node before its services, which are compiled for it
         running.tell_network(config, store);
-        running.reconciler.changed(store, &store.everything());
+        running.reconciler.apply_changes(store, &store.everything());
         running.tell_programs()?;
         running.reserve_ports();
         // a new node's programs meet full tables; an adopted node's tables are full already
@@ -269,7 +269,7 @@ impl NodeDatapath {
 
     /// What changed of the cluster.
     pub(super) fn changed(&mut self, store: &Store, changes: &Changes) {
-        self.reconciler.changed(store, changes);
+        self.reconciler.apply_changes(store, changes);
         self.routes_changed |= !changes.nodes.is_empty();
         self.synced |= changes.synced;
         self.news = true;
@@ -286,7 +286,7 @@ impl NodeDatapath {
         let before = (self.reconciler.changes(), self.reconciler.applied_revision());
         let due = self.reconciler.work(now);
         let after = (self.reconciler.changes(), self.reconciler.applied_revision());
-        for moved in self.reconciler.take_moved() {
+        for moved in self.reconciler.take_udp_backend_updates() {
             self.tell_sockets(moved);
         }
         let settled = self.reconciler.is_settled();

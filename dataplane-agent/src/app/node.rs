@@ -294,7 +294,7 @@ impl NodeTask {
         let check = |name: &NamespacedName| {
             let service = self.store.service(name)?;
             let port = service.health_check_port?;
-            let endpoints = compile::services::local_ready(self.store.slices_of(name), &node_context);
+            let endpoints = compile::services::count_local_ready(self.store.slices_of(name), &node_context);
             Some(HealthCheck { port, endpoints })
         };
         self.outputs.health_checks.send_if_modified(|told| {

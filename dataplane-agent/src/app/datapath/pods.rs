@@ -49,7 +49,7 @@ impl NodeDatapath {
     fn add_pod(&mut self, device: PodDevice) -> Result<(), PodDatapathError> {
         let name = device.name.clone();
         if let Some(netns) = device.netns.clone() {
-            self.tell_sockets(SocketUpdate::Pod(name.clone(), netns));
+            self.tell_sockets(SocketUpdate::PodAdded(name.clone(), netns));
         }
         // programs first: a packet that finds the address finds its device hooked
         self.pods.insert(name.clone(), device.clone());
@@ -91,7 +91,7 @@ impl NodeDatapath {
     fn remove_pod(&mut self, device: &PodDevice) -> Result<(), PodDatapathError> {
         let withdrawn = self.reconciler.remove_pod(&device.name, Instant::now());
         self.pods.remove(&device.name);
-        self.tell_sockets(SocketUpdate::PodGone(device.name.clone()));
+        self.tell_sockets(SocketUpdate::PodRemoved(device.name.clone()));
         self.unattached.remove(&device.name);
         self.datapath.detach_pod(&device.name).map_err(|error| PodDatapathError(error.to_string()))?;
         withdrawn.map_err(|error| PodDatapathError(error.to_string()))
