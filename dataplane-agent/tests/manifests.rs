@@ -162,7 +162,7 @@ async fn a_directory_that_does_not_exist_is_an_error() {
     let (sender, _events) = mpsc::channel(1);
     let error = ManifestSource::new("/nowhere/manifests", sender, Problems::default()).unwrap_err();
     assert!(
-        error.to_string().starts_with("manifests: read directory /nowhere/manifests: No such"),
+        error.to_string().starts_with("cannot read manifest directory /nowhere/manifests: No such"),
         "{error}"
     );
 }

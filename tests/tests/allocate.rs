@@ -379,7 +379,7 @@ fn a_node_without_room_is_told_so_and_served_when_another_leaves() -> Result<()>
     bed.wait_holder("a")?;
     bed.add("n2", &[])?;
     let note = bed.wait_event("n2", "PodCIDRsExhausted")?;
-    ensure!(note.contains("all 2 ranges of cluster CIDR 10.1.0.0/23 are taken"), "{note}");
+    ensure!(note.contains("all 2 ranges of cluster CIDR 10.1.0.0/23 are assigned"), "{note}");
     bed.objects.delete(&[node("n0", &[])])?;
     let all = bed.wait_all(1)?;
     ensure!(all["n2"] == ["10.1.0.0/24".parse()?], "{all:?}");
@@ -480,7 +480,7 @@ fn a_missing_permission_is_named_and_every_permission_granted_is_used() -> Resul
     let a = bed.allocator_as("a", &user, "--cluster-cidr 10.1.0.0/16 --lease-namespace dataplane-system")?;
     wait::until("the refusal is in the log", PATIENCE, || {
         let log = fs::read_to_string(&a.log)?;
-        let said = "refuses list of nodes to system:serviceaccount:dataplane-system:dataplane-allocator";
+        let said = "denied list of nodes to system:serviceaccount:dataplane-system:dataplane-allocator";
         Ok(log.contains(said).then_some(()))
     })?;
     ensure!(a.http("/readyz")?.0 == 503);

@@ -61,7 +61,7 @@ fn the_api_server_is_away_for_a_minute() -> Result<()> {
             node.agent_mut().until("a word about the API server", |agent| {
                 let status = agent.status()?.status;
                 let text = serde_json::to_string(&status)?;
-                Ok(text.contains("no API server can be asked").then_some(()))
+                Ok(text.contains("cannot reach any API server").then_some(()))
             })
         });
     }
@@ -229,7 +229,7 @@ fn a_permission_that_is_missing_is_named_and_its_return_is_noticed() -> Result<(
             let status = agent.status()?.status;
             let problems: Vec<_> = status.problems.iter().map(|problem| problem.message.as_str()).collect();
             let named = problems.iter().any(|problem| {
-                problem.contains("refuses")
+                problem.contains("denied")
                     && problem.contains("services")
                     && problem.contains(&agent_user().name)
             });

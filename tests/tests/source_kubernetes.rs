@@ -372,7 +372,7 @@ async fn a_missing_permission_is_named_and_tried_again() -> Result<()> {
     let state = tempfile::tempdir()?;
     let mut world = World::start(&server, &user, state.path()).await?;
     let sentence = world.until_problem("endpointslices").await?;
-    let expected = "API server: the API server refuses watch of endpointslices.discovery.k8s.io to \
+    let expected = "API server: API server denied watch of endpointslices.discovery.k8s.io to \
                     system:serviceaccount:kube-system:dataplane at the cluster scope";
     ensure!(sentence.starts_with(expected), "{sentence}");
     ensure!(!world.store.is_synced());
@@ -432,7 +432,7 @@ async fn without_a_server_the_agent_starts_from_what_the_cluster_last_was() -> R
             store.nodes().count() == 7 && endpoints(store, "web") == 2 && store.pods().count() == 1
         })
         .await?;
-    let sentence = world.until_problem("no API server can be asked").await?;
+    let sentence = world.until_problem("cannot reach any API server").await?;
     ensure!(sentence.contains(&server.urls()[0]) && sentence.contains("Connection refused"), "{sentence}");
     ensure!(!world.store.is_synced() && world.progress.behind_since().is_some());
 

@@ -208,9 +208,9 @@ impl LeaderTerm<'_> {
     /// Removes nodes that the completed list did not contain.
     fn on_list_done(&mut self, now: Instant) {
         let Some(listed) = self.listed.take() else { return };
-        let gone: Vec<_> =
+        let removed: Vec<_> =
             self.ledger.names().filter(|name| !listed.contains(*name)).map(str::to_owned).collect();
-        for name in gone {
+        for name in removed {
             self.forget(&name, now);
         }
         if std::mem::take(&mut self.first_list) {

@@ -91,8 +91,8 @@ impl RangeLedger {
 
     /// Removes a node and releases its ranges.
     pub fn remove(&mut self, name: &str, now: Instant) {
-        if let Some(gone) = self.nodes.remove(name) {
-            self.release(gone.assigned.iter().chain(&gone.reserved), now);
+        if let Some(removed) = self.nodes.remove(name) {
+            self.release(removed.assigned.iter().chain(&removed.reserved), now);
         }
     }
 

@@ -70,9 +70,9 @@ mod tests {
         assert_eq!(owners.effective(&'a'), Some((&2, &"two")));
         assert_eq!(owners.set(&2, []), ['a']);
         assert_eq!(owners.effective(&'a'), Some((&3, &"three")));
-        let mut gone = owners.set(&3, []);
-        gone.sort_unstable();
-        assert_eq!(gone, ['a', 'b']);
+        let mut changed = owners.set(&3, []);
+        changed.sort_unstable();
+        assert_eq!(changed, ['a', 'b']);
         assert_eq!(owners.effective(&'a'), None);
     }
 }

@@ -24,14 +24,14 @@ pub struct Range {
 /// Why a range cannot be allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SlotsError {
-    #[error("table BACKENDS is full: {wanted} slots needed, {free} of {capacity} free")]
-    Full { wanted: u32, free: u32, capacity: u32 },
+    #[error("table BACKENDS is full: {needed} slots needed, {free} of {capacity} free")]
+    Full { needed: u32, free: u32, capacity: u32 },
     #[error(
-        "table BACKENDS: {wanted} slots are in quarantine for readers of replaced ranges; retrying shortly"
+        "table BACKENDS: {needed} slots are in quarantine for readers of replaced ranges; retrying shortly"
     )]
-    Quarantined { wanted: u32, until: Instant },
-    #[error("table BACKENDS is fragmented: {wanted} contiguous slots needed, {free} slots free")]
-    Fragmented { wanted: u32, free: u32 },
+    Quarantined { needed: u32, until: Instant },
+    #[error("table BACKENDS is fragmented: {needed} contiguous slots needed, {free} slots free")]
+    Fragmented { needed: u32, free: u32 },
 }
 
 /// The allocator.
@@ -82,14 +82,14 @@ impl Slots {
         Ok(Range { start, len })
     }
 
-    fn shortage(&self, wanted: u32) -> SlotsError {
+    fn shortage(&self, needed: u32) -> SlotsError {
         let free = self.free_total + self.quarantined_total;
-        if free < wanted {
-            SlotsError::Full { wanted, free, capacity: self.capacity }
+        if free < needed {
+            SlotsError::Full { needed, free, capacity: self.capacity }
         } else if let Some((since, _)) = self.quarantined.front() {
-            SlotsError::Quarantined { wanted, until: *since + QUARANTINE }
+            SlotsError::Quarantined { needed, until: *since + QUARANTINE }
         } else {
-            SlotsError::Fragmented { wanted, free }
+            SlotsError::Fragmented { needed, free }
         }
     }
 
@@ -234,16 +234,16 @@ mod tests {
         let now = Instant::now();
         let mut slots = Slots::new(10);
         let ranges: Vec<_> = (0..5).map(|_| slots.allocate(2, now).unwrap()).collect();
-        assert!(matches!(slots.allocate(1, now), Err(SlotsError::Full { wanted: 1, free: 0, capacity: 10 })));
+        assert!(matches!(slots.allocate(1, now), Err(SlotsError::Full { needed: 1, free: 0, capacity: 10 })));
         slots.quarantine(ranges[0], now);
         assert_eq!(
             slots.allocate(1, now),
-            Err(SlotsError::Quarantined { wanted: 1, until: now + QUARANTINE })
+            Err(SlotsError::Quarantined { needed: 1, until: now + QUARANTINE })
         );
         slots.release(ranges[2]);
         let later = now + QUARANTINE;
         slots.end_quarantine(later);
-        assert!(matches!(slots.allocate(4, later), Err(SlotsError::Fragmented { wanted: 4, free: 4 })));
+        assert!(matches!(slots.allocate(4, later), Err(SlotsError::Fragmented { needed: 4, free: 4 })));
     }
 
     #[test]

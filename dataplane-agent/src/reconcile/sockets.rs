@@ -87,20 +87,20 @@ impl RemovedBackends {
 
     fn has(&self, peer: &ConnectedPeer) -> bool {
         let backend = UdpBackend { addr: peer.backend, port: peer.port };
-        self.removed.contains(&backend) || self.all.as_ref().is_some_and(|only| !only.contains(&backend))
+        self.removed.contains(&backend) || self.all.as_ref().is_some_and(|all| !all.contains(&backend))
     }
 
     fn on_removed(&mut self, backend: UdpBackend) {
         self.removed.insert(backend);
-        if let Some(only) = &mut self.all {
-            only.remove(&backend);
+        if let Some(all) = &mut self.all {
+            all.remove(&backend);
         }
     }
 
     fn on_added(&mut self, backend: UdpBackend) {
         self.removed.remove(&backend);
-        if let Some(only) = &mut self.all {
-            only.insert(backend);
+        if let Some(all) = &mut self.all {
+            all.insert(backend);
         }
     }
 

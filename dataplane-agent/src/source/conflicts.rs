@@ -77,9 +77,9 @@ impl ConflictResolver {
     /// Waiting objects, each with the reason.
     pub fn waiting_reasons(&self) -> impl Iterator<Item = (&ObjectKey, String)> {
         self.sequence_of.iter().filter_map(|(key, sequence)| {
-            let wanted = resources(self.waiting.get(sequence)?);
+            let needed = resources(self.waiting.get(sequence)?);
             let (resource, owner) =
-                wanted.iter().find_map(|one| Some((one, self.owners.other_owners(key, &[*one]).pop()?)))?;
+                needed.iter().find_map(|one| Some((one, self.owners.other_owners(key, &[*one]).pop()?)))?;
             let kept = if self.owners.by_key.contains_key(key) {
                 "; its previous version stays applied"
             } else {
@@ -112,10 +112,10 @@ impl ConflictResolver {
     fn deliver_free(&mut self, out: &mut Vec<SourceEvent>) -> bool {
         let mut freed = false;
         for (sequence, object) in std::mem::take(&mut self.waiting) {
-            let (key, wanted) = (object.key(), resources(&object));
-            if self.owners.other_owners(&key, &wanted).is_empty() {
+            let (key, needed) = (object.key(), resources(&object));
+            if self.owners.other_owners(&key, &needed).is_empty() {
                 self.sequence_of.remove(&key);
-                freed |= self.deliver(object, key, wanted, out);
+                freed |= self.deliver(object, key, needed, out);
             } else {
                 self.waiting.insert(sequence, object);
             }
@@ -130,19 +130,19 @@ impl ConflictResolver {
         let found = !group.is_empty();
         while !group.is_empty() {
             let free =
-                group.iter().position(|(key, wanted)| self.owners.other_owners(key, wanted).is_empty());
+                group.iter().position(|(key, needed)| self.owners.other_owners(key, needed).is_empty());
             if let Some(free) = free {
-                let (key, wanted) = group.remove(free);
+                let (key, needed) = group.remove(free);
                 if let Some(object) =
                     self.sequence_of.remove(&key).and_then(|sequence| self.waiting.remove(&sequence))
                 {
-                    self.deliver(object, key, wanted, out);
+                    self.deliver(object, key, needed, out);
                 }
                 continue;
             }
             // a cycle: remove one delivered object first to break it
-            let (key, wanted) = &group[0];
-            let Some(other) = self.owners.other_owners(key, wanted).pop().cloned() else { break };
+            let (key, needed) = &group[0];
+            let Some(other) = self.owners.other_owners(key, needed).pop().cloned() else { break };
             if let Some(owner) = self.owners.release(&other) {
                 out.push(SourceEvent::Remove(other, owner));
             }
@@ -160,11 +160,11 @@ impl ConflictResolver {
         loop {
             let members: BTreeSet<_> = group.iter().map(|(key, _)| key.clone()).collect();
             let mut granted: Vec<Resource> = Vec::new();
-            group.retain(|(key, wanted)| {
-                let keep = self.owners.other_owners(key, wanted).iter().all(|other| members.contains(*other))
-                    && !wanted.iter().any(|one| granted.iter().any(|other| one.excludes(*other)));
+            group.retain(|(key, needed)| {
+                let keep = self.owners.other_owners(key, needed).iter().all(|other| members.contains(*other))
+                    && !needed.iter().any(|one| granted.iter().any(|other| one.excludes(*other)));
                 if keep {
-                    granted.extend(wanted);
+                    granted.extend(needed);
                 }
                 keep
             });
@@ -179,13 +179,13 @@ impl ConflictResolver {
         &mut self,
         object: Object,
         key: ObjectKey,
-        wanted: Vec<Resource>,
+        needed: Vec<Resource>,
         out: &mut Vec<SourceEvent>,
     ) -> bool {
         let before = self.owners.by_key.get(&key).map(|(_, owned)| owned.clone()).unwrap_or_default();
-        let freed = before.iter().any(|owned| !wanted.contains(owned));
+        let freed = before.iter().any(|owned| !needed.contains(owned));
         self.owners.release(&key);
-        self.owners.acquire(key, *object.owner(), wanted);
+        self.owners.acquire(key, *object.owner(), needed);
         out.push(SourceEvent::Upsert(object));
         freed
     }
@@ -222,8 +222,8 @@ impl ResourceOwners {
     }
 
     /// Other objects that own one of these resources.
-    fn other_owners(&self, key: &ObjectKey, wanted: &[Resource]) -> Vec<&ObjectKey> {
-        let owners = wanted.iter().flat_map(|resource| match *resource {
+    fn other_owners(&self, key: &ObjectKey, needed: &[Resource]) -> Vec<&ObjectKey> {
+        let owners = needed.iter().flat_map(|resource| match *resource {
             Resource::ClusterIp(ip) => self.cluster_ips.get(&ip).into_iter().collect(),
             Resource::PodCidr(cidr) => self.overlapping(cidr),
         });

@@ -158,9 +158,9 @@ proptest! {
                     }
                 }
             }
-            let given: Vec<IpNet> = server.values().flat_map(|node| node.pod_cidrs.clone()).collect();
-            for (place, one) in given.iter().enumerate() {
-                for other in &given[place + 1..] {
+            let assigned: Vec<IpNet> = server.values().flat_map(|node| node.pod_cidrs.clone()).collect();
+            for (place, one) in assigned.iter().enumerate() {
+                for other in &assigned[place + 1..] {
                     prop_assert!(!one.contains(other) && !other.contains(one), "{one} and {other}");
                 }
             }

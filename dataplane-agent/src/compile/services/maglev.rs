@@ -24,9 +24,9 @@ pub(super) fn maglev_table(backends: &[Backend]) -> Vec<u32> {
 }
 
 pub(super) fn maglev_length(backends: usize) -> usize {
-    let wanted = (backends * MAGLEV_SLOTS_PER_BACKEND).min(MAGLEV_SLOTS_SOFT_MAX).max(backends);
+    let length = (backends * MAGLEV_SLOTS_PER_BACKEND).min(MAGLEV_SLOTS_SOFT_MAX).max(backends);
     let largest = MAGLEV_LENGTHS[MAGLEV_LENGTHS.len() - 1];
-    MAGLEV_LENGTHS.into_iter().find(|size| *size >= wanted).unwrap_or(largest)
+    MAGLEV_LENGTHS.into_iter().find(|size| *size >= length).unwrap_or(largest)
 }
 
 /// A hash of address and port, equal on every node and in every release.

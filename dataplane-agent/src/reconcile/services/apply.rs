@@ -27,7 +27,7 @@ impl BackendRange {
         if row.count == 0 { Self::Empty } else { Self::Slots(row.first_slot) }
     }
 
-    pub(super) const fn range(self) -> Option<u32> {
+    pub(super) const fn first_slot(self) -> Option<u32> {
         match self {
             Self::Empty => None,
             Self::Slots(start) => Some(start),
@@ -125,7 +125,7 @@ impl Services {
         };
         let value = Service {
             id,
-            first_slot: range.range().unwrap_or(0),
+            first_slot: range.first_slot().unwrap_or(0),
             count: count as u32,
             affinity_timeout: port.affinity_timeout,
             generation,
@@ -138,7 +138,7 @@ impl Services {
             let value = Service { flags: value.flags | flags, ..value };
             result = result.and(self.write_row(key, value, range, now));
         }
-        if let Some(start) = range.range() {
+        if let Some(start) = range.first_slot() {
             self.ranges.discard(start, &mut self.backends);
         }
         Ok(result?)
@@ -208,7 +208,7 @@ impl Services {
             return Ok(());
         }
         self.table.insert(frontend, &value)?;
-        if let Some(start) = range.range() {
+        if let Some(start) = range.first_slot() {
             self.ranges.acquire(start);
         }
         self.forget_row(frontend, now);

@@ -276,8 +276,8 @@ impl Services {
         let before = frontends(self);
         self.set(name, entries);
         self.reconcile_key(ServiceWork::Service(name.clone()), now);
-        for gone in before.difference(&frontends(self)) {
-            self.reconcile_key(ServiceWork::Frontend(*gone), now);
+        for removed in before.difference(&frontends(self)) {
+            self.reconcile_key(ServiceWork::Frontend(*removed), now);
         }
     }
 
@@ -322,7 +322,7 @@ impl Services {
     fn ranges_of(&self, frontend: &ServiceKey, row: &Service) -> Vec<u32> {
         match self.broken.get(frontend) {
             Some(ranges) => ranges.clone(),
-            None => BackendRange::of(row).range().into_iter().collect(),
+            None => BackendRange::of(row).first_slot().into_iter().collect(),
         }
     }
 

@@ -199,7 +199,7 @@ fn node_ports_follow_node_port_addresses() {
     set_node_port_addresses(&mut fixture, &["192.168.1.2"]);
     assert_eq!(with_node_ports(&fixture), ["192.168.1.2"]);
 
-    fixture.apply([service_gone("web")]);
+    fixture.apply([service_removed("web")]);
     fixture.settle();
     assert!(with_node_ports(&fixture).is_empty());
 }

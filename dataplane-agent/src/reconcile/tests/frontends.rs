@@ -8,14 +8,14 @@ const UDP: TransportProtocol = TransportProtocol::Udp;
 #[test]
 fn full_source_range_table_keeps_only_restricted_frontends() {
     let mut fixture = Fixture::new(Capacities { source_ranges: 2, ..LARGE });
-    let wanted = |balancers: &[&str], ranges: &[&str]| StateService {
+    let web_service = |balancers: &[&str], ranges: &[&str]| StateService {
         load_balancer_ips: balancers.iter().map(|ip| ip.parse().unwrap()).collect(),
         source_ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
         ..service("web", &["10.96.0.1"])
     };
     // one entry per port
     fixture.apply([
-        upsert(wanted(&["192.0.2.1"], &["198.51.100.0/24"])),
+        upsert(web_service(&["192.0.2.1"], &["198.51.100.0/24"])),
         upsert(slice("web", addresses(1))),
         SourceEvent::Synced,
     ]);
@@ -25,7 +25,7 @@ fn full_source_range_table_keeps_only_restricted_frontends() {
     assert!(restricted.iter().flatten().all(|row| row.flags & ServiceFlags::SOURCE_RANGES != 0));
 
     fixture.apply([
-        upsert(wanted(&["192.0.2.1", "192.0.2.2"], &["198.51.100.0/24", "203.0.113.0/24"])),
+        upsert(web_service(&["192.0.2.1", "192.0.2.2"], &["198.51.100.0/24", "203.0.113.0/24"])),
         upsert(slice("web", addresses(2))),
     ]);
     fixture.work();
@@ -37,7 +37,7 @@ fn full_source_range_table_keeps_only_restricted_frontends() {
     assert_eq!([TCP, UDP].map(|protocol| row(&fixture, "192.0.2.1", protocol)), restricted);
     assert_eq!(fixture.problems(), ["Service default/web: table SOURCE_RANGES is full (2 entries)"]);
 
-    fixture.apply([upsert(wanted(&["192.0.2.1", "192.0.2.2"], &["198.51.100.0/24"]))]);
+    fixture.apply([upsert(web_service(&["192.0.2.1", "192.0.2.2"], &["198.51.100.0/24"]))]);
     fixture.settle();
     for (ip, protocol) in [("192.0.2.1", TCP), ("192.0.2.2", TCP), ("192.0.2.1", UDP), ("192.0.2.2", UDP)] {
         assert_eq!(fixture.backends_of(&frontend(ip, protocol)).unwrap().len(), 2);
@@ -85,7 +85,7 @@ fn row_for_external_clients_exists_after_every_write() {
     }
     fixture.apply(all_frontends(TrafficPolicy::Local));
     fixture.settle();
-    fixture.apply([service_gone("web")]);
+    fixture.apply([service_removed("web")]);
     fixture.settle();
     assert_eq!(fixture.services.entries().unwrap().len(), 0);
 }
@@ -106,8 +106,8 @@ fn node_port_is_a_host_port_while_a_service_has_it() {
     fixture.reconciler.pods_loaded();
     assert!(fixture.reconciler.take_host_ports_changed() && fixture.reconciler.host_ports().complete);
 
-    fixture.apply([service_gone("web")]);
+    fixture.apply([service_removed("web")]);
     assert!(!fixture.reconciler.take_host_ports_changed(), "another Service takes the frontend");
-    fixture.apply([service_gone("late")]);
+    fixture.apply([service_removed("late")]);
     assert!(fixture.reconciler.take_host_ports_changed() && fixture.reconciler.host_ports().ports.is_empty());
 }

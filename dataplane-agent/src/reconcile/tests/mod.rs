@@ -5,6 +5,7 @@ mod check;
 mod endpoints;
 mod frontends;
 mod property;
+mod repair;
 mod routes;
 mod services;
 mod views;
@@ -280,12 +281,12 @@ fn upsert(object: impl Into<Object>) -> SourceEvent {
     SourceEvent::Upsert(object.into())
 }
 
-fn gone(key: ObjectKey) -> SourceEvent {
+fn removed(key: ObjectKey) -> SourceEvent {
     SourceEvent::Remove(key, Owner::default())
 }
 
-fn service_gone(service: &str) -> SourceEvent {
-    gone(ObjectKey::Service(name(service)))
+fn service_removed(service: &str) -> SourceEvent {
+    removed(ObjectKey::Service(name(service)))
 }
 
 impl From<StateService> for Object {

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::{
     Capacities, Fixture,
     check::{content, expected, serving_udp},
-    gone, name, network, node, pod, service, service_gone, slice, upsert,
+    name, network, node, pod, removed, service, service_removed, slice, upsert,
 };
 use crate::{
     datapath::table::Table,
@@ -31,7 +31,7 @@ enum Step {
         /// `externalTrafficPolicy`, if the Service has an external IP.
         external: Option<TrafficPolicy>,
     },
-    ServiceGone(usize),
+    ServiceRemoved(usize),
     Slice {
         which: usize,
         backends: BTreeSet<u8>,
@@ -41,12 +41,12 @@ enum Step {
         near: bool,
         cidr: usize,
     },
-    NodeGone(usize),
+    NodeRemoved(usize),
     Pod {
         which: usize,
         ifindex: u32,
     },
-    PodGone(usize),
+    PodRemoved(usize),
     Host(BTreeSet<u8>),
     /// Indexes of the writes that fail, from here.
     Faults(BTreeSet<u64>),
@@ -68,13 +68,13 @@ fn step() -> impl Strategy<Value = Step> {
             affinity: (affinity > 0).then_some(affinity),
             external,
         }),
-        2 => (0..4_usize).prop_map(Step::ServiceGone),
+        2 => (0..4_usize).prop_map(Step::ServiceRemoved),
         6 => (0..4_usize, proptest::collection::btree_set(2..9_u8, 0..6))
             .prop_map(|(which, backends)| Step::Slice { which, backends }),
         1 => (0..3_usize, any::<bool>(), 0..4_usize).prop_map(|(which, near, cidr)| Step::Node { which, near, cidr }),
-        1 => (0..3_usize).prop_map(Step::NodeGone),
+        1 => (0..3_usize).prop_map(Step::NodeRemoved),
         1 => (0..3_usize, 10..13_u32).prop_map(|(which, ifindex)| Step::Pod { which, ifindex }),
-        1 => (0..3_usize).prop_map(Step::PodGone),
+        1 => (0..3_usize).prop_map(Step::PodRemoved),
         1 => proptest::collection::btree_set(1..4_u8, 0..3).prop_map(Step::Host),
         1 => proptest::collection::btree_set(0..20_u64, 1..6).prop_map(Step::Faults),
         3 => (0..1_500_u64).prop_map(Step::Advance),
@@ -137,7 +137,7 @@ fn run_step(fixture: &mut Fixture, inputs: &mut Inputs, step: &Step) {
             }
             fixture.apply([upsert(desired)]);
         }
-        Step::ServiceGone(which) => fixture.apply([service_gone(&service_name(*which))]),
+        Step::ServiceRemoved(which) => fixture.apply([service_removed(&service_name(*which))]),
         Step::Slice { which, backends: ready } => {
             let mut slice = slice(&service_name(*which), backends(ready));
             for (index, endpoint) in slice.endpoints.iter_mut().enumerate() {
@@ -150,13 +150,13 @@ fn run_step(fixture: &mut Fixture, inputs: &mut Inputs, step: &Step) {
             let cidr = format!("10.1.{}.0/24", cidr + 1);
             fixture.apply([upsert(node(&format!("node-{which}"), &[&ip], &[&cidr]))]);
         }
-        Step::NodeGone(which) => fixture.apply([gone(ObjectKey::Node(format!("node-{which}")))]),
+        Step::NodeRemoved(which) => fixture.apply([removed(ObjectKey::Node(format!("node-{which}")))]),
         Step::Pod { which, ifindex } => {
             inputs.pods.insert(*which, *ifindex);
             let _repaired =
                 fixture.reconciler.upsert_pod(&which.to_string(), &pod_of(*which, *ifindex), fixture.now);
         }
-        Step::PodGone(which) => {
+        Step::PodRemoved(which) => {
             inputs.pods.remove(which);
             let _repaired = fixture.reconciler.remove_pod(&which.to_string(), fixture.now);
         }
@@ -269,8 +269,8 @@ proptest! {
             run_step(&mut fixture, &mut inputs, step);
         }
         fixture.faults.clear();
-        let services = (0..4).map(|which| service_gone(&service_name(which)));
-        let slices = (0..4).map(|which| gone(ObjectKey::EndpointSlice(name(&service_name(which)))));
+        let services = (0..4).map(|which| service_removed(&service_name(which)));
+        let slices = (0..4).map(|which| removed(ObjectKey::EndpointSlice(name(&service_name(which)))));
         fixture.apply(services.chain(slices).collect::<Vec<_>>());
         fixture.settle();
         fixture.apply([

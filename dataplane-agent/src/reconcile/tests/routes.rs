@@ -51,7 +51,7 @@ fn nodes_are_routed_natively_or_by_overlay() {
 #[test]
 fn routes_of_deleted_node_are_removed() {
     let mut fixture = three_nodes();
-    fixture.apply([gone(ObjectKey::Node("b".to_owned()))]);
+    fixture.apply([removed(ObjectKey::Node("b".to_owned()))]);
     fixture.settle();
     assert!(listed(&fixture).iter().all(|route| !route.contains("192.168.1.2")), "{:?}", listed(&fixture));
     assert_eq!(fixture.kernel_routes.len(), 1);
@@ -100,7 +100,7 @@ fn unreachable_node_is_a_problem() {
 #[test]
 fn restart_writes_nothing_and_removes_stale_routes_after_sync() {
     let mut fixture = three_nodes();
-    fixture.store.apply(gone(ObjectKey::Node("c".to_owned())));
+    fixture.store.apply(removed(ObjectKey::Node("c".to_owned())));
     fixture.restart();
     fixture.reconciler.set_network(network(), &fixture.store);
     let b = Changes { nodes: ["a", "b"].map(str::to_owned).into(), ..Changes::default() };
@@ -132,7 +132,8 @@ fn service_cidr_routes_exist_while_an_object_has_them() {
     fixture.settle();
     assert_eq!(ranges(&fixture), ["10.96.0.0/16 Services", "fd96::/108 Services"]);
     assert_eq!(fixture.writes() - before, 2);
-    fixture.apply([range("more", &["10.97.0.0/16"]), gone(ObjectKey::ServiceCidr("kubernetes".to_owned()))]);
+    fixture
+        .apply([range("more", &["10.97.0.0/16"]), removed(ObjectKey::ServiceCidr("kubernetes".to_owned()))]);
     fixture.settle();
     assert_eq!(ranges(&fixture), ["10.97.0.0/16 Services"]);
     // pod CIDRs take precedence: a wrong ServiceCIDR does not break pods

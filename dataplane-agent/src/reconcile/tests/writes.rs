@@ -101,9 +101,9 @@ fn endpoint_change_costs_same_writes_in_small_and_large_cluster() {
             writes(&[("SERVICES", 1), ("BACKENDS", 10), ("BACKEND_GENERATIONS", 2)]),
             "{services}"
         );
-        let gone = cluster.writes_of(|slice| drop(slice.endpoints.remove(3)));
+        let removed = cluster.writes_of(|slice| drop(slice.endpoints.remove(3)));
         assert_eq!(
-            gone,
+            removed,
             writes(&[("SERVICES", 1), ("BACKENDS", 9), ("BACKEND_GENERATIONS", 1)]),
             "{services}"
         );

@@ -169,12 +169,12 @@ proptest! {
     ) {
         let mut conflicts = ConflictResolver::default();
         let mut store = Store::default();
-        let mut wanted = BTreeMap::new();
+        let mut latest = BTreeMap::new();
         for batch in batches {
             for edit in &batch {
                 match event(edit) {
-                    SourceEvent::Upsert(object) => { wanted.insert(object.key(), object); }
-                    SourceEvent::Remove(key, _) => { wanted.remove(&key); }
+                    SourceEvent::Upsert(object) => { latest.insert(object.key(), object); }
+                    SourceEvent::Remove(key, _) => { latest.remove(&key); }
                     SourceEvent::Synced => {}
                 }
             }
@@ -185,7 +185,7 @@ proptest! {
             let waiting_reasons: BTreeSet<_> = conflicts.waiting_reasons().map(|(key, _)| key.clone()).collect();
             // a waiting object has a reason, and every other object is as last written
             prop_assert_eq!(waiting_reasons.len(), conflicts.waiting.len());
-            for (key, object) in &wanted {
+            for (key, object) in &latest {
                 let there = match key {
                     ObjectKey::Node(name) => store.node(name).cloned().map(Object::Node),
                     ObjectKey::Service(name) => store.service(name).cloned().map(Object::Service),
@@ -194,16 +194,16 @@ proptest! {
                 prop_assert!(waiting_reasons.contains(key) || there.as_ref() == Some(object), "{}", key);
             }
             for key in store.services().map(|it| Object::Service(it.clone()).key()) {
-                prop_assert!(wanted.contains_key(&key));
+                prop_assert!(latest.contains_key(&key));
             }
         }
         // once all owners are deleted, the remaining object is delivered
-        for key in wanted.keys().skip(1).cloned().collect::<Vec<_>>() {
+        for key in latest.keys().skip(1).cloned().collect::<Vec<_>>() {
             for event in conflicts.apply([SourceEvent::Remove(key, Owner::default())]) {
                 store.apply(event);
             }
         }
         prop_assert_eq!(conflicts.waiting.len(), 0);
-        prop_assert_eq!(store.services().count() + store.nodes().count(), wanted.len().min(1));
+        prop_assert_eq!(store.services().count() + store.nodes().count(), latest.len().min(1));
     }
 }

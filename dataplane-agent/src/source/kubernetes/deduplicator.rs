@@ -240,13 +240,13 @@ impl Deduplicator {
     }
 
     async fn remove_all(&mut self, which: impl Fn(&ObjectKey, &Delivered) -> bool) -> Result<(), Closed> {
-        let gone: Vec<_> = self
+        let keys: Vec<_> = self
             .delivered
             .iter()
             .filter(|(key, delivered)| which(key, delivered))
             .map(|(key, _)| key.clone())
             .collect();
-        for key in gone {
+        for key in keys {
             self.remove(key).await?;
         }
         Ok(())
