@@ -52,11 +52,7 @@ impl Problems {
     pub(super) fn replace(&self, problems: BTreeSet<Problem>) {
         self.current.send_if_modified(|current| {
             for new in problems.iter().filter(|problem| current.binary_search(problem).is_err()) {
-                tracing::warn!(
-                    subject = new.subject,
-                    problem = new.message,
-                    "source problem: object or file not applied as written; see `status` for all"
-                );
+                tracing::warn!(subject = new.subject, problem = new.message, "source problem found");
                 self.total.fetch_add(1, Ordering::Relaxed);
             }
             for old in current.iter().filter(|problem| !problems.contains(problem)) {

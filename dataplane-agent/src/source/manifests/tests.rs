@@ -130,7 +130,7 @@ fn problem_names_document_item_object_and_field() {
         "document 2: did not find expected node content",
         "document 3: Deployment x/d: kind: apps/v1 Deployment is not supported",
         "document 4: Service default/s: kind: \"Servce\" is unknown: did you mean Service?",
-        "document 5: EndpointSlice default/e: apiVersion: \"discovery.k8s.io/v1beta1\"; EndpointSlice is read as",
+        "document 5: EndpointSlice default/e: apiVersion: \"discovery.k8s.io/v1beta1\"; EndpointSlice is read in version",
         "document 6: Endpoints o: kind: Endpoints is not supported; use EndpointSlice",
         "document 7: Service k: kind: serving.knative.dev/v1 Service is not supported",
         "document 8: expected an object, found a string",
