@@ -14,8 +14,8 @@ use dataplane_agent::{
     api::{
         answer::Api,
         cni::{CniAnswer, CniServer},
+        datapath::{DatapathReader, Observation, Observations},
         instance::{Instance, socket_path},
-        live::{Live, Observation, Observations},
         query::Query,
         server::{Limits, serve},
         views::{
@@ -52,7 +52,7 @@ struct Rows {
     events: broadcast::Sender<Observation>,
 }
 
-impl Live for Rows {
+impl DatapathReader for Rows {
     fn counts(&self) -> Result<Vec<CountView>, String> {
         let count = |outcome: &str, dropped, packets| CountView {
             hook: "from_pod".to_owned(),
@@ -102,7 +102,7 @@ impl Agent {
     /// The datapath is loaded.
     fn load(&self) {
         let _runtime = self.runtime.enter();
-        self.api.set_live(self.live.clone());
+        self.api.set_datapath_reader(self.live.clone());
     }
 
     fn socket(&self) -> PathBuf {
@@ -200,7 +200,7 @@ fn endpoint() -> EndpointView {
         device: Some("dp0123456789a".to_owned()),
         ifindex: 12,
         mac: None,
-        gates: Vec::new(),
+        flow_hints: Vec::new(),
         node_ports: false,
     }
 }

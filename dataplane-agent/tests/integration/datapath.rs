@@ -552,7 +552,7 @@ fn a_connection_to_a_service_is_translated_and_counted_through_a_restart() {
             scope: Scope::Any as u8,
         };
         let row = Service { id: 1, count: 1, ..Service::default() };
-        tables.services.insert(&key, &row.sealed(&key)).unwrap();
+        tables.services.insert(&key, &row.with_checksum(&key)).unwrap();
         datapath.attach_cgroup(&cgroup).unwrap();
         let counters = Counters::open(datapath.pins()).unwrap();
         let translated = || counters.get(Hook::Connect, Outcome::Passed(Verdict::SocketTranslated)).unwrap();

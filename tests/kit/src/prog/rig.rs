@@ -237,7 +237,7 @@ impl Rig {
 
     /// An address of the host with frontends at it, as the agent writes it.
     pub fn host_with_frontends(&mut self, addr: IpAddr) -> Result<()> {
-        let endpoint = Endpoint::host().with_frontends().with_gates_open();
+        let endpoint = Endpoint::host().with_frontends().with_all_flow_hints();
         Ok(self.hash(map::ENDPOINTS)?.insert(Addr::from(addr), endpoint, 0)?)
     }
 
@@ -247,7 +247,11 @@ impl Rig {
 
     /// Whether packets of `protocol` to `addr` look for a flow.
     pub fn gate_open(&mut self, addr: IpAddr, protocol: u8) -> Result<bool> {
-        Ok(self.hash::<Addr, Endpoint>(map::ENDPOINTS)?.get(&addr.into(), 0)?.gates.is_open(protocol))
+        Ok(self
+            .hash::<Addr, Endpoint>(map::ENDPOINTS)?
+            .get(&addr.into(), 0)?
+            .flow_hints
+            .may_have_flow(protocol))
     }
 
     /// `prefix` is written for its own family.
@@ -274,7 +278,7 @@ impl Rig {
 
     /// An address of the host at which node ports are, as the agent writes it.
     pub fn host_with_node_ports(&mut self, addr: IpAddr) -> Result<()> {
-        let endpoint = Endpoint::host().with_node_ports().with_gates_open();
+        let endpoint = Endpoint::host().with_node_ports().with_all_flow_hints();
         Ok(self.hash(map::ENDPOINTS)?.insert(Addr::from(addr), endpoint, 0)?)
     }
 
@@ -327,10 +331,10 @@ impl Rig {
             affinity_timeout: 0,
             generation: 1,
             flags: 0,
-            seal: 0,
+            checksum: 0,
         };
         change(&mut key, &mut service);
-        Ok(self.hash(map::SERVICES)?.insert(key, service.sealed(&key), 0)?)
+        Ok(self.hash(map::SERVICES)?.insert(key, service.with_checksum(&key), 0)?)
     }
 
     /// The row of a frontend, as it is.
@@ -346,7 +350,7 @@ impl Rig {
     /// Says that the address is a cluster IP.
     pub fn cluster_ip(&mut self, addr: IpAddr) -> Result<()> {
         let key = ServiceKey::of_address(addr.into());
-        Ok(self.hash(map::SERVICES)?.insert(key, Service::default().sealed(&key), 0)?)
+        Ok(self.hash(map::SERVICES)?.insert(key, Service::default().with_checksum(&key), 0)?)
     }
 
     /// Makes flows to the backend stale, as the agent does when it is gone.

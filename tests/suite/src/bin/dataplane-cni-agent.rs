@@ -22,7 +22,7 @@ use dataplane_agent::{
         server::{self, Limits},
         views::Status,
     },
-    cni::{PodDevice, PodNetwork, Server, Wiring, WiringError, Wishes},
+    cni::{PodAnnotations, PodDatapath, PodDatapathError, PodDevice, PodNetwork, Server},
     metrics::Metrics,
     netlink::{Netlink, sysctl},
 };
@@ -86,12 +86,16 @@ struct Recorder {
 }
 
 impl Recorder {
-    fn told(&self, what: &'static str, device: &PodDevice) -> BoxFuture<'static, Result<(), WiringError>> {
+    fn told(
+        &self,
+        what: &'static str,
+        device: &PodDevice,
+    ) -> BoxFuture<'static, Result<(), PodDatapathError>> {
         let refused = Path::exists(&self.directory.join(format!("fail-{what}")));
         let written = self.write(what, device);
         async move {
-            written.map_err(|error| WiringError(error.to_string()))?;
-            if refused { Err(WiringError("the test wants it so".to_owned())) } else { Ok(()) }
+            written.map_err(|error| PodDatapathError(error.to_string()))?;
+            if refused { Err(PodDatapathError("the test wants it so".to_owned())) } else { Ok(()) }
         }
         .boxed()
     }
@@ -106,20 +110,20 @@ impl Recorder {
     }
 }
 
-impl Wiring for Recorder {
-    fn attach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>> {
+impl PodDatapath for Recorder {
+    fn attach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), PodDatapathError>> {
         self.told("attach", device)
     }
 
-    fn detach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>> {
+    fn detach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), PodDatapathError>> {
         self.told("detach", device)
     }
 
-    fn wishes<'a>(&'a self, _pod: &'a Pod) -> BoxFuture<'a, Result<Wishes, WiringError>> {
-        async { Ok(Wishes::default()) }.boxed()
+    fn wishes<'a>(&'a self, _pod: &'a Pod) -> BoxFuture<'a, Result<PodAnnotations, PodDatapathError>> {
+        async { Ok(PodAnnotations::default()) }.boxed()
     }
 
-    fn check<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>> {
+    fn check<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), PodDatapathError>> {
         self.told("check", device)
     }
 }

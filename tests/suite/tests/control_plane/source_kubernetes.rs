@@ -40,7 +40,7 @@ impl World {
         let servers = server.urls().iter().map(|url| url.parse()).collect::<Result<_, _>>()?;
         let access = Access { servers, kubeconfig: Some(kubeconfig), ..Access::default() };
         let (sender, events) = mpsc::channel(16);
-        let (problems, progress) = (Problems::default(), Progress::new(access.contact.clone()));
+        let (problems, progress) = (Problems::default(), Progress::new(access.failover_stats.clone()));
         let client = cluster::connect(&access).await?;
         let source = KubernetesSource::new(client, NODE, state, sender, problems.clone(), progress.clone());
         let (stop, stopped) = oneshot::channel::<()>();

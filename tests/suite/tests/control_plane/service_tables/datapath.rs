@@ -29,7 +29,8 @@ impl Tables {
         let address = Addr::from(question.address);
         let endpoint = self.endpoints.row(&address);
         // a pod's own address; and a host's that no frontend is at, as far as its gate tells
-        if endpoint.is_some_and(|it| !it.is_host() || !it.gates.is_open(number(question.protocol))) {
+        if endpoint.is_some_and(|it| !it.is_host() || !it.flow_hints.may_have_flow(number(question.protocol)))
+        {
             return Verdict::NotOurs;
         }
         // the switch `node_ports.loopback` is on
@@ -59,22 +60,22 @@ impl Tables {
             protocol: number(question.protocol),
             scope: Scope::Any as u8,
         };
-        let mut service = self.sealed(&key);
+        let mut service = self.with_checksum(&key);
         if service.is_none() && node_ports {
             key = key.at_node();
-            service = self.sealed(&key);
+            service = self.with_checksum(&key);
         }
         let service = service?;
         if !from_outside || service.flags & ServiceFlags::OUTSIDE == 0 {
             return Some(service);
         }
         key.scope = Scope::Outside as u8;
-        Some(self.sealed(&key).unwrap_or(service))
+        Some(self.with_checksum(&key).unwrap_or(service))
     }
 
     fn sealed(&self, key: &ServiceKey) -> Option<Service> {
         let row = self.services.row(key)?;
-        assert!(row.is_sealed(key), "{row:?} at {key:?}");
+        assert!(row.is_intact(key), "{row:?} at {key:?}");
         Some(row)
     }
 

@@ -10,7 +10,7 @@ use futures::Stream;
 use super::views::{CountView, EventView, FlowView};
 
 /// The datapath, read only. Listing takes up to milliseconds: it is done on a blocking thread.
-pub trait Live: fmt::Debug + Send + Sync {
+pub trait DatapathReader: fmt::Debug + Send + Sync {
     /// Every counter that is not zero.
     fn counts(&self) -> Result<Vec<CountView>, String>;
     /// Every connection that is translated per packet now.

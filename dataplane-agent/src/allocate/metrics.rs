@@ -20,7 +20,7 @@ use prometheus_client::{
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::{book::Finding, election::Leadership, pool::Pool};
+use super::{election::Leadership, ledger::Finding, pool::Pool};
 use crate::http::{self, HttpError};
 
 /// Before every name.
@@ -32,7 +32,7 @@ type Label = [(&'static str, &'static str); 1];
 
 /// The numbers.
 #[derive(Debug)]
-pub(super) struct Figures {
+pub(super) struct AllocatorMetrics {
     registry: Registry,
     leader: Gauge,
     used: Family<Label, Gauge<u64, AtomicU64>>,
@@ -46,7 +46,7 @@ pub(super) struct Figures {
     checked: AtomicBool,
 }
 
-impl Default for Figures {
+impl Default for AllocatorMetrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix(PREFIX);
         let (leader, assignments) = (Gauge::default(), Counter::default());
@@ -69,7 +69,7 @@ impl Default for Figures {
     }
 }
 
-impl Figures {
+impl AllocatorMetrics {
     /// This allocator leads, and the ranges are so.
     pub(super) fn leading(&self, pools: &[Pool]) {
         self.leader.set(1);
@@ -114,37 +114,37 @@ impl Figures {
 /// Answers on `address` until the process ends. Returns where: the kernel chooses for port 0.
 pub(super) fn serve(
     address: SocketAddr,
-    figures: Arc<Figures>,
+    allocator_metrics: Arc<AllocatorMetrics>,
     leadership: watch::Receiver<Leadership>,
 ) -> Result<SocketAddr, HttpError> {
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .with_state((figures, leadership));
+        .with_state((allocator_metrics, leadership));
     http::serve(address, router, std::future::ready(()))
 }
 
-type Shared = State<(Arc<Figures>, watch::Receiver<Leadership>)>;
+type Shared = State<(Arc<AllocatorMetrics>, watch::Receiver<Leadership>)>;
 
-async fn metrics(State((figures, _)): Shared) -> Response {
+async fn metrics(State((allocator_metrics, _)): Shared) -> Response {
     let mut out = String::new();
-    match text::encode(&mut out, &figures.registry) {
+    match text::encode(&mut out, &allocator_metrics.registry) {
         Ok(()) => http::openmetrics(out),
         Err(error) => http::failure("metrics", &error),
     }
 }
 
-async fn healthz(State((figures, _)): Shared) -> Response {
-    let silence = figures.silence();
+async fn healthz(State((allocator_metrics, _)): Shared) -> Response {
+    let silence = allocator_metrics.silence();
     let alive = silence < DEAD_AFTER;
     http::judgement(alive, &json!({ "alive": alive, "silent_seconds": silence.as_secs() }))
 }
 
 /// Ready is who could lead: it knows the nodes fit, and has heard of the Lease.
-async fn readyz(State((figures, leadership)): Shared) -> Response {
+async fn readyz(State((allocator_metrics, leadership)): Shared) -> Response {
     let said = leadership.borrow().clone();
-    let ready = figures.checked.load(Ordering::Relaxed) && said.heard;
+    let ready = allocator_metrics.checked.load(Ordering::Relaxed) && said.heard;
     let leads = said.leads(Instant::now());
     http::judgement(ready, &json!({ "ready": ready, "leads": leads, "leader": said.holder }))
 }

@@ -8,7 +8,7 @@ pub const IPV6: &str = "dataplane.local/ipv6";
 
 /// What a pod asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wishes {
+pub struct PodAnnotations {
     /// Addresses it wants to have, at most one per family.
     pub addresses: Vec<IpAddr>,
 }
@@ -16,23 +16,23 @@ pub struct Wishes {
 /// An annotation that cannot be meant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("annotation {annotation}: {value:?} is not an {family} address")]
-pub struct WishError {
+pub struct AnnotationError {
     pub annotation: &'static str,
     pub value: String,
     pub family: &'static str,
 }
 
 /// Reads the annotations of a pod.
-pub fn read(annotations: &BTreeMap<String, String>) -> Result<Wishes, WishError> {
+pub fn read(annotations: &BTreeMap<String, String>) -> Result<PodAnnotations, AnnotationError> {
     let mut addresses = Vec::new();
     for (annotation, family) in [(IPV4, "IPv4"), (IPV6, "IPv6")] {
         let Some(value) = annotations.get(annotation) else { continue };
         match value.trim().parse::<IpAddr>() {
             Ok(address) if address.is_ipv4() == (annotation == IPV4) => addresses.push(address),
-            _ => return Err(WishError { annotation, value: value.clone(), family }),
+            _ => return Err(AnnotationError { annotation, value: value.clone(), family }),
         }
     }
-    Ok(Wishes { addresses })
+    Ok(PodAnnotations { addresses })
 }
 
 #[cfg(test)]

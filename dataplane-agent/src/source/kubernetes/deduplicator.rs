@@ -17,7 +17,7 @@ use tokio::{
 use super::{
     Progress,
     cache::{Cache, Known},
-    reflector::Heard,
+    reflector::WatchEvent,
 };
 use crate::{
     source::{
@@ -39,7 +39,7 @@ const UNCONFIRMED: u32 = 0;
 struct Closed;
 
 /// The one place that delivers.
-pub(super) struct Hub {
+pub(super) struct Deduplicator {
     events: mpsc::Sender<SourceEvent>,
     problems: Problems,
     progress: Progress,
@@ -63,7 +63,7 @@ struct Delivered {
     round: u32,
 }
 
-impl Hub {
+impl Deduplicator {
     pub(super) fn new(
         events: mpsc::Sender<SourceEvent>,
         problems: Problems,
@@ -86,11 +86,15 @@ impl Hub {
     }
 
     /// Delivers what was known, then what is heard, until nobody listens.
-    pub(super) async fn run(&mut self, known: Known, hearing: &mut mpsc::Receiver<Heard>) {
+    pub(super) async fn run(&mut self, known: Known, hearing: &mut mpsc::Receiver<WatchEvent>) {
         let _closed = self.try_run(known, hearing).await;
     }
 
-    async fn try_run(&mut self, known: Known, hearing: &mut mpsc::Receiver<Heard>) -> Result<(), Closed> {
+    async fn try_run(
+        &mut self,
+        known: Known,
+        hearing: &mut mpsc::Receiver<WatchEvent>,
+    ) -> Result<(), Closed> {
         self.restore(known).await?;
         let mut save = interval(SAVE);
         save.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -140,11 +144,11 @@ impl Hub {
         Ok(())
     }
 
-    async fn hear(&mut self, heard: Heard) -> Result<(), Closed> {
+    async fn hear(&mut self, heard: WatchEvent) -> Result<(), Closed> {
         match heard {
-            Heard::Listing(kind) => *self.rounds.entry(kind).or_insert(UNCONFIRMED) += 1,
-            Heard::Is(key, converted) => self.is(key, converted).await?,
-            Heard::Gone(key, owner) => {
+            WatchEvent::Listing(kind) => *self.rounds.entry(kind).or_insert(UNCONFIRMED) += 1,
+            WatchEvent::Is(key, converted) => self.is(key, converted).await?,
+            WatchEvent::Gone(key, owner) => {
                 let held = self.delivered.get(&key);
                 let successor = held.is_some_and(|held| !owner.uid.is_empty() && held.uid != owner.uid);
                 if !successor {
@@ -152,8 +156,8 @@ impl Hub {
                     self.remove(key).await?;
                 }
             }
-            Heard::Listed { kind, complete } => self.listed(kind, complete).await?,
-            Heard::Trouble(kind, reason) => {
+            WatchEvent::Listed { kind, complete } => self.listed(kind, complete).await?,
+            WatchEvent::Trouble(kind, reason) => {
                 self.news = true;
                 match reason {
                     Some(reason) => self.troubles.insert(kind, reason),

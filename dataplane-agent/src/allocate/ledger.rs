@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::pool::Pool;
 
-/// A node as the book needs it.
+/// A node as the ledger needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeFacts {
     pub name: String,
@@ -39,7 +39,7 @@ pub enum Finding {
 
 /// Who has what.
 #[derive(Debug)]
-pub struct Book {
+pub struct RangeLedger {
     /// At most one per family.
     pools: Vec<Pool>,
     nodes: BTreeMap<String, Entry>,
@@ -56,7 +56,7 @@ struct Entry {
     addresses: Vec<IpAddr>,
 }
 
-impl Book {
+impl RangeLedger {
     pub fn new(pools: Vec<Pool>) -> Self {
         Self { pools, nodes: BTreeMap::new() }
     }

@@ -1,4 +1,4 @@
-//! Gates: which packets may belong to a flow, said where they are looked up anyway.
+//! FlowHints: which packets may belong to a flow, said where they are looked up anyway.
 
 use crate::{abi, net::Protocol};
 
@@ -8,7 +8,7 @@ abi! {
     /// Opened by the datapath when it makes a flow, never closed by it. A closed gate saves the flow lookup for every
     /// packet of traffic that is not translated: no packet that needs no flow has one. User space
     /// that rewrites a row must open all its gates, because it may race with the datapath.
-    pub struct Gates: 4 {
+    pub struct FlowHints: 4 {
         /// TCP.
         pub tcp: u8,
         /// UDP.
@@ -20,15 +20,15 @@ abi! {
     }
 }
 
-impl Gates {
+impl FlowHints {
     /// No flow has been made.
-    pub const CLOSED: Self = Self { tcp: 0, udp: 0, icmp: 0, other: 0 };
+    pub const NONE: Self = Self { tcp: 0, udp: 0, icmp: 0, other: 0 };
     /// Any packet may belong to one.
-    pub const OPEN: Self = Self { tcp: 1, udp: 1, icmp: 1, other: 1 };
+    pub const ALL: Self = Self { tcp: 1, udp: 1, icmp: 1, other: 1 };
 
     /// Whether packets of an IP protocol may belong to a flow.
     #[inline(always)]
-    pub const fn is_open(&self, protocol: u8) -> bool {
+    pub const fn may_have_flow(&self, protocol: u8) -> bool {
         let gate = match protocol {
             Protocol::TCP => self.tcp,
             Protocol::UDP => self.udp,
@@ -40,7 +40,7 @@ impl Gates {
 
     /// From now on they may. Written only where it changes something: rows are read on every processor.
     #[inline(always)]
-    pub const fn open(&mut self, protocol: u8) {
+    pub const fn set(&mut self, protocol: u8) {
         let gate = match protocol {
             Protocol::TCP => &mut self.tcp,
             Protocol::UDP => &mut self.udp,

@@ -8,9 +8,9 @@ fn net(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
-fn book(pools: &[(&str, u8)]) -> Book {
+fn ledger(pools: &[(&str, u8)]) -> RangeLedger {
     let pool = |(cluster, mask): &(&str, u8)| Pool::new(net(cluster), *mask, Duration::ZERO).unwrap();
-    Book::new(pools.iter().map(pool).collect())
+    RangeLedger::new(pools.iter().map(pool).collect())
 }
 
 fn node(name: &str, uid: &str, cidrs: &[&str]) -> NodeFacts {
@@ -25,62 +25,62 @@ fn node(name: &str, uid: &str, cidrs: &[&str]) -> NodeFacts {
 
 #[test]
 fn a_node_gets_a_range_of_each_family_and_the_same_until_it_has_them() {
-    let (mut book, now) = (book(&[("10.0.0.0/22", 24), ("fd00::/48", 64)]), Instant::now());
-    book.observe(&node("a", "1", &["10.0.0.0/24", "fd00::/64"]), now);
-    book.observe(&node("b", "2", &[]), now);
-    let promised = book.promise("b", now).unwrap();
+    let (mut ledger, now) = (ledger(&[("10.0.0.0/22", 24), ("fd00::/48", 64)]), Instant::now());
+    ledger.observe(&node("a", "1", &["10.0.0.0/24", "fd00::/64"]), now);
+    ledger.observe(&node("b", "2", &[]), now);
+    let promised = ledger.promise("b", now).unwrap();
     assert_eq!(promised, [net("10.0.1.0/24"), net("fd00:0:0:1::/64")]);
-    book.observe(&node("b", "2", &[]), now);
-    assert_eq!(book.promise("b", now).unwrap(), promised, "a write whose outcome is not known is repeated");
-    book.observe(&node("b", "2", &["10.0.1.0/24", "fd00:0:0:1::/64"]), now);
-    assert_eq!(book.needy("b"), None);
-    assert_eq!(book.promise("b", now).unwrap(), [], "what a node has is not written again");
+    ledger.observe(&node("b", "2", &[]), now);
+    assert_eq!(ledger.promise("b", now).unwrap(), promised, "a write whose outcome is not known is repeated");
+    ledger.observe(&node("b", "2", &["10.0.1.0/24", "fd00:0:0:1::/64"]), now);
+    assert_eq!(ledger.needy("b"), None);
+    assert_eq!(ledger.promise("b", now).unwrap(), [], "what a node has is not written again");
 }
 
 #[test]
 fn somebody_elses_assignment_frees_what_was_promised() {
-    let (mut book, now) = (book(&[("10.0.0.0/23", 24)]), Instant::now());
-    book.observe(&node("a", "1", &[]), now);
-    book.promise("a", now).unwrap();
-    book.observe(&node("a", "1", &["10.0.1.0/24"]), now);
-    book.observe(&node("b", "2", &[]), now);
-    assert_eq!(book.promise("b", now).unwrap(), [net("10.0.0.0/24")]);
+    let (mut ledger, now) = (ledger(&[("10.0.0.0/23", 24)]), Instant::now());
+    ledger.observe(&node("a", "1", &[]), now);
+    ledger.promise("a", now).unwrap();
+    ledger.observe(&node("a", "1", &["10.0.1.0/24"]), now);
+    ledger.observe(&node("b", "2", &[]), now);
+    assert_eq!(ledger.promise("b", now).unwrap(), [net("10.0.0.0/24")]);
 }
 
 #[test]
 fn a_node_made_again_is_another_node() {
-    let (mut book, now) = (book(&[("10.0.0.0/24", 24)]), Instant::now());
-    book.observe(&node("a", "1", &["10.0.0.0/24"]), now);
-    book.observe(&node("a", "2", &[]), now);
-    assert!(book.needy("a").is_some());
-    assert_eq!(book.promise("a", now).unwrap(), [net("10.0.0.0/24")]);
+    let (mut ledger, now) = (ledger(&[("10.0.0.0/24", 24)]), Instant::now());
+    ledger.observe(&node("a", "1", &["10.0.0.0/24"]), now);
+    ledger.observe(&node("a", "2", &[]), now);
+    assert!(ledger.needy("a").is_some());
+    assert_eq!(ledger.promise("a", now).unwrap(), [net("10.0.0.0/24")]);
 }
 
 #[test]
 fn one_family_that_is_full_keeps_the_others_from_being_taken() {
-    let (mut book, now) = (book(&[("10.0.0.0/24", 24), ("fd00::/48", 64)]), Instant::now());
-    book.observe(&node("a", "1", &["10.0.0.0/24", "fd00::/64"]), now);
-    book.observe(&node("b", "2", &[]), now);
-    let full = book.promise("b", now).unwrap_err();
+    let (mut ledger, now) = (ledger(&[("10.0.0.0/24", 24), ("fd00::/48", 64)]), Instant::now());
+    ledger.observe(&node("a", "1", &["10.0.0.0/24", "fd00::/64"]), now);
+    ledger.observe(&node("b", "2", &[]), now);
+    let full = ledger.promise("b", now).unwrap_err();
     assert_eq!(full, Finding::Exhausted { cluster: net("10.0.0.0/24"), capacity: 1 });
-    assert_eq!(book.pools()[1].used(), 1);
-    book.remove("a", now);
-    assert_eq!(book.promise("b", now).unwrap().len(), 2);
+    assert_eq!(ledger.pools()[1].used(), 1);
+    ledger.remove("a", now);
+    assert_eq!(ledger.promise("b", now).unwrap().len(), 2);
 }
 
 #[test]
 fn what_is_wrong_with_a_node_is_said_with_both_values() {
-    let (mut book, now) = (book(&[("10.0.0.0/16", 24), ("fd00::/48", 64)]), Instant::now());
-    book.observe(&node("a", "1", &["10.0.0.0/24", "fd00::/64"]), now);
-    book.observe(&node("b", "2", &["10.0.0.0/25"]), now);
+    let (mut ledger, now) = (ledger(&[("10.0.0.0/16", 24), ("fd00::/48", 64)]), Instant::now());
+    ledger.observe(&node("a", "1", &["10.0.0.0/24", "fd00::/64"]), now);
+    ledger.observe(&node("b", "2", &["10.0.0.0/25"]), now);
     let mut c = node("c", "3", &["192.168.0.0/24", "fd00:0:0:3::/64"]);
     c.internal_ips = vec!["10.0.9.9".parse().unwrap()];
-    book.observe(&c, now);
-    let reasons = |name: &str| book.findings(name).iter().map(Finding::reason).collect::<Vec<_>>();
+    ledger.observe(&c, now);
+    let reasons = |name: &str| ledger.findings(name).iter().map(Finding::reason).collect::<Vec<_>>();
     assert_eq!(reasons("a"), ["PodCIDROverlap"]);
     assert_eq!(reasons("b"), ["PodCIDROverlap", "PodCIDRFamilyMissing"]);
     assert_eq!(reasons("c"), ["PodCIDROutsideCluster", "NodeAddressInClusterCIDR"]);
-    let said = book.findings("b")[0].to_string();
+    let said = ledger.findings("b")[0].to_string();
     assert!(said.starts_with("pod CIDR 10.0.0.0/25 overlaps 10.0.0.0/24 of node a"), "{said}");
 }
 
@@ -115,46 +115,46 @@ proptest! {
     /// Against a model of the API server that refuses writes to nodes that changed.
     #[test]
     fn no_two_nodes_ever_have_one_range(steps in proptest::collection::vec(step(), 0..300)) {
-        let new = || book(&[("10.0.0.0/21", 24), ("fd00::/60", 64)]);
+        let new = || ledger(&[("10.0.0.0/21", 24), ("fd00::/60", 64)]);
         let now = Instant::now();
         let mut server: BTreeMap<String, NodeFacts> = BTreeMap::new();
-        let mut book = new();
+        let mut ledger = new();
         let mut uids = 0;
         for step in steps {
             match step {
                 Step::Join(number) => {
                     uids += 1;
                     let joined = node(&format!("n{number}"), &uids.to_string(), &[]);
-                    book.observe(&joined, now);
+                    ledger.observe(&joined, now);
                     server.insert(joined.name.clone(), joined);
                 }
                 Step::Leave(number) => {
                     server.remove(&format!("n{number}"));
-                    book.remove(&format!("n{number}"), now);
+                    ledger.remove(&format!("n{number}"), now);
                 }
                 Step::Write(number) | Step::LostWrite(number) => {
                     let name = format!("n{number}");
-                    if book.needy(&name).is_none() {
+                    if ledger.needy(&name).is_none() {
                         continue;
                     }
-                    let Ok(ranges) = book.promise(&name, now) else { continue };
+                    let Ok(ranges) = ledger.promise(&name, now) else { continue };
                     let written = server.get_mut(&name).unwrap();
                     if written.pod_cidrs.is_empty() {
                         written.pod_cidrs = ranges;
                     }
                     if matches!(step, Step::Write(_)) {
-                        book.observe(&written.clone(), now);
+                        ledger.observe(&written.clone(), now);
                     }
                 }
                 Step::Hear(number) => {
                     if let Some(node) = server.get(&format!("n{number}")) {
-                        book.observe(node, now);
+                        ledger.observe(node, now);
                     }
                 }
                 Step::Restart => {
-                    book = new();
+                    ledger = new();
                     for node in server.values() {
-                        book.observe(node, now);
+                        ledger.observe(node, now);
                     }
                 }
             }

@@ -27,7 +27,7 @@ const FLOW_PROBES: u32 = 8;
 
 /// The node's network as it is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Setup {
+pub(super) struct NodeNetworkPlan {
     /// The node's own object.
     pub own: Node,
     pub uplinks: Vec<Uplink>,
@@ -37,14 +37,14 @@ pub(super) struct Setup {
     /// Every address of the host.
     pub addresses: Vec<IpAddr>,
     /// Those it is known by.
-    pub known_by: KnownBy,
+    pub known_by: PrimaryIps,
     /// Of pods, if somebody chose it.
     mtu: Option<u32>,
 }
 
 /// The addresses a node is known by, at most one per family: what masqueraded packets come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct KnownBy {
+pub(super) struct PrimaryIps {
     ipv4: Option<IpAddr>,
     ipv6: Option<IpAddr>,
 }
@@ -62,7 +62,7 @@ pub(super) enum SetupError {
     NotEthernet(String),
 }
 
-impl Setup {
+impl NodeNetworkPlan {
     /// Makes the node's devices and switches as they are to be, and says what they are.
     pub(super) async fn make(config: &Config, own: &Node, netlink: &Netlink) -> Result<Self, SetupError> {
         let uplinks = netlink.uplinks(&config.uplinks, &own.internal_ips, &config.vxlan.device).await?;
@@ -75,7 +75,7 @@ impl Setup {
         }
         let overlay = overlay(config, own, &uplinks, netlink).await?;
         let host = netlink.host_addresses().await?;
-        let known_by = KnownBy {
+        let known_by = PrimaryIps {
             ipv4: own_address(own, &uplinks, IpAddr::is_ipv4),
             ipv6: own_address(own, &uplinks, IpAddr::is_ipv6),
         };
@@ -94,7 +94,7 @@ impl Setup {
     }
 }
 
-impl KnownBy {
+impl PrimaryIps {
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.ipv4.into_iter().chain(self.ipv6)
     }

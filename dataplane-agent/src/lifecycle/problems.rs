@@ -8,18 +8,18 @@ use crate::api::views::{Origin, ProblemView};
 
 /// Where the parts of the lifecycle put what is wrong. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Board(watch::Sender<BTreeMap<&'static str, Vec<ProblemView>>>);
+pub(super) struct NodeProblems(watch::Sender<BTreeMap<&'static str, Vec<ProblemView>>>);
 
-impl Board {
+impl NodeProblems {
     pub(super) fn new() -> (Self, Problems) {
         let (sender, receiver) = watch::channel(BTreeMap::new());
         (Self(sender), Problems(receiver))
     }
 
     /// All that is wrong in a part's eyes, from now on.
-    pub(super) fn put(&self, part: &'static str, problems: Vec<ProblemView>) {
-        self.0.send_if_modified(|board| {
-            if board.get(part).map_or(&[][..], Vec::as_slice) == problems {
+    pub(super) fn set(&self, part: &'static str, problems: Vec<ProblemView>) {
+        self.0.send_if_modified(|node_problems| {
+            if node_problems.get(part).map_or(&[][..], Vec::as_slice) == problems {
                 return false;
             }
             for problem in &problems {
@@ -29,7 +29,7 @@ impl Board {
                     "the node is not as it should be"
                 );
             }
-            board.insert(part, problems);
+            node_problems.insert(part, problems);
             true
         });
     }

@@ -8,14 +8,14 @@ use crate::{
 };
 
 /// The table and its counters since the agent started.
-pub struct Counted<K, V> {
+pub struct InstrumentedTable<K, V> {
     table: Box<dyn Table<K, V>>,
     writes: u64,
     removals: u64,
     errors: u64,
 }
 
-impl<K, V> Counted<K, V> {
+impl<K, V> InstrumentedTable<K, V> {
     pub fn new(table: Box<dyn Table<K, V>>) -> Self {
         Self { table, writes: 0, removals: 0, errors: 0 }
     }
@@ -70,8 +70,8 @@ impl<K, V> Counted<K, V> {
     }
 }
 
-impl<K, V> fmt::Debug for Counted<K, V> {
+impl<K, V> fmt::Debug for InstrumentedTable<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Counted").field("table", &self.table.name()).finish_non_exhaustive()
+        f.debug_struct("InstrumentedTable").field("table", &self.table.name()).finish_non_exhaustive()
     }
 }

@@ -13,15 +13,15 @@ use dataplane_common::abi::NodeAddresses;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    loaded::Loaded,
+    network_plan::NodeNetworkPlan,
     pods::{Directories, PodChannel, serve_pods},
+    programs::LoadedPrograms,
     reserved::Reserved,
-    setup::Setup,
 };
 use crate::{
     api::{
         answer::Api,
-        kernel::{Kernel, KernelError},
+        pinned::{PinnedDatapath, PinnedDatapathError},
         views::{EndpointView, NotReady, Origin, ProblemView, RouteView, ServiceView, Status, UplinkView},
     },
     cni::{CniError, PodDevice, PodNetwork},
@@ -49,7 +49,7 @@ pub(super) enum StartError {
     #[error("adopt tables: {0}")]
     Adopt(#[from] TableError),
     #[error(transparent)]
-    Kernel(#[from] KernelError),
+    Kernel(#[from] PinnedDatapathError),
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
 }
@@ -59,8 +59,8 @@ pub(super) enum StartError {
     clippy::struct_excessive_bools,
     reason = "each says whether one thing is due, whatever the others say"
 )]
-pub(super) struct Running {
-    setup: Setup,
+pub(super) struct NodeDatapath {
+    setup: NodeNetworkPlan,
     datapath: Datapath,
     /// What the programs were told of addresses.
     told: Option<NodeAddresses>,
@@ -92,15 +92,15 @@ pub(super) struct Running {
     news: bool,
 }
 
-impl Running {
+impl NodeDatapath {
     /// Fills the tables of the datapath and hooks it to the node's devices, in this order.
     pub(super) fn start(
         config: &Config,
-        loaded: Loaded,
-        setup: Setup,
+        loaded: LoadedPrograms,
+        setup: NodeNetworkPlan,
         store: &Store,
     ) -> Result<Self, StartError> {
-        let Loaded { datapath, pins_adopted } = loaded;
+        let LoadedPrograms { datapath, pins_adopted } = loaded;
         let (updates, updates_heard) = mpsc::unbounded_channel();
         let mut reconciler = Reconciler::new(datapath.tables()?, updates);
         let adopted = reconciler.adopt()?;
@@ -149,7 +149,12 @@ impl Running {
     /// # Errors
     ///
     /// A device that cannot be hooked. What ran before goes on.
-    pub(super) fn update(&mut self, config: &Config, setup: Setup, store: &Store) -> Result<(), StartError> {
+    pub(super) fn update(
+        &mut self,
+        config: &Config,
+        setup: NodeNetworkPlan,
+        store: &Store,
+    ) -> Result<(), StartError> {
         self.news = true;
         let before = std::mem::replace(&mut self.setup, setup);
         self.tell_programs()?;
@@ -254,7 +259,7 @@ impl Running {
         api: &Arc<Api>,
         channel: &PodChannel,
     ) -> Result<(), StartError> {
-        api.set_live(Arc::new(Kernel::open(self.datapath.pins())?));
+        api.set_datapath_reader(Arc::new(PinnedDatapath::open(self.datapath.pins())?));
         let network = self.pod_network.subscribe();
         let directories =
             Directories { state_dir: config.state_dir.clone(), run_dir: config.run_dir.clone() };
@@ -405,7 +410,7 @@ impl Running {
     }
 }
 
-impl Running {
+impl NodeDatapath {
     fn uplink_view(&self, uplink: &Uplink) -> UplinkView {
         UplinkView {
             device: uplink.name.clone(),

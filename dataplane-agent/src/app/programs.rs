@@ -2,19 +2,19 @@
 
 use dataplane_common::abi::names::map;
 
-use super::{running::StartError, setup::constants};
+use super::{datapath::StartError, network_plan::constants};
 use crate::{
     config::Config,
     datapath::{Datapath, DatapathConfig, EbpfLog, TcHooks},
 };
 
 /// Programs that are loaded and hooked to nothing yet, and tables that are adopted or empty.
-pub(super) struct Loaded {
+pub(super) struct LoadedPrograms {
     pub(super) datapath: Datapath,
     pub(super) pins_adopted: u32,
 }
 
-impl Loaded {
+impl LoadedPrograms {
     /// Loads the datapath: seconds of the verifier's time, for which nothing needs to be known of the node.
     pub(super) fn load(config: &Config) -> Result<Self, StartError> {
         let wanted = DatapathConfig {

@@ -1,4 +1,4 @@
-//! Notes about pods that went while no agent ran: DEL leaves one beside the agent's socket, the next agent takes it.
+//! DeletionQueue about pods that went while no agent ran: DEL leaves one beside the agent's socket, the next agent takes it.
 //!
 //! A runtime that may not remove a pod cannot drain a node whose agent is broken, so DEL does not wait for one. A note
 //! is an empty file whose name says all there is to say: it is there or it is not, never half of it.
@@ -20,7 +20,7 @@ const AT: char = '@';
 /// A note that cannot be left, read or taken.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} {path}: {source}")]
-pub struct NoteError {
+pub struct DeletionQueueError {
     operation: &'static str,
     path: PathBuf,
     source: io::Error,
@@ -28,7 +28,7 @@ pub struct NoteError {
 
 /// The directory of notes. It exists once there was one.
 #[derive(Clone, Debug)]
-pub struct Notes {
+pub struct DeletionQueue {
     directory: PathBuf,
 }
 
@@ -40,7 +40,7 @@ pub struct Found {
     pub strangers: Vec<PathBuf>,
 }
 
-impl Notes {
+impl DeletionQueue {
     /// Those for the agent of a run directory.
     pub fn of(run_dir: &Path) -> Self {
         Self { directory: run_dir.join(DIRECTORY) }
@@ -56,7 +56,7 @@ impl Notes {
     }
 
     /// Leaves a note. The run directory is not made: where there is none, no agent will look.
-    pub fn leave(&self, gone: &Attachment) -> Result<(), NoteError> {
+    pub fn leave(&self, gone: &Attachment) -> Result<(), DeletionQueueError> {
         match DirBuilder::new().mode(0o700).create(&self.directory) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(failed("create", &self.directory)(error));
@@ -70,7 +70,7 @@ impl Notes {
     }
 
     /// Takes a note away. One that is not there is no error.
-    pub fn remove(&self, gone: &Attachment) -> Result<(), NoteError> {
+    pub fn remove(&self, gone: &Attachment) -> Result<(), DeletionQueueError> {
         let path = self.path(gone);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
@@ -79,7 +79,7 @@ impl Notes {
     }
 
     /// Every note there is.
-    pub fn read(&self) -> Result<Found, NoteError> {
+    pub fn read(&self) -> Result<Found, DeletionQueueError> {
         let failed = || failed("read", &self.directory);
         let entries = match fs::read_dir(&self.directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::default()),
@@ -103,9 +103,9 @@ impl Notes {
     }
 }
 
-fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> NoteError {
+fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DeletionQueueError {
     let path = path.to_owned();
-    move |source| NoteError { operation, path, source }
+    move |source| DeletionQueueError { operation, path, source }
 }
 
 #[cfg(test)]
@@ -121,7 +121,8 @@ mod tests {
     #[test]
     fn what_is_left_by_the_socket_is_found_in_the_run_directory() {
         let run_dir = tempfile::tempdir().unwrap();
-        let (plugin, agent) = (Notes::beside(&run_dir.path().join("agent.sock")), Notes::of(run_dir.path()));
+        let (plugin, agent) =
+            (DeletionQueue::beside(&run_dir.path().join("agent.sock")), DeletionQueue::of(run_dir.path()));
         assert_eq!(agent.read().unwrap(), Found::default());
         // the kernel takes an '@' in the name of a device
         for ifname in ["eth0", "eth0", "a@b"] {
@@ -145,7 +146,7 @@ mod tests {
     fn without_a_run_directory_there_is_no_note() {
         let parent = tempfile::tempdir().unwrap();
         let run_dir = parent.path().join("run");
-        let error = Notes::of(&run_dir).leave(&attachment("eth0")).unwrap_err().to_string();
+        let error = DeletionQueue::of(&run_dir).leave(&attachment("eth0")).unwrap_err().to_string();
         assert!(error.starts_with(&format!("create {}/gone: ", run_dir.display())), "{error}");
         assert!(!run_dir.exists());
     }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    metrics::Programming as Seconds,
+    metrics::ProgrammingLatency as Seconds,
     state::{Object, SourceEvent},
 };
 
@@ -20,13 +20,13 @@ const FOLLOWED: usize = 16_384;
 
 /// Events on their way into the tables.
 #[derive(Debug)]
-pub(super) struct Programming {
+pub(super) struct ProgrammingLatency {
     seconds: Seconds,
-    under_way: VecDeque<Heard>,
+    under_way: VecDeque<WatchEvent>,
 }
 
 #[derive(Debug)]
-struct Heard {
+struct WatchEvent {
     /// Revision of the state with the event.
     revision: u64,
     at: Instant,
@@ -34,7 +34,7 @@ struct Heard {
     trigger: Option<SystemTime>,
 }
 
-impl Programming {
+impl ProgrammingLatency {
     pub(super) fn new(seconds: Seconds) -> Self {
         Self { seconds, under_way: VecDeque::new() }
     }
@@ -50,7 +50,7 @@ impl Programming {
     /// An event came at `at`, and made this revision of the state.
     pub(super) fn heard(&mut self, revision: u64, at: Instant, trigger: Option<SystemTime>) {
         if self.under_way.len() < FOLLOWED {
-            self.under_way.push_back(Heard { revision, at, trigger });
+            self.under_way.push_back(WatchEvent { revision, at, trigger });
         }
     }
 
@@ -79,7 +79,7 @@ mod tests {
     #[test]
     fn an_event_counts_once_it_is_in_the_tables() {
         let metrics = Metrics::new(watch::channel(Status::starting("n")).1);
-        let mut programming = Programming::new(metrics.programming());
+        let mut programming = ProgrammingLatency::new(metrics.programming());
         let (start, clock) = (Instant::now(), SystemTime::now());
         let later = |seconds| start + Duration::from_secs(seconds);
         programming.heard(1, start, Some(clock - Duration::from_secs(3)));

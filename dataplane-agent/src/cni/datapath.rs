@@ -6,7 +6,7 @@ use dataplane_cni::protocol::{Pod, PortMapping};
 use dataplane_common::abi::MacAddr;
 use futures::future::BoxFuture;
 
-use super::Wishes;
+use super::PodAnnotations;
 
 /// A pod's device, as the datapath must know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,16 +31,16 @@ pub struct PodDevice {
 /// Why the datapath did not do as asked: a sentence.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct WiringError(pub String);
+pub struct PodDatapathError(pub String);
 
 /// The datapath, and what is known of pods. Every call may be repeated, and says that all is well if there is nothing to do.
-pub trait Wiring: fmt::Debug + Send + Sync {
+pub trait PodDatapath: fmt::Debug + Send + Sync {
     /// Attaches the programs to the device and publishes its addresses. Once it returns, packets flow.
-    fn attach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>>;
+    fn attach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), PodDatapathError>>;
     /// What a pod asks for; nothing if nobody has heard of the pod. An error names the annotation.
-    fn wishes<'a>(&'a self, pod: &'a Pod) -> BoxFuture<'a, Result<Wishes, WiringError>>;
+    fn wishes<'a>(&'a self, pod: &'a Pod) -> BoxFuture<'a, Result<PodAnnotations, PodDatapathError>>;
     /// Withdraws the addresses and the programs. The device may be gone already, or never have been attached.
-    fn detach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>>;
+    fn detach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), PodDatapathError>>;
     /// Whether programs and addresses are as [`Self::attach`] left them.
-    fn check<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>>;
+    fn check<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), PodDatapathError>>;
 }

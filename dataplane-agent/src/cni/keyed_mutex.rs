@@ -9,19 +9,19 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 /// Who is at work on what.
 #[derive(Debug, Default)]
-pub(super) struct Turns {
+pub(super) struct KeyedMutex {
     queues: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
 }
 
 /// The right to work on a container. Dropping it lets the next one in.
 #[derive(Debug)]
 pub(super) struct Turn<'a> {
-    turns: &'a Turns,
+    turns: &'a KeyedMutex,
     container_id: String,
     _guard: OwnedMutexGuard<()>,
 }
 
-impl Turns {
+impl KeyedMutex {
     /// Waits until nobody else works on the container.
     pub(super) async fn take(&self, container_id: &str) -> Turn<'_> {
         let queue = Arc::clone(self.lock().entry(container_id.to_owned()).or_default());
@@ -60,7 +60,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_same_container_waits_and_another_does_not() {
-        let turns = Turns::default();
+        let turns = KeyedMutex::default();
         let first = turns.take("a").await;
         let mut second = Box::pin(turns.take("a"));
         assert!((&mut second).now_or_never().is_none());

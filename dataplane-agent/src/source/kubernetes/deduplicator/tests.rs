@@ -3,10 +3,10 @@
 use serde_json::json;
 
 use super::*;
-use crate::{cluster::Contact, source::objects::Kind};
+use crate::{cluster::FailoverStats, source::objects::Kind};
 
 struct World {
-    hub: Hub,
+    deduplicator: Deduplicator,
     events: mpsc::Receiver<SourceEvent>,
     problems: Problems,
     _root: tempfile::TempDir,
@@ -18,16 +18,17 @@ impl World {
         let (cache, _) = Cache::open(&root.path().join(super::super::cache::FILE), "n1");
         let (sender, events) = mpsc::channel(64);
         let problems = Problems::default();
-        let hub = Hub::new(sender, problems.clone(), Progress::new(Contact::default()), cache);
-        Self { hub, events, problems, _root: root }
+        let deduplicator =
+            Deduplicator::new(sender, problems.clone(), Progress::new(FailoverStats::default()), cache);
+        Self { deduplicator, events, problems, _root: root }
     }
 
     /// What comes of it: `+ key uid`, `- key uid`, `synced`.
-    async fn hear(&mut self, heard: impl IntoIterator<Item = Heard>) -> Vec<String> {
+    async fn hear(&mut self, heard: impl IntoIterator<Item = WatchEvent>) -> Vec<String> {
         for heard in heard {
-            assert!(self.hub.hear(heard).await.is_ok());
+            assert!(self.deduplicator.hear(heard).await.is_ok());
         }
-        self.hub.publish();
+        self.deduplicator.publish();
         self.out()
     }
 
@@ -56,26 +57,26 @@ fn said(uid: Uid) -> &'static str {
     all.into_iter().find(|text| Uid::from(*text) == uid).unwrap_or("unknown")
 }
 
-fn node(name: &str, uid: &str, version: u32, cidr: &str) -> Heard {
+fn node(name: &str, uid: &str, version: u32, cidr: &str) -> WatchEvent {
     let object = json!({
         "metadata": {"name": name, "uid": uid, "resourceVersion": version.to_string()},
         "spec": {"podCIDR": cidr},
         "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
     });
-    Heard::Is(Kind::Node.key("", name), Kind::Node.convert(object))
+    WatchEvent::Is(Kind::Node.key("", name), Kind::Node.convert(object))
 }
 
-fn namespace(name: &str, uid: &str) -> Heard {
+fn namespace(name: &str, uid: &str) -> WatchEvent {
     let object = json!({"metadata": {"name": name, "uid": uid}});
-    Heard::Is(Kind::Namespace.key("", name), Kind::Namespace.convert(object))
+    WatchEvent::Is(Kind::Namespace.key("", name), Kind::Namespace.convert(object))
 }
 
-fn gone(name: &str, uid: &str) -> Heard {
-    Heard::Gone(Kind::Node.key("", name), Owner { uid: uid.into() })
+fn gone(name: &str, uid: &str) -> WatchEvent {
+    WatchEvent::Gone(Kind::Node.key("", name), Owner { uid: uid.into() })
 }
 
-const LISTING: Heard = Heard::Listing(Kind::Node);
-const LISTED: Heard = Heard::Listed { kind: Kind::Node, complete: true };
+const LISTING: WatchEvent = WatchEvent::Listing(Kind::Node);
+const LISTED: WatchEvent = WatchEvent::Listed { kind: Kind::Node, complete: true };
 
 #[tokio::test]
 async fn a_list_again_is_only_its_difference() {
@@ -87,7 +88,7 @@ async fn a_list_again_is_only_its_difference() {
     assert_eq!(world.hear(again).await, ["- Node b 1", "+ Node c 1"]);
     // cut off in the middle: nothing is known to be gone
     assert_eq!(world.hear([LISTING, node("a", "1", 9, "10.1.0.0/24")]).await, [""; 0]);
-    let untold = Heard::Listed { kind: Kind::Node, complete: false };
+    let untold = WatchEvent::Listed { kind: Kind::Node, complete: false };
     assert_eq!(world.hear([LISTING, untold]).await, [""; 0]);
     assert_eq!(world.hear([LISTING, LISTED]).await.len(), 2);
 }
@@ -135,8 +136,8 @@ async fn synced_is_said_once_when_all_kinds_were_listed() {
     let mut world = World::new();
     for kind in Kind::ALL {
         assert_eq!(world.out(), [""; 0]);
-        world.hub.hear(Heard::Listing(kind)).await.ok();
-        world.hub.hear(Heard::Listed { kind, complete: true }).await.ok();
+        world.deduplicator.hear(WatchEvent::Listing(kind)).await.ok();
+        world.deduplicator.hear(WatchEvent::Listed { kind, complete: true }).await.ok();
     }
     assert_eq!(world.out(), ["synced"]);
     assert_eq!(world.hear([LISTING, LISTED]).await, [""; 0]);
@@ -145,24 +146,24 @@ async fn synced_is_said_once_when_all_kinds_were_listed() {
 #[tokio::test]
 async fn kinds_with_the_same_trouble_say_it_once() {
     let mut world = World::new();
-    let trouble = |kind, what: &str| Heard::Trouble(kind, Some(what.to_owned()));
+    let trouble = |kind, what: &str| WatchEvent::Trouble(kind, Some(what.to_owned()));
     world.hear([trouble(Kind::Node, "away"), trouble(Kind::Pod, "away"), trouble(Kind::Service, "no")]).await;
     assert_eq!(world.problems(), ["API server: away", "API server: no"]);
-    world.hear(Kind::ALL.map(|kind| Heard::Trouble(kind, None))).await;
+    world.hear(Kind::ALL.map(|kind| WatchEvent::Trouble(kind, None))).await;
     assert_eq!(world.problems(), [""; 0]);
 }
 
 /// The object of something heard.
-fn object(heard: Heard) -> Object {
-    let Heard::Is(_, Ok(Converted { object: Some(object), .. })) = heard else { panic!("{heard:?}") };
+fn object(heard: WatchEvent) -> Object {
+    let WatchEvent::Is(_, Ok(Converted { object: Some(object), .. })) = heard else { panic!("{heard:?}") };
     object
 }
 
-async fn restored(objects: Vec<Heard>) -> World {
+async fn restored(objects: Vec<WatchEvent>) -> World {
     let mut world = World::new();
     let objects = objects.into_iter().map(object).collect();
     let known = Known { objects, time: Some(std::time::SystemTime::now() - Duration::from_secs(60)) };
-    assert!(world.hub.restore(known).await.is_ok());
+    assert!(world.deduplicator.restore(known).await.is_ok());
     world
 }
 
@@ -171,7 +172,9 @@ async fn what_was_known_is_delivered_and_then_compared() {
     let known = vec![node("a", "1", 1, "10.1.0.0/24"), node("b", "1", 1, "10.2.0.0/24")];
     let mut world = restored(known).await;
     assert_eq!(world.out().len(), 2);
-    assert!(world.hub.progress.behind_since().unwrap().elapsed().unwrap() >= Duration::from_secs(60));
+    assert!(
+        world.deduplicator.progress.behind_since().unwrap().elapsed().unwrap() >= Duration::from_secs(60)
+    );
     let list = [LISTING, node("a", "1", 5, "10.1.0.0/24"), LISTED];
     assert_eq!(world.hear(list).await, ["- Node b 1"]);
 }
@@ -181,11 +184,14 @@ async fn what_is_of_another_cluster_is_forgotten_at_once() {
     let known = vec![node("a", "1", 1, "10.1.0.0/24"), namespace("kube-system", "old"), namespace("x", "2")];
     let mut world = restored(known).await;
     world.out();
-    let mut out = world.hear([Heard::Listing(Kind::Namespace), namespace("kube-system", "new")]).await;
+    let mut out = world.hear([WatchEvent::Listing(Kind::Namespace), namespace("kube-system", "new")]).await;
     out.sort();
     assert_eq!(out, ["+ Namespace kube-system new", "- Namespace x 2", "- Node a 1"]);
     // the same cluster is no news
     let mut world = restored(vec![node("a", "1", 1, "10.1.0.0/24"), namespace("kube-system", "old")]).await;
     world.out();
-    assert_eq!(world.hear([Heard::Listing(Kind::Namespace), namespace("kube-system", "old")]).await, [""; 0]);
+    assert_eq!(
+        world.hear([WatchEvent::Listing(Kind::Namespace), namespace("kube-system", "old")]).await,
+        [""; 0]
+    );
 }

@@ -2,16 +2,16 @@
 
 use std::time::Instant;
 
-use super::Running;
+use super::NodeDatapath;
 use crate::{
     app::pods::PodRequest,
-    cni::{CniError, PodDevice, WiringError},
+    cni::{CniError, PodDatapathError, PodDevice},
     compile::endpoints,
     datapath::AttachError,
     reconcile::{LocalPod, SocketUpdate},
 };
 
-impl Running {
+impl NodeDatapath {
     /// Answers the CNI server.
     pub(in crate::app) fn pod(&mut self, request: PodRequest) {
         self.news = true;
@@ -20,9 +20,9 @@ impl Running {
             PodRequest::Attach(device, asker) => drop(asker.send(self.add_pod(device))),
             PodRequest::Detach(device, asker) => drop(asker.send(self.remove_pod(&device))),
             PodRequest::Check(device, asker) => drop(asker.send(self.check_pod(&device))),
-            PodRequest::Loaded(result) => self.pods_loaded(result),
+            PodRequest::LoadedPrograms(result) => self.pods_loaded(result),
             // the node's task answers it, who knows the objects
-            PodRequest::Wishes(..) => {}
+            PodRequest::PodAnnotations(..) => {}
         }
     }
 
@@ -46,14 +46,14 @@ impl Running {
         self.pods_loaded = Some(result);
     }
 
-    fn add_pod(&mut self, device: PodDevice) -> Result<(), WiringError> {
+    fn add_pod(&mut self, device: PodDevice) -> Result<(), PodDatapathError> {
         let name = device.name.clone();
         if let Some(netns) = device.netns.clone() {
             self.tell_sockets(SocketUpdate::Pod(name.clone(), netns));
         }
         // programs first: a packet that finds the address finds its device hooked
         self.pods.insert(name.clone(), device.clone());
-        self.attach_pod(&name).map_err(|error| WiringError(error.to_string()))?;
+        self.attach_pod(&name).map_err(|error| PodDatapathError(error.to_string()))?;
         let (namespace, pod) =
             device.pod.map_or_else(Default::default, |pod| (pod.namespace.clone(), pod.name));
         let entry = LocalPod {
@@ -70,7 +70,7 @@ impl Running {
         };
         self.reconciler
             .upsert_pod(&name, &entry, Instant::now())
-            .map_err(|error| WiringError(error.to_string()))
+            .map_err(|error| PodDatapathError(error.to_string()))
     }
 
     fn attach_pod(&mut self, device: &str) -> Result<(), AttachError> {
@@ -88,28 +88,28 @@ impl Running {
     }
 
     /// Addresses first: no packet is to find a device without programs.
-    fn remove_pod(&mut self, device: &PodDevice) -> Result<(), WiringError> {
+    fn remove_pod(&mut self, device: &PodDevice) -> Result<(), PodDatapathError> {
         let withdrawn = self.reconciler.remove_pod(&device.name, Instant::now());
         self.pods.remove(&device.name);
         self.tell_sockets(SocketUpdate::PodGone(device.name.clone()));
         self.unattached.remove(&device.name);
-        self.datapath.detach_pod(&device.name).map_err(|error| WiringError(error.to_string()))?;
-        withdrawn.map_err(|error| WiringError(error.to_string()))
+        self.datapath.detach_pod(&device.name).map_err(|error| PodDatapathError(error.to_string()))?;
+        withdrawn.map_err(|error| PodDatapathError(error.to_string()))
     }
 
-    fn check_pod(&self, device: &PodDevice) -> Result<(), WiringError> {
+    fn check_pod(&self, device: &PodDevice) -> Result<(), PodDatapathError> {
         let Some(known) = self.pods.get(&device.name) else {
-            return Err(WiringError(format!("device {} is not attached", device.name)));
+            return Err(PodDatapathError(format!("device {} is not attached", device.name)));
         };
         if known.ifindex != device.ifindex {
-            return Err(WiringError(format!(
+            return Err(PodDatapathError(format!(
                 "device {} has number {}, attached is number {}",
                 device.name, device.ifindex, known.ifindex
             )));
         }
         if let Some(reason) = self.unattached.get(&device.name) {
-            return Err(WiringError(reason.clone()));
+            return Err(PodDatapathError(reason.clone()));
         }
-        self.reconciler.check_pod(&device.name).map_err(WiringError)
+        self.reconciler.check_pod(&device.name).map_err(PodDatapathError)
     }
 }

@@ -1,4 +1,4 @@
-//! [`Live`] of the real datapath: its counters, flows and events, in words.
+//! [`DatapathReader`] of the real datapath: its counters, flows and events, in words.
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
@@ -7,7 +7,7 @@ use futures::stream;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::{
-    live::{Live, Observation, Observations},
+    datapath::{DatapathReader, Observation, Observations},
     views::{CountView, EventView, FlowView, PeerView},
 };
 use crate::datapath::{
@@ -17,7 +17,7 @@ use crate::datapath::{
 };
 
 /// What the datapath of this node holds and says.
-pub struct Kernel {
+pub struct PinnedDatapath {
     tables: Tables,
     counters: Counters,
     events: Arc<Events>,
@@ -25,28 +25,28 @@ pub struct Kernel {
 
 /// Why it cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub enum KernelError {
+pub enum PinnedDatapathError {
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error(transparent)]
     Events(#[from] EventsError),
 }
 
-impl Kernel {
+impl PinnedDatapath {
     /// Opens what is pinned, with handles of its own, and starts reading the events.
-    pub fn open(pins: &Pins) -> Result<Self, KernelError> {
+    pub fn open(pins: &Pins) -> Result<Self, PinnedDatapathError> {
         let events = Arc::new(Events::start(pins)?);
         Ok(Self { tables: Tables::open(pins)?, counters: Counters::open(pins)?, events })
     }
 }
 
-impl fmt::Debug for Kernel {
+impl fmt::Debug for PinnedDatapath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Kernel").finish_non_exhaustive()
+        f.debug_struct("PinnedDatapath").finish_non_exhaustive()
     }
 }
 
-impl Live for Kernel {
+impl DatapathReader for PinnedDatapath {
     fn counts(&self) -> Result<Vec<CountView>, String> {
         let counts = self.counters.read().map_err(|error| format!("read the counters: {error}"))?;
         Ok(counts.into_iter().map(count).collect())

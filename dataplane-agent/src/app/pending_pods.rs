@@ -10,7 +10,7 @@ use dataplane_cni::protocol::Pod;
 use tokio::sync::oneshot;
 
 use crate::{
-    cni::{WiringError, Wishes, wishes},
+    cni::{PodAnnotations, PodDatapathError, annotations},
     state::{NamespacedName, Store, Uid},
 };
 
@@ -18,15 +18,15 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where the answer goes.
-type Answer = oneshot::Sender<Result<Wishes, WiringError>>;
+type Answer = oneshot::Sender<Result<PodAnnotations, PodDatapathError>>;
 
 /// Those who wait.
 #[derive(Debug, Default)]
-pub(super) struct Waiting {
+pub(super) struct PendingPodLookups {
     questions: Vec<(Pod, Instant, Answer)>,
 }
 
-impl Waiting {
+impl PendingPodLookups {
     /// Takes a question. `patient`: the source tells of pods by itself, sooner or later.
     pub(super) fn ask(&mut self, pod: Pod, answer: Answer, patient: bool) {
         let until = Instant::now() + if patient { PATIENCE } else { Duration::ZERO };
@@ -42,7 +42,7 @@ impl Waiting {
             let known = store.pod(&name).filter(|known| !uid.excludes(known.owner.uid));
             let said = match known {
                 Some(known) => {
-                    wishes::read(&known.annotations).map_err(|error| WiringError(error.to_string()))
+                    annotations::read(&known.annotations).map_err(|error| PodDatapathError(error.to_string()))
                 }
                 None if now < until => {
                     self.questions.push((pod, until, answer));
@@ -50,7 +50,7 @@ impl Waiting {
                 }
                 None => {
                     tracing::debug!(%pod, "nobody has told of this pod: it asks for nothing");
-                    Ok(Wishes::default())
+                    Ok(PodAnnotations::default())
                 }
             };
             // whoever asked has given up
@@ -75,14 +75,14 @@ mod tests {
         SourceEvent::Upsert(Object::Pod(Known {
             name: NamespacedName::new("shop", "db-0"),
             owner: Owner { uid: uid.into() },
-            annotations: BTreeMap::from([(wishes::IPV4.to_owned(), address.to_owned())]),
+            annotations: BTreeMap::from([(annotations::IPV4.to_owned(), address.to_owned())]),
             ..Known::default()
         }))
     }
 
     #[test]
     fn a_pod_that_is_heard_of_late_gets_what_it_asks_for() {
-        let (mut waiting, mut store) = (Waiting::default(), Store::default());
+        let (mut waiting, mut store) = (PendingPodLookups::default(), Store::default());
         store.apply(heard_of("old", "10.1.0.4"));
         let (answer, mut answered) = oneshot::channel();
         waiting.ask(asked("new"), answer, true);
@@ -99,15 +99,15 @@ mod tests {
 
     #[test]
     fn a_pod_nobody_tells_of_is_not_held_up() {
-        let (mut waiting, store) = (Waiting::default(), Store::default());
+        let (mut waiting, store) = (PendingPodLookups::default(), Store::default());
         let (answer, mut answered) = oneshot::channel();
         waiting.ask(asked("u"), answer, true);
         assert!(waiting.look(&store, Instant::now()).is_some());
         assert_eq!(waiting.look(&store, Instant::now() + PATIENCE), None);
-        assert_eq!(answered.try_recv().unwrap().unwrap(), Wishes::default());
+        assert_eq!(answered.try_recv().unwrap().unwrap(), PodAnnotations::default());
         let (answer, mut answered) = oneshot::channel();
         waiting.ask(asked("u"), answer, false);
         assert_eq!(waiting.look(&store, Instant::now()), None);
-        assert_eq!(answered.try_recv().unwrap().unwrap(), Wishes::default());
+        assert_eq!(answered.try_recv().unwrap().unwrap(), PodAnnotations::default());
     }
 }
