@@ -1,8 +1,11 @@
 //! The local API and HTTP over real sockets: what clients get, and what they cannot do to each other.
 
+mod connections;
+mod http;
+
 use std::{
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpStream},
+    io::{BufRead as _, BufReader, Write as _},
+    net::{IpAddr, SocketAddr},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -20,7 +23,7 @@ use dataplane_agent::{
         server::{Limits, serve},
         views::{
             BackendView, ClientsView, CountView, EndpointView, EventView, FlowView, FrontendKind,
-            FrontendView, IpamView, NotReady, PeerView, PodView, ServiceView, Status, TableView,
+            FrontendView, IpamView, PeerView, PodView, ServiceView, Status,
         },
     },
     cli::{self, Ask, Command, Output},
@@ -271,76 +274,6 @@ fn status_shows_what_was_published_and_the_most_frequent_outcome_first() {
 }
 
 #[test]
-fn a_bad_request_is_told_and_the_connection_goes_on() {
-    let agent = Agent::start(Limits::default());
-    let mut client = agent.client();
-    for (line, word) in
-        [("{]\n", "bad request"), ("{\"view\":\"secrets\"}\n", "secrets"), ("7\n", "bad request")]
-    {
-        client.send(line);
-        let answer = client.line().unwrap();
-        assert!(answer["error"].as_str().unwrap().contains(word), "{line}: {answer}");
-    }
-    assert_eq!(client.ask(&json!({ "view": "services" }))["result"][0]["name"], "web");
-}
-
-#[test]
-fn a_line_without_end_is_refused_at_the_limit() {
-    let agent = Agent::start(Limits { line: 100, ..Limits::default() });
-    let mut client = agent.client();
-    let fits = format!("{:100}\n", json!({ "view": "services" }));
-    client.send(&fits);
-    assert!(client.line().unwrap()["result"].is_array(), "a line of exactly the limit fits");
-    client.send(&" ".repeat(101));
-    assert!(client.line().unwrap()["error"].as_str().unwrap().contains("longer than 100 bytes"));
-    assert_eq!(client.line(), None, "and the connection is closed");
-}
-
-#[test]
-fn a_client_that_hangs_blocks_nobody() {
-    let agent = Agent::start(Limits::default());
-    let mut hung = agent.client();
-    hung.send("{\"view\":");
-    let mut asleep = agent.client();
-    asleep.send("{\"view\":\"events\",\"follow\":true}\n");
-    assert_eq!(agent.client().ask(&json!({ "view": "routes" }))["result"], json!([]));
-    hung.send("\"routes\"}\n");
-    assert_eq!(hung.line().unwrap()["result"], json!([]), "and is answered when it goes on");
-}
-
-#[test]
-fn a_client_that_stays_silent_gives_up_its_place() {
-    let agent =
-        Agent::start(Limits { connections: 1, patience: Duration::from_millis(50), ..Limits::default() });
-    let mut silent = agent.client();
-    let answer = agent.client().ask(&json!({ "view": "routes" }));
-    assert_eq!(answer["result"], json!([]));
-    assert!(silent.line().unwrap()["error"].as_str().unwrap().contains("no whole request line"));
-}
-
-#[test]
-fn a_client_that_does_not_read_gives_up_its_place() {
-    let agent =
-        Agent::start(Limits { connections: 1, patience: Duration::from_millis(50), ..Limits::default() });
-    agent.load();
-    *agent.live.flows.lock().unwrap() = vec![flow("10.1.0.5:1", None); 10_000];
-    let mut lazy = agent.client();
-    lazy.send("{\"view\":\"flows\"}\n");
-    assert_eq!(agent.client().ask(&json!({ "view": "routes" }))["result"], json!([]));
-}
-
-#[test]
-fn an_agent_that_stops_says_so() {
-    let (_status, published) = watch::channel(Status::starting("node-1"));
-    let (queries, asked) = mpsc::channel(1);
-    drop(asked);
-    let api = Api::new(published.clone(), queries, Arc::new(Metrics::new(published)));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let answer = runtime.block_on(api.answer(b"{\"view\":\"services\"}"));
-    assert!(format!("{answer:?}").contains("the agent is stopping"), "{answer:?}");
-}
-
-#[test]
 fn flows_are_named_filtered_and_counted() {
     let agent = Agent::start(Limits::default());
     agent.load();
@@ -387,16 +320,6 @@ fn events_are_kept_for_who_asks_late_and_come_once_to_who_follows() {
 }
 
 #[test]
-fn a_follower_that_leaves_frees_its_place() {
-    let agent = Agent::start(Limits { connections: 1, ..Limits::default() });
-    agent.load();
-    let mut follower = agent.client();
-    follower.send("{\"view\":\"events\",\"follow\":true}\n");
-    drop(follower);
-    assert_eq!(agent.client().ask(&json!({ "view": "routes" }))["result"], json!([]));
-}
-
-#[test]
 fn a_command_without_an_agent_fails() {
     let ask = Ask { socket: "/nonexistent/agent.sock".into(), output: Output::Table };
     assert_eq!(cli::run(Command::Status(ask)), ExitCode::FAILURE);
@@ -413,76 +336,6 @@ fn a_command_with_an_agent_succeeds() {
         assert_eq!(cli::run(Command::Endpoints(ask.clone())), ExitCode::SUCCESS);
         assert_eq!(cli::run(Command::Routes(ask)), ExitCode::SUCCESS);
     }
-}
-
-fn get(server: SocketAddr, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(server).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let code = answer.split(' ').nth(1).unwrap().parse().unwrap();
-    let body = answer.split_once("\r\n\r\n").unwrap().1.to_owned();
-    (code, body)
-}
-
-#[test]
-fn readiness_follows_the_published_status() {
-    let agent = Agent::start(Limits::default());
-    let health = agent.health();
-    agent.status.send_modify(|status| {
-        status.not_ready = vec![NotReady { check: "source".to_owned(), reason: "not synced".to_owned() }];
-    });
-    let (code, body) = get(health.address(), "/readyz");
-    assert_eq!(code, 503);
-    let body: Value = serde_json::from_str(&body).unwrap();
-    assert_eq!(body["not_ready"][0]["reason"], "not synced");
-    agent.status.send_modify(|status| status.not_ready.clear());
-    assert_eq!(get(health.address(), "/readyz").0, 200);
-    assert_eq!(get(health.address(), "/healthz").0, 200);
-    assert_eq!(get(health.address(), "/else").0, 404);
-}
-
-#[test]
-fn http_answers_while_the_agents_own_runtime_is_stuck() {
-    let agent = Agent::start(Limits::default());
-    let health = agent.health();
-    let (release, held) = std::sync::mpsc::channel::<()>();
-    let held = Arc::new(Mutex::new(held));
-    for _ in 0..2 {
-        let held = Arc::clone(&held);
-        // both workers of the runtime
-        agent.runtime.spawn(async move { assert!(held.lock().unwrap().recv().is_err(), "until released") });
-    }
-    assert_eq!(get(health.address(), "/readyz").0, 503);
-    assert_eq!(get(health.address(), "/metrics").0, 200);
-    drop(release);
-}
-
-#[test]
-fn metrics_hold_what_was_published_counted_and_read() {
-    let agent = Agent::start(Limits::default());
-    agent.load();
-    agent.status.send_modify(|status| {
-        status.tables =
-            vec![TableView { name: "SERVICES".to_owned(), used: 3, capacity: 100, writes: 9, removals: 1 }];
-    });
-    agent.client().ask(&json!({ "view": "services" }));
-    let text = agent.metrics.encode();
-    for line in [
-        "dataplane_table_entries{table=\"SERVICES\"} 3",
-        "dataplane_table_capacity{table=\"SERVICES\"} 100",
-        "dataplane_table_writes_total{table=\"SERVICES\"} 9",
-        "dataplane_packets_total{hook=\"from_pod\",outcome=\"no_backend\",end=\"dropped\"} 3",
-        "dataplane_flows 0",
-        "dataplane_ready 0",
-        "dataplane_problems{origin=\"source\"} 0",
-        "dataplane_api_requests_total{request=\"services\",result=\"ok\"} 1",
-        "dataplane_api_request_duration_seconds_count{request=\"services\"} 1",
-    ] {
-        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
-    }
-    assert!(text.ends_with("# EOF\n"));
 }
 
 /// Answers like a CNI server that knows one verb.

@@ -5,5 +5,6 @@ pub mod apiserver;
 pub mod bins;
 pub mod lab;
 pub mod prog;
+pub mod run;
 pub mod sys_bpf;
 pub mod traffic;

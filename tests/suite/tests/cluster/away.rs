@@ -9,6 +9,7 @@ use dataplane_testkit::{
         Checks, Client, Cluster, Family, Pod, Service, Source, Spec, WEB_PORT, agent_user, service_addresses,
         wait,
     },
+    run,
     traffic::report::{Datagrams, Request},
 };
 use serde_json::json;
@@ -157,7 +158,7 @@ fn watches_break_in_every_way_and_nothing_is_missed() -> Result<()> {
     let both: [&[&Pod]; 2] = [&[&near, &late], &[&near]];
     cluster.apply(&Service::of(both[1]))?;
     if cluster.control()?.server().small().is_none() {
-        eprintln!("SKIP: the real API server does not break on demand");
+        run::skip("the real API server does not break on demand");
         return Ok(());
     }
     let steady = Steady::start(&client, &near, &Service::of(both[1]))?;

@@ -8,7 +8,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env,
     net::IpAddr,
     sync::{Mutex, PoisonError},
     thread,
@@ -22,6 +21,7 @@ use dataplane_testkit::{
         Checks, Client, Cluster, ECHO_PORT, Family, Pod, Process, Service, Source, Spec, WEB_PORT, failures,
         wait,
     },
+    run,
     traffic::{
         now_us,
         report::{Datagrams, Request},
@@ -62,10 +62,6 @@ fn endpoints_roll_with_connect_time() -> Result<()> {
 
 fn spec() -> Spec {
     Spec { source: Source::kubernetes(), ..Spec::new(2) }
-}
-
-fn is_full() -> bool {
-    env::var("DATAPLANE_FULL").is_ok_and(|value| value == "1")
 }
 
 /// Who was in the slices, and in the tables, when.
@@ -178,7 +174,7 @@ static TURN: Mutex<()> = Mutex::new(());
 
 fn endpoints_roll(spec: &Spec) -> Result<()> {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let changes = CHANGES_A_SECOND * if is_full() { 60 } else { 10 };
+    let changes = CHANGES_A_SECOND * if run::is_full() { 60 } else { 10 };
     let mut cluster = Cluster::create(spec)?;
     let nodes = cluster.nodes().len();
     let (pods, clients, _servers) = populate(&cluster, nodes)?;
@@ -199,10 +195,10 @@ fn endpoints_roll(spec: &Spec) -> Result<()> {
     for (node, load) in loads.into_iter().enumerate() {
         judge(&mut checks, &history, node, load, &mut count);
     }
-    if is_full() {
+    if run::is_full() {
         let Count { requests, datagrams, ended } = count;
-        note(&format!(
-            "SUMMARY: churn, {}, {rate:.0} changes/s: {requests} requests, {datagrams} datagrams came back, {ended} \
+        run::summarize(&format!(
+            "churn, {}, {rate:.0} changes/s: {requests} requests, {datagrams} datagrams came back, {ended} \
              sockets ended",
             spec.describe()
         ));
@@ -311,9 +307,4 @@ fn judge(checks: &mut Checks, history: &History, node: usize, load: Load, count:
             Ok(())
         });
     }
-}
-
-#[expect(clippy::print_stdout, reason = "`cargo xtask test` reads such lines")]
-fn note(text: &str) {
-    println!("{text}");
 }

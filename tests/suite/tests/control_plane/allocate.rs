@@ -1,15 +1,18 @@
 //! `dataplane-agent allocate` against an API server: who gets which range, whatever happens to allocators.
 //! Needs no root.
 
+mod access;
+mod leaders;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs,
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use dataplane_fake_apiserver::{Failure, Fault, Objects, Requests, Server, User};
 use dataplane_testkit::{bins, lab::wait};
 use ipnet::IpNet;
@@ -17,6 +20,7 @@ use serde_json::{Value, json};
 
 /// Everything here takes milliseconds; a lease takes seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
+
 /// As short as an allocator takes.
 const LEASE: u64 = 5;
 
@@ -235,74 +239,6 @@ fn nodes_get_a_range_of_each_family_and_keep_what_they_have() -> Result<()> {
 }
 
 #[test]
-fn a_leader_killed_while_it_writes_is_replaced_and_nothing_is_given_twice() -> Result<()> {
-    let bed = Bed::new()?;
-    let arguments = "--cluster-cidr 10.1.0.0/16";
-    let a = bed.allocator("a", arguments)?;
-    bed.wait_holder("a")?;
-    bed.add("n0", &[])?;
-    bed.wait_all(1)?;
-    // the next write of the leader hangs in the API server
-    let writes = Requests { user: Some("a".to_owned()), ..Requests::to("patch", "nodes") };
-    bed.server.faults().always(writes, Fault::Delay(Duration::from_secs(60)));
-    let versions: Vec<_> = (1..9)
-        .map(|number| {
-            let node = bed.add(&format!("n{number}"), &[])?;
-            Ok(node["metadata"]["resourceVersion"].clone())
-        })
-        .collect::<Result<_>>()?;
-    wait::until("the leader writes", PATIENCE, || Ok((bed.server.faults().hits() != [0]).then_some(())))?;
-    let b = bed.allocator("b", arguments)?;
-    a.kill()?;
-    let lease = bed.wait_holder("b")?;
-    ensure!(lease["spec"]["leaseTransitions"] == 1, "{lease}");
-    bed.wait_all(1)?;
-    // what the dead leader wrote arrives now, for whichever node it was
-    for (number, version) in (1..9).zip(versions) {
-        let late = json!({
-            "metadata": {"resourceVersion": version},
-            "spec": {"podCIDR": "10.1.1.0/24", "podCIDRs": ["10.1.1.0/24"]},
-        });
-        let refused = bed.objects.patch(&node(&format!("n{number}"), &[]), &late);
-        let refused = format!("{:?}", refused.err().context("a late write was done")?);
-        ensure!(refused.contains("409") || refused.contains("Conflict"), "{refused}");
-    }
-    bed.wait_all(1)?;
-    ensure!(b.metric("dataplane_allocator_leader")? == Some(1.0));
-    Ok(())
-}
-
-#[test]
-fn a_new_leader_fences_nodes_before_it_gives_anything() -> Result<()> {
-    let bed = Bed::new()?;
-    // one range: if the late write and the new leader both gave it, two nodes would have it
-    let first = bed.add("n0", &[])?;
-    bed.add("n1", &[])?;
-    // the new leader cannot write n0's range yet: its first write, the fence, is done, and the rest waits
-    let writes = Requests { user: Some("b".to_owned()), ..Requests::to("patch", "nodes") };
-    bed.server.faults().next(1, writes.clone(), Fault::Delay(Duration::from_millis(1)));
-    let b = bed.allocator("b", "--cluster-cidr 10.1.0.0/24")?;
-    wait::until("the first write", PATIENCE, || {
-        let node = bed.objects.get("v1", "Node", "", "n0")?.context("n0")?;
-        Ok((node["metadata"]["resourceVersion"] != first["metadata"]["resourceVersion"]).then_some(()))
-    })?;
-    let late = json!({
-        "metadata": {"resourceVersion": first["metadata"]["resourceVersion"]},
-        "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24"]},
-    });
-    ensure!(bed.objects.patch(&node("n0", &[]), &late).is_err(), "the late write was done");
-    wait::until("one of them has the range", PATIENCE, || {
-        let given: usize = bed.ranges()?.values().map(Vec::len).sum();
-        ensure!(given < 2, "both have it");
-        Ok((given == 1).then_some(()))
-    })?;
-    let marked = bed.objects.get("v1", "Node", "", "n0")?.context("n0")?;
-    ensure!(marked["metadata"]["annotations"]["dataplane.local/allocator"] == "b/1", "{marked}");
-    drop(b);
-    Ok(())
-}
-
-#[test]
 fn answers_that_are_lost_give_no_second_range() -> Result<()> {
     let bed = Bed::new()?;
     let _a = bed.allocator("a", "--cluster-cidr 10.1.0.0/16")?;
@@ -318,52 +254,6 @@ fn answers_that_are_lost_give_no_second_range() -> Result<()> {
         used.iter().all(|range| "10.1.0.0/21".parse::<IpNet>().is_ok_and(|first| first.contains(*range))),
         "{all:?}"
     );
-    Ok(())
-}
-
-#[test]
-fn whose_clock_is_off_neither_takes_the_lease_early_nor_waits_longer() -> Result<()> {
-    for clock in ["2001-01-01T00:00:00.000000Z", "2101-01-01T00:00:00.000000Z"] {
-        let bed = Bed::new()?;
-        bed.add("n0", &[])?;
-        bed.objects.create(&json!({
-            "apiVersion": "coordination.k8s.io/v1",
-            "kind": "Lease",
-            "metadata": {"name": "dataplane-allocator", "namespace": "kube-system"},
-            "spec": {
-                "holderIdentity": "gone", "leaseDurationSeconds": LEASE, "leaseTransitions": 6,
-                "acquireTime": clock, "renewTime": clock,
-            },
-        }))?;
-        let began = Instant::now();
-        let _a = bed.allocator("a", "--cluster-cidr 10.1.0.0/16")?;
-        let lease = bed.wait_holder("a")?;
-        let took = began.elapsed();
-        ensure!(took >= Duration::from_secs(LEASE), "{clock}: taken after {took:?}");
-        ensure!(took < Duration::from_secs(LEASE + 5), "{clock}: taken after {took:?}");
-        ensure!(lease["spec"]["leaseTransitions"] == 7, "{lease}");
-        bed.wait_all(1)?;
-    }
-    Ok(())
-}
-
-#[test]
-fn one_that_is_told_to_stop_lets_the_next_lead_at_once() -> Result<()> {
-    let bed = Bed::new()?;
-    let arguments = "--cluster-cidr 10.1.0.0/16";
-    let a = bed.allocator("a", arguments)?;
-    bed.wait_holder("a")?;
-    let b = bed.allocator("b", arguments)?;
-    wait::until("b waits", PATIENCE, || {
-        let (code, text) = b.http("/readyz")?;
-        Ok((code == 200 && text.contains(r#""leader":"a""#)).then_some(()))
-    })?;
-    let began = Instant::now();
-    a.terminate()?;
-    bed.wait_holder("b")?;
-    ensure!(began.elapsed() < Duration::from_secs(LEASE), "{:?}", began.elapsed());
-    bed.add("n0", &[])?;
-    bed.wait_all(1)?;
     Ok(())
 }
 
@@ -427,106 +317,5 @@ fn a_cluster_cidr_of_another_cluster_is_refused_at_start() -> Result<()> {
         said.starts_with("node n0: node address 10.244.3.3 is inside of cluster CIDR 10.244.0.0/16"),
         "{said}"
     );
-    Ok(())
-}
-
-/// The objects of a file below `deploy/`.
-fn deployed(file: &str) -> Result<Vec<Value>> {
-    let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy")).join(file);
-    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let documents = serde_norway::Deserializer::from_str(&text);
-    documents.map(|document| Ok(<Value as serde::Deserialize>::deserialize(document)?)).collect()
-}
-
-/// What the rules of roles allow, as (verb, group, resource).
-fn allowed(objects: &[Value], roles: &[&str]) -> BTreeSet<(String, String, String)> {
-    let texts = |rule: &Value, field: &str| -> Vec<String> {
-        rule[field]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|text| text.as_str().map(str::to_owned))
-            .collect()
-    };
-    let of_them = |object: &&Value| {
-        object["kind"].as_str().is_some_and(|kind| kind.ends_with("Role"))
-            && roles.iter().any(|role| object["metadata"]["name"] == *role)
-    };
-    let mut allowed = BTreeSet::new();
-    for rule in objects.iter().filter(of_them).flat_map(|role| role["rules"].as_array().into_iter().flatten())
-    {
-        for verb in texts(rule, "verbs") {
-            for group in texts(rule, "apiGroups") {
-                for resource in texts(rule, "resources") {
-                    allowed.insert((verb.clone(), group.clone(), resource));
-                }
-            }
-        }
-    }
-    allowed
-}
-
-#[test]
-fn a_missing_permission_is_named_and_every_permission_granted_is_used() -> Result<()> {
-    let bed = Bed::new()?;
-    bed.objects.apply(&[
-        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "dataplane-system"}}),
-    ])?;
-    bed.add("n0", &[])?;
-    let user = User::service_account("dataplane-system", "dataplane-allocator");
-    let a = bed.allocator_as("a", &user, "--cluster-cidr 10.1.0.0/16 --lease-namespace dataplane-system")?;
-    wait::until("the refusal is in the log", PATIENCE, || {
-        let log = fs::read_to_string(&a.log)?;
-        let said = "refuses list of nodes to system:serviceaccount:dataplane-system:dataplane-allocator";
-        Ok(log.contains(said).then_some(()))
-    })?;
-    ensure!(a.http("/readyz")?.0 == 503);
-    let mut objects = deployed("base/rbac.yaml")?;
-    objects.extend(deployed("components/allocator/rbac.yaml")?);
-    bed.objects.apply(&objects)?;
-    bed.wait_all(1)?;
-    ensure!(a.http("/readyz")?.0 == 200);
-
-    // somebody else writes a node at the same time; something is wrong with it, twice
-    let conflict = Failure::new(409, "Conflict", "the object has been modified");
-    bed.server.faults().next(1, Requests::to("patch", "nodes"), Fault::Refuse(conflict));
-    bed.add("n1", &[])?;
-    bed.wait_all(1)?;
-    bed.add("n2", &["192.168.0.0/24"])?;
-    bed.wait_event("n2", "PodCIDROutsideCluster")?;
-    bed.objects.patch(&node("n2", &[]), &json!({"metadata": {"labels": {"again": "yes"}}}))?;
-    let granted = allowed(&objects, &["dataplane-allocator", "dataplane-events"]);
-    wait::until("every permission is used", PATIENCE, || {
-        let used = bed.server.uses(&user).into_iter().map(|used| (used.verb, used.group, used.resource));
-        let used: BTreeSet<_> = used.collect();
-        ensure!(used.is_subset(&granted), "{used:?} of {granted:?}");
-        let unused: Vec<_> = granted.difference(&used).collect();
-        ensure!(unused.is_empty(), "these are not: {unused:?}");
-        Ok(Some(()))
-    })
-}
-
-#[test]
-fn an_api_server_that_comes_and_goes_stops_nothing_for_long() -> Result<()> {
-    let mut bed = Bed::new()?;
-    let _a = bed.allocator("a", "--cluster-cidr 10.1.0.0/16")?;
-    bed.wait_holder("a")?;
-    bed.add("n0", &[])?;
-    bed.wait_all(1)?;
-    bed.server.stop();
-    bed.server.compact();
-    bed.server.start()?;
-    bed.objects = bed.server.objects()?;
-    bed.add("n1", &[])?;
-    bed.wait_all(1)?;
-    for _ in 0..3 {
-        bed.server.faults().next(3, Requests::to("patch", "nodes"), Fault::internal());
-        let name = format!("m{}", bed.ranges()?.len());
-        bed.add(&name, &[])?;
-        bed.wait_all(1)?;
-    }
-    if bed.ranges()?.len() != 5 {
-        bail!("{:?}", bed.ranges()?);
-    }
     Ok(())
 }

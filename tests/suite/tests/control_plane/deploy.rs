@@ -13,7 +13,10 @@ use dataplane_agent::{
     cli,
     config::{Config, RunArgs, Settings},
 };
-use dataplane_testkit::lab::{Cluster, Family, Spec};
+use dataplane_testkit::{
+    lab::{Cluster, Family, Spec},
+    only_as_root, run,
+};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
@@ -34,14 +37,14 @@ enum Command {
     Cli(cli::Command),
 }
 
-const SKIP: &str = "SKIP: kubectl is not installed, and only it knows what `kubectl apply -k` makes";
+const NO_KUBECTL: &str = "kubectl is not installed, and only it knows what `kubectl apply -k` makes";
 
 /// Everything that can be applied, by its directory.
 fn everything() -> Result<Option<BTreeMap<&'static str, Vec<Value>>>> {
     let mut all = BTreeMap::new();
     for place in [".", "overlays/microk8s", "overlays/k3s"] {
         let Some(found) = kustomize::build(&directory().join(place))? else {
-            println!("{SKIP}");
+            run::skip(NO_KUBECTL);
             return Ok(None);
         };
         all.insert(place, found);
@@ -298,6 +301,7 @@ fn every_image_is_this_version_and_no_container_is_more_than_it_needs() -> Resul
 
 #[test]
 fn the_manifests_capabilities_are_enough_for_pods_and_traffic() -> Result<()> {
+    only_as_root!();
     let granted = match kustomize::build(&directory())? {
         Some(objects) => {
             let pod = find(&objects, "DaemonSet", "dataplane-agent")?["spec"]["template"]["spec"].clone();
@@ -305,7 +309,7 @@ fn the_manifests_capabilities_are_enough_for_pods_and_traffic() -> Result<()> {
             strings(add).into_iter().map(str::to_lowercase).collect::<Vec<_>>()
         }
         None => {
-            println!("{SKIP}");
+            run::skip(NO_KUBECTL);
             return Ok(());
         }
     };

@@ -12,13 +12,14 @@ mod judge;
 mod objects;
 mod tables;
 
-use std::{collections::BTreeSet, env};
+use std::collections::BTreeSet;
 
 use dataplane_agent::{
     source::objects::Kind,
     state::{ObjectKey, Owner, SourceEvent},
 };
 use dataplane_oracle::World;
+use dataplane_testkit::run;
 use proptest::{
     prelude::*,
     test_runner::{TestCaseError, TestRunner},
@@ -178,8 +179,7 @@ fn gone(kind: Kind, name: &str) -> SourceEvent {
 
 #[test]
 fn the_tables_answer_as_the_oracle_does() {
-    let is_full = env::var("DATAPLANE_FULL").is_ok_and(|value| value == "1");
-    let cases = if is_full { MANY } else { HISTORIES };
+    let cases = if run::is_full() { MANY } else { HISTORIES };
     let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
     let steps = proptest::collection::vec(step(), 1..16);
     let played = TestRunner::new(config).run(&steps, |steps| {

@@ -4,11 +4,14 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use dataplane_testkit::lab::{Family, names};
+use dataplane_testkit::{
+    lab::{Family, names},
+    only_in_full,
+};
 use serde_json::json;
 
 use super::{
-    bed::{Mode, is_asked_for, on},
+    bed::{Mode, on},
     told::Told,
 };
 
@@ -20,9 +23,7 @@ const TIMES: usize = 10;
 
 #[test]
 fn should_have_session_affinity_timeout_begin_anew_with_each_connection() -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     on(Mode::AtConnect, |bed| {
         let mut told =
             Told::of("affinity-timeout", 81, &[&bed.webs[0], &bed.webs[1], &bed.webs[2]]).on_nodes();

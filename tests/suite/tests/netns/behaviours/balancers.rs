@@ -8,12 +8,13 @@ use std::{
 use anyhow::{Result, ensure};
 use dataplane_testkit::{
     lab::{Client, Family, failures, names, outside},
+    only_in_full,
     traffic::{now_us, report::Request},
 };
 use serde_json::json;
 
 use super::{
-    bed::{Bed, Mode, answers, is_asked_for, is_silent, on},
+    bed::{Bed, Mode, answers, is_silent, on, on_both},
     conntrack::{Asker, Cycle},
     told::{ECHO_PORT, Told, WEB, ended, ending},
 };
@@ -51,18 +52,14 @@ fn route(bed: &Bed, number: u16, node: usize) -> Result<()> {
 #[test]
 fn should_be_able_to_preserve_udp_traffic_when_server_pod_cycles_for_a_load_balancer_service_on_different_nodes()
 -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     udp_cycles(75, [0, 1])
 }
 
 #[test]
 fn should_be_able_to_preserve_udp_traffic_when_server_pod_cycles_for_a_load_balancer_service_on_the_same_nodes()
 -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     udp_cycles(76, [1, 1])
 }
 
@@ -84,77 +81,71 @@ fn udp_cycles(number: u16, nodes: [usize; 2]) -> Result<()> {
 #[test]
 fn should_not_have_connectivity_disruption_during_rolling_update_with_external_traffic_policy_cluster()
 -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     rolling_update(77, "Cluster")
 }
 
 #[test]
 fn should_not_have_connectivity_disruption_during_rolling_update_with_external_traffic_policy_local()
 -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     rolling_update(78, "Local")
 }
 
 /// On the node that the balancer sends to, one pod follows another: the new one becomes ready, the old one ends, serves on,
 /// and is gone. Nobody who asks from outside, nor from within, is without an answer.
 fn rolling_update(number: u16, policy: &str) -> Result<()> {
-    Mode::BOTH.into_iter().try_for_each(|mode| {
-        on(mode, |bed| {
-            route(bed, number, 0)?;
-            let make = |bed: &Bed, generation: usize| {
-                let pod = bed.cluster.pod(0, &format!("roll-{number}-{generation}"))?;
-                let server = pod.serve()?;
-                anyhow::Ok((pod, server))
+    on_both(|bed| {
+        route(bed, number, 0)?;
+        let make = |bed: &Bed, generation: usize| {
+            let pod = bed.cluster.pod(0, &format!("roll-{number}-{generation}"))?;
+            let server = pod.serve()?;
+            anyhow::Ok((pod, server))
+        };
+        let mut current = make(bed, 0)?;
+        let mut told = Told::of("rolling", number, &[&current.0]);
+        balanced(&mut told, number, policy);
+        bed.tell(&told)?;
+        let mut asking = Vec::new();
+        for family in Family::BOTH {
+            for place in [&bed.outside, bed.clients[0].place(), bed.clients[1].place(), bed.host(2)] {
+                asking.push(place.keep_getting(at(number, family, WEB), INTERVAL)?);
+            }
+        }
+        go_on(&asking)?;
+        for generation in 1..4 {
+            let next = make(bed, generation)?;
+            let old = current.0.address(Family::V4).to_string();
+            let old_v6 = current.0.address(Family::V6).to_string();
+            let is_old = |endpoint: &serde_json::Value| {
+                endpoint["addresses"][0] == old.as_str() || endpoint["addresses"][0] == old_v6.as_str()
             };
-            let mut current = make(bed, 0)?;
-            let mut told = Told::of("rolling", number, &[&current.0]);
-            balanced(&mut told, number, policy);
+            told.replace(&[&current.0, &next.0]);
             bed.tell(&told)?;
-            let mut asking = Vec::new();
-            for family in Family::BOTH {
-                for place in [&bed.outside, bed.clients[0].place(), bed.clients[1].place(), bed.host(2)] {
-                    asking.push(place.keep_getting(at(number, family, WEB), INTERVAL)?);
-                }
-            }
             go_on(&asking)?;
-            for generation in 1..4 {
-                let next = make(bed, generation)?;
-                let old = current.0.address(Family::V4).to_string();
-                let old_v6 = current.0.address(Family::V6).to_string();
-                let is_old = |endpoint: &serde_json::Value| {
-                    endpoint["addresses"][0] == old.as_str() || endpoint["addresses"][0] == old_v6.as_str()
-                };
-                told.replace(&[&current.0, &next.0]);
+            for condition in [ending, ended] {
+                told.each(|endpoint| {
+                    if is_old(endpoint) {
+                        condition(endpoint);
+                    }
+                });
                 bed.tell(&told)?;
                 go_on(&asking)?;
-                for condition in [ending, ended] {
-                    told.each(|endpoint| {
-                        if is_old(endpoint) {
-                            condition(endpoint);
-                        }
-                    });
-                    bed.tell(&told)?;
-                    go_on(&asking)?;
-                }
-                told.replace(&[&next.0]);
-                bed.tell(&told)?;
-                go_on(&asking)?;
-                let (pod, server) = std::mem::replace(&mut current, next);
-                drop(server);
-                pod.delete()?;
             }
-            for client in asking {
-                let requests = client.stop()?;
-                ensure!(failures(&requests).is_empty(), "{:?} of {}", failures(&requests), requests.len());
-                ensure!(names(&requests).len() == 4, "each of them had its turn: {:?}", names(&requests));
-            }
-            bed.withdraw(&told)?;
-            current.0.delete()
-        })
+            told.replace(&[&next.0]);
+            bed.tell(&told)?;
+            go_on(&asking)?;
+            let (pod, server) = std::mem::replace(&mut current, next);
+            drop(server);
+            pod.delete()?;
+        }
+        for client in asking {
+            let requests = client.stop()?;
+            ensure!(failures(&requests).is_empty(), "{:?} of {}", failures(&requests), requests.len());
+            ensure!(names(&requests).len() == 4, "each of them had its turn: {:?}", names(&requests));
+        }
+        bed.withdraw(&told)?;
+        current.0.delete()
     })
 }
 
@@ -167,52 +158,44 @@ fn go_on(asking: &[Client<Vec<Request>>]) -> Result<()> {
 /// Pods ask the service, wherever they are; the outside asks the node.
 #[test]
 fn should_work_from_pods() -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
-    Mode::BOTH.into_iter().try_for_each(|mode| {
-        on(mode, |bed| {
-            let mut told = Told::of("reachability-test", 79, &[&bed.webs[0]]);
-            balanced(&mut told, 79, "Local");
-            bed.tell(&told)?;
-            for family in Family::BOTH {
-                let web = at(79, family, WEB);
-                for node in [0, 1, 2] {
-                    answers(bed.clients[node].place(), web, &bed.names(&[0]))?;
-                    answers(bed.host(node), web, &bed.names(&[0]))?;
-                }
-                bed.clients[1].place().get_as(web, 3, Some("web-0"), bed.clients[1].address(family))?;
+    only_in_full!();
+    on_both(|bed| {
+        let mut told = Told::of("reachability-test", 79, &[&bed.webs[0]]);
+        balanced(&mut told, 79, "Local");
+        bed.tell(&told)?;
+        for family in Family::BOTH {
+            let web = at(79, family, WEB);
+            for node in [0, 1, 2] {
+                answers(bed.clients[node].place(), web, &bed.names(&[0]))?;
+                answers(bed.host(node), web, &bed.names(&[0]))?;
             }
-            bed.withdraw(&told)
-        })
+            bed.clients[1].place().get_as(web, 3, Some("web-0"), bed.clients[1].address(family))?;
+        }
+        bed.withdraw(&told)
     })
 }
 
 /// The balancer sends to a node; there the endpoints are those of the node, and see who asks.
 #[test]
 fn should_only_target_nodes_with_endpoints() -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
-    Mode::BOTH.into_iter().try_for_each(|mode| {
-        on(mode, |bed| {
-            let mut told = Told::of("target-nodes", 80, &[&bed.webs[0], &bed.webs[1]]);
-            balanced(&mut told, 80, "Local");
-            bed.tell(&told)?;
-            for (node, has) in [(0, true), (1, true), (2, false)] {
-                route(bed, 80, node)?;
-                for family in Family::BOTH {
-                    let [web, echo] = [WEB, ECHO_PORT].map(|port| at(80, family, port));
-                    if has {
-                        answers(&bed.outside, web, &bed.names(&[node]))?;
-                        let name = bed.webs[node].name();
-                        bed.outside.get_as(web, 3, Some(name), outside(family))?;
-                    } else {
-                        is_silent(&bed.outside, [web, echo])?;
-                    }
+    only_in_full!();
+    on_both(|bed| {
+        let mut told = Told::of("target-nodes", 80, &[&bed.webs[0], &bed.webs[1]]);
+        balanced(&mut told, 80, "Local");
+        bed.tell(&told)?;
+        for (node, has) in [(0, true), (1, true), (2, false)] {
+            route(bed, 80, node)?;
+            for family in Family::BOTH {
+                let [web, echo] = [WEB, ECHO_PORT].map(|port| at(80, family, port));
+                if has {
+                    answers(&bed.outside, web, &bed.names(&[node]))?;
+                    let name = bed.webs[node].name();
+                    bed.outside.get_as(web, 3, Some(name), outside(family))?;
+                } else {
+                    is_silent(&bed.outside, [web, echo])?;
                 }
             }
-            bed.withdraw(&told)
-        })
+        }
+        bed.withdraw(&told)
     })
 }

@@ -51,18 +51,9 @@ pub(crate) struct Bed {
 
 static BEDS: [Mutex<Option<Bed>>; 2] = [const { Mutex::new(None) }; 2];
 
-/// Whether a test that takes long is to run: all of them take eight minutes on two processors.
-pub(crate) fn is_asked_for() -> bool {
-    let is_full = std::env::var("DATAPLANE_FULL").is_ok_and(|value| value == "1");
-    if !is_full {
-        skip();
-    }
-    is_full
-}
-
-#[expect(clippy::print_stdout, reason = "`cargo xtask test` reads such lines")]
-fn skip() {
-    println!("SKIP: runs with `cargo xtask test --full`");
+/// Runs a test on a bed of each mode, one after the other.
+pub(crate) fn on_both(test: impl Fn(&mut Bed) -> Result<()>) -> Result<()> {
+    Mode::BOTH.into_iter().try_for_each(|mode| on(mode, &test))
 }
 
 /// Runs a test on a bed of this mode, alone; its error with what the nodes know.

@@ -6,12 +6,13 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::{Result, ensure};
 use dataplane_testkit::{
     lab::{Client, Family, Place, wait},
+    only_in_full,
     traffic::{now_us, report::Datagrams},
 };
 use serde_json::json;
 
 use super::{
-    bed::{Bed, Mode, is_asked_for, on},
+    bed::{Bed, Mode, on, on_both},
     told::{self, Told, ended, ready},
 };
 
@@ -112,9 +113,7 @@ impl Cycle {
 
 #[test]
 fn should_be_able_to_preserve_udp_traffic_when_server_pod_cycles_for_a_node_port_service() -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     let cycle = Cycle { number: 42, asker: Asker::Pod(1), nodes: [0, 0] };
     Mode::BOTH.into_iter().try_for_each(|mode| {
         cycle.preserves_udp(
@@ -127,9 +126,7 @@ fn should_be_able_to_preserve_udp_traffic_when_server_pod_cycles_for_a_node_port
 
 #[test]
 fn should_be_able_to_preserve_udp_traffic_when_server_pod_cycles_for_a_cluster_ip_service() -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     let cycle = Cycle { number: 43, asker: Asker::Pod(0), nodes: [1, 1] };
     Mode::BOTH
         .into_iter()
@@ -139,9 +136,7 @@ fn should_be_able_to_preserve_udp_traffic_when_server_pod_cycles_for_a_cluster_i
 #[test]
 fn should_be_able_to_preserve_udp_traffic_when_server_pod_cycles_for_a_cluster_ip_service_with_internal_traffic_policy_set_to_local()
 -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     let cycle = Cycle { number: 44, asker: Asker::Pod(0), nodes: [0, 0] };
     Mode::BOTH.into_iter().try_for_each(|mode| {
         cycle.preserves_udp(
@@ -155,9 +150,7 @@ fn should_be_able_to_preserve_udp_traffic_when_server_pod_cycles_for_a_cluster_i
 #[test]
 fn should_be_able_to_preserve_udp_traffic_when_server_pod_cycles_for_a_cluster_ip_service_and_client_is_host_network()
 -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     let cycle = Cycle { number: 45, asker: Asker::Host(0), nodes: [1, 1] };
     Mode::BOTH
         .into_iter()
@@ -166,37 +159,31 @@ fn should_be_able_to_preserve_udp_traffic_when_server_pod_cycles_for_a_cluster_i
 
 #[test]
 fn should_be_able_to_preserve_udp_traffic_when_initial_unready_endpoints_get_ready() -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
-    Mode::BOTH.into_iter().try_for_each(|mode| {
-        on(mode, |bed| {
-            let mut told = Told::of("udp-unready", 46, &[&bed.webs[1]]).on_nodes();
-            told.each(told::unready);
-            bed.tell(&told)?;
-            let refused = |bed: &Bed| -> Result<[u64; 2]> {
-                let nodes = bed.cluster.nodes();
-                Ok([nodes[0].count("from_pod", "no_backend")?, nodes[1].count("from_wire", "no_backend")?])
-            };
-            let before = refused(bed)?;
-            let mut talks = talks(bed, Asker::Pod(0), |family| told.cluster(family)[1])?;
-            talks.extend(self::talks(bed, Asker::Outside, |family| {
-                bed.at_node(1, family, told.node_port(1))
-            })?);
-            wait::until("questions that nobody answers", PATIENCE, || {
-                let are_enough = refused(bed)?.iter().zip(before).all(|(now, before)| *now > before + ENOUGH);
-                Ok(are_enough.then_some(()))
-            })?;
-            told.each(ready);
-            bed.tell(&told)?;
-            let back = now_us()?;
-            for talk in talks {
-                talk.wait_echo("web-1", back, PATIENCE)?;
-                let heard = talk.finish()?;
-                ensure!(heard.lost >= UNANSWERED / 2 && heard.misdirected == 0, "{heard:?}");
-            }
-            bed.withdraw(&told)
-        })
+    only_in_full!();
+    on_both(|bed| {
+        let mut told = Told::of("udp-unready", 46, &[&bed.webs[1]]).on_nodes();
+        told.each(told::unready);
+        bed.tell(&told)?;
+        let refused = |bed: &Bed| -> Result<[u64; 2]> {
+            let nodes = bed.cluster.nodes();
+            Ok([nodes[0].count("from_pod", "no_backend")?, nodes[1].count("from_wire", "no_backend")?])
+        };
+        let before = refused(bed)?;
+        let mut talks = talks(bed, Asker::Pod(0), |family| told.cluster(family)[1])?;
+        talks.extend(self::talks(bed, Asker::Outside, |family| bed.at_node(1, family, told.node_port(1)))?);
+        wait::until("questions that nobody answers", PATIENCE, || {
+            let are_enough = refused(bed)?.iter().zip(before).all(|(now, before)| *now > before + ENOUGH);
+            Ok(are_enough.then_some(()))
+        })?;
+        told.each(ready);
+        bed.tell(&told)?;
+        let back = now_us()?;
+        for talk in talks {
+            talk.wait_echo("web-1", back, PATIENCE)?;
+            let heard = talk.finish()?;
+            ensure!(heard.lost >= UNANSWERED / 2 && heard.misdirected == 0, "{heard:?}");
+        }
+        bed.withdraw(&told)
     })
 }
 
@@ -204,38 +191,29 @@ fn should_be_able_to_preserve_udp_traffic_when_initial_unready_endpoints_get_rea
 #[test]
 fn should_be_able_to_cleanup_conntrack_entries_when_udp_service_target_port_changes_for_a_node_port_service()
 -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
-    Mode::BOTH.into_iter().try_for_each(|mode| {
-        on(mode, |bed| {
-            let (http, echo) = ("9108", OTHER_ECHO.to_string());
-            let _other = bed.webs[0]
-                .place()
-                .start_traffic(&["serve", "--name", "other", "--http", http, "--echo", &echo])?;
-            let mut told = Told::of("udp-target", 47, &[&bed.webs[0]]).on_nodes();
-            bed.tell(&told)?;
-            let mut talks = talks(bed, Asker::Pod(1), |family| bed.at_node(0, family, told.node_port(1)))?;
-            talks.extend(self::talks(bed, Asker::Pod(1), |family| told.cluster(family)[1])?);
-            talks.extend(self::talks(bed, Asker::Outside, |family| {
-                bed.at_node(1, family, told.node_port(1))
-            })?);
-            for talk in &talks {
-                talk.wait_echo("web-0", 0, PATIENCE)?;
-            }
-            told.service["spec"]["ports"][1]["targetPort"] = json!(OTHER_ECHO);
-            told.slices.iter_mut().for_each(|slice| slice["ports"][1]["port"] = json!(OTHER_ECHO));
-            bed.tell(&told)?;
-            let moved = now_us()?;
-            for talk in talks {
-                talk.wait_echo("other", moved, PATIENCE)?;
-                let heard = talk.finish()?;
-                ensure!(
-                    heard.latest_us["web-0"] <= moved && heard.lost + heard.misdirected == 0,
-                    "{heard:?}"
-                );
-            }
-            bed.withdraw(&told)
-        })
+    only_in_full!();
+    on_both(|bed| {
+        let (http, echo) = ("9108", OTHER_ECHO.to_string());
+        let _other = bed.webs[0]
+            .place()
+            .start_traffic(&["serve", "--name", "other", "--http", http, "--echo", &echo])?;
+        let mut told = Told::of("udp-target", 47, &[&bed.webs[0]]).on_nodes();
+        bed.tell(&told)?;
+        let mut talks = talks(bed, Asker::Pod(1), |family| bed.at_node(0, family, told.node_port(1)))?;
+        talks.extend(self::talks(bed, Asker::Pod(1), |family| told.cluster(family)[1])?);
+        talks.extend(self::talks(bed, Asker::Outside, |family| bed.at_node(1, family, told.node_port(1)))?);
+        for talk in &talks {
+            talk.wait_echo("web-0", 0, PATIENCE)?;
+        }
+        told.service["spec"]["ports"][1]["targetPort"] = json!(OTHER_ECHO);
+        told.slices.iter_mut().for_each(|slice| slice["ports"][1]["port"] = json!(OTHER_ECHO));
+        bed.tell(&told)?;
+        let moved = now_us()?;
+        for talk in talks {
+            talk.wait_echo("other", moved, PATIENCE)?;
+            let heard = talk.finish()?;
+            ensure!(heard.latest_us["web-0"] <= moved && heard.lost + heard.misdirected == 0, "{heard:?}");
+        }
+        bed.withdraw(&told)
     })
 }

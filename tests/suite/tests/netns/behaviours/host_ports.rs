@@ -5,11 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use anyhow::{Context as _, Result, ensure};
 use dataplane_testkit::{
     lab::{Cluster, Family, Place, Spec},
+    only_in_full,
     traffic::{ECHO, HTTP, report::Transport},
 };
 use serde_json::{Value, json};
 
-use super::bed::{answers_over, is_asked_for};
+use super::bed::answers_over;
 
 const PORT: u16 = 54_323;
 
@@ -20,9 +21,7 @@ fn mapping(host_ip: IpAddr, protocol: &str, port: u16) -> Value {
 #[test]
 fn validates_that_there_is_no_conflict_between_pods_with_same_host_port_but_different_host_ip_and_protocol()
 -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     // 54323 on the node's own address is asked by who is not on the node
     for at_connect in [true, false] {
         let spec = Spec { connect_tcp: at_connect, connect_udp: at_connect, ..Spec::new(1) };

@@ -3,20 +3,19 @@
 use anyhow::{Result, ensure};
 use dataplane_testkit::{
     lab::{Family, failures},
+    only_in_full,
     traffic::{ECHO, HTTP, report::Transport},
 };
 use serde_json::json;
 
 use super::{
-    bed::{Mode, answers, answers_over, is_asked_for, nobody, on, refuses},
+    bed::{Mode, answers, answers_over, nobody, on, on_both, refuses},
     told::Told,
 };
 
 #[test]
 fn should_be_updated_after_adding_or_deleting_ports() -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     on(Mode::AtConnect, |bed| {
         let mut told = Told::of("edit-port-test", 57, &[&bed.webs[0]]);
         let ports = |numbers: &[u16]| {
@@ -48,9 +47,7 @@ fn should_be_updated_after_adding_or_deleting_ports() -> Result<()> {
 
 #[test]
 fn should_be_able_to_up_and_down_services() -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     on(Mode::AtConnect, |bed| {
         let services = [(58, 0), (59, 1), (60, 2)]
             .map(|(number, web)| (Told::of(&format!("up-down-{number}"), number, &[&bed.webs[web]]), web));
@@ -85,9 +82,7 @@ fn should_be_able_to_up_and_down_services() -> Result<()> {
 /// Another object of the same name, with another address.
 #[test]
 fn should_work_after_the_service_has_been_recreated() -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     on(Mode::AtConnect, |bed| {
         let mut told = Told::of("recreated", 61, &[&bed.webs[0], &bed.webs[1]]);
         bed.tell(&told)?;
@@ -114,9 +109,7 @@ fn should_work_after_the_service_has_been_recreated() -> Result<()> {
 #[test]
 fn should_be_able_to_update_service_type_to_node_port_listening_on_same_port_number_but_different_protocols()
 -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     on(Mode::AtConnect, |bed| {
         let mut told = Told::of("nodeport-update-service", 63, &[&bed.webs[0]]);
         bed.tell(&told)?;
@@ -144,96 +137,76 @@ fn should_be_able_to_update_service_type_to_node_port_listening_on_same_port_num
 
 #[test]
 fn should_update_endpoints_http() -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     update_endpoints(Transport::Tcp, 64)
 }
 
 #[test]
 fn should_update_endpoints_udp() -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     update_endpoints(Transport::Udp, 65)
 }
 
 /// Of both kinds of frontends: a pod that is deleted is asked no more.
 fn update_endpoints(transport: Transport, number: u16) -> Result<()> {
-    Mode::BOTH.into_iter().try_for_each(|mode| {
-        on(mode, |bed| {
-            let mut told =
-                Told::of("updates", number, &[&bed.webs[0], &bed.webs[1], &bed.webs[2]]).on_nodes();
-            let of = |at: [std::net::SocketAddr; 2]| if transport == Transport::Tcp { at[0] } else { at[1] };
-            for there in [&[0, 1, 2][..], &[0, 2], &[1]] {
-                let webs: Vec<_> = there.iter().map(|web| &bed.webs[*web]).collect();
-                told.replace(&webs);
-                bed.tell(&told)?;
-                for family in Family::BOTH {
-                    let node = told.on_node(bed.cluster.nodes()[1].address(family));
-                    for at in [of(told.cluster(family)), of(node)] {
-                        answers_over(transport, bed.clients[0].place(), at, &bed.names(there))?;
-                        answers_over(transport, bed.host(0), at, &bed.names(there))?;
-                    }
-                    answers_over(transport, &bed.outside, of(node), &bed.names(there))?;
+    on_both(|bed| {
+        let mut told = Told::of("updates", number, &[&bed.webs[0], &bed.webs[1], &bed.webs[2]]).on_nodes();
+        let of = |at: [std::net::SocketAddr; 2]| if transport == Transport::Tcp { at[0] } else { at[1] };
+        for there in [&[0, 1, 2][..], &[0, 2], &[1]] {
+            let webs: Vec<_> = there.iter().map(|web| &bed.webs[*web]).collect();
+            told.replace(&webs);
+            bed.tell(&told)?;
+            for family in Family::BOTH {
+                let node = told.on_node(bed.cluster.nodes()[1].address(family));
+                for at in [of(told.cluster(family)), of(node)] {
+                    answers_over(transport, bed.clients[0].place(), at, &bed.names(there))?;
+                    answers_over(transport, bed.host(0), at, &bed.names(there))?;
                 }
+                answers_over(transport, &bed.outside, of(node), &bed.names(there))?;
             }
-            bed.withdraw(&told)
-        })
+        }
+        bed.withdraw(&told)
     })
 }
 
 #[test]
 fn should_update_node_port_http() -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     update_node_port(Transport::Tcp, 66)
 }
 
 #[test]
 fn should_update_node_port_udp() -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     update_node_port(Transport::Udp, 67)
 }
 
 /// The service takes its node port back.
 fn update_node_port(transport: Transport, number: u16) -> Result<()> {
-    Mode::BOTH.into_iter().try_for_each(|mode| {
-        on(mode, |bed| {
-            let mut told = Told::of("updates-port", number, &[&bed.webs[0], &bed.webs[1]]).on_nodes();
-            let of = |at: [std::net::SocketAddr; 2]| if transport == Transport::Tcp { at[0] } else { at[1] };
-            bed.tell(&told)?;
-            for family in Family::BOTH {
-                let at = of(told.on_node(bed.cluster.nodes()[1].address(family)));
-                answers_over(transport, bed.clients[0].place(), at, &bed.names(&[0, 1]))?;
-                answers_over(transport, &bed.outside, at, &bed.names(&[0, 1]))?;
-            }
-            told.set_type("ClusterIP");
-            bed.tell(&told)?;
-            for family in Family::BOTH {
-                refuses(bed.clients[0].place(), told.on_node(bed.cluster.nodes()[1].address(family)))?;
-                refuses(&bed.outside, told.on_node(bed.cluster.nodes()[1].address(family)))?;
-                answers_over(
-                    transport,
-                    bed.clients[0].place(),
-                    of(told.cluster(family)),
-                    &bed.names(&[0, 1]),
-                )?;
-            }
-            bed.withdraw(&told)
-        })
+    on_both(|bed| {
+        let mut told = Told::of("updates-port", number, &[&bed.webs[0], &bed.webs[1]]).on_nodes();
+        let of = |at: [std::net::SocketAddr; 2]| if transport == Transport::Tcp { at[0] } else { at[1] };
+        bed.tell(&told)?;
+        for family in Family::BOTH {
+            let at = of(told.on_node(bed.cluster.nodes()[1].address(family)));
+            answers_over(transport, bed.clients[0].place(), at, &bed.names(&[0, 1]))?;
+            answers_over(transport, &bed.outside, at, &bed.names(&[0, 1]))?;
+        }
+        told.set_type("ClusterIP");
+        bed.tell(&told)?;
+        for family in Family::BOTH {
+            refuses(bed.clients[0].place(), told.on_node(bed.cluster.nodes()[1].address(family)))?;
+            refuses(&bed.outside, told.on_node(bed.cluster.nodes()[1].address(family)))?;
+            answers_over(transport, bed.clients[0].place(), of(told.cluster(family)), &bed.names(&[0, 1]))?;
+        }
+        bed.withdraw(&told)
     })
 }
 
 /// What was there before works all the while, and what comes after works too.
 #[test]
 fn should_work_after_restarting_kube_proxy() -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     on(Mode::AtConnect, |bed| {
         let before = Told::of("restart-before", 68, &[&bed.webs[1]]).on_nodes();
         bed.tell(&before)?;

@@ -1,11 +1,14 @@
 //! `trafficDistribution`: endpoints say for which zones and nodes they are meant, and count only if all of them do.
 
 use anyhow::Result;
-use dataplane_testkit::lab::{Family, Node};
+use dataplane_testkit::{
+    lab::{Family, Node},
+    only_in_full,
+};
 use serde_json::{Value, json};
 
 use super::{
-    bed::{Bed, Mode, answers, is_asked_for, on},
+    bed::{Bed, answers, on_both},
     told::{Told, unready},
 };
 
@@ -14,17 +17,13 @@ const ZONES: [&str; 3] = ["west", "west", "east"];
 
 #[test]
 fn should_route_traffic_to_an_endpoint_in_the_same_zone_when_using_prefer_close() -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     same_zone(70, "PreferClose")
 }
 
 #[test]
 fn should_route_traffic_to_an_endpoint_in_the_same_zone_when_using_prefer_same_zone() -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     same_zone(71, "PreferSameZone")
 }
 
@@ -55,9 +54,7 @@ fn same_zone(number: u16, distribution: &str) -> Result<()> {
 #[test]
 fn should_route_traffic_to_an_endpoint_on_the_same_node_or_fall_back_to_same_zone_when_using_prefer_same_node()
 -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     in_zones(|bed| {
         // the second node has none of its own
         let mut told = Told::of("same-node", 72, &[&bed.webs[0], &bed.webs[2]]);
@@ -72,9 +69,7 @@ fn should_route_traffic_to_an_endpoint_on_the_same_node_or_fall_back_to_same_zon
 #[test]
 fn should_route_traffic_to_an_endpoint_on_the_same_node_when_using_prefer_same_node_and_fall_back_when_the_endpoint_becomes_unavailable()
 -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     in_zones(|bed| {
         let mut told = Told::of("same-node-falls-back", 73, &[&bed.webs[0], &bed.webs[1], &bed.webs[2]]);
         told.service["spec"]["trafficDistribution"] = json!("PreferSameNode");
@@ -94,9 +89,7 @@ fn should_route_traffic_to_an_endpoint_on_the_same_node_when_using_prefer_same_n
 /// "Local policies ignore topology": an endpoint of the node is near enough, whatever it is meant for.
 #[test]
 fn a_policy_of_local_knows_no_hints() -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     in_zones(|bed| {
         let mut told = Told::of("local-hints", 74, &[&bed.webs[0], &bed.webs[1]]);
         told.service["spec"]["internalTrafficPolicy"] = json!("Local");
@@ -117,12 +110,10 @@ fn same_node(zone: &str, node: &str) -> Value {
 
 /// On nodes that are in zones.
 fn in_zones(test: impl Fn(&mut Bed) -> Result<()>) -> Result<()> {
-    Mode::BOTH.into_iter().try_for_each(|mode| {
-        on(mode, |bed| {
-            zones(bed, true)?;
-            test(bed)?;
-            zones(bed, false)
-        })
+    on_both(|bed| {
+        zones(bed, true)?;
+        test(bed)?;
+        zones(bed, false)
     })
 }
 

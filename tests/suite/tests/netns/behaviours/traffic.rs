@@ -9,14 +9,12 @@ use std::{
 use anyhow::{Result, ensure};
 use dataplane_testkit::{
     lab::{Family, Namespace},
+    only_in_full,
     traffic::ECHO,
 };
 use serde_json::json;
 
-use super::{
-    bed::{Mode, is_asked_for, on},
-    told::Told,
-};
+use super::{bed::on_both, told::Told};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// More than a segment, a window, or a datagram without fragments has room for.
@@ -25,30 +23,26 @@ const LARGE: usize = 200_000;
 /// The request is large as well as its answer.
 #[test]
 fn should_be_able_to_handle_large_requests_http() -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
-    Mode::BOTH.into_iter().try_for_each(|mode| {
-        on(mode, |bed| {
-            let mut told = Told::of("large-tcp", 40, &[&bed.webs[0], &bed.webs[1]]);
-            told.service["spec"]["ports"] =
-                json!([{"name": "echo", "port": 7, "protocol": "TCP", "targetPort": ECHO}]);
-            for slice in &mut told.slices {
-                slice["ports"] = json!([{"name": "echo", "port": ECHO, "protocol": "TCP"}]);
-            }
-            bed.tell(&told)?;
-            for family in Family::BOTH {
-                for place in [bed.clients[0].place(), bed.host(0)] {
-                    for _ in 0..6 {
-                        echo(place.namespace(), told.at(family, 7))?;
-                    }
-                    // these sockets were made where no program sees them connect; those of a process of the place are seen
-                    let held = place.hold(told.at(family, 7), 20, Duration::from_millis(5))?.finish()?;
-                    ensure!(held.broken.is_empty() && held.servers.len() == 2, "{held:?}");
+    only_in_full!();
+    on_both(|bed| {
+        let mut told = Told::of("large-tcp", 40, &[&bed.webs[0], &bed.webs[1]]);
+        told.service["spec"]["ports"] =
+            json!([{"name": "echo", "port": 7, "protocol": "TCP", "targetPort": ECHO}]);
+        for slice in &mut told.slices {
+            slice["ports"] = json!([{"name": "echo", "port": ECHO, "protocol": "TCP"}]);
+        }
+        bed.tell(&told)?;
+        for family in Family::BOTH {
+            for place in [bed.clients[0].place(), bed.host(0)] {
+                for _ in 0..6 {
+                    echo(place.namespace(), told.at(family, 7))?;
                 }
+                // these sockets were made where no program sees them connect; those of a process of the place are seen
+                let held = place.hold(told.at(family, 7), 20, Duration::from_millis(5))?.finish()?;
+                ensure!(held.broken.is_empty() && held.servers.len() == 2, "{held:?}");
             }
-            bed.withdraw(&told)
-        })
+        }
+        bed.withdraw(&told)
     })
 }
 
@@ -79,23 +73,19 @@ fn echo(namespace: &Namespace, at: SocketAddr) -> Result<()> {
 /// In fragments, whatever the size.
 #[test]
 fn should_be_able_to_handle_large_requests_udp() -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
-    Mode::BOTH.into_iter().try_for_each(|mode| {
-        on(mode, |bed| {
-            let told = Told::of("large-udp", 41, &[&bed.webs[0], &bed.webs[1], &bed.webs[2]]);
-            bed.tell(&told)?;
-            for family in Family::BOTH {
-                let [_, at] = told.cluster(family);
-                for place in [bed.clients[0].place(), bed.host(0)] {
-                    for size in ["2000", "9000", "40000"] {
-                        let datagrams = place.send(at, 12, &["--fresh", "--size", size])?;
-                        datagrams.check()?;
-                    }
+    only_in_full!();
+    on_both(|bed| {
+        let told = Told::of("large-udp", 41, &[&bed.webs[0], &bed.webs[1], &bed.webs[2]]);
+        bed.tell(&told)?;
+        for family in Family::BOTH {
+            let [_, at] = told.cluster(family);
+            for place in [bed.clients[0].place(), bed.host(0)] {
+                for size in ["2000", "9000", "40000"] {
+                    let datagrams = place.send(at, 12, &["--fresh", "--size", size])?;
+                    datagrams.check()?;
                 }
             }
-            bed.withdraw(&told)
-        })
+        }
+        bed.withdraw(&told)
     })
 }

@@ -1,10 +1,10 @@
 //! Services that become something else: what they were is gone, what they are is there.
 
 use anyhow::Result;
-use dataplane_testkit::lab::Family;
+use dataplane_testkit::{lab::Family, only_in_full};
 
 use super::{
-    bed::{Bed, Mode, answers, is_asked_for, nobody, on},
+    bed::{Bed, answers, nobody, on_both},
     told::Told,
 };
 
@@ -47,47 +47,37 @@ impl Seen {
 }
 
 fn change_of_type(number: u16, from: &str, to: &str) -> Result<()> {
-    Mode::BOTH.into_iter().try_for_each(|mode| {
-        on(mode, |bed| {
-            let mut told = Told::of("changes-type", number, &[&bed.webs[0], &bed.webs[1]]);
-            for kind in [from, to, from] {
-                told.set_type(kind);
-                bed.tell(&told)?;
-                Seen::of(kind).check(bed, &told)?;
-            }
-            bed.withdraw(&told)
-        })
+    on_both(|bed| {
+        let mut told = Told::of("changes-type", number, &[&bed.webs[0], &bed.webs[1]]);
+        for kind in [from, to, from] {
+            told.set_type(kind);
+            bed.tell(&told)?;
+            Seen::of(kind).check(bed, &told)?;
+        }
+        bed.withdraw(&told)
     })
 }
 
 #[test]
 fn should_be_able_to_change_the_type_from_external_name_to_cluster_ip() -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     change_of_type(53, "ExternalName", "ClusterIP")
 }
 
 #[test]
 fn should_be_able_to_change_the_type_from_external_name_to_node_port() -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     change_of_type(54, "ExternalName", "NodePort")
 }
 
 #[test]
 fn should_be_able_to_change_the_type_from_cluster_ip_to_external_name() -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     change_of_type(55, "ClusterIP", "ExternalName")
 }
 
 #[test]
 fn should_be_able_to_change_the_type_from_node_port_to_external_name() -> Result<()> {
-    if !is_asked_for() {
-        return Ok(());
-    }
+    only_in_full!();
     change_of_type(56, "NodePort", "ExternalName")
 }

@@ -21,6 +21,7 @@ use anyhow::{Context as _, Result, bail};
 use dataplane_oracle::{Protocol, Verdict};
 use dataplane_testkit::{
     lab::{Place, Routing},
+    run,
     traffic::report::{Heard, Probe, Transport},
 };
 
@@ -71,11 +72,11 @@ fn overlay_beside_the_driver() -> Result<()> {
 #[test]
 fn kube_proxy_is_as_the_oracle_says() -> Result<()> {
     let Some(program) = env::var_os("KUBE_PROXY") else {
-        note("SKIP: KUBE_PROXY names no kube-proxy to hold the oracle against");
+        run::skip("KUBE_PROXY names no kube-proxy to hold the oracle against");
         return Ok(());
     };
     if env::var_os("KUBEBUILDER_ASSETS").is_none() {
-        note("SKIP: KUBEBUILDER_ASSETS names no kube-apiserver for kube-proxy");
+        run::skip("KUBEBUILDER_ASSETS names no kube-apiserver for kube-proxy");
         return Ok(());
     }
     let protocols = protocols(true);
@@ -85,16 +86,16 @@ fn kube_proxy_is_as_the_oracle_says() -> Result<()> {
 
 fn ours(routing: Routing, connect_time: bool, xdp: bool) -> Result<()> {
     let all = cells::all(FRONTENDS, POLICIES, &protocols(false));
-    let cells = if is_full() { all } else { cells::sample(all, SAMPLE) };
+    let cells = if run::is_full() { all } else { cells::sample(all, SAMPLE) };
     let bed = Bed::ours((routing, connect_time, xdp), FRONTENDS, POLICIES)?;
     table(&bed, &cells)?;
     bed.expect_loops(&cells)?;
     if xdp && routing == Routing::Native {
         bed.expect_turned_round()?;
     }
-    if is_full() {
+    if run::is_full() {
         let mode = bed.mode();
-        note(&format!("SUMMARY: path table, {mode}: not asked: {}", missing()));
+        run::summarize(&format!("path table, {mode}: not asked: {}", missing()));
     }
     Ok(())
 }
@@ -109,23 +110,19 @@ fn protocols(by_kernel: bool) -> Vec<Protocol> {
         None
     };
     if let Some(missing) = missing {
-        note(&format!("SKIP: {missing}: all but SCTP is asked"));
+        run::skip(&format!("{missing}: all but SCTP is asked"));
     }
     Protocol::ALL.into_iter().filter(|protocol| *protocol != Protocol::Sctp || missing.is_none()).collect()
-}
-
-fn is_full() -> bool {
-    env::var("DATAPLANE_FULL").is_ok_and(|value| value == "1")
 }
 
 fn table(bed: &Bed, cells: &[Cell]) -> Result<()> {
     let mode = bed.mode();
     let asked = ask(bed, cells).map_err(|error| error.context(bed.evidence()))?;
-    let sheet = asked.judge(mode, is_full());
-    if is_full() {
-        note(&format!("SUMMARY: path table, {mode}: {}", sheet.summary()));
+    let sheet = asked.judge(mode, run::is_full());
+    if run::is_full() {
+        run::summarize(&format!("path table, {mode}: {}", sheet.summary()));
         for known in sheet.known() {
-            note(&format!("SUMMARY: path table, {mode}: known: {known}"));
+            run::summarize(&format!("path table, {mode}: known: {known}"));
         }
     }
     if let Some(wrong) = sheet.wrong() {
@@ -143,11 +140,6 @@ fn missing() -> String {
         .chain(policies.map(|policy| format!("policy {policy:?}")))
         .collect();
     if all.is_empty() { "nothing".to_owned() } else { all.join(", ") }
-}
-
-#[expect(clippy::print_stdout, reason = "`cargo xtask test` reads such lines")]
-fn note(text: &str) {
-    println!("{text}");
 }
 
 /// Every client asks all its questions at once, beside the others.

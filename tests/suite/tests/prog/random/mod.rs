@@ -12,10 +12,11 @@ mod packets;
 mod stage;
 mod wire;
 
-use std::{collections::BTreeMap, env, fmt::Debug, net::SocketAddr};
+use std::{collections::BTreeMap, fmt::Debug, net::SocketAddr};
 
 use anyhow::Result;
 use dataplane_common::reason::{DropReason, Hook};
+use dataplane_testkit::run;
 use proptest::{
     prelude::*,
     test_runner::{TestCaseError, TestRunner},
@@ -37,8 +38,7 @@ fn try_all<S: Strategy>(share: u32, strategy: &S, test: impl Fn(S::Value) -> Res
 where
     S::Value: Debug,
 {
-    let is_full = env::var("DATAPLANE_FULL").is_ok_and(|value| value == "1");
-    let cases = CASES / share * if is_full { MORE } else { 1 };
+    let cases = CASES / share * if run::is_full() { MORE } else { 1 };
     let config = ProptestConfig {
         cases,
         failure_persistence: None,
