@@ -13,7 +13,8 @@ const BINARIES: [&str; 5] =
     ["dataplane-agent", "dataplane-cni", "dataplane-demo", "dataplane-bench", "dataplane-traffic"];
 
 /// The packages of what a user starts; the eBPF object is inside the agent.
-const PACKAGES: [&str; 3] = ["dataplane-agent", "dataplane-cni", "dataplane-tests"];
+const PACKAGES: [&str; 5] =
+    ["dataplane-agent", "dataplane-cni", "dataplane-demo", "dataplane-bench", "dataplane-testkit"];
 
 pub(crate) fn run() -> Result<()> {
     setup::ensure(&[Purpose::Build])?;

@@ -39,7 +39,7 @@ pub(super) struct Traffic {
     pub(super) failed: Option<String>,
 }
 
-/// As `tests/src/kernel` writes it.
+/// As `dataplane-kernel-check` writes it.
 #[derive(Deserialize)]
 #[serde(tag = "of", rename_all = "snake_case")]
 enum Finding {
@@ -108,7 +108,7 @@ impl Outcome {
     }
 
     fn suite(&mut self, name: &str, lines: &[&str], end: Option<String>) {
-        let mut output = Output::of(name);
+        let mut output = Output::of(binary(name), name);
         for line in lines {
             output.line(line);
         }
@@ -118,6 +118,11 @@ impl Outcome {
         }
         self.suites.push((name.to_owned(), report));
     }
+}
+
+/// The binary of a step, which may be a module of it.
+fn binary(step: &str) -> &str {
+    step.split("::").next().unwrap_or(step)
 }
 
 /// The lines between the beginning of a step and its end, and its status.

@@ -21,6 +21,8 @@ pub(crate) struct Report {
 #[derive(Debug, Default)]
 pub(crate) struct Output {
     binary: String,
+    /// What runs: the binary, or a part of it.
+    whole: String,
     passed: usize,
     /// Tests that libtest counts as passed, but that said they did nothing.
     passed_by_skipping: usize,
@@ -35,8 +37,8 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    pub(crate) fn of(binary: &str) -> Self {
-        Self { binary: binary.to_owned(), ..Self::default() }
+    pub(crate) fn of(binary: &str, whole: &str) -> Self {
+        Self { binary: binary.to_owned(), whole: whole.to_owned(), ..Self::default() }
     }
 
     /// Takes the next line. If it tells the end of a test: which, and how it ended.
@@ -92,10 +94,10 @@ impl Output {
         if let Some(end) = end
             && (self.failed == 0 || !self.has_result)
         {
-            self.failures.push(Case { test: self.binary.clone(), reason: end });
+            self.failures.push(Case { test: self.whole, reason: end });
         } else if !self.has_result {
             let reason = "ended without a result".to_owned();
-            self.failures.push(Case { test: self.binary.clone(), reason });
+            self.failures.push(Case { test: self.whole, reason });
         }
         let passed = self.passed.saturating_sub(self.passed_by_skipping);
         Report { passed, failures: self.failures, skips: self.skips, summaries: self.summaries }
@@ -169,7 +171,7 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
     }
 
     fn read(text: &str, end: Option<&str>) -> Report {
-        let mut output = Output::of("b");
+        let mut output = Output::of("b", "b");
         for line in text.lines() {
             output.line(line);
         }
@@ -210,6 +212,6 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
 
     #[test]
     fn the_end_of_a_test_is_told() {
-        assert_eq!(Output::of("b").line("test frame - should panic ... ok"), Some(("frame", "ok")));
+        assert_eq!(Output::of("b", "b").line("test frame - should panic ... ok"), Some(("frame", "ok")));
     }
 }

@@ -1,11 +1,11 @@
 //! `test`: every test of the workspace, from one build.
 //!
-//! Binaries that need nothing but a processor run side by side; those with clusters of namespaces run alone, because
-//! they measure time. A test that cannot run here prints `SKIP: <reason>` and is counted as skipped, not as passed.
+//! Binaries that need nothing but a processor run side by side; those with clusters of namespaces run alone and module by
+//! module, because they measure time. A test that cannot run here prints `SKIP: <reason>` and is counted as skipped, not as passed.
 
 pub(crate) mod binaries;
 pub(crate) mod libtest;
-mod runner;
+pub(crate) mod runner;
 
 use std::{
     collections::VecDeque,
@@ -42,7 +42,9 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
     let mut reports = Vec::new();
     let extent = if arguments.full { Extent::Full } else { Extent::Sample };
     run_all(together, thread::available_parallelism()?.get(), extent, &mut reports)?;
-    run_all(alone, 1, extent, &mut reports)?;
+    for binary in &alone {
+        run_all(runner::by_module(binary)?.into(), 1, extent, &mut reports)?;
+    }
     if filter.is_none() {
         reports.push(runner::run_doc_tests()?);
     }

@@ -1,6 +1,7 @@
 //! Runs one test binary and watches it.
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead as _, BufReader, Read},
     process::{Command, Stdio},
     sync::mpsc::{self, RecvTimeoutError, Sender},
@@ -35,7 +36,7 @@ impl Extent {
     /// A binary that takes longer hangs.
     const fn limit(self) -> Duration {
         match self {
-            Self::Sample => Duration::from_mins(10),
+            Self::Sample => Duration::from_mins(20),
             Self::Full => Duration::from_hours(2),
         }
     }
@@ -51,15 +52,8 @@ enum Line {
 pub(super) fn select(binaries: Vec<Binary>, filter: &str) -> Result<Vec<Binary>> {
     let mut selected = Vec::new();
     for mut binary in binaries {
-        let mut list = Command::new(&binary.executable);
-        let text =
-            process::output(list.args(["--list", "--format", "terse"]).current_dir(&binary.directory))?;
-        let tests: Vec<String> = text
-            .lines()
-            .filter_map(|line| line.strip_suffix(": test"))
-            .filter(|test| format!("{}::{test}", binary.name).contains(filter))
-            .map(str::to_owned)
-            .collect();
+        let mut tests = list(&binary)?;
+        tests.retain(|test| format!("{}::{test}", binary.name).contains(filter));
         if !tests.is_empty() {
             binary.only = Some(tests);
             selected.push(binary);
@@ -68,11 +62,30 @@ pub(super) fn select(binaries: Vec<Binary>, filter: &str) -> Result<Vec<Binary>>
     Ok(selected)
 }
 
+/// The binary once for each of its modules, with the module's tests. Tests of a module share a process, as what they share
+/// demands; tests of two modules do not disturb each other.
+pub(crate) fn by_module(binary: &Binary) -> Result<Vec<Binary>> {
+    let mut modules: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for test in binary.only.clone().map_or_else(|| list(binary), Ok)? {
+        let module = test.split("::").next().unwrap_or_default().to_owned();
+        modules.entry(module).or_default().push(test);
+    }
+    let of_module = |(module, tests)| Binary { module: Some(module), only: Some(tests), ..binary.clone() };
+    Ok(modules.into_iter().map(of_module).collect())
+}
+
+/// Names of its tests.
+fn list(binary: &Binary) -> Result<Vec<String>> {
+    let mut list = Command::new(&binary.executable);
+    let text = process::output(list.args(["--list", "--format", "terse"]).current_dir(&binary.directory))?;
+    Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
+}
+
 /// Runs all its tests, or the selected ones.
 pub(super) fn run(binary: &Binary, extent: Extent) -> Result<Report> {
     if binary.needs_root && !process::is_root() {
         let reason = "loads programs and makes network namespaces: needs root".to_owned();
-        let skip = Case { test: binary.name.clone(), reason };
+        let skip = Case { test: binary.label(), reason };
         return Ok(Report { skips: vec![skip], ..Report::default() });
     }
     let mut command = Command::new(&binary.executable);
@@ -83,7 +96,7 @@ pub(super) fn run(binary: &Binary, extent: Extent) -> Result<Report> {
     if let Some(only) = &binary.only {
         command.arg("--exact").args(only);
     }
-    watch(&binary.name, &mut command, extent.limit())
+    watch(&binary.name, &binary.label(), &mut command, extent.limit())
 }
 
 /// Examples in the documentation; cargo builds and runs them itself.
@@ -91,10 +104,11 @@ pub(super) fn run_doc_tests() -> Result<Report> {
     let mut cargo = workspace::cargo();
     cargo.args(["test", "--doc"]).args(workspace::FOR_HOST);
     cargo.args(["--no-fail-fast", "--", "--show-output"]);
-    watch("documentation", &mut cargo, Extent::Sample.limit())
+    watch("documentation", "documentation", &mut cargo, Extent::Sample.limit())
 }
 
-fn watch(name: &str, command: &mut Command, limit: Duration) -> Result<Report> {
+/// Tests have `name` before them; what is not the fault of one is that of `whole`.
+fn watch(name: &str, whole: &str, command: &mut Command, limit: Duration) -> Result<Report> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("run {}", process::line(command)))?;
     let (sender, lines) = mpsc::channel();
@@ -102,7 +116,7 @@ fn watch(name: &str, command: &mut Command, limit: Duration) -> Result<Report> {
     forward(child.stderr.take().context("stderr is piped")?, sender, Line::Err);
 
     let deadline = Instant::now() + limit;
-    let mut output = Output::of(name);
+    let mut output = Output::of(name, whole);
     let mut complaints = Vec::new();
     let mut has_ended = false;
     loop {
