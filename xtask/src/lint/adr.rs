@@ -23,7 +23,7 @@ pub(super) fn check() -> Result<Outcome> {
             found.extend(faults(&file, &text, &index));
         }
     }
-    outcome("decision records are incomplete", found)
+    outcome("decision records are incomplete", &found)
 }
 
 fn faults(file: &Path, text: &str, index: &str) -> Vec<String> {

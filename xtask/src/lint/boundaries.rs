@@ -112,7 +112,7 @@ pub(super) fn check() -> Result<Outcome> {
             found.push(format!("{file}:1: does not forbid unsafe code; add `#![forbid(unsafe_code)]`"));
         }
     }
-    outcome("boundaries are crossed", found)
+    outcome("boundaries are crossed", &found)
 }
 
 /// Paths of the rules that do not exist.

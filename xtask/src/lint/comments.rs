@@ -29,7 +29,7 @@ pub(super) fn check() -> Result<Outcome> {
             found.extend(in_configuration(&file, &text));
         }
     }
-    outcome("comments are too wide or too long", found)
+    outcome("comments are too wide or too long", &found)
 }
 
 fn in_rust(file: &Path, text: &str) -> Vec<String> {

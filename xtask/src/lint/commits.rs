@@ -32,7 +32,7 @@ pub(super) fn check() -> Result<Outcome> {
     };
     let log = git(&["log", "--no-merges", "--format=%h%x09%at%x09%s", &range])?;
     let subjects = under_review(&log);
-    match outcome("commit subjects are too long", too_long(&subjects))? {
+    match outcome("commit subjects are too long", &too_long(&subjects))? {
         Outcome::Ok if is_shallow()? => Ok(Outcome::Note(format!(
             "      shallow clone: only {} commits were checked (fetch the whole history to check all)",
             subjects.len()
@@ -49,8 +49,8 @@ fn base() -> Result<Option<String>> {
         Some(base.with_context(|| format!("DATAPLANE_LINT_BASE={name}: not a base of HEAD"))?)
     } else {
         let target = variable("GITHUB_BASE_REF").map(|branch| format!("origin/{branch}"));
-        let names = target.into_iter().chain(["origin/main".to_owned(), "main".to_owned()]);
-        names.filter_map(|name| git(&["merge-base", &name, "HEAD"]).ok()).next()
+        let mut names = target.into_iter().chain(["origin/main".to_owned(), "main".to_owned()]);
+        names.find_map(|name| git(&["merge-base", &name, "HEAD"]).ok())
     };
     Ok(merge_base.map(|base| base.trim().to_owned()).filter(|base| *base != head.trim()))
 }

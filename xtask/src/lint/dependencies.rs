@@ -48,7 +48,7 @@ pub(super) fn check() -> Result<Outcome> {
     }
     let file = Path::new("Cargo.toml");
     found.extend(unused_in_workspace(file, &read_file(file)?, &manifests));
-    outcome("dependencies are not used", found)
+    outcome("dependencies are not used", &found)
 }
 
 /// Dependencies of one member that its code does not name.

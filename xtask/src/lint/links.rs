@@ -24,7 +24,7 @@ pub(super) fn check() -> Result<Outcome> {
         found.extend(broken_links(file, text, &headings, exists));
         found.extend(broken_paths(file, text, exists));
     }
-    outcome("references lead nowhere", found)
+    outcome("references lead nowhere", &found)
 }
 
 fn broken_links(

@@ -22,7 +22,7 @@ pub(super) fn check() -> Result<Outcome> {
             found.extend(wide_cells(&file, &text));
         }
     }
-    outcome("Markdown is too wide", found)
+    outcome("Markdown is too wide", &found)
 }
 
 fn is_row(line: &str) -> bool {

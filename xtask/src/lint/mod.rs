@@ -95,7 +95,7 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
 }
 
 /// Fails with everything that was `found`, one a line, below a `title`.
-fn outcome(title: &str, found: Vec<String>) -> Result<Outcome> {
+fn outcome(title: &str, found: &[String]) -> Result<Outcome> {
     if !found.is_empty() {
         bail!("{title} ({}):\n  {}", found.len(), found.join("\n  "));
     }
@@ -190,8 +190,8 @@ mod tests {
 
     #[test]
     fn a_failed_check_lists_all_it_found() {
-        assert!(matches!(outcome("faults", Vec::new()), Ok(Outcome::Ok)));
-        let error = outcome("faults", vec!["a:1: x".to_owned(), "b:2: y".to_owned()]).unwrap_err();
+        assert!(matches!(outcome("faults", &[]), Ok(Outcome::Ok)));
+        let error = outcome("faults", &["a:1: x".to_owned(), "b:2: y".to_owned()]).unwrap_err();
         assert_eq!(error.to_string(), "faults (2):\n  a:1: x\n  b:2: y");
     }
 

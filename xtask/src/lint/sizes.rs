@@ -10,8 +10,8 @@ const LINES: usize = 400;
 
 pub(super) fn check() -> Result<Outcome> {
     let files = read("rs")?;
-    let found = files.iter().filter_map(|(file, text)| too_long(file, text)).collect();
-    outcome("files are too long", found)
+    let found: Vec<String> = files.iter().filter_map(|(file, text)| too_long(file, text)).collect();
+    outcome("files are too long", &found)
 }
 
 fn too_long(file: &Path, text: &str) -> Option<String> {
