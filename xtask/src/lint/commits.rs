@@ -2,7 +2,7 @@
 //!
 //! Under review is what HEAD has and the base has not. The base is the first of these that exists:
 //!
-//! 1. `DATAPLANE_LINT_BASE`: a commit, branch or tag, for a range of one's own choice;
+//! 1. `DATAPLANE_LINT_BASE`: a commit, branch or tag; CI can set it to the commit before a push;
 //! 2. `GITHUB_BASE_REF`: the target branch of a pull request, which GitHub sets, as
 //!    `origin/<branch>`;
 //! 3. `origin/main`, then `main`.
@@ -34,29 +34,32 @@ pub(super) fn check() -> Result<Outcome> {
     let subjects = under_review(&log);
     match outcome("commit subjects are too long", &too_long(&subjects))? {
         Outcome::Ok if is_shallow()? => Ok(Outcome::Note(format!(
-            "      shallow clone: only {} commits were checked (fetch the whole history to check all)",
+            "      shallow clone: {} commits were checked; fetch the whole history to check all",
             subjects.len()
         ))),
         outcome => Ok(outcome),
     }
 }
 
-/// The commit at which HEAD left its base. None on the base itself, or where there is no base.
+/// The commit at which HEAD left its base. None where there is no base, or where it has all that
+/// HEAD has.
 fn base() -> Result<Option<String>> {
-    let head = git(&["rev-parse", "HEAD"])?;
-    let merge_base = if let Some(name) = variable("DATAPLANE_LINT_BASE") {
+    if let Some(name) = variable("DATAPLANE_LINT_BASE") {
         let base = git(&["merge-base", &name, "HEAD"]);
-        Some(base.with_context(|| format!("DATAPLANE_LINT_BASE={name}: not a base of HEAD"))?)
-    } else {
-        let target = variable("GITHUB_BASE_REF").map(|branch| format!("origin/{branch}"));
-        let mut names = target.into_iter().chain(["origin/main".to_owned(), "main".to_owned()]);
-        names.find_map(|name| git(&["merge-base", &name, "HEAD"]).ok())
-    };
-    Ok(merge_base.map(|base| base.trim().to_owned()).filter(|base| *base != head.trim()))
+        let base = base.with_context(|| format!("DATAPLANE_LINT_BASE={name}: not a base of HEAD"))?;
+        return Ok(Some(base.trim().to_owned()));
+    }
+    let head = git(&["rev-parse", "HEAD"])?;
+    let target = variable("GITHUB_BASE_REF").map(|branch| format!("origin/{branch}"));
+    let mut names = target.into_iter().chain(["origin/main".to_owned(), "main".to_owned()]);
+    let base = names.find_map(|name| git(&["merge-base", &name, "HEAD"]).ok());
+    Ok(base.filter(|base| *base != head).map(|base| base.trim().to_owned()))
 }
 
+/// A variable of the environment that is set. CI systems write "none" as nothing, or as a hash of
+/// zeros.
 fn variable(name: &str) -> Option<String> {
-    env::var(name).ok().filter(|value| !value.is_empty())
+    env::var(name).ok().filter(|value| value.bytes().any(|byte| byte != b'0'))
 }
 
 fn is_shallow() -> Result<bool> {
