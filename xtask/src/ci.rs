@@ -16,7 +16,7 @@ pub(crate) fn run() -> Result<()> {
         marked_command(&text).with_context(|| format!("{}: no code block after {MARK}", readme.display()))?;
 
     let start = Instant::now();
-    lint::run()?;
+    lint::run(&lint::Args::default())?;
     let linted = start.elapsed();
     let start = Instant::now();
     process::run(Command::new("sh").args(["-e", "-c", &tests]).current_dir(workspace::root()))?;

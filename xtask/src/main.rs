@@ -45,8 +45,8 @@ enum Command {
     /// Measure against kube-proxy's rules, plain routing and the raw device (root)
     #[command(disable_help_flag = true)]
     Bench(lab::Args),
-    /// Check form, lints, licences, documentation and the boundaries between modules
-    Lint,
+    /// Check format, text, lints, licenses, documentation and the boundaries between modules
+    Lint(lint::Args),
     /// What CI runs: lint, then the README's test command
     Ci,
     /// Load and run the datapath on other kernels, in QEMU
@@ -72,7 +72,7 @@ fn run() -> Result<()> {
         Command::Shell(arguments) => lab::shell(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Bench(arguments) => lab::bench(&arguments),
-        Command::Lint => lint::run(),
+        Command::Lint(arguments) => lint::run(&arguments),
         Command::Ci => ci::run(),
         Command::Kernels(arguments) => kernels::run(arguments),
     }

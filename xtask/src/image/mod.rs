@@ -72,7 +72,7 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
         &packages,
     );
     let sbom = format!("{sbom:#}\n");
-    let files = files(&binaries, &target, &sbom, &packages::licences(&packages)?)?;
+    let files = files(&binaries, &target, &sbom, &packages::licenses(&packages)?)?;
     let layer = files.layer(commit.seconds)?;
     ensure!(
         layer.unpacked < LARGEST,
@@ -117,10 +117,10 @@ fn files(binaries: &Path, target: &Target, sbom: &str, others: &str) -> Result<F
     files.text("etc/passwd", "root:x:0:0:root:/:/dataplane-agent\n");
     files.text("etc/group", "root:x:0:\n");
     files.text("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n");
-    for licence in ["LICENSE-APACHE", "LICENSE-MIT"] {
-        let path = workspace::root().join(licence);
+    for license in ["LICENSE-APACHE", "LICENSE-MIT"] {
+        let path = workspace::root().join(license);
         let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        files.text(&format!("usr/share/doc/dataplane/{licence}"), text);
+        files.text(&format!("usr/share/doc/dataplane/{license}"), text);
     }
     files.text("usr/share/doc/dataplane/LICENSES-OF-OTHERS", others);
     files.text(SBOM, sbom);

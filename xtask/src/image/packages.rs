@@ -1,4 +1,4 @@
-//! Every package whose code is in the image: which, under what licence, and who needs it.
+//! Every package whose code is in the image: which, under what license, and who needs it.
 //!
 //! Cargo says which packages are linked (`tree`: build tools and macros are not) and what they say of themselves
 //! (`metadata`), the lock file their checksums.
@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::binaries::{PROGRAMS, Target};
 use crate::{process, workspace};
 
-/// How files that hold a licence begin.
+/// How files that hold a license begin.
 const LICENCE_FILES: [&str; 4] = ["LICENSE", "LICENCE", "COPYING", "NOTICE"];
 
 /// A package.
@@ -25,7 +25,7 @@ pub(super) struct Package {
     pub(super) name: String,
     pub(super) version: String,
     /// SPDX expression.
-    pub(super) licence: Option<String>,
+    pub(super) license: Option<String>,
     /// SHA-256 of what the registry holds; none of our own.
     pub(super) checksum: Option<String>,
     /// Positions of those it needs, in the list it is in.
@@ -34,7 +34,7 @@ pub(super) struct Package {
 }
 
 impl Package {
-    pub(super) fn is_ours(&self) -> bool {
+    pub(super) fn is_member(&self) -> bool {
         self.checksum.is_none()
     }
 }
@@ -82,7 +82,7 @@ fn select(
             ids.push(text(&package["id"]));
             let manifest = PathBuf::from(text(&package["manifest_path"]));
             packages.push(Package {
-                licence: package["license"].as_str().map(|licence| licence.replace('/', " OR ")),
+                license: package["license"].as_str().map(|license| license.replace('/', " OR ")),
                 checksum: checksums.get(&key).cloned(),
                 needs: Vec::new(),
                 directory: manifest.parent().unwrap_or(Path::new("/")).to_owned(),
@@ -116,10 +116,10 @@ fn checksums(lock: &str) -> BTreeMap<(String, String), String> {
     blocks.filter_map(entry).collect()
 }
 
-/// The licences of packages that are not ours, each text once, with the packages it is of.
-pub(super) fn licences(packages: &[Package]) -> Result<String> {
+/// The licenses of packages that are not ours, each text once, with the packages it is of.
+pub(super) fn licenses(packages: &[Package]) -> Result<String> {
     let mut texts: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for package in packages.iter().filter(|package| !package.is_ours()) {
+    for package in packages.iter().filter(|package| !package.is_member()) {
         let name = format!("{} {}", package.name, package.version);
         let directory = fs::read_dir(&package.directory)
             .with_context(|| format!("read {}", package.directory.display()))?;
@@ -138,7 +138,7 @@ pub(super) fn licences(packages: &[Package]) -> Result<String> {
         texts.into_iter().map(|(text, names)| (names, text)).collect();
     sections.sort();
     let mut all =
-        "Parts of the programs in this image are the work of others, under these licences.\n".to_owned();
+        "Parts of the programs in this image are the work of others, under these licenses.\n".to_owned();
     for (names, text) in sections {
         let names = names.into_iter().collect::<Vec<_>>().join(", ");
         write!(all, "\n==== {names}\n\n{text}\n")?;
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_linked_is_found_with_checksum_licence_and_needs() {
+    fn what_is_linked_is_found_with_checksum_license_and_needs() {
         let lock = "version = 4\n\n[[package]]\nname = \"a\"\nversion = \"1.0.0\"\nchecksum = \"abc\"\n\n\
                     [[package]]\nname = \"ours\"\nversion = \"0.1.0\"\ndependencies = [\n \"a\",\n]\n";
         let package = |name: &str, version: &str, license: &str| {
@@ -174,8 +174,8 @@ mod tests {
         let names: BTreeSet<_> = tree.lines().filter_map(name_and_version).collect();
         let packages = select(&metadata, &names, &checksums(lock)).unwrap();
         assert_eq!(packages.len(), 2, "{packages:?}");
-        assert_eq!(packages[0].licence.as_deref(), Some("MIT OR Apache-2.0"));
+        assert_eq!(packages[0].license.as_deref(), Some("MIT OR Apache-2.0"));
         assert_eq!(packages[0].checksum.as_deref(), Some("abc"));
-        assert!(packages[1].is_ours() && packages[1].needs == [0]);
+        assert!(packages[1].is_member() && packages[1].needs == [0]);
     }
 }

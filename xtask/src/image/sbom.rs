@@ -1,4 +1,4 @@
-//! What the image is made of, for programs that look for known faults and licences: SPDX 2.3, as JSON.
+//! What the image is made of, for programs that look for known faults and licenses: SPDX 2.3, as JSON.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ pub(super) struct Subject<'a> {
     pub(super) architecture: &'a str,
     /// Seconds after the epoch.
     pub(super) created: u64,
-    /// What is linked in besides packages: name, version, licence.
+    /// What is linked in besides packages: name, version, license.
     pub(super) runtimes: &'a [(&'static str, String, &'static str)],
 }
 
@@ -39,10 +39,10 @@ pub(super) fn document(subject: &Subject<'_>, packages: &[Package]) -> Value {
         let needs = package.needs.iter().filter_map(|at| packages.get(*at));
         relations.extend(needs.map(|need| relation(&id(package), "DEPENDS_ON", &id(need))));
     }
-    for (name, version, licence) in subject.runtimes {
+    for (name, version, license) in subject.runtimes {
         let id = format!("SPDXRef-Runtime-{name}");
         relations.push(relation(ROOT, "CONTAINS", &id));
-        elements.push(described(&id, name, version, licence));
+        elements.push(described(&id, name, version, license));
     }
     json!({
         "spdxVersion": "SPDX-2.3",
@@ -57,7 +57,7 @@ pub(super) fn document(subject: &Subject<'_>, packages: &[Package]) -> Value {
 }
 
 /// What SPDX asks of every package, as far as it is known of all.
-fn described(id: &str, name: &str, version: &str, licence: &str) -> Value {
+fn described(id: &str, name: &str, version: &str, license: &str) -> Value {
     json!({
         "SPDXID": id,
         "name": name,
@@ -65,15 +65,15 @@ fn described(id: &str, name: &str, version: &str, licence: &str) -> Value {
         "downloadLocation": "NOASSERTION",
         "filesAnalyzed": false,
         "licenseConcluded": "NOASSERTION",
-        "licenseDeclared": licence,
+        "licenseDeclared": license,
         "copyrightText": "NOASSERTION",
     })
 }
 
 fn element(package: &Package) -> Value {
     let Package { name, version, .. } = package;
-    let licence = package.licence.as_deref().unwrap_or("NOASSERTION");
-    let mut element = described(&id(package), name, version, licence);
+    let license = package.license.as_deref().unwrap_or("NOASSERTION");
+    let mut element = described(&id(package), name, version, license);
     if let Some(checksum) = &package.checksum {
         element["downloadLocation"] =
             json!(format!("https://crates.io/api/v1/crates/{name}/{version}/download"));
