@@ -46,7 +46,7 @@ pub mod tcp_flags {
 
     /// Whether a segment asks for a connection.
     #[inline(always)]
-    pub const fn opens(flags: u8) -> bool {
+    pub const fn is_initial_syn(flags: u8) -> bool {
         flags & (SYN | ACK) == SYN
     }
 }
@@ -98,8 +98,8 @@ impl State {
     /// programs.
     #[inline(always)]
     #[must_use]
-    pub const fn number_after(number: u32, direction: Direction, flags: u8) -> u32 {
-        NUMBERS[place(number, matches!(direction, Direction::Reply), flags)] as u32
+    pub const fn next_raw(number: u32, direction: Direction, flags: u8) -> u32 {
+        TRANSITIONS[table_index(number, matches!(direction, Direction::Reply), flags)] as u32
     }
 
     /// Seconds without a packet after which a flow of `protocol` is over.
@@ -135,13 +135,13 @@ impl State {
 
 /// Where the table has what follows.
 #[inline(always)]
-const fn place(number: u32, is_reply: bool, flags: u8) -> usize {
+const fn table_index(number: u32, is_reply: bool, flags: u8) -> usize {
     // FIN, SYN and RST are the lowest three bits
     (number as usize & 7) << 4 | (is_reply as usize) << 3 | flags as usize & 7
 }
 
 /// [`State::after`] of everything it depends on.
-static NUMBERS: [u8; 128] = {
+static TRANSITIONS: [u8; 128] = {
     let mut numbers = [0; 128];
     let mut place = 0;
     while place < numbers.len() {
@@ -159,10 +159,10 @@ pub const fn is_expired(flow: &Flow, now: u32) -> bool {
 }
 
 /// Whether another connection may have the tuple under which replies to `flow` arrive: it has expired, or was closed so long
-/// ago that no packet of it is on its way. `pressed`: no better one was found.
+/// ago that no packet of it is on its way. `last_resort`: no better one was found.
 #[inline(always)]
-pub const fn tuple_reusable(flow: &Flow, now: u32, pressed: bool) -> bool {
-    let rest = if pressed { 1 } else { 5 };
+pub const fn tuple_reusable(flow: &Flow, now: u32, last_resort: bool) -> bool {
+    let rest = if last_resort { 1 } else { 5 };
     let is_closed = matches!(State::from_number(flow.state), State::Closing);
     (is_closed && now.saturating_sub(flow.last_seen) >= rest) || is_expired(flow, now)
 }
@@ -243,7 +243,7 @@ mod tests {
             for direction in [Direction::Forward, Direction::Reply] {
                 for flags in 0..=u8::MAX {
                     let after = State::from_number(number).after(direction, flags) as u32;
-                    assert_eq!(State::number_after(number, direction, flags), after);
+                    assert_eq!(State::next_raw(number, direction, flags), after);
                 }
             }
         }

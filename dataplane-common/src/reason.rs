@@ -100,7 +100,7 @@ numbered! {
 
 numbered! {
     /// Where a program is attached. Direction as seen from the host.
-    pub enum Hook {
+    pub enum HookId {
         FromPod = 0, "from_pod", "tc ingress of a pod's host-side device.";
         ToPod = 1, "to_pod", "tc egress of a pod's host-side device.";
         FromWire = 2, "from_wire", "tc ingress of an uplink.";
@@ -122,7 +122,7 @@ pub const COUNTERS: u32 = 11 * OUTCOMES;
 
 /// Where `COUNTERS` keeps the packets of `hook` that ended as `outcome` (a verdict's or a drop reason's number).
 #[inline(always)]
-pub const fn counter_index(hook: Hook, outcome: u8) -> u32 {
+pub const fn counter_index(hook: HookId, outcome: u8) -> u32 {
     hook as u32 * OUTCOMES + outcome as u32 % OUTCOMES
 }
 
@@ -164,7 +164,7 @@ mod tests {
     fn numbers_stay_in_their_halves() {
         assert!(Verdict::ALL.iter().all(|verdict| verdict.number() > 0 && verdict.number() < 64));
         assert!(DropReason::ALL.iter().all(|reason| reason.number() >= 64 && reason.number() < 128));
-        assert_eq!(Hook::ALL.len() as u32 * OUTCOMES, COUNTERS);
+        assert_eq!(HookId::ALL.len() as u32 * OUTCOMES, COUNTERS);
     }
 
     #[test]
@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn no_two_counters_share_a_place() {
         let mut seen = std::collections::HashSet::new();
-        for hook in Hook::ALL {
+        for hook in HookId::ALL {
             for outcome in 0..128 {
                 assert!(seen.insert(counter_index(*hook, outcome)));
             }

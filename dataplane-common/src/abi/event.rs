@@ -14,7 +14,7 @@ abi! {
         pub ifindex: u32,
         /// Length of the packet in bytes.
         pub length: u32,
-        /// A [`crate::reason::Hook`].
+        /// A [`crate::reason::HookId`].
         pub hook: u8,
         /// Number of the [`crate::reason::Outcome`].
         pub outcome: u8,

@@ -1,4 +1,4 @@
-//! `FRAGMENTS` and `HELD_FRAGMENTS`: ports of fragmented packets, and what came before they were known. Caches (LRU): losing an
+//! `FRAGMENTS` and `REORDER_FRAGMENTS`: ports of fragmented packets, and what came before they were known. Caches (LRU): losing an
 //! entry drops one fragmented packet.
 
 use super::{Addr, Port};
@@ -26,11 +26,11 @@ abi! {
         /// Destination port.
         pub dst: Port,
         /// When it came: seconds of `CLOCK_MONOTONIC`.
-        pub came: u32,
+        pub received_at: u32,
     }
 
-    /// Key of `HELD_FRAGMENTS`: a fragment that came before its first.
-    pub struct HeldKey: 44 {
+    /// Key of `REORDER_FRAGMENTS`: a fragment that came before its first.
+    pub struct ReorderKey: 44 {
         /// Of which packet.
         pub packet: FragmentKey,
         /// Which of those that are held of it, from 0, without a gap.
@@ -39,4 +39,4 @@ abi! {
 }
 
 /// Seconds after which the rest of a packet is not waited for: as long as a receiver does (`net.ipv4.ipfrag_time`).
-pub const FRAGMENT_SECONDS: u32 = 30;
+pub const FRAGMENT_TIMEOUT_SECS: u32 = 30;

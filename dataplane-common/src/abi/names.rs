@@ -16,8 +16,8 @@ pub mod capacity {
     pub const FLOWS: u32 = 131_072;
     /// `FRAGMENTS`.
     pub const FRAGMENTS: u32 = 4_096;
-    /// `HELD_FRAGMENTS`, of two KiB each.
-    pub const HELD_FRAGMENTS: u32 = 512;
+    /// `REORDER_FRAGMENTS`, of two KiB each.
+    pub const REORDER_FRAGMENTS: u32 = 512;
     /// `CONNECTED_PEERS`: connected UDP sockets at a time. One too many stays with its backend, also when that is gone.
     pub const CONNECTED_PEERS: u32 = 32_768;
     /// `DATAGRAM_ORIGINS`.
@@ -53,9 +53,9 @@ pub mod map {
     pub const FLOW_SLOTS: &str = "FLOW_SLOTS";
     /// LRU hash: `FragmentKey` → `FragmentPorts`.
     pub const FRAGMENTS: &str = "FRAGMENTS";
-    /// LRU hash: `HeldKey` → 32 bits of when it came, 32 of its length, its bytes. Not pinned: who waits for the next agent's
+    /// LRU hash: `ReorderKey` → 32 bits of when it came, 32 of its length, its bytes. Not pinned: who waits for the next agent's
     /// programs has waited too long.
-    pub const HELD_FRAGMENTS: &str = "HELD_FRAGMENTS";
+    pub const REORDER_FRAGMENTS: &str = "REORDER_FRAGMENTS";
     /// Socket storage of `SocketOrigin`.
     pub const CONNECTED_ORIGINS: &str = "CONNECTED_ORIGINS";
     /// Hash: cookie of a UDP socket → `ConnectedPeer`.

@@ -41,7 +41,7 @@ impl Ipv4Header {
 
     /// The header of an ICMP message of `len` bytes from the node itself. Addresses as they lie in a packet.
     #[inline(always)]
-    pub const fn message(src: u32, dst: u32, len: usize) -> Self {
+    pub const fn for_icmp(src: u32, dst: u32, len: usize) -> Self {
         // version 4 without options; "internetwork control", as the kernel's own messages (RFC 1812 §4.3.2.5)
         let (version_ihl, tos, ttl) = (0x45, 0xc0, 64);
         let total_len = ((Self::LEN + len) as u16).to_be();

@@ -41,7 +41,7 @@ impl Ipv6Header {
 
     /// The header of an ICMPv6 message of `len` bytes from the node itself. Addresses as they lie in a packet.
     #[inline(always)]
-    pub const fn message(src: [u32; 4], dst: [u32; 4], len: usize) -> Self {
+    pub const fn for_icmp(src: [u32; 4], dst: [u32; 4], len: usize) -> Self {
         let (version_class_flow, payload_len) = (0x6000_0000_u32.to_be(), (len as u16).to_be());
         Self { version_class_flow, payload_len, next_header: Protocol::ICMPV6, hop_limit: 64, src, dst }
     }

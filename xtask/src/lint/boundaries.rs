@@ -62,7 +62,7 @@ const RULES: &[Rule] = &[
     Rule {
         within: "dataplane-ebpf/src",
         words: &["as *const", "as *mut", ".cast::<", ".cast()"],
-        only: &["dataplane-ebpf/src/packet.rs", "dataplane-ebpf/src/skb.rs", "dataplane-ebpf/src/maps.rs"],
+        only: &["dataplane-ebpf/src/frame", "dataplane-ebpf/src/helpers", "dataplane-ebpf/src/maps.rs"],
         why: "raw pointers are where their bounds are checked",
     },
     Rule {
