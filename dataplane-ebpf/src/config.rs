@@ -1,7 +1,7 @@
 //! What the programs know of their node.
 //!
-//! The configuration is constant to the verifier, which prunes the branches it disables. The addresses are not: the
-//! programs are loaded, which takes seconds, before the node has any.
+//! The configuration is constant to the verifier, which prunes the branches it disables. The
+//! addresses are not: the programs are loaded, which takes seconds, before the node has any.
 
 use core::{cell::UnsafeCell, ptr};
 
@@ -25,7 +25,8 @@ static NODE: NodeConfig = NodeConfig {
 #[repr(transparent)]
 struct Shared<T>(UnsafeCell<T>);
 
-// SAFETY: programs only read it; what user space writes meanwhile is plain bytes, every pattern of which is an address.
+// SAFETY: programs only read it; what user space writes meanwhile is plain bytes, every pattern of
+// which is an address.
 unsafe impl<T> Sync for Shared<T> {}
 
 /// Written by user space while the programs run (`dataplane_common::abi::names::NODE_ADDRESSES`).
@@ -38,8 +39,9 @@ static NODE_ADDRESSES: Shared<NodeAddresses> = Shared(UnsafeCell::new(NodeAddres
     cluster_ipv6: ClusterRange::EMPTY,
 }));
 
-/// Reads one field. Volatile, or the compiler would use the zeros it sees instead of what the loader wrote; field by
-/// field, because a copy of the whole would not fit the habits of a 512-byte stack.
+/// Reads one field. Volatile, or the compiler would use the zeros it sees instead of what the
+/// loader wrote; field by field, because a copy of the whole would not fit the habits of a 512-byte
+/// stack.
 macro_rules! field {
     ($field:ident) => {
         // SAFETY: `NODE` is an initialised static, aligned as its type says.
@@ -59,7 +61,8 @@ pub(crate) fn trace() -> bool {
 
 #[inline(always)]
 pub(crate) fn ipv4() -> Addr {
-    // SAFETY: an initialised static, aligned as its type says; volatile, because user space writes it
+    // SAFETY: an initialised static, aligned as its type says; volatile, because user space writes
+    // it
     unsafe { ptr::read_volatile(&raw const (*NODE_ADDRESSES.0.get()).ipv4) }
 }
 

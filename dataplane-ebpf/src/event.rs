@@ -1,4 +1,5 @@
-//! Records of the ring buffer `EVENTS`. Drops and traced packets only, so the packet is simply parsed once more.
+//! Records of the ring buffer `EVENTS`. Drops and traced packets only, so the packet is simply
+//! parsed once more.
 
 use dataplane_common::{
     abi::{Event, FlowKey},
@@ -13,7 +14,8 @@ use crate::{
     stages::parse,
 };
 
-/// Writes the packet's length and tuple, as far as it can be parsed, to `scratch.event`. Overwrites `scratch.tuple`.
+/// Writes the packet's length and tuple, as far as it can be parsed, to `scratch.event`. Overwrites
+/// `scratch.tuple`.
 #[inline(always)]
 pub(crate) fn record_tuple<F: IpFamily>(ctx: &impl Frame, scratch: &mut Scratch) {
     match F::parse(ctx) {

@@ -1,11 +1,11 @@
 //! The datapath of a node: every program entry point that the kernel calls.
 //!
-//! Each entry point only says where it is attached. What happens there is in [`hooks`], one file per attach point. Start
-//! reading at [`hooks::FromPod`], the path of a packet that leaves a pod; `docs/design/packet-path.md` follows three
-//! packets through the source.
+//! Each entry point only says where it is attached. What happens there is in [`hooks`], one file
+//! per attach point. Start reading at [`hooks::FromPod`], the path of a packet that leaves a pod;
+//! `docs/design/packet-path.md` follows three packets through the source.
 //!
-//! Layers, from top to bottom: [`hooks`] are lists of [`stages`]; stages work on a [`frame`] through [`helpers`], read
-//! [`maps`] and leave what they found in [`scratch`].
+//! Layers, from top to bottom: [`hooks`] are lists of [`stages`]; stages work on a [`frame`]
+//! through [`helpers`], read [`maps`] and leave what they found in [`scratch`].
 #![no_std]
 #![no_main]
 #![expect(clippy::needless_pass_by_value, reason = "aya-ebpf's macros hand an entry its context by value")]
@@ -117,7 +117,8 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// Helpers such as `bpf_redirect_neigh` need a GPL-compatible licence; the user space half is MIT OR Apache-2.0.
+/// Helpers such as `bpf_redirect_neigh` need a GPL-compatible licence; the user space half is MIT
+/// OR Apache-2.0.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,8 +1,9 @@
 //! Every map, and the only way to it (but for `scratch`).
 //!
-//! The kernel re-uses the memory of a removed entry at once, so an entry that is used by reference may belong to another
-//! key by then. Where that matters, the entry has an epoch (`FLOWS`) or is copied and has a checksum (`SERVICES`).
-//! Elsewhere a packet in flight while its pod is replaced may reach the new pod, whose stack drops it.
+//! The kernel re-uses the memory of a removed entry at once, so an entry that is used by reference
+//! may belong to another key by then. Where that matters, the entry has an epoch (`FLOWS`) or is
+//! copied and has a checksum (`SERVICES`). Elsewhere a packet in flight while its pod is replaced
+//! may reach the new pod, whose stack drops it.
 
 use core::ptr;
 
@@ -51,7 +52,8 @@ static FLOW_INDEX: HashMap<FlowKey, FlowRef, { 2 * capacity::FLOWS as usize }> =
 #[btf_map]
 static FLOWS: Array<Flow, { capacity::FLOWS as usize }> = Array::new();
 
-/// Every slot of `FLOWS`, the least recently examined in front. Filled by the agent once, rotated by the datapath.
+/// Every slot of `FLOWS`, the least recently examined in front. Filled by the agent once, rotated
+/// by the datapath.
 #[btf_map]
 static FLOW_SLOTS: Queue<u32, { capacity::FLOWS as usize }> = Queue::new();
 
@@ -69,12 +71,13 @@ static REORDER_FRAGMENTS: LruHashMap<ReorderKey, BufferedFragment, { capacity::R
 #[btf_map]
 static REORDER_BUFFER: PerCpuArray<BufferedFragment, 1> = PerCpuArray::new();
 
-/// Frontend and backend of translated connected sockets. Written by the datapath, freed with the socket.
+/// Frontend and backend of translated connected sockets. Written by the datapath, freed with the
+/// socket.
 #[btf_map]
 static CONNECTED_ORIGINS: SkStorage<SocketOrigin> = SkStorage::new();
 
-/// Backends of connected UDP sockets. Written by the datapath, which removes them with the socket; the agent closes sockets
-/// whose backend is gone.
+/// Backends of connected UDP sockets. Written by the datapath, which removes them with the socket;
+/// the agent closes sockets whose backend is gone.
 #[btf_map]
 static CONNECTED_PEERS: HashMap<u64, ConnectedPeer, { capacity::CONNECTED_PEERS as usize }> = HashMap::new();
 
@@ -163,7 +166,8 @@ pub(crate) fn has_service(key: &ServiceKey) -> bool {
 pub(crate) fn copy_service(key: &ServiceKey, copy: &mut Service) -> bool {
     // SAFETY: as in `endpoint`.
     let Some(row) = (unsafe { SERVICES.get(key) }) else { return false };
-    // SAFETY: a live value of the map. Volatile, because it may change at any time and must be read once.
+    // SAFETY: a live value of the map. Volatile, because it may change at any time and must be read
+    // once.
     *copy = unsafe { ptr::read_volatile(row) };
     true
 }
@@ -222,8 +226,8 @@ pub(crate) fn remove_flow_key(key: &FlowKey, flow: FlowRef) {
     }
 }
 
-/// The record of a slot. Whoever took the slot from `FLOW_SLOTS` owns it; others only read it and update state and last-seen
-/// time.
+/// The record of a slot. Whoever took the slot from `FLOW_SLOTS` owns it; others only read it and
+/// update state and last-seen time.
 #[inline(always)]
 pub(crate) fn flow(slot: u32) -> Option<*mut Flow> {
     FLOWS.get_ptr_mut(slot)
@@ -242,7 +246,8 @@ pub(crate) fn put_flow_slot(slot: u32) {
     let _never_full = FLOW_SLOTS.push(slot, 0);
 }
 
-/// Ports of a fragmented packet. `None` if its first fragment has not been seen, or too long ago to be of the same packet.
+/// Ports of a fragmented packet. `None` if its first fragment has not been seen, or too long ago to
+/// be of the same packet.
 #[inline(always)]
 pub(crate) fn fragment_ports(key: &FragmentKey) -> Option<FragmentPorts> {
     // SAFETY: copied at once.
@@ -265,15 +270,16 @@ pub(crate) fn store_fragment_ports(key: &FragmentKey, ports: FragmentPorts) {
 /// This CPU's buffer for a fragment that is about to be stored.
 #[inline(always)]
 pub(crate) fn reorder_buffer() -> Option<&'static mut BufferedFragment> {
-    // SAFETY: map values live as long as the map; called once per run (`stages::reorder`), so this is the only reference.
+    // SAFETY: map values live as long as the map; called once per run (`stages::reorder`), so this
+    // is the only reference.
     REORDER_BUFFER.get_ptr_mut(0).map(|buffer| unsafe { &mut *buffer })
 }
 
 /// The early fragment stored under the key.
 #[inline(always)]
 pub(crate) fn buffered_fragment(key: &ReorderKey) -> Option<&'static BufferedFragment> {
-    // SAFETY: memory of the map lives as long as the map. The entry may be re-used before it is read to its end: what was
-    // read is valid only if the caller can remove the entry afterwards.
+    // SAFETY: memory of the map lives as long as the map. The entry may be re-used before it is
+    // read to its end: what was read is valid only if the caller can remove the entry afterwards.
     unsafe { REORDER_FRAGMENTS.get(key) }
 }
 

@@ -1,5 +1,5 @@
-//! The end of every run: counts the outcome, reports it if it is a drop or tracing is on, and translates a verdict into
-//! the action the kernel expects.
+//! The end of every run: counts the outcome, reports it if it is a drop or tracing is on, and
+//! translates a verdict into the action the kernel expects.
 
 use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_log_ebpf::debug;
@@ -18,8 +18,9 @@ use crate::{
     scratch::Scratch,
 };
 
-/// Counts the outcome and sends an event for a drop, or for every packet with tracing on. `tuple_recorded`: the packet's
-/// tuple is in `scratch.event` already, because the packet itself may have changed since.
+/// Counts the outcome and sends an event for a drop, or for every packet with tracing on.
+/// `tuple_recorded`: the packet's tuple is in `scratch.event` already, because the packet itself
+/// may have changed since.
 #[inline(always)]
 pub(crate) fn record(
     ctx: &impl Frame,
@@ -46,7 +47,8 @@ pub(crate) fn record(
     debug!(ctx, "hook {} outcome {} length {}", hook as u8, outcome, ctx.length());
 }
 
-/// The `TC_ACT_*` of a verdict. `TC_ACT_UNSPEC` (`TCX_NEXT`) lets other programs on the device see the packet.
+/// The `TC_ACT_*` of a verdict. `TC_ACT_UNSPEC` (`TCX_NEXT`) lets other programs on the device see
+/// the packet.
 #[inline(always)]
 pub(crate) const fn tc_action(verdict: Verdict) -> i32 {
     match verdict {
@@ -61,7 +63,8 @@ pub(crate) const fn tc_action(verdict: Verdict) -> i32 {
     }
 }
 
-/// Counts the outcome of a cgroup hook and returns what the kernel expects of one: 1 to go on, 0 to fail with `EPERM`.
+/// Counts the outcome of a cgroup hook and returns what the kernel expects of one: 1 to go on, 0 to
+/// fail with `EPERM`.
 #[inline(always)]
 pub(crate) fn record_socket(hook: HookId, result: Result<Verdict, DropReason>) -> i32 {
     let (outcome, allow) = match result {

@@ -1,4 +1,4 @@
-//! `EVENTS`: what happened to a packet, for `dataplane-agent events`.
+//! `EVENTS`: outcomes of single packets, shown by `dataplane-agent events`.
 
 use super::FlowKey;
 use crate::abi;

@@ -1,8 +1,9 @@
-//! The packet a program runs on: an Ethernet frame, in an `sk_buff` at tc or in the driver's buffer at XDP.
+//! The packet a program runs on: an Ethernet frame, in an `sk_buff` at tc or in the driver's buffer
+//! at XDP.
 //!
-//! The only place that holds a pointer into a packet. Every access states an offset and a header type and is checked
-//! against the frame's bounds here; no pointer is kept across a helper call, because helpers that change the packet
-//! invalidate it.
+//! The only place that holds a pointer into a packet. Every access states an offset and a header
+//! type and is checked against the frame's bounds here; no pointer is kept across a helper call,
+//! because helpers that change the packet invalidate it.
 
 pub(crate) mod family;
 pub(crate) mod packet;
@@ -20,7 +21,8 @@ use dataplane_common::{
 /// Offset of the IP header in a frame.
 pub(crate) const L3: usize = EthHeader::LEN;
 
-/// A frame, from its Ethernet header on: an `sk_buff` in [`tc`], a driver's buffer in [`xdp`](mod@xdp).
+/// A frame, from its Ethernet header on: an `sk_buff` in [`tc`], a driver's buffer in
+/// [`xdp`](mod@xdp).
 pub(crate) trait Frame: EbpfContext {
     /// Addresses of the first byte and of the end of the linear part.
     fn bounds(&self) -> (usize, usize);
@@ -42,10 +44,12 @@ pub(crate) trait Frame: EbpfContext {
         changed_in: ChangedIn,
     ) -> Result<(), DropReason>;
 
-    /// Adjusts the sum over the whole packet (`CHECKSUM_COMPLETE`) after a change that no checksum in the packet cancels.
+    /// Adjusts the sum over the whole packet (`CHECKSUM_COMPLETE`) after a change that no checksum
+    /// in the packet cancels.
     fn adjust_skb_csum(&self, change: Change);
 
-    /// Whether a TCP segment of this tuple belongs to a socket of the host that is not a listening one.
+    /// Whether a TCP segment of this tuple belongs to a socket of the host that is not a listening
+    /// one.
     fn has_connected_socket(&self, tuple: &FlowKey) -> bool;
 
     /// EtherType in host order.
@@ -65,7 +69,8 @@ pub(crate) trait Frame: EbpfContext {
 #[derive(Clone, Copy)]
 pub(crate) struct ChecksumField {
     pub(crate) offset: usize,
-    /// 0 means "no checksum" and is left alone (UDP, RFC 768). Elsewhere 0 is a checksum like any other.
+    /// 0 means "no checksum" and is left alone (UDP, RFC 768). Elsewhere 0 is a checksum like any
+    /// other.
     pub(crate) optional: bool,
 }
 
@@ -84,13 +89,15 @@ impl ChecksumField {
 /// Which bytes a change touched, of those that a transport checksum covers.
 #[derive(Clone, Copy)]
 pub(crate) enum ChangedIn {
-    /// The pseudo-header: also a checksum that the device has yet to complete (`CHECKSUM_PARTIAL`) must follow.
+    /// The pseudo-header: also a checksum that the device has yet to complete (`CHECKSUM_PARTIAL`)
+    /// must follow.
     PseudoHeader,
     /// The segment itself: a checksum that the device completes will include it anyway.
     Segment,
 }
 
-/// Runs `access` on the header at `offset` of the frame, in place. Pulls the bytes into the linear part if needed.
+/// Runs `access` on the header at `offset` of the frame, in place. Pulls the bytes into the linear
+/// part if needed.
 ///
 /// # Errors
 /// [`DropReason::Truncated`] if the packet ends before the header does.
@@ -116,9 +123,9 @@ fn header_mut<T: Header>(ctx: &impl Frame, offset: usize) -> Option<&mut T> {
     if start + size_of::<T>() > end {
         return None;
     }
-    // SAFETY: start..start + size_of::<T>() lies between data and data_end (checked above, and by the verifier); any bytes
-    // are a valid T (`Header`); the verifier refuses the load where the processor cannot make it at the packet's
-    // alignment; the reference ends before the next helper call, since only `with_header` holds it, around a closure that
-    // has no access to `ctx`.
+    // SAFETY: start..start + size_of::<T>() lies between data and data_end (checked above, and by
+    // the verifier); any bytes are a valid T (`Header`); the verifier refuses the load where the
+    // processor cannot make it at the packet's alignment; the reference ends before the next helper
+    // call, since only `with_header` holds it, around a closure that has no access to `ctx`.
     Some(unsafe { &mut *(start as *mut T) })
 }

@@ -4,8 +4,8 @@ use core::marker::PhantomData;
 
 use dataplane_common::abi::{Addr, FlowKey, Port};
 
-/// Fields of the IP header, and where the transport header starts. `F` is the family; what depends on it is in
-/// `stages::parse`.
+/// Fields of the IP header, and where the transport header starts. `F` is the family; what depends
+/// on it is in `stages::parse`.
 pub(crate) struct Packet<F> {
     pub(crate) src: Addr,
     pub(crate) dst: Addr,

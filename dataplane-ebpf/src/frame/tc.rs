@@ -68,18 +68,21 @@ impl Frame for TcContext {
         };
         let flags = pseudo | if field.optional { BPF_F_MARK_MANGLED_0 } else { 0 };
         let (offset, difference) = (field.offset as u32, u64::from(change.difference()));
-        // SAFETY: the context is the kernel's; a size of 0 in the flags with `from` 0 means that `to` is a difference.
+        // SAFETY: the context is the kernel's; a size of 0 in the flags with `from` 0 means that
+        // `to` is a difference.
         match unsafe { bpf_l4_csum_replace(self.skb.skb, offset, 0, difference, u64::from(flags)) } {
             0 => Ok(()),
             _ => Err(DropReason::WriteFailed),
         }
     }
 
-    /// `skb->csum`, the device's sum over the whole packet, exists with `CHECKSUM_COMPLETE` only. The checksum of an IPv4
-    /// header cancels what changes in it. IPv6 has none, while the helper behind `update_checksum` assumes one.
+    /// `skb->csum`, the device's sum over the whole packet, exists with `CHECKSUM_COMPLETE` only.
+    /// The checksum of an IPv4 header cancels what changes in it. IPv6 has none, while the helper
+    /// behind `update_checksum` assumes one.
     #[inline(always)]
     fn adjust_skb_csum(&self, change: Change) {
-        // SAFETY: the context is the kernel's. Without CHECKSUM_COMPLETE the helper changes nothing and returns an error.
+        // SAFETY: the context is the kernel's. Without CHECKSUM_COMPLETE the helper changes nothing
+        // and returns an error.
         let _no_checksum_complete = unsafe { bpf_csum_update(self.skb.skb, change.difference()) };
     }
 

@@ -11,8 +11,8 @@ use dataplane_common::{
 use super::{ChangedIn, ChecksumField, Frame, with_header};
 use crate::helpers::socket;
 
-/// Highest offset that is read or written, because the verifier demands a bound. The longest headers end before it (14 bytes
-/// of Ethernet, 40 of IPv6, 128 x 8 of its extensions, 20 of TCP).
+/// Highest offset that is read or written, because the verifier demands a bound. The longest
+/// headers end before it (14 bytes of Ethernet, 40 of IPv6, 128 x 8 of its extensions, 20 of TCP).
 const MAX_OFFSET: usize = 1200;
 
 impl Frame for XdpContext {
@@ -21,7 +21,8 @@ impl Frame for XdpContext {
         (self.data(), self.data_end())
     }
 
-    /// Nothing to pull: the whole frame is linear, because this program does not declare support for XDP multi-buffer.
+    /// Nothing to pull: the whole frame is linear, because this program does not declare support
+    /// for XDP multi-buffer.
     #[inline(always)]
     fn pull(&self, _len: usize) -> Result<(), DropReason> {
         Err(DropReason::Truncated)

@@ -22,8 +22,8 @@ pub(crate) enum NextHop {
     None,
 }
 
-/// Looks up the route and neighbour of a packet that arrived on this device (Linux 4.18). `length` of the IP packet in
-/// bytes, 0 to skip the check against the route's MTU.
+/// Looks up the route and neighbour of a packet that arrived on this device (Linux 4.18). `length`
+/// of the IP packet in bytes, 0 to skip the check against the route's MTU.
 #[inline(always)]
 pub(crate) fn fib_lookup(ctx: &impl Frame, src: &Addr, dst: &Addr, length: u16) -> NextHop {
     // SAFETY: all-zero bytes are a valid value of a structure of integers.

@@ -1,5 +1,5 @@
-//! The kernel's BPF helpers, by subject, each with the contract it is used under here. Only these files, `frame/tc.rs` and
-//! `maps.rs` call them.
+//! The kernel's BPF helpers, by subject, each with the contract it is used under here. Only these
+//! files, `frame/tc.rs` and `maps.rs` call them.
 
 pub(crate) mod fib;
 pub(crate) mod random;

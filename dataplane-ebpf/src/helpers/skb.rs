@@ -16,15 +16,16 @@ use dataplane_common::{abi::Addr, reason::DropReason};
 
 use super::{AF_INET, AF_INET6};
 
-/// `skb->mark` of packets that one of these programs has already handled: the next of them to see the packet on this
-/// node lets it pass. The kernel clears the mark when the packet enters another network namespace.
+/// `skb->mark` of packets that one of these programs has already handled: the next of them to see
+/// the packet on this node lets it pass. The kernel clears the mark when the packet enters another
+/// network namespace.
 const HANDLED: u32 = 0x0da7_a001;
 
 /// Reads a field of `struct __sk_buff`.
 macro_rules! skb_field {
     ($ctx:expr, $field:ident) => {
-        // SAFETY: the context pointer is valid for the run of the program, and the verifier turns the access into
-        // one of the kernel's own structure.
+        // SAFETY: the context pointer is valid for the run of the program, and the verifier turns
+        // the access into one of the kernel's own structure.
         unsafe { (*$ctx.skb.skb).$field }
     };
 }
@@ -42,8 +43,8 @@ pub(crate) fn mark_handled(ctx: &TcContext) {
     unsafe { (*ctx.skb.skb).mark = HANDLED };
 }
 
-/// Redirects into the pod behind the host-side device `ifindex`, without a queue in between (Linux 5.10). Only from tc
-/// ingress.
+/// Redirects into the pod behind the host-side device `ifindex`, without a queue in between
+/// (Linux 5.10). Only from tc ingress.
 #[inline(always)]
 pub(crate) fn redirect_peer(ifindex: u32) -> i32 {
     // SAFETY: no pointers.
@@ -57,7 +58,8 @@ pub(crate) fn redirect(ifindex: u32) -> i32 {
     unsafe { bpf_redirect(ifindex, 0) as i32 }
 }
 
-/// Redirects out of the device `ifindex` to the neighbour `next_hop`, whose link address the kernel resolves.
+/// Redirects out of the device `ifindex` to the neighbour `next_hop`, whose link address the kernel
+/// resolves.
 #[inline(always)]
 pub(crate) fn redirect_neigh(ifindex: u32, next_hop: &Addr) -> i32 {
     let (family, words) = if next_hop.is_v4() {
@@ -74,12 +76,13 @@ pub(crate) fn redirect_neigh(ifindex: u32, next_hop: &Addr) -> i32 {
     unsafe { bpf_redirect_neigh(ifindex, &raw mut params, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
 }
 
-/// Redirects out of the device `ifindex` by the kernel's own route to the packet's destination; for packets of the
-/// host's stack.
+/// Redirects out of the device `ifindex` by the kernel's own route to the packet's destination; for
+/// packets of the host's stack.
 ///
-/// Such a packet carries the route to its destination before translation. With a next hop named the helper keeps that
-/// route, and a packet that has to wait for neighbour resolution is then sent by it (`net/core/neighbour.c`,
-/// `__neigh_update`). Without a next hop the helper looks up the new route.
+/// Such a packet carries the route to its destination before translation. With a next hop named the
+/// helper keeps that route, and a packet that has to wait for neighbour resolution is then sent by
+/// it (`net/core/neighbour.c`, `__neigh_update`). Without a next hop the helper looks up the new
+/// route.
 #[inline(always)]
 pub(crate) fn redirect_neigh_by_route(ifindex: u32) -> i32 {
     // SAFETY: the helper takes no parameters as a null pointer of no length.
@@ -161,13 +164,15 @@ pub(crate) fn grow_head(ctx: &TcContext, len: usize) -> Result<(), DropReason> {
 /// Sets the tunnel key: where the VXLAN device sends the packet.
 #[inline(always)]
 pub(crate) fn set_tunnel(ctx: &TcContext, vni: u32, remote: &Addr) -> Result<(), DropReason> {
-    // the key as Linux 5.10 knows it, which refuses the longer one; later kernels accept the shorter length
+    // the key as Linux 5.10 knows it, which refuses the longer one; later kernels accept the
+    // shorter length
     const LEN: usize = core::mem::offset_of!(bpf_tunnel_key, __bindgen_anon_3);
     // SAFETY: an all-zero key is a valid one.
     let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
     key.tunnel_id = vni;
     key.tunnel_ttl = 64;
-    // over IPv4 the outer UDP checksum only repeats what inner checksums prove; IPv6 demands it (RFC 8200 §8.1)
+    // over IPv4 the outer UDP checksum only repeats what inner checksums prove; IPv6 demands it
+    // (RFC 8200 §8.1)
     let flags = if remote.is_v4() {
         // the helper takes IPv4 in host order, unlike IPv6
         key.__bindgen_anon_1.remote_ipv4 = u32::from_be(remote.v4_part());
@@ -184,7 +189,8 @@ pub(crate) fn set_tunnel(ctx: &TcContext, vni: u32, remote: &Addr) -> Result<(),
     }
 }
 
-/// Sets `skb->pkt_type` to `PACKET_HOST`: a receiving stack drops what arrived as `PACKET_OTHERHOST`.
+/// Sets `skb->pkt_type` to `PACKET_HOST`: a receiving stack drops what arrived as
+/// `PACKET_OTHERHOST`.
 #[inline(always)]
 pub(crate) fn set_packet_host(ctx: &TcContext) -> Result<(), DropReason> {
     const PACKET_HOST: u32 = 0;

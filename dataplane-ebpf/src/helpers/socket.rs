@@ -15,8 +15,8 @@ use dataplane_common::abi::{Addr, FlowKey, Port, SocketOrigin};
 
 use crate::maps;
 
-/// Whether a TCP segment of this tuple belongs to a socket, other than a listening one, in the namespace of the device it
-/// arrived on (Linux 5.2).
+/// Whether a TCP segment of this tuple belongs to a socket, other than a listening one, in the
+/// namespace of the device it arrived on (Linux 5.2).
 #[inline(always)]
 pub(crate) fn has_connected_socket(ctx: *mut c_void, tuple: &FlowKey) -> bool {
     const TCP_LISTEN: u32 = 10;
@@ -31,7 +31,8 @@ pub(crate) fn has_connected_socket(ctx: *mut c_void, tuple: &FlowKey) -> bool {
     } else {
         let tuple = (&raw const *tuple).cast_mut().cast();
         let size = size_of::<SocketTupleV6>() as u32;
-        // SAFETY: as above; `FlowKey` begins with the fields of the kernel's IPv6 tuple, and the helper only reads it.
+        // SAFETY: as above; `FlowKey` begins with the fields of the kernel's IPv6 tuple, and the
+        // helper only reads it.
         unsafe { bpf_skc_lookup_tcp(ctx, tuple, size, netns, 0) }
     };
     if socket.is_null() {
@@ -58,8 +59,8 @@ impl<'a> Socket<'a> {
         Self { ctx, v6: false }
     }
 
-    /// In a program of an IPv6 attach type (`connect6`, ..). The address may be a mapped IPv4 one, the form in which [`Addr`]
-    /// keeps IPv4 anyway.
+    /// In a program of an IPv6 attach type (`connect6`, ..). The address may be a mapped IPv4 one,
+    /// the form in which [`Addr`] keeps IPv4 anyway.
     #[inline(always)]
     pub(crate) const fn v6(ctx: &'a SockAddrContext) -> Self {
         Self { ctx, v6: true }
@@ -74,8 +75,8 @@ impl<'a> Socket<'a> {
     #[inline(always)]
     pub(crate) fn addr(&self) -> Addr {
         let sock_addr = self.ctx.sock_addr;
-        // SAFETY: as above. Volatile: the kernel allows these fields to be read word by word only, and the compiler
-        // would join the loads.
+        // SAFETY: as above. Volatile: the kernel allows these fields to be read word by word only,
+        // and the compiler would join the loads.
         unsafe {
             if self.v6 {
                 let words = (&raw const (*sock_addr).user_ip6).cast::<u32>();
@@ -137,12 +138,13 @@ impl<'a> Socket<'a> {
     /// Frontend and backend of the socket, if `connect()` was translated.
     #[inline(always)]
     pub(crate) fn origin(&self) -> Option<SocketOrigin> {
-        // SAFETY: the helper returns null or a value that lives as long as the socket, which outlives the program.
+        // SAFETY: the helper returns null or a value that lives as long as the socket, which
+        // outlives the program.
         unsafe { maps::connected_origins().get_ptr_mut(self.ctx).as_ref() }.copied()
     }
 
-    /// Stores frontend and backend for the life of the socket. If the kernel has no memory for it, the socket works, and
-    /// `getpeername()` shows the backend.
+    /// Stores frontend and backend for the life of the socket. If the kernel has no memory for it,
+    /// the socket works, and `getpeername()` shows the backend.
     #[inline(always)]
     pub(crate) fn set_origin(&self, mut origin: SocketOrigin) {
         // SAFETY: as in `origin`.
@@ -157,6 +159,7 @@ impl<'a> Socket<'a> {
 /// Protocol and cookie of a socket that is being closed.
 #[inline(always)]
 pub(crate) fn closing(ctx: &SockContext) -> (u8, u64) {
-    // SAFETY: the context pointer is valid for the run of the program, and the helper takes it as it is.
+    // SAFETY: the context pointer is valid for the run of the program, and the helper takes it as
+    // it is.
     unsafe { ((*ctx.sock).protocol as u8, bpf_get_socket_cookie(ctx.as_ptr())) }
 }

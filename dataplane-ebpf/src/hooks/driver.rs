@@ -1,4 +1,5 @@
-//! Runs a hook on a packet: picks the IP family, calls the hook, and ends the run with a verdict or a drop reason.
+//! Runs a hook on a packet: picks the IP family, calls the hook, and ends the run with a verdict or
+//! a drop reason.
 
 use aya_ebpf::{
     bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
@@ -83,7 +84,8 @@ const fn sends_icmp_error(reason: DropReason) -> bool {
     matches!(reason, DropReason::NoBackend | DropReason::NoPort | DropReason::TooBig)
 }
 
-/// Runs an XDP hook on a packet and returns an `XDP_*` action. What is not sent back out of the device goes on to tc.
+/// Runs an XDP hook on a packet and returns an `XDP_*` action. What is not sent back out of the
+/// device goes on to tc.
 #[inline(always)]
 pub(crate) fn run_xdp<H: Hook<Context = XdpContext>>(ctx: &XdpContext) -> u32 {
     let Some(scratch) = scratch::current() else { return xdp_action::XDP_PASS };

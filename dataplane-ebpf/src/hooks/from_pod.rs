@@ -1,9 +1,9 @@
 //! A packet leaves a pod: tc ingress of the pod's host-side device.
 //!
-//! Most packets go to another pod without translation: one lookup finds an address of this node, two an address of
-//! another, and the packet is redirected past the host's stack. A flow is looked up only for a packet that may be
-//! addressed to a frontend, or whose destination's row says that replies to translated connections go there
-//! (`FlowHints`).
+//! Most packets go to another pod without translation: one lookup finds an address of this node,
+//! two an address of another, and the packet is redirected past the host's stack. A flow is looked
+//! up only for a packet that may be addressed to a frontend, or whose destination's row says that
+//! replies to translated connections go there (`FlowHints`).
 
 use aya_ebpf::programs::TcContext;
 use dataplane_common::reason::{DropReason, HookId, Verdict};

@@ -1,9 +1,10 @@
 //! A packet arrives from another machine: tc ingress of an uplink.
 //!
-//! A packet to a pod is redirected into it. A packet to a frontend of this node (node port, host port, load balancer
-//! address) gets a backend on any node; if that is another node, this node stays in the path under its own address.
-//! Replies to translated connections are translated back: once to undo masquerade, which may make the packet one for a pod
-//! of this node, and once more if that pod had connected to a service.
+//! A packet to a pod is redirected into it. A packet to a frontend of this node (node port, host
+//! port, load balancer address) gets a backend on any node; if that is another node, this node
+//! stays in the path under its own address. Replies to translated connections are translated back:
+//! once to undo masquerade, which may make the packet one for a pod of this node, and once more if
+//! that pod had connected to a service.
 
 use aya_ebpf::programs::TcContext;
 use dataplane_common::reason::{DropReason, HookId, Verdict};
@@ -50,8 +51,9 @@ pub(super) enum Inbound {
 
 /// Translates a packet from outside of the node as often as needed, and finds its destination.
 ///
-/// The first pass translates packets to frontends, and replies to both translated service connections and masqueraded
-/// ones; on a miss it may select a backend. The second pass translates replies whose masquerade the first has undone.
+/// The first pass translates packets to frontends, and replies to both translated service
+/// connections and masqueraded ones; on a miss it may select a backend. The second pass translates
+/// replies whose masquerade the first has undone.
 #[inline(always)]
 pub(super) fn resolve_inbound<F: IpFamily>(
     ctx: &TcContext,
@@ -64,7 +66,8 @@ pub(super) fn resolve_inbound<F: IpFamily>(
         Destination::Host(_) => destination.may_have_flow(ctx, packet),
         // cluster IPs, and addresses of load balancers
         Destination::Outside { .. } | Destination::ServiceRange => packet.link_scoped(ctx).is_none(),
-        // another node's node port: that node may have sent the packet on unchanged (direct server return)
+        // another node's node port: that node may have sent the packet on unchanged (direct server
+        // return)
         Destination::Node(_) => true,
         _ => false,
     };

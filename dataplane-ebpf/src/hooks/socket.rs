@@ -1,7 +1,9 @@
-//! A process uses a service's address: the cgroup hooks of `connect`, `sendmsg`, `recvmsg`, `getpeername` and `close`.
+//! A process uses a service's address: the cgroup hooks of `connect`, `sendmsg`, `recvmsg`,
+//! `getpeername` and `close`.
 //!
-//! The socket gets a backend in place of the frontend once, and its packets need no translation after that. The frontend
-//! is remembered, so that the application never sees the backend's address (ADR 0003).
+//! The socket gets a backend in place of the frontend once, and its packets need no translation
+//! after that. The frontend is remembered, so that the application never sees the backend's address
+//! (ADR 0003).
 
 use aya_ebpf::programs::SockContext;
 use dataplane_common::{
@@ -46,8 +48,8 @@ pub(crate) fn connect(socket: &Socket<'_>) -> i32 {
     verdict::record_socket(HookId::Connect, result)
 }
 
-/// `sendmsg()` on an unconnected socket: the same backend for every datagram, as long as the set of backends does not
-/// change.
+/// `sendmsg()` on an unconnected socket: the same backend for every datagram, as long as the set of
+/// backends does not change.
 #[inline(always)]
 pub(crate) fn sendmsg(socket: &Socket<'_>) -> i32 {
     let cookie = socket.cookie();
@@ -77,7 +79,8 @@ pub(crate) fn getpeername(socket: &Socket<'_>) -> i32 {
     verdict::record_socket(HookId::Getpeername, Ok(restore(socket, connected_origin(socket))))
 }
 
-/// `close()`: removes the socket from `CONNECTED_PEERS`. Not counted, because there is no outcome to tell apart.
+/// `close()`: removes the socket from `CONNECTED_PEERS`. Not counted, because there is no outcome
+/// to tell apart.
 #[inline(always)]
 pub(crate) fn release(ctx: &SockContext) -> i32 {
     let (protocol, cookie) = socket::closing(ctx);
@@ -87,7 +90,8 @@ pub(crate) fn release(ctx: &SockContext) -> i32 {
     1
 }
 
-/// Replaces the address of a frontend by one of its backends. Returns both, or `None` if the address was left alone.
+/// Replaces the address of a frontend by one of its backends. Returns both, or `None` if the
+/// address was left alone.
 #[inline(always)]
 fn translate(socket: &Socket<'_>, random: u32) -> Result<Option<SocketOrigin>, DropReason> {
     let (addr, port, protocol) = (socket.addr(), socket.port(), socket.protocol());
@@ -121,7 +125,8 @@ fn translate(socket: &Socket<'_>, random: u32) -> Result<Option<SocketOrigin>, D
     if !service::find_frontend(&addr, port, protocol, query, service)? {
         return Ok(None);
     }
-    // packets from the host to one of its own addresses pass no device hook: this is the only place to translate them
+    // packets from the host to one of its own addresses pass no device hook: this is the only place
+    // to translate them
     let stays_in_host = in_host_netns
         && (is_loopback
             || endpoint.is_some_and(Endpoint::is_host)
@@ -129,8 +134,9 @@ fn translate(socket: &Socket<'_>, random: u32) -> Result<Option<SocketOrigin>, D
     if !enabled && !stays_in_host {
         return Ok(None);
     }
-    // without a backend the packets are rejected or dropped. Maglev hashes the source, which a socket does not have yet; a
-    // connection that stays in the host gets a random backend all the same
+    // without a backend the packets are rejected or dropped. Maglev hashes the source, which a
+    // socket does not have yet; a connection that stays in the host gets a random backend all the
+    // same
     if service.count == 0 || (service.flags & ServiceFlags::HASH != 0 && !stays_in_host) {
         return Ok(None);
     }

@@ -1,7 +1,9 @@
-//! The host's stack sends a packet to another node's pod through the tunnel: tc egress of the overlay device.
+//! The host's stack sends a packet to another node's pod through the tunnel: tc egress of the
+//! overlay device.
 //!
-//! The kernel's route names only the device. This hook sets the tunnel's remote end, and translates replies of host
-//! processes back to their frontend. Packets of pods arrive here with their tunnel key set.
+//! The kernel's route names only the device. This hook sets the tunnel's remote end, and translates
+//! replies of host processes back to their frontend. Packets of pods arrive here with their tunnel
+//! key set.
 
 use aya_ebpf::programs::TcContext;
 use dataplane_common::reason::{DropReason, HookId, Verdict};
@@ -30,7 +32,8 @@ impl Hook for ToOverlay {
             return Ok(Verdict::Forwarded);
         }
         let packet = F::parse(ctx)?;
-        // the kernel's multicast and neighbour discovery on the device itself: without a tunnel key VXLAN drops it
+        // the kernel's multicast and neighbour discovery on the device itself: without a tunnel key
+        // VXLAN drops it
         if let Some(verdict) = packet.link_scoped(ctx) {
             return Ok(verdict);
         }

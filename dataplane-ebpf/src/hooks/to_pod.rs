@@ -1,7 +1,7 @@
 //! The host's stack sends a packet to a pod: tc egress of the pod's host-side device.
 //!
-//! The kernel has routed it already. What is left is the reply of a host process that the pod reached through a service:
-//! its source is translated back to the frontend.
+//! The kernel has routed it already. What is left is the reply of a host process that the pod
+//! reached through a service: its source is translated back to the frontend.
 
 use aya_ebpf::programs::TcContext;
 use dataplane_common::reason::{DropReason, HookId, Verdict};

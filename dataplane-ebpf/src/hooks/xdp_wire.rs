@@ -1,9 +1,9 @@
 //! A packet arrives from another machine: XDP of an uplink, in its driver.
 //!
-//! A packet from outside to a frontend of this node whose backend is on another node, and the reply from there, is sent back
-//! out of the same device (`XDP_TX`) before the kernel allocates an `sk_buff`. Everything else goes on to
-//! [`FromWire`](super::FromWire), which does the same: both look up and create the same flows, so a connection may move
-//! between them at any packet.
+//! A packet from outside to a frontend of this node whose backend is on another node, and the reply
+//! from there, is sent back out of the same device (`XDP_TX`) before the kernel allocates an
+//! `sk_buff`. Everything else goes on to [`FromWire`](super::FromWire), which does the same: both
+//! look up and create the same flows, so a connection may move between them at any packet.
 
 use aya_ebpf::programs::XdpContext;
 use dataplane_common::{
@@ -69,15 +69,16 @@ fn is_supported<F: IpFamily>(ctx: &impl Frame, packet: &Packet<F>) -> bool {
         && has_complete_checksum(ctx, packet)
 }
 
-/// SCTP that has crossed no physical wire may arrive with its checksum still to be computed, and no device computes it
-/// after `XDP_TX`.
+/// SCTP that has crossed no physical wire may arrive with its checksum still to be computed, and no
+/// device computes it after `XDP_TX`.
 #[inline(always)]
 fn has_complete_checksum<F: IpFamily>(ctx: &impl Frame, packet: &Packet<F>) -> bool {
     packet.protocol != Protocol::SCTP
         || ctx.read::<SctpHeader>(packet.l4).is_ok_and(|header| header.checksum != 0)
 }
 
-/// Rewrites the packet to `scratch.nat_tuple` and sends it out of the device it arrived on, if its route goes there.
+/// Rewrites the packet to `scratch.nat_tuple` and sends it out of the device it arrived on, if its
+/// route goes there.
 #[inline(always)]
 fn send_back<F: IpFamily>(
     ctx: &XdpContext,

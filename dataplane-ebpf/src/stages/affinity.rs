@@ -1,4 +1,5 @@
-//! `sessionAffinity: ClientIP`: a client keeps its backend, whichever frontend of the service it uses.
+//! `sessionAffinity: ClientIP`: a client keeps its backend, whichever frontend of the service it
+//! uses.
 
 use dataplane_common::{
     abi::{Addr, Affinity, AffinityKey, Service},
@@ -11,8 +12,9 @@ use crate::{helpers::time, maps};
 /// Steps of the binary search that leave one slot of the largest range.
 const SEARCH_STEPS: u32 = 18;
 
-/// Returns the slot of the client's last backend, if the service still has it and the timeout since the client's last
-/// connection has not expired. Otherwise selects the slot at `hash` and remembers it. The service must have a backend.
+/// Returns the slot of the client's last backend, if the service still has it and the timeout since
+/// the client's last connection has not expired. Otherwise selects the slot at `hash` and remembers
+/// it. The service must have a backend.
 #[inline(never)]
 pub(crate) fn select_slot(service: &Service, client: &Addr, hash: u32) -> u32 {
     let key = AffinityKey { service_id: service.id, client: *client };
@@ -36,8 +38,9 @@ pub(crate) fn select_slot(service: &Service, client: &Addr, hash: u32) -> u32 {
 
 /// The slot of a backend in the service's range, which is sorted by backend number.
 ///
-/// A branchless binary search: otherwise a verifier that cannot merge the states of the search would follow every
-/// combination of turns (Linux 6.1 gives up). Each step halves the range; steps on a single slot change nothing.
+/// A branchless binary search: otherwise a verifier that cannot merge the states of the search
+/// would follow every combination of turns (Linux 6.1 gives up). Each step halves the range; steps
+/// on a single slot change nothing.
 #[inline(always)]
 fn find(service: &Service, backend_id: u32) -> Option<u32> {
     let (mut base, mut left) = (0, u64::from(service.count));

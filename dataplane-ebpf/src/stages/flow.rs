@@ -1,7 +1,9 @@
-//! Flows: connection tracking of connections that are translated per packet. Looks flows up, creates and reclaims them.
+//! Flows: connection tracking of connections that are translated per packet. Looks flows up,
+//! creates and reclaims them.
 //!
 //! Layout and invariants of the tables are in `dataplane_common::abi::flow`, timeouts and states in
-//! `dataplane_common::flow`. TCP sequence numbers play no part, and no map evicts entries by itself.
+//! `dataplane_common::flow`. TCP sequence numbers play no part, and no map evicts entries by
+//! itself.
 
 use dataplane_common::{
     abi::{Flow, FlowFlags, FlowKey, FlowRef, Port},
@@ -20,9 +22,11 @@ use crate::{
 
 /// Random source ports of which only free ones are taken, before [`REUSED_PORT_TRIES`].
 const PORT_TRIES: u32 = 32;
-/// Random source ports that are also taken from closed or expired connections, before the packet is dropped.
+/// Random source ports that are also taken from closed or expired connections, before the packet is
+/// dropped.
 const REUSED_PORT_TRIES: u32 = 6;
-/// Slots examined before the table counts as full: a bound for the verifier. The node's configuration may lower it.
+/// Slots examined before the table counts as full: a bound for the verifier. The node's
+/// configuration may lower it.
 const MAX_PROBES: u32 = 8;
 
 /// Kinds of flows, a bit each.
@@ -42,8 +46,9 @@ const fn translates_forward(flags: u32, forward_kinds: u32) -> bool {
     forward_kinds & kind != 0
 }
 
-/// Looks up the flow of the packet with tuple `scratch.tuple`. True on a hit: then `scratch.nat_tuple` is the tuple it leaves
-/// with, and the flow's state includes this packet. Forward packets hit only flows of `forward_kinds`.
+/// Looks up the flow of the packet with tuple `scratch.tuple`. True on a hit: then
+/// `scratch.nat_tuple` is the tuple it leaves with, and the flow's state includes this packet.
+/// Forward packets hit only flows of `forward_kinds`.
 #[inline(always)]
 pub(crate) fn lookup(scratch: &mut Scratch, forward_kinds: u32) -> bool {
     scratch::with_scratch_released(scratch, || find_flow(forward_kinds)) != 0
@@ -60,8 +65,8 @@ extern "C" fn find_flow(forward_kinds: u32) -> u32 {
 fn try_lookup(scratch: &mut Scratch, forward_kinds: u32) -> bool {
     let Some(reference) = maps::flow_ref(&scratch.tuple) else { return false };
     let Some(flow) = maps::flow(reference.slot) else { return false };
-    // SAFETY: array values live as long as the map. Another CPU may give the record to a new flow meanwhile; the epoch,
-    // read again below, tells.
+    // SAFETY: array values live as long as the map. Another CPU may give the record to a new flow
+    // meanwhile; the epoch, read again below, tells.
     let flow = unsafe { &mut *flow };
     if epoch(flow) != reference.epoch {
         return false;
@@ -98,8 +103,8 @@ fn try_lookup(scratch: &mut Scratch, forward_kinds: u32) -> bool {
     true
 }
 
-/// As [`record_packet`], for direct server return, where replies bypass this node: an ACK shows that there was one, and a FIN
-/// closes the connection in both directions.
+/// As [`record_packet`], for direct server return, where replies bypass this node: an ACK shows
+/// that there was one, and a FIN closes the connection in both directions.
 #[inline(always)]
 fn record_direct_packet(flow: &mut Flow, tcp: u8) -> bool {
     let is_reply_seen = tcp & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::ACK;
@@ -130,7 +135,8 @@ pub(crate) fn lookup_without_update(scratch: &mut Scratch, forward_kinds: u32) -
     epoch(flow) == reference.epoch
 }
 
-/// Writes the tuple of the opposite direction to `into`; in place, because a tuple is too large for the BPF stack.
+/// Writes the tuple of the opposite direction to `into`; in place, because a tuple is too large for
+/// the BPF stack.
 #[inline(always)]
 fn reverse(tuple: &FlowKey, into: &mut FlowKey) {
     into.src = tuple.dst;
@@ -140,26 +146,28 @@ fn reverse(tuple: &FlowKey, into: &mut FlowKey) {
     into.protocol = tuple.protocol;
 }
 
-/// Whether a forward packet must select a backend again although its tuple has a flow: the backend has been removed, or a
-/// new connection re-uses the ports of one that has ended.
+/// Whether a forward packet must select a backend again although its tuple has a flow: the backend
+/// has been removed, or a new connection re-uses the ports of one that has ended.
 #[inline(always)]
 fn must_reselect(flow: &Flow, transport: u32) -> bool {
     let is_syn = tcp_flags::is_initial_syn(transport as u8);
     let state = State::from_number(flow.state);
-    // direct server return: nodes that disagree on the backend send the packet back and forth until one selects again
+    // direct server return: nodes that disagree on the backend send the packet back and forth until
+    // one selects again
     let is_disputed = flow.flags & FlowFlags::DIRECT != 0 && state == State::HalfOpen;
     if is_syn && (state.is_ending() || is_disputed) {
         return true;
     }
-    // TCP and SCTP keep their backend until one side closes: a terminating pod drains its connections
+    // TCP and SCTP keep their backend until one side closes: a terminating pod drains its
+    // connections
     let may_change_backend = transport & Transport::HANDSHAKE == 0 || is_syn;
     may_change_backend
         && flow.flags & FlowFlags::SERVICE != 0
         && maps::backend_generation(flow.backend_id) != flow.backend_generation
 }
 
-/// Whether a reply belongs to a connection that the client has since made directly to the backend, from the same port: a SYN
-/// through this flow would have replaced the flow.
+/// Whether a reply belongs to a connection that the client has since made directly to the backend,
+/// from the same port: a SYN through this flow would have replaced the flow.
 #[inline(always)]
 fn is_to_direct_connection(flow: &Flow, tcp: u8) -> bool {
     let syn_ack = tcp_flags::SYN | tcp_flags::ACK;
@@ -168,8 +176,8 @@ fn is_to_direct_connection(flow: &Flow, tcp: u8) -> bool {
         && State::from_number(flow.state).is_ending()
 }
 
-/// Updates state and last-seen time; writes them only if they change, so that CPUs share the cache line of a busy flow. True
-/// for the first packet of a second.
+/// Updates state and last-seen time; writes them only if they change, so that CPUs share the cache
+/// line of a busy flow. True for the first packet of a second.
 #[inline(always)]
 fn record_packet(flow: &mut Flow, direction: Direction, tcp: u8) -> bool {
     let now = time::now();
@@ -184,11 +192,11 @@ fn record_packet(flow: &mut Flow, direction: Direction, tcp: u8) -> bool {
     is_first_this_second
 }
 
-/// Creates the flow of packets with tuple `scratch.tuple`, as `scratch.new_flow` says, and writes the tuple they leave with to
-/// `scratch.nat_tuple`.
+/// Creates the flow of packets with tuple `scratch.tuple`, as `scratch.new_flow` says, and writes
+/// the tuple they leave with to `scratch.nat_tuple`.
 ///
-/// If the source is to be translated, or if another flow has the reply tuple already, the source port becomes one of the
-/// node's range (`snat_ports`), so that the reply tuple is unique.
+/// If the source is to be translated, or if another flow has the reply tuple already, the source
+/// port becomes one of the node's range (`snat_ports`), so that the reply tuple is unique.
 ///
 /// # Errors
 /// [`DropReason::FlowTableFull`], [`DropReason::PortsExhausted`].
@@ -252,7 +260,8 @@ fn try_create(scratch: &mut Scratch) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// Takes a slot whose flow is evictable, and removes that flow's index entries. `u32::MAX` if there is none.
+/// Takes a slot whose flow is evictable, and removes that flow's index entries. `u32::MAX` if there
+/// is none.
 #[inline(never)]
 fn reclaim_slot() -> u32 {
     let now = time::now();
@@ -310,8 +319,8 @@ fn pick_reply_port(scratch: &mut Scratch) {
     }
 }
 
-/// Claims the reply tuple if it is free, left over from an earlier flow of the same connection, or of a connection that has
-/// ended. `last_resort`: as in [`tuple_reusable`].
+/// Claims the reply tuple if it is free, left over from an earlier flow of the same connection, or
+/// of a connection that has ended. `last_resort`: as in [`tuple_reusable`].
 #[inline(always)]
 fn claim_reply(scratch: &Scratch, reference: FlowRef, last_resort: bool) -> bool {
     if maps::claim_flow_key(&scratch.new_flow.reply_tuple, reference) {
@@ -321,7 +330,8 @@ fn claim_reply(scratch: &Scratch, reference: FlowRef, last_resort: bool) -> bool
     release_reply_key(scratch, last_resort) && maps::claim_flow_key(&scratch.new_flow.reply_tuple, reference)
 }
 
-/// Removes the flow that has the reply tuple, if its connection has ended. True if the tuple is free then.
+/// Removes the flow that has the reply tuple, if its connection has ended. True if the tuple is
+/// free then.
 #[inline(never)]
 fn release_reply_key(scratch: &Scratch, last_resort: bool) -> bool {
     let Some(holder) = maps::flow_ref(&scratch.new_flow.reply_tuple) else { return true };
@@ -351,6 +361,7 @@ fn epoch(flow: &Flow) -> u32 {
 
 #[inline(always)]
 fn set_epoch(flow: &mut Flow, epoch: u32) {
-    // SAFETY: a live field; volatile, so that the write is not moved past those of the other fields.
+    // SAFETY: a live field; volatile, so that the write is not moved past those of the other
+    // fields.
     unsafe { (&raw mut flow.epoch).write_volatile(epoch) };
 }

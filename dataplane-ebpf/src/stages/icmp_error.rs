@@ -1,8 +1,10 @@
-//! ICMP errors (RFC 792, RFC 4443). They quote the head of the packet they are about, and both the message and the quoted
-//! packet must be translated, or path MTU discovery and "port unreachable" fail through services and masquerade.
+//! ICMP errors (RFC 792, RFC 4443). They quote the head of the packet they are about, and both the
+//! message and the quoted packet must be translated, or path MTU discovery and "port unreachable"
+//! fail through services and masquerade.
 //!
-//! The quoted packet travelled in the opposite direction: its tuple reversed is a tuple of the flow, in the direction of
-//! the message. So the outer header is rewritten as a packet of the flow would be, and the quoted one in reverse.
+//! The quoted packet travelled in the opposite direction: its tuple reversed is a tuple of the
+//! flow, in the direction of the message. So the outer header is rewritten as a packet of the flow
+//! would be, and the quoted one in reverse.
 
 use dataplane_common::{
     abi::{FlowKey, Port},
@@ -16,8 +18,9 @@ use crate::{
     scratch::Scratch,
 };
 
-/// Translates `packet`, an ICMP error, if the packet it quotes belongs to a flow. True if it does: then
-/// `scratch.nat_tuple` is the tuple with which packets of the flow travel on. `forward_kinds` as in [`flow::lookup`].
+/// Translates `packet`, an ICMP error, if the packet it quotes belongs to a flow. True if it does:
+/// then `scratch.nat_tuple` is the tuple with which packets of the flow travel on. `forward_kinds`
+/// as in [`flow::lookup`].
 #[inline(always)]
 pub(crate) fn translate<F: IpFamily>(
     ctx: &impl Frame,
@@ -35,15 +38,16 @@ pub(crate) fn translate<F: IpFamily>(
     }
     let Scratch { tuple, nat_tuple, .. } = scratch;
 
-    // outer header: the source is translated only if it is the flow's own end; a router keeps its address
+    // outer header: the source is translated only if it is the flow's own end; a router keeps its
+    // address
     let outer_src = if packet.src == tuple.src { nat_tuple.src } else { packet.src };
     let outer = F::replace_addresses(ctx, L3, &outer_src, &nat_tuple.dst)?;
 
     // quoted header: the opposite direction
     let quoted = F::replace_addresses(ctx, quoted_l3, &nat_tuple.dst, &nat_tuple.src)?;
     let checksum = ChecksumField::at(packet.l4 + IcmpHeader::CHECKSUM);
-    // the ICMP checksum covers the quoted packet. The checksum of a quoted IPv4 header cancels the change of its addresses;
-    // IPv6 has none, and ICMPv6 covers the outer addresses too
+    // the ICMP checksum covers the quoted packet. The checksum of a quoted IPv4 header cancels the
+    // change of its addresses; IPv6 has none, and ICMPv6 covers the outer addresses too
     if F::ICMP_COVERS_ADDRESSES {
         ctx.update_checksum(checksum, outer, ChangedIn::PseudoHeader)?;
         ctx.update_checksum(checksum, quoted, ChangedIn::Segment)?;
@@ -52,8 +56,8 @@ pub(crate) fn translate<F: IpFamily>(
     Ok(true)
 }
 
-/// Rewrites the ports of the quoted packet. Its own transport checksum is left wrong: the receiver uses only the ports, and
-/// the rest of the segment, which that checksum covers, is not there.
+/// Rewrites the ports of the quoted packet. Its own transport checksum is left wrong: the receiver
+/// uses only the ports, and the rest of the segment, which that checksum covers, is not there.
 #[inline(always)]
 fn replace_quoted_ports<F: IpFamily>(
     ctx: &impl Frame,
@@ -73,8 +77,9 @@ fn replace_quoted_ports<F: IpFamily>(
     replace_port(ctx, l4 + 2, icmp_checksum, tuple.src_port, nat_tuple.src_port)
 }
 
-/// Reads the IP header of the quoted packet, which may end eight bytes into its transport header. Leaves the addresses,
-/// reversed, and the protocol in `tuple`, and returns the offset of the transport header.
+/// Reads the IP header of the quoted packet, which may end eight bytes into its transport header.
+/// Leaves the addresses, reversed, and the protocol in `tuple`, and returns the offset of the
+/// transport header.
 #[inline(always)]
 fn read_quoted_header<F: IpFamily>(
     ctx: &impl Frame,

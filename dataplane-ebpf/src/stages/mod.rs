@@ -1,11 +1,13 @@
-//! What a hook is made of. Each stage does one thing to a packet and may end its path with a named reason.
+//! What a hook is made of. Each stage does one thing to a packet and may end its path with a named
+//! reason.
 //!
-//! An `inline(never)` function is a BPF subprogram with a stack frame of its own (512 bytes for the whole call chain). It
-//! returns one number, so that the verifier does not multiply the paths through it with the paths after it.
+//! An `inline(never)` function is a BPF subprogram with a stack frame of its own (512 bytes for the
+//! whole call chain). It returns one number, so that the verifier does not multiply the paths
+//! through it with the paths after it.
 //!
-//! An `extern "C"` one is a global function: the verifier checks it once, for all callers (Linux 5.6, ADR 0008). Only
-//! numbers may be passed to it, so it looks up what it works on by itself
-//! ([`with_scratch_released`](crate::scratch::with_scratch_released)).
+//! An `extern "C"` one is a global function: the verifier checks it once, for all callers
+//! (Linux 5.6, ADR 0008). Only numbers may be passed to it, so it looks up what it works on by
+//! itself ([`with_scratch_released`](crate::scratch::with_scratch_released)).
 
 use dataplane_common::reason::DropReason;
 
@@ -28,8 +30,8 @@ pub(crate) fn opaque(number: u64) -> u64 {
     unsafe { (&raw const number).read_volatile() }
 }
 
-/// `Result<bool, DropReason>` in one register, which is all that a subprogram may return (a larger value would be written
-/// through a pointer, and the verifier rejects what is left in `r0`).
+/// `Result<bool, DropReason>` in one register, which is all that a subprogram may return (a larger
+/// value would be written through a pointer, and the verifier rejects what is left in `r0`).
 #[derive(Clone, Copy)]
 pub(crate) struct PackedResult(u32);
 

@@ -1,7 +1,8 @@
 //! Network address translation, per packet, in both directions.
 //!
-//! A packet of a known flow is translated as its flow says: forward packets to the backend or to the node's address,
-//! replies back. What a packet without a flow gets is the parameter of [`translate`], an [`OnMiss`].
+//! A packet of a known flow is translated as its flow says: forward packets to the backend or to
+//! the node's address, replies back. What a packet without a flow gets is the parameter of
+//! [`translate`], an [`OnMiss`].
 
 use aya_ebpf::programs::TcContext;
 use dataplane_common::reason::{DropReason, Verdict};
@@ -17,8 +18,9 @@ use crate::{
     scratch::Scratch,
 };
 
-/// Translates the packet if it belongs to a flow, in either direction; on a miss does what `M` says, which may create a
-/// flow and translate the packet by it. True if it was translated: then `scratch.nat_tuple` is its tuple.
+/// Translates the packet if it belongs to a flow, in either direction; on a miss does what `M`
+/// says, which may create a flow and translate the packet by it. True if it was translated: then
+/// `scratch.nat_tuple` is its tuple.
 ///
 /// A subprogram for each `M`. It parses the packet again, so that only the context enters it.
 #[inline(always)]
@@ -33,8 +35,8 @@ pub(crate) fn translate<F: IpFamily, M: OnMiss>(
     outlined::<F, M>(ctx, scratch).unpack()
 }
 
-/// Translates a packet of the host's stack to `destination` if it is the reply of a host process that was reached through
-/// a service: its source becomes the frontend.
+/// Translates a packet of the host's stack to `destination` if it is the reply of a host process
+/// that was reached through a service: its source becomes the frontend.
 #[inline(always)]
 pub(crate) fn translate_host_reply<F: IpFamily>(
     ctx: &TcContext,
@@ -66,8 +68,8 @@ fn try_translate<F: IpFamily, M: OnMiss>(ctx: &TcContext, scratch: &mut Scratch)
     Ok(true)
 }
 
-/// Looks up or creates the flow of a packet, which must not be an ICMP error. True if there is one: then the tuple the
-/// packet is to be rewritten to is in `scratch.nat_tuple`.
+/// Looks up or creates the flow of a packet, which must not be an ICMP error. True if there is one:
+/// then the tuple the packet is to be rewritten to is in `scratch.nat_tuple`.
 #[inline(always)]
 pub(crate) fn find_tuple<F: IpFamily, M: OnMiss>(
     ctx: &impl Frame,

@@ -1,4 +1,5 @@
-//! What happens to a packet that belongs to no flow: it gets a backend, it is masqueraded, or it passes.
+//! What happens to a packet that belongs to no flow: it gets a backend, it is masqueraded, or it
+//! passes.
 
 use dataplane_common::{
     abi::{Addr, FlowFlags, NodeFlags, ServiceFlags, ServiceKey},
@@ -16,14 +17,16 @@ use crate::{
     scratch::Scratch,
 };
 
-/// The parameter of [`nat::translate`](super::nat::translate): what to do on a miss in the flow table.
+/// The parameter of [`nat::translate`](super::nat::translate): what to do on a miss in the flow
+/// table.
 pub(crate) trait OnMiss {
-    /// Kinds of flows ([`flow::kinds`]) whose forward packets are translated here: those that are created here. Replies of
-    /// every kind are translated everywhere. A pod's packet to the outside passes two hooks, and its flow belongs to one.
+    /// Kinds of flows ([`flow::kinds`]) whose forward packets are translated here: those that are
+    /// created here. Replies of every kind are translated everywhere. A pod's packet to the outside
+    /// passes two hooks, and its flow belongs to one.
     const FORWARD_KINDS: u32;
 
-    /// Creates the flow of the packet with tuple `scratch.tuple` if it is to have one: true, and `scratch.nat_tuple` is the
-    /// tuple it leaves with.
+    /// Creates the flow of the packet with tuple `scratch.tuple` if it is to have one: true, and
+    /// `scratch.nat_tuple` is the tuple it leaves with.
     fn create_flow<F: IpFamily>(ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason>;
 }
 
@@ -110,7 +113,8 @@ impl OnMiss for SelectBackend {
     }
 }
 
-/// Whether the packet is addressed to a port of a cluster IP, which has no such port: the frontend lookup missed.
+/// Whether the packet is addressed to a port of a cluster IP, which has no such port: the frontend
+/// lookup missed.
 #[inline(always)]
 fn is_cluster_ip<F: IpFamily>(scratch: &Scratch) -> bool {
     let tuple = &scratch.tuple;

@@ -1,5 +1,5 @@
-//! Reads what the stages need of a packet: properties of the IP header, the tuple, the transport protocol. Ports are read
-//! late, because a packet that is not translated does not need them.
+//! Reads what the stages need of a packet: properties of the IP header, the tuple, the transport
+//! protocol. Ports are read late, because a packet that is not translated does not need them.
 
 use dataplane_common::{
     abi::{FlowKey, FragmentPorts},
@@ -20,7 +20,8 @@ use crate::{
 };
 
 impl<F: IpFamily> Packet<F> {
-    /// The verdict for traffic that does not leave its link (neighbour discovery, multicast): the kernel handles it.
+    /// The verdict for traffic that does not leave its link (neighbour discovery, multicast): the
+    /// kernel handles it.
     #[inline(always)]
     pub(crate) fn link_scoped(&self, ctx: &impl Frame) -> Option<Verdict> {
         if F::is_link_scoped(&self.dst) || F::is_link_scoped(&self.src) {
@@ -45,12 +46,14 @@ impl<F: IpFamily> Packet<F> {
     }
 }
 
-/// Writes the packet's tuple to `scratch.tuple` and its transport properties to `scratch.transport`. ICMP echo has its
-/// identifier in place of both ports; protocols without ports have zeros.
+/// Writes the packet's tuple to `scratch.tuple` and its transport properties to
+/// `scratch.transport`. ICMP echo has its identifier in place of both ports; protocols without
+/// ports have zeros.
 ///
 /// # Errors
-/// [`DropReason::Truncated`]; [`DropReason::FragmentUnknown`] for a later fragment whose first has not been seen;
-/// [`DropReason::FragmentOvertaken`] for a first fragment for which later ones are stored (`stages::reorder`).
+/// [`DropReason::Truncated`]; [`DropReason::FragmentUnknown`] for a later fragment whose first has
+/// not been seen; [`DropReason::FragmentOvertaken`] for a first fragment for which later ones are
+/// stored (`stages::reorder`).
 #[inline(always)]
 pub(crate) fn tuple<F: IpFamily>(
     ctx: &impl Frame,
@@ -93,8 +96,8 @@ fn set_fragment_key<F>(packet: &Packet<F>, scratch: &mut Scratch) {
     scratch.reorder.key.index = 0;
 }
 
-/// Bits of `scratch.transport`. The lowest eight are TCP flags (`dataplane_common::flow::tcp_flags`), or what SCTP's first
-/// chunk corresponds to.
+/// Bits of `scratch.transport`. The lowest eight are TCP flags
+/// (`dataplane_common::flow::tcp_flags`), or what SCTP's first chunk corresponds to.
 pub(crate) struct Transport;
 
 impl Transport {
@@ -116,10 +119,11 @@ impl Transport {
     }
 }
 
-/// Reads the transport header at `offset`, of protocol `scratch.tuple.protocol`: writes the ports to `scratch.tuple` and the
-/// rest to `scratch.transport`.
+/// Reads the transport header at `offset`, of protocol `scratch.tuple.protocol`: writes the ports
+/// to `scratch.tuple` and the rest to `scratch.transport`.
 ///
-/// A subprogram whose input and output are in memory, so that the verifier forgets which path was taken through it.
+/// A subprogram whose input and output are in memory, so that the verifier forgets which path was
+/// taken through it.
 #[inline(always)]
 pub(crate) fn transport<F: IpFamily>(
     ctx: &impl Frame,
@@ -154,7 +158,8 @@ fn read_transport<F: IpFamily>(
     if !Protocol::has_ports(protocol) {
         return Ok(());
     }
-    // TCP and SCTP have their ports where UDP has them; an ICMP error may quote no more than these eight bytes
+    // TCP and SCTP have their ports where UDP has them; an ICMP error may quote no more than these
+    // eight bytes
     let header: UdpHeader = ctx.read(offset)?;
     scratch.tuple.src_port = header.src_port();
     scratch.tuple.dst_port = header.dst_port();

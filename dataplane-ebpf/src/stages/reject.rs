@@ -1,7 +1,9 @@
-//! Answers a dropped packet with an ICMP error: port unreachable (RFC 792, RFC 4443), or packet too big (RFC 1191, RFC 8201).
+//! Answers a dropped packet with an ICMP error: port unreachable (RFC 792, RFC 4443), or packet too
+//! big (RFC 1191, RFC 8201).
 //!
-//! The packet itself becomes the error: cut to its headers, with two more in front, and sent back where it came from. A
-//! connecting TCP socket takes "port unreachable" for a refused connection, as it would a reset.
+//! The packet itself becomes the error: cut to its headers, with two more in front, and sent back
+//! where it came from. A connecting TCP socket takes "port unreachable" for a refused connection,
+//! as it would a reset.
 
 use aya_ebpf::{bindings::TC_ACT_REDIRECT, programs::TcContext};
 use dataplane_common::{
@@ -27,8 +29,8 @@ use crate::{
     scratch::Scratch,
 };
 
-/// Turns the packet into an ICMP error and redirects it to its sender. False if the packet gets none: an ICMP message, a
-/// fragment, a packet with options.
+/// Turns the packet into an ICMP error and redirects it to its sender. False if the packet gets
+/// none: an ICMP message, a fragment, a packet with options.
 #[inline(always)]
 pub(crate) fn send_icmp_error<F: IpFamily>(
     ctx: &TcContext,
@@ -105,8 +107,9 @@ fn build_icmp_error<F: IpFamily>(ctx: &TcContext, kind: u16, mtu: u32) -> Result
     }
 }
 
-/// Makes the packet an ICMP error that quotes its IP header and `WORDS` 32-bit words of what follows. Of TCP that is the
-/// whole header, of SCTP more: `bpf_skb_change_tail` refuses to cut in front of a checksum that is not complete yet.
+/// Makes the packet an ICMP error that quotes its IP header and `WORDS` 32-bit words of what
+/// follows. Of TCP that is the whole header, of SCTP more: `bpf_skb_change_tail` refuses to cut in
+/// front of a checksum that is not complete yet.
 #[inline(always)]
 fn quote<F: IpFamily, const WORDS: usize>(
     ctx: &TcContext,

@@ -1,9 +1,10 @@
 //! Fragments that arrive before the first one, which alone has the ports.
 //!
-//! A BPF program cannot delay a packet. So the bytes of an early fragment are stored in `REORDER_FRAGMENTS` and its frame
-//! is dropped. When the first fragment arrives, its frame is cloned to the ingress of the same device, and the original
-//! frame is overwritten with a stored fragment and redirected there behind the clone. Both then pass the hook in order.
-//! With more fragments stored, the first one meets the next when it passes again.
+//! A BPF program cannot delay a packet. So the bytes of an early fragment are stored in
+//! `REORDER_FRAGMENTS` and its frame is dropped. When the first fragment arrives, its frame is
+//! cloned to the ingress of the same device, and the original frame is overwritten with a stored
+//! fragment and redirected there behind the clone. Both then pass the hook in order. With more
+//! fragments stored, the first one meets the next when it passes again.
 
 use aya_ebpf::{bindings::TC_ACT_REDIRECT, programs::TcContext};
 use dataplane_common::reason::{DropReason, HookId, Verdict};
@@ -19,7 +20,8 @@ use crate::{
 /// Fragments stored of one packet: 64 KiB in fragments of 1,400 bytes.
 const MAX_BUFFERED_PER_PACKET: u32 = 48;
 
-/// Whether a hook stores early fragments: those where frames arrive, and can be redirected to once more.
+/// Whether a hook stores early fragments: those where frames arrive, and can be redirected to once
+/// more.
 #[inline(always)]
 pub(crate) const fn is_enabled(hook: HookId) -> bool {
     matches!(hook, HookId::FromPod | HookId::FromWire | HookId::FromOverlay)
@@ -54,8 +56,8 @@ fn redirect_to_own_ingress(ctx: &TcContext) -> Result<Verdict, DropReason> {
     }
 }
 
-/// The length, if it is 1 to `MAX_BUFFERED_BYTES`. The verifier of Linux 5.10 learns nothing from "not 0", but does from
-/// this comparison.
+/// The length, if it is 1 to `MAX_BUFFERED_BYTES`. The verifier of Linux 5.10 learns nothing from
+/// "not 0", but does from this comparison.
 #[inline(always)]
 fn bounded(length: usize) -> Option<usize> {
     let last = opaque((length as u64).wrapping_sub(1));
@@ -75,8 +77,9 @@ fn try_buffer(ctx: &TcContext, scratch: &mut Scratch) -> Result<bool, DropReason
         scratch.reorder.key.index = index;
         let key = &scratch.reorder.key;
         if maps::buffered_fragment(key).is_none() && maps::buffer_fragment(key, buffer) {
-            // on another CPU the first fragment publishes its ports and then looks for stored fragments; this one is
-            // stored and then looks for the ports: at least one of the two sees the other
+            // on another CPU the first fragment publishes its ports and then looks for stored
+            // fragments; this one is stored and then looks for the ports: at least one of the two
+            // sees the other
             let is_first_missing = maps::fragment_ports(&key.packet).is_none();
             return Ok(is_first_missing || !maps::remove_buffered_fragment(key));
         }
@@ -84,7 +87,8 @@ fn try_buffer(ctx: &TcContext, scratch: &mut Scratch) -> Result<bool, DropReason
     Err(DropReason::FragmentUnknown)
 }
 
-/// Clones the first fragment, and overwrites its frame with the stored fragment of the highest index.
+/// Clones the first fragment, and overwrites its frame with the stored fragment of the highest
+/// index.
 #[inline(always)]
 fn clone_and_overwrite(ctx: &TcContext, scratch: &mut Scratch) -> Result<(), DropReason> {
     for index in 1..MAX_BUFFERED_PER_PACKET {
@@ -109,7 +113,8 @@ fn clone_and_overwrite(ctx: &TcContext, scratch: &mut Scratch) -> Result<(), Dro
         return Ok(());
     }
     skb::set_len(ctx, L3 + length)?;
-    // checked again, because the verifier of Linux 5.10 forgets the bounds of a number that it spills to the stack
+    // checked again, because the verifier of Linux 5.10 forgets the bounds of a number that it
+    // spills to the stack
     let Some(length) = bounded(buffered.length as usize) else { return Err(DropReason::FragmentOvertaken) };
     skb::store(ctx, L3, &buffered.bytes, length)?;
     // removed by another CPU meanwhile: the entry may have been re-used while it was copied

@@ -93,16 +93,16 @@ fn sctp<F: IpFamily>(
         let len = F::transport_len(ctx, packet.l4)?;
         header.checksum = update_crc32c(header.checksum, old, header.ports(), len.into());
     }
-    // only the common header may be made linear: the chunks of a GSO packet are in buffers of their own
-    // (`sctp_packet_gso_append` of the kernel), and pulling one breaks its segmentation
+    // only the common header may be made linear: the chunks of a GSO packet are in buffers of their
+    // own (`sctp_packet_gso_append` of the kernel), and pulling one breaks its segmentation
     with_header(ctx, packet.l4, |[ports, _tag, checksum]: &mut [u32; 3]| {
         *ports = header.ports();
         *checksum = header.checksum;
     })
 }
 
-/// The CRC-32C of a packet of `len` bytes after its first word, `old`, became `new`. A global function: the verifier checks
-/// it once.
+/// The CRC-32C of a packet of `len` bytes after its first word, `old`, became `new`. A global
+/// function: the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn update_crc32c(checksum: u32, old: u32, new: u32, len: u32) -> u32 {

@@ -36,8 +36,8 @@ pub(crate) enum Destination {
 }
 
 impl Destination {
-    /// Whether `packet` to it may belong to a flow: `FlowHints` say so, or it is an ICMP error, which may quote a packet of
-    /// one.
+    /// Whether `packet` to it may belong to a flow: `FlowHints` say so, or it is an ICMP error,
+    /// which may quote a packet of one.
     #[inline(always)]
     pub(crate) fn may_have_flow<F: IpFamily>(&self, ctx: &impl Frame, packet: &Packet<F>) -> bool {
         match self {
@@ -52,7 +52,8 @@ impl Destination {
     /// How to look for the frontend of a packet to it.
     #[inline(always)]
     pub(crate) fn frontend_query(&self, origin: Origin) -> FrontendQuery {
-        // direct server return: another node sends on packets to its node ports, if the backend is here
+        // direct server return: another node sends on packets to its node ports, if the backend is
+        // here
         let addr_of_other_node = origin == Origin::Outside && matches!(self, Self::Node(_));
         let match_node_ports =
             addr_of_other_node || matches!(self, Self::Host(endpoint) if endpoint.has_node_ports());
@@ -92,7 +93,8 @@ pub(crate) fn lookup(addr: &Addr) -> Result<Destination, DropReason> {
 /// How a packet enters a pod, which depends on where the program is attached.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DeliverVia {
-    /// From tc ingress: straight to the pod's end of the veth pair (`bpf_redirect_peer`, Linux 5.10).
+    /// From tc ingress: straight to the pod's end of the veth pair (`bpf_redirect_peer`,
+    /// Linux 5.10).
     Peer,
     /// From tc egress: through the host-side device.
     HostDevice,
@@ -106,11 +108,13 @@ pub(crate) fn forward<F: IpFamily>(
     destination: &Destination,
     via: DeliverVia,
 ) -> Result<Verdict, DropReason> {
-    // at egress the stack can no longer answer "packet too big"; the outer packet of the tunnel is fragmented instead
+    // at egress the stack can no longer answer "packet too big"; the outer packet of the tunnel is
+    // fragmented instead
     forward_with_mtu_check(ctx, packet, destination, via, via == DeliverVia::Peer)
 }
 
-/// `check_mtu`: give a packet larger than its route's MTU to the stack, which answers "packet too big".
+/// `check_mtu`: give a packet larger than its route's MTU to the stack, which answers "packet too
+/// big".
 #[inline(always)]
 fn forward_with_mtu_check<F: IpFamily>(
     ctx: &TcContext,
@@ -158,8 +162,9 @@ pub(crate) fn forward_translated<F: IpFamily>(
     }
 }
 
-/// Whether a packet that is about to be translated to `scratch.nat_tuple` exceeds the path MTU and the stack could not
-/// answer "packet too big". Then `scratch.nat.path_mtu` is that MTU. Sets `scratch.nat.bypasses_stack`.
+/// Whether a packet that is about to be translated to `scratch.nat_tuple` exceeds the path MTU and
+/// the stack could not answer "packet too big". Then `scratch.nat.path_mtu` is that MTU. Sets
+/// `scratch.nat.bypasses_stack`.
 #[inline(always)]
 pub(crate) fn check_path_mtu<F: IpFamily>(
     ctx: &TcContext,
@@ -186,8 +191,8 @@ fn exceeds_path_mtu<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> bool
     route.is_node() && route.mtu != 0 && length > route.mtu
 }
 
-/// Forwards a packet that leaves the cluster past the stack, which drops a packet that arrives with the node's own address as
-/// its source.
+/// Forwards a packet that leaves the cluster past the stack, which drops a packet that arrives with
+/// the node's own address as its source.
 #[inline(always)]
 fn forward_outside<F: IpFamily>(
     ctx: &TcContext,
@@ -275,10 +280,11 @@ fn to_node<F: IpFamily>(
     }
 }
 
-/// Prepares a packet for the VXLAN device: inner link addresses, and the tunnel key with the other node's address.
+/// Prepares a packet for the VXLAN device: inner link addresses, and the tunnel key with the other
+/// node's address.
 ///
-/// All overlay devices have the same link address, and a VXLAN device drops frames whose source is its own
-/// (`drivers/net/vxlan/vxlan_core.c`, `vxlan_set_mac`), so the source is the host's.
+/// All overlay devices have the same link address, and a VXLAN device drops frames whose source is
+/// its own (`drivers/net/vxlan/vxlan_core.c`, `vxlan_set_mac`), so the source is the host's.
 #[inline(always)]
 pub(crate) fn encapsulate(ctx: &TcContext, route: &Route) -> Result<(), DropReason> {
     // the tunnel key does not fit on the BPF stack beside the call chain of `from_pod`

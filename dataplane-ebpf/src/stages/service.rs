@@ -14,7 +14,8 @@ use crate::{
     scratch::{self, FrontendQuery, Scratch},
 };
 
-/// Reads of a row before it counts as broken: once more after a torn read, because two in a row are not expected.
+/// Reads of a row before it counts as broken: once more after a torn read, because two in a row are
+/// not expected.
 const READ_ATTEMPTS: u32 = 2;
 
 /// Whether the packet is addressed to a frontend. Then `scratch.service` is its row.
@@ -36,7 +37,8 @@ extern "C" fn find_packets_frontend() -> u32 {
     PackedResult::from(found).raw()
 }
 
-/// Finds the frontend at an address and port. True if there is one: then `service` is a copy of its row.
+/// Finds the frontend at an address and port. True if there is one: then `service` is a copy of its
+/// row.
 #[inline(always)]
 pub(crate) fn find_frontend(
     addr: &Addr,
@@ -56,7 +58,8 @@ pub(crate) fn find_frontend(
     }
     if found && query.from_outside != 0 && service.flags & ServiceFlags::OUTSIDE != 0 {
         key.scope = Scope::Outside as u8;
-        // not there yet: the agent is about to write it, and the row for all clients applies until then
+        // not there yet: the agent is about to write it, and the row for all clients applies until
+        // then
         read_row(&key, service)?;
     }
     Ok(found)
@@ -85,7 +88,8 @@ fn try_read_row(key: &ServiceKey, service: &mut Service) -> Result<bool, DropRea
     Err(DropReason::BadService)
 }
 
-/// Selects a backend for a client: with session affinity the one it had, otherwise the one at `hash`.
+/// Selects a backend for a client: with session affinity the one it had, otherwise the one at
+/// `hash`.
 #[inline(always)]
 pub(crate) fn select_backend(
     service: &Service,
@@ -113,8 +117,8 @@ pub(crate) fn is_mid_connection(scratch: &Scratch) -> bool {
     scratch.tuple.protocol == Protocol::TCP && !tcp_flags::is_initial_syn(scratch.transport as u8)
 }
 
-/// Whether direct server return applies: the client is outside of the node, and the backend on another node of the
-/// cluster, which translates the packet and answers the client.
+/// Whether direct server return applies: the client is outside of the node, and the backend on
+/// another node of the cluster, which translates the packet and answers the client.
 #[inline(always)]
 pub(crate) fn uses_direct_return(service: &Service, backend: &BackendSlot, scratch: &Scratch) -> bool {
     service.flags & ServiceFlags::DSR != 0

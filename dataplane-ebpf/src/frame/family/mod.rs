@@ -1,4 +1,5 @@
-//! The differences between IPv4 and IPv6. Everything else is written once over [`IpFamily`] and compiled for each family.
+//! The differences between IPv4 and IPv6. Everything else is written once over [`IpFamily`] and
+//! compiled for each family.
 
 mod v4;
 mod v6;
@@ -28,7 +29,8 @@ pub(crate) trait IpFamily: Sized {
     /// Reads and checks the IP header.
     fn parse(ctx: &impl Frame) -> Result<Packet<Self>, DropReason>;
 
-    /// Bytes of the packet from offset `l4` of the frame on, as the IP header says: a frame may be padded.
+    /// Bytes of the packet from offset `l4` of the frame on, as the IP header says: a frame may be
+    /// padded.
     fn transport_len(ctx: &impl Frame, l4: usize) -> Result<u16, DropReason>;
 
     /// Whether routers may fragment it (IPv4 without DF).
@@ -37,8 +39,8 @@ pub(crate) trait IpFamily: Sized {
     /// Decrements TTL or hop limit, which must be above 1.
     fn decrement_hop_limit(ctx: &impl Frame) -> Result<(), DropReason>;
 
-    /// Replaces the addresses of the IP header at `offset`, updates the header's own checksum, and returns the change that
-    /// transport checksums have to follow.
+    /// Replaces the addresses of the IP header at `offset`, updates the header's own checksum, and
+    /// returns the change that transport checksums have to follow.
     fn replace_addresses(
         ctx: &impl Frame,
         offset: usize,
@@ -46,7 +48,8 @@ pub(crate) trait IpFamily: Sized {
         dst: &Addr,
     ) -> Result<Change, DropReason>;
 
-    /// Writes the IP header of an ICMP message of `len` bytes. Returns the sum of the pseudo-header, 0 for IPv4.
+    /// Writes the IP header of an ICMP message of `len` bytes. Returns the sum of the
+    /// pseudo-header, 0 for IPv4.
     fn write_icmp_ip_header(ctx: &impl Frame, src: &Addr, dst: &Addr, len: usize) -> Result<u64, DropReason>;
 
     /// One's-complement sum of the IP header, which must have no options or extension headers.

@@ -130,7 +130,8 @@ impl IpFamily for V4 {
         a >= 224 || Self::is_forwardable_link_local(addr) || a == 127
     }
 
-    /// 169.254.0.0/16 (RFC 3927): cloud metadata services are at 169.254.169.254, and the kernel forwards to it.
+    /// 169.254.0.0/16 (RFC 3927): cloud metadata services are at 169.254.169.254, and the kernel
+    /// forwards to it.
     #[inline(always)]
     fn is_forwardable_link_local(addr: &Addr) -> bool {
         let [a, b, ..] = addr.v4_part().to_ne_bytes();

@@ -165,8 +165,8 @@ const fn is_extension(next_header: u8) -> bool {
     )
 }
 
-/// Moves `packet` past its extension headers (RFC 8200 §4). AH and ESP (51, 50) end the walk as protocols without ports:
-/// such packets are routed, not translated.
+/// Moves `packet` past its extension headers (RFC 8200 §4). AH and ESP (51, 50) end the walk as
+/// protocols without ports: such packets are routed, not translated.
 #[inline(always)]
 fn skip_extensions(ctx: &impl Frame, packet: &mut Packet<V6>) -> Result<(), DropReason> {
     let end = walk_extensions(ctx, packet.protocol);
@@ -185,9 +185,9 @@ fn skip_extensions(ctx: &impl Frame, packet: &mut Packet<V6>) -> Result<(), Drop
     Ok(())
 }
 
-/// Where the walk ends, packed into one register, so that the verifier does not follow every iteration into the code after
-/// it. From the lowest bits: 8 of drop reason (0: none), 8 of protocol, 8 of [`Fragment`], 8 of length in units of 8
-/// bytes, 32 of identification.
+/// Where the walk ends, packed into one register, so that the verifier does not follow every
+/// iteration into the code after it. From the lowest bits: 8 of drop reason (0: none), 8 of
+/// protocol, 8 of [`Fragment`], 8 of length in units of 8 bytes, 32 of identification.
 #[inline(never)]
 fn walk_extensions(ctx: &impl Frame, first: u8) -> u64 {
     let (mut protocol, mut length) = (first, 0_u32);
@@ -195,7 +195,8 @@ fn walk_extensions(ctx: &impl Frame, first: u8) -> u64 {
         if !is_extension(protocol) || protocol == Protocol::NO_NEXT {
             return u64::from(protocol) << 8 | u64::from(length) << 24;
         }
-        // all begin with the next header and the length in units of 8 bytes, not counting the first 8
+        // all begin with the next header and the length in units of 8 bytes, not counting the first
+        // 8
         let Ok(header) = ctx.read::<FragmentHeader>(L3 + Ipv6Header::LEN + length as usize * 8) else {
             return u64::from(DropReason::Truncated.number());
         };
