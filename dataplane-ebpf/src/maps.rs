@@ -226,8 +226,8 @@ pub(crate) fn remove_flow_key(key: &FlowKey, flow: FlowRef) {
     }
 }
 
-/// The record of a slot. Whoever took the slot from `FLOW_SLOTS` owns it; others only read it and
-/// update state and last-seen time.
+/// The record of a slot. The program that took the slot from `FLOW_SLOTS` owns it; others only read
+/// it and update state and last-seen time.
 #[inline(always)]
 pub(crate) fn flow(slot: u32) -> Option<*mut Flow> {
     FLOWS.get_ptr_mut(slot)

@@ -25,12 +25,14 @@ pub struct EndpointFlags;
 impl EndpointFlags {
     /// An address of the host: packets go to the host's network stack.
     pub const HOST: u16 = 1;
-    /// An address of the host with frontends (`hostPort`). Whoever sets it must set all flow hints.
+    /// An address of the host with frontends (`hostPort`). User space that sets it must set all
+    /// flow hints.
     pub const FRONTENDS: u16 = 2;
     /// The pod's ingress bandwidth is limited by a qdisc of its host-side device, so packets must
     /// pass that device.
     pub const SHAPED: u16 = 4;
-    /// An address of the host that serves node ports. Whoever sets it must set all flow hints.
+    /// An address of the host that serves node ports. User space that sets it must set all flow
+    /// hints.
     pub const NODE_PORTS: u16 = 8;
 }
 

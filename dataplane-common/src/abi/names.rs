@@ -52,7 +52,7 @@ pub mod map {
     /// Queue of `u32`: every slot of `FLOWS`, the least recently examined in front.
     ///
     /// User space pushes each slot once when it creates the map. After that only the datapath uses
-    /// it, and whoever has popped a slot owns its record.
+    /// it; the program that has popped a slot owns its record.
     pub const FLOW_SLOTS: &str = "FLOW_SLOTS";
     /// LRU hash: `FragmentKey` → `FragmentPorts`.
     pub const FRAGMENTS: &str = "FRAGMENTS";

@@ -7,7 +7,7 @@ abi! {
     /// Value of `ROUTES`, an LPM trie over [`Addr`] (an IPv4 prefix is 96 bits longer than it is
     /// written).
     pub struct Route: 32 {
-        /// [`RouteKind::Native`]: the neighbour on the uplink. [`RouteKind::Overlay`]: the remote tunnel end.
+        /// Native: the neighbour on the uplink. Overlay: the remote tunnel end.
         pub next_hop: Addr,
         /// Device the packet leaves by: the uplink or the overlay device; 0 for other kinds.
         pub ifindex: u32,
