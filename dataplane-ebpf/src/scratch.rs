@@ -104,9 +104,9 @@ pub(crate) struct Reorder {
 /// This CPU's entry. It always exists; the verifier wants to see what happens if it does not.
 #[inline(always)]
 pub(crate) fn current() -> Option<&'static mut Scratch> {
-    // SAFETY: map values live as long as the map; called once per run (`hooks::driver`), and by
-    // functions that reference is released for (`with_scratch_released`), so it is the only one in
-    // use.
+    // SAFETY: map values live as long as the map. Called once per run (`hooks::driver`), and by
+    // functions that run while that reference is released (`with_scratch_released`), so no other
+    // reference is in use.
     SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
 }
 
