@@ -3,7 +3,7 @@
 use aya::maps::{MapData, MapError, PerCpuArray};
 use dataplane_common::{
     abi::names::map,
-    reason::{DropReason, Hook, Outcome, Verdict, counter_index},
+    reason::{DropReason, HookId, Outcome, Verdict, counter_index},
 };
 
 use super::{
@@ -19,7 +19,7 @@ pub struct Counters {
 /// How many packets of a hook ended one way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Count {
-    pub hook: Hook,
+    pub hook: HookId,
     pub outcome: Outcome,
     pub packets: u64,
 }
@@ -33,7 +33,7 @@ impl Counters {
     /// Every counter that is not zero.
     pub fn read(&self) -> Result<Vec<Count>, MapError> {
         let mut counts = Vec::new();
-        for hook in Hook::ALL.iter().copied() {
+        for hook in HookId::ALL.iter().copied() {
             for outcome in outcomes() {
                 let packets = self.get(hook, outcome)?;
                 if packets != 0 {
@@ -45,7 +45,7 @@ impl Counters {
     }
 
     /// One counter.
-    pub fn get(&self, hook: Hook, outcome: Outcome) -> Result<u64, MapError> {
+    pub fn get(&self, hook: HookId, outcome: Outcome) -> Result<u64, MapError> {
         let number = match outcome {
             Outcome::Passed(verdict) => verdict.number(),
             Outcome::Dropped(reason) => reason.number(),

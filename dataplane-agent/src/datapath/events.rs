@@ -12,7 +12,7 @@ use std::{
 use aya::maps::{MapData, RingBuf};
 use dataplane_common::{
     abi::{Event, names::map},
-    reason::{Hook, Outcome},
+    reason::{HookId, Outcome},
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -42,7 +42,7 @@ pub enum EventsError {
 pub struct PacketEvent {
     /// Nanoseconds of `CLOCK_MONOTONIC`.
     pub timestamp: u64,
-    pub hook: Hook,
+    pub hook: HookId,
     pub outcome: Outcome,
     /// As far as the packet could be parsed; `::` beyond.
     pub source: IpAddr,
@@ -111,7 +111,7 @@ pub(super) fn when_readable<T: AsFd + AsRawFd>(ring: T) -> io::Result<AsyncFd<T>
 fn read(event: &Event) -> Option<PacketEvent> {
     Some(PacketEvent {
         timestamp: event.timestamp,
-        hook: Hook::from_number(event.hook)?,
+        hook: HookId::from_number(event.hook)?,
         outcome: Outcome::from_number(event.outcome)?,
         source: event.tuple.src.to_ip(),
         source_port: event.tuple.src_port.get(),
@@ -138,7 +138,7 @@ mod tests {
         let destination: IpAddr = "fd00::1".parse().unwrap();
         let event = Event {
             tuple: FlowKey::new(6, source.into(), Port::new(1_234), destination.into(), Port::new(80)),
-            hook: Hook::FromWire.number(),
+            hook: HookId::FromWire.number(),
             outcome: DropReason::NoBackend.number(),
             ..Event::default()
         };

@@ -10,7 +10,7 @@ use std::{
 use dataplane_agent::datapath::{Counters, Datapath, DatapathConfig, EbpfLog, Events, table::Table as _};
 use dataplane_common::{
     abi::{Addr, BackendSlot, NodeFlags, Port, Scope, Service, ServiceKey},
-    reason::{Hook, Outcome, Verdict},
+    reason::{HookId, Outcome, Verdict},
 };
 use tokio::time::timeout;
 
@@ -44,7 +44,8 @@ fn a_connection_to_a_service_is_translated_and_counted_through_a_restart() {
         tables.services.insert(&key, &row.with_checksum(&key)).unwrap();
         datapath.attach_cgroup(&cgroup).unwrap();
         let counters = Counters::open(datapath.pins()).unwrap();
-        let translated = || counters.get(Hook::Connect, Outcome::Passed(Verdict::SocketTranslated)).unwrap();
+        let translated =
+            || counters.get(HookId::Connect, Outcome::Passed(Verdict::SocketTranslated)).unwrap();
         assert_eq!(translated(), 0);
 
         inside(&cgroup, service);
@@ -95,7 +96,7 @@ fn what_happens_to_a_packet_is_told() {
                     }
                 };
                 let event = timeout(Duration::from_secs(10), ours).await.expect("the event comes");
-                assert_eq!((event.hook, event.destination_port), (Hook::FromPod, port));
+                assert_eq!((event.hook, event.destination_port), (HookId::FromPod, port));
                 assert_eq!(event.source, "10.1.1.2".parse::<IpAddr>().unwrap());
                 assert_eq!(event.destination, "10.1.1.9".parse::<IpAddr>().unwrap());
                 assert_eq!(event.protocol, 17);

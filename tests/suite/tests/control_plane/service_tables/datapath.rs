@@ -1,5 +1,5 @@
-//! What the datapath makes of a node's tables: `frontend`, `open` and `select` of `dataplane-ebpf/src/stages/service.rs`, read
-//! once more.
+//! What the datapath makes of a node's tables: `find_frontend` and `select_backend` of `stages/service.rs` and
+//! `SelectBackend` of `stages/on_miss.rs` in `dataplane-ebpf`, written a second time.
 
 use std::{
     collections::BTreeSet,
