@@ -40,8 +40,8 @@ fn attach(bpffs: &Path) -> Result<Vec<Finding>> {
         ip(&format!("link add {link}"))?;
     }
     let device = |place, attached: Result<Attachment, AttachError>| match attached {
-        Ok(attachment) => Finding::HookId { place, how: Some(how(attachment)), refused: None },
-        Err(error) => Finding::HookId { place, how: None, refused: Some(error.to_string()) },
+        Ok(attachment) => Finding::Hook { place, how: Some(how(attachment)), refused: None },
+        Err(error) => Finding::Hook { place, how: None, refused: Some(error.to_string()) },
     };
     let mut found = vec![
         device("pod device", datapath.attach_pod("pod0")),
@@ -49,9 +49,9 @@ fn attach(bpffs: &Path) -> Result<Vec<Finding>> {
         device("overlay device", datapath.attach_overlay("overlay0")),
     ];
     found.push(match datapath.attach_xdp("wire0")? {
-        XdpState::Native => Finding::HookId { place: "uplink's driver", how: Some("xdp"), refused: None },
+        XdpState::Native => Finding::Hook { place: "uplink's driver", how: Some("xdp"), refused: None },
         XdpState::Refused(reason) => {
-            Finding::HookId { place: "uplink's driver", how: None, refused: Some(reason) }
+            Finding::Hook { place: "uplink's driver", how: None, refused: Some(reason) }
         }
         XdpState::Off => anyhow::bail!("xdp is off"),
     });
@@ -63,7 +63,7 @@ fn attach(bpffs: &Path) -> Result<Vec<Finding>> {
         Ok(()) => (Some("link"), None),
         Err(error) => (None, Some(error.to_string())),
     };
-    found.push(Finding::HookId { place: "cgroup", how, refused });
+    found.push(Finding::Hook { place: "cgroup", how, refused });
     Ok(found)
 }
 
