@@ -81,7 +81,7 @@ fn a_foreign_device_with_the_overlays_name_is_left_alone() {
     in_fresh_netns(|| async {
         device("dataplane0", "10.9.9.9/24");
         let error = Netlink::connect().unwrap().ensure_overlay(&overlay()).await.unwrap_err();
-        assert!(error.to_string().contains("no VXLAN"), "{error}");
+        assert!(error.to_string().contains("not a VXLAN device"), "{error}");
         assert!(ip("-d link show dataplane0").contains("veth"));
     });
 }
@@ -154,7 +154,7 @@ fn routes_are_replaced_listed_and_removed() {
             netlink.ensure_route(route).await.unwrap();
         }
         wanted.sort_unstable();
-        let mut ours = netlink.our_routes().await.unwrap();
+        let mut ours = netlink.agent_routes().await.unwrap();
         ours.sort_unstable();
         assert_eq!(ours, wanted);
 
@@ -163,7 +163,7 @@ fn routes_are_replaced_listed_and_removed() {
             let hop = if destination.contains(':') { "fd00::8" } else { "10.0.0.8" };
             netlink.ensure_route(&route(destination, Some(hop))).await.unwrap();
         }
-        let ours = netlink.our_routes().await.unwrap();
+        let ours = netlink.agent_routes().await.unwrap();
         assert_eq!(ours.len(), wanted.len(), "{ours:?}");
         assert!(ours.contains(&route("10.244.1.0/24", Some("10.0.0.8"))));
         assert!(ours.contains(&route("fd01:1::/64", Some("fd00::8"))));
@@ -172,7 +172,7 @@ fn routes_are_replaced_listed_and_removed() {
             netlink.remove_route(route.destination).await.unwrap();
             netlink.remove_route(route.destination).await.unwrap();
         }
-        assert_eq!(netlink.our_routes().await.unwrap(), []);
+        assert_eq!(netlink.agent_routes().await.unwrap(), []);
     });
 }
 
@@ -185,7 +185,7 @@ fn a_foreign_route_to_the_same_prefix_survives() {
         let ifindex = netlink.link("eth0").await.unwrap().unwrap().ifindex;
         let ours = KernelRoute::on_link("10.244.1.0/24".parse().unwrap(), ifindex);
         netlink.ensure_route(&ours).await.unwrap();
-        assert_eq!(netlink.our_routes().await.unwrap(), [ours]);
+        assert_eq!(netlink.agent_routes().await.unwrap(), [ours]);
         netlink.remove_route(ours.destination).await.unwrap();
         assert!(ip("route show 10.244.1.0/24").contains("via 10.0.0.77"));
     });
@@ -211,7 +211,7 @@ fn neighbours_are_permanent_and_replaced() {
 }
 
 #[test]
-fn the_monitor_tells_of_addresses_and_not_of_our_routes() {
+fn monitor_reports_addresses_but_not_routes_of_the_agent() {
     in_fresh_netns(|| async {
         device("eth0", "10.0.0.5/24");
         let netlink = Netlink::connect().unwrap();
