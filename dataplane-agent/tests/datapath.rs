@@ -444,7 +444,7 @@ fn pins_of_devices_that_are_gone_are_swept() {
         datapath.attach_pod("dp1").unwrap();
         datapath.attach_pod("dp2").unwrap();
         ip("link del dp1");
-        assert_eq!(datapath.sweep_devices().unwrap(), ["dp1"]);
+        assert_eq!(datapath.remove_stale_links().unwrap(), ["dp1"]);
         assert_eq!(datapath.pins().all_devices().unwrap(), BTreeSet::from(["dp2".to_owned()]));
         assert_eq!(running("dp2", true).len(), 1);
         datapath.detach_pod("dp1").unwrap();
