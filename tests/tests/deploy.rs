@@ -40,7 +40,7 @@ const SKIP: &str = "SKIP: kubectl is not installed, and only it knows what `kube
 /// Everything that can be applied, by its directory.
 fn everything() -> Result<Option<BTreeMap<&'static str, Vec<Value>>>> {
     let mut all = BTreeMap::new();
-    for place in [".", "overlays/microk8s", "overlays/k3s"] {
+    for place in [".", "overlays/microk8s", "overlays/k3s", "overlays/example"] {
         let Some(found) = kustomize::build(&directory().join(place))? else {
             println!("{SKIP}");
             return Ok(None);
