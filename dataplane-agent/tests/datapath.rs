@@ -1,4 +1,4 @@
-//! The embedded object in the kernel: loaded, attached, adopted, replaced, cleaned away.
+//! Tests of the embedded object on the kernel: load, attach, adopt, replace, clean up.
 
 mod netns;
 
@@ -25,7 +25,7 @@ use dataplane_common::{
 use netns::{in_fresh_netns, ip, run};
 use tokio::time::timeout;
 
-/// A bpffs directory and a cgroup of this test's own, gone with it.
+/// A bpffs directory and a cgroup for one test, removed at its end.
 struct Node {
     directory: tempfile::TempDir,
     cgroup: Option<PathBuf>,
@@ -44,7 +44,7 @@ impl Node {
         DatapathConfig {
             bpffs: self.bpffs(),
             node: NodeConfig { flags: NodeFlags::CONNECT_TCP, ..NodeConfig::default() },
-            // small: a test need not make a hundred thousand slots
+            // small: creating a hundred thousand slots takes time
             capacity: Capacity {
                 flows: 512,
                 backends: 512,
@@ -106,7 +106,7 @@ fn has_tcx() -> bool {
     has
 }
 
-/// Numbers of the programs the kernel runs at a hook of tcx.
+/// IDs of the programs attached to a device by tcx.
 fn running(device: &str, ingress: bool) -> Vec<u32> {
     use aya::programs::{SchedClassifier, TcAttachType};
     let direction = if ingress { TcAttachType::Ingress } else { TcAttachType::Egress };
@@ -133,7 +133,7 @@ fn every_program_passes_the_verifier() {
 }
 
 #[test]
-fn tables_survive_the_agent() {
+fn pinned_maps_outlive_the_agent() {
     in_fresh_netns(|| async {
         let node = Node::new();
         let pod = "10.244.0.7".parse::<IpAddr>().unwrap().into();
@@ -148,7 +148,7 @@ fn tables_survive_the_agent() {
 }
 
 #[test]
-fn a_table_does_what_a_table_does() {
+fn maps_implement_the_table_trait() {
     in_fresh_netns(|| async {
         let node = Node::new();
         let mut config = node.config();
@@ -199,18 +199,18 @@ fn a_table_does_what_a_table_does() {
     });
 }
 
-/// Numbers of the XDP programs on a device.
+/// IDs of the XDP programs attached to a device.
 fn driver(device: &str) -> Vec<String> {
     let shown = ip(&format!("-json link show dev {device}"));
     let devices: serde_json::Value = serde_json::from_str(&shown).unwrap();
     let xdp = &devices[0]["xdp"];
-    // 1: in the driver
+    // 1: native mode
     assert!(xdp.is_null() || xdp["mode"] == 1, "{xdp}");
     xdp["prog"]["id"].as_u64().map(|id| id.to_string()).into_iter().collect()
 }
 
 #[test]
-fn a_driver_keeps_its_program_between_agents_and_gets_the_new_one() {
+fn xdp_program_stays_attached_and_is_replaced_in_place() {
     in_fresh_netns(|| async {
         let node = Node::new();
         veth("wire0");
@@ -219,14 +219,14 @@ fn a_driver_keeps_its_program_between_agents_and_gets_the_new_one() {
         let before = driver("wire0");
         assert_eq!(before.len(), 1);
         drop(first);
-        assert_eq!(driver("wire0"), before, "the agent's end takes nothing down");
+        assert_eq!(driver("wire0"), before, "the program stays attached when the agent ends");
 
         let mut second = Datapath::load(&node.config()).unwrap();
         assert_eq!(second.attach_xdp("wire0").unwrap(), XdpState::Native);
         let after = driver("wire0");
         assert_ne!(after, before, "the new agent's program");
 
-        // the device of that name is another by now
+        // another device with the same name
         ip("link del wire0");
         veth("wire0");
         assert_eq!(second.attach_xdp("wire0").unwrap(), XdpState::Native);
@@ -237,12 +237,12 @@ fn a_driver_keeps_its_program_between_agents_and_gets_the_new_one() {
         second.attach_xdp("wire0").unwrap();
         let mut without = Datapath::load(&DatapathConfig { xdp: XdpUse::Off, ..node.config() }).unwrap();
         assert_eq!(without.attach_xdp("wire0").unwrap(), XdpState::Off);
-        assert_eq!(driver("wire0"), [] as [String; 0], "switched off, it goes");
+        assert_eq!(driver("wire0"), [] as [String; 0], "detached when XDP is off");
     });
 }
 
 #[test]
-fn a_device_that_cannot_says_why() {
+fn device_without_native_xdp_reports_the_reason() {
     in_fresh_netns(|| async {
         let node = Node::new();
         ip("link add bridge0 type bridge");
@@ -255,7 +255,7 @@ fn a_device_that_cannot_says_why() {
 }
 
 #[test]
-fn a_pin_of_another_capacity_is_kept_and_told() {
+fn pinned_map_with_another_capacity_is_kept_and_reported() {
     in_fresh_netns(|| async {
         let node = Node::new();
         let mut config = node.config();
@@ -281,7 +281,7 @@ fn a_pin_of_another_capacity_is_kept_and_told() {
 }
 
 #[test]
-fn a_pin_of_another_layout_is_refused_by_name() {
+fn pinned_map_with_another_layout_is_refused() {
     in_fresh_netns(|| async {
         let node = Node::new();
         Datapath::load(&node.config()).unwrap();
@@ -294,7 +294,7 @@ fn a_pin_of_another_layout_is_refused_by_name() {
 }
 
 #[test]
-fn a_refused_program_is_named_and_the_old_ones_stay_at_work() {
+fn rejected_program_is_named_and_old_programs_stay_attached() {
     in_fresh_netns(|| async {
         let node = Node::new();
         veth("dp1");
@@ -302,7 +302,7 @@ fn a_refused_program_is_named_and_the_old_ones_stay_at_work() {
         let mut datapath = Datapath::load(&clsact).unwrap();
         datapath.attach_pod("dp1").unwrap();
         let before = run("tc", "filter show dev dp1 ingress");
-        // a map of four bytes where the programs add to eight
+        // a value of four bytes where the programs add to eight
         let pins = datapath.pins().clone();
         Pins::remove(&pins.map(names::map::COUNTERS)).unwrap();
         let narrow = aya::maps::MapData::from_pin(pins.map(names::map::BACKEND_GENERATIONS)).unwrap();
@@ -311,7 +311,7 @@ fn a_refused_program_is_named_and_the_old_ones_stay_at_work() {
         let error = Datapath::load(&clsact).unwrap_err();
         let LoadError::Program { program, reason } = &error else { panic!("{error}") };
         assert_eq!(*program, names::program::CLASSIFIERS[0]);
-        // the second as Linux 7.3 puts it
+        // the second is the message of Linux 7.3
         let why = ["invalid access to map value", "access_size is 8; object_size is 4"];
         assert!(why.iter().any(|why| reason.contains(why)), "{reason}");
         assert!(reason.len() < 2_000, "{reason}");
@@ -320,7 +320,7 @@ fn a_refused_program_is_named_and_the_old_ones_stay_at_work() {
 }
 
 #[test]
-fn only_living_flows_are_listed() {
+fn expired_flows_are_not_listed() {
     in_fresh_netns(|| async {
         let node = Node::new();
         let mut tables = Datapath::load(&node.config()).unwrap().tables().unwrap();
@@ -343,7 +343,7 @@ fn only_living_flows_are_listed() {
                 tables.flow_index.insert(&key, &FlowRef { slot, epoch: index_epoch }).unwrap();
             }
         };
-        // seen just now; of another owner by now; being written
+        // current; reused for another flow; being written
         flow(1, 1_001, 2, 2, u32::MAX);
         flow(2, 1_002, 4, 2, u32::MAX);
         flow(3, 1_003, 3, 3, u32::MAX);
@@ -353,7 +353,7 @@ fn only_living_flows_are_listed() {
 }
 
 #[test]
-fn slots_are_handed_out_once() {
+fn free_slots_are_queued_once() {
     in_fresh_netns(|| async {
         let node = Node::new();
         for _ in 0..2 {
@@ -372,7 +372,7 @@ fn slots_are_handed_out_once() {
 }
 
 #[test]
-fn links_survive_the_agent_and_get_the_new_program() {
+fn tcx_links_outlive_the_agent_and_their_program_is_replaced() {
     in_fresh_netns(|| async {
         if !has_tcx() {
             return;
@@ -397,7 +397,7 @@ fn links_survive_the_agent_and_get_the_new_program() {
 }
 
 #[test]
-fn a_new_device_of_an_old_name_gets_its_own_link() {
+fn new_device_with_an_old_name_gets_its_own_link() {
     in_fresh_netns(|| async {
         if !has_tcx() {
             return;
@@ -414,7 +414,7 @@ fn a_new_device_of_an_old_name_gets_its_own_link() {
 }
 
 #[test]
-fn a_renamed_device_does_not_lend_its_link_to_the_next() {
+fn link_of_a_renamed_device_is_not_adopted() {
     in_fresh_netns(|| async {
         if !has_tcx() {
             return;
@@ -432,7 +432,7 @@ fn a_renamed_device_does_not_lend_its_link_to_the_next() {
 }
 
 #[test]
-fn pins_of_devices_that_are_gone_are_swept() {
+fn pins_of_deleted_devices_are_removed() {
     in_fresh_netns(|| async {
         if !has_tcx() {
             return;
@@ -452,7 +452,7 @@ fn pins_of_devices_that_are_gone_are_swept() {
 }
 
 #[test]
-fn clsact_filters_survive_the_agent_and_are_replaced_in_place() {
+fn clsact_filters_outlive_the_agent_and_are_replaced_in_place() {
     in_fresh_netns(|| async {
         let node = Node::new();
         veth("dp1");
@@ -475,7 +475,7 @@ fn clsact_filters_survive_the_agent_and_are_replaced_in_place() {
 }
 
 #[test]
-fn a_change_of_hooks_leaves_one_program_on_the_device() {
+fn change_of_tc_mechanism_leaves_one_program_on_the_device() {
     in_fresh_netns(|| async {
         if !has_tcx() {
             return;
@@ -493,7 +493,7 @@ fn a_change_of_hooks_leaves_one_program_on_the_device() {
 }
 
 #[test]
-fn a_device_that_is_not_there_is_named() {
+fn missing_device_is_named() {
     in_fresh_netns(|| async {
         let node = Node::new();
         let mut datapath = Datapath::load(&node.config()).unwrap();
@@ -504,7 +504,7 @@ fn a_device_that_is_not_there_is_named() {
 }
 
 #[test]
-fn cleanup_leaves_nothing() {
+fn cleanup_removes_everything() {
     in_fresh_netns(|| async {
         let mut node = Node::new();
         let cgroup = node.cgroup();
@@ -524,13 +524,16 @@ fn cleanup_leaves_nothing() {
         }
         assert_eq!(run("tc", "filter show dev dp2 ingress").trim(), "");
         let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
-        assert!(!mounts.contains(node.bpffs().to_str().unwrap()), "the file system we mounted is unmounted");
+        assert!(
+            !mounts.contains(node.bpffs().to_str().unwrap()),
+            "cleanup unmounts the file system that the agent mounted"
+        );
         assert_eq!(cleanup(&node.bpffs()).unwrap(), [] as [String; 0]);
     });
 }
 
 #[test]
-fn a_connection_to_a_service_is_translated_and_counted_through_a_restart() {
+fn socket_translation_and_counters_survive_a_restart() {
     in_fresh_netns(|| async {
         let mut node = Node::new();
         let cgroup = node.cgroup();
@@ -559,15 +562,15 @@ fn a_connection_to_a_service_is_translated_and_counted_through_a_restart() {
         let translated = || counters.get(Hook::Connect, Outcome::Passed(Verdict::SocketTranslated)).unwrap();
         assert_eq!(translated(), 0);
 
-        inside(&cgroup, service);
+        connect_from_cgroup(&cgroup, service);
         assert_eq!(translated(), 1);
         drop(datapath);
-        inside(&cgroup, service);
+        connect_from_cgroup(&cgroup, service);
         assert_eq!(translated(), 2);
-        // another agent: its programs replace the first one's and do not join them
+        // the programs of another agent replace those of the first
         let mut datapath = Datapath::load(&node.config()).unwrap();
         datapath.attach_cgroup(&cgroup).unwrap();
-        inside(&cgroup, service);
+        connect_from_cgroup(&cgroup, service);
         assert_eq!(translated(), 3);
         assert!(counters.read().unwrap().iter().any(|count| count.packets == 3));
         datapath.detach_cgroup().unwrap();
@@ -575,8 +578,8 @@ fn a_connection_to_a_service_is_translated_and_counted_through_a_restart() {
     });
 }
 
-/// A device whose other end sends one UDP datagram into it.
-fn knock(port: u16) {
+/// Sends one UDP datagram from `dp1-peer` into `dp1`.
+fn send_datagram(port: u16) {
     ip("addr replace 10.1.1.2/24 dev dp1-peer");
     ip("neigh replace 10.1.1.9 dev dp1-peer lladdr 0e:da:7a:00:00:01 nud permanent");
     let socket = UdpSocket::bind("10.1.1.2:4000").unwrap();
@@ -584,19 +587,19 @@ fn knock(port: u16) {
 }
 
 #[test]
-fn what_happens_to_a_packet_is_told() {
+fn packet_events_are_reported() {
     in_fresh_netns(|| async {
         let node = Node::new();
         veth("dp1");
         let mut config = node.config();
         config.node.flags = NodeFlags::TRACE;
-        // the second agent adopts the ring, and reads on where the first stopped
+        // the second agent adopts the ring and continues where the first stopped
         for port in [5_001, 5_002] {
             let mut datapath = Datapath::load(&config).unwrap();
             let events = Events::start(datapath.pins()).unwrap();
             let listeners = [events.subscribe(), events.subscribe()];
             datapath.attach_pod("dp1").unwrap();
-            knock(port);
+            send_datagram(port);
             for mut listener in listeners {
                 let ours = async {
                     loop {
@@ -618,7 +621,7 @@ fn what_happens_to_a_packet_is_told() {
 }
 
 #[test]
-fn what_the_programs_log_reaches_tracing() {
+fn log_of_the_programs_reaches_tracing() {
     in_fresh_netns(|| async {
         let node = Node::new();
         veth("dp1");
@@ -631,7 +634,7 @@ fn what_the_programs_log_reaches_tracing() {
         let mut datapath = Datapath::load(&config).unwrap();
         let forwarding = datapath.forward_log().unwrap();
         datapath.attach_pod("dp1").unwrap();
-        knock(5_000);
+        send_datagram(5_000);
         let found = async {
             while let Some(line) = logged.recv().await {
                 if line.contains("dataplane") && line.contains("hook 0 ") {
@@ -657,9 +660,9 @@ impl io::Write for Lines {
     }
 }
 
-/// Connects from a process that lives in the cgroup.
+/// Connects to the service from a process in the cgroup.
 #[track_caller]
-fn inside(cgroup: &Path, service: SocketAddr) {
+fn connect_from_cgroup(cgroup: &Path, service: SocketAddr) {
     let script = format!(
         "echo $$ > {}/cgroup.procs; exec 3<>/dev/tcp/{}/{}",
         cgroup.display(),

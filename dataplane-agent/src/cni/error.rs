@@ -56,7 +56,7 @@ impl CniError {
             }
             Self::Unknown(_) => "delete the pod; the runtime's record of it is out of date",
             Self::NameTaken { .. } | Self::PortTaken { .. } => "delete one of the two pods",
-            Self::Annotations { .. } => "correct the annotation and create the pod again",
+            Self::Annotations { .. } => "correct the pod's annotation and create the pod again",
             Self::Netns(_) => {
                 "check that the runtime's directory of network namespaces is mounted in the agent's container"
             }
@@ -68,13 +68,12 @@ impl CniError {
             ) => "change the pod's annotation dataplane.local/ipv4 or dataplane.local/ipv6",
             Self::Record(_) => "check free space and permissions of the agent's state directory",
             Self::Check(_) => "delete the pod: its successor gets a new device",
-            Self::Gc { .. } => "the next GC tries again; the agent's log has the reasons",
+            Self::Gc { .. } => "the runtime's next GC tries again",
             Self::Panicked(_) => "see the agent's log",
-            Self::Request(_)
-            | Self::Address(IpamError::Taken { .. })
-            | Self::Device(_)
-            | Self::InPod(_)
-            | Self::Datapath { .. } => "",
+            Self::Request(_) | Self::Address(IpamError::Taken { .. }) | Self::Device(_) | Self::InPod(_) => {
+                ""
+            }
+            Self::Datapath { .. } => "see the problems in `dataplane-agent status` of this node",
         }
     }
 

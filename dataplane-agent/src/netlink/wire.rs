@@ -41,12 +41,12 @@ pub(super) fn parse(mut attributes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
     })
 }
 
-pub(super) fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    parse(attributes).find_map(|(kind, value)| (kind == wanted).then_some(value))
+pub(super) fn attribute(attributes: &[u8], searched: u16) -> Option<&[u8]> {
+    parse(attributes).find_map(|(kind, value)| (kind == searched).then_some(value))
 }
 
-pub(super) fn text(attributes: &[u8], wanted: u16) -> Option<String> {
-    let bytes = attribute(attributes, wanted)?;
+pub(super) fn text(attributes: &[u8], searched: u16) -> Option<String> {
+    let bytes = attribute(attributes, searched)?;
     let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
     Some(String::from_utf8_lossy(bytes).into_owned())
 }

@@ -54,7 +54,7 @@ pub struct ErrorResult {
 
 impl ErrorResult {
     /// An error result where the version is not known.
-    #[expect(clippy::needless_pass_by_value, reason = "made for map_err")]
+    #[expect(clippy::needless_pass_by_value, reason = "for use with map_err")]
     pub fn new(error: Error) -> Self {
         Self::of(Version::NEWEST, &error)
     }

@@ -105,11 +105,12 @@ impl PreviousDevice {
     pub fn find(previous: &Value, ifname: &str, sandbox: &str) -> Result<Self, Error> {
         let invalid = |problem: String| Error::Config { key: "prevResult", problem };
         let previous = Previous::deserialize(previous).map_err(|problem| invalid(problem.to_string()))?;
-        let ours = |interface: &PreviousInterface| interface.name == ifname && interface.sandbox == sandbox;
+        let is_searched =
+            |interface: &PreviousInterface| interface.name == ifname && interface.sandbox == sandbox;
         let index = previous
             .interfaces
             .iter()
-            .position(ours)
+            .position(is_searched)
             .ok_or_else(|| invalid(format!("has no interface {ifname} in {sandbox}")))?;
         let ips = previous.ips.iter().filter(|ip| ip.interface == Some(index));
         Ok(Self {
