@@ -1,4 +1,4 @@
-//! `COUNTERS`: packets by hook and outcome, summed over the CPUs.
+//! `COUNTERS`: packets per hook and outcome, summed over all CPUs.
 
 use aya::maps::{MapData, MapError, PerCpuArray};
 use dataplane_common::{
@@ -11,12 +11,12 @@ use super::{
     pins::Pins,
 };
 
-/// The counters of this node.
+/// The packet counters of this node.
 pub struct Counters {
     map: PerCpuArray<MapData, u64>,
 }
 
-/// How many packets of a hook ended one way.
+/// Number of packets of one hook with one outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Count {
     pub hook: HookId,
@@ -30,7 +30,7 @@ impl Counters {
         Ok(Self { map })
     }
 
-    /// Every counter that is not zero.
+    /// All counters that are not zero.
     pub fn read(&self) -> Result<Vec<Count>, MapError> {
         let mut counts = Vec::new();
         for hook in HookId::ALL.iter().copied() {
