@@ -23,7 +23,7 @@ use dataplane_agent::{
             FrontendView, IpamView, NotReady, PeerView, PodView, ServiceView, Status, TableView,
         },
     },
-    cli::{self, Ask, Command, Output},
+    cli::{self, ClientArgs, Command, Output},
     health::Health,
     metrics::{Metrics, RequestResult},
 };
@@ -174,12 +174,12 @@ fn service() -> ServiceView {
         port_name: String::new(),
         cluster_ips: vec![address("10.96.0.10")],
         frontends: vec![FrontendView {
-            kind: FrontendKind::Cluster,
+            kind: FrontendKind::ClusterIp,
             address: address("10.96.0.10"),
             port: 80,
             clients: ClientsView::All,
-            local: false,
-            guarded: false,
+            local_only: false,
+            has_source_ranges: false,
             backends: 1,
         }],
         port: 80,
@@ -201,7 +201,7 @@ fn endpoint() -> EndpointView {
         ifindex: 12,
         mac: None,
         flow_hints: Vec::new(),
-        node_ports: false,
+        accepts_node_ports: false,
     }
 }
 
@@ -253,7 +253,7 @@ fn a_starting_agent_says_why_it_is_not_ready() {
     let answer = agent.client().ask(&json!({ "view": "status" }));
     assert_eq!(answer["result"]["ready"], false);
     assert_eq!(answer["result"]["node"], "node-1");
-    assert_eq!(answer["result"]["not_ready"][0]["check"], "start");
+    assert_eq!(answer["result"]["notReady"][0]["check"], "start");
     assert_eq!(answer["result"]["outcomes"], json!([]), "without a datapath there are no counters");
     let answer = agent.client().ask(&json!({ "view": "flows" }));
     assert_eq!(answer["error"], "the datapath is not loaded yet");
@@ -311,17 +311,17 @@ fn a_client_that_hangs_blocks_nobody() {
 #[test]
 fn a_client_that_stays_silent_gives_up_its_place() {
     let agent =
-        Agent::start(Limits { connections: 1, patience: Duration::from_millis(50), ..Limits::default() });
+        Agent::start(Limits { connections: 1, timeout: Duration::from_millis(50), ..Limits::default() });
     let mut silent = agent.client();
     let answer = agent.client().ask(&json!({ "view": "routes" }));
     assert_eq!(answer["result"], json!([]));
-    assert!(silent.line().unwrap()["error"].as_str().unwrap().contains("no whole request line"));
+    assert!(silent.line().unwrap()["error"].as_str().unwrap().contains("no complete request line"));
 }
 
 #[test]
 fn a_client_that_does_not_read_gives_up_its_place() {
     let agent =
-        Agent::start(Limits { connections: 1, patience: Duration::from_millis(50), ..Limits::default() });
+        Agent::start(Limits { connections: 1, timeout: Duration::from_millis(50), ..Limits::default() });
     agent.load();
     *agent.live.flows.lock().unwrap() = vec![flow("10.1.0.5:1", None); 10_000];
     let mut lazy = agent.client();
@@ -373,17 +373,17 @@ fn events_are_kept_for_who_asks_late_and_come_once_to_who_follows() {
     let mut late = agent.client();
     late.send("{\"view\":\"events\",\"dropped\":true}\n");
     let line = late.line().unwrap();
-    assert_eq!(line["event"]["destination_name"], "Service default/web");
-    assert_eq!(line["event"]["source_name"], "Pod default/client");
+    assert_eq!(line["event"]["destinationName"], "Service default/web");
+    assert_eq!(line["event"]["sourceName"], "Pod default/client");
     assert_eq!(line["event"]["device"], "dp0123456789a");
     assert_eq!(late.line().unwrap(), "end", "the event that was no drop is left out");
 
     let mut follower = agent.client();
     follower.send("{\"view\":\"events\",\"follow\":true}\n");
-    assert_eq!(follower.line().unwrap()["event"]["timestamp_ns"], 1);
+    assert_eq!(follower.line().unwrap()["event"]["timestampNanoseconds"], 1);
     agent.emit(event(3, "no_backend"));
-    assert_eq!(follower.line().unwrap()["event"]["timestamp_ns"], 2);
-    assert_eq!(follower.line().unwrap()["event"]["timestamp_ns"], 3);
+    assert_eq!(follower.line().unwrap()["event"]["timestampNanoseconds"], 2);
+    assert_eq!(follower.line().unwrap()["event"]["timestampNanoseconds"], 3);
 }
 
 #[test]
@@ -398,7 +398,7 @@ fn a_follower_that_leaves_frees_its_place() {
 
 #[test]
 fn a_command_without_an_agent_fails() {
-    let ask = Ask { socket: "/nonexistent/agent.sock".into(), output: Output::Table };
+    let ask = ClientArgs { socket: "/nonexistent/agent.sock".into(), output: Output::Table };
     assert_eq!(cli::run(Command::Status(ask)), ExitCode::FAILURE);
 }
 
@@ -407,7 +407,7 @@ fn a_command_with_an_agent_succeeds() {
     let agent = Agent::start(Limits::default());
     agent.load();
     for output in [Output::Table, Output::Json] {
-        let ask = Ask { socket: agent.socket(), output };
+        let ask = ClientArgs { socket: agent.socket(), output };
         assert_eq!(cli::run(Command::Status(ask.clone())), ExitCode::SUCCESS);
         assert_eq!(cli::run(Command::Services(ask.clone())), ExitCode::SUCCESS);
         assert_eq!(cli::run(Command::Endpoints(ask.clone())), ExitCode::SUCCESS);
@@ -436,7 +436,7 @@ fn readiness_follows_the_published_status() {
     let (code, body) = get(health.address(), "/readyz");
     assert_eq!(code, 503);
     let body: Value = serde_json::from_str(&body).unwrap();
-    assert_eq!(body["not_ready"][0]["reason"], "not synced");
+    assert_eq!(body["notReady"][0]["reason"], "not synced");
     agent.status.send_modify(|status| status.not_ready.clear());
     assert_eq!(get(health.address(), "/readyz").0, 200);
     assert_eq!(get(health.address(), "/healthz").0, 200);
@@ -473,11 +473,11 @@ fn metrics_hold_what_was_published_counted_and_read() {
         "dataplane_table_entries{table=\"SERVICES\"} 3",
         "dataplane_table_capacity{table=\"SERVICES\"} 100",
         "dataplane_table_writes_total{table=\"SERVICES\"} 9",
-        "dataplane_packets_total{hook=\"from_pod\",outcome=\"no_backend\",end=\"dropped\"} 3",
+        "dataplane_packets_total{hook=\"from_pod\",outcome=\"no_backend\",action=\"drop\"} 3",
         "dataplane_flows 0",
         "dataplane_ready 0",
         "dataplane_problems{origin=\"source\"} 0",
-        "dataplane_api_requests_total{request=\"services\",result=\"ok\"} 1",
+        "dataplane_api_requests_total{view=\"services\",result=\"ok\"} 1",
         "dataplane_api_request_duration_seconds_count{request=\"services\"} 1",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
@@ -512,8 +512,8 @@ fn the_plugins_requests_reach_the_cni_server_and_are_counted() {
     for line in [
         "dataplane_cni_requests_total{verb=\"add\",result=\"ok\"} 1",
         "dataplane_cni_request_duration_seconds_count{verb=\"add\"} 1",
-        "dataplane_ipam_used{cidr=\"10.1.0.0/24\"} 3",
-        "dataplane_ipam_free{cidr=\"10.1.0.0/24\"} 250",
+        "dataplane_ipam_addresses_used{cidr=\"10.1.0.0/24\"} 3",
+        "dataplane_ipam_addresses_free{cidr=\"10.1.0.0/24\"} 250",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }
