@@ -1,8 +1,8 @@
-//! Kubernetes Events: what an operator must know of an object, said beside it (`kubectl describe`).
+//! Writes Kubernetes Events (`kubectl describe`).
 //!
-//! Owns the counting of repetitions and the rate: the same thing said again is one Event that counts, and no more than
-//! a few are written at a time, whatever happens. Whoever announces does not wait and is not told: an Event is a
-//! courtesy, and what it says is in the log, the status or the metrics too.
+//! A repeated Event becomes a series with a count, and the rate of writes is limited. Writing is
+//! best effort: callers do not wait and get no error. Everything in an Event is also in the log,
+//! the status or the metrics.
 
 use std::{
     collections::HashMap,
@@ -25,74 +25,75 @@ use tokio::{sync::mpsc, time::timeout};
 
 use crate::cluster::explain;
 
-/// Announcements that may wait.
-const WAITING: usize = 256;
-/// What is said again is written again after so long; in between it is counted.
-const REPEAT: Duration = Duration::from_secs(300);
-/// The API server forgets an Event after an hour: from then on the same thing is a new one.
-const FORGOTTEN: Duration = Duration::from_secs(3_000);
-/// Events written in one go, and how long one more takes.
+/// Capacity of the queue.
+const QUEUE: usize = 256;
+/// A repeated Event is written at most this often; in between it is only counted.
+const SERIES_INTERVAL: Duration = Duration::from_secs(300);
+/// Lifetime of a series: less than the hour that the API server keeps Events.
+const SERIES_LIFETIME: Duration = Duration::from_secs(3_000);
+/// Token bucket: its size, and the time for one more token.
 const BURST: u32 = 20;
 const REFILL: Duration = Duration::from_secs(3);
-/// An API server that does not answer keeps nobody for longer.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Longest note the API server takes, in bytes; and the longest name of who writes.
+/// Timeout of a request to the API server.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest `note` and `reportingInstance` that the API server accepts, in bytes.
 const NOTE_MAX: usize = 1_024;
 const INSTANCE_MAX: usize = 128;
-/// What is left of an object's name in the Event's: that ends in a number, and has a limit of its own.
+/// Longest prefix of an Event's name; a number follows it.
 const SUBJECT_MAX: usize = 200;
-/// Where Events about objects without a namespace are.
+/// Namespace of Events about objects that have no namespace.
 const NAMESPACE: &str = "default";
 
-/// How bad it is.
+/// Type of an Event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Weight {
+pub enum EventType {
     Normal,
     Warning,
 }
 
-/// What is to be said.
+/// An Event to write.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Announcement {
-    pub about: ObjectReference,
-    pub weight: Weight,
-    /// A stable word: what happened.
+    pub regarding: ObjectReference,
+    pub event_type: EventType,
+    /// Why, in UpperCamelCase; stable.
     pub reason: &'static str,
-    /// A stable word: what we were doing.
+    /// The action that succeeded or failed, in UpperCamelCase; stable.
     pub action: &'static str,
     /// A sentence.
     pub note: String,
 }
 
-/// Says things. Cheap to clone.
+/// Queues Events for writing. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Announcer(mpsc::Sender<Announcement>);
 
 impl Announcer {
-    /// Announces as `controller`, of which this is the one named `instance`. The task ends with the last announcer.
+    /// Starts a task that writes Events of `controller`. The task ends when the last clone is
+    /// dropped.
     pub fn start(client: Client, controller: &'static str, instance: &str) -> Self {
-        let (sender, receiver) = mpsc::channel(WAITING);
+        let (sender, receiver) = mpsc::channel(QUEUE);
         let writer = Writer {
             events: Api::namespaced(client, NAMESPACE),
             controller,
-            instance: cut(instance, INSTANCE_MAX),
-            known: HashMap::new(),
-            budget: Budget { tokens: BURST, since: Instant::now() },
-            complained: false,
+            instance: truncate(instance, INSTANCE_MAX),
+            series: HashMap::new(),
+            bucket: TokenBucket { tokens: BURST, since: Instant::now() },
+            failing: false,
         };
         tokio::spawn(writer.run(receiver));
         Self(sender)
     }
 
-    /// Says it, soon and if there is room.
+    /// Queues an Event; drops it if the queue is full.
     pub fn announce(&self, announcement: Announcement) {
         if let Err(error) = self.0.try_send(announcement) {
-            tracing::debug!(%error, "an Event is not announced");
+            tracing::debug!(%error, "Event dropped: the queue is full");
         }
     }
 }
 
-/// A node as the subject of an Event.
+/// Reference to a Node.
 pub fn node(name: &str, uid: &str) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".to_owned()),
@@ -103,28 +104,28 @@ pub fn node(name: &str, uid: &str) -> ObjectReference {
     }
 }
 
-/// What makes two announcements the same.
-type Key = (String, String, &'static str, String);
+/// Events with the same key form a series: name and UID of the object, reason, note.
+type SeriesKey = (String, String, &'static str, String);
 
 struct Writer {
     events: Api<Event>,
     controller: &'static str,
     instance: String,
-    known: HashMap<Key, Said>,
-    budget: Budget,
-    /// The API server refuses Events, and the log says so.
-    complained: bool,
+    series: HashMap<SeriesKey, Series>,
+    bucket: TokenBucket,
+    /// The last write failed, and was logged.
+    failing: bool,
 }
 
-/// An Event that is written.
-struct Said {
+/// An Event that was written, and its repetitions.
+struct Series {
     name: String,
     count: i32,
     written: Instant,
 }
 
-/// How many Events may be written.
-struct Budget {
+/// Limits the rate of writes.
+struct TokenBucket {
     tokens: u32,
     since: Instant,
 }
@@ -134,54 +135,56 @@ impl Writer {
         while let Some(announcement) = announcements.recv().await {
             let written = self.write(&announcement, Instant::now()).await;
             if let Err(error) = &written
-                && !self.complained
+                && !self.failing
             {
-                tracing::warn!(error = explain(error), "Events cannot be written");
+                tracing::warn!(error = explain(error), "cannot write Kubernetes Events");
             }
-            self.complained = written.is_err();
+            self.failing = written.is_err();
         }
     }
 
-    async fn write(&mut self, what: &Announcement, now: Instant) -> Result<(), kube::Error> {
-        self.known.retain(|_, said| now.duration_since(said.written) < FORGOTTEN);
-        let (name, uid) = (what.about.name.clone(), what.about.uid.clone());
-        let key = (name.unwrap_or_default(), uid.unwrap_or_default(), what.reason, what.note.clone());
-        if let Some(said) = self.known.get_mut(&key) {
-            said.count = said.count.saturating_add(1);
-            // that it was not once is news too
-            let is_news = said.count == 2 || now.duration_since(said.written) >= REPEAT;
-            if !is_news || !self.budget.take(now) {
+    async fn write(&mut self, announcement: &Announcement, now: Instant) -> Result<(), kube::Error> {
+        self.series.retain(|_, series| now.duration_since(series.written) < SERIES_LIFETIME);
+        let Announcement { regarding, reason, note, .. } = announcement;
+        let (name, uid) = (regarding.name.clone(), regarding.uid.clone());
+        let key = (name.unwrap_or_default(), uid.unwrap_or_default(), *reason, note.clone());
+        if let Some(series) = self.series.get_mut(&key) {
+            series.count = series.count.saturating_add(1);
+            // the second occurrence is written at once: it turns the Event into a series
+            let is_due = series.count == 2 || now.duration_since(series.written) >= SERIES_INTERVAL;
+            if !is_due || !self.bucket.take(now) {
                 return Ok(());
             }
-            said.written = now;
-            let series = EventSeries { count: said.count, last_observed_time: MicroTime(Timestamp::now()) };
+            series.written = now;
+            let name = series.name.clone();
+            let series = EventSeries { count: series.count, last_observed_time: MicroTime(Timestamp::now()) };
             let patch = Patch::Merge(serde_json::json!({ "series": series }));
-            return patient(self.events.patch(&said.name, &PatchParams::default(), &patch)).await;
+            return with_timeout(self.events.patch(&name, &PatchParams::default(), &patch)).await;
         }
-        if !self.budget.take(now) {
+        if !self.bucket.take(now) {
             return Ok(());
         }
-        let event = self.event(what, &key.0);
-        patient(self.events.create(&PostParams::default(), &event)).await?;
+        let event = self.event(announcement, &key.0);
+        with_timeout(self.events.create(&PostParams::default(), &event)).await?;
         let name = event.metadata.name.unwrap_or_default();
-        self.known.insert(key, Said { name, count: 1, written: now });
+        self.series.insert(key, Series { name, count: 1, written: now });
         Ok(())
     }
 
-    fn event(&self, what: &Announcement, subject: &str) -> Event {
+    fn event(&self, announcement: &Announcement, subject: &str) -> Event {
         let now = Timestamp::now();
         Event {
             metadata: ObjectMeta {
-                name: Some(format!("{}.{:x}", cut(subject, SUBJECT_MAX), now.as_nanosecond())),
+                name: Some(format!("{}.{:x}", truncate(subject, SUBJECT_MAX), now.as_nanosecond())),
                 namespace: Some(NAMESPACE.to_owned()),
                 ..ObjectMeta::default()
             },
             event_time: Some(MicroTime(now)),
-            regarding: Some(what.about.clone()),
-            type_: Some(what.weight.name().to_owned()),
-            reason: Some(what.reason.to_owned()),
-            action: Some(what.action.to_owned()),
-            note: Some(cut(&what.note, NOTE_MAX)),
+            regarding: Some(announcement.regarding.clone()),
+            type_: Some(announcement.event_type.name().to_owned()),
+            reason: Some(announcement.reason.to_owned()),
+            action: Some(announcement.action.to_owned()),
+            note: Some(truncate(&announcement.note, NOTE_MAX)),
             reporting_controller: Some(format!("dataplane.local/{}", self.controller)),
             reporting_instance: Some(self.instance.clone()),
             ..Event::default()
@@ -189,22 +192,22 @@ impl Writer {
     }
 }
 
-/// As much of a text as there is room for. A name that is cut must not end in a dot.
-fn cut(text: &str, longest: usize) -> String {
-    match text.get(..text.floor_char_boundary(longest)) {
+/// At most `max` bytes of a text. A truncated name must not end in a dot.
+fn truncate(text: &str, max: usize) -> String {
+    match text.get(..text.floor_char_boundary(max)) {
         Some(start) if start.len() < text.len() => start.trim_end_matches(['.', '-']).to_owned(),
         _ => text.to_owned(),
     }
 }
 
-async fn patient<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<(), kube::Error> {
-    match timeout(PATIENCE, request).await {
+async fn with_timeout<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<(), kube::Error> {
+    match timeout(REQUEST_TIMEOUT, request).await {
         Ok(answer) => answer.map(drop),
-        Err(late) => Err(kube::Error::Service(late.into())),
+        Err(elapsed) => Err(kube::Error::Service(elapsed.into())),
     }
 }
 
-impl Budget {
+impl TokenBucket {
     fn take(&mut self, now: Instant) -> bool {
         let refills =
             (now.duration_since(self.since).as_millis() / REFILL.as_millis()).try_into().unwrap_or(u32::MAX);
@@ -216,7 +219,7 @@ impl Budget {
     }
 }
 
-impl Weight {
+impl EventType {
     const fn name(self) -> &'static str {
         match self {
             Self::Normal => "Normal",
@@ -230,20 +233,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_too_long_is_cut_to_what_the_api_server_takes() {
-        assert_eq!(cut("n1", 200), "n1");
-        assert_eq!(cut("worker.example", 7), "worker");
-        assert_eq!(cut("äöü", 3), "ä");
+    fn long_texts_are_truncated_at_character_boundaries() {
+        assert_eq!(truncate("n1", 200), "n1");
+        assert_eq!(truncate("worker.example", 7), "worker");
+        assert_eq!(truncate("äöü", 3), "ä");
     }
 
     #[test]
-    fn a_flood_is_a_few_and_then_one_at_a_time() {
+    fn writes_are_limited_to_a_burst_and_then_one_per_interval() {
         let start = Instant::now();
-        let mut budget = Budget { tokens: BURST, since: start };
-        let taken = (0..100).filter(|_| budget.take(start)).count();
+        let mut bucket = TokenBucket { tokens: BURST, since: start };
+        let taken = (0..100).filter(|_| bucket.take(start)).count();
         assert_eq!(taken, BURST as usize);
-        assert!(!budget.take(start + REFILL / 2));
-        assert!(budget.take(start + REFILL));
-        assert!(!budget.take(start + REFILL));
+        assert!(!bucket.take(start + REFILL / 2));
+        assert!(bucket.take(start + REFILL));
+        assert!(!bucket.take(start + REFILL));
     }
 }

@@ -32,7 +32,7 @@ use super::{
     settings::Settings,
 };
 use crate::{
-    announce::{Announcement, Announcer, Weight, node as node_reference},
+    announce::{Announcement, Announcer, EventType, node as node_reference},
     cluster::explain,
     reconcile::backoff::WorkQueue,
 };
@@ -354,8 +354,8 @@ impl Term<'_> {
                 tracing::warn!(node = name, reason = finding.reason(), %finding, "cannot be right");
             }
             self.controller.announcer.announce(Announcement {
-                about: node_reference(name, uid),
-                weight: Weight::Warning,
+                regarding: node_reference(name, uid),
+                event_type: EventType::Warning,
                 reason: finding.reason(),
                 action: "AllocatePodCIDRs",
                 note: finding.to_string(),

@@ -138,7 +138,7 @@ async fn metrics(State((allocator_metrics, _)): Shared) -> Response {
 async fn healthz(State((allocator_metrics, _)): Shared) -> Response {
     let silence = allocator_metrics.silence();
     let alive = silence < DEAD_AFTER;
-    http::judgement(alive, &json!({ "alive": alive, "silent_seconds": silence.as_secs() }))
+    http::probe_response(alive, &json!({ "alive": alive, "lastHeartbeatSecondsAgo": silence.as_secs() }))
 }
 
 /// Ready is who could lead: it knows the nodes fit, and has heard of the Lease.
@@ -146,5 +146,5 @@ async fn readyz(State((allocator_metrics, leadership)): Shared) -> Response {
     let said = leadership.borrow().clone();
     let ready = allocator_metrics.checked.load(Ordering::Relaxed) && said.heard;
     let leads = said.leads(Instant::now());
-    http::judgement(ready, &json!({ "ready": ready, "leads": leads, "leader": said.holder }))
+    http::probe_response(ready, &json!({ "ready": ready, "leads": leads, "leader": said.holder }))
 }

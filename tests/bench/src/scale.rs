@@ -27,7 +27,7 @@ const METRICS: &str = "127.0.0.1:9964";
 /// How `deploy/` starts an agent: memory that was needed once goes back to the node.
 const UNDER: [&str; 3] = ["env", "MALLOC_ARENA_MAX=1", "MALLOC_TRIM_THRESHOLD_=131072"];
 /// The agent's histogram: from the arrival of an event to its being in the tables.
-const HISTOGRAM: &str = "dataplane_event_to_table_seconds";
+const HISTOGRAM: &str = "dataplane_event_apply_duration_seconds";
 
 /// The clusters of a whole run: services with many endpoints, and many services with few.
 pub const SIZES: [Size; 2] =
@@ -80,7 +80,7 @@ pub struct Scale {
 pub fn measure(size: Size) -> Result<Scale> {
     let spec = Spec {
         source: Source::kubernetes(),
-        config: json!({"http": METRICS, "log": "warn"}),
+        config: json!({"http_bind_address": METRICS, "log": "warn"}),
         ..Spec::new(1)
     };
     let mut cluster = Cluster::lay_out(&spec).context("a node and an API server")?;

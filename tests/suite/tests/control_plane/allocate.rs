@@ -62,7 +62,15 @@ impl Bed {
         let log = self.directory.path().join(format!("{name}.log"));
         let lease = LEASE.to_string();
         let child = Command::new(bins::agent()?)
-            .args(["allocate", "--http", "127.0.0.1:0", "--log-format", "json", "--lease-duration", &lease])
+            .args([
+                "allocate",
+                "--http-bind-address",
+                "127.0.0.1:0",
+                "--log-format",
+                "json",
+                "--lease-duration",
+                &lease,
+            ])
             .args(["--log", "info,dataplane_agent::allocate=debug", "--identity", name, "--kubeconfig"])
             .arg(&kubeconfig)
             .args(arguments.split_whitespace())
