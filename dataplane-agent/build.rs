@@ -1,8 +1,8 @@
-//! Builds the datapath and leaves its object in `OUT_DIR/dataplane`, where the agent embeds it from.
+//! Builds the eBPF object and copies it to `OUT_DIR/dataplane`, where the agent embeds it from.
 //!
-//! The object needs `core` compiled for BPF, so a compiler with its library's source: rustup's nightly with `rust-src`, or
+//! The object needs `core` compiled for BPF, so a compiler with the source of `core`: rustup's nightly with `rust-src`, or
 //! the distribution's (toolchain `debian`, linked by `cargo xtask setup`) with unstable features allowed.
-//! `AYA_BUILD_SKIP=1` leaves an empty object: enough to lint and to document.
+//! `AYA_BUILD_SKIP=1` writes an empty object: enough to lint and to document.
 
 use std::{
     env, fs,
@@ -21,23 +21,41 @@ const TOOLCHAIN: &str = "DATAPLANE_EBPF_TOOLCHAIN";
 fn main() -> Result<()> {
     println!("cargo:rerun-if-env-changed={TOOLCHAIN}");
     println!("cargo:rerun-if-changed={COMMON}");
-    let object = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?).join("dataplane");
+    let out_dir = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
+    let object = out_dir.join("dataplane");
     if env::var_os("AYA_BUILD_SKIP").is_some_and(|skip| skip == "1" || skip == "true") {
         println!("cargo:rerun-if-env-changed=AYA_BUILD_SKIP");
         return fs::write(&object, []).with_context(|| format!("write {}", object.display()));
     }
     let toolchain = toolchain()?;
-    // SAFETY: build scripts have one thread here. Lets a stable compiler build `core`; changes nothing for a nightly one.
-    unsafe { env::set_var("RUSTC_BOOTSTRAP", "1") };
+    let build_dir = build_dir(&out_dir);
+    fs::create_dir_all(&build_dir).with_context(|| format!("create {}", build_dir.display()))?;
+    // SAFETY: build scripts have one thread here. `RUSTC_BOOTSTRAP` lets a stable compiler build `core`; a nightly one
+    // ignores it. aya-build builds below `OUT_DIR`, and prints what cargo prints as warnings.
+    unsafe {
+        env::set_var("RUSTC_BOOTSTRAP", "1");
+        env::set_var("OUT_DIR", &build_dir);
+        env::set_var("CARGO_TERM_QUIET", "true");
+    }
     let package = Package { name: "dataplane-ebpf", root_dir: EBPF, ..Package::default() };
     aya_build::build_ebpf([package], Toolchain::Custom(&toolchain)).with_context(|| {
         format!(
             "build the eBPF object with toolchain {toolchain}; `cargo xtask setup` installs what it needs"
         )
-    })
+    })?;
+    let built = build_dir.join("dataplane");
+    fs::copy(&built, &object).with_context(|| format!("copy {} to {}", built.display(), object.display()))?;
+    Ok(())
 }
 
-/// The first toolchain of rustup that has the source of `core`.
+/// The directory that the object is built in: one for all profiles and for clippy, whose `OUT_DIR`s differ, so that the
+/// object is compiled once. Cargo marks its build directory by `CACHEDIR.TAG`, and locks it while this script runs.
+fn build_dir(out_dir: &Path) -> PathBuf {
+    let cargo_dir = out_dir.ancestors().find(|directory| directory.join("CACHEDIR.TAG").is_file());
+    cargo_dir.unwrap_or(out_dir).join("ebpf")
+}
+
+/// The first of rustup's toolchains that has the source of `core`.
 fn toolchain() -> Result<String> {
     if let Ok(name) = env::var(TOOLCHAIN) {
         return Ok(name);
