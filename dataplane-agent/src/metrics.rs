@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use crate::{
     api::{
         cni::CniServer,
-        live::Live,
+        datapath::DatapathReader,
         views::{Origin, Status},
     },
     source::{Problems, Progress},
@@ -57,12 +57,12 @@ pub struct Metrics {
     cni_seconds: Durations,
     api_requests: Results,
     api_seconds: Durations,
-    programming: Programming,
+    programming: ProgrammingLatency,
 }
 
 /// How long changes take into the tables, in seconds. Clones count into the same.
 #[derive(Clone, Debug)]
-pub struct Programming {
+pub struct ProgrammingLatency {
     /// From the event's arrival.
     pub from_event: Histogram,
     /// From the change in the cluster that led to it.
@@ -79,7 +79,7 @@ pub enum RequestResult {
 /// Read at scrape time.
 struct AtScrape {
     status: watch::Receiver<Status>,
-    live: OnceLock<Arc<dyn Live>>,
+    live: OnceLock<Arc<dyn DatapathReader>>,
     cni: OnceLock<Arc<dyn CniServer>>,
     source: OnceLock<Problems>,
     progress: OnceLock<Progress>,
@@ -87,7 +87,7 @@ struct AtScrape {
 }
 
 impl Metrics {
-    /// Metrics of an agent that publishes `status`. They are whole once [`Self::set_live`] and [`Self::set_cni`]
+    /// Metrics of an agent that publishes `status`. They are whole once [`Self::set_datapath_reader`] and [`Self::set_cni`]
     /// were called, which is after HTTP must answer.
     pub fn new(status: watch::Receiver<Status>) -> Self {
         let mut registry = Registry::with_prefix(PREFIX);
@@ -126,7 +126,7 @@ impl Metrics {
             Unit::Seconds,
             api_seconds.clone(),
         );
-        let programming = Programming {
+        let programming = ProgrammingLatency {
             from_event: Histogram::new(EVENT_SECONDS),
             from_trigger: Histogram::new(TRIGGER_SECONDS),
         };
@@ -146,12 +146,12 @@ impl Metrics {
     }
 
     /// What counts how long changes take into the tables.
-    pub fn programming(&self) -> Programming {
+    pub fn programming(&self) -> ProgrammingLatency {
         self.programming.clone()
     }
 
     /// From now on the datapath can be read. The first call counts.
-    pub fn set_live(&self, live: Arc<dyn Live>) {
+    pub fn set_datapath_reader(&self, live: Arc<dyn DatapathReader>) {
         let _first = self.scrape.live.set(live);
     }
 
@@ -315,7 +315,7 @@ impl AtScrape {
         }
     }
 
-    fn flows(&self, live: &dyn Live) -> Result<u64, String> {
+    fn flows(&self, live: &dyn DatapathReader) -> Result<u64, String> {
         let mut cached = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((read, count)) = *cached
             && read.elapsed() < FLOWS_EVERY

@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
-pub mod gone;
+pub mod pending_deletes;
 pub mod plugin;
 pub mod protocol;
 pub mod spec;

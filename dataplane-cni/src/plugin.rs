@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     client::{self, ClientError},
-    gone::Notes,
+    pending_deletes::DeletionQueue,
     protocol::{Add, Added, Check, Del, Failure, Gc, Request, Response, code},
     spec::{AddResult, Command, Config, Environment, Error, PreviousDevice, Report, Version, Versions},
 };
@@ -62,7 +62,7 @@ fn ask_or_leave_note(socket: &Path, request: &Request, del: &Del) -> Result<Resp
         Err(error) if error.is_nobody_there() => error,
         answer => return Ok(answer?),
     };
-    let notes = Notes::beside(socket);
+    let notes = DeletionQueue::beside(socket);
     if let Err(problem) = notes.leave(&del.attachment) {
         return Err(Unanswered { error, details: format!("no note for the next agent: {problem}") });
     }
@@ -167,7 +167,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{gone::Found, protocol::Attachment};
+    use crate::{pending_deletes::Found, protocol::Attachment};
 
     /// DEL by a runtime, of `eth0` of `c1`.
     fn del(socket: &Path) -> Result<Option<String>, Report> {
@@ -185,7 +185,7 @@ mod tests {
     fn a_pod_goes_without_an_agent_and_a_note_of_it_stays() {
         let run_dir = tempfile::tempdir().unwrap();
         let socket = run_dir.path().join("agent.sock");
-        let notes = Notes::of(run_dir.path());
+        let notes = DeletionQueue::of(run_dir.path());
         assert_eq!(del(&socket).unwrap(), None);
         assert_eq!(notes.read().unwrap().gone, [eth0()]);
         // and beside the remains of a killed agent
@@ -222,6 +222,6 @@ mod tests {
             assert!(report.message.contains(message), "{}", report.message);
         }
         agent.join().unwrap();
-        assert_eq!(Notes::of(run_dir.path()).read().unwrap(), Found::default());
+        assert_eq!(DeletionQueue::of(run_dir.path()).read().unwrap(), Found::default());
     }
 }

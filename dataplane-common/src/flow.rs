@@ -121,7 +121,7 @@ impl State {
 
     /// Seconds after which the flow may give way to a new one in a full table; `None`: never before its timeout.
     #[inline(always)]
-    const fn gives_way_after(self, protocol: u8) -> Option<u32> {
+    const fn evictable_after(self, protocol: u8) -> Option<u32> {
         match (self, protocol) {
             (Self::HalfOpen | Self::Answered, _) => Some(2),
             (Self::Closing, _) => Some(5),
@@ -154,30 +154,30 @@ static NUMBERS: [u8; 128] = {
 
 /// Whether `flow` has been idle for longer than its state allows, at `now` (seconds of `CLOCK_MONOTONIC`).
 #[inline(always)]
-pub const fn expired(flow: &Flow, now: u32) -> bool {
+pub const fn is_expired(flow: &Flow, now: u32) -> bool {
     now.saturating_sub(flow.last_seen) > State::from_number(flow.state).timeout(flow.forward.protocol)
 }
 
 /// Whether another connection may have the tuple under which replies to `flow` arrive: it has expired, or was closed so long
 /// ago that no packet of it is on its way. `pressed`: no better one was found.
 #[inline(always)]
-pub const fn is_past(flow: &Flow, now: u32, pressed: bool) -> bool {
+pub const fn tuple_reusable(flow: &Flow, now: u32, pressed: bool) -> bool {
     let rest = if pressed { 1 } else { 5 };
     let is_closed = matches!(State::from_number(flow.state), State::Closing);
-    (is_closed && now.saturating_sub(flow.last_seen) >= rest) || expired(flow, now)
+    (is_closed && now.saturating_sub(flow.last_seen) >= rest) || is_expired(flow, now)
 }
 
 /// Whether a new flow may take the slot of `flow`: never used, expired, without a handshake that is complete, ending, or idle
 /// where there is none.
 #[inline(always)]
-pub const fn gives_way(flow: &Flow, now: u32) -> bool {
+pub const fn is_evictable(flow: &Flow, now: u32) -> bool {
     if flow.epoch == 0 {
         return true;
     }
     let idle = now.saturating_sub(flow.last_seen);
-    match State::from_number(flow.state).gives_way_after(flow.forward.protocol) {
+    match State::from_number(flow.state).evictable_after(flow.forward.protocol) {
         Some(limit) if idle >= limit => true,
-        _ => expired(flow, now),
+        _ => is_expired(flow, now),
     }
 }
 
@@ -230,7 +230,11 @@ mod tests {
         assert_eq!(State::Closing.after(Direction::Reply, tcp_flags::ACK), State::Closing);
         // the answer to who has asked and ended may take its time, and nobody gets the tuple meanwhile
         let waits = flow(Protocol::TCP, State::EndedForward, 100);
-        assert!(!is_past(&waits, 100 + 3_600, true) && !gives_way(&waits, 219) && gives_way(&waits, 220));
+        assert!(
+            !tuple_reusable(&waits, 100 + 3_600, true)
+                && !is_evictable(&waits, 219)
+                && is_evictable(&waits, 220)
+        );
     }
 
     #[test]
@@ -248,8 +252,8 @@ mod tests {
     #[test]
     fn established_tcp_never_gives_way_before_its_timeout() {
         let flow = flow(Protocol::TCP, State::Established, 1_000);
-        assert!(!gives_way(&flow, 1_000 + 7_999));
-        assert!(gives_way(&flow, 1_000 + 8_001));
+        assert!(!is_evictable(&flow, 1_000 + 7_999));
+        assert!(is_evictable(&flow, 1_000 + 8_001));
     }
 
     #[test]
@@ -272,34 +276,34 @@ mod tests {
             state.after(Direction::Forward, data).after(Direction::Reply, heartbeat),
             State::Established
         );
-        assert!(!gives_way(&flow(Protocol::SCTP, State::Established, 1_000), 1_000 + 210));
-        assert!(gives_way(&flow(Protocol::SCTP, State::Established, 1_000), 1_000 + 211));
+        assert!(!is_evictable(&flow(Protocol::SCTP, State::Established, 1_000), 1_000 + 210));
+        assert!(is_evictable(&flow(Protocol::SCTP, State::Established, 1_000), 1_000 + 211));
         let state = State::Established.after(Direction::Reply, shutdown);
         assert_eq!(state.after(Direction::Forward, shutdown_ack), State::Closing);
     }
 
     #[test]
     fn half_open_goes_first() {
-        assert!(gives_way(&flow(Protocol::TCP, State::HalfOpen, 100), 102));
-        assert!(gives_way(&flow(Protocol::TCP, State::Answered, 100), 102));
-        assert!(!gives_way(&flow(Protocol::TCP, State::HalfOpen, 100), 101));
-        assert!(gives_way(&flow(Protocol::TCP, State::Closing, 100), 105));
-        assert!(!gives_way(&flow(Protocol::UDP, State::Established, 100), 129));
+        assert!(is_evictable(&flow(Protocol::TCP, State::HalfOpen, 100), 102));
+        assert!(is_evictable(&flow(Protocol::TCP, State::Answered, 100), 102));
+        assert!(!is_evictable(&flow(Protocol::TCP, State::HalfOpen, 100), 101));
+        assert!(is_evictable(&flow(Protocol::TCP, State::Closing, 100), 105));
+        assert!(!is_evictable(&flow(Protocol::UDP, State::Established, 100), 129));
     }
 
     #[test]
     fn a_tuple_is_free_again_when_its_connection_is_past() {
         let closed = flow(Protocol::TCP, State::Closing, 100);
-        assert_eq!([104, 105].map(|now| is_past(&closed, now, false)), [false, true]);
-        assert_eq!([100, 101].map(|now| is_past(&closed, now, true)), [false, true]);
+        assert_eq!([104, 105].map(|now| tuple_reusable(&closed, now, false)), [false, true]);
+        assert_eq!([100, 101].map(|now| tuple_reusable(&closed, now, true)), [false, true]);
         // idle is not over
-        assert!(!is_past(&flow(Protocol::UDP, State::Established, 100), 280, true));
-        assert!(is_past(&flow(Protocol::UDP, State::Established, 100), 281, false));
-        assert!(!is_past(&flow(Protocol::TCP, State::HalfOpen, 100), 160, true));
+        assert!(!tuple_reusable(&flow(Protocol::UDP, State::Established, 100), 280, true));
+        assert!(tuple_reusable(&flow(Protocol::UDP, State::Established, 100), 281, false));
+        assert!(!tuple_reusable(&flow(Protocol::TCP, State::HalfOpen, 100), 160, true));
     }
 
     #[test]
     fn a_clock_read_before_the_last_packet_expires_nothing() {
-        assert!(!expired(&flow(Protocol::UDP, State::HalfOpen, 100), 99));
+        assert!(!is_expired(&flow(Protocol::UDP, State::HalfOpen, 100), 99));
     }
 }

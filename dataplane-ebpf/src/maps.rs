@@ -15,19 +15,19 @@ use aya_ebpf::{
 use dataplane_common::{
     abi::{
         Addr, Affinity, AffinityKey, BackendSlot, ConnectedPeer, Endpoint, Event, FRAGMENT_SECONDS, Flow,
-        FlowKey, FlowRef, FragmentKey, FragmentPorts, Gates, HeldKey, OriginKey, Route, Service, ServiceKey,
-        SocketOrigin, SourceRange, names::capacity,
+        FlowHints, FlowKey, FlowRef, FragmentKey, FragmentPorts, HeldKey, OriginKey, Route, Service,
+        ServiceKey, SocketOrigin, SourceRange, names::capacity,
     },
     reason::COUNTERS as COUNTER_ENTRIES,
 };
 
 use crate::skb;
 
-/// Addresses of this node. Written by the agent; the datapath opens gates.
+/// Addresses of this node. Written by the agent; the datapath opens flow_hints.
 #[btf_map]
 static ENDPOINTS: HashMap<Addr, Endpoint, { capacity::ENDPOINTS as usize }> = HashMap::new();
 
-/// Everything else of the cluster. Written by the agent; the datapath opens gates.
+/// Everything else of the cluster. Written by the agent; the datapath opens flow_hints.
 #[btf_map]
 static ROUTES: LpmTrie<Addr, Route, { capacity::ROUTES as usize }> = LpmTrie::new();
 
@@ -196,21 +196,21 @@ pub(crate) fn endpoint(addr: &Addr) -> Option<&'static Endpoint> {
 
 /// Makes sure that packets of `protocol` to `addr` look for a flow, wherever in the cluster it is.
 #[inline(never)]
-pub(crate) fn open_gate(addr: &Addr, protocol: u8) {
-    let gates = match ENDPOINTS.get_ptr_mut(addr) {
+pub(crate) fn mark_may_have_flows(addr: &Addr, protocol: u8) {
+    let flow_hints = match ENDPOINTS.get_ptr_mut(addr) {
         // SAFETY: a live value of the map.
-        Some(endpoint) => unsafe { &raw mut (*endpoint).gates },
-        None => route_gates(addr),
+        Some(endpoint) => unsafe { &raw mut (*endpoint).flow_hints },
+        None => route_flow_hints(addr),
     };
     // SAFETY: null, or a live value of a map; one byte is written, which nobody ever resets.
-    if let Some(gates) = unsafe { gates.as_mut() } {
-        gates.open(protocol);
+    if let Some(flow_hints) = unsafe { flow_hints.as_mut() } {
+        flow_hints.set(protocol);
     }
 }
 
 /// Null if there is no route. The map's own `get` lends a value that must not be written.
 #[inline(always)]
-fn route_gates(addr: &Addr) -> *mut Gates {
+fn route_flow_hints(addr: &Addr) -> *mut FlowHints {
     let key = Key::new(128, *addr);
     // SAFETY: map and key are live, and of the types that belong together.
     let route =
@@ -219,7 +219,7 @@ fn route_gates(addr: &Addr) -> *mut Gates {
         return ptr::null_mut();
     }
     // SAFETY: a live value of the map.
-    unsafe { &raw mut (*route.cast::<Route>()).gates }
+    unsafe { &raw mut (*route.cast::<Route>()).flow_hints }
 }
 
 #[inline(always)]
@@ -234,7 +234,7 @@ pub(crate) fn has_service(key: &ServiceKey) -> bool {
     unsafe { SERVICES.get(key) }.is_some()
 }
 
-/// Copies a row: whether there is one. What a copy holds that is not sealed may be of several rows: see [`Service::seal`].
+/// Copies a row: whether there is one. What a copy holds that is not sealed may be of several rows: see [`Service::checksum`].
 #[inline(always)]
 pub(crate) fn copy_service(key: &ServiceKey, copy: &mut Service) -> bool {
     // SAFETY: as in `endpoint`.

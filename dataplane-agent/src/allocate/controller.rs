@@ -25,9 +25,9 @@ use tokio::{
 };
 
 use super::{
-    book::{Book, Finding, NodeFacts},
     election::Leadership,
-    figures::Figures,
+    ledger::{Finding, NodeFacts, RangeLedger},
+    metrics::AllocatorMetrics,
     nodes::{facts, trim},
     settings::Settings,
 };
@@ -62,14 +62,14 @@ pub(super) struct Controller {
     settings: Settings,
     leadership: watch::Receiver<Leadership>,
     announcer: Announcer,
-    figures: Arc<Figures>,
+    allocator_metrics: Arc<AllocatorMetrics>,
 }
 
 /// One time of leading.
 struct Term<'a> {
     controller: &'a Controller,
     number: u64,
-    book: Book,
+    ledger: RangeLedger,
     /// Nodes that need a range, or need to be looked at again.
     queue: WorkQueue<String>,
     /// Nodes of this list so far; `None`: the list is complete.
@@ -89,9 +89,9 @@ impl Controller {
         settings: Settings,
         leadership: watch::Receiver<Leadership>,
         announcer: Announcer,
-        figures: Arc<Figures>,
+        allocator_metrics: Arc<AllocatorMetrics>,
     ) -> Self {
-        Self { nodes: Api::all(client), settings, leadership, announcer, figures }
+        Self { nodes: Api::all(client), settings, leadership, announcer, allocator_metrics }
     }
 
     /// Gives ranges whenever it leads, for ever.
@@ -100,7 +100,7 @@ impl Controller {
             let led = self.leadership.wait_for(|said| said.leads(Instant::now())).await;
             let Ok(term) = led.map(|said| said.term) else { return };
             self.lead(term).await;
-            self.figures.not_leading();
+            self.allocator_metrics.not_leading();
         }
     }
 
@@ -113,7 +113,7 @@ impl Controller {
         let mut term = Term {
             controller: self,
             number,
-            book: Book::new(self.settings.pools.clone()),
+            ledger: RangeLedger::new(self.settings.pools.clone()),
             queue: WorkQueue::default(),
             listed: Some(HashSet::new()),
             fenced: HashMap::new(),
@@ -172,7 +172,7 @@ impl Term<'_> {
             watcher::Event::Delete(node) => {
                 let name = node.metadata.name.unwrap_or_default();
                 // a node that was made again may be known already
-                if self.book.uid(&name) == node.metadata.uid.as_deref() {
+                if self.ledger.uid(&name) == node.metadata.uid.as_deref() {
                     self.forget(&name, now);
                 }
             }
@@ -180,7 +180,7 @@ impl Term<'_> {
     }
 
     fn observe(&mut self, node: &NodeFacts, now: Instant) {
-        self.book.observe(node, now);
+        self.ledger.observe(node, now);
         if !self.first_list {
             // born after we began to lead
             self.fenced.entry(node.name.clone()).or_insert_with(|| node.uid.clone());
@@ -189,13 +189,13 @@ impl Term<'_> {
     }
 
     fn forget(&mut self, name: &str, now: Instant) {
-        self.book.remove(name, now);
+        self.ledger.remove(name, now);
         self.fenced.remove(name);
         self.reported.remove(name);
         self.queue.settle(&name.to_owned());
         // there is room for one that got nothing
         let needy: Vec<_> =
-            self.book.names().filter(|name| self.book.needy(name).is_some()).map(str::to_owned).collect();
+            self.ledger.names().filter(|name| self.ledger.needy(name).is_some()).map(str::to_owned).collect();
         for name in needy {
             self.queue.push(name);
         }
@@ -205,7 +205,7 @@ impl Term<'_> {
     fn complete(&mut self, now: Instant) {
         let Some(listed) = self.listed.take() else { return };
         let gone: Vec<_> =
-            self.book.names().filter(|name| !listed.contains(*name)).map(str::to_owned).collect();
+            self.ledger.names().filter(|name| !listed.contains(*name)).map(str::to_owned).collect();
         for name in gone {
             self.forget(&name, now);
         }
@@ -219,12 +219,12 @@ impl Term<'_> {
         let now = Instant::now();
         if now >= self.remind {
             self.remind = now + REMIND;
-            let names: Vec<_> = self.book.names().map(str::to_owned).collect();
+            let names: Vec<_> = self.ledger.names().map(str::to_owned).collect();
             for name in names {
                 self.queue.push(name);
             }
         }
-        self.controller.figures.leading(self.book.pools());
+        self.controller.allocator_metrics.leading(self.ledger.pools());
         // nothing is given before everything is known
         if self.listed.is_some() {
             return self.remind;
@@ -241,13 +241,13 @@ impl Term<'_> {
                 }
             }
         }
-        self.controller.figures.leading(self.book.pools());
+        self.controller.allocator_metrics.leading(self.ledger.pools());
         self.queue.next_due(Instant::now()).map_or(self.remind, |due| due.min(self.remind))
     }
 
     /// Makes writes of earlier leaders to the node fail that are on their way still.
     async fn fence_node(&mut self, name: &str) -> Result<(), WriteError> {
-        let Some((uid, version)) = self.book.needy(name) else { return Ok(()) };
+        let Some((uid, version)) = self.ledger.needy(name) else { return Ok(()) };
         if self.fenced.get(name).is_some_and(|fenced| fenced == uid) {
             return Ok(());
         }
@@ -259,13 +259,13 @@ impl Term<'_> {
         let node = self.write(name, &patch).await?;
         self.fenced.insert(name.to_owned(), uid);
         // it may have got its ranges before it was fenced: then the version differed, and we are not here
-        self.book.touched(name, node.resource_version);
+        self.ledger.touched(name, node.resource_version);
         Ok(())
     }
 
     /// Everything about one node: what is wrong with it is said, what it lacks is given.
     async fn serve(&mut self, name: &str) -> Result<(), WriteError> {
-        if self.book.needy(name).is_none() {
+        if self.ledger.needy(name).is_none() {
             self.examine(name);
             return Ok(());
         }
@@ -273,16 +273,16 @@ impl Term<'_> {
         while let Some(open) = self.unfenced() {
             self.fence_node(&open).await?;
         }
-        let ranges = match self.book.promise(name, Instant::now()) {
+        let ranges = match self.ledger.promise(name, Instant::now()) {
             Ok(ranges) => ranges,
             Err(finding) => {
-                let mut findings = self.book.findings(name);
+                let mut findings = self.ledger.findings(name);
                 findings.push(finding.clone());
                 self.report(name, findings);
                 return Err(WriteError::Full(finding));
             }
         };
-        let Some((uid, version)) = self.book.needy(name) else { return Ok(()) };
+        let Some((uid, version)) = self.ledger.needy(name) else { return Ok(()) };
         let ranges: Vec<_> = ranges.iter().map(ToString::to_string).collect();
         let patch = json!({
             "metadata": { "uid": uid, "resourceVersion": version },
@@ -290,8 +290,8 @@ impl Term<'_> {
         });
         let node = self.write(name, &patch).await?;
         tracing::info!(node = name, pod_cidrs = ?node.pod_cidrs, "assigned");
-        self.controller.figures.assigned();
-        self.book.observe(&node, Instant::now());
+        self.controller.allocator_metrics.assigned();
+        self.ledger.observe(&node, Instant::now());
         self.examine(name);
         Ok(())
     }
@@ -299,11 +299,11 @@ impl Term<'_> {
     /// A node that has no range and that an earlier leader may be writing to.
     fn unfenced(&self) -> Option<String> {
         let open = |name: &&str| {
-            self.book
+            self.ledger
                 .needy(name)
                 .is_some_and(|(uid, _)| self.fenced.get(*name).is_none_or(|fenced| fenced != uid))
         };
-        self.book.names().find(open).map(str::to_owned)
+        self.ledger.names().find(open).map(str::to_owned)
     }
 
     /// Writes a node if it is still of the version we know; if not, learns what it is now.
@@ -323,8 +323,8 @@ impl Term<'_> {
                     .map_err(|_late| WriteError::Silence(patience))??;
                 let now = Instant::now();
                 match found {
-                    Some(node) => self.book.observe(&facts(&node), now),
-                    None => self.book.remove(name, now),
+                    Some(node) => self.ledger.observe(&facts(&node), now),
+                    None => self.ledger.remove(name, now),
                 }
                 Err(if status.code == 422 { kube::Error::Api(status).into() } else { WriteError::Changed })
             }
@@ -335,22 +335,22 @@ impl Term<'_> {
 
     /// Says what is wrong with what a node has, to the other node too if there is one.
     fn examine(&mut self, name: &str) {
-        let findings = self.book.findings(name);
+        let findings = self.ledger.findings(name);
         let others: Vec<_> = findings.iter().filter_map(Finding::other).map(str::to_owned).collect();
         self.report(name, findings);
         for other in others {
-            let findings = self.book.findings(&other);
+            let findings = self.ledger.findings(&other);
             self.report(&other, findings);
         }
     }
 
     /// All that is wrong with a node. Counted and logged once; Events count their repetitions themselves.
     fn report(&mut self, name: &str, findings: Vec<Finding>) {
-        let Some(uid) = self.book.uid(name) else { return };
+        let Some(uid) = self.ledger.uid(name) else { return };
         let known = self.reported.get(name).map_or(&[][..], Vec::as_slice);
         for finding in &findings {
             if !known.contains(finding) {
-                self.controller.figures.found(finding);
+                self.controller.allocator_metrics.found(finding);
                 tracing::warn!(node = name, reason = finding.reason(), %finding, "cannot be right");
             }
             self.controller.announcer.announce(Announcement {

@@ -1,14 +1,14 @@
 //! `allocate`: gives each node its ranges of pod addresses, on clusters that do not.
 //!
 //! A program of its own kind: it runs anywhere, touches no kernel, and knows only Nodes and a Lease. The rules are
-//! pure ([`pool`]: ranges, [`book`]: nodes, [`lease`]: who leads); [`election`] and [`controller`] carry them to the
-//! API server, [`figures`] shows them.
+//! pure ([`pool`]: ranges, [`ledger`]: nodes, [`lease`]: who leads); [`election`] and [`controller`] carry them to the
+//! API server, [`metrics`] shows them.
 
-pub mod book;
 mod controller;
 mod election;
-mod figures;
 pub mod lease;
+pub mod ledger;
+mod metrics;
 mod nodes;
 pub mod pool;
 mod settings;
@@ -31,7 +31,7 @@ use crate::{
 };
 use controller::Controller;
 use election::{Election, Leadership};
-use figures::Figures;
+use metrics::AllocatorMetrics;
 use settings::{Settings, SettingsError};
 
 /// Between two attempts to see the nodes for the first time.
@@ -83,12 +83,12 @@ async fn allocate(settings: Settings) -> Result<(), AllocateError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(AllocateError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AllocateError::Signals)?;
     let client = cluster::connect(&settings.access).await?;
-    let figures = Arc::new(Figures::default());
+    let allocator_metrics = Arc::new(AllocatorMetrics::default());
     let (mut election, leadership) = Election::new(client.clone(), &settings);
-    let address = figures::serve(settings.http, Arc::clone(&figures), leadership.clone())?;
+    let address = metrics::serve(settings.http, Arc::clone(&allocator_metrics), leadership.clone())?;
     tracing::info!(%address, "metrics and health");
     let stopped = tokio::select! {
-        done = work(client, settings, leadership, &mut election, figures) => done,
+        done = work(client, settings, leadership, &mut election, allocator_metrics) => done,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
@@ -103,9 +103,9 @@ async fn work(
     settings: Settings,
     leadership: watch::Receiver<Leadership>,
     election: &mut Election,
-    figures: Arc<Figures>,
+    allocator_metrics: Arc<AllocatorMetrics>,
 ) -> Result<(), AllocateError> {
-    let beats = Arc::clone(&figures);
+    let beats = Arc::clone(&allocator_metrics);
     let beating = async move {
         let mut beat = interval(BEAT);
         loop {
@@ -115,9 +115,9 @@ async fn work(
     };
     let working = async move {
         check(&client, &settings).await?;
-        figures.checked();
+        allocator_metrics.checked();
         let announcer = Announcer::start(client.clone(), "dataplane-allocator", &settings.identity);
-        let controller = Controller::new(client, settings, leadership, announcer, figures);
+        let controller = Controller::new(client, settings, leadership, announcer, allocator_metrics);
         tokio::select! {
             () = election.run() => {}
             () = controller.run() => {}

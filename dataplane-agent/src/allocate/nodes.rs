@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client, api::ListParams};
 
-use super::book::NodeFacts;
+use super::ledger::NodeFacts;
 
 /// Nodes of one answer.
 const PAGE: u32 = 500;

@@ -7,8 +7,8 @@ use http::Uri;
 use ipnet::IpNet;
 
 use super::{
-    book::{Book, Finding, NodeFacts, same_family},
     lease::Terms,
+    ledger::{Finding, NodeFacts, RangeLedger, same_family},
     pool::{Pool, PoolError},
 };
 use crate::{cluster::Access, telemetry::LogFormat};
@@ -142,15 +142,15 @@ impl Settings {
     /// and every range given would make it worse. Nodes at odds with one another are no reason not to serve the rest.
     pub(super) fn check(&self, nodes: &[NodeFacts]) -> Result<(), SettingsError> {
         let now = std::time::Instant::now();
-        let mut book = Book::new(self.pools.clone());
+        let mut ledger = RangeLedger::new(self.pools.clone());
         for node in nodes {
-            book.observe(node, now);
+            ledger.observe(node, now);
         }
         for node in nodes {
             let refused = |finding: &Finding| {
                 matches!(finding, Finding::Outside { .. } | Finding::AddressInside { .. })
             };
-            if let Some(finding) = book.findings(&node.name).into_iter().find(refused) {
+            if let Some(finding) = ledger.findings(&node.name).into_iter().find(refused) {
                 return Err(SettingsError::Cluster { node: node.name.clone(), finding });
             }
         }

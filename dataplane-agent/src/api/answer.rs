@@ -19,9 +19,9 @@ use tokio::{
 
 use super::{
     cni::CniServer,
+    datapath::DatapathReader,
     events::EventStream,
     history::History,
-    live::Live,
     names::Names,
     query::Query,
     request::{FlowFilter, FlowList, View},
@@ -64,7 +64,7 @@ pub struct Api {
     queries: mpsc::Sender<Query>,
     metrics: Arc<Metrics>,
     history: History,
-    live: OnceLock<Arc<dyn Live>>,
+    live: OnceLock<Arc<dyn DatapathReader>>,
     cni: OnceLock<Arc<dyn CniServer>>,
     names: Mutex<(Option<Instant>, Arc<Names>)>,
 }
@@ -88,8 +88,8 @@ impl Api {
     }
 
     /// From now on the datapath can be read, here and by the metrics. Call it once, inside the runtime.
-    pub fn set_live(&self, live: Arc<dyn Live>) {
-        self.metrics.set_live(Arc::clone(&live));
+    pub fn set_datapath_reader(&self, live: Arc<dyn DatapathReader>) {
+        self.metrics.set_datapath_reader(Arc::clone(&live));
         tokio::spawn(self.history.clone().record(live.events()));
         let _first = self.live.set(live);
     }
@@ -181,7 +181,7 @@ impl Api {
     /// Reads the datapath, on a thread that may block.
     async fn read<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&dyn Live) -> Result<T, String> + Send + 'static,
+        read: impl FnOnce(&dyn DatapathReader) -> Result<T, String> + Send + 'static,
     ) -> Result<T, ApiError> {
         let live = Arc::clone(self.live.get().ok_or(ApiError::NoDatapath)?);
         spawn_blocking(move || read(live.as_ref()))

@@ -6,7 +6,7 @@ use tokio::sync::broadcast::{self, error::RecvError};
 
 use super::{
     answer::Api,
-    live::Observation,
+    datapath::Observation,
     request::{EventFilter, EventLine},
     views::EventView,
 };

@@ -9,7 +9,7 @@ use futures::StreamExt as _;
 use tokio::sync::broadcast;
 
 use super::{
-    live::{Observation, Observations},
+    datapath::{Observation, Observations},
     views::EventView,
 };
 

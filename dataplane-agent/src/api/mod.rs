@@ -6,12 +6,12 @@
 
 pub mod answer;
 pub mod cni;
+pub mod datapath;
 mod events;
 mod history;
 pub mod instance;
-pub mod kernel;
-pub mod live;
 mod names;
+pub mod pinned;
 pub mod query;
 pub mod request;
 pub mod server;

@@ -125,7 +125,7 @@ mod tests {
             device: None,
             ifindex: 0,
             mac: None,
-            gates: Vec::new(),
+            flow_hints: Vec::new(),
             node_ports,
         };
         let web = service(

@@ -341,7 +341,7 @@ pub struct EndpointView {
     /// Link address inside the pod.
     pub mac: Option<String>,
     /// Protocols whose replies to this address may need a reverse translation: `tcp`, `udp`, `icmp`, `other`.
-    pub gates: Vec<String>,
+    pub flow_hints: Vec<String>,
     /// An address of the host that takes node ports.
     #[serde(default)]
     pub node_ports: bool,

@@ -4,15 +4,15 @@
 //! missing. Then the source speaks to the one task that owns the state ([`node`]), which does everything else.
 //! When the agent ends, nothing is taken down: the programs go on without it.
 
-mod loaded;
+mod datapath;
+mod latency;
+mod network_plan;
 mod node;
+mod pending_pods;
 mod pods;
-mod programming;
+mod programs;
 mod reserved;
-mod running;
-mod setup;
 mod source;
-mod wishes;
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -119,7 +119,7 @@ async fn serve_node(config: Config) -> Result<(), AppError> {
     let problems = Problems::default();
     metrics.set_source(problems.clone());
     let problems_seen = problems.subscribe();
-    let mut source = source::Running::start(&config, events, problems).await?;
+    let mut source = source::SourceHandle::start(&config, events, problems).await?;
     metrics.set_progress(source.progress.clone());
 
     let (health_checks, health_checks_told) = watch::channel(HealthChecks::default());

@@ -1,7 +1,7 @@
 //! The task that owns the state: everything that changes tables or programs happens here, one thing after the other.
 //!
 //! It hears the source, the CNI server, the API and the kernel, and between two of them does what is due. The programs
-//! are loaded while the source begins to speak; once the node's own object is known, [`Running`] has them.
+//! are loaded while the source begins to speak; once the node's own object is known, [`NodeDatapath`] has them.
 
 use std::{
     collections::BTreeSet,
@@ -16,12 +16,12 @@ use tokio::{
 };
 
 use super::{
-    loaded::Loaded,
+    datapath::{NodeDatapath, StartError},
+    latency::ProgrammingLatency,
+    network_plan::NodeNetworkPlan,
+    pending_pods::PendingPodLookups,
     pods::{PodChannel, PodRequest},
-    programming::Programming,
-    running::{Running, StartError},
-    setup::Setup,
-    wishes::Waiting,
+    programs::LoadedPrograms,
 };
 use crate::{
     api::{
@@ -29,7 +29,7 @@ use crate::{
         query::Query,
         views::{NotReady, Origin, ProblemView, SourceView, Status, unix_seconds},
     },
-    compile::{self, services::Site},
+    compile::{self, services::NodeContext},
     config::{Config, Source},
     lifecycle::{self, HealthCheck, HealthChecks},
     metrics::Metrics,
@@ -91,13 +91,13 @@ pub(super) struct NodeTask {
     outputs: Outputs,
     store: Store,
     /// Programs that wait for their node to be known.
-    loaded: Option<Loaded>,
-    running: Option<Running>,
+    loaded: Option<LoadedPrograms>,
+    running: Option<NodeDatapath>,
     pods: PodChannel,
     /// Pods that are being added.
-    waiting: Waiting,
+    waiting: PendingPodLookups,
     /// Events on their way into the tables.
-    programming: Programming,
+    programming: ProgrammingLatency,
     /// When the network is to be looked at; `None`: when the kernel says that something changed.
     look: Option<Instant>,
     /// Why the network is not as it is to be, and how long to wait before trying again.
@@ -129,8 +129,8 @@ impl NodeTask {
             loaded: None,
             running: None,
             pods,
-            waiting: Waiting::default(),
-            programming: Programming::new(metrics.programming()),
+            waiting: PendingPodLookups::default(),
+            programming: ProgrammingLatency::new(metrics.programming()),
             look: Some(now),
             trouble: None,
             last_event: None,
@@ -149,7 +149,7 @@ impl NodeTask {
         mut requests: mpsc::Receiver<PodRequest>,
     ) -> Result<(), NodeError> {
         let config = self.config.clone();
-        let mut loading = Some(spawn_blocking(move || Loaded::load(&config)));
+        let mut loading = Some(spawn_blocking(move || LoadedPrograms::load(&config)));
         loop {
             let due = self.work(&inputs).await?;
             tokio::select! {
@@ -217,7 +217,7 @@ impl NodeTask {
         if self.running.is_none() && self.loaded.is_none() {
             return Ok(());
         }
-        let setup = match Setup::make(&self.config, own, &self.netlink).await {
+        let setup = match NodeNetworkPlan::make(&self.config, own, &self.netlink).await {
             Ok(setup) => setup,
             Err(error) => {
                 self.try_again(error.to_string());
@@ -231,7 +231,8 @@ impl NodeTask {
             },
             None => {
                 let Some(loaded) = self.loaded.take() else { return Ok(()) };
-                let running = block_in_place(|| Running::start(&self.config, loaded, setup, &self.store))?;
+                let running =
+                    block_in_place(|| NodeDatapath::start(&self.config, loaded, setup, &self.store))?;
                 running.open_for_pods(&self.config, &self.netlink, &self.api, &self.pods)?;
                 self.running = Some(running);
                 self.trouble = None;
@@ -266,7 +267,7 @@ impl NodeTask {
     }
 
     fn apply(&mut self, event: SourceEvent, now: Instant) -> Changes {
-        let trigger = Programming::trigger(&event);
+        let trigger = ProgrammingLatency::trigger(&event);
         let follow = self.store.is_synced();
         let changes = self.store.apply(event);
         if follow && !changes.is_empty() {
@@ -289,11 +290,11 @@ impl NodeTask {
 
     /// What load balancers ask of these services.
     fn tell_health_checks(&self, names: &BTreeSet<NamespacedName>) {
-        let site = Site { node: self.config.node_name.clone(), ..Site::default() };
+        let node_context = NodeContext { node: self.config.node_name.clone(), ..NodeContext::default() };
         let check = |name: &NamespacedName| {
             let service = self.store.service(name)?;
             let port = service.health_check_port?;
-            let endpoints = compile::services::local_ready(self.store.slices_of(name), &site);
+            let endpoints = compile::services::local_ready(self.store.slices_of(name), &node_context);
             Some(HealthCheck { port, endpoints })
         };
         self.outputs.health_checks.send_if_modified(|told| {
@@ -314,7 +315,7 @@ impl NodeTask {
     }
 
     fn pod(&mut self, request: PodRequest) {
-        if let PodRequest::Wishes(pod, asker) = request {
+        if let PodRequest::PodAnnotations(pod, asker) = request {
             let patient = self.config.source == Source::Kubernetes;
             return self.waiting.ask(pod, asker, patient);
         }
@@ -334,8 +335,10 @@ impl NodeTask {
                 let services = running.map(|running| running.services(&self.store));
                 drop(asker.send(services.unwrap_or_default()));
             }
-            Query::Endpoints(asker) => drop(asker.send(running.map(Running::endpoints).unwrap_or_default())),
-            Query::Routes(asker) => drop(asker.send(running.map(Running::routes).unwrap_or_default())),
+            Query::Endpoints(asker) => {
+                drop(asker.send(running.map(NodeDatapath::endpoints).unwrap_or_default()))
+            }
+            Query::Routes(asker) => drop(asker.send(running.map(NodeDatapath::routes).unwrap_or_default())),
         }
     }
 
@@ -411,8 +414,8 @@ impl NodeTask {
 
 /// What came of loading the programs; never, if nobody loads.
 async fn done(
-    loading: &mut Option<JoinHandle<Result<Loaded, StartError>>>,
-) -> Result<Result<Loaded, StartError>, JoinError> {
+    loading: &mut Option<JoinHandle<Result<LoadedPrograms, StartError>>>,
+) -> Result<Result<LoadedPrograms, StartError>, JoinError> {
     match loading {
         Some(loading) => loading.await,
         None => std::future::pending().await,

@@ -1,4 +1,4 @@
-//! The CNI server beside the task that owns programs and tables: [`Wiring`] is a channel between them.
+//! The CNI server beside the task that owns programs and tables: [`PodDatapath`] is a channel between them.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::{
     api::answer::Api,
-    cni::{CniError, PodDevice, PodNetwork, Server, Wiring, WiringError, Wishes},
+    cni::{CniError, PodAnnotations, PodDatapath, PodDatapathError, PodDevice, PodNetwork, Server},
     netlink::Netlink,
 };
 
@@ -30,13 +30,13 @@ pub(super) enum PodRequest {
     Detach(PodDevice, Answer),
     Check(PodDevice, Answer),
     /// What the pod asks for by its annotations.
-    Wishes(Pod, oneshot::Sender<Result<Wishes, WiringError>>),
+    PodAnnotations(Pod, oneshot::Sender<Result<PodAnnotations, PodDatapathError>>),
     /// Every pod that was there when the agent started has been attached; or why they are not known.
-    Loaded(Result<(), CniError>),
+    LoadedPrograms(Result<(), CniError>),
 }
 
 /// Where the answer goes.
-pub(super) type Answer = oneshot::Sender<Result<(), WiringError>>;
+pub(super) type Answer = oneshot::Sender<Result<(), PodDatapathError>>;
 
 /// The asking end.
 #[derive(Clone, Debug)]
@@ -50,29 +50,29 @@ impl PodChannel {
 
     async fn ask<T>(
         &self,
-        request: impl FnOnce(oneshot::Sender<Result<T, WiringError>>) -> PodRequest + Send,
-    ) -> Result<T, WiringError> {
+        request: impl FnOnce(oneshot::Sender<Result<T, PodDatapathError>>) -> PodRequest + Send,
+    ) -> Result<T, PodDatapathError> {
         let (answer, answered) = oneshot::channel();
-        let stopping = || WiringError("the agent is stopping".to_owned());
+        let stopping = || PodDatapathError("the agent is stopping".to_owned());
         self.0.send(request(answer)).await.map_err(|_closed| stopping())?;
         answered.await.map_err(|_dropped| stopping())?
     }
 }
 
-impl Wiring for PodChannel {
-    fn attach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>> {
+impl PodDatapath for PodChannel {
+    fn attach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), PodDatapathError>> {
         self.ask(|answer| PodRequest::Attach(device.clone(), answer)).boxed()
     }
 
-    fn detach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>> {
+    fn detach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), PodDatapathError>> {
         self.ask(|answer| PodRequest::Detach(device.clone(), answer)).boxed()
     }
 
-    fn wishes<'a>(&'a self, pod: &'a Pod) -> BoxFuture<'a, Result<Wishes, WiringError>> {
-        self.ask(|answer| PodRequest::Wishes(pod.clone(), answer)).boxed()
+    fn wishes<'a>(&'a self, pod: &'a Pod) -> BoxFuture<'a, Result<PodAnnotations, PodDatapathError>> {
+        self.ask(|answer| PodRequest::PodAnnotations(pod.clone(), answer)).boxed()
     }
 
-    fn check<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), WiringError>> {
+    fn check<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), PodDatapathError>> {
         self.ask(|answer| PodRequest::Check(device.clone(), answer)).boxed()
     }
 }
@@ -97,12 +97,12 @@ pub(super) async fn serve_pods(
             Ok(server) => break server,
             Err(error) => {
                 // nobody listens: the agent is stopping
-                let _stopping = channel.0.send(PodRequest::Loaded(Err(error))).await;
+                let _stopping = channel.0.send(PodRequest::LoadedPrograms(Err(error))).await;
                 sleep(RETRY).await;
             }
         }
     };
-    let _stopping = channel.0.send(PodRequest::Loaded(Ok(()))).await;
+    let _stopping = channel.0.send(PodRequest::LoadedPrograms(Ok(()))).await;
     api.set_cni(Arc::new(server.clone()));
     follow(&server, network).await;
 }

@@ -19,7 +19,7 @@ use crate::{
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// A source that runs.
-pub(super) struct Running {
+pub(super) struct SourceHandle {
     task: JoinHandle<Result<(), ManifestError>>,
     stop: oneshot::Sender<()>,
     pub(super) progress: Progress,
@@ -27,7 +27,7 @@ pub(super) struct Running {
     pub(super) client: Option<Client>,
 }
 
-impl Running {
+impl SourceHandle {
     /// Starts the source that the configuration names.
     pub(super) async fn start(
         config: &Config,
@@ -48,7 +48,7 @@ impl Running {
             Source::Kubernetes => {
                 let access = config.access();
                 let client = cluster::connect(&access).await?;
-                let progress = Progress::new(access.contact.clone());
+                let progress = Progress::new(access.failover_stats.clone());
                 let (node, state) = (&config.node_name, &config.state_dir);
                 let source =
                     KubernetesSource::new(client.clone(), node, state, events, problems, progress.clone());

@@ -11,7 +11,7 @@ use std::{
 };
 
 use clap::Args;
-use dataplane_cni::gone::Notes;
+use dataplane_cni::pending_deletes::DeletionQueue;
 
 use crate::{
     api::instance::{self, InstanceError},
@@ -131,7 +131,7 @@ fn directories(args: &CleanupArgs, report: &mut Report<'_>) {
     for path in kubernetes::files(&args.state_dir) {
         file(&path, report);
     }
-    let notes = Notes::of(&args.run_dir);
+    let notes = DeletionQueue::of(&args.run_dir);
     files("notes of pods", notes.directory(), report);
     for directory in [&records, notes.directory(), &args.run_dir, &args.state_dir] {
         empty_directory(directory, report);
@@ -307,7 +307,7 @@ mod tests {
         fs::write(run_dir.join("agent.lock"), "").unwrap();
         fs::write(state_dir.join("cluster.jsonl"), "").unwrap();
         let gone = Attachment { container_id: "c1".to_owned(), ifname: "eth0".to_owned() };
-        Notes::of(&run_dir).leave(&gone).unwrap();
+        DeletionQueue::of(&run_dir).leave(&gone).unwrap();
         for (directory, name, text) in [
             ("bin", "dataplane-cni", ""),
             ("net.d", "05-dataplane.conflist", "dataplane-cni"),

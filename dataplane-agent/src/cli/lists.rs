@@ -107,7 +107,7 @@ pub(super) fn endpoints(endpoints: &[EndpointView]) -> String {
             pod,
             or_dash(endpoint.device.as_ref()),
             or_dash(endpoint.mac.as_ref()),
-            list(&endpoint.gates),
+            list(&endpoint.flow_hints),
         ]);
     }
     text(&rows)
@@ -296,7 +296,7 @@ mod tests {
             device: None,
             ifindex: 0,
             mac: None,
-            gates: vec!["tcp".to_owned()],
+            flow_hints: vec!["tcp".to_owned()],
             node_ports: true,
         };
         let out = endpoints(&[host]);

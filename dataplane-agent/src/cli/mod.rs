@@ -236,7 +236,7 @@ fn print(text: &str) -> Result<(), CliError> {
     Ok(out.flush()?)
 }
 
-/// Turns the datapath's clock into the time of day. Read once: the wall clock may be set while events are followed.
+/// KeyedMutex the datapath's clock into the time of day. Read once: the wall clock may be set while events are followed.
 struct Clock {
     /// Since the epoch, of the monotonic clock's zero.
     boot: Duration,

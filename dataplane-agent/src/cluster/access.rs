@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use http::Uri;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
-use super::{ClusterError, Contact};
+use super::{ClusterError, FailoverStats};
 
 /// Where kubelet puts a pod's service account. What is in it is read again when it changes.
 const SERVICE_ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
@@ -18,7 +18,7 @@ pub struct Access {
     /// Credentials and CA; `None`: the pod's service account.
     pub kubeconfig: Option<PathBuf>,
     /// What becomes of it.
-    pub contact: Contact,
+    pub failover_stats: FailoverStats,
 }
 
 impl Access {

@@ -41,14 +41,14 @@ const SPREAD: Duration = Duration::from_millis(200);
 
 /// What becomes of the way to the servers, for those who show it.
 #[derive(Clone, Debug, Default)]
-pub struct Contact(Arc<Counts>);
+pub struct FailoverStats(Arc<Counts>);
 
 #[derive(Debug, Default)]
 struct Counts {
     failovers: AtomicU64,
 }
 
-impl Contact {
+impl FailoverStats {
     /// How often another server was taken.
     pub fn failovers(&self) -> u64 {
         self.0.failovers.load(Ordering::Relaxed)
@@ -77,13 +77,13 @@ impl fmt::Display for Unreachable {
 pub(super) fn client(
     config: &kube::Config,
     urls: Vec<Uri>,
-    contact: &Contact,
+    failover_stats: &FailoverStats,
 ) -> Result<kube::Client, ClusterError> {
     let namespace = config.default_namespace.clone();
     let servers = urls.into_iter().map(|url| Server::new(config, url)).collect::<Result<Vec<_>, _>>()?;
     // not all agents of a cluster begin with the same server
     let first = AtomicUsize::new(random() as usize % servers.len().max(1));
-    let servers = Arc::new(Servers { all: servers, current: first, contact: contact.clone() });
+    let servers = Arc::new(Servers { all: servers, current: first, failover_stats: failover_stats.clone() });
     let service = tower::service_fn(move |request| Arc::clone(&servers).send(request));
     Ok(ClientBuilder::new(service, namespace).build())
 }
@@ -93,7 +93,7 @@ struct Servers {
     all: Vec<Server>,
     /// Index of the server that is asked first.
     current: AtomicUsize,
-    contact: Contact,
+    failover_stats: FailoverStats,
 }
 
 struct Server {
@@ -152,7 +152,7 @@ impl Servers {
         let left = next != index
             && self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         if left {
-            self.contact.0.failovers.fetch_add(1, Ordering::Relaxed);
+            self.failover_stats.0.failovers.fetch_add(1, Ordering::Relaxed);
             let (from, to) = (&self.all[index].url, &self.all[next].url);
             tracing::warn!(%from, %to, %reason, "API server fails: going to the next");
         }

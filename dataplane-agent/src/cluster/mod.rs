@@ -13,7 +13,7 @@ use http::Uri;
 
 pub use access::Access;
 pub use explain::explain;
-pub use failover::{Contact, Unreachable};
+pub use failover::{FailoverStats, Unreachable};
 pub use kube::Client;
 
 /// Why there is no client.
@@ -37,7 +37,7 @@ pub async fn connect(access: &Access) -> Result<Client, ClusterError> {
     let config = access.config().await?;
     let urls =
         if access.servers.is_empty() { vec![config.cluster_url.clone()] } else { access.servers.clone() };
-    failover::client(&config, urls, &access.contact)
+    failover::client(&config, urls, &access.failover_stats)
 }
 
 #[cfg(test)]

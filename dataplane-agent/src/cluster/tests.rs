@@ -94,7 +94,7 @@ async fn a_server_that_works_is_found_and_remembered() {
     }
     assert_eq!(asked.load(Ordering::SeqCst), 10);
     assert!(hung_up.load(Ordering::SeqCst) <= 1, "a server that failed is left alone");
-    assert!(access.contact.failovers() <= 2);
+    assert!(access.failover_stats.failovers() <= 2);
 }
 
 #[tokio::test]

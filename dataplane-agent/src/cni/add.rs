@@ -7,7 +7,7 @@ use dataplane_cni::protocol::{
 };
 
 use super::{
-    CniError, PodDevice, PodNetwork, Wishes,
+    CniError, PodAnnotations, PodDevice, PodNetwork,
     ipam::IpamError,
     name::{host_device, pod_mac},
     pods::Record,
@@ -71,7 +71,13 @@ impl Shared {
     }
 
     /// Takes addresses and writes the record.
-    async fn reserve(&self, add: Add, device: String, mtu: u32, wishes: &Wishes) -> Result<Record, CniError> {
+    async fn reserve(
+        &self,
+        add: Add,
+        device: String,
+        mtu: u32,
+        wishes: &PodAnnotations,
+    ) -> Result<Record, CniError> {
         let record = self.state().reserve(add, device, mtu, wishes)?;
         let saved = record.clone();
         if let Err(error) = self.with_store(move |store| store.save(&saved)).await {
@@ -81,8 +87,8 @@ impl Shared {
         Ok(record)
     }
 
-    async fn wishes(&self, pod: Option<&Pod>) -> Result<Wishes, CniError> {
-        let Some(pod) = pod else { return Ok(Wishes::default()) };
+    async fn wishes(&self, pod: Option<&Pod>) -> Result<PodAnnotations, CniError> {
+        let Some(pod) = pod else { return Ok(PodAnnotations::default()) };
         self.wiring.wishes(pod).await.map_err(|source| CniError::Wish { pod: pod.to_string(), source })
     }
 
@@ -126,7 +132,13 @@ impl Shared {
 }
 
 impl State {
-    fn reserve(&mut self, add: Add, device: String, mtu: u32, wishes: &Wishes) -> Result<Record, CniError> {
+    fn reserve(
+        &mut self,
+        add: Add,
+        device: String,
+        mtu: u32,
+        wishes: &PodAnnotations,
+    ) -> Result<Record, CniError> {
         let Add { attachment, network, netns, pod, port_mappings, bandwidth } = add;
         self.check_ports(&port_mappings)?;
         let addresses =

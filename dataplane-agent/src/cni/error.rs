@@ -2,7 +2,7 @@
 
 use dataplane_cni::protocol::{Attachment, Failure, PortMapping, code};
 
-use super::{ipam::IpamError, pods::RecordError, wiring::WiringError};
+use super::{datapath::PodDatapathError, ipam::IpamError, pods::RecordError};
 use crate::netlink::{NetlinkError, PodNetnsError};
 
 /// A request that failed. Whatever it had made is gone again, unless the log says otherwise.
@@ -19,7 +19,7 @@ pub enum CniError {
     #[error("hostPort {port} is pod {pod}'s")]
     PortTaken { port: PortMapping, pod: String },
     #[error("pod {pod}: {source}")]
-    Wish { pod: String, source: WiringError },
+    Wish { pod: String, source: PodDatapathError },
     #[error("CNI_NETNS: {0}")]
     Netns(#[source] PodNetnsError),
     #[error(transparent)]
@@ -31,7 +31,7 @@ pub enum CniError {
     #[error(transparent)]
     Record(#[from] RecordError),
     #[error("datapath: {operation} {device}: {source}")]
-    Datapath { operation: &'static str, device: String, source: WiringError },
+    Datapath { operation: &'static str, device: String, source: PodDatapathError },
     /// Never empty.
     #[error("{}", .0.join("; "))]
     Check(Vec<String>),

@@ -75,7 +75,7 @@ impl Ipam {
         }
     }
 
-    /// Notes who has an address already. The newest owner comes last: new addresses are looked for after his.
+    /// DeletionQueue who has an address already. The newest owner comes last: new addresses are looked for after his.
     pub fn claim(&mut self, address: IpAddr, owner: &str) -> Result<(), IpamError> {
         match self.owners.get(&address) {
             Some(other) if other != owner => Err(IpamError::Taken { address, owner: other.clone() }),

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use dataplane_cni::{
-    gone::{Found, Notes},
+    pending_deletes::{DeletionQueue, Found},
     protocol::Attachment,
 };
 
@@ -34,7 +34,7 @@ pub struct Recovery {
 pub(super) async fn recover(
     netlink: &Netlink,
     store: &Store,
-    notes: &Notes,
+    notes: &DeletionQueue,
 ) -> Result<(State, Recovery), CniError> {
     let (records, broken) = store.load()?;
     let mut state = State::default();
@@ -89,9 +89,9 @@ impl State {
     }
 }
 
-/// Removes the devices of pods that were deleted while no agent ran. Notes of those that are left are kept: the next
+/// Removes the devices of pods that were deleted while no agent ran. DeletionQueue of those that are left are kept: the next
 /// agent tries again.
-async fn remove_gone(netlink: &Netlink, notes: &Notes, recovery: &mut Recovery) -> Vec<Attachment> {
+async fn remove_gone(netlink: &Netlink, notes: &DeletionQueue, recovery: &mut Recovery) -> Vec<Attachment> {
     let found = notes.read().unwrap_or_else(|error| {
         recovery.problems.push(error.to_string());
         Found::default()

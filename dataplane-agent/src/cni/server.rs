@@ -10,7 +10,7 @@ use std::{
 };
 
 use dataplane_cni::{
-    gone::Notes,
+    pending_deletes::DeletionQueue,
     protocol::{Failure, Request, Response, code},
 };
 use futures::{FutureExt as _, future::BoxFuture};
@@ -19,11 +19,11 @@ use serde_json::Value;
 use tokio::task::spawn_blocking;
 
 use super::{
-    CniError, PodDevice, Recovery, Wiring,
+    CniError, PodDatapath, PodDevice, Recovery,
     ipam::Ipam,
+    keyed_mutex::KeyedMutex,
     pods::{Record, RecordError, Store},
     recovery,
-    turns::Turns,
 };
 use crate::{
     api::{
@@ -53,8 +53,8 @@ pub struct Server {
 /// What the verbs work with.
 pub(super) struct Shared {
     pub(super) netlink: Netlink,
-    pub(super) wiring: Arc<dyn Wiring>,
-    pub(super) turns: Turns,
+    pub(super) wiring: Arc<dyn PodDatapath>,
+    pub(super) turns: KeyedMutex,
     store: Store,
     state: Mutex<State>,
 }
@@ -85,13 +85,13 @@ impl Server {
     /// are found alive are for the caller to hand to the datapath. Until [`Self::configure`] no pod can be added.
     pub async fn start(
         netlink: Netlink,
-        wiring: Arc<dyn Wiring>,
+        wiring: Arc<dyn PodDatapath>,
         state_dir: &Path,
         run_dir: &Path,
     ) -> Result<(Self, Recovery), CniError> {
         let store = Store::open(state_dir)?;
-        let (state, recovery) = recovery::recover(&netlink, &store, &Notes::of(run_dir)).await?;
-        let (turns, state) = (Turns::default(), Mutex::new(state));
+        let (state, recovery) = recovery::recover(&netlink, &store, &DeletionQueue::of(run_dir)).await?;
+        let (turns, state) = (KeyedMutex::default(), Mutex::new(state));
         let shared = Arc::new(Shared { netlink, wiring, turns, store, state });
         Ok((Self { shared }, recovery))
     }

@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use dataplane_common::abi::{Addr, Gates, Route, RouteKind};
+use dataplane_common::abi::{Addr, FlowHints, Route, RouteKind};
 use ipnet::IpNet;
 
 use crate::{
@@ -126,7 +126,7 @@ pub fn network(prefix: &RoutePrefix) -> Option<IpNet> {
 }
 
 fn terminal(kind: RouteKind) -> Route {
-    Route { next_hop: Addr::UNSPECIFIED, ifindex: 0, kind: kind as u32, mtu: 0, gates: Gates::CLOSED }
+    Route { next_hop: Addr::UNSPECIFIED, ifindex: 0, kind: kind as u32, mtu: 0, flow_hints: FlowHints::NONE }
 }
 
 fn overlap(a: &IpNet, b: &IpNet) -> bool {
@@ -181,7 +181,7 @@ impl Path<'_> {
                 (tunnel_end, device.ifindex, RouteKind::Overlay, device.mtu)
             }
         };
-        Route { next_hop: (*next_hop).into(), ifindex, kind: kind as u32, mtu, gates: Gates::CLOSED }
+        Route { next_hop: (*next_hop).into(), ifindex, kind: kind as u32, mtu, flow_hints: FlowHints::NONE }
     }
 
     fn kernel_route(&self, destination: IpNet) -> KernelRoute {

@@ -86,7 +86,7 @@ pub struct Frontend {
 
 /// What a node is to the services it serves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Site {
+pub struct NodeContext {
     pub node: String,
     /// The node's label `topology.kubernetes.io/zone`.
     pub zone: Option<Name>,
@@ -152,11 +152,11 @@ impl PortEntries {
 pub fn compile<'a>(
     service: &Service,
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
-    site: &Site,
+    node_context: &NodeContext,
 ) -> ServiceEntries {
     let slices: Vec<_> = slices.into_iter().collect();
     let mut ports: Vec<_> =
-        service.ports.iter().map(|port| port_entries(service, port, &slices, site)).collect();
+        service.ports.iter().map(|port| port_entries(service, port, &slices, node_context)).collect();
     ports.sort_by(|a, b| a.key.cmp(&b.key));
     ports.dedup_by(|a, b| a.key == b.key);
     ports.push(addresses(service));
@@ -191,12 +191,12 @@ fn port_entries(
     service: &Service,
     port: &ServicePort,
     slices: &[&EndpointSlice],
-    site: &Site,
+    node_context: &NodeContext,
 ) -> PortEntries {
     let mut source_ranges = service.source_ranges.clone();
     source_ranges.sort_unstable();
     source_ranges.dedup();
-    let (load_balancing, forwarding) = site.choices(service);
+    let (load_balancing, forwarding) = node_context.choices(service);
     let mut entries = PortEntries {
         key: ServicePortKey { service: service.name.clone(), port: port.port, protocol: port.protocol },
         name: port.name.clone(),
@@ -208,9 +208,9 @@ fn port_entries(
         serving: serving(port, slices),
     };
     for family in [IpAddr::is_ipv4, IpAddr::is_ipv6] {
-        let usable = Usable::of(port, slices, family, site, forwarding);
+        let usable = EligibleEndpoints::of(port, slices, family, node_context, forwarding);
         for frontend in frontends(service, port, family) {
-            frontend.add_to(&mut entries, service, &usable, site);
+            frontend.add_to(&mut entries, service, &usable, node_context);
         }
     }
     entries
@@ -255,7 +255,13 @@ fn frontends(service: &Service, port: &ServicePort, family: fn(&IpAddr) -> bool)
 
 impl Place {
     /// The rows of the frontend: one for everybody, or one for those on this node and one for the rest.
-    fn add_to(self, entries: &mut PortEntries, service: &Service, usable: &Usable, site: &Site) {
+    fn add_to(
+        self,
+        entries: &mut PortEntries,
+        service: &Service,
+        usable: &EligibleEndpoints,
+        node_context: &NodeContext,
+    ) {
         let ServicePortKey { port, protocol, .. } = entries.key;
         let key = |ip: IpAddr, port: u16, scope: Scope| ServiceKey {
             addr: ip.into(),
@@ -283,8 +289,8 @@ impl Place {
         };
         let local = guard | usable.local_flags();
         // for processes of this node, who never are outside
-        let any_local = local | site.host_flags(&usable.local);
-        let any = guard | site.host_flags(&usable.cluster);
+        let any_local = local | node_context.host_flags(&usable.local);
+        let any = guard | node_context.host_flags(&usable.cluster);
         match (self, policy) {
             (_, TrafficPolicy::Cluster) => {
                 let direct = if entries.forwarding == Forwarding::Dsr { ServiceFlags::DSR } else { 0 };
@@ -306,12 +312,12 @@ impl Place {
 
 /// The endpoints of a port that get new connections, by the policy of who asks.
 #[derive(Debug)]
-struct Usable {
+struct EligibleEndpoints {
     cluster: Vec<Backend>,
     local: Vec<Backend>,
 }
 
-impl Usable {
+impl EligibleEndpoints {
     /// The ready endpoints; if there is none, those that still serve while they terminate (KEP-1669): during a rolling
     /// update of a single replica, the old pod is better than a refusal. Decided for each policy and each family by
     /// itself (`CategorizeEndpoints` of k8s.io/kubernetes/pkg/proxy).
@@ -319,14 +325,14 @@ impl Usable {
         port: &ServicePort,
         slices: &[&EndpointSlice],
         family: fn(&IpAddr) -> bool,
-        site: &Site,
+        node_context: &NodeContext,
         forwarding: Forwarding,
     ) -> Self {
         let all = behind(port, slices, family);
         let nearest = match forwarding {
-            Forwarding::Snat => Nearest::of(&all, site),
+            Forwarding::Snat => TopologyScope::of(&all, node_context),
             // the node that answers must choose as the one that was asked
-            Forwarding::Dsr => Nearest::Any,
+            Forwarding::Dsr => TopologyScope::Any,
         };
         let ready = |near: &dyn Fn(&Endpoint) -> bool| {
             let ready = all.iter().filter(|(endpoint, _)| endpoint.ready && near(endpoint));
@@ -340,9 +346,9 @@ impl Usable {
         let first = |one: BTreeSet<Backend>, other: BTreeSet<Backend>| -> Vec<Backend> {
             if one.is_empty() { other } else { one }.into_iter().collect()
         };
-        let here = |endpoint: &Endpoint| site.has(endpoint);
+        let here = |endpoint: &Endpoint| node_context.has(endpoint);
         Self {
-            cluster: first(ready(&|endpoint| nearest.takes(endpoint, site)), ending(&|_| true)),
+            cluster: first(ready(&|endpoint| nearest.takes(endpoint, node_context)), ending(&|_| true)),
             local: first(ready(&here), ending(&here)),
         }
     }
@@ -356,15 +362,18 @@ impl Usable {
 
 /// Endpoints on this node that are ready, each once: what a health check of the service tells. One of both families has a
 /// slice of each, and is one: kube-proxy counts the endpoints of a single family.
-pub fn local_ready<'a>(slices: impl IntoIterator<Item = &'a EndpointSlice>, site: &Site) -> usize {
+pub fn local_ready<'a>(
+    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+    node_context: &NodeContext,
+) -> usize {
     let endpoints = slices.into_iter().flat_map(|slice| &slice.endpoints);
-    let ready = endpoints.filter(|endpoint| endpoint.ready && site.has(endpoint));
+    let ready = endpoints.filter(|endpoint| endpoint.ready && node_context.has(endpoint));
     let ready: BTreeSet<IpAddr> = ready.map(|endpoint| endpoint.address).collect();
     let ipv4 = ready.iter().filter(|address| address.is_ipv4()).count();
     ipv4.max(ready.len() - ipv4)
 }
 
-impl Site {
+impl NodeContext {
     /// Bits of a frontend with such backends.
     fn host_flags(&self, backends: &[Backend]) -> u32 {
         let has = backends.iter().any(|backend| self.host.contains(&backend.addr));
@@ -414,18 +423,18 @@ fn behind<'a>(
 
 /// Which of the ready endpoints of all nodes are near enough (`trafficDistribution`, as hints tell of it).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Nearest {
+enum TopologyScope {
     Node,
     Zone,
     /// Not all of them say for whom they are, or none is for this node.
     Any,
 }
 
-impl Nearest {
-    fn of(all: &[(&Endpoint, Backend)], site: &Site) -> Self {
+impl TopologyScope {
+    fn of(all: &[(&Endpoint, Backend)], node_context: &NodeContext) -> Self {
         let ready = || all.iter().map(|(endpoint, _)| *endpoint).filter(|endpoint| endpoint.ready);
         let said = |is: fn(&Hints) -> bool| ready().all(|endpoint| endpoint.hints.as_deref().is_some_and(is));
-        let some = |near: Self| ready().any(|endpoint| near.takes(endpoint, site));
+        let some = |near: Self| ready().any(|endpoint| near.takes(endpoint, node_context));
         if said(|hints| !hints.nodes.is_empty()) && some(Self::Node) {
             Self::Node
         } else if said(|hints| !hints.zones.is_empty()) && some(Self::Zone) {
@@ -435,13 +444,14 @@ impl Nearest {
         }
     }
 
-    fn takes(self, endpoint: &Endpoint, site: &Site) -> bool {
+    fn takes(self, endpoint: &Endpoint, node_context: &NodeContext) -> bool {
         let hints = endpoint.hints.as_deref();
         match self {
-            Self::Node => hints.is_some_and(|hints| hints.nodes.iter().any(|node| *node == site.node)),
-            Self::Zone => {
-                hints.is_some_and(|hints| hints.zones.iter().any(|zone| Some(zone) == site.zone.as_ref()))
+            Self::Node => {
+                hints.is_some_and(|hints| hints.nodes.iter().any(|node| *node == node_context.node))
             }
+            Self::Zone => hints
+                .is_some_and(|hints| hints.zones.iter().any(|zone| Some(zone) == node_context.zone.as_ref())),
             Self::Any => true,
         }
     }
@@ -525,7 +535,7 @@ mod tests {
         compile(
             service,
             slices,
-            &Site { node: "here".to_owned(), zone: Some("west".into()), ..Site::default() },
+            &NodeContext { node: "here".to_owned(), zone: Some("west".into()), ..NodeContext::default() },
         )
     }
 
@@ -674,11 +684,11 @@ mod tests {
     fn frontends_that_lead_to_the_node_itself_say_so() {
         let (service, mut slice) = everywhere(TrafficPolicy::Local, TrafficPolicy::Local);
         slice.endpoints[0].address = "192.168.1.1".parse().unwrap();
-        let mut site = Site { node: "here".to_owned(), ..Site::default() };
-        let elsewhere = compile(&service, [&slice], &site);
+        let mut node_context = NodeContext { node: "here".to_owned(), ..NodeContext::default() };
+        let elsewhere = compile(&service, [&slice], &node_context);
         assert!(shown(&elsewhere).iter().all(|line| !line.contains("at-host")));
-        site.host.insert("192.168.1.1".parse::<IpAddr>().unwrap().into());
-        let marked: Vec<_> = shown(&compile(&service, [&slice], &site))
+        node_context.host.insert("192.168.1.1".parse::<IpAddr>().unwrap().into());
+        let marked: Vec<_> = shown(&compile(&service, [&slice], &node_context))
             .into_iter()
             .filter(|line| line.contains("at-host"))
             .map(|line| line.split(' ').next().unwrap_or_default().to_owned())
@@ -717,8 +727,9 @@ mod tests {
         use Forwarding::{Dsr, Snat};
         use LoadBalancing::{Maglev, Random};
         let chosen = |node: (LoadBalancing, Forwarding), load_balancing, forwarding| {
-            let site = Site { load_balancing: node.0, forwarding: node.1, ..Site::default() };
-            site.choices(&Service { load_balancing, forwarding, ..Service::default() })
+            let node_context =
+                NodeContext { load_balancing: node.0, forwarding: node.1, ..NodeContext::default() };
+            node_context.choices(&Service { load_balancing, forwarding, ..Service::default() })
         };
         assert_eq!(chosen((Random, Snat), None, None), (Random, Snat));
         assert_eq!(chosen((Random, Snat), None, Some(Dsr)), (Maglev, Dsr));
@@ -758,16 +769,19 @@ mod tests {
 
     #[test]
     fn a_health_check_counts_a_ready_endpoint_of_this_node_once() {
-        let site = Site { node: "here".to_owned(), ..Site::default() };
+        let node_context = NodeContext { node: "here".to_owned(), ..NodeContext::default() };
         let mut ipv4 = slice(80, &[("10.1.0.2", true, false), ("10.1.0.3", false, true)]);
         let mut ipv6 = slice(80, &[("fd01::2", true, false), ("fd01::9", true, false)]);
         ipv4.endpoints.iter_mut().for_each(|endpoint| endpoint.node_name = Some("here".into()));
         ipv6.endpoints[0].node_name = Some("here".into());
         // of both families, twice in IPv4; the other ones terminate, or are elsewhere
-        assert_eq!(local_ready([&ipv4, &ipv4, &ipv6], &site), 1);
+        assert_eq!(local_ready([&ipv4, &ipv4, &ipv6], &node_context), 1);
         ipv4.endpoints[1].ready = true;
-        assert_eq!(local_ready([&ipv4, &ipv6], &site), 2);
-        assert_eq!(local_ready([&ipv6], &Site { node: "there".to_owned(), ..Site::default() }), 0);
+        assert_eq!(local_ready([&ipv4, &ipv6], &node_context), 2);
+        assert_eq!(
+            local_ready([&ipv6], &NodeContext { node: "there".to_owned(), ..NodeContext::default() }),
+            0
+        );
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub use keys::{KEYS, Settings};
 pub use parse::Invalid;
 
 use crate::{
-    cluster::{Access, Contact},
+    cluster::{Access, FailoverStats},
     datapath::{Capacity, EbpfLog, XdpUse},
     netlink::Uplinks,
     state::{Forwarding, LoadBalancing},
@@ -281,7 +281,7 @@ impl Config {
         Access {
             servers: self.api_server.clone(),
             kubeconfig: self.kubeconfig.clone(),
-            contact: Contact::default(),
+            failover_stats: FailoverStats::default(),
         }
     }
 

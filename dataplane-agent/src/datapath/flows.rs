@@ -8,7 +8,7 @@ use std::{io, net::IpAddr};
 
 use dataplane_common::{
     abi::{Flow, FlowFlags, FlowKey},
-    flow::{State, expired},
+    flow::{State, is_expired},
 };
 use nix::time::{ClockId, clock_gettime};
 
@@ -70,7 +70,7 @@ fn listed(
         let Some(record) = records.get(&reference.slot)? else { continue };
         // the entry of the other direction leads to the same record; one of another epoch leads nowhere
         let current = record.epoch == reference.epoch && record.epoch % 2 == 0;
-        if current && record.forward == key && !expired(&record, now) {
+        if current && record.forward == key && !is_expired(&record, now) {
             rows.push(row(&record, reference.slot, now));
         }
     }

@@ -6,8 +6,8 @@
 use std::path::Path;
 
 use super::{
-    board::problem,
     kube_proxy::{Leftovers, running},
+    problems::problem,
 };
 use crate::{
     api::views::ProblemView,

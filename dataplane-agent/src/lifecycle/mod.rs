@@ -4,13 +4,13 @@
 //! Driven by the agent's published status and the health checks of services; tells what is wrong back to it ([`Problems`]). Nothing here
 //! moves packets, and nothing that moves packets waits for anything here.
 
-mod board;
 mod condition;
 mod events;
 mod install;
 pub mod kube_proxy;
 mod leftovers;
 mod node;
+mod problems;
 mod proxy_health;
 mod service_health;
 mod taint;
@@ -20,14 +20,14 @@ use std::time::{Duration, Instant};
 use kube::Client;
 use tokio::{sync::watch, time::sleep};
 
-pub use board::Problems;
 pub use install::{Install, InstallError, ours};
+pub use problems::Problems;
 pub use proxy_health::ProxyAddresses;
 pub use service_health::{HealthCheck, HealthChecks};
 
 use crate::{announce::Announcer, api::views::Status, netlink::Netlink};
-use board::{Board, problem};
 use condition::Judge;
+use problems::{NodeProblems, problem};
 
 /// Files that are wrong or gone are put right after so long.
 const FILES: Duration = Duration::from_secs(60);
@@ -68,31 +68,38 @@ impl Lifecycle {
 
     /// Takes care of it for as long as somebody publishes a status.
     pub fn start(self, status: &watch::Receiver<Status>) -> Problems {
-        let (board, problems) = Board::new();
+        let (node_problems, problems) = NodeProblems::new();
         if let Some(install) = self.install {
-            tokio::spawn(place(install, status.clone(), board.clone()));
+            tokio::spawn(place(install, status.clone(), node_problems.clone()));
         }
         if let Some(client) = self.client {
             let announcer = Announcer::start(client.clone(), "dataplane-agent", &self.node_name);
-            let (writer, uid) =
-                node::NodeWriter::new(client, &self.node_name, status.clone(), self.grace, board.clone());
+            let (writer, uid) = node::NodeWriter::new(
+                client,
+                &self.node_name,
+                status.clone(),
+                self.grace,
+                node_problems.clone(),
+            );
             tokio::spawn(writer.run());
             let judge = Judge::new(Instant::now(), self.grace);
             let reporter =
                 events::Reporter { announcer, name: self.node_name, status: status.clone(), uid, judge };
             tokio::spawn(reporter.run());
         }
-        if let Err(error) = proxy_health::start(self.proxy, self.health_checks, status.clone(), board.clone())
+        if let Err(error) =
+            proxy_health::start(self.proxy, self.health_checks, status.clone(), node_problems.clone())
         {
-            board.put("proxy", vec![problem("healthz", format!("its thread does not start: {error}"))]);
+            node_problems
+                .set("proxy", vec![problem("healthz", format!("its thread does not start: {error}"))]);
         }
-        tokio::spawn(look(self.netlink, board));
+        tokio::spawn(look(self.netlink, node_problems));
         problems
     }
 }
 
 /// Places the plugin at once, the configuration when the agent is ready for pods; then keeps both as they are to be.
-async fn place(install: Install, mut status: watch::Receiver<Status>, board: Board) {
+async fn place(install: Install, mut status: watch::Receiver<Status>, node_problems: NodeProblems) {
     loop {
         let placed = put(&install, status.borrow_and_update().is_ready());
         let wait = if placed.is_ok() { FILES } else { FILES_RETRY };
@@ -100,7 +107,7 @@ async fn place(install: Install, mut status: watch::Receiver<Status>, board: Boa
             Ok(problems) => problems,
             Err(error) => vec![problem("cni", format!("pods cannot be added: {error}"))],
         };
-        board.put("install", problems);
+        node_problems.set("install", problems);
         let was_ready = status.borrow().is_ready();
         tokio::select! {
             changed = status.wait_for(|status| status.is_ready() != was_ready) => if changed.is_err() { return },
@@ -126,9 +133,9 @@ fn put(install: &Install, is_ready: bool) -> Result<Vec<crate::api::views::Probl
 }
 
 /// Looks for what others left, now and then.
-async fn look(netlink: Netlink, board: Board) {
+async fn look(netlink: Netlink, node_problems: NodeProblems) {
     loop {
-        board.put("leftovers", leftovers::scan(&netlink).await);
+        node_problems.set("leftovers", leftovers::scan(&netlink).await);
         sleep(SCAN).await;
     }
 }

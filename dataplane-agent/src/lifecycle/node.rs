@@ -16,8 +16,8 @@ use tokio::{
 };
 
 use super::{
-    board::{Board, problem},
     condition::{self, Judge, Wanted},
+    problems::{NodeProblems, problem},
     taint,
 };
 use crate::{api::views::Status, cluster::explain};
@@ -54,7 +54,7 @@ pub(super) struct NodeWriter {
     name: String,
     status: watch::Receiver<Status>,
     judge: Judge,
-    board: Board,
+    node_problems: NodeProblems,
     /// Identity of the Node, for Events.
     uid: watch::Sender<Option<String>>,
     /// What was written last, and when.
@@ -67,7 +67,7 @@ impl NodeWriter {
         name: &str,
         status: watch::Receiver<Status>,
         grace: Duration,
-        board: Board,
+        node_problems: NodeProblems,
     ) -> (Self, watch::Receiver<Option<String>>) {
         let (uid, known) = watch::channel(None);
         let writer = Self {
@@ -75,7 +75,7 @@ impl NodeWriter {
             name: name.to_owned(),
             status,
             judge: Judge::new(Instant::now(), grace),
-            board,
+            node_problems,
             uid,
             written: None,
         };
@@ -97,7 +97,7 @@ impl NodeWriter {
                 } else {
                     match self.write(&wanted).await {
                         Ok(()) => {
-                            self.board.put(PART, Vec::new());
+                            self.node_problems.set(PART, Vec::new());
                             self.written = Some((wanted, now));
                             next = now + LOOK_AGAIN;
                             wait = FIRST_RETRY;
@@ -105,7 +105,8 @@ impl NodeWriter {
                         Err(error) => {
                             let message =
                                 format!("its condition {} cannot be kept: {error}", condition::TYPE);
-                            self.board.put(PART, vec![problem(&format!("Node {}", self.name), message)]);
+                            self.node_problems
+                                .set(PART, vec![problem(&format!("Node {}", self.name), message)]);
                             // not all agents of a cluster at once
                             let chance = 0.5
                                 + f64::from(Timestamp::now().subsec_nanosecond().unsigned_abs() % 1_000)

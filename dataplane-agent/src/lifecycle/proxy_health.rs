@@ -25,7 +25,7 @@ use k8s_openapi::jiff::Timestamp;
 use tokio::{net::TcpListener, sync::watch, time::sleep};
 
 use super::{
-    board::{Board, problem},
+    problems::{NodeProblems, problem},
     service_health::{self, HealthChecks},
 };
 use crate::api::views::Status;
@@ -72,7 +72,7 @@ pub(super) fn start(
     addresses: ProxyAddresses,
     checks: watch::Receiver<HealthChecks>,
     status: watch::Receiver<Status>,
-    board: Board,
+    node_problems: NodeProblems,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let lag = Arc::new(Mutex::new(Lag::new()));
@@ -83,12 +83,12 @@ pub(super) fn start(
                     .route("/healthz", get(healthz))
                     .route("/livez", get(livez))
                     .with_state(Arc::clone(&lag));
-                tokio::spawn(serve("healthz", address, router, board.clone()));
+                tokio::spawn(serve("healthz", address, router, node_problems.clone()));
             }
-            tokio::spawn(service_health::answer(checks, Arc::clone(&lag), board.clone()));
+            tokio::spawn(service_health::answer(checks, Arc::clone(&lag), node_problems.clone()));
             if let Some(address) = addresses.mode {
                 let router = Router::new().route("/proxyMode", get(|| async { MODE }));
-                tokio::spawn(serve("proxy_mode", address, router, board));
+                tokio::spawn(serve("proxy_mode", address, router, node_problems));
             }
             follow(status, &lag).await;
         });
@@ -96,18 +96,18 @@ pub(super) fn start(
     Ok(())
 }
 
-async fn serve(key: &'static str, address: SocketAddr, router: Router, board: Board) {
+async fn serve(key: &'static str, address: SocketAddr, router: Router, node_problems: NodeProblems) {
     loop {
         let listener = match TcpListener::bind(address).await {
             Ok(listener) => listener,
             Err(error) => {
                 let message = format!("{address} cannot be listened on: {error}; does kube-proxy run here?");
-                board.put(key, vec![problem(key, message)]);
+                node_problems.set(key, vec![problem(key, message)]);
                 sleep(RETRY).await;
                 continue;
             }
         };
-        board.put(key, Vec::new());
+        node_problems.set(key, Vec::new());
         tracing::info!(%address, "{key}");
         if let Err(error) = axum::serve(listener, router.clone()).await {
             tracing::error!(%error, "{key}: stopped");

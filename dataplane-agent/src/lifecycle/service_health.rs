@@ -22,7 +22,7 @@ use axum::{
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::sleep};
 
 use super::{
-    board::{Board, problem},
+    problems::{NodeProblems, problem},
     proxy_health::{Shared, is_healthy},
 };
 use crate::state::NamespacedName;
@@ -44,7 +44,11 @@ pub struct HealthCheck {
 pub type HealthChecks = Arc<BTreeMap<NamespacedName, HealthCheck>>;
 
 /// Answers at the ports as they come and go, until nobody tells of them any more.
-pub(super) async fn answer(mut checks: watch::Receiver<HealthChecks>, lag: Shared, board: Board) {
+pub(super) async fn answer(
+    mut checks: watch::Receiver<HealthChecks>,
+    lag: Shared,
+    node_problems: NodeProblems,
+) {
     let mut listening: BTreeMap<u16, JoinHandle<()>> = BTreeMap::new();
     loop {
         let wanted = Arc::clone(&checks.borrow_and_update());
@@ -78,7 +82,7 @@ pub(super) async fn answer(mut checks: watch::Receiver<HealthChecks>, lag: Share
             }
         }
         let again = !problems.is_empty();
-        board.put("health_checks", problems);
+        node_problems.set("health_checks", problems);
         tokio::select! {
             changed = checks.changed() => if changed.is_err() { return std::future::pending().await },
             () = sleep(RETRY), if again => {}
@@ -165,8 +169,8 @@ mod tests {
     async fn a_port_answers_for_its_service_as_long_as_there_is_one() {
         let (one, other) = (free(), free());
         let (sender, receiver) = watch::channel(checks(&[("web", one, 2)]));
-        let (board, problems) = Board::new();
-        tokio::spawn(answer(receiver, Shared::default(), board));
+        let (node_problems, problems) = NodeProblems::new();
+        tokio::spawn(answer(receiver, Shared::default(), node_problems));
         until(one, "an answer", |answer| answer.is_some()).await;
         let said = ask(one).await.unwrap();
         assert!(said.starts_with("HTTP/1.0 200 "), "{said}");
@@ -192,9 +196,9 @@ mod tests {
     async fn an_answer_is_kube_proxys_over_both_families() {
         let port = free();
         let (sender, receiver) = watch::channel(checks(&[("web", port, 2)]));
-        let (board, _problems) = Board::new();
+        let (node_problems, _problems) = NodeProblems::new();
         let lag = Shared::default();
-        tokio::spawn(answer(receiver, Arc::clone(&lag), board));
+        tokio::spawn(answer(receiver, Arc::clone(&lag), node_problems));
         until(port, "an answer", |answer| answer.is_some()).await;
         for (endpoints, late, code) in [(2, false, 200), (0, false, 503), (2, true, 503), (0, true, 503)] {
             sender.send_replace(checks(&[("web", port, endpoints)]));
@@ -221,8 +225,8 @@ mod tests {
         let taken = std::net::TcpListener::bind(("::", 0)).unwrap();
         let port = taken.local_addr().unwrap().port();
         let (_sender, receiver) = watch::channel(checks(&[("web", port, 2)]));
-        let (board, mut problems) = Board::new();
-        tokio::spawn(answer(receiver, Shared::default(), board));
+        let (node_problems, mut problems) = NodeProblems::new();
+        tokio::spawn(answer(receiver, Shared::default(), node_problems));
         problems.changed().await;
         let problem = &problems.now()[0];
         assert_eq!(problem.subject, "Service default/web");

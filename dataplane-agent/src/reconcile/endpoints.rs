@@ -12,7 +12,7 @@ use std::{
 use dataplane_cni::protocol::PortMapping;
 use dataplane_common::abi::{Addr, Endpoint};
 
-use super::{backoff::WorkQueue, counted::Counted};
+use super::{backoff::WorkQueue, instrumented::InstrumentedTable};
 use crate::{
     compile::{self, endpoints::PodDevice},
     datapath::table::{Table, TableError},
@@ -56,14 +56,14 @@ struct Wanted {
     endpoint: Endpoint,
     /// Attachment of the pod; `None`: the host.
     pod: Option<String>,
-    /// A new entry starts with open gates: flows to the address may exist.
+    /// A new entry starts with open flow_hints: flows to the address may exist.
     open: bool,
 }
 
 /// Wanted and actual entries.
 #[derive(Debug)]
 pub(super) struct Endpoints {
-    pub(super) table: Counted<Addr, Endpoint>,
+    pub(super) table: InstrumentedTable<Addr, Endpoint>,
     /// Without gates.
     actual: HashMap<Addr, Endpoint>,
     wanted: HashMap<Addr, Wanted>,
@@ -81,7 +81,7 @@ pub(super) struct Endpoints {
 impl Endpoints {
     pub(super) fn new(table: Box<dyn Table<Addr, Endpoint>>) -> Self {
         Self {
-            table: Counted::new(table),
+            table: InstrumentedTable::new(table),
             actual: HashMap::new(),
             wanted: HashMap::new(),
             pods: BTreeMap::new(),
@@ -95,7 +95,8 @@ impl Endpoints {
 
     pub(super) fn adopt(&mut self) -> Result<usize, TableError> {
         let entries = self.table.entries()?;
-        self.actual = entries.into_iter().map(|(addr, endpoint)| (addr, endpoint.without_gates())).collect();
+        self.actual =
+            entries.into_iter().map(|(addr, endpoint)| (addr, endpoint.without_flow_hints())).collect();
         self.fresh = self.actual.is_empty();
         Ok(self.actual.len())
     }
@@ -266,7 +267,7 @@ impl Endpoints {
             || actual.is_some()
             || wanted.endpoint.has_frontends()
             || wanted.endpoint.has_node_ports();
-        let entry = if open { wanted.endpoint.with_gates_open() } else { wanted.endpoint };
+        let entry = if open { wanted.endpoint.with_all_flow_hints() } else { wanted.endpoint };
         self.table.insert(&addr, &entry)?;
         self.actual.insert(addr, wanted.endpoint);
         Ok(())
@@ -308,7 +309,8 @@ impl Endpoints {
     /// Compares with what is in the table; differences are repaired by later work. Returns how many there are.
     pub(super) fn audit(&mut self) -> Result<u64, TableError> {
         let entries = self.table.entries()?.into_iter();
-        let found: HashMap<_, _> = entries.map(|(addr, endpoint)| (addr, endpoint.without_gates())).collect();
+        let found: HashMap<_, _> =
+            entries.map(|(addr, endpoint)| (addr, endpoint.without_flow_hints())).collect();
         let mut different: BTreeSet<Addr> = BTreeSet::new();
         different.extend(found.iter().filter(|(a, e)| self.actual.get(a) != Some(e)).map(|(a, _)| *a));
         different.extend(self.actual.keys().filter(|addr| !found.contains_key(addr)));

@@ -9,9 +9,9 @@
 
 pub mod backoff;
 mod claims;
-pub mod counted;
 pub mod endpoints;
-pub mod kernel;
+pub mod instrumented;
+pub mod kernel_routes;
 pub mod routes;
 pub mod services;
 pub mod slots;
@@ -32,20 +32,20 @@ use dataplane_common::abi::{
 use tokio::sync::mpsc::UnboundedSender;
 
 pub use endpoints::{EndpointError, LocalPod};
-pub use kernel::{KernelRoutes, KernelUpdate};
+pub use kernel_routes::{KernelRoutes, KernelUpdate};
 pub use routes::NodeNetwork;
 pub use sockets::{KernelSockets, SocketUpdate, Sockets};
 
 use self::{
     endpoints::{Asked, Endpoints},
-    kernel::KernelSweep,
+    kernel_routes::KernelSweep,
     routes::Routes,
     services::Services,
 };
 use crate::{
     compile::{
         self,
-        services::{PortEntries, Site},
+        services::{NodeContext, PortEntries},
     },
     datapath::{
         Tables,
@@ -91,7 +91,7 @@ pub struct Reconciler {
     routes: Routes,
     services: Services,
     /// What this node is to the services.
-    site: Site,
+    node_context: NodeContext,
     /// Revision of the state that has been taken in.
     revision: u64,
     /// Revision that is in the tables completely.
@@ -154,7 +154,7 @@ impl Reconciler {
                 tables.backend_generations,
                 tables.source_ranges,
             ),
-            site: Site::default(),
+            node_context: NodeContext::default(),
             revision: 0,
             applied: 0,
             drift: 0,
@@ -200,8 +200,9 @@ impl Reconciler {
         let mut moved = false;
         for name in names {
             let service = store.service(name);
-            let entries =
-                service.map(|service| compile::services::compile(service, store.slices_of(name), &self.site));
+            let entries = service.map(|service| {
+                compile::services::compile(service, store.slices_of(name), &self.node_context)
+            });
             let external = service.into_iter().flat_map(|service| {
                 service.external_ips.iter().chain(&service.load_balancer_ips).map(|ip| Addr::from(*ip))
             });
@@ -230,14 +231,14 @@ impl Reconciler {
     pub fn set_network(&mut self, network: NodeNetwork, store: &Store) {
         let labels = store.node(&network.own).map(|node| &node.labels);
         let zone = labels.and_then(|labels| labels.get(ZONE)).map(|zone| zone.as_str().into());
-        let site = Site {
+        let node_context = NodeContext {
             node: network.own.clone(),
             zone,
-            host: self.site.host.clone(),
+            host: self.node_context.host.clone(),
             load_balancing: network.load_balancing,
             forwarding: network.forwarding,
         };
-        self.set_site(site, store);
+        self.set_node_context(node_context, store);
         self.routes.set_network(network, store);
         for (id, pod) in &self.endpoints.pods {
             self.routes.set_pod(id, Some(&pod.device));
@@ -245,9 +246,9 @@ impl Reconciler {
     }
 
     /// Services that were looked at are looked at again if the node is another one to them.
-    fn set_site(&mut self, site: Site, store: &Store) {
-        if site != self.site {
-            self.site = site;
+    fn set_node_context(&mut self, node_context: NodeContext, store: &Store) {
+        if node_context != self.node_context {
+            self.node_context = node_context;
             let names = store.services().map(|service| &service.name);
             let known: Vec<_> = names.filter(|name| self.services.is_known(name)).cloned().collect();
             self.services_changed(store, &known);
@@ -263,7 +264,7 @@ impl Reconciler {
     ) {
         self.endpoints.set_host(addresses);
         let host = self.endpoints.host_addresses().map(Addr::from).collect();
-        self.set_site(Site { host, ..self.site.clone() }, store);
+        self.set_node_context(NodeContext { host, ..self.node_context.clone() }, store);
         let names: BTreeSet<_> = self.endpoints.pods.values().filter_map(host_ports_name).collect();
         self.host_ports_changed(names, now);
     }

@@ -1,7 +1,7 @@
 //! `ROUTES`, and what the kernel's own routes should be.
 //!
 //! A prefix may be wanted twice (a node's range that is an exception too): what is on this node comes before what is on
-//! others, that before ranges of cluster IPs, and those before exceptions. Gates are the datapath's, as in `ENDPOINTS`.
+//! others, that before ranges of cluster IPs, and those before exceptions. FlowHints are the datapath's, as in `ENDPOINTS`.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -16,8 +16,8 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::{
     backoff::WorkQueue,
     claims::Claims,
-    counted::Counted,
-    kernel::{KernelSweep, KernelUpdate},
+    instrumented::InstrumentedTable,
+    kernel_routes::{KernelSweep, KernelUpdate},
 };
 use crate::{
     compile::{
@@ -64,7 +64,7 @@ pub(super) enum Claimant {
 /// Wanted and actual entries.
 #[derive(Debug)]
 pub(super) struct Routes {
-    pub(super) table: Counted<RoutePrefix, Route>,
+    pub(super) table: InstrumentedTable<RoutePrefix, Route>,
     /// Without gates.
     pub(super) actual: HashMap<RoutePrefix, Route>,
     claims: Claims<RoutePrefix, Claimant, Route>,
@@ -84,7 +84,7 @@ impl Routes {
         kernel: UnboundedSender<KernelUpdate>,
     ) -> Self {
         Self {
-            table: Counted::new(table),
+            table: InstrumentedTable::new(table),
             actual: HashMap::new(),
             claims: Claims::default(),
             queue: WorkQueue::default(),
@@ -229,7 +229,7 @@ impl Routes {
         match self.claims.winner(prefix) {
             Some((_, wanted)) if actual == Some(wanted) => {}
             Some((_, wanted)) => {
-                let entry = if actual.is_some() { wanted.with_gates_open() } else { *wanted };
+                let entry = if actual.is_some() { wanted.with_all_flow_hints() } else { *wanted };
                 self.table.insert(prefix, &entry)?;
                 self.actual.insert(*prefix, *wanted);
             }
@@ -245,7 +245,7 @@ impl Routes {
     /// What is in the table, without gates.
     fn found(&self) -> Result<HashMap<RoutePrefix, Route>, TableError> {
         let entries = self.table.entries()?.into_iter();
-        Ok(entries.map(|(prefix, route)| (prefix, route.without_gates())).collect())
+        Ok(entries.map(|(prefix, route)| (prefix, route.without_flow_hints())).collect())
     }
 
     /// Compares with what is in the table; differences are repaired by later work. Returns how many there are.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use dataplane_common::{
-    abi::{Addr, Endpoint, Gates, Route, RouteKind, Scope, Service, ServiceFlags, ServiceKey},
+    abi::{Addr, Endpoint, FlowHints, Route, RouteKind, Scope, Service, ServiceFlags, ServiceKey},
     net::Protocol,
 };
 
@@ -87,7 +87,7 @@ impl Reconciler {
             device: pod.map(|pod| pod.device_name.clone()),
             ifindex: endpoint.ifindex,
             mac: (!endpoint.is_host()).then(|| endpoint.mac.to_string()),
-            gates: open_gates(endpoint.gates),
+            flow_hints: hinted_protocols(endpoint.flow_hints),
             node_ports: endpoint.is_host() && endpoint.has_node_ports(),
         }
     }
@@ -120,7 +120,7 @@ impl Reconciler {
                 RouteKind::Local => RouteKindView::Local,
                 RouteKind::Services => RouteKindView::Services,
             },
-            next_hop: (!route.next_hop.is_unspecified()).then(|| route.next_hop.to_ip()),
+            next_hop: (!route.next_hop.is_zero()).then(|| route.next_hop.to_ip()),
             device: devices.get(&route.ifindex).cloned(),
             node: self.routes.node_of(prefix).map(ToOwned::to_owned),
             mtu: route.mtu,
@@ -289,8 +289,8 @@ fn frontend_view(
     }
 }
 
-fn open_gates(gates: Gates) -> Vec<String> {
-    let Gates { tcp, udp, icmp, other } = gates;
+fn hinted_protocols(flow_hints: FlowHints) -> Vec<String> {
+    let FlowHints { tcp, udp, icmp, other } = flow_hints;
     let named = [(tcp, "tcp"), (udp, "udp"), (icmp, "icmp"), (other, "other")];
     named.into_iter().filter(|(gate, _)| *gate != 0).map(|(_, name)| name.to_owned()).collect()
 }

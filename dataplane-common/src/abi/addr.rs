@@ -77,13 +77,13 @@ impl Addr {
 
     /// Whether this is `::` or `0.0.0.0`, which to `connect()` is loopback.
     #[inline(always)]
-    pub const fn is_nowhere(&self) -> bool {
+    pub const fn is_unspecified(&self) -> bool {
         self.words[0] | self.words[1] | self.words[3] == 0 && (self.words[2] == 0 || self.words[2] == MAPPED)
     }
 
     /// Whether this is `::`.
     #[inline(always)]
-    pub const fn is_unspecified(&self) -> bool {
+    pub const fn is_zero(&self) -> bool {
         self.words[0] | self.words[1] | self.words[2] | self.words[3] == 0
     }
 

@@ -1,6 +1,6 @@
 //! `ENDPOINTS`: addresses that live on this node.
 
-use super::{Gates, MacAddr};
+use super::{FlowHints, MacAddr};
 use crate::abi;
 
 abi! {
@@ -14,7 +14,7 @@ abi! {
         pub flags: u16,
         /// Not closed to a protocol once a flow of it has this address as its reply target, or if packets of it may be
         /// addressed to a frontend here ([`EndpointFlags::FRONTENDS`]).
-        pub gates: Gates,
+        pub flow_hints: FlowHints,
     }
 }
 
@@ -36,12 +36,17 @@ impl EndpointFlags {
 impl Endpoint {
     /// A pod behind the host-side device `ifindex`.
     pub const fn pod(ifindex: u32, mac: MacAddr) -> Self {
-        Self { ifindex, mac, flags: 0, gates: Gates::CLOSED }
+        Self { ifindex, mac, flags: 0, flow_hints: FlowHints::NONE }
     }
 
     /// An address of the host itself.
     pub const fn host() -> Self {
-        Self { ifindex: 0, mac: MacAddr::new([0; 6]), flags: EndpointFlags::HOST, gates: Gates::CLOSED }
+        Self {
+            ifindex: 0,
+            mac: MacAddr::new([0; 6]),
+            flags: EndpointFlags::HOST,
+            flow_hints: FlowHints::NONE,
+        }
     }
 
     /// Whether packets to it go to the host's stack.
@@ -90,15 +95,15 @@ impl Endpoint {
 
     /// The same endpoint with every gate open: what user space writes over an existing entry.
     #[must_use]
-    pub const fn with_gates_open(mut self) -> Self {
-        self.gates = Gates::OPEN;
+    pub const fn with_all_flow_hints(mut self) -> Self {
+        self.flow_hints = FlowHints::ALL;
         self
     }
 
     /// The same endpoint with every gate closed: what two entries are compared by.
     #[must_use]
-    pub const fn without_gates(mut self) -> Self {
-        self.gates = Gates::CLOSED;
+    pub const fn without_flow_hints(mut self) -> Self {
+        self.flow_hints = FlowHints::NONE;
         self
     }
 }

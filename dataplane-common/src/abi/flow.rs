@@ -5,7 +5,7 @@
 //! differs is somebody else's by now, and the index entry is a miss. So a pair lives and dies as one.
 //!
 //! Slots stand in the queue `FLOW_SLOTS`. A new flow takes the front one, examines whether its flow gives way
-//! ([`crate::flow::gives_way`]), and puts it back at the end, used or not. So a slot is never in two hands, flows age in
+//! ([`crate::flow::is_evictable`]), and puts it back at the end, used or not. So a slot is never in two hands, flows age in
 //! the order they were made, and the table works on when the agent is dead: there is no collector in user space.
 
 use super::{Addr, Port};

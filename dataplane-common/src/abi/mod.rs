@@ -5,8 +5,8 @@ mod config;
 mod endpoint;
 mod event;
 mod flow;
+mod flow_hints;
 mod fragment;
-mod gates;
 pub mod names;
 mod route;
 mod service;
@@ -17,8 +17,8 @@ pub use config::{ClusterRange, NodeAddresses, NodeConfig, NodeFlags};
 pub use endpoint::{Endpoint, EndpointFlags};
 pub use event::Event;
 pub use flow::{Flow, FlowFlags, FlowKey, FlowRef};
+pub use flow_hints::FlowHints;
 pub use fragment::{FRAGMENT_SECONDS, FragmentKey, FragmentPorts, HeldKey};
-pub use gates::Gates;
 pub use route::{Route, RouteKind};
 pub use service::{
     Affinity, AffinityKey, BackendSlot, Scope, Service, ServiceFlags, ServiceKey, SourceRange,

@@ -1,6 +1,6 @@
 //! `ROUTES`: longest-prefix match over everything that is not on this node.
 
-use super::{Addr, Gates};
+use super::{Addr, FlowHints};
 use crate::abi;
 
 abi! {
@@ -16,7 +16,7 @@ abi! {
         pub mtu: u32,
         /// Not closed to a protocol once a flow of it has an address behind this prefix as its reply target: a client
         /// there has asked a frontend of this node.
-        pub gates: Gates,
+        pub flow_hints: FlowHints,
     }
 }
 
@@ -64,15 +64,15 @@ impl Route {
 
     /// The same route with every gate open: what user space writes over an existing entry.
     #[must_use]
-    pub const fn with_gates_open(mut self) -> Self {
-        self.gates = Gates::OPEN;
+    pub const fn with_all_flow_hints(mut self) -> Self {
+        self.flow_hints = FlowHints::ALL;
         self
     }
 
     /// The same route with every gate closed: what two entries are compared by.
     #[must_use]
-    pub const fn without_gates(mut self) -> Self {
-        self.gates = Gates::CLOSED;
+    pub const fn without_flow_hints(mut self) -> Self {
+        self.flow_hints = FlowHints::NONE;
         self
     }
 }

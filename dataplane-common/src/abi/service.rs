@@ -4,7 +4,7 @@
 //! A service's backends are one contiguous range of `BACKENDS`. An update writes a fresh range, then replaces the
 //! entry of `SERVICES`: a reader sees the old list or the new one, never a mixture. User space re-uses the slots of
 //! the old range only after every program that could have read the old entry has ended. The kernel waits for nobody before
-//! it gives the memory of the old entry to another (kernel/bpf/hashtab.c): an entry is copied, and its seal tells whether
+//! it gives the memory of the old entry to another (kernel/bpf/hashtab.c): an entry is copied, and its checksum tells whether
 //! all of the copy is of one entry, and of the one that was looked for.
 //!
 //! `BACKEND_GENERATIONS[id]` is odd while the number belongs to a backend and even while it is free: giving a number out
@@ -42,8 +42,8 @@ abi! {
         pub generation: u32,
         /// Bits of [`ServiceFlags`].
         pub flags: u32,
-        /// [`Self::seal_at`] its key.
-        pub seal: u32,
+        /// [`Self::checksum_for`] its key.
+        pub checksum: u32,
     }
 
     /// Value of `BACKENDS`, an array: one slot of a service's range.
@@ -105,12 +105,12 @@ impl ServiceKey {
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl Service {
-    /// What [`Self::seal`] is in the row of this key.
+    /// What [`Self::checksum`] is in the row of this key.
     #[inline(always)]
-    pub const fn seal_at(&self, key: &ServiceKey) -> u32 {
+    pub const fn checksum_for(&self, key: &ServiceKey) -> u32 {
         let port = (key.port.wire() as u32) << 16 | (key.protocol as u32) << 8 | key.scope as u32;
         let [a, b, c, d] = key.addr.words();
-        let Self { id, first_slot, count, affinity_timeout, generation, flags, seal: _ } = *self;
+        let Self { id, first_slot, count, affinity_timeout, generation, flags, checksum: _ } = *self;
         let words = [a, b, c, d, port, id, first_slot, count, affinity_timeout, generation, flags];
         let mut sum = 0;
         let mut next = 0;
@@ -123,15 +123,15 @@ impl Service {
 
     /// As it is written for this key.
     #[must_use]
-    pub const fn sealed(mut self, key: &ServiceKey) -> Self {
-        self.seal = self.seal_at(key);
+    pub const fn with_checksum(mut self, key: &ServiceKey) -> Self {
+        self.checksum = self.checksum_for(key);
         self
     }
 
     /// Whether it is a whole row, and this key's.
     #[inline(always)]
-    pub const fn is_sealed(&self, key: &ServiceKey) -> bool {
-        self.seal == self.seal_at(key)
+    pub const fn is_intact(&self, key: &ServiceKey) -> bool {
+        self.checksum == self.checksum_for(key)
     }
 }
 
@@ -179,7 +179,7 @@ mod tests {
     const WORDS: usize = (size_of::<ServiceKey>() + size_of::<Service>()) / 4;
 
     fn read(words: [u32; WORDS]) -> (ServiceKey, Service) {
-        let [a, b, c, d, port, id, first_slot, count, affinity_timeout, generation, flags, seal] = words;
+        let [a, b, c, d, port, id, first_slot, count, affinity_timeout, generation, flags, checksum] = words;
         let [high, low, protocol, scope] = port.to_be_bytes();
         let key = ServiceKey {
             addr: Addr::v6_words([a, b, c, d]),
@@ -187,7 +187,7 @@ mod tests {
             protocol,
             scope,
         };
-        (key, Service { id, first_slot, count, affinity_timeout, generation, flags, seal })
+        (key, Service { id, first_slot, count, affinity_timeout, generation, flags, checksum })
     }
 
     proptest! {
@@ -198,13 +198,13 @@ mod tests {
             other in 1_u32..,
         ) {
             let (key, row) = read(words);
-            let sealed = row.sealed(&key);
-            prop_assert!(sealed.is_sealed(&key));
+            let sealed = row.with_checksum(&key);
+            prop_assert!(sealed.is_intact(&key));
             let mut mixed = words;
-            mixed[WORDS - 1] = sealed.seal;
+            mixed[WORDS - 1] = sealed.checksum;
             mixed[which] ^= other;
             let (key, row) = read(mixed);
-            prop_assert!(!row.is_sealed(&key), "{row:?} at {key:?}");
+            prop_assert!(!row.is_intact(&key), "{row:?} at {key:?}");
         }
     }
 }

@@ -93,13 +93,13 @@ fn translate(socket: &Socket<'_>, random: u32) -> Result<Option<SocketOrigin>, D
     };
     let of_host = socket.netns() == config::host_netns();
     // as an address to connect to, none at all means loopback
-    let is_loopback = addr.is_loopback() || addr.is_nowhere();
+    let is_loopback = addr.is_loopback() || addr.is_unspecified();
     // a pod's loopback is its own
     if !of_host && (!enabled || is_loopback) {
         return Ok(None);
     }
     let takes_loopback = of_host && config::flag(NodeFlags::LOOPBACK_NODE_PORTS);
-    if addr.is_nowhere() && !takes_loopback {
+    if addr.is_unspecified() && !takes_loopback {
         return Ok(None);
     }
     let endpoint = maps::endpoint(&addr);

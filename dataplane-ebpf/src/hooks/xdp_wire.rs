@@ -41,7 +41,7 @@ impl Place for XdpWire {
         let destination = route::find(&packet.dst)?;
         work.asks = destination.asked(From::Outside);
         let asks = match destination {
-            Destination::Host(endpoint) => endpoint.gates.is_open(packet.protocol),
+            Destination::Host(endpoint) => endpoint.flow_hints.may_have_flow(packet.protocol),
             Destination::Outside { .. } | Destination::Services => packet.link_scoped(ctx).is_none(),
             _ => false,
         };

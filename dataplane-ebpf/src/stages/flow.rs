@@ -5,7 +5,7 @@
 
 use dataplane_common::{
     abi::{Flow, FlowFlags, FlowKey, FlowRef, Port},
-    flow::{Direction, State, gives_way, is_past, tcp_flags},
+    flow::{Direction, State, is_evictable, tcp_flags, tuple_reusable},
     hash,
     reason::DropReason,
 };
@@ -84,7 +84,7 @@ fn find(work: &mut Work, kinds: u32) -> bool {
     let is_news = if work.direct == 0 { touch(flow, direction, tcp) } else { touch_direct(flow, tcp) };
     // the row of an address that came since, or came back, has its gate closed
     if is_news && direction == Direction::Forward {
-        maps::open_gate(&work.to.src, work.from.protocol);
+        maps::mark_may_have_flows(&work.to.src, work.from.protocol);
     }
     true
 }
@@ -206,10 +206,9 @@ fn try_create(work: &mut Work) -> Result<(), DropReason> {
     set_epoch(flow, flow.epoch | 1);
 
     work.direct = work.purpose.flags & FlowFlags::DIRECT;
-    let keep =
-        work.direct != 0 || (work.purpose.source.is_unspecified() && claim_reply(work, reference, false));
+    let keep = work.direct != 0 || (work.purpose.source.is_zero() && claim_reply(work, reference, false));
     if !keep {
-        if !work.purpose.source.is_unspecified() {
+        if !work.purpose.source.is_zero() {
             work.reply.dst = work.purpose.source;
         }
         work.purpose.flags |= FlowFlags::SOURCE;
@@ -237,7 +236,7 @@ fn try_create(work: &mut Work) -> Result<(), DropReason> {
     if !indexed {
         return Err(DropReason::FlowTableFull);
     }
-    maps::open_gate(&work.reply.dst, work.from.protocol);
+    maps::mark_may_have_flows(&work.reply.dst, work.from.protocol);
     reverse(&work.reply, &mut work.to);
     Ok(())
 }
@@ -254,7 +253,7 @@ fn admit() -> u32 {
         let Some(flow) = maps::flow(slot) else { break };
         // SAFETY: as in `try_create`.
         let flow = unsafe { &*flow };
-        if gives_way(flow, now) {
+        if is_evictable(flow, now) {
             if flow.epoch != 0 {
                 let reference = FlowRef { slot, epoch: flow.epoch };
                 maps::remove_flow_key(&flow.forward, reference);
@@ -321,7 +320,7 @@ fn free_reply(work: &Work, pressed: bool) -> bool {
         return false;
     }
     if epoch(flow) == holder.epoch && flow.forward != work.from {
-        if !is_past(flow, skb::now(), pressed) {
+        if !tuple_reusable(flow, skb::now(), pressed) {
             return false;
         }
         // it dies whole: should its client speak again, that is a new connection

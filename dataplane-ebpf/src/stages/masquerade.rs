@@ -19,7 +19,7 @@ impl NewFlow for AsNode {
     #[inline(always)]
     fn open<F: IpFamily>(_ctx: &impl Frame, work: &mut Work) -> Result<bool, DropReason> {
         let node = F::node_address();
-        if !config::flag(NodeFlags::MASQUERADE) || node.is_unspecified() {
+        if !config::flag(NodeFlags::MASQUERADE) || node.is_zero() {
             return Ok(false);
         }
         work.reply = work.from.reversed();

@@ -1,4 +1,4 @@
-//! Turns a packet's tuple into another: addresses, ports and every checksum that covers them.
+//! KeyedMutex a packet's tuple into another: addresses, ports and every checksum that covers them.
 
 use dataplane_common::{
     abi::{FlowKey, Port},

@@ -38,9 +38,9 @@ impl Destination {
     pub(crate) fn expects<F: IpFamily>(&self, ctx: &impl Frame, packet: &Packet<F>) -> bool {
         match self {
             Self::Pod(endpoint) | Self::Host(endpoint) => {
-                endpoint.gates.is_open(packet.protocol) || packet.is_icmp_error(ctx)
+                endpoint.flow_hints.may_have_flow(packet.protocol) || packet.is_icmp_error(ctx)
             }
-            Self::Node(route) => route.gates.is_open(packet.protocol) || packet.is_icmp_error(ctx),
+            Self::Node(route) => route.flow_hints.may_have_flow(packet.protocol) || packet.is_icmp_error(ctx),
             Self::Outside { .. } | Self::Services | Self::Nobody => false,
         }
     }

@@ -97,7 +97,7 @@ fn needs_source(service: &Service, backend: &BackendSlot, work: &Work) -> bool {
 #[inline(always)]
 fn node_source<F: IpFamily>() -> Result<Addr, DropReason> {
     let addr = F::node_address();
-    if addr.is_unspecified() { Err(DropReason::NoSourceAddress) } else { Ok(addr) }
+    if addr.is_zero() { Err(DropReason::NoSourceAddress) } else { Ok(addr) }
 }
 
 /// Whether the packet is addressed to a service. Then `work.service` is its row.
@@ -160,7 +160,7 @@ fn sealed(key: &ServiceKey, service: &mut Service) -> Result<bool, DropReason> {
         if !maps::copy_service(key, service) {
             return Ok(false);
         }
-        if service.is_sealed(key) {
+        if service.is_intact(key) {
             return Ok(true);
         }
     }

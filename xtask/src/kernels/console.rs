@@ -108,7 +108,7 @@ impl Outcome {
     }
 
     fn suite(&mut self, name: &str, lines: &[&str], end: Option<String>) {
-        let mut output = Output::of(name);
+        let mut output = Output::of(binary(name), name);
         for line in lines {
             output.line(line);
         }
@@ -118,6 +118,11 @@ impl Outcome {
         }
         self.suites.push((name.to_owned(), report));
     }
+}
+
+/// The binary of a step, which may be a module of it.
+fn binary(step: &str) -> &str {
+    step.split("::").next().unwrap_or(step)
 }
 
 /// The output of a step, and its exit status.

@@ -1,7 +1,7 @@
 //! The root file system of a guest: busybox, `ip`, kernel modules, and the programs to run with their libraries.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs::{self, File, Permissions},
     io::Write as _,
     os::unix::fs::{PermissionsExt as _, symlink},
@@ -52,8 +52,12 @@ pub(super) fn write(
         libraries(&path, tree)?;
     }
     let mut lines = String::new();
+    let mut programs = BTreeMap::new();
     for step in steps {
-        let name = program(&step.executable, tree)?;
+        let name = match programs.entry(&step.executable) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(program(&step.executable, tree)?),
+        };
         lines += &format!("{} {} /t/{name} {}\n", step.seconds, step.name, step.arguments);
     }
     for companion in companions {

@@ -22,7 +22,10 @@ use anyhow::{Context as _, Result, bail};
 use self::{console::Outcome, image::Step};
 use crate::{
     setup::{self, Task},
-    test::binaries::{self, Binary},
+    test::{
+        binaries::{self, Binary},
+        runner,
+    },
     workspace,
 };
 
@@ -35,7 +38,10 @@ const CHECKS: [&str; 2] = ["programs", "traffic"];
 const CHECK_ONLY: [&str; 2] = ["--bin", CHECK_PROGRAM];
 const CHECK_PROGRAM: &str = "dataplane-kernel-check";
 /// For cargo: that program, the programs that it starts, and the tests that depend on the kernel.
-const ALL: [&str; 7] = ["--bins", "--test", "datapath", "--test", "netlink", "--test", "prog_*"];
+const ALL: [&str; 5] = ["--bins", "--test", "integration", "--test", "prog"];
+/// Modules of the agent's tests that depend on the kernel; all other tests do.
+const OF_AGENT: [&str; 2] = ["datapath", "netlink"];
+const AGENT: &str = "dataplane-agent/integration";
 /// Time limits. Without hardware virtualisation the verifier is 30 times slower, and each mode of traffic loads the programs of
 /// two agents.
 const CHECK_SECONDS: u32 = 3_600;
@@ -70,7 +76,14 @@ pub(crate) fn run(arguments: Args) -> Result<()> {
     setup::ensure(&[Task::Build, Task::Run, Task::Kernels])?;
     let binaries = binaries::build_selected(if arguments.quick { &CHECK_ONLY } else { &ALL })?;
     let programs = workspace::development_programs()?;
-    let mut steps = steps(&programs, &binaries, arguments.quick);
+    let mut parts = Vec::new();
+    for binary in &binaries {
+        parts.extend(runner::by_module(binary)?);
+    }
+    parts.retain(|part| {
+        part.name != AGENT || part.module.as_deref().is_some_and(|module| OF_AGENT.contains(&module))
+    });
+    let mut steps = steps(&programs, &parts, arguments.quick);
     let is_whole = is_default && !arguments.quick && arguments.only.is_empty();
     if !arguments.only.is_empty() {
         steps.retain(|step| {
@@ -124,12 +137,17 @@ fn steps(programs: &Path, binaries: &[Binary], is_quick: bool) -> Vec<Step> {
         seconds: CHECK_SECONDS,
     });
     let suites = binaries.iter().map(|binary| Step {
-        name: binary.name.clone(),
+        name: binary.label(),
         executable: binary.executable.clone(),
-        arguments: "--test-threads=1 --show-output".to_owned(),
+        arguments: arguments(binary),
         seconds: SUITE_SECONDS,
     });
     checks.chain(suites).collect()
+}
+
+fn arguments(binary: &Binary) -> String {
+    let all = "--test-threads=1 --show-output";
+    binary.only.as_ref().map_or_else(|| all.to_owned(), |only| format!("{all} --exact {}", only.join(" ")))
 }
 
 /// Runs the steps on a kernel. A failure in the guest is part of the outcome, not an error.

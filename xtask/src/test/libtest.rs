@@ -21,6 +21,8 @@ pub(crate) struct Report {
 #[derive(Debug, Default)]
 pub(crate) struct Output {
     binary: String,
+    /// The binary, or the part of it that runs.
+    whole: String,
     passed: usize,
     /// Tests that libtest counts as passed although they printed `SKIP`.
     skipped_as_passed: usize,
@@ -35,8 +37,8 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    pub(crate) fn of(binary: &str) -> Self {
-        Self { binary: binary.to_owned(), ..Self::default() }
+    pub(crate) fn of(binary: &str, whole: &str) -> Self {
+        Self { binary: binary.to_owned(), whole: whole.to_owned(), ..Self::default() }
     }
 
     /// Reads the next line. Returns the test and its result if the line contains a result.
@@ -92,10 +94,10 @@ impl Output {
         if let Some(failure) = failure
             && (self.failed == 0 || !self.has_result)
         {
-            self.failures.push(Case { test: self.binary.clone(), reason: failure });
+            self.failures.push(Case { test: self.whole, reason: failure });
         } else if !self.has_result {
             let reason = "ended without a result".to_owned();
-            self.failures.push(Case { test: self.binary.clone(), reason });
+            self.failures.push(Case { test: self.whole, reason });
         }
         let passed = self.passed.saturating_sub(self.skipped_as_passed);
         Report { passed, failures: self.failures, skips: self.skips, summaries: self.summaries }
@@ -169,7 +171,7 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
     }
 
     fn read(text: &str, end: Option<&str>) -> Report {
-        let mut output = Output::of("b");
+        let mut output = Output::of("b", "b");
         for line in text.lines() {
             output.line(line);
         }
@@ -210,6 +212,6 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
 
     #[test]
     fn result_of_a_test_is_returned() {
-        assert_eq!(Output::of("b").line("test frame - should panic ... ok"), Some(("frame", "ok")));
+        assert_eq!(Output::of("b", "b").line("test frame - should panic ... ok"), Some(("frame", "ok")));
     }
 }

@@ -1,11 +1,11 @@
 //! `test`: builds all tests of the workspace at once and runs them.
 //!
-//! Test binaries run in parallel, except those with clusters of namespaces: they measure time and run one after the other.
-//! A test that cannot run on this machine prints `SKIP: <reason>` and is counted as skipped, not as passed.
+//! Test binaries run in parallel, except those with clusters of namespaces: they measure time, and run one module after the
+//! other. A test that cannot run on this machine prints `SKIP: <reason>` and is counted as skipped, not as passed.
 
 pub(crate) mod binaries;
 pub(crate) mod libtest;
-mod runner;
+pub(crate) mod runner;
 
 use std::{
     collections::VecDeque,
@@ -54,7 +54,9 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
     let mut reports = Vec::new();
     let extent = if arguments.full { Extent::Full } else { Extent::Sample };
     run_all(together, thread::available_parallelism()?.get(), extent, &mut reports)?;
-    run_all(alone, 1, extent, &mut reports)?;
+    for binary in &alone {
+        run_all(runner::by_module(binary)?.into(), 1, extent, &mut reports)?;
+    }
     if filter.is_none() {
         reports.push(runner::run_doc_tests()?);
     }

@@ -1,6 +1,7 @@
 //! Runs one test binary, reads its output and ends it after a time limit.
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead as _, BufReader, Read},
     process::{Command, Stdio},
     sync::mpsc::{self, RecvTimeoutError, Sender},
@@ -35,7 +36,7 @@ impl Extent {
     /// A binary that runs longer is killed.
     const fn time_limit(self) -> Duration {
         match self {
-            Self::Sample => Duration::from_mins(10),
+            Self::Sample => Duration::from_mins(20),
             Self::Full => Duration::from_hours(2),
         }
     }
@@ -51,15 +52,8 @@ enum Line {
 pub(super) fn select(binaries: Vec<Binary>, filter: &str) -> Result<Vec<Binary>> {
     let mut selected = Vec::new();
     for mut binary in binaries {
-        let mut list = Command::new(&binary.executable);
-        let text =
-            process::output(list.args(["--list", "--format", "terse"]).current_dir(&binary.directory))?;
-        let tests: Vec<String> = text
-            .lines()
-            .filter_map(|line| line.strip_suffix(": test"))
-            .filter(|test| format!("{}::{test}", binary.name).contains(filter))
-            .map(str::to_owned)
-            .collect();
+        let mut tests = list(&binary)?;
+        tests.retain(|test| format!("{}::{test}", binary.name).contains(filter));
         if !tests.is_empty() {
             binary.only = Some(tests);
             selected.push(binary);
@@ -68,11 +62,30 @@ pub(super) fn select(binaries: Vec<Binary>, filter: &str) -> Result<Vec<Binary>>
     Ok(selected)
 }
 
+/// One part of the binary for each of its modules. Tests of a module share a process and what they set up in it; modules do
+/// not affect each other.
+pub(crate) fn by_module(binary: &Binary) -> Result<Vec<Binary>> {
+    let mut modules: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for test in binary.only.clone().map_or_else(|| list(binary), Ok)? {
+        let module = test.split("::").next().unwrap_or_default().to_owned();
+        modules.entry(module).or_default().push(test);
+    }
+    let of_module = |(module, tests)| Binary { module: Some(module), only: Some(tests), ..binary.clone() };
+    Ok(modules.into_iter().map(of_module).collect())
+}
+
+/// Names of all tests of a binary.
+fn list(binary: &Binary) -> Result<Vec<String>> {
+    let mut list = Command::new(&binary.executable);
+    let text = process::output(list.args(["--list", "--format", "terse"]).current_dir(&binary.directory))?;
+    Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
+}
+
 /// Runs all tests of a binary, or the selected ones.
 pub(super) fn run(binary: &Binary, extent: Extent) -> Result<Report> {
     if binary.needs_root && !process::is_root() {
         let reason = "loads eBPF programs and creates network namespaces: needs root".to_owned();
-        let skip = Case { test: binary.name.clone(), reason };
+        let skip = Case { test: binary.label(), reason };
         return Ok(Report { skips: vec![skip], ..Report::default() });
     }
     let mut command = Command::new(&binary.executable);
@@ -83,7 +96,7 @@ pub(super) fn run(binary: &Binary, extent: Extent) -> Result<Report> {
     if let Some(only) = &binary.only {
         command.arg("--exact").args(only);
     }
-    run_command(&binary.name, &mut command, extent.time_limit())
+    run_command(&binary.name, &binary.label(), &mut command, extent.time_limit())
 }
 
 /// Runs the examples in the documentation, which only cargo can build.
@@ -91,10 +104,12 @@ pub(super) fn run_doc_tests() -> Result<Report> {
     let mut cargo = workspace::cargo();
     cargo.args(["test", "--doc"]).args(workspace::FOR_HOST);
     cargo.args(["--no-fail-fast", "--", "--show-output"]);
-    run_command("documentation", &mut cargo, Extent::Sample.time_limit())
+    run_command("documentation", "documentation", &mut cargo, Extent::Sample.time_limit())
 }
 
-fn run_command(name: &str, command: &mut Command, time_limit: Duration) -> Result<Report> {
+/// Runs a command that prints what libtest prints. `name` is the prefix of test names; a failure of no particular test is
+/// reported as one of `whole`.
+fn run_command(name: &str, whole: &str, command: &mut Command, time_limit: Duration) -> Result<Report> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("run {}", process::line(command)))?;
     let (sender, lines) = mpsc::channel();
@@ -102,7 +117,7 @@ fn run_command(name: &str, command: &mut Command, time_limit: Duration) -> Resul
     forward(child.stderr.take().context("stderr is piped")?, sender, Line::Stderr);
 
     let deadline = Instant::now() + time_limit;
-    let mut output = Output::of(name);
+    let mut output = Output::of(name, whole);
     let mut stderr = Vec::new();
     let mut has_ended = false;
     loop {

@@ -129,7 +129,7 @@ impl Services {
             generation,
             flags: port.flags(),
             // its row's
-            seal: 0,
+            checksum: 0,
         };
         let mut result = Ok(());
         for Frontend { key, flags } in of_scope {
@@ -196,11 +196,12 @@ impl Services {
         backing: Backing,
         now: Instant,
     ) -> Result<(), TableError> {
-        let value = value.sealed(frontend);
+        let value = value.with_checksum(frontend);
         let before = self.rows.get(frontend).filter(|_| !self.broken.contains_key(frontend));
         // the generation tells changes of the backends, and the range is the same
-        let same =
-            |row: &Service| Service { generation: value.generation, seal: value.seal, ..*row } == value;
+        let same = |row: &Service| {
+            Service { generation: value.generation, checksum: value.checksum, ..*row } == value
+        };
         if before.is_some_and(same) {
             return Ok(());
         }

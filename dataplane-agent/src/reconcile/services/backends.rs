@@ -15,7 +15,7 @@ use crate::{
     datapath::table::{Table, TableError},
     reconcile::{
         backoff::WorkQueue,
-        counted::Counted,
+        instrumented::InstrumentedTable,
         sockets::{SocketUpdate, UdpBackend},
     },
     state::TransportProtocol,
@@ -49,7 +49,7 @@ pub(super) struct Backend {
 /// The numbers given out.
 #[derive(Debug)]
 pub(in crate::reconcile) struct Backends {
-    pub(in crate::reconcile) table: Counted<u32, u32>,
+    pub(in crate::reconcile) table: InstrumentedTable<u32, u32>,
     known: Numbers,
     /// Free numbers below `next`; from there on all are free.
     freed: BTreeSet<u32>,
@@ -74,7 +74,7 @@ const fn in_use(generation: u32) -> bool {
 impl Backends {
     pub(super) fn new(table: Box<dyn Table<u32, u32>>) -> Self {
         Self {
-            table: Counted::new(table),
+            table: InstrumentedTable::new(table),
             known: Numbers::default(),
             freed: BTreeSet::new(),
             next: 0,

@@ -30,7 +30,7 @@ use self::{
     ranges::{RangeError, Ranges},
     sources::Sources,
 };
-use super::{backoff::WorkQueue, counted::Counted, slots::SlotsError};
+use super::{backoff::WorkQueue, instrumented::InstrumentedTable, slots::SlotsError};
 use crate::{
     compile::{
         self,
@@ -51,7 +51,7 @@ pub(super) enum ServiceWork {
 /// Wanted and actual entries.
 #[derive(Debug)]
 pub(super) struct Services {
-    pub(super) table: Counted<ServiceKey, Service>,
+    pub(super) table: InstrumentedTable<ServiceKey, Service>,
     /// Rows as they are in the table.
     rows: HashMap<ServiceKey, Service>,
     /// Rows that are not as this agent would write them, by the first slots of the ranges they hold: those of an earlier
@@ -89,7 +89,7 @@ impl Services {
         source_ranges: Box<dyn Table<SourcePrefix, u32>>,
     ) -> Self {
         Self {
-            table: Counted::new(services),
+            table: InstrumentedTable::new(services),
             rows: HashMap::new(),
             broken: HashMap::new(),
             ranges: Ranges::new(backends),
@@ -116,7 +116,7 @@ impl Services {
         rows.sort_by_key(|(key, row)| (row.count, row.first_slot, *key));
         for (key, value) in rows {
             let (ranges, own) = self.ranges.adopt(&value, key.protocol, &mut self.backends)?;
-            if !own || !value.is_sealed(&key) {
+            if !own || !value.is_intact(&key) {
                 self.broken.insert(key, ranges);
             }
             self.rows.insert(key, value);

@@ -10,7 +10,7 @@ use super::backends::Backends;
 use crate::{
     datapath::table::{Table, TableError},
     reconcile::{
-        counted::Counted,
+        instrumented::InstrumentedTable,
         slots::{Range, Slots, SlotsError},
     },
 };
@@ -48,7 +48,7 @@ impl Extent {
 /// Every range that is not free.
 #[derive(Debug)]
 pub(in crate::reconcile) struct Ranges {
-    pub(in crate::reconcile) table: Counted<u32, BackendSlot>,
+    pub(in crate::reconcile) table: InstrumentedTable<u32, BackendSlot>,
     pub(in crate::reconcile) slots: Slots,
     /// By first slot. They do not overlap.
     extents: BTreeMap<u32, Extent>,
@@ -56,7 +56,7 @@ pub(in crate::reconcile) struct Ranges {
 
 impl Ranges {
     pub(super) fn new(table: Box<dyn Table<u32, BackendSlot>>) -> Self {
-        let table = Counted::new(table);
+        let table = InstrumentedTable::new(table);
         Self { slots: Slots::new(table.capacity()), table, extents: BTreeMap::new() }
     }
 

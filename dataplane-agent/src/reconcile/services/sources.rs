@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 use crate::{
     datapath::table::{SourcePrefix, Table, TableError},
-    reconcile::counted::Counted,
+    reconcile::instrumented::InstrumentedTable,
 };
 
 /// Bits of a prefix in front of the address: the service's number.
@@ -24,13 +24,13 @@ const MAPPED: u8 = 16;
 /// Actual entries.
 #[derive(Debug)]
 pub(in crate::reconcile) struct Sources {
-    pub(in crate::reconcile) table: Counted<SourcePrefix, u32>,
+    pub(in crate::reconcile) table: InstrumentedTable<SourcePrefix, u32>,
     actual: HashMap<u32, BTreeSet<SourcePrefix>>,
 }
 
 impl Sources {
     pub(super) fn new(table: Box<dyn Table<SourcePrefix, u32>>) -> Self {
-        Self { table: Counted::new(table), actual: HashMap::new() }
+        Self { table: InstrumentedTable::new(table), actual: HashMap::new() }
     }
 
     pub(super) fn adopt(&mut self) -> Result<(), TableError> {

@@ -9,7 +9,7 @@ use std::{
 use dataplane_common::abi::{Addr, BackendSlot, Port, Scope, Service, ServiceFlags, ServiceKey};
 
 use crate::{
-    compile::services::{Site, compile},
+    compile::services::{NodeContext, compile},
     datapath::{
         table::{Table, TableError},
         testing::MemoryTable,
@@ -70,16 +70,16 @@ impl Checker {
 }
 
 /// This node, as far as services know it ([`super::network`]).
-fn site() -> Site {
-    Site { node: "a".to_owned(), ..Site::default() }
+fn node_context() -> NodeContext {
+    NodeContext { node: "a".to_owned(), ..NodeContext::default() }
 }
 
 /// What every frontend should say.
 pub(super) fn expected(store: &Store) -> HashMap<ServiceKey, Vec<Meaning>> {
-    let site = site();
+    let node_context = node_context();
     let mut expected: HashMap<ServiceKey, Vec<Meaning>> = HashMap::new();
     for service in store.services() {
-        for port in compile(service, store.slices_of(&service.name), &site).ports {
+        for port in compile(service, store.slices_of(&service.name), &node_context).ports {
             for group in &port.groups {
                 let indices: Vec<u32> = (0..group.backends.len() as u32).collect();
                 let layout = port.arrange(&group.backends, &indices);
@@ -97,10 +97,10 @@ pub(super) fn expected(store: &Store) -> HashMap<ServiceKey, Vec<Meaning>> {
 
 /// Backends of all services that serve UDP.
 pub(super) fn serving(store: &Store) -> BTreeSet<(Addr, Port, u8)> {
-    let site = site();
+    let node_context = node_context();
     let mut serving = BTreeSet::new();
     for service in store.services() {
-        for port in compile(service, store.slices_of(&service.name), &site).ports {
+        for port in compile(service, store.slices_of(&service.name), &node_context).ports {
             let protocol = port.key.protocol.number();
             serving.extend(port.serving.iter().map(|backend| (backend.addr, backend.port, protocol)));
         }

@@ -1,7 +1,7 @@
 //! Addresses of this node, and their gates.
 
 use dataplane_cni::protocol::{PortMapping, PortProtocol};
-use dataplane_common::abi::Gates;
+use dataplane_common::abi::FlowHints;
 
 use super::*;
 use crate::reconcile::EndpointError;
@@ -21,7 +21,7 @@ fn a_pod_is_there_when_the_call_returns() {
     let mut world = World::new(PLENTY);
     world.agent.upsert_pod("c1", &pod("web", "10.1.0.2", 7), world.now).unwrap();
     let endpoint = entry(&world, "10.1.0.2").unwrap();
-    assert_eq!((endpoint.ifindex, endpoint.gates), (7, Gates::CLOSED));
+    assert_eq!((endpoint.ifindex, endpoint.flow_hints), (7, FlowHints::NONE));
     world.agent.remove_pod("c1", world.now).unwrap();
     assert_eq!(entry(&world, "10.1.0.2"), None);
 }
@@ -32,7 +32,7 @@ fn an_entry_written_over_another_opens_every_gate() {
     world.agent.upsert_pod("c1", &pod("web", "10.1.0.2", 7), world.now).unwrap();
     world.agent.upsert_pod("c1", &pod("web", "10.1.0.2", 8), world.now).unwrap();
     let endpoint = entry(&world, "10.1.0.2").unwrap();
-    assert_eq!((endpoint.ifindex, endpoint.gates), (8, Gates::OPEN));
+    assert_eq!((endpoint.ifindex, endpoint.flow_hints), (8, FlowHints::ALL));
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn gates_the_datapath_opened_are_no_difference() {
     let mut world = World::new(PLENTY);
     world.agent.upsert_pod("c1", &pod("web", "10.1.0.2", 7), world.now).unwrap();
     let mut endpoint = entry(&world, "10.1.0.2").unwrap();
-    endpoint.gates.tcp = 1;
+    endpoint.flow_hints.tcp = 1;
     let addr: std::net::IpAddr = "10.1.0.2".parse().unwrap();
     world.endpoints.insert(&addr.into(), &endpoint).unwrap();
     world.restart();
@@ -49,18 +49,18 @@ fn gates_the_datapath_opened_are_no_difference() {
     world.settle();
     assert_eq!(entry(&world, "10.1.0.2"), Some(endpoint));
     assert_eq!(world.agent.changes(), 0);
-    assert_eq!(world.agent.endpoints().unwrap()[0].gates, ["tcp"]);
+    assert_eq!(world.agent.endpoints().unwrap()[0].flow_hints, ["tcp"]);
 }
 
 #[test]
 fn an_address_the_host_gets_back_has_flows_from_before() {
     let mut world = World::new(PLENTY);
     host(&mut world, &["192.168.1.1"]);
-    assert_eq!(entry(&world, "192.168.1.1").unwrap().gates, Gates::CLOSED);
+    assert_eq!(entry(&world, "192.168.1.1").unwrap().flow_hints, FlowHints::NONE);
     host(&mut world, &[]);
     assert_eq!(entry(&world, "192.168.1.1"), None);
     host(&mut world, &["192.168.1.1"]);
-    assert_eq!(entry(&world, "192.168.1.1").unwrap().gates, Gates::OPEN);
+    assert_eq!(entry(&world, "192.168.1.1").unwrap().flow_hints, FlowHints::ALL);
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn a_port_of_the_host_is_there_as_long_as_its_pod_and_outlives_the_agent() {
     assert_eq!(frontends(&world), ["127.0.0.1", "192.168.1.1"]);
     let entry_of_host = entry(&world, "192.168.1.1").unwrap();
     assert!(entry_of_host.has_frontends());
-    assert_eq!(entry_of_host.gates, Gates::OPEN);
+    assert_eq!(entry_of_host.flow_hints, FlowHints::ALL);
 
     // the source is in step before the pods are known, as it is when a new agent starts
     world.restart();

@@ -222,13 +222,13 @@ fn assert_as_fresh(world: &World, told: &Told) {
     fresh.settle();
     let routes = |world: &World| -> Vec<_> {
         let entries = world.routes.entries().unwrap().into_iter();
-        entries.map(|(prefix, route)| (prefix, route.without_gates())).collect()
+        entries.map(|(prefix, route)| (prefix, route.without_flow_hints())).collect()
     };
     assert_eq!(routes(world), routes(&fresh));
     assert_eq!(world.kernel_routes, fresh.kernel_routes);
     let endpoints = |world: &World| -> Vec<_> {
         let entries = world.endpoints.entries().unwrap().into_iter();
-        entries.map(|(addr, endpoint)| (addr, endpoint.without_gates())).collect()
+        entries.map(|(addr, endpoint)| (addr, endpoint.without_flow_hints())).collect()
     };
     assert_eq!(endpoints(world), endpoints(&fresh));
 }

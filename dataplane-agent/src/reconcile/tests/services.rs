@@ -364,7 +364,7 @@ fn change_row(world: &mut World, change: impl FnOnce(&mut Service, &Service)) {
     let mut row = world.services.get(&broken).unwrap().unwrap();
     let good = world.services.get(&good).unwrap().unwrap();
     change(&mut row, &good);
-    world.services.insert(&broken, &row.sealed(&broken)).unwrap();
+    world.services.insert(&broken, &row.with_checksum(&broken)).unwrap();
 }
 
 /// A range of three, a row, and the number of the backend that only the broken row names.
@@ -403,7 +403,7 @@ fn a_row_that_is_not_sealed_is_rewritten() {
     let world = damaged(|world| {
         let broken = frontend("10.96.0.1", TCP);
         let mut row = world.services.get(&broken).unwrap().unwrap();
-        row.seal ^= 1;
+        row.checksum ^= 1;
         world.services.insert(&broken, &row).unwrap();
     });
     assert_repaired(world, 3 + 1);

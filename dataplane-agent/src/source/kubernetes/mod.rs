@@ -1,13 +1,13 @@
 //! Source `kubernetes`: the API server, watched.
 //!
 //! One task per kind follows the server ([`reflector`], by [`request`]s); what they hear is judged and compared with
-//! what was delivered in one place ([`hub`]), which also keeps it on disk ([`cache`]), so that an agent that starts
+//! what was delivered in one place ([`deduplicator`]), which also keeps it on disk ([`cache`]), so that an agent that starts
 //! without an API server forwards by what the cluster last was. An object that cannot be used spoils only itself; what
 //! the server cannot tell stays as it was.
 
 mod backoff;
 mod cache;
-mod hub;
+mod deduplicator;
 mod progress;
 mod reflector;
 mod request;
@@ -22,7 +22,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 pub use cache::files;
 pub use progress::Progress;
 
-use self::{cache::Cache, hub::Hub, reflector::Reflector};
+use self::{cache::Cache, deduplicator::Deduplicator, reflector::Reflector};
 use super::{Problems, objects::Kind};
 use crate::state::SourceEvent;
 
@@ -58,7 +58,7 @@ impl KubernetesSource {
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let (cache, known) = Cache::open(&self.cache, &self.node);
         let (heard, mut hearing) = mpsc::channel(HEARD);
-        let mut hub = Hub::new(self.events, self.problems, self.progress.clone(), cache);
+        let mut deduplicator = Deduplicator::new(self.events, self.problems, self.progress.clone(), cache);
         let mut reflectors = JoinSet::new();
         for kind in Kind::ALL {
             let reflector =
@@ -68,9 +68,9 @@ impl KubernetesSource {
         drop(heard);
         tokio::select! {
             () = shutdown => {}
-            () = hub.run(known, &mut hearing) => {}
+            () = deduplicator.run(known, &mut hearing) => {}
         }
         reflectors.shutdown().await;
-        hub.close().await;
+        deduplicator.close().await;
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use crate::{cluster::Contact, source::objects::Kind};
+use crate::{cluster::FailoverStats, source::objects::Kind};
 
 /// Shared between the source and those who show it. By default: of a source that is never behind.
 #[derive(Clone, Debug, Default)]
@@ -19,7 +19,7 @@ pub struct Progress(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    contact: Contact,
+    failover_stats: FailoverStats,
     oldest: watch::Sender<Option<SystemTime>>,
     /// Kinds that are not being watched, and since when.
     behind: Mutex<BTreeMap<Kind, SystemTime>>,
@@ -29,11 +29,11 @@ struct Inner {
 
 impl Progress {
     /// Of a source that has heard nothing yet, whose client has this `contact`.
-    pub fn new(contact: Contact) -> Self {
+    pub fn new(failover_stats: FailoverStats) -> Self {
         let now = SystemTime::now();
         let behind = Mutex::new(Kind::ALL.into_iter().map(|kind| (kind, now)).collect());
         let oldest = watch::Sender::new(Some(now));
-        Self(Arc::new(Inner { contact, oldest, behind, ..Inner::default() }))
+        Self(Arc::new(Inner { failover_stats, oldest, behind, ..Inner::default() }))
     }
 
     /// Follows [`Self::behind_since`].
@@ -58,7 +58,7 @@ impl Progress {
 
     /// How often another API server was taken.
     pub fn failovers(&self) -> u64 {
-        self.0.contact.failovers()
+        self.0.failover_stats.failovers()
     }
 
     /// What is known is as old as this.
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn the_state_is_as_old_as_its_oldest_part() {
-        let progress = Progress::new(Contact::default());
+        let progress = Progress::new(FailoverStats::default());
         let cached = SystemTime::now() - Duration::from_secs(60);
         progress.starts_from(cached);
         assert_eq!(progress.behind_since(), Some(cached));

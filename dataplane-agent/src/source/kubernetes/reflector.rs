@@ -2,7 +2,7 @@
 //!
 //! Everything comes by a watch that begins with it where the server can do that, else by pages of a list. A watch that
 //! ends is taken up where it was; when the server has forgotten that place (410), everything is asked for again. What
-//! is heard is told in order; [`Heard::Listed`] says that what was not heard since [`Heard::Listing`] is gone.
+//! is heard is told in order; [`WatchEvent::Listed`] says that what was not heard since [`WatchEvent::Listing`] is gone.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -40,7 +40,7 @@ const UNTOLD: Duration = Duration::from_secs(30);
 
 /// What is heard of the cluster.
 #[derive(Debug)]
-pub(super) enum Heard {
+pub(super) enum WatchEvent {
     /// All objects of the kind follow.
     Listing(Kind),
     /// There is this object, or it cannot be what it says.
@@ -96,7 +96,7 @@ pub(super) struct Reflector {
     kind: Kind,
     client: kube::Client,
     requests: Requests,
-    heard: mpsc::Sender<Heard>,
+    heard: mpsc::Sender<WatchEvent>,
     progress: Progress,
     backoff: Backoff,
     lists: Lists,
@@ -112,7 +112,7 @@ impl Reflector {
         kind: Kind,
         client: kube::Client,
         node: &str,
-        heard: mpsc::Sender<Heard>,
+        heard: mpsc::Sender<WatchEvent>,
         progress: Progress,
     ) -> Self {
         Self {
@@ -332,7 +332,7 @@ impl Reflector {
 
     async fn listing(&mut self) -> Result<(), Failure> {
         self.untold = None;
-        self.say(Heard::Listing(self.kind)).await
+        self.say(WatchEvent::Listing(self.kind)).await
     }
 
     async fn end_list(&mut self, complete: bool) -> Result<(), Failure> {
@@ -340,7 +340,7 @@ impl Reflector {
         if !complete {
             self.untold = Some(Instant::now() + UNTOLD);
         }
-        self.say(Heard::Listed { kind: self.kind, complete }).await
+        self.say(WatchEvent::Listed { kind: self.kind, complete }).await
     }
 
     async fn is_watching(&mut self) -> Result<(), Failure> {
@@ -365,13 +365,13 @@ impl Reflector {
         };
         let key = self.kind.key(&head.namespace, &head.name);
         let heard = if gone {
-            Heard::Gone(key, Owner { uid: head.uid.as_str().into() })
+            WatchEvent::Gone(key, Owner { uid: head.uid.as_str().into() })
         } else {
             // this object only, and only for as long as it is converted
             let converted = serde_json::from_str(object.get())
                 .map_err(|error| FieldError::new("object", error.to_string()))
                 .and_then(|value| self.kind.convert(value));
-            Heard::Is(key, converted)
+            WatchEvent::Is(key, converted)
         };
         self.say(heard).await?;
         Ok(Some(head.resource_version))
@@ -382,10 +382,10 @@ impl Reflector {
             return Ok(());
         }
         self.troubled = reason.is_some();
-        self.say(Heard::Trouble(self.kind, reason)).await
+        self.say(WatchEvent::Trouble(self.kind, reason)).await
     }
 
-    async fn say(&self, heard: Heard) -> Result<(), Failure> {
+    async fn say(&self, heard: WatchEvent) -> Result<(), Failure> {
         self.heard.send(heard).await.map_err(|_closed| Failure::Closed)
     }
 }
