@@ -1,8 +1,9 @@
-//! Builds the eBPF object and copies it to `OUT_DIR/dataplane`, where the agent embeds it from.
+//! Builds the eBPF object into `OUT_DIR/dataplane`, which the agent embeds.
 //!
-//! The object needs `core` compiled for BPF, so a compiler with the source of `core`: rustup's nightly with `rust-src`, or
-//! the distribution's (toolchain `debian`, linked by `cargo xtask setup`) with unstable features allowed.
-//! `AYA_BUILD_SKIP=1` writes an empty object: enough to lint and to document.
+//! `core` is compiled for BPF, which needs a toolchain with its source: rustup's nightly with
+//! `rust-src`, or the distribution's (toolchain `debian`, linked by `cargo xtask setup`) with
+//! unstable features enabled. With `AYA_BUILD_SKIP=1` the object is empty, which is enough for
+//! lints and documentation.
 
 use std::{
     env, fs,
@@ -15,7 +16,7 @@ use aya_build::{Package, Toolchain};
 
 const EBPF: &str = "../dataplane-ebpf";
 const COMMON: &str = "../dataplane-common";
-/// Overrides the choice of toolchain.
+/// Environment variable that overrides the toolchain.
 const TOOLCHAIN: &str = "DATAPLANE_EBPF_TOOLCHAIN";
 
 fn main() -> Result<()> {
@@ -30,8 +31,9 @@ fn main() -> Result<()> {
     let toolchain = toolchain()?;
     let build_dir = build_dir(&out_dir);
     fs::create_dir_all(&build_dir).with_context(|| format!("create {}", build_dir.display()))?;
-    // SAFETY: build scripts have one thread here. `RUSTC_BOOTSTRAP` lets a stable compiler build `core`; a nightly one
-    // ignores it. aya-build builds below `OUT_DIR`, and prints what cargo prints as warnings.
+    // SAFETY: this build script has a single thread. `RUSTC_BOOTSTRAP` allows a stable compiler to
+    // build `core`, and has no effect on nightly. aya-build builds below `OUT_DIR`, and reports each
+    // line of cargo as a warning.
     unsafe {
         env::set_var("RUSTC_BOOTSTRAP", "1");
         env::set_var("OUT_DIR", &build_dir);
@@ -48,14 +50,15 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The directory that the object is built in: one for all profiles and for clippy, whose `OUT_DIR`s differ, so that the
-/// object is compiled once. Cargo marks its build directory by `CACHEDIR.TAG`, and locks it while this script runs.
+/// The directory in which the object is built: the same for all profiles and for clippy, which have
+/// different `OUT_DIR`s, so that the object is compiled once. Cargo marks its build directory with
+/// `CACHEDIR.TAG`, and holds a lock on it while this script runs.
 fn build_dir(out_dir: &Path) -> PathBuf {
     let cargo_dir = out_dir.ancestors().find(|directory| directory.join("CACHEDIR.TAG").is_file());
     cargo_dir.unwrap_or(out_dir).join("ebpf")
 }
 
-/// The first of rustup's toolchains that has the source of `core`.
+/// The first rustup toolchain with the source of `core`.
 fn toolchain() -> Result<String> {
     if let Ok(name) = env::var(TOOLCHAIN) {
         return Ok(name);

@@ -1,7 +1,8 @@
 //! What a panic does: it ends the process.
 //!
-//! tokio catches the panic of a task, and the other tasks keep running. An agent without one of its tasks must not: kubelet
-//! restarts a process that has ended, and tables and programs stay in the kernel meanwhile.
+//! tokio catches the panic of a task, and the other tasks keep running. An agent without one of its
+//! tasks must not: kubelet restarts a process that has ended, and tables and programs stay in the
+//! kernel meanwhile.
 
 use std::{panic, process};
 

@@ -1,5 +1,5 @@
-//! `build`, and the one selection of packages, features and profile that demo, tests, benchmark and image share: each
-//! reuses what the others compiled.
+//! `build`, and the one selection of packages, features and profile that demo, tests, benchmark and
+//! image share: each reuses what the others compiled.
 
 use std::{path::PathBuf, process::Command};
 
@@ -33,8 +33,9 @@ pub(crate) fn development(programs: &[&str]) -> Result<PathBuf> {
     workspace::development_programs()
 }
 
-/// Compiles programs for the image and the benchmark: our crates are optimised and have no debug assertions. `configure`
-/// adds options. Returns cargo's target directory for them, which is not that of [`development`].
+/// Compiles programs for the image and the benchmark: our crates are optimised and have no debug
+/// assertions. `configure` adds options. Returns cargo's target directory for them, which is not
+/// that of [`development`].
 pub(crate) fn production(
     programs: &[&str],
     configure: impl FnOnce(&mut Command) -> Result<()>,

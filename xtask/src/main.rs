@@ -1,5 +1,5 @@
-//! `cargo xtask`: the list of subcommands. Each has a file of its own. None depends on another crate of the workspace: they
-//! build and run programs as a user does.
+//! `cargo xtask`: the list of subcommands. Each has a file of its own. None depends on another
+//! crate of the workspace: they build and run programs as a user does.
 #![forbid(unsafe_code)]
 
 mod build;
@@ -45,8 +45,8 @@ enum Command {
     /// Compare performance with kube-proxy's rules, plain routing and the raw device (root)
     #[command(disable_help_flag = true)]
     Bench(lab::Args),
-    /// Check format, lints, licences, documentation and module boundaries
-    Lint,
+    /// Check format, text, lints, licenses, documentation and module boundaries
+    Lint(lint::Args),
     /// Run what CI runs: lint, then the test command of the README
     Ci,
     /// Load and test the datapath on other kernels, in QEMU
@@ -75,7 +75,7 @@ fn run() -> Result<()> {
         Command::Shell(arguments) => lab::shell(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Bench(arguments) => lab::bench(&arguments),
-        Command::Lint => lint::run(),
+        Command::Lint(arguments) => lint::run(&arguments),
         Command::Ci => ci::run(),
         Command::Kernels(arguments) => kernels::run(arguments),
     }

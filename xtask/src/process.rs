@@ -1,5 +1,5 @@
-//! Other programs: prints each command before it runs, and fails with the command's name. Their output goes to stderr, so
-//! that only results are on stdout.
+//! Other programs: prints each command before it runs, and fails with the command's name. Their
+//! output goes to stderr, so that only results are on stdout.
 
 use std::{
     env,
@@ -63,7 +63,8 @@ pub(crate) fn is_root() -> bool {
 
 /// Processor time, user and system, of all commands that have ended, with what they started.
 pub(crate) fn cpu_of_children() -> Duration {
-    // proc_pid_stat(5): fields 16 and 17, `cutime` and `cstime`, in ticks of 1/100 s; the name in field 2 may contain spaces
+    // proc_pid_stat(5): fields 16 and 17, `cutime` and `cstime`, in ticks of 1/100 s; the name in
+    // field 2 may contain spaces
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     let ticks = after_name.split_whitespace().skip(13).take(2).filter_map(|field| field.parse::<u64>().ok());

@@ -14,8 +14,9 @@ use crate::process;
 
 /// Compiles for BPF only; `dataplane-agent` builds it.
 pub(crate) const EBPF: &str = "dataplane-ebpf";
-/// For cargo: all packages that compile for the host. Every command selects all of them, because a part of them selects
-/// other features of dependencies, and cargo would compile those dependencies again.
+/// For cargo: all packages that compile for the host. Every command selects all of them, because a
+/// part of them selects other features of dependencies, and cargo would compile those dependencies
+/// again.
 pub(crate) const FOR_HOST: [&str; 3] = ["--workspace", "--exclude", EBPF];
 
 /// The repository's top directory.
@@ -23,10 +24,12 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a directory of the workspace")
 }
 
-/// The cargo that runs this program, in the top directory, with the environment that it has in a shell.
+/// The cargo that runs this program, in the top directory, with the environment that it has in a
+/// shell.
 ///
-/// `cargo run` sets `CARGO_PKG_NAME` and others. Build scripts that read such variables, for example that of `ring`, would
-/// run again after each change between `cargo xtask` and plain cargo, and their dependents would be compiled again.
+/// `cargo run` sets `CARGO_PKG_NAME` and others. Build scripts that read such variables, for
+/// example that of `ring`, would run again after each change between `cargo xtask` and plain cargo,
+/// and their dependents would be compiled again.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
@@ -38,7 +41,8 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// Whether cargo sets an environment variable for the package that it runs (the Cargo book, "Environment variables").
+/// Whether cargo sets an environment variable for the package that it runs (the Cargo book,
+/// "Environment variables").
 fn is_of_a_package(name: &str) -> bool {
     ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"]
         .iter()

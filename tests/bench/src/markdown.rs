@@ -63,8 +63,8 @@ pub fn rates(report: &Report) -> String {
         line(
             &mut text,
             format_args!(
-                "\n`{}` is per second of processor time. Making a packet and counting it, without a node, takes {overhead:.3} µs, \
-                 which are taken off.",
+                "\n`{}` is per second of processor time. Making and counting a packet takes {overhead:.3} µs without a node;\n\
+                 they are subtracted.",
                 row.name
             ),
         );
@@ -83,8 +83,8 @@ pub fn conditions(report: &Report) -> String {
         "**more than the 2 % allowed: this run is no result**"
     };
     format!(
-        "{}; commit {}, {}; {} rounds of {} s per block; time stolen by other guests {:.1} %; the same thing \
-         measured twice per round: {noise}, {verdict}. iptables is `{}`.\n",
+        "- Machine: {}\n- Commit {}, {}; {} rounds of {} s per block\n- Time stolen by other guests: {:.1} %\n- The same \
+         thing measured twice per round: {noise}, {verdict}\n- iptables is `{}`\n",
         report.machine.line(),
         report.machine.commit,
         report.machine.date,

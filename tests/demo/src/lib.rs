@@ -1,4 +1,5 @@
-//! The demo: creates a cluster of network namespaces, sends traffic of every kind, and reports each failure with evidence.
+//! The demo: creates a cluster of network namespaces, sends traffic of every kind, and reports each
+//! failure with evidence.
 //!
 //! [`world`] is the cluster, [`steps`] are the checks, [`show`] is the output.
 

@@ -1,4 +1,5 @@
-//! The demo's output: a spinner for the check that runs, a line for each check that ended, and the result once at the end.
+//! The demo's output: a spinner for the check that runs, a line for each check that ended, and the
+//! result once at the end.
 
 use std::{
     io::{self, Write},
@@ -62,7 +63,8 @@ impl Show {
         work()
     }
 
-    /// Runs a check, which returns what it found. A failure is kept with the state of the nodes, and the demo continues.
+    /// Runs a check, which returns what it found. A failure is kept with the state of the nodes,
+    /// and the demo continues.
     pub(super) fn check(
         &mut self,
         world: &mut World,

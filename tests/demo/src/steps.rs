@@ -17,7 +17,8 @@ use dataplane_testkit::{
     traffic::HTTP,
 };
 
-/// Requests per check of a Service: with three backends, the probability that one is never selected is 10⁻¹⁰.
+/// Requests per check of a Service: with three backends, the probability that one is never selected
+/// is 10⁻¹⁰.
 const REQUESTS: u32 = 60;
 
 pub(super) fn all(world: &mut World, show: &mut Show) {

@@ -1,7 +1,8 @@
 //! The demo's cluster: nodes, pods, Services, servers.
 //!
-//! One client on every node; three web servers, on different nodes if there are enough; a DNS server and an iperf3 server on
-//! the last node. The web pods are the backends of one Service, the DNS pod is the backend of another.
+//! One client on every node; three web servers, on different nodes if there are enough; a DNS
+//! server and an iperf3 server on the last node. The web pods are the backends of one Service, the
+//! DNS pod is the backend of another.
 
 use std::{net::IpAddr, time::Duration};
 

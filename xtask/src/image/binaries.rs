@@ -1,8 +1,9 @@
-//! The programs of the image: their target, their build, and the check that they need no other file.
+//! The programs of the image: their target, their build, and the check that they need no other
+//! file.
 //!
-//! This machine's C library is linked statically, and dependencies are those that demo and tests have compiled. `--target`
-//! chooses another one: musl, or another machine. glibc cannot load name services then, and the agent uses none (`files`
-//! and `dns` are part of glibc since 2.34).
+//! This machine's C library is linked statically, and dependencies are those that demo and tests
+//! have compiled. `--target` chooses another one: musl, or another machine. glibc cannot load name
+//! services then, and the agent uses none (`files` and `dns` are part of glibc since 2.34).
 
 use std::{
     fs,
@@ -31,7 +32,8 @@ pub(super) struct Target {
     /// Go's name, which images use.
     pub(super) architecture: &'static str,
     machine: u16,
-    /// Whether it is passed to cargo. If not, cargo builds for this machine and reuses what is compiled already.
+    /// Whether it is passed to cargo. If not, cargo builds for this machine and reuses what is
+    /// compiled already.
     is_explicit: bool,
 }
 
@@ -86,8 +88,8 @@ pub(super) fn read(directory: &Path, program: &str, target: &Target) -> Result<V
     Ok(content)
 }
 
-/// Fails unless it is an ELF file for the target's machine without an interpreter, which is what statically linked means
-/// to the kernel.
+/// Fails unless it is an ELF file for the target's machine without an interpreter, which is what
+/// statically linked means to the kernel.
 pub(super) fn check(elf: &[u8], target: &Target) -> Result<()> {
     const INTERPRETER: u32 = 3;
     let field = |at: usize, length: usize| elf.get(at..at + length).context("cut short");

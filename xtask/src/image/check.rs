@@ -1,6 +1,7 @@
 //! Reads an image back by the formats' specifications and reports what is wrong with it.
 //!
-//! Shares no assumption with the writer: it follows descriptors from `index.json` down and computes all digests and sizes again.
+//! Shares no assumption with the writer: it follows descriptors from `index.json` down and computes
+//! all digests and sizes again.
 
 use std::{collections::BTreeMap, io::Read as _};
 
@@ -81,7 +82,8 @@ fn blob<'a>(files: &'a BTreeMap<String, Vec<u8>>, descriptor: &Value, media_type
     Ok(blob)
 }
 
-/// The regular files of an archive. Fails unless paths are relative and sorted, and the owner is root.
+/// The regular files of an archive. Fails unless paths are relative and sorted, and the owner is
+/// root.
 fn entries(archive: &[u8]) -> Result<BTreeMap<String, Vec<u8>>> {
     let mut files = BTreeMap::new();
     let mut last = String::new();

@@ -1,6 +1,7 @@
 //! A layer: files of a root file system as a compressed archive, reproducible byte for byte.
 //!
-//! The owner is root, paths are sorted, all files have the same time, and parent directories are added.
+//! The owner is root, paths are sorted, all files have the same time, and parent directories are
+//! added.
 
 use std::{collections::BTreeMap, io::Write as _};
 

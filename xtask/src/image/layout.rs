@@ -1,4 +1,5 @@
-//! An image of one layer as one file, which is both an OCI layout and a Docker archive, so that every tool reads it.
+//! An image of one layer as one file, which is both an OCI layout and a Docker archive, so that
+//! every tool reads it.
 //!
 //! Owns the JSON of both formats (opencontainers/image-spec v1.1; Docker's `manifest.json`).
 
@@ -80,7 +81,8 @@ fn config(description: &Description, layer: &Layer) -> Value {
 fn index(description: &Description, manifest: &[u8]) -> Value {
     let mut descriptor = descriptor(MANIFEST_TYPE, manifest);
     descriptor["platform"] = json!({ "architecture": description.architecture, "os": "linux" });
-    // containerd reads the full name from its own annotation, other tools from that of the specification
+    // containerd reads the full name from its own annotation, other tools from that of the
+    // specification
     descriptor["annotations"] = json!({
         "io.containerd.image.name": description.reference,
         "org.opencontainers.image.ref.name": description.reference,
@@ -111,7 +113,8 @@ fn text(value: &Value) -> Vec<u8> {
 /// A time as RFC 3339, in UTC.
 pub(super) fn timestamp(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    // days since 0000-03-01; years begin in March, so that a leap day is the last day; 400 years always have 146097 days
+    // days since 0000-03-01; years begin in March, so that a leap day is the last day; 400 years
+    // always have 146097 days
     let days = days + 719_468;
     let (era, day) = (days / 146_097, days % 146_097);
     let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;

@@ -1,5 +1,6 @@
-//! `image`: the container image, as one file that container runtimes import. It contains only static programs. Needs no
-//! network, no daemon and no other tool. The same commit, tools and `CARGO_HOME` give the same bytes.
+//! `image`: the container image, as one file that container runtimes import. It contains only
+//! static programs. Needs no network, no daemon and no other tool. The same commit, tools and
+//! `CARGO_HOME` give the same bytes.
 
 mod binaries;
 mod check;
@@ -23,8 +24,8 @@ use layout::Description;
 
 use crate::{process, workspace};
 
-/// The name in the manifests of `deploy/`. The domain does not exist, so that a missing image is not pulled from a stranger's
-/// registry.
+/// The name in the manifests of `deploy/`. The domain does not exist, so that a missing image is
+/// not pulled from a stranger's registry.
 const NAME: &str = "dataplane.local/dataplane";
 
 /// Largest size of the image's files in bytes, unpacked.
@@ -41,7 +42,8 @@ pub(crate) struct Args {
     /// Name of the image, or only its tag [default: dataplane.local/dataplane:VERSION]
     #[arg(long, value_name = "TAG")]
     tag: Option<String>,
-    /// Rust target triple, for example with musl; compiles everything again [default: this machine, with its C library]
+    /// Rust target triple, for example with musl; compiles everything again [default: this machine,
+    /// with its C library]
     #[arg(long, value_name = "TRIPLE")]
     target: Option<String>,
     /// Directory with programs that are already built for the target
@@ -74,7 +76,7 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
         &packages,
     );
     let sbom = format!("{sbom:#}\n");
-    let files = files(&binaries, &target, &sbom, &packages::licences(&packages)?)?;
+    let files = files(&binaries, &target, &sbom, &packages::licenses(&packages)?)?;
     let layer = files.layer(commit.seconds)?;
     ensure!(
         layer.unpacked < LARGEST,
@@ -119,17 +121,17 @@ fn files(binaries: &Path, target: &Target, sbom: &str, others: &str) -> Result<F
     files.text("etc/passwd", "root:x:0:0:root:/:/dataplane-agent\n");
     files.text("etc/group", "root:x:0:\n");
     files.text("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n");
-    for licence in ["LICENSE-APACHE", "LICENSE-MIT"] {
-        let path = workspace::root().join(licence);
+    for license in ["LICENSE-APACHE", "LICENSE-MIT"] {
+        let path = workspace::root().join(license);
         let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        files.text(&format!("usr/share/doc/dataplane/{licence}"), text);
+        files.text(&format!("usr/share/doc/dataplane/{license}"), text);
     }
     files.text("usr/share/doc/dataplane/LICENSES-OF-OTHERS", others);
     files.text(SBOM, sbom);
     Ok(files)
 }
 
-/// Libraries in the programs that are not packages of cargo: name, version, licence.
+/// Libraries in the programs that are not packages of cargo: name, version, license.
 fn runtimes(target: &Target) -> Result<Vec<(&'static str, String, &'static str)>> {
     let rust = process::output(Command::new("rustc").arg("--version"))?;
     let rust = rust.split(' ').nth(1).unwrap_or_default().to_owned();

@@ -1,7 +1,8 @@
 //! The compiler of the image's programs: rustc with options that only our crates get.
 //!
-//! Cargo has no such options: `RUSTFLAGS` apply to all crates, and every dependency would be compiled a second time. So
-//! cargo runs this program in place of rustc for the workspace's crates (`RUSTC_WORKSPACE_WRAPPER`), as clippy does it.
+//! Cargo has no such options: `RUSTFLAGS` apply to all crates, and every dependency would be
+//! compiled a second time. So cargo runs this program in place of rustc for the workspace's crates
+//! (`RUSTC_WORKSPACE_WRAPPER`), as clippy does it.
 
 use std::{
     env,
@@ -47,7 +48,8 @@ pub(crate) fn run() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Replaces the directories of the workspace and of cargo, so that other directories give the same bytes.
+/// Replaces the directories of the workspace and of cargo, so that other directories give the same
+/// bytes.
 fn path_prefixes() -> Vec<String> {
     let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let cargo_home = cargo_home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));

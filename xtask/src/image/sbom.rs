@@ -1,4 +1,4 @@
-//! The SBOM of the image in SPDX 2.3 JSON, for scanners of vulnerabilities and licences.
+//! The SBOM of the image in SPDX 2.3 JSON, for scanners of vulnerabilities and licenses.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ pub(super) struct Subject<'a> {
     pub(super) architecture: &'a str,
     /// Seconds after the epoch.
     pub(super) created: u64,
-    /// Linked libraries that are not packages: name, version, licence.
+    /// Linked libraries that are not packages: name, version, license.
     pub(super) runtimes: &'a [(&'static str, String, &'static str)],
 }
 
@@ -40,10 +40,10 @@ pub(super) fn document(subject: &Subject<'_>, packages: &[Package]) -> Value {
         relations
             .extend(dependencies.map(|dependency| relation(&id(package), "DEPENDS_ON", &id(dependency))));
     }
-    for (name, version, licence) in subject.runtimes {
+    for (name, version, license) in subject.runtimes {
         let id = format!("SPDXRef-Runtime-{name}");
         relations.push(relation(ROOT, "CONTAINS", &id));
-        elements.push(common_fields(&id, name, version, licence));
+        elements.push(common_fields(&id, name, version, license));
     }
     json!({
         "spdxVersion": "SPDX-2.3",
@@ -58,7 +58,7 @@ pub(super) fn document(subject: &Subject<'_>, packages: &[Package]) -> Value {
 }
 
 /// The fields that every package has.
-fn common_fields(id: &str, name: &str, version: &str, licence: &str) -> Value {
+fn common_fields(id: &str, name: &str, version: &str, license: &str) -> Value {
     json!({
         "SPDXID": id,
         "name": name,
@@ -66,15 +66,15 @@ fn common_fields(id: &str, name: &str, version: &str, licence: &str) -> Value {
         "downloadLocation": "NOASSERTION",
         "filesAnalyzed": false,
         "licenseConcluded": "NOASSERTION",
-        "licenseDeclared": licence,
+        "licenseDeclared": license,
         "copyrightText": "NOASSERTION",
     })
 }
 
 fn element(package: &Package) -> Value {
     let Package { name, version, .. } = package;
-    let licence = package.licence.as_deref().unwrap_or("NOASSERTION");
-    let mut element = common_fields(&id(package), name, version, licence);
+    let license = package.license.as_deref().unwrap_or("NOASSERTION");
+    let mut element = common_fields(&id(package), name, version, license);
     if let Some(checksum) = &package.checksum {
         element["downloadLocation"] =
             json!(format!("https://crates.io/api/v1/crates/{name}/{version}/download"));

@@ -1,4 +1,5 @@
-//! Reads the console of a guest: the findings of `dataplane-kernel-check` and the results of the tests.
+//! Reads the console of a guest: the findings of `dataplane-kernel-check` and the results of the
+//! tests.
 
 use serde::Deserialize;
 
@@ -10,7 +11,7 @@ pub(super) struct Outcome {
     /// Release of the kernel; empty if the console has none.
     pub(super) release: String,
     pub(super) programs: Vec<Program>,
-    pub(super) hooks: Vec<Hook>,
+    pub(super) hooks: Vec<HookId>,
     pub(super) traffic: Vec<Traffic>,
     /// Results of the tests, by step.
     pub(super) suites: Vec<(String, Report)>,
@@ -26,7 +27,7 @@ pub(super) struct Program {
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Hook {
+pub(super) struct HookId {
     pub(super) place: String,
     pub(super) how: Option<String>,
     pub(super) refused: Option<String>,
@@ -45,11 +46,12 @@ pub(super) struct Traffic {
 enum Finding {
     Kernel { release: String },
     Program(Program),
-    Hook(Hook),
+    HookId(HookId),
     Traffic(Traffic),
 }
 
-/// Reads a console. `steps` are all steps of the guest; `is_suite` tells which of them are test binaries.
+/// Reads a console. `steps` are all steps of the guest; `is_suite` tells which of them are test
+/// binaries.
 pub(super) fn read(console: &str, steps: &[(&str, bool)]) -> Outcome {
     let mut outcome = Outcome::default();
     for (name, is_suite) in steps {
@@ -88,7 +90,7 @@ impl Outcome {
                     self.problems.extend(program.refused.iter().map(|why| format!("program {name}: {why}")));
                     self.programs.push(program);
                 }
-                Ok(Finding::Hook(hook)) => {
+                Ok(Finding::HookId(hook)) => {
                     let place = &hook.place;
                     self.problems.extend(hook.refused.iter().map(|why| format!("{place}: {why}")));
                     self.hooks.push(hook);

@@ -1,4 +1,5 @@
-//! A virtual machine in QEMU: boots a kernel with an image, writes its console to a file, and ends after a time limit.
+//! A virtual machine in QEMU: boots a kernel with an image, writes its console to a file, and ends
+//! after a time limit.
 
 use std::{
     fs::{self, File},
@@ -13,8 +14,8 @@ use anyhow::{Context as _, Result};
 /// Memory in MiB, which also holds the image.
 const MEMORY: &str = "2048";
 
-/// The guest uses QEMU's timer as clock: the host's time stamp counter, if the host is a virtual machine too, can jump by
-/// minutes.
+/// The guest uses QEMU's timer as clock: the host's time stamp counter, if the host is a virtual
+/// machine too, can jump by minutes.
 const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 no_timer_check clocksource=hpet tsc=unstable";
 
 /// Boots and waits until the guest powers off. Returns whether it did within the limit.
@@ -75,8 +76,8 @@ impl Drop for Machine {
     }
 }
 
-/// Hardware virtualisation if the machine has it. Software implementations of KVM (pvm) emulate instructions that kernels run
-/// at boot more slowly than QEMU, and not all of them.
+/// Hardware virtualisation if the machine has it. Software implementations of KVM (pvm) emulate
+/// instructions that kernels run at boot more slowly than QEMU, and not all of them.
 fn acceleration() -> [&'static str; 4] {
     let has_hardware =
         ["kvm_intel", "kvm_amd"].iter().any(|module| Path::new("/sys/module").join(module).exists());

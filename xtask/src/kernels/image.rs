@@ -1,4 +1,5 @@
-//! The root file system of a guest: busybox, `ip`, kernel modules, and the programs to run with their libraries.
+//! The root file system of a guest: busybox, `ip`, kernel modules, and the programs to run with
+//! their libraries.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -30,7 +31,8 @@ pub(super) struct Step {
     pub(super) seconds: u32,
 }
 
-/// Writes the image of `kernel` to `file`. `tree` is a directory to build it in, which is removed first.
+/// Writes the image of `kernel` to `file`. `tree` is a directory to build it in, which is removed
+/// first.
 pub(super) fn write(
     kernel: &Kernel,
     steps: &[Step],

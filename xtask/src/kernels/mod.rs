@@ -1,7 +1,8 @@
 //! `kernels`: tests the datapath on other kernels. Each is a package of Debian that boots in QEMU.
 //!
-//! In the guest, `dataplane-kernel-check` loads and attaches all programs, then the test binaries run. Results are read from
-//! the guest's console, which stays in `target/kernels/<version>/console.log`.
+//! In the guest, `dataplane-kernel-check` loads and attaches all programs, then the test binaries
+//! run. Results are read from the guest's console, which stays in
+//! `target/kernels/<version>/console.log`.
 
 mod console;
 mod guest;
@@ -29,7 +30,8 @@ use crate::{
     workspace,
 };
 
-/// Kernels without `--kernel`: the oldest supported one, two of current distributions, and the newest.
+/// Kernels without `--kernel`: the oldest supported one, two of current distributions, and the
+/// newest.
 const DEFAULT: [&str; 4] = ["5.10", "6.1", "6.12", packages::NEWEST];
 const DOCUMENT: &str = "docs/kernels.md";
 /// The steps that are not test binaries: loading and attaching, and traffic.
@@ -42,8 +44,8 @@ const ALL: [&str; 5] = ["--bins", "--test", "integration", "--test", "prog"];
 /// Modules of the agent's tests that depend on the kernel; all other tests do.
 const OF_AGENT: [&str; 2] = ["datapath", "netlink"];
 const AGENT: &str = "dataplane-agent/integration";
-/// Time limits. Without hardware virtualisation the verifier is 30 times slower, and each mode of traffic loads the programs of
-/// two agents.
+/// Time limits. Without hardware virtualisation the verifier is 30 times slower, and each mode of
+/// traffic loads the programs of two agents.
 const CHECK_SECONDS: u32 = 3_600;
 const SUITE_SECONDS: u32 = 900;
 const BOOT_SECONDS: u32 = 120;

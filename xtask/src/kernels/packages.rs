@@ -1,6 +1,7 @@
 //! Debian's cloud kernels, as packages that are downloaded and unpacked, not installed.
 //!
-//! apt uses its own directory and sources, and does not change the machine's package lists, cache and sources.
+//! apt uses its own directory and sources, and does not change the machine's package lists, cache
+//! and sources.
 
 use std::{
     cmp::Ordering,
@@ -34,7 +35,8 @@ pub(super) struct Kernel {
     pub(super) modules: PathBuf,
 }
 
-/// The kernel of this name: the one that was downloaded before, or the highest release of that version.
+/// The kernel of this name: the one that was downloaded before, or the highest release of that
+/// version.
 pub(super) fn kernel(directory: &Path, name: &str, update: bool) -> Result<Kernel> {
     let root = directory.join(name).join("root");
     if update && root.exists() {
@@ -146,8 +148,9 @@ fn choose(packages: &[String], name: &str) -> Option<Vec<String>> {
     versions.into_iter().max_by(|(a, _), (b, _)| compare(a, b)).map(|(_, packages)| packages)
 }
 
-/// The version of a kernel package, and all packages of that kernel. Until 6.18 one package has everything. From 6.19 on the
-/// image package is empty, and archives keep the kernels of some versions without their modules.
+/// The version of a kernel package, and all packages of that kernel. Until 6.18 one package has
+/// everything. From 6.19 on the image package is empty, and archives keep the kernels of some
+/// versions without their modules.
 fn complete<'a>(packages: &[String], package: &'a str) -> Option<(&'a str, Vec<String>)> {
     let split =
         ["linux-binary-unsigned-", "linux-binary-"].iter().find_map(|kind| package.strip_prefix(kind));

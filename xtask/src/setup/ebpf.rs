@@ -1,8 +1,8 @@
 //! The eBPF toolchain: a compiler with the source of `core`, and bpf-linker.
 //!
-//! The compiler is the one that `dataplane-agent/build.rs` selects: rustup's nightly with `rust-src`, or the
-//! distribution's, which rustup has as `debian`. On Debian and Ubuntu the latter is installed, because apt also has the LLVM
-//! that the linker needs; elsewhere the nightly.
+//! The compiler is the one that `dataplane-agent/build.rs` selects: rustup's nightly with
+//! `rust-src`, or the distribution's, which rustup has as `debian`. On Debian and Ubuntu the latter
+//! is installed, because apt also has the LLVM that the linker needs; elsewhere the nightly.
 
 use std::{
     env,
@@ -86,7 +86,8 @@ fn linker_works() -> bool {
     linker().is_some_and(|linker| process::output(Command::new(linker).arg("--version")).is_ok())
 }
 
-/// The linker in cargo's directory of programs, which is in the `PATH` of what cargo runs, or in `PATH`.
+/// The linker in cargo's directory of programs, which is in the `PATH` of what cargo runs, or in
+/// `PATH`.
 fn linker() -> Option<PathBuf> {
     let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let cargo_home = cargo_home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));

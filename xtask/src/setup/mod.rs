@@ -1,7 +1,7 @@
 //! `setup`: the tools that this project needs, and their installation.
 //!
-//! A check takes milliseconds and changes nothing, so every command checks first. apt, rustup and cargo install what is
-//! missing; where they cannot, the error contains the command to run.
+//! A check takes milliseconds and changes nothing, so every command checks first. apt, rustup and
+//! cargo install what is missing; where they cannot, the error contains the command to run.
 
 mod ebpf;
 mod packages;

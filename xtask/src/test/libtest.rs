@@ -88,7 +88,8 @@ impl Output {
         }
     }
 
-    /// The report, after the last line. `failure` is the exit status and stderr of a process that failed.
+    /// The report, after the last line. `failure` is the exit status and stderr of a process that
+    /// failed.
     pub(crate) fn finish(mut self, failure: Option<String>) -> Report {
         // a process can also fail without a failed test
         if let Some(failure) = failure

@@ -1,7 +1,8 @@
 //! `test`: builds all tests of the workspace at once and runs them.
 //!
-//! Test binaries run in parallel, except those with clusters of namespaces: they measure time, and run one module after the
-//! other. A test that cannot run on this machine prints `SKIP: <reason>` and is counted as skipped, not as passed.
+//! Test binaries run in parallel, except those with clusters of namespaces: they measure time, and
+//! run one module after the other. A test that cannot run on this machine prints `SKIP: <reason>`
+//! and is counted as skipped, not as passed.
 
 pub(crate) mod binaries;
 pub(crate) mod libtest;
@@ -87,7 +88,8 @@ fn api_server() -> String {
     }
 }
 
-/// Prints failed tests (their output is printed when they end), skipped tests with reasons, and the counts as the last line.
+/// Prints failed tests (their output is printed when they end), skipped tests with reasons, and the
+/// counts as the last line.
 fn summarize(reports: &[Report], start: Instant) -> Result<()> {
     for failure in reports.iter().flat_map(|report| &report.failures) {
         println!("FAILED {}", failure.test);

@@ -62,15 +62,15 @@ pub(super) fn select(binaries: Vec<Binary>, filter: &str) -> Result<Vec<Binary>>
     Ok(selected)
 }
 
-/// One part of the binary for each of its modules. Tests of a module share a process and what they set up in it; modules do
-/// not affect each other.
+/// One part of the binary for each of its modules. Tests of a module share a process and what they
+/// set up in it; modules do not affect each other.
 pub(crate) fn by_module(binary: &Binary) -> Result<Vec<Binary>> {
-    let mut modules: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut modules: BTreeMap<Option<String>, Vec<String>> = BTreeMap::new();
     for test in binary.only.clone().map_or_else(|| list(binary), Ok)? {
-        let module = test.split("::").next().unwrap_or_default().to_owned();
+        let module = test.split_once("::").map(|(module, _)| module.to_owned());
         modules.entry(module).or_default().push(test);
     }
-    let of_module = |(module, tests)| Binary { module: Some(module), only: Some(tests), ..binary.clone() };
+    let of_module = |(module, tests)| Binary { module, only: Some(tests), ..binary.clone() };
     Ok(modules.into_iter().map(of_module).collect())
 }
 
@@ -107,8 +107,8 @@ pub(super) fn run_doc_tests() -> Result<Report> {
     run_command("documentation", "documentation", &mut cargo, Extent::Sample.time_limit())
 }
 
-/// Runs a command that prints what libtest prints. `name` is the prefix of test names; a failure of no particular test is
-/// reported as one of `whole`.
+/// Runs a command that prints what libtest prints. `name` is the prefix of test names; a failure of
+/// no particular test is reported as one of `whole`.
 fn run_command(name: &str, whole: &str, command: &mut Command, time_limit: Duration) -> Result<Report> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("run {}", process::line(command)))?;

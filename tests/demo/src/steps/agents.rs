@@ -1,5 +1,5 @@
-//! Kills all agents under traffic and starts new ones. No packet is lost: the datapath works without an agent, and a new
-//! agent adopts the pinned tables and programs.
+//! Kills all agents under traffic and starts new ones. No packet is lost: the datapath works
+//! without an agent, and a new agent adopts the pinned tables and programs.
 
 use std::time::{Duration, Instant};
 

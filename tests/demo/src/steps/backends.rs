@@ -1,5 +1,5 @@
-//! Removes a backend under traffic and adds it again: no request fails, and none reaches the backend after its removal
-//! took effect.
+//! Removes a backend under traffic and adds it again: no request fails, and none reaches the
+//! backend after its removal took effect.
 
 use std::time::Duration;
 

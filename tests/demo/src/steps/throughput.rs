@@ -1,4 +1,5 @@
-//! iperf3 over TCP and UDP. It shows that bulk traffic flows; the benchmark measures how fast the datapath is.
+//! iperf3 over TCP and UDP. It shows that bulk traffic flows; the benchmark measures how fast the
+//! datapath is.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -52,7 +53,8 @@ fn iperf(world: &World, family: Family, more: &[&str]) -> Result<Value> {
     Ok(result)
 }
 
-/// Number of datagrams that the server's pod dropped because the receive buffer of a socket was full.
+/// Number of datagrams that the server's pod dropped because the receive buffer of a socket was
+/// full.
 fn unread(world: &World) -> Result<f64> {
     let namespace = world.iperf.place().namespace();
     let v6 = namespace.read_proc("/proc/net/snmp6")?;

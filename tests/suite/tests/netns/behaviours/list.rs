@@ -1,5 +1,5 @@
-//! `docs/behaviours.md` and the tests: each behaviour has its line, each test that a line names exists, and each test of this
-//! module is in a line.
+//! `docs/behaviours.md` and the tests: each behaviour has an item, each test that an item names
+//! exists, and each test of this module is in an item.
 
 use std::{
     collections::BTreeSet,
@@ -49,11 +49,11 @@ fn every_test_the_list_names_exists() -> Result<()> {
 }
 
 #[test]
-fn every_behaviour_has_its_line_and_every_test_here_is_in_one() -> Result<()> {
+fn every_behaviour_has_an_item_and_every_test_here_is_in_one() -> Result<()> {
     let document = document()?;
-    let line = Regex::new(r"(?m)^\| (\d+) \|")?;
+    let item = Regex::new(r"(?m)^(\d+)\. ")?;
     let numbers: BTreeSet<usize> =
-        line.captures_iter(&document).filter_map(|found| found[1].parse().ok()).collect();
+        item.captures_iter(&document).filter_map(|found| found[1].parse().ok()).collect();
     ensure!(numbers == (1..=BEHAVIOURS).collect(), "{numbers:?}");
     let named: BTreeSet<String> = named(&document)?.into_iter().map(|(_, function)| function).collect();
     let directory = repository().join("tests/suite/tests/netns/behaviours");
@@ -65,7 +65,12 @@ fn every_behaviour_has_its_line_and_every_test_here_is_in_one() -> Result<()> {
         }
         let text = fs::read_to_string(&file)?;
         for found in test.captures_iter(&text) {
-            ensure!(named.contains(&found[1]), "{} has {}, which is in no line", file.display(), &found[1]);
+            ensure!(
+                named.contains(&found[1]),
+                "{} has {}, which docs/behaviours.md does not name",
+                file.display(),
+                &found[1]
+            );
         }
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! Licences of everything we link. `cargo deny` does it, with advisories and sources, where it is installed; otherwise
-//! the allow list of deny.toml is applied here, so that no machine goes without.
+//! Licenses of all dependencies. Where `cargo-deny` is installed, it checks them, with advisories
+//! and sources; otherwise the allow list of deny.toml is applied here.
 
 use std::fs;
 
@@ -19,19 +19,22 @@ pub(super) fn check() -> Result<Outcome> {
     let packages = workspace::metadata()?["packages"].as_array().context("cargo metadata: packages")?;
     let refused: Vec<String> = packages.iter().filter_map(|package| refusal(package, &allowed)).collect();
     if !refused.is_empty() {
-        bail!("licences that deny.toml does not allow:\n  {}", refused.join("\n  "));
+        bail!(
+            "dependencies have licenses that deny.toml does not allow; replace them, or extend `allow`:\n  {}",
+            refused.join("\n  ")
+        );
     }
     Ok(Outcome::Note(
-        "      licences only; SKIP advisories, bans and sources: cargo-deny is not installed".to_owned(),
+        "      only licenses were checked: cargo-deny, which checks advisories, bans and sources, is not installed".to_owned(),
     ))
 }
 
-/// The package and its licence, if that is not allowed.
+/// Name, version and license of a package whose license is not allowed.
 fn refusal(package: &Value, allowed: &[&str]) -> Option<String> {
-    let licence = package["license"].as_str().unwrap_or("none");
-    let is_ours = package["source"].is_null();
-    (!is_ours && !is_allowed(licence, allowed))
-        .then(|| format!("{} {}: {licence}", package["name"], package["version"]))
+    let license = package["license"].as_str().unwrap_or("none");
+    let is_member = package["source"].is_null();
+    (!is_member && !is_allowed(license, allowed))
+        .then(|| format!("{} {}: {license}", package["name"], package["version"]))
 }
 
 /// The strings of `allow = [..]` in the table `[licenses]`.
@@ -42,7 +45,8 @@ fn allow_list(policy: &str) -> Option<Vec<&str>> {
     Some(list.split('"').skip(1).step_by(2).collect())
 }
 
-/// Whether one may choose among what the expression offers so that all of it is allowed. `OR` binds weaker than `AND`.
+/// Whether the license expression (SPDX) offers a choice that is allowed. `OR` binds weaker than
+/// `AND`.
 fn is_allowed(expression: &str, allowed: &[&str]) -> bool {
     // old crates write a slash for "or"
     let spaced = expression.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
@@ -77,17 +81,17 @@ fn one(words: &mut &[&str], allowed: &[&str]) -> bool {
         ["(", ..] => {
             *words = &words[1..];
             let result = any(words, allowed);
-            // the closing one
+            // the closing parenthesis
             *words = words.get(1..).unwrap_or_default();
             result
         }
-        [licence, "WITH", exception, ..] => {
+        [license, "WITH", exception, ..] => {
             *words = &words[3..];
-            allowed.contains(&format!("{licence} WITH {exception}").as_str())
+            allowed.contains(&format!("{license} WITH {exception}").as_str())
         }
-        [licence, ..] => {
+        [license, ..] => {
             *words = &words[1..];
-            allowed.contains(&licence)
+            allowed.contains(&license)
         }
         [] => false,
     }
@@ -100,7 +104,7 @@ mod tests {
     const ALLOWED: [&str; 3] = ["MIT", "Apache-2.0", "Apache-2.0 WITH LLVM-exception"];
 
     #[test]
-    fn one_allowed_choice_is_enough_but_every_part_of_it_counts() {
+    fn one_choice_must_be_allowed_in_all_its_parts() {
         for good in [
             "MIT",
             "GPL-2.0 OR MIT",
@@ -116,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn the_allow_list_is_that_of_licences() {
+    fn the_allow_list_is_read_from_the_licenses_table() {
         let policy = "[bans]\nallow = []\n[licenses]\nallow = [\n  \"MIT\",\n  \"ISC\",\n]\n";
         assert_eq!(allow_list(policy), Some(vec!["MIT", "ISC"]));
     }
