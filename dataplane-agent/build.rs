@@ -22,21 +22,40 @@ const TOOLCHAIN: &str = "DATAPLANE_EBPF_TOOLCHAIN";
 fn main() -> Result<()> {
     println!("cargo:rerun-if-env-changed={TOOLCHAIN}");
     println!("cargo:rerun-if-changed={COMMON}");
-    let object = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?).join("dataplane");
+    let out_dir = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
+    let object = out_dir.join("dataplane");
     if env::var_os("AYA_BUILD_SKIP").is_some_and(|skip| skip == "1" || skip == "true") {
         println!("cargo:rerun-if-env-changed=AYA_BUILD_SKIP");
         return fs::write(&object, []).with_context(|| format!("write {}", object.display()));
     }
     let toolchain = toolchain()?;
-    // SAFETY: this build script has a single thread. Allows a stable compiler to build `core`; no
-    // effect on nightly.
-    unsafe { env::set_var("RUSTC_BOOTSTRAP", "1") };
+    let build_dir = build_dir(&out_dir);
+    fs::create_dir_all(&build_dir).with_context(|| format!("create {}", build_dir.display()))?;
+    // SAFETY: this build script has a single thread. `RUSTC_BOOTSTRAP` allows a stable compiler to
+    // build `core`, and has no effect on nightly. aya-build builds below `OUT_DIR`, and reports each
+    // line of cargo as a warning.
+    unsafe {
+        env::set_var("RUSTC_BOOTSTRAP", "1");
+        env::set_var("OUT_DIR", &build_dir);
+        env::set_var("CARGO_TERM_QUIET", "true");
+    }
     let package = Package { name: "dataplane-ebpf", root_dir: EBPF, ..Package::default() };
     aya_build::build_ebpf([package], Toolchain::Custom(&toolchain)).with_context(|| {
         format!(
             "build the eBPF object with toolchain {toolchain}; `cargo xtask setup` installs what it needs"
         )
-    })
+    })?;
+    let built = build_dir.join("dataplane");
+    fs::copy(&built, &object).with_context(|| format!("copy {} to {}", built.display(), object.display()))?;
+    Ok(())
+}
+
+/// The directory in which the object is built: the same for all profiles and for clippy, which have
+/// different `OUT_DIR`s, so that the object is compiled once. Cargo marks its build directory with
+/// `CACHEDIR.TAG`, and holds a lock on it while this script runs.
+fn build_dir(out_dir: &Path) -> PathBuf {
+    let cargo_dir = out_dir.ancestors().find(|directory| directory.join("CACHEDIR.TAG").is_file());
+    cargo_dir.unwrap_or(out_dir).join("ebpf")
 }
 
 /// The first rustup toolchain with the source of `core`.

@@ -21,6 +21,7 @@ pub mod http;
 pub mod lifecycle;
 pub mod metrics;
 pub mod netlink;
+pub mod panics;
 pub mod reconcile;
 pub mod source;
 pub mod state;

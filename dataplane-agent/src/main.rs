@@ -8,6 +8,7 @@ use dataplane_agent::{
     allocate::{self, AllocateArgs},
     app, cli,
     config::RunArgs,
+    panics,
 };
 
 /// Kubernetes pod network and Service load balancing in eBPF.
@@ -29,6 +30,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    panics::abort_on_panic();
     match Args::parse().command {
         Command::Run(args) => app::run(&args),
         Command::Allocate(args) => allocate::run(&args),

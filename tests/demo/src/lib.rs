@@ -1,6 +1,7 @@
-//! The demo: a cluster is made, traffic of every kind is shown to flow, and what fails is named with its evidence.
+//! The demo: creates a cluster of network namespaces, sends traffic of every kind, and reports each
+//! failure with evidence.
 //!
-//! [`world`] is what is built, [`steps`] what is shown, [`show`] how it is told.
+//! [`world`] is the cluster, [`steps`] are the checks, [`show`] is the output.
 
 mod show;
 mod steps;
@@ -13,25 +14,25 @@ use dataplane_testkit::lab::{self, Routing};
 
 use self::{show::Show, world::World};
 
-/// Name of its cluster.
+/// Name of the demo's cluster.
 pub const CLUSTER: &str = "demo";
 
-/// What can be chosen.
+/// Options of the demo.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// Nodes of the cluster
+    /// Number of nodes
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=50), value_name = "N")]
     nodes: u8,
-    /// How pods of other nodes are reached
+    /// Routing between pods of different nodes
     #[arg(long, default_value = "native", value_name = "MODE")]
     routing: RoutingArgument,
-    /// Services in the cluster: those the demo needs, and so many more that do nothing but be there
+    /// Number of Services; the demo uses two of them
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=30_000), value_name = "N")]
     services: u16,
-    /// Leave the cluster running; `shell POD` enters it, `--down` removes it
+    /// Keep the cluster running; `cargo xtask shell POD` enters a pod, `--down` removes the cluster
     #[arg(long)]
     keep: bool,
-    /// Print the result as JSON; the rest goes to stderr
+    /// Print the result as JSON on stdout, and everything else on stderr
     #[arg(long)]
     json: bool,
 }
@@ -53,11 +54,11 @@ impl From<RoutingArgument> for Routing {
     }
 }
 
-/// Shows it all. Success only if everything was as it should be.
+/// Runs the demo. Success only if every check passed.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let mut show = Show::new(options.json);
     if lab::take_down(CLUSTER)? {
-        show.note("removed the cluster an earlier demo kept");
+        show.note("removed the cluster of an earlier demo");
     }
     let built = World::build(options, &mut show);
     let world = match built {
@@ -66,14 +67,17 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             Some(world)
         }
         Err(error) => {
-            show.failed("build the cluster", &error);
+            show.failed("create the cluster", &error);
             None
         }
     };
     if let Some(world) = world {
         if options.keep {
             world.keep()?;
-            show.note("the cluster stays: `cargo xtask shell client-1` enters a pod, `cargo xtask demo --down` removes it");
+            show.note(
+                "the cluster keeps running: `cargo xtask shell client-1` enters a pod, `cargo xtask demo --down` removes \
+                 the cluster",
+            );
         } else {
             show.during("remove the cluster", || drop(world));
         }

@@ -13,13 +13,13 @@ use clap::{Parser, Subcommand};
 use dataplane_demo::{self as demo, CLUSTER, Options};
 use dataplane_testkit::lab;
 
-/// Shows the dataplane at work: nodes as network namespaces, real agents, real traffic
+/// Runs a cluster on this machine: nodes are network namespaces, agents and traffic are real
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true)]
 struct Arguments {
     #[command(flatten)]
     options: Options,
-    /// Remove a cluster that was kept
+    /// Remove the cluster that `--keep` left
     #[arg(long, exclusive = true)]
     down: bool,
     #[command(subcommand)]
@@ -28,11 +28,11 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Inside {
-    /// Enter a pod of a cluster that was kept
+    /// Enter a pod of the cluster that `--keep` left
     Shell {
-        /// Its name
+        /// Name of the pod
         pod: String,
-        /// What to run instead of a shell
+        /// Command to run instead of a shell
         #[arg(last = true)]
         command: Vec<OsString>,
     },
@@ -53,12 +53,12 @@ fn main() -> ExitCode {
 
 fn down() -> Result<ExitCode> {
     let was_there = lab::take_down(CLUSTER)?;
-    let said = if was_there { "the demo's cluster is removed" } else { "there is no cluster of the demo" };
-    writeln!(std::io::stdout(), "{said}")?;
+    let result = if was_there { "removed the demo's cluster" } else { "there is no cluster of the demo" };
+    writeln!(std::io::stdout(), "{result}")?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Becomes the program.
+/// Becomes the shell or the command.
 fn shell(pod: &str, command: Vec<OsString>) -> Result<ExitCode> {
     let place = lab::attach_to_pod(CLUSTER, pod)?;
     let mut words = command.into_iter();

@@ -1,4 +1,5 @@
-//! How the demo is told: what happens now with a spinner, what has happened as lines, all of it as a table in the end.
+//! The demo's output: a spinner for the check that runs, a line for each check that ended, and the
+//! result once at the end.
 
 use std::{
     io::{self, Write},
@@ -7,14 +8,13 @@ use std::{
 };
 
 use anyhow::{Error, Result};
-use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::world::World;
 use dataplane_testkit::lab;
 
-/// Tells, and remembers what it told.
+/// Prints the checks and keeps them for the result.
 pub(super) struct Show {
     json: bool,
     bar: ProgressBar,
@@ -22,12 +22,12 @@ pub(super) struct Show {
     checks: Vec<Check>,
 }
 
-/// Something that was looked at.
+/// A check that ended.
 #[derive(Clone, Debug, Serialize)]
 struct Check {
     name: String,
     ok: bool,
-    /// What was seen, or why that is a failure.
+    /// What the check found, or the error.
     result: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     evidence: String,
@@ -51,19 +51,20 @@ impl Show {
         Self { json, bar, began: Instant::now(), checks: Vec::new() }
     }
 
-    /// Says something.
+    /// Prints a line that is no check.
     pub(super) fn note(&self, text: &str) {
         self.line(text);
     }
 
-    /// Does something that has no result of its own.
+    /// Does something that is no check, while the spinner names it.
     pub(super) fn during<T>(&self, what: &str, work: impl FnOnce() -> T) -> T {
         self.bar.reset_elapsed();
         self.bar.set_message(what.to_owned());
         work()
     }
 
-    /// Looks at something: the work gives what was seen. A failure is kept with what the nodes know, and the demo goes on.
+    /// Runs a check, which returns what it found. A failure is kept with the state of the nodes,
+    /// and the demo continues.
     pub(super) fn check(
         &mut self,
         world: &mut World,
@@ -79,36 +80,41 @@ impl Show {
     /// A step of building the cluster.
     pub(super) fn build<T>(&mut self, name: &str, work: impl FnOnce() -> Result<(T, String)>) -> Result<T> {
         let began = Instant::now();
-        let (value, seen) = self.during(name, work)?;
-        self.record(name, Ok(seen), String::new(), began.elapsed());
+        let (value, found) = self.during(name, work)?;
+        self.record(name, Ok(found), String::new(), began.elapsed());
         Ok(value)
     }
 
-    /// What ends the demo early.
+    /// Records an error that ends the demo early.
     pub(super) fn failed(&mut self, name: &str, error: &Error) {
         self.record(name, Err(anyhow::anyhow!("{error:#}")), String::new(), self.began.elapsed());
     }
 
-    /// The table, and whether all was well.
+    /// Prints failures with their evidence, and the result. Success if no check failed.
     pub(super) fn finish(self) -> Result<ExitCode> {
         self.bar.finish_and_clear();
         let failed: Vec<&Check> = self.checks.iter().filter(|check| !check.ok).collect();
         let seconds = self.began.elapsed().as_secs_f64();
-        let mut told = self.told();
-        writeln!(told, "{}", self.table())?;
+        let mut output = self.output();
         for check in &failed {
-            writeln!(told, "\n{} failed: {}\n{}", check.name, check.result, check.evidence)?;
+            writeln!(output, "\n{} failed: {}\n{}", check.name, check.result, check.evidence)?;
         }
         if self.json {
             let summary = Summary { ok: failed.is_empty(), seconds, checks: &self.checks };
             writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&summary)?)?;
         }
         if failed.is_empty() {
-            writeln!(told, "{} checks in {seconds:.0} s\ndemo: OK", self.checks.len())?;
+            writeln!(output, "\n{} checks passed in {seconds:.0} s\ndemo: OK", self.checks.len())?;
             return Ok(ExitCode::SUCCESS);
         }
         let names: Vec<&str> = failed.iter().map(|check| check.name.as_str()).collect();
-        writeln!(told, "demo: FAILED: {}", names.join("; "))?;
+        writeln!(
+            output,
+            "\n{} of {} checks failed: {}\ndemo: FAILED",
+            failed.len(),
+            self.checks.len(),
+            names.join("; ")
+        )?;
         Ok(ExitCode::FAILURE)
     }
 
@@ -122,24 +128,15 @@ impl Show {
         self.checks.push(Check { name: name.to_owned(), ok, result, evidence, seconds: took.as_secs_f64() });
     }
 
-    fn table(&self) -> Table {
-        let mut table = Table::new();
-        table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(["", "what", "seen"]);
-        for check in &self.checks {
-            table.add_row([if check.ok { "ok" } else { "FAIL" }, &check.name, first_line(&check.result)]);
-        }
-        table
-    }
-
     fn line(&self, text: &str) {
         self.bar.suspend(|| {
-            // whoever listened may have gone
-            let _closed = writeln!(self.told(), "{text}");
+            // the reader of a pipe may have ended
+            let _closed = writeln!(self.output(), "{text}");
         });
     }
 
-    /// Where people read.
-    fn told(&self) -> Box<dyn Write> {
+    /// Stdout, or stderr if stdout is for JSON.
+    fn output(&self) -> Box<dyn Write> {
         if self.json { Box::new(io::stderr()) } else { Box::new(io::stdout()) }
     }
 }

@@ -1,4 +1,4 @@
-//! What is shown, in this order.
+//! The checks, in their order.
 
 mod agents;
 mod backends;
@@ -17,7 +17,8 @@ use dataplane_testkit::{
     traffic::HTTP,
 };
 
-/// Requests that show how a service distributes: with three backends, the chance that one is never chosen is 10⁻¹⁰.
+/// Requests per check of a Service: with three backends, the probability that one is never selected
+/// is 10⁻¹⁰.
 const REQUESTS: u32 = 60;
 
 pub(super) fn all(world: &mut World, show: &mut Show) {
@@ -45,12 +46,12 @@ fn pods(world: &mut World, show: &mut Show) {
     }
     for family in FAMILIES {
         show.check(world, &format!("HTTP, same node, {family}"), |world| {
-            get(world.clients[0].place(), world.near().web(family), 5).map(|seen| distribution(&seen))
+            get(world.clients[0].place(), world.near().web(family), 5).map(|answers| distribution(&answers))
         });
         if far {
             show.check(world, &format!("HTTP, other node, {family}"), |world| {
                 let far = world.far().expect("there is one");
-                get(world.clients[0].place(), far.web(family), 5).map(|seen| distribution(&seen))
+                get(world.clients[0].place(), far.web(family), 5).map(|answers| distribution(&answers))
             });
         }
     }
@@ -58,24 +59,31 @@ fn pods(world: &mut World, show: &mut Show) {
 
 fn nodes_and_outside(world: &mut World, show: &mut Show) {
     for family in FAMILIES {
-        show.check(world, &format!("probe from the host to its pod, {family}"), |world| {
+        show.check(world, &format!("HTTP from a node to its own pod, {family}"), |world| {
             let host = world.cluster.nodes()[0].place();
-            get(host, world.near().web(family), 5).map(|seen| distribution(&seen))
+            get(host, world.near().web(family), 5).map(|answers| distribution(&answers))
         });
-        show.check(world, &format!("pod to the outside, masqueraded, {family}"), |world| {
-            let place = world.cluster.outside()?;
-            let _server = place.serve("outside")?;
-            let requests = world.clients[0].place().get(SocketAddr::new(outside(family), HTTP), 5)?;
-            ensure!(failures(&requests).is_empty(), "requests failed: {:?}", failures(&requests));
-            let node = world.cluster.nodes()[0].address(family);
-            let clients: Vec<_> = requests
-                .iter()
-                .filter_map(|request| request.answer())
-                .map(|answer| answer.client.ip())
-                .collect();
-            ensure!(clients.iter().all(|client| *client == node), "the outside saw {clients:?}, not {node}");
-            Ok(format!("5 of 5, seen as {node}"))
-        });
+        show.check(
+            world,
+            &format!("HTTP from a pod to a host outside the cluster, masqueraded, {family}"),
+            |world| {
+                let place = world.cluster.outside()?;
+                let _server = place.serve("outside")?;
+                let requests = world.clients[0].place().get(SocketAddr::new(outside(family), HTTP), 5)?;
+                ensure!(failures(&requests).is_empty(), "requests failed: {:?}", failures(&requests));
+                let node = world.cluster.nodes()[0].address(family);
+                let clients: Vec<_> = requests
+                    .iter()
+                    .filter_map(|request| request.answer())
+                    .map(|answer| answer.client.ip())
+                    .collect();
+                ensure!(
+                    clients.iter().all(|client| *client == node),
+                    "the server outside saw clients {clients:?}, not {node}"
+                );
+                Ok(format!("5 of 5 answered; the server saw {node}"))
+            },
+        );
     }
 }
 
@@ -84,7 +92,7 @@ fn services(world: &mut World, show: &mut Show) {
         show.check(world, &format!("ClusterIP from a pod, {family}"), |world| {
             distributed(world, world.clients[0].place(), world.web.at(family, WEB_PORT))
         });
-        show.check(world, &format!("ClusterIP from the host, {family}"), |world| {
+        show.check(world, &format!("ClusterIP from a node, {family}"), |world| {
             distributed(world, world.cluster.nodes()[0].place(), world.web.at(family, WEB_PORT))
         });
         show.check(world, &format!("ClusterIP from its own backend (hairpin), {family}"), |world| {
@@ -92,7 +100,7 @@ fn services(world: &mut World, show: &mut Show) {
         });
     }
     if let Some(filler) = world.filler.clone() {
-        show.check(world, &format!("ClusterIP of the last service ({})", filler.name), |world| {
+        show.check(world, &format!("ClusterIP of the last Service ({})", filler.name), |world| {
             distributed(world, world.clients[0].place(), filler.at(FAMILIES[0], WEB_PORT))
         });
     }
@@ -101,7 +109,7 @@ fn services(world: &mut World, show: &mut Show) {
 fn dns(world: &mut World, show: &mut Show) {
     for family in FAMILIES {
         for (transport, more) in [("UDP", &[][..]), ("TCP", &["--tcp"])] {
-            show.check(world, &format!("DNS through a ClusterIP over {transport}, {family}"), |world| {
+            show.check(world, &format!("DNS over {transport} through a ClusterIP, {family}"), |world| {
                 let server = world.dns.at(family, DNS_PORT);
                 let client = world.clients[0].place();
                 let mut found = Vec::new();
@@ -110,10 +118,10 @@ fn dns(world: &mut World, show: &mut Show) {
                 }
                 ensure!(
                     found == world.web.addresses,
-                    "{WEB_NAME} is {found:?}, not {:?}",
+                    "{WEB_NAME} resolves to {found:?}, not to {:?}",
                     world.web.addresses
                 );
-                Ok(format!("{WEB_NAME} is {} and {}", found[0], found[1]))
+                Ok(format!("{WEB_NAME} resolves to {} and {}", found[0], found[1]))
             });
         }
     }
@@ -122,10 +130,10 @@ fn dns(world: &mut World, show: &mut Show) {
 fn ping(from: &Place, to: std::net::IpAddr) -> Result<String> {
     let ping = from.ping(to, 5, 1_000)?;
     ping.check()?;
-    Ok(format!("{} of {} came back", ping.received, ping.sent))
+    Ok(format!("{} of {} answered", ping.received, ping.sent))
 }
 
-/// Requests that must all be answered; by whom.
+/// Sends requests that must all be answered. Returns the number of answers of each backend.
 fn get(from: &Place, server: SocketAddr, count: u32) -> Result<BTreeMap<String, u64>> {
     let requests = from.get(server, count)?;
     let failures = failures(&requests);
@@ -135,14 +143,15 @@ fn get(from: &Place, server: SocketAddr, count: u32) -> Result<BTreeMap<String, 
     Ok(names(&requests))
 }
 
-/// Requests to the web service: every backend has its share.
+/// Sends requests to the web Service. Fails if a backend answered none.
 fn distributed(world: &World, from: &Place, server: SocketAddr) -> Result<String> {
-    let seen = get(from, server, REQUESTS)?;
-    let missing: Vec<_> = world.webs.iter().map(Pod::name).filter(|name| !seen.contains_key(*name)).collect();
-    ensure!(missing.is_empty(), "never answered: {}; {}", missing.join(", "), distribution(&seen));
-    Ok(distribution(&seen))
+    let answers = get(from, server, REQUESTS)?;
+    let missing: Vec<_> =
+        world.webs.iter().map(Pod::name).filter(|name| !answers.contains_key(*name)).collect();
+    ensure!(missing.is_empty(), "no answer of {}; {}", missing.join(", "), distribution(&answers));
+    Ok(distribution(&answers))
 }
 
-fn distribution(seen: &BTreeMap<String, u64>) -> String {
-    seen.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
+fn distribution(answers: &BTreeMap<String, u64>) -> String {
+    answers.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
 }

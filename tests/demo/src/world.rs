@@ -1,7 +1,8 @@
-//! What the demo is built of: nodes, pods, services, servers.
+//! The demo's cluster: nodes, pods, Services, servers.
 //!
-//! On every node a client; three web servers, on three nodes if there are as many; a DNS server and an iperf3 server on
-//! the last node. The web pods and the DNS pod stand behind a ClusterIP each.
+//! One client on every node; three web servers, on different nodes if there are enough; a DNS
+//! server and an iperf3 server on the last node. The web pods are the backends of one Service, the
+//! DNS pod is the backend of another.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -16,23 +17,23 @@ use dataplane_testkit::{
     traffic::{ECHO, HTTP},
 };
 
-/// Port of the web service, and of those that fill the cluster.
+/// Port of the web Service and of the filler Services.
 pub(super) const WEB_PORT: u16 = 80;
-/// Port of the web service's echo, TCP and UDP.
+/// Port of the web Service's echo server, TCP and UDP.
 pub(super) const ECHO_PORT: u16 = 7;
 pub(super) const DNS_PORT: u16 = 53;
-/// The name the DNS server knows.
+/// The name that the DNS server resolves.
 pub(super) const WEB_NAME: &str = "web.demo";
 const WEB_PODS: usize = 3;
 
 pub(super) struct World {
-    /// One per node.
+    /// One client on each node.
     pub(super) clients: Vec<Pod>,
     pub(super) webs: Vec<Pod>,
     pub(super) iperf: Pod,
     pub(super) web: Service,
     pub(super) dns: Service,
-    /// The last of the services that fill the cluster.
+    /// The last of the Services that only fill the tables.
     pub(super) filler: Option<Service>,
     pub(super) web_servers: Vec<Option<Process>>,
     others: Vec<Process>,
@@ -50,9 +51,9 @@ impl World {
         };
         let mut cluster = show.build("start an agent on every node", || {
             let cluster = Cluster::create(&spec)?;
-            Ok((cluster, format!("{nodes} nodes ready, routing {}", spec.routing.name())))
+            Ok((cluster, format!("{nodes} nodes ready, {} routing", spec.routing.name())))
         })?;
-        let built = show.build("make pods through the CNI plugin", || {
+        let built = show.build("create pods through the CNI plugin", || {
             let pods = make_pods(&cluster, nodes);
             let pods = cluster.explain(pods)?;
             let seen = format!("{} pods with IPv4 and IPv6", pods.0.len() + pods.1.len() + 2);
@@ -62,17 +63,17 @@ impl World {
         let (web_servers, others) = show.build("start web, DNS and iperf3 servers", || {
             let webs = webs.iter().map(|pod| pod.serve().map(Some)).collect::<Result<Vec<_>>>()?;
             let others = vec![start_dns(&dns_pod)?, start_iperf(&iperf)?];
-            Ok(((webs, others), "listening".to_owned()))
+            Ok(((webs, others), "all of them listen".to_owned()))
         })?;
         let backends: Vec<Backend> = webs.iter().map(Pod::backend).collect();
         let web = service("web", 1, web_ports(), backends.clone());
         let dns = service("dns", 10, dns_ports(), vec![dns_pod.backend()]);
-        let filler = show.build("tell the agents of the services", || {
+        let filler = show.build("create Services", || {
             let filler = fill(&mut cluster, options.services, &backends)?;
             for service in [&web, &dns] {
                 cluster.apply(service)?;
             }
-            let seen = format!("{} services in every datapath", options.services.max(2));
+            let seen = format!("{} Services in the tables of every node", options.services.max(2));
             Ok((filler, seen))
         })?;
         Ok(Self { clients, webs, iperf, web, dns, filler, web_servers, others, cluster })
@@ -82,11 +83,12 @@ impl World {
         self.cluster.evidence()
     }
 
-    /// A pod on the client's node, and one on another if there is another.
+    /// A web server on the first client's node.
     pub(super) fn near(&self) -> &Pod {
         &self.webs[0]
     }
 
+    /// A web server on another node, if there is one.
     pub(super) fn far(&self) -> Option<&Pod> {
         self.webs.iter().find(|pod| pod.node() != self.clients[0].node())
     }
@@ -131,10 +133,10 @@ fn dns_ports() -> Vec<ServicePort> {
     ]
 }
 
-/// Services that are only there, so that there are `count` with the two the demo uses; the last of them.
+/// Creates Services until there are `count` with the two that the demo uses. Returns the last one.
 fn fill(cluster: &mut Cluster, count: u16, backends: &[Backend]) -> Result<Option<Service>> {
     let ports = || vec![ServicePort { name: "http", port: WEB_PORT, protocol: Protocol::Tcp, target: HTTP }];
-    // numbers of the range that the demo's own services do not have
+    // the demo's own Services have numbers below 100
     let services: Vec<Service> = (0..count.saturating_sub(2))
         .map(|number| service(&format!("filler-{number}"), 100 + number, ports(), backends.to_vec()))
         .collect();
@@ -149,7 +151,7 @@ fn fill(cluster: &mut Cluster, count: u16, backends: &[Backend]) -> Result<Optio
     Ok(Some(last.clone()))
 }
 
-/// dnsmasq with one name, whose addresses are those of the web service.
+/// Starts dnsmasq, which resolves one name to the addresses of the web Service.
 fn start_dns(pod: &Pod) -> Result<Process> {
     let [v4, v6] = service_addresses(1);
     let record = format!("--host-record={WEB_NAME},{v4},{v6}");
@@ -171,7 +173,7 @@ fn start_dns(pod: &Pod) -> Result<Process> {
         pod.place().resolve(server, WEB_NAME, &["--timeout-ms", "500"]).map(Some)
     });
     let resolved: Vec<IpAddr> = resolved.with_context(|| dataplane_testkit::lab::tail(process.log(), 10))?;
-    anyhow::ensure!(resolved == [v4], "dnsmasq answers {resolved:?}, not {v4}");
+    anyhow::ensure!(resolved == [v4], "dnsmasq answered {resolved:?}, not {v4}");
     Ok(process)
 }
 
@@ -181,5 +183,5 @@ fn start_iperf(pod: &Pod) -> Result<Process> {
     Ok(process)
 }
 
-/// Families, for loops.
+/// Both address families.
 pub(super) const FAMILIES: [Family; 2] = Family::BOTH;

@@ -1,20 +1,21 @@
-//! Reads the console of a guest: what `dataplane-kernel-check` found, and what became of the tests.
+//! Reads the console of a guest: the findings of `dataplane-kernel-check` and the results of the
+//! tests.
 
 use serde::Deserialize;
 
 use crate::test::libtest::{Output, Report};
 
-/// What a kernel made of the datapath.
+/// The results of one kernel.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
-    /// Empty if the guest never told.
+    /// Release of the kernel; empty if the console has none.
     pub(super) release: String,
     pub(super) programs: Vec<Program>,
     pub(super) hooks: Vec<HookId>,
     pub(super) traffic: Vec<Traffic>,
-    /// By name of the step.
+    /// Results of the tests, by step.
     pub(super) suites: Vec<(String, Report)>,
-    /// Everything that makes the kernel fail.
+    /// All reasons why this kernel counts as failed.
     pub(super) problems: Vec<String>,
 }
 
@@ -39,7 +40,7 @@ pub(super) struct Traffic {
     pub(super) failed: Option<String>,
 }
 
-/// As `dataplane-kernel-check` writes it.
+/// A finding, in the format that `dataplane-kernel-check` prints.
 #[derive(Deserialize)]
 #[serde(tag = "of", rename_all = "snake_case")]
 enum Finding {
@@ -49,7 +50,8 @@ enum Finding {
     Traffic(Traffic),
 }
 
-/// Reads a console. `steps` are those that were to run, the tests among them by `is_suite`.
+/// Reads a console. `steps` are all steps of the guest; `is_suite` tells which of them are test
+/// binaries.
 pub(super) fn read(console: &str, steps: &[(&str, bool)]) -> Outcome {
     let mut outcome = Outcome::default();
     for (name, is_suite) in steps {
@@ -125,7 +127,7 @@ fn binary(step: &str) -> &str {
     step.split("::").next().unwrap_or(step)
 }
 
-/// The lines between the beginning of a step and its end, and its status.
+/// The output of a step, and its exit status.
 fn section<'a>(console: &'a str, name: &str) -> Option<(Vec<&'a str>, Option<&'a str>)> {
     let begin = format!("BEGIN {name}");
     let end = format!("END {name} ");
@@ -165,7 +167,7 @@ mod tests {
         test a_flow_is_made ... ok\r\n";
 
     #[test]
-    fn what_was_found_and_what_failed_is_read() {
+    fn findings_and_failures_are_read() {
         let outcome = read(CONSOLE, &[("check", false), ("prog_forward", true)]);
         assert_eq!(outcome.release, "5.10.0-46-cloud-amd64");
         assert_eq!(outcome.programs.len(), 2);
@@ -177,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_did_not_run_to_its_end_is_a_problem() {
+    fn step_without_an_end_is_a_problem() {
         let outcome = read(CONSOLE, &[("prog_flows", true), ("prog_services", true)]);
         assert_eq!(
             outcome.problems,
@@ -187,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_that_fails_without_a_finding_tells_its_last_words() {
+    fn problem_of_a_check_without_findings_has_its_last_output() {
         let console = "BEGIN check\nError: load the object's maps\nEND check 1\nKernel panic - not syncing\n";
         let outcome = read(console, &[("check", false)]);
         assert_eq!(

@@ -10,7 +10,8 @@ use serde::Deserialize;
 
 use crate::{process, workspace};
 
-/// The package whose tests load programs and make clusters; the rest needs no privilege, or skips by itself.
+/// The package whose tests load programs and make clusters; the rest needs no privilege, or skips
+/// by itself.
 const SUITE: &str = "dataplane-suite";
 /// Its tests that run programs on packets: they share nothing with anyone.
 const PROGRAM_TESTS: &str = "prog";
@@ -20,7 +21,8 @@ const UNPRIVILEGED: &str = "control_plane";
 /// One executable full of tests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Binary {
-    /// As it is shown: `package` for a crate's own tests, `package/target` for a target of its `tests/`.
+    /// As it is shown: `package` for a crate's own tests, `package/target` for a target of its
+    /// `tests/`.
     pub(crate) name: String,
     /// The only module that runs, if not all.
     pub(crate) module: Option<String>,
@@ -123,7 +125,8 @@ fn binary(message: Message) -> Option<Binary> {
     })
 }
 
-/// The package's name: `path+file:///directory#name@version`, or without `name@` where the directory has the same name.
+/// The package's name: `path+file:///directory#name@version`, or without `name@` where the
+/// directory has the same name.
 fn package(id: &str) -> Option<&str> {
     let (place, version) = id.rsplit_once('#')?;
     version.split_once('@').map(|(name, _)| name).or_else(|| place.rsplit('/').next())

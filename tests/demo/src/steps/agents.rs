@@ -1,5 +1,5 @@
-//! Agents are killed while traffic flows. The datapath goes on without them, and nothing is lost; the next ones take
-//! over what they find.
+//! Kills all agents under traffic and starts new ones. No packet is lost: the datapath works
+//! without an agent, and a new agent adopts the pinned tables and programs.
 
 use std::time::{Duration, Instant};
 
@@ -17,17 +17,17 @@ use dataplane_testkit::{
     },
 };
 
-/// Per family.
+/// Open connections per family.
 const CONNECTIONS: u32 = 100;
-/// Requests without an agent, and as many with the next.
-const ENOUGH: usize = 100;
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Requests that must be answered without agents, and again with the new ones.
+const REQUESTS: usize = 100;
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(super) fn all(world: &mut World, show: &mut Show) {
-    show.check(world, "agents are killed (SIGKILL) and replaced under traffic", killed_and_replaced);
+    show.check(world, "all agents killed (SIGKILL) and restarted under traffic", killed_and_replaced);
 }
 
-/// What flows meanwhile, of one family.
+/// Traffic of one family while agents are replaced.
 struct Traffic {
     held: Client<Held>,
     datagrams: Client<Datagrams>,
@@ -65,7 +65,10 @@ fn killed_and_replaced(world: &mut World) -> Result<String> {
     let (mut echoes, mut requests) = (0, 0);
     for traffic in traffic {
         let held = traffic.held.finish()?;
-        ensure!(held.broken.is_empty() && held.received == held.sent, "connections suffered: {held:?}");
+        ensure!(
+            held.broken.is_empty() && held.received == held.sent,
+            "connections broke or lost data: {held:?}"
+        );
         let datagrams = traffic.datagrams.finish()?;
         ensure!(datagrams.is_complete(), "datagrams were lost: {datagrams:?}");
         let all = traffic.requests.stop()?;
@@ -73,20 +76,21 @@ fn killed_and_replaced(world: &mut World) -> Result<String> {
         echoes += held.received + datagrams.received;
         requests += all.len();
     }
-    ensure!(adopted > 0, "the next agents adopted no pins");
+    ensure!(adopted > 0, "the new agents adopted no pinned object");
     Ok(format!(
-        "{nodes} agents; {} connections, {echoes} echoes, {requests} requests: 0 lost; ready again after {ready:.1?}",
+        "{nodes} agents; {} connections, {echoes} echoes, {requests} requests: 0 lost; ready after {ready:.1?}",
         CONNECTIONS * 2
     ))
 }
 
-/// Until enough requests have been answered from now on.
+/// Waits until enough requests that began after this call have ended.
 fn wait_for_requests(traffic: &[Traffic]) -> Result<()> {
     let moment = now_us()?;
     for traffic in traffic {
-        wait::until("requests", PATIENCE, || {
+        wait::until("requests", TIMEOUT, || {
             let requests = traffic.requests.so_far()?;
-            Ok((requests.iter().filter(|request| request.began_us > moment).count() >= ENOUGH).then_some(()))
+            Ok((requests.iter().filter(|request| request.began_us > moment).count() >= REQUESTS)
+                .then_some(()))
         })?;
     }
     Ok(())

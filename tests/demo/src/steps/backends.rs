@@ -1,5 +1,5 @@
-//! A backend leaves and comes back while requests flow: none fails, and none reaches it once its removal has taken
-//! effect.
+//! Removes a backend under traffic and adds it again: no request fails, and none reaches the
+//! backend after its removal took effect.
 
 use std::time::Duration;
 
@@ -15,12 +15,12 @@ use dataplane_testkit::{
 };
 
 const INTERVAL: Duration = Duration::from_millis(2);
-const PATIENCE: Duration = Duration::from_secs(20);
-/// Requests that show that it stays as it is.
-const ENOUGH: usize = 50;
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// Requests that must be answered after a change.
+const REQUESTS: usize = 50;
 
 pub(super) fn all(world: &mut World, show: &mut Show) {
-    show.check(world, "a backend is removed and added under traffic", |world| {
+    show.check(world, "a backend removed and added under traffic", |world| {
         let clients = FAMILIES
             .map(|family| world.clients[0].place().keep_getting(world.web.at(family, WEB_PORT), INTERVAL));
         let [v4, v6] = clients;
@@ -30,9 +30,9 @@ pub(super) fn all(world: &mut World, show: &mut Show) {
 
 fn leave_and_return(world: &mut World, clients: [Client<Vec<Request>>; 2]) -> Result<String> {
     let last = world.webs.len() - 1;
-    let gone = world.webs[last].name().to_owned();
+    let removed = world.webs[last].name().to_owned();
     for client in &clients {
-        client.wait(PATIENCE, |request| request.is_from(&gone)).context("before the removal")?;
+        client.wait(TIMEOUT, |request| request.is_from(&removed)).context("before the removal")?;
     }
 
     let all = world.web.backends.clone();
@@ -41,7 +41,7 @@ fn leave_and_return(world: &mut World, clients: [Client<Vec<Request>>; 2]) -> Re
     for client in &clients {
         answered_since(client, removed_after)?;
     }
-    // what was under way when it left has ended
+    // requests that began before the removal have ended
     drop(world.web_servers[last].take());
     let without_it = now_us()?;
     for client in &clients {
@@ -52,8 +52,8 @@ fn leave_and_return(world: &mut World, clients: [Client<Vec<Request>>; 2]) -> Re
     world.web.backends = all;
     let returned_after = apply(world)?;
     for client in &clients {
-        let is_back = |request: &Request| request.began_us > returned_after && request.is_from(&gone);
-        client.wait(PATIENCE, is_back).context("after it was added again")?;
+        let is_back = |request: &Request| request.began_us > returned_after && request.is_from(&removed);
+        client.wait(TIMEOUT, is_back).context("after it was added again")?;
     }
 
     let mut total = 0;
@@ -64,15 +64,15 @@ fn leave_and_return(world: &mut World, clients: [Client<Vec<Request>>; 2]) -> Re
         let stray = requests
             .iter()
             .filter(|request| request.began_us > removed_after && request.ended_us < without_it)
-            .filter(|request| request.is_from(&gone));
+            .filter(|request| request.is_from(&removed));
         let stray = stray.count();
-        ensure!(stray == 0, "{stray} requests reached {gone} after it was removed");
+        ensure!(stray == 0, "{stray} requests reached {removed} after it was removed");
         total += requests.len();
     }
-    Ok(format!("{total} requests, 0 failed, {gone} left and came back"))
+    Ok(format!("{total} requests, 0 failed; {removed} removed and added again"))
 }
 
-/// Tells the agents; the moment from which on all of them act on it.
+/// Applies the web Service. Returns the time after which every agent has written it.
 fn apply(world: &mut World) -> Result<u64> {
     let web = world.web.clone();
     world.cluster.apply(&web)?;
@@ -80,8 +80,8 @@ fn apply(world: &mut World) -> Result<u64> {
 }
 
 fn answered_since(client: &Client<Vec<Request>>, moment: u64) -> Result<()> {
-    wait::until("requests", PATIENCE, || {
+    wait::until("requests", TIMEOUT, || {
         let since = client.so_far()?.iter().filter(|request| request.began_us > moment).count();
-        Ok((since >= ENOUGH).then_some(()))
+        Ok((since >= REQUESTS).then_some(()))
     })
 }

@@ -1,5 +1,5 @@
-//! iperf3, TCP and UDP. What it measures here says that bulk traffic flows, not how fast the datapath is: the
-//! benchmark is for that.
+//! iperf3 over TCP and UDP. It shows that bulk traffic flows; the benchmark measures how fast the
+//! datapath is.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -10,7 +10,7 @@ use super::super::{
 };
 use dataplane_testkit::lab::Family;
 
-/// Offered by the UDP client.
+/// Bit rate of the UDP client.
 const UDP_RATE: &str = "50M";
 
 pub(super) fn all(world: &mut World, show: &mut Show) {
@@ -28,14 +28,14 @@ pub(super) fn all(world: &mut World, show: &mut Show) {
             let result = iperf(world, family, &["--udp", "--bitrate", UDP_RATE])?;
             let packets = number(&result, "/end/sum/packets")?;
             let lost = number(&result, "/end/sum/lost_packets")?;
-            // the receiver shares its processors with everything else: what its socket had no room for did arrive
+            // a datagram that the receiver's full socket dropped has crossed the datapath
             let unread = unread(world)? - unread_before;
             ensure!(
                 packets > 0.0 && lost <= unread,
-                "{lost} of {packets} datagrams were lost, {unread} at the socket"
+                "{lost} of {packets} datagrams were lost, {unread} of them at the receiver's socket"
             );
             Ok(format!(
-                "{packets} datagrams at {UDP_RATE}bit/s, {} lost on the way",
+                "{packets} datagrams at {UDP_RATE}bit/s, {} lost in the network",
                 (lost - unread).max(0.0)
             ))
         });
@@ -53,7 +53,8 @@ fn iperf(world: &World, family: Family, more: &[&str]) -> Result<Value> {
     Ok(result)
 }
 
-/// Datagrams that reached the server's pod and found its socket full.
+/// Number of datagrams that the server's pod dropped because the receive buffer of a socket was
+/// full.
 fn unread(world: &World) -> Result<f64> {
     let namespace = world.iperf.place().namespace();
     let v6 = namespace.read_proc("/proc/net/snmp6")?;
