@@ -33,7 +33,7 @@ const RULES: &[Rule] = &[
         words: &["k8s_openapi::", "kube::"],
         only: &[
             "dataplane-agent/src/allocate",
-            "dataplane-agent/src/announce.rs",
+            "dataplane-agent/src/event_recorder.rs",
             "dataplane-agent/src/cluster",
             "dataplane-agent/src/lifecycle",
             "dataplane-agent/src/source",
