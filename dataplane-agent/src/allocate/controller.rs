@@ -32,8 +32,8 @@ use super::{
     settings::Settings,
 };
 use crate::{
-    announce::{Announcement, Announcer, EventType, node as node_reference},
     cluster::explain,
+    event_recorder::{EventRecorder, EventType, NewEvent, node as node_reference},
     reconcile::backoff::WorkQueue,
 };
 
@@ -61,7 +61,7 @@ pub(super) struct Controller {
     nodes: Api<Node>,
     settings: Settings,
     leadership: watch::Receiver<Leadership>,
-    announcer: Announcer,
+    recorder: EventRecorder,
     allocator_metrics: Arc<AllocatorMetrics>,
 }
 
@@ -88,10 +88,10 @@ impl Controller {
         client: Client,
         settings: Settings,
         leadership: watch::Receiver<Leadership>,
-        announcer: Announcer,
+        recorder: EventRecorder,
         allocator_metrics: Arc<AllocatorMetrics>,
     ) -> Self {
-        Self { nodes: Api::all(client), settings, leadership, announcer, allocator_metrics }
+        Self { nodes: Api::all(client), settings, leadership, recorder, allocator_metrics }
     }
 
     /// Gives ranges whenever it leads, for ever.
@@ -353,7 +353,7 @@ impl Term<'_> {
                 self.controller.allocator_metrics.found(finding);
                 tracing::warn!(node = name, reason = finding.reason(), %finding, "cannot be right");
             }
-            self.controller.announcer.announce(Announcement {
+            self.controller.recorder.record(NewEvent {
                 regarding: node_reference(name, uid),
                 event_type: EventType::Warning,
                 reason: finding.reason(),

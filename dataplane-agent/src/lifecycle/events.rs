@@ -1,6 +1,6 @@
 //! Events on the Node: ready, not ready, and problems, derived from the agent's status.
 //!
-//! [`announce`](crate::announce) writes them and limits their rate.
+//! [`event_recorder`](crate::event_recorder) writes them and limits their rate.
 
 use std::{
     collections::BTreeMap,
@@ -11,8 +11,8 @@ use tokio::{sync::watch, time::sleep_until};
 
 use super::condition::ReadinessTracker;
 use crate::{
-    announce::{Announcement, Announcer, EventType, node},
     api::views::{Origin, ProblemView, Status},
+    event_recorder::{EventRecorder, EventType, NewEvent, node},
 };
 
 /// Shortest time between two evaluations of the status, which changes often.
@@ -24,7 +24,7 @@ const MAX_PROBLEMS: usize = 10;
 
 /// Writes Events about the Node.
 pub(super) struct Reporter {
-    pub(super) announcer: Announcer,
+    pub(super) recorder: EventRecorder,
     pub(super) name: String,
     pub(super) status: watch::Receiver<Status>,
     pub(super) uid: watch::Receiver<Option<String>>,
@@ -55,7 +55,7 @@ impl Reporter {
             for (event_type, reason, note) in reported.due(wanted.as_ref(), &status.problems, now) {
                 let regarding = node(&self.name, &uid);
                 let action = "ConnectPods";
-                self.announcer.announce(Announcement { regarding, event_type, reason, action, note });
+                self.recorder.record(NewEvent { regarding, event_type, reason, action, note });
             }
             let reminder = now + REMINDER_INTERVAL;
             let grace = self.readiness.deadline().filter(|deadline| *deadline > now);

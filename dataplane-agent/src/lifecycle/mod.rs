@@ -25,7 +25,7 @@ pub use problems::Problems;
 pub use proxy_health::ProxyAddresses;
 pub use service_health::{HealthCheck, HealthChecks};
 
-use crate::{announce::Announcer, api::views::Status, netlink::Netlink};
+use crate::{api::views::Status, event_recorder::EventRecorder, netlink::Netlink};
 use condition::ReadinessTracker;
 use problems::{NodeProblems, problem};
 
@@ -73,7 +73,7 @@ impl Lifecycle {
             tokio::spawn(keep_installed(install, status.clone(), node_problems.clone()));
         }
         if let Some(client) = self.client {
-            let announcer = Announcer::start(client.clone(), "dataplane-agent", &self.node_name);
+            let recorder = EventRecorder::start(client.clone(), "dataplane-agent", &self.node_name);
             let (writer, uid) = node::NodeWriter::new(
                 client,
                 &self.node_name,
@@ -84,7 +84,7 @@ impl Lifecycle {
             tokio::spawn(writer.run());
             let readiness = ReadinessTracker::new(Instant::now(), self.grace);
             let reporter =
-                events::Reporter { announcer, name: self.node_name, status: status.clone(), uid, readiness };
+                events::Reporter { recorder, name: self.node_name, status: status.clone(), uid, readiness };
             tokio::spawn(reporter.run());
         }
         if let Err(error) =

@@ -53,7 +53,7 @@ pub enum EventType {
 
 /// An Event to write.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Announcement {
+pub struct NewEvent {
     pub regarding: ObjectReference,
     pub event_type: EventType,
     /// Why, in UpperCamelCase; stable.
@@ -66,9 +66,9 @@ pub struct Announcement {
 
 /// Queues Events for writing. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Announcer(mpsc::Sender<Announcement>);
+pub struct EventRecorder(mpsc::Sender<NewEvent>);
 
-impl Announcer {
+impl EventRecorder {
     /// Starts a task that writes Events of `controller`. The task ends when the last clone is
     /// dropped.
     pub fn start(client: Client, controller: &'static str, instance: &str) -> Self {
@@ -86,8 +86,8 @@ impl Announcer {
     }
 
     /// Queues an Event; drops it if the queue is full.
-    pub fn announce(&self, announcement: Announcement) {
-        if let Err(error) = self.0.try_send(announcement) {
+    pub fn record(&self, event: NewEvent) {
+        if let Err(error) = self.0.try_send(event) {
             tracing::debug!(%error, "Event dropped: the queue is full");
         }
     }
@@ -131,9 +131,9 @@ struct TokenBucket {
 }
 
 impl Writer {
-    async fn run(mut self, mut announcements: mpsc::Receiver<Announcement>) {
-        while let Some(announcement) = announcements.recv().await {
-            let written = self.write(&announcement, Instant::now()).await;
+    async fn run(mut self, mut events: mpsc::Receiver<NewEvent>) {
+        while let Some(new) = events.recv().await {
+            let written = self.write(&new, Instant::now()).await;
             if let Err(error) = &written
                 && !self.failing
             {
@@ -143,9 +143,9 @@ impl Writer {
         }
     }
 
-    async fn write(&mut self, announcement: &Announcement, now: Instant) -> Result<(), kube::Error> {
+    async fn write(&mut self, new: &NewEvent, now: Instant) -> Result<(), kube::Error> {
         self.series.retain(|_, series| now.duration_since(series.written) < SERIES_LIFETIME);
-        let Announcement { regarding, reason, note, .. } = announcement;
+        let NewEvent { regarding, reason, note, .. } = new;
         let (name, uid) = (regarding.name.clone(), regarding.uid.clone());
         let key = (name.unwrap_or_default(), uid.unwrap_or_default(), *reason, note.clone());
         if let Some(series) = self.series.get_mut(&key) {
@@ -164,14 +164,14 @@ impl Writer {
         if !self.bucket.take(now) {
             return Ok(());
         }
-        let event = self.event(announcement, &key.0);
+        let event = self.event(new, &key.0);
         with_timeout(self.events.create(&PostParams::default(), &event)).await?;
         let name = event.metadata.name.unwrap_or_default();
         self.series.insert(key, Series { name, count: 1, written: now });
         Ok(())
     }
 
-    fn event(&self, announcement: &Announcement, subject: &str) -> Event {
+    fn event(&self, new: &NewEvent, subject: &str) -> Event {
         let now = Timestamp::now();
         Event {
             metadata: ObjectMeta {
@@ -180,11 +180,11 @@ impl Writer {
                 ..ObjectMeta::default()
             },
             event_time: Some(MicroTime(now)),
-            regarding: Some(announcement.regarding.clone()),
-            type_: Some(announcement.event_type.name().to_owned()),
-            reason: Some(announcement.reason.to_owned()),
-            action: Some(announcement.action.to_owned()),
-            note: Some(truncate(&announcement.note, NOTE_MAX)),
+            regarding: Some(new.regarding.clone()),
+            type_: Some(new.event_type.name().to_owned()),
+            reason: Some(new.reason.to_owned()),
+            action: Some(new.action.to_owned()),
+            note: Some(truncate(&new.note, NOTE_MAX)),
             reporting_controller: Some(format!("dataplane.local/{}", self.controller)),
             reporting_instance: Some(self.instance.clone()),
             ..Event::default()
