@@ -1,8 +1,9 @@
-//! Builds the datapath and leaves its object in `OUT_DIR/dataplane`, where the agent embeds it from.
+//! Builds the eBPF object into `OUT_DIR/dataplane`, which the agent embeds.
 //!
-//! The object needs `core` compiled for BPF, so a compiler with its library's source: rustup's nightly with `rust-src`, or
-//! the distribution's (toolchain `debian`, linked by `cargo xtask setup`) with unstable features allowed.
-//! `AYA_BUILD_SKIP=1` leaves an empty object: enough to lint and to document.
+//! `core` is compiled for BPF, which needs a toolchain with its source: rustup's nightly with
+//! `rust-src`, or the distribution's (toolchain `debian`, linked by `cargo xtask setup`) with
+//! unstable features enabled. With `AYA_BUILD_SKIP=1` the object is empty, which is enough for
+//! lints and documentation.
 
 use std::{
     env, fs,
@@ -15,29 +16,49 @@ use aya_build::{Package, Toolchain};
 
 const EBPF: &str = "../dataplane-ebpf";
 const COMMON: &str = "../dataplane-common";
-/// Overrides the choice of toolchain.
+/// Environment variable that overrides the toolchain.
 const TOOLCHAIN: &str = "DATAPLANE_EBPF_TOOLCHAIN";
 
 fn main() -> Result<()> {
     println!("cargo:rerun-if-env-changed={TOOLCHAIN}");
     println!("cargo:rerun-if-changed={COMMON}");
-    let object = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?).join("dataplane");
+    let out_dir = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
+    let object = out_dir.join("dataplane");
     if env::var_os("AYA_BUILD_SKIP").is_some_and(|skip| skip == "1" || skip == "true") {
         println!("cargo:rerun-if-env-changed=AYA_BUILD_SKIP");
         return fs::write(&object, []).with_context(|| format!("write {}", object.display()));
     }
     let toolchain = toolchain()?;
-    // SAFETY: build scripts have one thread here. Lets a stable compiler build `core`; changes nothing for a nightly one.
-    unsafe { env::set_var("RUSTC_BOOTSTRAP", "1") };
+    let build_dir = build_dir(&out_dir);
+    fs::create_dir_all(&build_dir).with_context(|| format!("create {}", build_dir.display()))?;
+    // SAFETY: this build script has a single thread. `RUSTC_BOOTSTRAP` allows a stable compiler to
+    // build `core`, and has no effect on nightly. aya-build builds below `OUT_DIR`, and reports each
+    // line of cargo as a warning.
+    unsafe {
+        env::set_var("RUSTC_BOOTSTRAP", "1");
+        env::set_var("OUT_DIR", &build_dir);
+        env::set_var("CARGO_TERM_QUIET", "true");
+    }
     let package = Package { name: "dataplane-ebpf", root_dir: EBPF, ..Package::default() };
     aya_build::build_ebpf([package], Toolchain::Custom(&toolchain)).with_context(|| {
         format!(
             "build the eBPF object with toolchain {toolchain}; `cargo xtask setup` installs what it needs"
         )
-    })
+    })?;
+    let built = build_dir.join("dataplane");
+    fs::copy(&built, &object).with_context(|| format!("copy {} to {}", built.display(), object.display()))?;
+    Ok(())
 }
 
-/// The first toolchain of rustup that has the source of `core`.
+/// The directory in which the object is built: the same for all profiles and for clippy, which have
+/// different `OUT_DIR`s, so that the object is compiled once. Cargo marks its build directory with
+/// `CACHEDIR.TAG`, and holds a lock on it while this script runs.
+fn build_dir(out_dir: &Path) -> PathBuf {
+    let cargo_dir = out_dir.ancestors().find(|directory| directory.join("CACHEDIR.TAG").is_file());
+    cargo_dir.unwrap_or(out_dir).join("ebpf")
+}
+
+/// The first rustup toolchain with the source of `core`.
 fn toolchain() -> Result<String> {
     if let Ok(name) = env::var(TOOLCHAIN) {
         return Ok(name);

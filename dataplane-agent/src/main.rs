@@ -1,4 +1,4 @@
-//! The agent's command line.
+//! Command line of the agent.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
@@ -8,9 +8,10 @@ use dataplane_agent::{
     allocate::{self, AllocateArgs},
     app, cli,
     config::RunArgs,
+    panics,
 };
 
-/// Pod network and services of a Kubernetes node, in eBPF.
+/// Kubernetes pod network and Service load balancing in eBPF.
 #[derive(Debug, Parser)]
 #[command(name = "dataplane-agent", version)]
 struct Args {
@@ -20,15 +21,16 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the agent of this node
+    /// Run the agent on this node
     Run(Box<RunArgs>),
-    /// Give each node its ranges of pod addresses, on a cluster that does not
+    /// Assign pod CIDRs to nodes, for clusters whose controller manager does not
     Allocate(Box<AllocateArgs>),
     #[command(flatten)]
     Cli(cli::Command),
 }
 
 fn main() -> ExitCode {
+    panics::abort_on_panic();
     match Args::parse().command {
         Command::Run(args) => app::run(&args),
         Command::Allocate(args) => allocate::run(&args),

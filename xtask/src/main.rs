@@ -1,5 +1,5 @@
-//! The project's one command. Owns the list of its subcommands; each has a file of its own, and none knows a crate of
-//! ours: they build and run them as a user would.
+//! `cargo xtask`: the list of subcommands. Each has a file of its own. None depends on another
+//! crate of the workspace: they build and run programs as a user does.
 #![forbid(unsafe_code)]
 
 mod build;
@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-/// Sets up, builds, demonstrates, tests and measures this project.
+/// Sets up, builds, demonstrates, tests and measures this project
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Arguments {
@@ -28,32 +28,35 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Install what building, running and measuring need; quick when nothing is missing
+    /// Install the tools that build, demo, tests and benchmark need
     Setup(setup::Args),
-    /// Build everything in release and say where it is
+    /// Build the programs and print their paths
     Build,
-    /// Write the container image as one file, offline; no other tool needed
+    /// Write the container image to a file; needs neither the network nor a container tool
     Image(image::Args),
-    /// Show the whole thing at work: a cluster of network namespaces, with real traffic (root)
+    /// Run a cluster of network namespaces and check it with real traffic (root)
     #[command(disable_help_flag = true)]
     Demo(lab::Args),
-    /// Enter a pod of a demo started with --keep, or run a command in it (root)
+    /// Enter a pod of a demo that was started with --keep, or run a command in it (root)
     #[command(disable_help_flag = true)]
     Shell(lab::Args),
-    /// Run every test
+    /// Build and run all tests
     Test(test::Args),
-    /// Measure against kube-proxy's rules, plain routing and the raw device (root)
+    /// Compare performance with kube-proxy's rules, plain routing and the raw device (root)
     #[command(disable_help_flag = true)]
     Bench(lab::Args),
-    /// Check form, lints, licences, documentation and the boundaries between modules
-    Lint,
-    /// What CI runs: lint, then the README's test command
+    /// Check format, text, lints, licenses, documentation and module boundaries
+    Lint(lint::Args),
+    /// Run what CI runs: lint, then the test command of the README
     Ci,
-    /// Load and run the datapath on other kernels, in QEMU
+    /// Load and test the datapath on other kernels, in QEMU
     Kernels(kernels::Args),
 }
 
 fn main() -> ExitCode {
+    if image::rustc::is_requested() {
+        return image::rustc::run();
+    }
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -72,7 +75,7 @@ fn run() -> Result<()> {
         Command::Shell(arguments) => lab::shell(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Bench(arguments) => lab::bench(&arguments),
-        Command::Lint => lint::run(),
+        Command::Lint(arguments) => lint::run(&arguments),
         Command::Ci => ci::run(),
         Command::Kernels(arguments) => kernels::run(arguments),
     }
@@ -83,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_demos_arguments_are_handed_on_as_they_are() {
+    fn arguments_of_demo_and_shell_are_passed_unchanged() {
         let words = ["web-1", "--", "ip", "-br", "address"];
         let arguments =
             Arguments::try_parse_from(["cargo xtask", "shell"].iter().chain(&words)).expect("a pod");

@@ -1,4 +1,4 @@
-//! Where the workspace and its output are, and cargo.
+//! The workspace's directories, its files, and cargo.
 
 use std::{
     env,
@@ -14,8 +14,9 @@ use crate::process;
 
 /// Compiles for BPF only; `dataplane-agent` builds it.
 pub(crate) const EBPF: &str = "dataplane-ebpf";
-/// For cargo: everything that compiles for the host. All of it at a time, for other packages would have other features of what they
-/// depend on, and all of that would be built again.
+/// For cargo: all packages that compile for the host. Every command selects all of them, because a
+/// part of them selects other features of dependencies, and cargo would compile those dependencies
+/// again.
 pub(crate) const FOR_HOST: [&str; 3] = ["--workspace", "--exclude", EBPF];
 
 /// The repository's top directory.
@@ -23,10 +24,12 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a directory of the workspace")
 }
 
-/// The cargo that runs us, at the top directory, as if nobody ran it.
+/// The cargo that runs this program, in the top directory, with the environment that it has in a
+/// shell.
 ///
-/// `cargo run` tells a program which package it is (`CARGO_PKG_NAME` and others). Build scripts that ask for the same variables, as
-/// that of `ring` does, would run again, and all that is built upon them, after each change from `cargo xtask` to plain cargo.
+/// `cargo run` sets `CARGO_PKG_NAME` and others. Build scripts that read such variables, for
+/// example that of `ring`, would run again after each change between `cargo xtask` and plain cargo,
+/// and their dependents would be compiled again.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
@@ -38,7 +41,8 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// Whether a variable of the environment tells a program which package it is (the Cargo book, "Environment variables").
+/// Whether cargo sets an environment variable for the package that it runs (the Cargo book,
+/// "Environment variables").
 fn is_of_a_package(name: &str) -> bool {
     ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"]
         .iter()
@@ -46,14 +50,27 @@ fn is_of_a_package(name: &str) -> bool {
         || name == "CARGO_PRIMARY_PACKAGE"
 }
 
-/// Where binaries of a profile are.
-pub(crate) fn binaries(profile: &str) -> Result<PathBuf> {
-    let metadata = metadata()?;
-    let target = metadata["target_directory"].as_str().context("cargo metadata: target_directory")?;
-    Ok(Path::new(target).join(profile))
+/// The directory of the programs that demo and tests use.
+pub(crate) fn development_programs() -> Result<PathBuf> {
+    Ok(target_directory()?.join("debug"))
 }
 
-/// What `cargo metadata` says of the workspace and all it depends on.
+/// Cargo's target directory.
+pub(crate) fn target_directory() -> Result<PathBuf> {
+    directory("target_directory")
+}
+
+/// Cargo's directory for what it compiles on the way to a program.
+pub(crate) fn build_directory() -> Result<PathBuf> {
+    directory("build_directory")
+}
+
+fn directory(field: &str) -> Result<PathBuf> {
+    let directory = metadata()?[field].as_str().with_context(|| format!("cargo metadata: no {field}"))?;
+    Ok(directory.into())
+}
+
+/// The output of `cargo metadata` for the workspace and its dependencies.
 pub(crate) fn metadata() -> Result<&'static Value> {
     static METADATA: OnceLock<Value> = OnceLock::new();
     if let Some(metadata) = METADATA.get() {
@@ -64,7 +81,7 @@ pub(crate) fn metadata() -> Result<&'static Value> {
     Ok(METADATA.get_or_init(|| metadata))
 }
 
-/// Every file under version control, or about to be, that ends in `.extension`; relative to the top directory.
+/// All files with this extension that git tracks or does not ignore, relative to the top directory.
 pub(crate) fn files(extension: &str) -> Result<Vec<PathBuf>> {
     let mut git = Command::new("git");
     git.current_dir(root()).args(["ls-files", "--cached", "--others", "--exclude-standard", "-z", "--"]);
@@ -81,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cargo_we_run_hears_of_its_directories_and_not_of_our_package() {
+    fn cargo_gets_no_variables_of_the_package_that_runs_it() {
         let removed = ["CARGO_PKG_NAME", "CARGO_MANIFEST_DIR", "CARGO_BIN_NAME", "CARGO_PRIMARY_PACKAGE"];
         let kept =
             ["CARGO", "CARGO_HOME", "CARGO_TARGET_DIR", "CARGO_BUILD_JOBS", "RUSTUP_TOOLCHAIN", "PATH"];

@@ -32,8 +32,8 @@ use super::{
     settings::Settings,
 };
 use crate::{
-    announce::{Announcement, Announcer, Weight, node as node_reference},
     cluster::explain,
+    event_recorder::{EventRecorder, EventType, NewEvent, node as node_reference},
     reconcile::backoff::WorkQueue,
 };
 
@@ -61,7 +61,7 @@ pub(super) struct Controller {
     nodes: Api<Node>,
     settings: Settings,
     leadership: watch::Receiver<Leadership>,
-    announcer: Announcer,
+    recorder: EventRecorder,
     allocator_metrics: Arc<AllocatorMetrics>,
 }
 
@@ -88,10 +88,10 @@ impl Controller {
         client: Client,
         settings: Settings,
         leadership: watch::Receiver<Leadership>,
-        announcer: Announcer,
+        recorder: EventRecorder,
         allocator_metrics: Arc<AllocatorMetrics>,
     ) -> Self {
-        Self { nodes: Api::all(client), settings, leadership, announcer, allocator_metrics }
+        Self { nodes: Api::all(client), settings, leadership, recorder, allocator_metrics }
     }
 
     /// Assigns ranges whenever this allocator leads. Never returns while the election runs.
@@ -362,9 +362,9 @@ impl LeaderTerm<'_> {
                 self.controller.allocator_metrics.count_finding(finding);
                 tracing::warn!(node = name, reason = finding.reason(), %finding, "invalid pod CIDR configuration of node");
             }
-            self.controller.announcer.announce(Announcement {
-                about: node_reference(name, uid),
-                weight: Weight::Warning,
+            self.controller.recorder.record(NewEvent {
+                regarding: node_reference(name, uid),
+                event_type: EventType::Warning,
                 reason: finding.reason(),
                 action: "AllocatePodCIDRs",
                 note: finding.to_string(),

@@ -154,7 +154,10 @@ async fn metrics(State((allocator_metrics, _)): Shared) -> Response {
 async fn healthz(State((allocator_metrics, _)): Shared) -> Response {
     let since_heartbeat = allocator_metrics.since_heartbeat();
     let alive = since_heartbeat < HEARTBEAT_TIMEOUT;
-    http::judgement(alive, &json!({ "alive": alive, "silent_seconds": since_heartbeat.as_secs() }))
+    http::probe_response(
+        alive,
+        &json!({ "alive": alive, "lastHeartbeatSecondsAgo": since_heartbeat.as_secs() }),
+    )
 }
 
 /// Ready to lead: the settings fit the nodes, and the Lease was read.
@@ -162,5 +165,5 @@ async fn readyz(State((allocator_metrics, leadership)): Shared) -> Response {
     let current = leadership.borrow().clone();
     let ready = allocator_metrics.set_checked.load(Ordering::Relaxed) && current.lease_seen;
     let leads = current.is_leader(Instant::now());
-    http::judgement(ready, &json!({ "ready": ready, "leads": leads, "leader": current.holder }))
+    http::probe_response(ready, &json!({ "ready": ready, "leads": leads, "leader": current.holder }))
 }

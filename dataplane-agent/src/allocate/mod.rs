@@ -24,8 +24,8 @@ use tokio::{
 pub use settings::AllocateArgs;
 
 use crate::{
-    announce::Announcer,
     cluster::{self, ClusterError, explain},
+    event_recorder::EventRecorder,
     http::HttpError,
     telemetry::{self, TelemetryError},
 };
@@ -116,8 +116,8 @@ async fn work(
     let working = async move {
         check(&client, &settings).await?;
         allocator_metrics.set_checked();
-        let announcer = Announcer::start(client.clone(), "dataplane-allocator", &settings.identity);
-        let controller = Controller::new(client, settings, leadership, announcer, allocator_metrics);
+        let recorder = EventRecorder::start(client.clone(), "dataplane-allocator", &settings.identity);
+        let controller = Controller::new(client, settings, leadership, recorder, allocator_metrics);
         tokio::select! {
             () = election.run() => {}
             () = controller.run() => {}

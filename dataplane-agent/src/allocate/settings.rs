@@ -55,9 +55,14 @@ pub struct AllocateArgs {
     /// URLs of the API servers [default: the server the credentials name]
     #[arg(long, env = "DATAPLANE_API_SERVER", value_name = "URL,..", value_delimiter = ',')]
     api_server: Vec<Uri>,
-    /// Address on which /metrics, /healthz and /readyz are served
-    #[arg(long, env = "DATAPLANE_HTTP", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:9965")]
-    http: SocketAddr,
+    /// Address of /metrics, /healthz and /readyz
+    #[arg(
+        long,
+        env = "DATAPLANE_HTTP_BIND_ADDRESS",
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:9965"
+    )]
+    http_bind_address: SocketAddr,
     /// Log filter, as in RUST_LOG
     #[arg(long, env = "DATAPLANE_LOG", value_name = "FILTER", default_value = "info")]
     log: String,
@@ -126,7 +131,7 @@ impl Settings {
                 kubeconfig: args.kubeconfig.clone(),
                 ..Access::default()
             },
-            http: args.http,
+            http: args.http_bind_address,
             log: args.log.clone(),
             log_format: args.log_format,
         })

@@ -46,7 +46,7 @@ impl Reconciler {
             own_rows.map(|(key, (row, backends))| frontend_view(key, row, backends.len(), object)).collect();
         frontends.sort_by_key(|it| (it.kind, !it.address.is_ipv4(), it.address, it.clients));
         let of_cluster =
-            frontends.iter().filter(|it| matches!(it.kind, FrontendKind::Cluster | FrontendKind::Host));
+            frontends.iter().filter(|it| matches!(it.kind, FrontendKind::ClusterIp | FrontendKind::HostPort));
         Some(ServiceView {
             namespace: port.key.service.namespace.to_string(),
             name: port.key.service.name.to_string(),
@@ -88,7 +88,7 @@ impl Reconciler {
             ifindex: endpoint.ifindex,
             mac: (!endpoint.is_host()).then(|| endpoint.mac.to_string()),
             flow_hints: hinted_protocols(endpoint.flow_hints),
-            node_ports: endpoint.is_host() && endpoint.has_node_ports(),
+            accepts_node_ports: endpoint.is_host() && endpoint.has_node_ports(),
         }
     }
 
@@ -268,20 +268,20 @@ fn frontend_view(
     };
     // in the precedence of `compile`
     let kind = if row.flags & ServiceFlags::HOST_PORT != 0 {
-        FrontendKind::Host
+        FrontendKind::HostPort
     } else if *key == key.at_node() {
-        FrontendKind::Node
+        FrontendKind::NodePort
     } else if is_one_of(|object| &object.cluster_ips) {
-        FrontendKind::Cluster
+        FrontendKind::ClusterIp
     } else if is_one_of(|object| &object.external_ips) {
-        FrontendKind::External
+        FrontendKind::ExternalIp
     } else {
         FrontendKind::LoadBalancer
     };
     let clients = if key.scope == Scope::Outside as u8 {
-        ClientsView::Outside
+        ClientsView::External
     } else if row.flags & ServiceFlags::OUTSIDE != 0 {
-        ClientsView::Here
+        ClientsView::Internal
     } else {
         ClientsView::All
     };
@@ -290,8 +290,8 @@ fn frontend_view(
         address,
         port: key.port.get(),
         clients,
-        local: row.flags & ServiceFlags::LOCAL != 0,
-        guarded: row.flags & ServiceFlags::SOURCE_RANGES != 0,
+        local_only: row.flags & ServiceFlags::LOCAL != 0,
+        has_source_ranges: row.flags & ServiceFlags::SOURCE_RANGES != 0,
         backends: backends as u32,
     }
 }

@@ -1,6 +1,7 @@
-//! Reads an image back as a tool that knows only the formats would, and says what is wrong with it.
+//! Reads an image back by the formats' specifications and reports what is wrong with it.
 //!
-//! Trusts nothing of the writer: names are followed from `index.json` down, every digest and size is computed again.
+//! Shares no assumption with the writer: it follows descriptors from `index.json` down and computes
+//! all digests and sizes again.
 
 use std::{collections::BTreeMap, io::Read as _};
 
@@ -13,7 +14,7 @@ use super::{
     layout::{CONFIG_TYPE, LAYER_TYPE, MANIFEST_TYPE},
 };
 
-/// What was found in a whole and sound image.
+/// The content of a valid image.
 #[derive(Debug)]
 pub(super) struct Contents {
     pub(super) config: Value,
@@ -21,9 +22,9 @@ pub(super) struct Contents {
     pub(super) files: BTreeMap<String, Vec<u8>>,
 }
 
-/// Everything in an image that is whole.
+/// Reads an image. Fails unless it is valid.
 pub(super) fn read(archive: &[u8], reference: &str) -> Result<Contents> {
-    let files = entries(archive).context("the file of the image")?;
+    let files = entries(archive).context("read the image file")?;
     let layout = json(&files, "oci-layout")?;
     ensure!(layout["imageLayoutVersion"] == "1.0.0", "oci-layout: {layout}");
 
@@ -36,7 +37,10 @@ pub(super) fn read(archive: &[u8], reference: &str) -> Result<Contents> {
     let manifest = parse(blob(&files, descriptor, MANIFEST_TYPE)?)?;
     let config_blob = blob(&files, &manifest["config"], CONFIG_TYPE)?;
     let config = parse(config_blob)?;
-    ensure!(config["architecture"] == descriptor["platform"]["architecture"], "architectures differ");
+    ensure!(
+        config["architecture"] == descriptor["platform"]["architecture"],
+        "architecture of configuration and index differ"
+    );
 
     let layers = manifest["layers"].as_array().context("manifest: layers")?;
     let diff_ids = config["rootfs"]["diff_ids"].as_array().context("config: diff_ids")?;
@@ -49,25 +53,25 @@ pub(super) fn read(archive: &[u8], reference: &str) -> Result<Contents> {
         GzDecoder::new(blob).read_to_end(&mut unpacked).context("unpack a layer")?;
         let digest = Digest::of(&unpacked).to_string();
         ensure!(*diff_id == digest, "diff_id {diff_id}, but the layer is {digest}");
-        root.append(&mut entries(&unpacked).context("a layer")?);
+        root.append(&mut entries(&unpacked).context("read a layer")?);
         paths.push(Digest::of(blob).path());
     }
     docker(&json(&files, "manifest.json")?, reference, config_blob, &paths)?;
     Ok(Contents { config, files: root })
 }
 
-/// The same image, for tools that know only Docker's form.
+/// Fails unless Docker's manifest describes the same image.
 fn docker(manifest: &Value, reference: &str, config: &[u8], layers: &[String]) -> Result<()> {
     let image = &manifest[0];
-    ensure!(image["Config"] == Digest::of(config).path(), "manifest.json: another configuration: {image}");
-    ensure!(image["RepoTags"] == serde_json::json!([reference]), "manifest.json: another name: {image}");
-    ensure!(image["Layers"] == serde_json::json!(layers), "manifest.json: other layers: {image}");
+    ensure!(image["Config"] == Digest::of(config).path(), "manifest.json: wrong configuration: {image}");
+    ensure!(image["RepoTags"] == serde_json::json!([reference]), "manifest.json: wrong name: {image}");
+    ensure!(image["Layers"] == serde_json::json!(layers), "manifest.json: wrong layers: {image}");
     Ok(())
 }
 
-/// What a descriptor describes, if it is as described.
+/// The blob of a descriptor. Fails unless digest, size and media type match.
 fn blob<'a>(files: &'a BTreeMap<String, Vec<u8>>, descriptor: &Value, media_type: &str) -> Result<&'a [u8]> {
-    ensure!(descriptor["mediaType"] == media_type, "{descriptor} describes no {media_type}");
+    ensure!(descriptor["mediaType"] == media_type, "{descriptor} has not the media type {media_type}");
     let digest = descriptor["digest"].as_str().and_then(|digest| digest.strip_prefix("sha256:"));
     let digest = digest.with_context(|| format!("no digest in {descriptor}"))?;
     let blob = files.get(&format!("blobs/sha256/{digest}"));
@@ -78,18 +82,19 @@ fn blob<'a>(files: &'a BTreeMap<String, Vec<u8>>, descriptor: &Value, media_type
     Ok(blob)
 }
 
-/// Regular files of an archive whose names are sorted, relative, and of root's.
+/// The regular files of an archive. Fails unless paths are relative and sorted, and the owner is
+/// root.
 fn entries(archive: &[u8]) -> Result<BTreeMap<String, Vec<u8>>> {
     let mut files = BTreeMap::new();
     let mut last = String::new();
     for entry in tar::Archive::new(archive).entries()? {
         let mut entry = entry?;
-        let path = String::from_utf8(entry.path_bytes().into_owned()).context("a name")?;
+        let path = String::from_utf8(entry.path_bytes().into_owned()).context("read a path")?;
         let header = entry.header();
         if (header.uid()?, header.gid()?) != (0, 0) {
-            bail!("{path} is not root's");
+            bail!("{path} is not owned by root");
         }
-        ensure!(!path.starts_with('/') && !path.contains(".."), "{path} leads elsewhere");
+        ensure!(!path.starts_with('/') && !path.contains(".."), "{path} leads out of the root");
         ensure!(last < path, "{path} comes after {last}");
         if header.entry_type().is_file() {
             let mut content = Vec::new();
@@ -136,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_in_comes_out() {
+    fn files_and_configuration_are_read_back() {
         let contents = read(&image(), NAME).unwrap();
         assert_eq!(contents.files["bin/thing"], vec![7; 2_000]);
         assert_eq!(contents.config["architecture"], "arm64");
@@ -145,19 +150,19 @@ mod tests {
     }
 
     #[test]
-    fn an_image_made_twice_is_the_same() {
+    fn image_written_twice_has_the_same_bytes() {
         assert_eq!(image(), image());
     }
 
     #[test]
-    fn a_changed_byte_or_another_name_is_noticed() {
+    fn changed_byte_or_other_name_is_an_error() {
         assert!(
             read(&image(), "example.org/other:1").unwrap_err().to_string().contains("ref.name")
                 || read(&image(), "example.org/other:1").unwrap_err().to_string().contains("image.name")
         );
         let image = image();
         let text = String::from_utf8_lossy(&image);
-        // within the configuration: its digest no longer fits
+        // in the configuration: its digest does not match
         let at = text.find("\"os\":\"linux\",\"rootfs\"").unwrap_or_else(|| text.find("\"rootfs\"").unwrap());
         let mut broken = image.clone();
         broken[at + 1] ^= 1;

@@ -1,10 +1,10 @@
-//! What content is called by: `sha256:` and 64 hexadecimal digits.
+//! OCI digests: `sha256:` and 64 hexadecimal digits.
 
 use std::fmt;
 
 use sha2::{Digest as _, Sha256};
 
-/// The digest of some bytes.
+/// The SHA-256 digest of a blob.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Digest(String);
 
@@ -17,12 +17,12 @@ impl Digest {
         Self(hex)
     }
 
-    /// Without the name of the algorithm.
+    /// The digest without the name of the algorithm.
     pub(super) fn hex(&self) -> &str {
         &self.0
     }
 
-    /// Where a layout has the content.
+    /// Path of the blob in an OCI layout.
     pub(super) fn path(&self) -> String {
         format!("blobs/sha256/{}", self.0)
     }
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_has_the_digest_everybody_knows() {
+    fn digest_of_no_bytes_is_the_known_one() {
         assert_eq!(
             Digest::of(b"").to_string(),
             "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

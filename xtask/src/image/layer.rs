@@ -1,6 +1,7 @@
-//! A layer: files of a root file system as a compressed archive that is the same, byte for byte, whoever makes it.
+//! A layer: files of a root file system as a compressed archive, reproducible byte for byte.
 //!
-//! Everything belongs to root, names are sorted, times are the one given, and directories are made for what is in them.
+//! The owner is root, paths are sorted, all files have the same time, and parent directories are
+//! added.
 
 use std::{collections::BTreeMap, io::Write as _};
 
@@ -20,23 +21,23 @@ struct File {
     content: Vec<u8>,
 }
 
-/// What an image refers to a layer by, and the layer.
+/// A layer, and the values that an image refers to it by.
 pub(super) struct Layer {
-    /// Compressed.
+    /// The compressed archive.
     pub(super) blob: Vec<u8>,
-    /// Of the archive before it was compressed.
+    /// Digest of the uncompressed archive.
     pub(super) diff_id: Digest,
-    /// Bytes before they were compressed.
+    /// Size of the uncompressed archive in bytes.
     pub(super) unpacked: u64,
 }
 
 impl Files {
-    /// Adds something to run.
+    /// Adds an executable file.
     pub(super) fn program(&mut self, path: &str, content: Vec<u8>) {
         self.add(path, 0o755, content);
     }
 
-    /// Adds something to read.
+    /// Adds a file that is not executable.
     pub(super) fn text(&mut self, path: &str, content: impl Into<Vec<u8>>) {
         self.add(path, 0o644, content.into());
     }
@@ -46,7 +47,7 @@ impl Files {
         assert!(twice.is_none() && !path.starts_with('/'), "{path} is added once, relative to the root");
     }
 
-    /// The layer of these files, all as old as `seconds` after the epoch.
+    /// The layer of these files, with modification time `seconds` after the epoch.
     pub(super) fn layer(&self, seconds: u64) -> Result<Layer> {
         let archive = self.archive(seconds).context("archive the files of the image")?;
         let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
@@ -70,7 +71,7 @@ impl Files {
     }
 }
 
-/// Adds one entry, of root's.
+/// Adds an entry that root owns.
 pub(super) fn append(
     archive: &mut Builder<Vec<u8>>,
     path: &str,
@@ -89,7 +90,7 @@ pub(super) fn append(
     archive.append_data(&mut header, path, content).with_context(|| format!("add {path}"))
 }
 
-/// `usr`, `usr/share` for `usr/share/file`.
+/// The parent directories: `usr`, `usr/share` for `usr/share/file`.
 fn ancestors(path: &str) -> Vec<String> {
     path.match_indices('/').map(|(at, _)| path[..at].to_owned()).collect()
 }
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_are_sorted_owned_by_root_and_below_their_directories() {
+    fn entries_are_sorted_and_owned_by_root_after_their_directories() {
         let layer = files().layer(1_700_000_000).unwrap();
         let mut archive = Vec::new();
         GzDecoder::new(layer.blob.as_slice()).read_to_end(&mut archive).unwrap();
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_files_make_the_same_layer() {
+    fn same_files_give_the_same_layer() {
         assert_eq!(files().layer(7).unwrap().blob, files().layer(7).unwrap().blob);
         assert_ne!(files().layer(7).unwrap().blob, files().layer(8).unwrap().blob);
     }

@@ -1,7 +1,7 @@
-//! An image of one layer as one file: an OCI layout, which is a Docker archive as well, so that every tool takes it.
+//! An image of one layer as one file, which is both an OCI layout and a Docker archive, so that
+//! every tool reads it.
 //!
-//! Owns the JSON of both forms (opencontainers/image-spec v1.1; Docker's `manifest.json`). Knows nothing of what the
-//! image is for.
+//! Owns the JSON of both formats (opencontainers/image-spec v1.1; Docker's `manifest.json`).
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -17,19 +17,19 @@ pub(super) const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 pub(super) const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 
-/// What is said of an image, besides what is in it.
+/// The metadata of an image.
 pub(super) struct Description {
-    /// `registry/name:tag`.
+    /// Name of the image: `registry/name:tag`.
     pub(super) reference: String,
-    /// As Go calls it: amd64, arm64.
+    /// Go's name: amd64, arm64.
     pub(super) architecture: &'static str,
-    /// Seconds after the epoch.
+    /// Time of creation in seconds after the epoch.
     pub(super) created: u64,
     pub(super) entrypoint: Vec<String>,
     pub(super) labels: Vec<(&'static str, String)>,
 }
 
-/// The file, and the digest of the image's manifest.
+/// The content of the file, and the digest of the image's manifest.
 pub(super) fn archive(description: &Description, layer: &Layer) -> Result<(Vec<u8>, Digest)> {
     let config = text(&config(description, layer));
     let manifest = text(&json!({
@@ -81,7 +81,8 @@ fn config(description: &Description, layer: &Layer) -> Value {
 fn index(description: &Description, manifest: &[u8]) -> Value {
     let mut descriptor = descriptor(MANIFEST_TYPE, manifest);
     descriptor["platform"] = json!({ "architecture": description.architecture, "os": "linux" });
-    // containerd takes the whole name from its own annotation, the others from the standard's
+    // containerd reads the full name from its own annotation, other tools from that of the
+    // specification
     descriptor["annotations"] = json!({
         "io.containerd.image.name": description.reference,
         "org.opencontainers.image.ref.name": description.reference,
@@ -109,10 +110,11 @@ fn text(value: &Value) -> Vec<u8> {
     value.to_string().into_bytes()
 }
 
-/// RFC 3339, in UTC.
+/// A time as RFC 3339, in UTC.
 pub(super) fn timestamp(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    // days since 0000-03-01, in eras of 400 years that all have the same length: leap days come last in such a year
+    // days since 0000-03-01; years begin in March, so that a leap day is the last day; 400 years
+    // always have 146097 days
     let days = days + 719_468;
     let (era, day) = (days / 146_097, days % 146_097);
     let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
@@ -130,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_those_of_the_calendar() {
+    fn times_match_the_calendar() {
         for (seconds, expected) in [
             (0, "1970-01-01T00:00:00Z"),
             (951_782_400, "2000-02-29T00:00:00Z"),

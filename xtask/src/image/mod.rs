@@ -1,5 +1,6 @@
-//! `image`: one file that container runtimes import, made of static programs and nothing else. No network, no daemon,
-//! no other tool; the same commit makes the same bytes.
+//! `image`: the container image, as one file that container runtimes import. It contains only
+//! static programs. Needs no network, no daemon and no other tool. The same commit, tools and
+//! `CARGO_HOME` give the same bytes.
 
 mod binaries;
 mod check;
@@ -7,6 +8,7 @@ mod digest;
 mod layer;
 mod layout;
 mod packages;
+pub(crate) mod rustc;
 mod sbom;
 
 use std::{
@@ -22,13 +24,14 @@ use layout::Description;
 
 use crate::{process, workspace};
 
-/// Where the manifests of `deploy/` look for it. The domain is nobody's: what is not there is not pulled from a stranger.
+/// The name in the manifests of `deploy/`. The domain does not exist, so that a missing image is
+/// not pulled from a stranger's registry.
 const NAME: &str = "dataplane.local/dataplane";
 
-/// Of the files in the image, unpacked.
+/// Largest size of the image's files in bytes, unpacked.
 const LARGEST: u64 = 40_000_000;
 
-/// Where the list of what it is made of is, in the image.
+/// Path of the SBOM in the image.
 const SBOM: &str = "usr/share/sbom/dataplane.spdx.json";
 
 #[derive(clap::Args)]
@@ -39,13 +42,14 @@ pub(crate) struct Args {
     /// Name of the image, or only its tag [default: dataplane.local/dataplane:VERSION]
     #[arg(long, value_name = "TAG")]
     tag: Option<String>,
-    /// Rust's name of what it is to run on [default: this machine, with musl if that can be built]
+    /// Rust target triple, for example with musl; compiles everything again [default: this machine,
+    /// with its C library]
     #[arg(long, value_name = "TRIPLE")]
     target: Option<String>,
     /// Directory with programs that are already built for the target
     #[arg(long, value_name = "DIR")]
     binaries: Option<PathBuf>,
-    /// Make it twice, compare, and read it back
+    /// Write the image twice, compare both, and read it back
     #[arg(long)]
     check: bool,
 }
@@ -72,11 +76,11 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
         &packages,
     );
     let sbom = format!("{sbom:#}\n");
-    let files = files(&binaries, &target, &sbom, &packages::licences(&packages)?)?;
+    let files = files(&binaries, &target, &sbom, &packages::licenses(&packages)?)?;
     let layer = files.layer(commit.seconds)?;
     ensure!(
         layer.unpacked < LARGEST,
-        "the files of the image have {} bytes; it is to be below {LARGEST}",
+        "the files of the image have {} bytes, more than the limit of {LARGEST}",
         layer.unpacked
     );
     let description = Description {
@@ -107,27 +111,27 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Everything in the image.
+/// All files of the image.
 fn files(binaries: &Path, target: &Target, sbom: &str, others: &str) -> Result<Files> {
     let mut files = Files::default();
     for program in PROGRAMS {
         files.program(program, binaries::read(binaries, program, target)?);
     }
-    // for what asks who it is, and where names are looked up
+    // user, group and name service databases, which the C library reads
     files.text("etc/passwd", "root:x:0:0:root:/:/dataplane-agent\n");
     files.text("etc/group", "root:x:0:\n");
     files.text("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n");
-    for licence in ["LICENSE-APACHE", "LICENSE-MIT"] {
-        let path = workspace::root().join(licence);
+    for license in ["LICENSE-APACHE", "LICENSE-MIT"] {
+        let path = workspace::root().join(license);
         let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        files.text(&format!("usr/share/doc/dataplane/{licence}"), text);
+        files.text(&format!("usr/share/doc/dataplane/{license}"), text);
     }
     files.text("usr/share/doc/dataplane/LICENSES-OF-OTHERS", others);
     files.text(SBOM, sbom);
     Ok(files)
 }
 
-/// What is linked into the programs and is no package of cargo's.
+/// Libraries in the programs that are not packages of cargo: name, version, license.
 fn runtimes(target: &Target) -> Result<Vec<(&'static str, String, &'static str)>> {
     let rust = process::output(Command::new("rustc").arg("--version"))?;
     let rust = rust.split(' ').nth(1).unwrap_or_default().to_owned();
@@ -157,7 +161,7 @@ fn labels(version: &str, commit: &Commit) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// The image again, and what is in it, as somebody else would see them.
+/// Fails unless the same files give the same image, and the image can be read back.
 fn verify(
     image: &[u8],
     description: &Description,
@@ -166,27 +170,27 @@ fn verify(
     seconds: u64,
 ) -> Result<()> {
     let (again, _digest) = layout::archive(description, &files.layer(seconds)?)?;
-    ensure!(again == image, "the same files made another image");
+    ensure!(again == image, "the same files gave a different image");
     let contents = check::read(image, &description.reference)?;
     for program in PROGRAMS {
         let content =
             contents.files.get(program).with_context(|| format!("{program} is not in the image"))?;
         binaries::check(content, target).with_context(|| program.to_owned())?;
     }
-    let sbom = contents.files.get(SBOM).context("the list of packages is not in the image")?;
+    let sbom = contents.files.get(SBOM).context("the image has no SBOM")?;
     let sbom: serde_json::Value = serde_json::from_slice(sbom)?;
-    ensure!(sbom["spdxVersion"] == "SPDX-2.3", "the list of packages is no SPDX 2.3");
+    ensure!(sbom["spdxVersion"] == "SPDX-2.3", "the SBOM is not SPDX 2.3");
     for (label, value) in &description.labels {
         ensure!(contents.config["config"]["Labels"][label] == value.as_str(), "label {label} is missing");
     }
-    eprintln!("check: OK (made twice, read back, {} files)", contents.files.len());
+    eprintln!("check: OK (written twice, read back, {} files)", contents.files.len());
     Ok(())
 }
 
-/// What the image is made of.
+/// The commit that the image is built from.
 struct Commit {
     revision: String,
-    /// Of the commit, or `SOURCE_DATE_EPOCH`.
+    /// `SOURCE_DATE_EPOCH`, or the time of the commit, in seconds after the epoch.
     seconds: u64,
 }
 
@@ -214,7 +218,7 @@ fn version() -> Result<String> {
     version.map(str::to_owned).context("cargo metadata: the agent's version")
 }
 
-/// A tag alone is one of ours.
+/// The image's name: a tag alone is a tag of [`NAME`].
 fn reference(tag: Option<&str>, version: &str) -> String {
     match tag {
         Some(name) if name.contains(['/', ':']) => name.to_owned(),
@@ -223,7 +227,10 @@ fn reference(tag: Option<&str>, version: &str) -> String {
 }
 
 fn output(chosen: Option<&Path>, version: &str, architecture: &str) -> Result<PathBuf> {
-    let path = chosen.map_or_else(|| workspace::binaries("image"), |path| Ok(path.to_owned()))?;
+    let path = chosen.map_or_else(
+        || workspace::target_directory().map(|target| target.join("image")),
+        |path| Ok(path.to_owned()),
+    )?;
     let is_directory = chosen.is_none() || path.is_dir() || path.as_os_str().to_string_lossy().ends_with('/');
     let (directory, file) = if is_directory {
         (path.clone(), path.join(format!("dataplane-{version}-{architecture}.tar")))
@@ -245,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tag_alone_is_one_of_our_name() {
+    fn tag_alone_is_a_tag_of_the_default_name() {
         assert_eq!(reference(None, "0.1.0"), "dataplane.local/dataplane:0.1.0");
         assert_eq!(reference(Some("next"), "0.1.0"), "dataplane.local/dataplane:next");
         assert_eq!(
@@ -255,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_gets_a_file_with_version_and_architecture() {
+    fn file_in_a_directory_is_named_by_version_and_architecture() {
         let directory = tempfile::tempdir().unwrap();
         let named = directory.path().join("dataplane-0.1.0-arm64.tar");
         assert_eq!(output(Some(directory.path()), "0.1.0", "arm64").unwrap(), named);

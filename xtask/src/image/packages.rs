@@ -1,7 +1,7 @@
-//! Every package whose code is in the image: which, under what licence, and who needs it.
+//! The packages whose code is in the image, with their licenses and dependencies.
 //!
-//! Cargo says which packages are linked (`tree`: build tools and macros are not) and what they say of themselves
-//! (`metadata`), the lock file their checksums.
+//! `cargo tree` lists the packages that are linked (not build tools and macros), `cargo metadata`
+//! has their manifests, and the lock file has their checksums.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,30 +16,30 @@ use serde_json::Value;
 use super::binaries::{PROGRAMS, Target};
 use crate::{process, workspace};
 
-/// How files that hold a licence begin.
+/// Prefixes of the names of license files.
 const LICENCE_FILES: [&str; 4] = ["LICENSE", "LICENCE", "COPYING", "NOTICE"];
 
-/// A package.
+/// A package that is linked.
 #[derive(Debug)]
 pub(super) struct Package {
     pub(super) name: String,
     pub(super) version: String,
-    /// SPDX expression.
-    pub(super) licence: Option<String>,
-    /// SHA-256 of what the registry holds; none of our own.
+    /// License as SPDX expression.
+    pub(super) license: Option<String>,
+    /// SHA-256 of the package in the registry; none for packages of the workspace.
     pub(super) checksum: Option<String>,
-    /// Positions of those it needs, in the list it is in.
-    pub(super) needs: Vec<usize>,
+    /// Indices of its dependencies in the list of packages.
+    pub(super) dependencies: Vec<usize>,
     directory: PathBuf,
 }
 
 impl Package {
-    pub(super) fn is_ours(&self) -> bool {
+    pub(super) fn is_member(&self) -> bool {
         self.checksum.is_none()
     }
 }
 
-/// The packages of the image, by name and version.
+/// The packages in the image.
 pub(super) fn linked(target: &Target) -> Result<Vec<Package>> {
     let names = tree(target)?;
     let lock = workspace::root().join("Cargo.lock");
@@ -48,7 +48,8 @@ pub(super) fn linked(target: &Target) -> Result<Vec<Package>> {
     select(workspace::metadata()?, &names, &checksums)
 }
 
-/// Names and versions of what is linked. The datapath is inside the agent, which no dependency of cargo's says.
+/// Names and versions of linked packages. The eBPF crate is listed separately: the agent embeds its
+/// object and does not depend on it.
 fn tree(target: &Target) -> Result<BTreeSet<(String, String)>> {
     let mut cargo = workspace::cargo();
     cargo.args(["tree", "--locked", "--target", &target.triple, "--edges", "normal,no-proc-macro"]);
@@ -60,7 +61,7 @@ fn tree(target: &Target) -> Result<BTreeSet<(String, String)>> {
     Ok(text.lines().filter_map(name_and_version).collect())
 }
 
-/// Of `serde v1.0.228 (*)`.
+/// Name and version in a line as `serde v1.0.228 (*)`.
 fn name_and_version(line: &str) -> Option<(String, String)> {
     let mut words = line.split(' ');
     let (name, version) = (words.next()?, words.next()?);
@@ -82,9 +83,9 @@ fn select(
             ids.push(text(&package["id"]));
             let manifest = PathBuf::from(text(&package["manifest_path"]));
             packages.push(Package {
-                licence: package["license"].as_str().map(|licence| licence.replace('/', " OR ")),
+                license: package["license"].as_str().map(|license| license.replace('/', " OR ")),
                 checksum: checksums.get(&key).cloned(),
-                needs: Vec::new(),
+                dependencies: Vec::new(),
                 directory: manifest.parent().unwrap_or(Path::new("/")).to_owned(),
                 name: key.0,
                 version: key.1,
@@ -99,13 +100,13 @@ fn select(
             kinds.is_some_and(|kinds| kinds.iter().any(|kind| kind["kind"].is_null()))
         };
         let needs = node["deps"].as_array().into_iter().flatten().filter(normal);
-        packages[at].needs =
+        packages[at].dependencies =
             needs.filter_map(|need| ids.iter().position(|id| need["pkg"] == id.as_str())).collect();
     }
     Ok(packages)
 }
 
-/// Of every package of the lock file that has one.
+/// The checksums in the lock file, by name and version.
 fn checksums(lock: &str) -> BTreeMap<(String, String), String> {
     let value = |block: &str, key: &str| {
         let line = block.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(" = \""));
@@ -116,10 +117,10 @@ fn checksums(lock: &str) -> BTreeMap<(String, String), String> {
     blocks.filter_map(entry).collect()
 }
 
-/// The licences of packages that are not ours, each text once, with the packages it is of.
-pub(super) fn licences(packages: &[Package]) -> Result<String> {
+/// The licenses of packages from the registry: each text once, with the packages that have it.
+pub(super) fn licenses(packages: &[Package]) -> Result<String> {
     let mut texts: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for package in packages.iter().filter(|package| !package.is_ours()) {
+    for package in packages.iter().filter(|package| !package.is_member()) {
         let name = format!("{} {}", package.name, package.version);
         let directory = fs::read_dir(&package.directory)
             .with_context(|| format!("read {}", package.directory.display()))?;
@@ -138,7 +139,7 @@ pub(super) fn licences(packages: &[Package]) -> Result<String> {
         texts.into_iter().map(|(text, names)| (names, text)).collect();
     sections.sort();
     let mut all =
-        "Parts of the programs in this image are the work of others, under these licences.\n".to_owned();
+        "Parts of the programs in this image are the work of others, under these licenses.\n".to_owned();
     for (names, text) in sections {
         let names = names.into_iter().collect::<Vec<_>>().join(", ");
         write!(all, "\n==== {names}\n\n{text}\n")?;
@@ -153,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_linked_is_found_with_checksum_licence_and_needs() {
+    fn linked_packages_have_checksum_license_and_dependencies() {
         let lock = "version = 4\n\n[[package]]\nname = \"a\"\nversion = \"1.0.0\"\nchecksum = \"abc\"\n\n\
                     [[package]]\nname = \"ours\"\nversion = \"0.1.0\"\ndependencies = [\n \"a\",\n]\n";
         let package = |name: &str, version: &str, license: &str| {
@@ -174,8 +175,8 @@ mod tests {
         let names: BTreeSet<_> = tree.lines().filter_map(name_and_version).collect();
         let packages = select(&metadata, &names, &checksums(lock)).unwrap();
         assert_eq!(packages.len(), 2, "{packages:?}");
-        assert_eq!(packages[0].licence.as_deref(), Some("MIT OR Apache-2.0"));
+        assert_eq!(packages[0].license.as_deref(), Some("MIT OR Apache-2.0"));
         assert_eq!(packages[0].checksum.as_deref(), Some("abc"));
-        assert!(packages[1].is_ours() && packages[1].needs == [0]);
+        assert!(packages[1].is_member() && packages[1].dependencies == [0]);
     }
 }

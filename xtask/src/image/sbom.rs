@@ -1,24 +1,24 @@
-//! What the image is made of, for programs that look for known faults and licences: SPDX 2.3, as JSON.
+//! The SBOM of the image in SPDX 2.3 JSON, for scanners of vulnerabilities and licenses.
 
 use serde_json::{Value, json};
 
 use super::{layout::timestamp, packages::Package};
 
-/// What the document is about.
+/// The image that the document describes.
 pub(super) struct Subject<'a> {
     pub(super) version: &'a str,
-    /// The commit it was made of, if it is known.
+    /// The commit that the image is built from.
     pub(super) revision: &'a str,
     pub(super) architecture: &'a str,
     /// Seconds after the epoch.
     pub(super) created: u64,
-    /// What is linked in besides packages: name, version, licence.
+    /// Linked libraries that are not packages: name, version, license.
     pub(super) runtimes: &'a [(&'static str, String, &'static str)],
 }
 
 const ROOT: &str = "SPDXRef-Image";
 
-/// The document.
+/// The SPDX document.
 pub(super) fn document(subject: &Subject<'_>, packages: &[Package]) -> Value {
     let Subject { version, revision, architecture, .. } = *subject;
     let mut elements = vec![json!({
@@ -36,13 +36,14 @@ pub(super) fn document(subject: &Subject<'_>, packages: &[Package]) -> Value {
     for package in packages {
         elements.push(element(package));
         relations.push(relation(ROOT, "CONTAINS", &id(package)));
-        let needs = package.needs.iter().filter_map(|at| packages.get(*at));
-        relations.extend(needs.map(|need| relation(&id(package), "DEPENDS_ON", &id(need))));
+        let dependencies = package.dependencies.iter().filter_map(|index| packages.get(*index));
+        relations
+            .extend(dependencies.map(|dependency| relation(&id(package), "DEPENDS_ON", &id(dependency))));
     }
-    for (name, version, licence) in subject.runtimes {
+    for (name, version, license) in subject.runtimes {
         let id = format!("SPDXRef-Runtime-{name}");
         relations.push(relation(ROOT, "CONTAINS", &id));
-        elements.push(described(&id, name, version, licence));
+        elements.push(common_fields(&id, name, version, license));
     }
     json!({
         "spdxVersion": "SPDX-2.3",
@@ -56,8 +57,8 @@ pub(super) fn document(subject: &Subject<'_>, packages: &[Package]) -> Value {
     })
 }
 
-/// What SPDX asks of every package, as far as it is known of all.
-fn described(id: &str, name: &str, version: &str, licence: &str) -> Value {
+/// The fields that every package has.
+fn common_fields(id: &str, name: &str, version: &str, license: &str) -> Value {
     json!({
         "SPDXID": id,
         "name": name,
@@ -65,15 +66,15 @@ fn described(id: &str, name: &str, version: &str, licence: &str) -> Value {
         "downloadLocation": "NOASSERTION",
         "filesAnalyzed": false,
         "licenseConcluded": "NOASSERTION",
-        "licenseDeclared": licence,
+        "licenseDeclared": license,
         "copyrightText": "NOASSERTION",
     })
 }
 
 fn element(package: &Package) -> Value {
     let Package { name, version, .. } = package;
-    let licence = package.licence.as_deref().unwrap_or("NOASSERTION");
-    let mut element = described(&id(package), name, version, licence);
+    let license = package.license.as_deref().unwrap_or("NOASSERTION");
+    let mut element = common_fields(&id(package), name, version, license);
     if let Some(checksum) = &package.checksum {
         element["downloadLocation"] =
             json!(format!("https://crates.io/api/v1/crates/{name}/{version}/download"));
@@ -87,7 +88,7 @@ fn element(package: &Package) -> Value {
     element
 }
 
-/// Letters, digits, `.` and `-` only.
+/// SPDX identifier of a package: letters, digits, `.` and `-`.
 fn id(package: &Package) -> String {
     let name = format!("{}-{}", package.name, package.version);
     let name = name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-");

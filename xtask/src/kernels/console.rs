@@ -1,20 +1,21 @@
-//! Reads the console of a guest: what `dataplane-kernel-check` found, and what became of the tests.
+//! Reads the console of a guest: the findings of `dataplane-kernel-check` and the results of the
+//! tests.
 
 use serde::Deserialize;
 
 use crate::test::libtest::{Output, Report};
 
-/// What a kernel made of the datapath.
+/// The results of one kernel.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
-    /// Empty if the guest never told.
+    /// Release of the kernel; empty if the console has none.
     pub(super) release: String,
     pub(super) programs: Vec<Program>,
-    pub(super) hooks: Vec<Hook>,
+    pub(super) hooks: Vec<HookId>,
     pub(super) traffic: Vec<Traffic>,
-    /// By name of the step.
+    /// Results of the tests, by step.
     pub(super) suites: Vec<(String, Report)>,
-    /// Everything that makes the kernel fail.
+    /// All reasons why this kernel counts as failed.
     pub(super) problems: Vec<String>,
 }
 
@@ -26,7 +27,7 @@ pub(super) struct Program {
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Hook {
+pub(super) struct HookId {
     pub(super) place: String,
     pub(super) how: Option<String>,
     pub(super) refused: Option<String>,
@@ -39,17 +40,18 @@ pub(super) struct Traffic {
     pub(super) failed: Option<String>,
 }
 
-/// As `tests/src/kernel` writes it.
+/// A finding, in the format that `dataplane-kernel-check` prints.
 #[derive(Deserialize)]
 #[serde(tag = "of", rename_all = "snake_case")]
 enum Finding {
     Kernel { release: String },
     Program(Program),
-    Hook(Hook),
+    HookId(HookId),
     Traffic(Traffic),
 }
 
-/// Reads a console. `steps` are those that were to run, the tests among them by `is_suite`.
+/// Reads a console. `steps` are all steps of the guest; `is_suite` tells which of them are test
+/// binaries.
 pub(super) fn read(console: &str, steps: &[(&str, bool)]) -> Outcome {
     let mut outcome = Outcome::default();
     for (name, is_suite) in steps {
@@ -88,7 +90,7 @@ impl Outcome {
                     self.problems.extend(program.refused.iter().map(|why| format!("program {name}: {why}")));
                     self.programs.push(program);
                 }
-                Ok(Finding::Hook(hook)) => {
+                Ok(Finding::HookId(hook)) => {
                     let place = &hook.place;
                     self.problems.extend(hook.refused.iter().map(|why| format!("{place}: {why}")));
                     self.hooks.push(hook);
@@ -108,7 +110,7 @@ impl Outcome {
     }
 
     fn suite(&mut self, name: &str, lines: &[&str], end: Option<String>) {
-        let mut output = Output::of(name);
+        let mut output = Output::of(binary(name), name);
         for line in lines {
             output.line(line);
         }
@@ -120,7 +122,12 @@ impl Outcome {
     }
 }
 
-/// The lines between the beginning of a step and its end, and its status.
+/// The binary of a step, which may be a module of it.
+fn binary(step: &str) -> &str {
+    step.split("::").next().unwrap_or(step)
+}
+
+/// The output of a step, and its exit status.
 fn section<'a>(console: &'a str, name: &str) -> Option<(Vec<&'a str>, Option<&'a str>)> {
     let begin = format!("BEGIN {name}");
     let end = format!("END {name} ");
@@ -160,7 +167,7 @@ mod tests {
         test a_flow_is_made ... ok\r\n";
 
     #[test]
-    fn what_was_found_and_what_failed_is_read() {
+    fn findings_and_failures_are_read() {
         let outcome = read(CONSOLE, &[("check", false), ("prog_forward", true)]);
         assert_eq!(outcome.release, "5.10.0-46-cloud-amd64");
         assert_eq!(outcome.programs.len(), 2);
@@ -172,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_did_not_run_to_its_end_is_a_problem() {
+    fn step_without_an_end_is_a_problem() {
         let outcome = read(CONSOLE, &[("prog_flows", true), ("prog_services", true)]);
         assert_eq!(
             outcome.problems,
@@ -182,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_that_fails_without_a_finding_tells_its_last_words() {
+    fn problem_of_a_check_without_findings_has_its_last_output() {
         let console = "BEGIN check\nError: load the object's maps\nEND check 1\nKernel panic - not syncing\n";
         let outcome = read(console, &[("check", false)]);
         assert_eq!(

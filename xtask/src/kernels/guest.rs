@@ -1,4 +1,5 @@
-//! A machine in QEMU: boots a kernel with an image, writes its console to a file, and ends in bounded time.
+//! A virtual machine in QEMU: boots a kernel with an image, writes its console to a file, and ends
+//! after a time limit.
 
 use std::{
     fs::{self, File},
@@ -10,16 +11,16 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-/// MiB. The image is in there as well.
+/// Memory in MiB, which also holds the image.
 const MEMORY: &str = "2048";
 
-/// The processor's counter is the host's, which in a virtual machine may leap by minutes: the guest goes by the timer QEMU
-/// keeps.
+/// The guest uses QEMU's timer as clock: the host's time stamp counter, if the host is a virtual
+/// machine too, can jump by minutes.
 const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 no_timer_check clocksource=hpet tsc=unstable";
 
-/// Boots, and waits until the guest has switched itself off. Whether it did so in time.
+/// Boots and waits until the guest powers off. Returns whether it did within the limit.
 pub(super) fn run(kernel: &Path, image: &Path, console: &Path, limit: Duration) -> Result<bool> {
-    // ends with us, however we end
+    // the kernel kills it when this process ends
     let mut qemu = Command::new("setpriv");
     qemu.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"]);
     qemu.args([
@@ -59,24 +60,24 @@ pub(super) fn run(kernel: &Path, image: &Path, console: &Path, limit: Duration) 
         if Instant::now() >= end {
             return Ok(false);
         }
-        // a process that ends is no file to wait for, and half a second is nothing beside a boot
+        // std has no wait with a time limit; a boot takes much longer than half a second
         thread::sleep(Duration::from_millis(500));
     }
 }
 
-/// Ends with its owner.
+/// Killed when dropped.
 struct Machine(Child);
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // ended by itself: then there is nothing to end
+        // fails if the process has ended
         let _gone = self.0.kill();
         let _reaped = self.0.wait();
     }
 }
 
-/// The processor's own virtualisation if it is there. Software versions of KVM (pvm) emulate what an ordinary kernel does at
-/// boot, more slowly than QEMU itself does, and not all of it.
+/// Hardware virtualisation if the machine has it. Software implementations of KVM (pvm) emulate
+/// instructions that kernels run at boot more slowly than QEMU, and not all of them.
 fn acceleration() -> [&'static str; 4] {
     let has_hardware =
         ["kvm_intel", "kvm_amd"].iter().any(|module| Path::new("/sys/module").join(module).exists());

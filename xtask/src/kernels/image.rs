@@ -1,7 +1,8 @@
-//! The file system a guest boots with: busybox, `ip`, the modules it needs, and what is to run, with its libraries.
+//! The root file system of a guest: busybox, `ip`, kernel modules, and the programs to run with
+//! their libraries.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs::{self, File, Permissions},
     io::Write as _,
     os::unix::fs::{PermissionsExt as _, symlink},
@@ -15,22 +16,23 @@ use super::packages::Kernel;
 use crate::process;
 
 const INIT: &str = include_str!("init.sh");
-/// What is loaded before anything runs, as far as it is not built in.
+/// Modules that are loaded first, except those that are built in.
 const MODULES: [&str; 7] = ["veth", "vxlan", "bridge", "sch_ingress", "cls_bpf", "dummy", "sctp"];
-/// Programs the tests start.
+/// Programs that the tests start.
 const TOOLS: [&str; 5] = ["ip", "tc", "nsenter", "ping", "bash"];
 
-/// Something a guest runs.
+/// A program that a guest runs.
 #[derive(Clone, Debug)]
 pub(super) struct Step {
     pub(super) name: String,
     pub(super) executable: PathBuf,
     pub(super) arguments: String,
-    /// After that it is ended.
+    /// Time limit, after which it is killed.
     pub(super) seconds: u32,
 }
 
-/// Writes the image of `kernel` to `file`. `tree` is a directory of ours to build it in.
+/// Writes the image of `kernel` to `file`. `tree` is a directory to build it in, which is removed
+/// first.
 pub(super) fn write(
     kernel: &Kernel,
     steps: &[Step],
@@ -52,8 +54,12 @@ pub(super) fn write(
         libraries(&path, tree)?;
     }
     let mut lines = String::new();
+    let mut programs = BTreeMap::new();
     for step in steps {
-        let name = program(&step.executable, tree)?;
+        let name = match programs.entry(&step.executable) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(program(&step.executable, tree)?),
+        };
         lines += &format!("{} {} /t/{name} {}\n", step.seconds, step.name, step.arguments);
     }
     for companion in companions {
@@ -77,9 +83,9 @@ fn busybox(tree: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Copies one of our programs without its debug information, under its name without cargo's hash.
+/// Copies a program without debug information, and without cargo's hash in its name.
 fn program(executable: &Path, tree: &Path) -> Result<String> {
-    let file = executable.file_name().context("a program without a name")?.to_string_lossy();
+    let file = executable.file_name().context("the program's path has no file name")?.to_string_lossy();
     let is_hash = |end: &str| end.len() == 16 && end.chars().all(|c| c.is_ascii_hexdigit());
     let name = file.rsplit_once('-').filter(|(_, end)| is_hash(end)).map_or(&*file, |(name, _)| name);
     let target = tree.join("t").join(name);
@@ -89,7 +95,7 @@ fn program(executable: &Path, tree: &Path) -> Result<String> {
     Ok(name.to_owned())
 }
 
-/// Copies the libraries a program is linked to, to where they are here.
+/// Copies the libraries of a program to the same paths.
 fn libraries(program: &Path, tree: &Path) -> Result<()> {
     let text = process::output(Command::new("ldd").arg(program))?;
     for library in text.split_whitespace().filter(|word| word.starts_with('/')) {
@@ -97,23 +103,24 @@ fn libraries(program: &Path, tree: &Path) -> Result<()> {
         if target.exists() {
             continue;
         }
-        fs::create_dir_all(target.parent().context("a library at the root")?)?;
+        fs::create_dir_all(target.parent().context("the library's path has no directory")?)?;
         fs::copy(library, &target).with_context(|| format!("copy {library}"))?;
     }
     Ok(())
 }
 
-/// Copies the modules, decompressed, and lists them in the order they are to be loaded.
+/// Copies the modules, decompressed, and lists them in load order.
 fn modules(kernel: &Kernel, tree: &Path) -> Result<()> {
     let dependencies = dependencies(&kernel.modules)?;
     let mut order = String::new();
     let mut copied = BTreeSet::new();
     for name in MODULES {
-        // not in the list: built in, or tests that need it will tell
+        // a module that is not listed is built in; if it is not, a test that needs it fails
         let Some(line) = dependencies.lines().find(|line| is_module(line, name)) else { continue };
-        // a module stands before those it needs
+        // a line has the module before its dependencies
         for path in line.split([':', ' ']).filter(|path| !path.is_empty()).rev() {
-            let file = Path::new(path).file_name().context("a module without a name")?.to_string_lossy();
+            let file =
+                Path::new(path).file_name().context("the module's path has no file name")?.to_string_lossy();
             let target = Path::new("t").join(file.trim_end_matches(".xz"));
             if copied.insert(target.clone()) {
                 let source = kernel.modules.join(path);
@@ -126,19 +133,19 @@ fn modules(kernel: &Kernel, tree: &Path) -> Result<()> {
     Ok(fs::write(tree.join("t/modules"), order)?)
 }
 
-/// Whether the line of modules.dep is about this module.
+/// Whether a line of modules.dep is for this module.
 fn is_module(line: &str, name: &str) -> bool {
     let path = line.split(':').next().unwrap_or_default();
     let file = path.rsplit('/').next().unwrap_or_default();
     file.split('.').next().is_some_and(|module| module.replace('-', "_") == name)
 }
 
-/// `modules.dep`, which packages leave to be made.
+/// The content of `modules.dep`, which packages do not contain: depmod writes it.
 fn dependencies(modules: &Path) -> Result<String> {
     let file = modules.join("modules.dep");
     if !file.is_file() {
         let (Some(release), Some(root)) = (modules.file_name(), modules.ancestors().nth(3)) else {
-            bail!("{} is no directory of modules", modules.display());
+            bail!("{} is not a module directory", modules.display());
         };
         process::output(Command::new("busybox").args(["depmod", "-b"]).arg(root).arg(release))?;
     }
@@ -153,7 +160,7 @@ fn decompress(path: &Path) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// As the kernel reads it: a cpio archive.
+/// Writes the tree as a cpio archive, the format of an initramfs.
 fn pack(tree: &Path, file: &Path) -> Result<()> {
     let mut cpio = Command::new("cpio");
     cpio.current_dir(tree).args(["--create", "--format=newc", "--null", "--quiet", "--owner=0:0"]);
@@ -171,7 +178,7 @@ fn pack(tree: &Path, file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Names below `tree`, directories before what is in them, each with a zero behind it.
+/// Paths below `tree`, directories before their content, each terminated by a zero byte.
 fn walk(tree: &Path, below: &Path, list: &mut Vec<u8>) -> Result<()> {
     for entry in fs::read_dir(tree.join(below))? {
         let entry = entry?;

@@ -1,7 +1,8 @@
-//! `kernels`: the datapath on other kernels, each booted in QEMU with stock packages of Debian.
+//! `kernels`: tests the datapath on other kernels. Each is a package of Debian that boots in QEMU.
 //!
-//! In the guest `dataplane-kernel-check` loads and attaches everything; then test binaries run as they are. The console
-//! of a guest is kept in `target/kernels/<version>/console.log`, and is all that is known of it.
+//! In the guest, `dataplane-kernel-check` loads and attaches all programs, then the test binaries
+//! run. Results are read from the guest's console, which stays in
+//! `target/kernels/<version>/console.log`.
 
 mod console;
 mod guest;
@@ -21,45 +22,52 @@ use anyhow::{Context as _, Result, bail};
 
 use self::{console::Outcome, image::Step};
 use crate::{
-    setup::{self, Purpose},
-    test::binaries::{self, Binary},
+    setup::{self, Task},
+    test::{
+        binaries::{self, Binary},
+        runner,
+    },
     workspace,
 };
 
-/// What is run if nothing is asked for: the floor, what distributions ship, and what comes next.
+/// Kernels without `--kernel`: the oldest supported one, two of current distributions, and the
+/// newest.
 const DEFAULT: [&str; 4] = ["5.10", "6.1", "6.12", packages::NEWEST];
 const DOCUMENT: &str = "docs/kernels.md";
-/// The steps that are no test binaries: what loads and attaches, and what sends traffic.
+/// The steps that are not test binaries: loading and attaching, and traffic.
 const CHECKS: [&str; 2] = ["programs", "traffic"];
 /// For cargo: the program of these steps.
 const CHECK_ONLY: [&str; 2] = ["--bin", CHECK_PROGRAM];
 const CHECK_PROGRAM: &str = "dataplane-kernel-check";
-/// For cargo: that, the programs it starts, and the tests that show the datapath at work on a kernel.
-const ALL: [&str; 7] = ["--bins", "--test", "datapath", "--test", "netlink", "--test", "prog_*"];
-/// Without hardware virtualisation a verifier takes a second where it takes a thirtieth, and has the programs of two agents in each mode
-/// of traffic.
+/// For cargo: that program, the programs that it starts, and the tests that depend on the kernel.
+const ALL: [&str; 5] = ["--bins", "--test", "integration", "--test", "prog"];
+/// Modules of the agent's tests that depend on the kernel; all other tests do.
+const OF_AGENT: [&str; 2] = ["datapath", "netlink"];
+const AGENT: &str = "dataplane-agent/integration";
+/// Time limits. Without hardware virtualisation the verifier is 30 times slower, and each mode of
+/// traffic loads the programs of two agents.
 const CHECK_SECONDS: u32 = 3_600;
 const SUITE_SECONDS: u32 = 900;
 const BOOT_SECONDS: u32 = 120;
 
-/// Programs that programs in the guest start.
+/// Programs that the steps start.
 const COMPANIONS: [&str; 3] = ["dataplane-agent", "dataplane-cni", "dataplane-traffic"];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Version to run, as `6.12` or `newest`; 5.10, 6.1, 6.12 and newest without it
+    /// Kernel version, as `6.12` or `newest` (repeatable) [default: 5.10, 6.1, 6.12, newest]
     #[arg(long = "kernel", value_name = "VERSION")]
     kernels: Vec<String>,
-    /// Load and attach only, no tests
+    /// Load and attach only; run no tests
     #[arg(long)]
     quick: bool,
-    /// Only steps whose name contains this (repeatable), besides loading
+    /// Besides loading, run only steps whose name contains this text (repeatable)
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
-    /// Fetch the kernels anew: archives move on
+    /// Download the kernels again, which may be newer now
     #[arg(long)]
     update: bool,
-    /// How many to run at a time
+    /// Number of kernels that run at the same time
     #[arg(long, default_value_t = 2)]
     jobs: usize,
 }
@@ -67,10 +75,17 @@ pub(crate) struct Args {
 pub(crate) fn run(arguments: Args) -> Result<()> {
     let is_default = arguments.kernels.is_empty();
     let names = if is_default { DEFAULT.map(str::to_owned).to_vec() } else { arguments.kernels };
-    setup::ensure(&[Purpose::Build, Purpose::Run, Purpose::Kernels])?;
+    setup::ensure(&[Task::Build, Task::Run, Task::Kernels])?;
     let binaries = binaries::build_selected(if arguments.quick { &CHECK_ONLY } else { &ALL })?;
-    let programs = workspace::binaries("debug")?;
-    let mut steps = steps(&programs, &binaries, arguments.quick);
+    let programs = workspace::development_programs()?;
+    let mut parts = Vec::new();
+    for binary in &binaries {
+        parts.extend(runner::by_module(binary)?);
+    }
+    parts.retain(|part| {
+        part.name != AGENT || part.module.as_deref().is_some_and(|module| OF_AGENT.contains(&module))
+    });
+    let mut steps = steps(&programs, &parts, arguments.quick);
     let is_whole = is_default && !arguments.quick && arguments.only.is_empty();
     if !arguments.only.is_empty() {
         steps.retain(|step| {
@@ -79,7 +94,7 @@ pub(crate) fn run(arguments: Args) -> Result<()> {
     }
     let companions: &[&str] = if arguments.quick { &[] } else { &COMPANIONS };
     let companions: Vec<PathBuf> = companions.iter().map(|name| programs.join(name)).collect();
-    let directory = programs.parent().context("the binaries are in no directory")?.join("kernels");
+    let directory = programs.parent().context("the programs' path has no parent directory")?.join("kernels");
     let mut kernels = Vec::new();
     for name in &names {
         kernels.push(packages::kernel(&directory, name, arguments.update)?);
@@ -115,7 +130,7 @@ fn next<T>(queue: &Mutex<impl Iterator<Item = T>>) -> Option<T> {
     queue.lock().expect("no worker panics").next()
 }
 
-/// What a guest runs, in order.
+/// The steps of a guest, in order.
 fn steps(programs: &Path, binaries: &[Binary], is_quick: bool) -> Vec<Step> {
     let checks = CHECKS.iter().take(if is_quick { 1 } else { CHECKS.len() }).map(|what| Step {
         name: (*what).to_owned(),
@@ -124,15 +139,20 @@ fn steps(programs: &Path, binaries: &[Binary], is_quick: bool) -> Vec<Step> {
         seconds: CHECK_SECONDS,
     });
     let suites = binaries.iter().map(|binary| Step {
-        name: binary.name.clone(),
+        name: binary.label(),
         executable: binary.executable.clone(),
-        arguments: "--test-threads=1 --show-output".to_owned(),
+        arguments: arguments(binary),
         seconds: SUITE_SECONDS,
     });
     checks.chain(suites).collect()
 }
 
-/// Runs the steps on a kernel. What goes wrong in the guest is an outcome.
+fn arguments(binary: &Binary) -> String {
+    let all = "--test-threads=1 --show-output";
+    binary.only.as_ref().map_or_else(|| all.to_owned(), |only| format!("{all} --exact {}", only.join(" ")))
+}
+
+/// Runs the steps on a kernel. A failure in the guest is part of the outcome, not an error.
 fn boot(
     kernel: &packages::Kernel,
     steps: &[Step],
@@ -165,7 +185,7 @@ fn finish(rows: &[report::Row], is_whole: bool) -> Result<()> {
         let path = workspace::root().join(DOCUMENT);
         let document = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         fs::write(&path, report::put(&document, &table)?)?;
-        eprintln!("kernels: written to {DOCUMENT}");
+        eprintln!("kernels: wrote {DOCUMENT}");
     }
     let failed: Vec<&str> = rows
         .iter()

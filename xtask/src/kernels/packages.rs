@@ -1,6 +1,7 @@
-//! Debian's cloud kernels, as packages that are fetched and unpacked, never installed.
+//! Debian's cloud kernels, as packages that are downloaded and unpacked, not installed.
 //!
-//! apt works in a directory of its own with sources of its own: the machine's lists, cache and sources stay as they are.
+//! apt uses its own directory and sources, and does not change the machine's package lists, cache
+//! and sources.
 
 use std::{
     cmp::Ordering,
@@ -21,20 +22,21 @@ const SUITES: [(&str, &str); 4] = [
     ("debian-security", "trixie-security"),
     ("debian", "trixie-backports"),
 ];
-/// Instead of a version: the highest there is.
+/// In place of a version: the highest one.
 pub(super) const NEWEST: &str = "newest";
 
 /// An unpacked kernel.
 #[derive(Debug)]
 pub(super) struct Kernel {
-    /// As it was asked for: `6.12`, `newest`.
+    /// Name from the command line: `6.12`, `newest`.
     pub(super) name: String,
     pub(super) image: PathBuf,
-    /// `…/lib/modules/<release>`.
+    /// Directory of its modules: `…/lib/modules/<release>`.
     pub(super) modules: PathBuf,
 }
 
-/// The kernel of this name: the one fetched before, or now the highest of that version.
+/// The kernel of this name: the one that was downloaded before, or the highest release of that
+/// version.
 pub(super) fn kernel(directory: &Path, name: &str, update: bool) -> Result<Kernel> {
     let root = directory.join(name).join("root");
     if update && root.exists() {
@@ -45,24 +47,25 @@ pub(super) fn kernel(directory: &Path, name: &str, update: bool) -> Result<Kerne
         let packages = choose(apt.packages()?, name).with_context(|| {
             format!("no cloud kernel {name} in {}", SUITES.map(|(_, suite)| suite).join(", "))
         })?;
-        // unpacked whole, or not there
+        // renamed when it is complete
         let partial = directory.join(name).join("partial");
         let _absent = fs::remove_dir_all(&partial);
-        fs::create_dir_all(&partial).with_context(|| format!("make {}", partial.display()))?;
+        fs::create_dir_all(&partial).with_context(|| format!("create {}", partial.display()))?;
         for package in packages {
             apt.unpack(&package, &partial)?;
         }
-        fs::rename(&partial, &root).with_context(|| format!("make {}", root.display()))?;
+        fs::rename(&partial, &root).with_context(|| format!("create {}", root.display()))?;
     }
-    let order = find(&root, &|file| file == "modules.order").context("the packages hold no modules.order")?;
+    let order =
+        find(&root, &|file| file == "modules.order").context("the packages contain no modules.order")?;
     Ok(Kernel {
         name: name.to_owned(),
-        image: find(&root, &|file| file.starts_with("vmlinuz")).context("the packages hold no vmlinuz")?,
-        modules: order.parent().context("modules.order is in no directory")?.to_owned(),
+        image: find(&root, &|file| file.starts_with("vmlinuz")).context("the packages contain no vmlinuz")?,
+        modules: order.parent().context("the path of modules.order has no directory")?.to_owned(),
     })
 }
 
-/// The first file whose name fits.
+/// The first file whose name matches.
 fn find(directory: &Path, fits: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
     let mut directories = Vec::new();
     for entry in fs::read_dir(directory).ok()?.flatten() {
@@ -80,14 +83,15 @@ struct Apt {
 }
 
 impl Apt {
-    /// Names of all packages with a cloud kernel or a part of one. Asked once per run.
+    /// Names of all packages with a cloud kernel or a part of one. Read once per run.
     fn packages(&self) -> Result<&'static [String]> {
         static PACKAGES: OnceLock<Vec<String>> = OnceLock::new();
         if let Some(packages) = PACKAGES.get() {
             return Ok(packages);
         }
         self.prepare()?;
-        process::run(self.command("apt-get").args(["--quiet", "update"])).context("read Debian's lists")?;
+        process::run(self.command("apt-get").args(["--quiet", "update"]))
+            .context("read Debian's package lists")?;
         let pattern = "^linux-(image|binary|binary-unsigned|modules)-[0-9].*-cloud-amd64$";
         let text = process::output(self.command("apt-cache").args(["search", "--names-only", pattern]))?;
         let names = text.lines().filter_map(|line| line.split(' ').next());
@@ -121,7 +125,7 @@ impl Apt {
             self.command("apt-get").current_dir(&fetched).args(["--quiet", "download"]).arg(package),
         )?;
         let archive = find(&fetched, &|file| file.starts_with(&format!("{package}_")))
-            .with_context(|| format!("apt-get download left no file of {package}"))?;
+            .with_context(|| format!("apt-get download wrote no file for {package}"))?;
         process::run(Command::new("dpkg-deb").arg("--extract").arg(&archive).arg(into))?;
         fs::remove_dir_all(&fetched).with_context(|| format!("remove {}", fetched.display()))
     }
@@ -133,7 +137,7 @@ impl Apt {
     }
 }
 
-/// The packages that make up the highest version of that name.
+/// The packages of the highest release of that version.
 fn choose(packages: &[String], name: &str) -> Option<Vec<String>> {
     let mut versions: Vec<(&str, Vec<String>)> =
         packages.iter().filter_map(|package| complete(packages, package)).collect();
@@ -144,14 +148,15 @@ fn choose(packages: &[String], name: &str) -> Option<Vec<String>> {
     versions.into_iter().max_by(|(a, _), (b, _)| compare(a, b)).map(|(_, packages)| packages)
 }
 
-/// The version of a package with a kernel, and what it takes to run it. Until 6.18 all is in one package; from 6.19 on
-/// the image is a package without content, and archives keep the kernels of some versions without their modules.
+/// The version of a kernel package, and all packages of that kernel. Until 6.18 one package has
+/// everything. From 6.19 on the image package is empty, and archives keep the kernels of some
+/// versions without their modules.
 fn complete<'a>(packages: &[String], package: &'a str) -> Option<(&'a str, Vec<String>)> {
     let split =
         ["linux-binary-unsigned-", "linux-binary-"].iter().find_map(|kind| package.strip_prefix(kind));
     let version = split.or_else(|| package.strip_prefix("linux-image-"))?;
     let number = version.strip_suffix("-cloud-amd64")?;
-    // "6.12-cloud-amd64" stands for whatever is current
+    // "6.12-cloud-amd64" is a metapackage
     if number.matches('.').count() < 2 {
         return None;
     }
@@ -165,7 +170,7 @@ fn complete<'a>(packages: &[String], package: &'a str) -> Option<(&'a str, Vec<S
     }
 }
 
-/// By the numbers in them.
+/// Sort key of a version: its numbers.
 fn compare(a: &str, b: &str) -> Ordering {
     fn numbers(version: &str) -> impl Iterator<Item = u32> {
         version.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok())
@@ -193,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_highest_of_a_version_is_chosen() {
+    fn highest_release_of_a_version_is_chosen() {
         let one = |name| choose(&packages(), name).map(|packages| packages[0].clone());
         assert_eq!(one("5.10").unwrap(), "linux-image-5.10.0-46-cloud-amd64");
         assert_eq!(one("6.1").unwrap(), "linux-image-6.1.0-56-cloud-amd64", "6.12 is no 6.1");
@@ -202,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_split_kernel_is_taken_whole_or_not_at_all() {
+    fn split_kernel_needs_all_its_packages() {
         let newest = choose(&packages(), NEWEST).unwrap();
         let version = "7.2.12+deb13-cloud-amd64";
         assert_eq!(newest, ["binary", "modules", "base"].map(|part| format!("linux-{part}-{version}")));

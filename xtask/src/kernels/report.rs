@@ -1,4 +1,4 @@
-//! The table: kernels beside each other, as it is printed and as it stands in `docs/kernels.md`.
+//! The table of results, one column per kernel: on stdout and in `docs/kernels.md`.
 
 use std::fmt::Write as _;
 
@@ -6,14 +6,14 @@ use anyhow::{Context as _, Result};
 
 use super::console::Outcome;
 
-/// In the document, around what we write.
+/// Marks around the table in the document.
 const BEGIN: &str = "<!-- results: written by `cargo xtask kernels` -->\n";
 const END: &str = "<!-- end of results -->\n";
 
-/// Name as asked for, and what became of it.
+/// Name of a kernel from the command line, and its results.
 pub(super) type Row = (String, Outcome);
 
-/// In Markdown.
+/// The table in Markdown.
 pub(super) fn table(rows: &[Row]) -> String {
     let mut text = String::from("Instructions the verifier walked (it refuses a program at 1,000,000):\n\n");
     line(&mut text, "program", rows.iter().map(|(name, outcome)| release(name, outcome).to_owned()));
@@ -69,7 +69,7 @@ pub(super) fn table(rows: &[Row]) -> String {
     text
 }
 
-/// What a table has no room for.
+/// Details below the table.
 fn words(text: &mut String, rows: &[Row]) {
     for (name, outcome) in rows {
         let problems = outcome.problems.iter().map(|problem| ("failed", problem.clone()));
@@ -111,7 +111,7 @@ fn grouped(number: u32) -> String {
     text
 }
 
-/// Names of all rows, each once, in the order they are met.
+/// Names of all rows, each once, in order of first appearance.
 fn names<'a, I: Iterator<Item = &'a str>>(rows: &'a [Row], of: impl Fn(&'a Outcome) -> I) -> Vec<&'a str> {
     let mut names = Vec::new();
     for name in rows.iter().flat_map(|(_, outcome)| of(outcome)) {
@@ -128,11 +128,12 @@ fn line(text: &mut String, first: &str, cells: impl Iterator<Item = String>) {
     let _infallible = writeln!(text, "| {first} | {} |", cells.join(" | "));
 }
 
-/// The document with its table replaced.
+/// The document with a new table.
 pub(super) fn put(document: &str, table: &str) -> Result<String> {
     let (before, rest) =
-        document.split_once(BEGIN).context("docs/kernels.md has no line that begins the results")?;
-    let (_, after) = rest.split_once(END).context("docs/kernels.md has no line that ends the results")?;
+        document.split_once(BEGIN).context("docs/kernels.md has no mark for the beginning of the results")?;
+    let (_, after) =
+        rest.split_once(END).context("docs/kernels.md has no mark for the end of the results")?;
     Ok(format!("{before}{BEGIN}\n{table}\n{END}{after}"))
 }
 
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_has_its_number_or_why_not() {
+    fn program_has_its_instruction_count_or_its_error() {
         let rows =
             [row("5.10", None, None), row("6.1", Some(218_036), None), row("6.12", None, Some("too long"))];
         let table = table(&rows);
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_results_of_the_document_change() {
+    fn only_the_results_in_the_document_change() {
         let document = format!("# Kernels\n{BEGIN}old\n{END}\nmore\n");
         let new = put(&document, "new\n").unwrap();
         assert_eq!(new, format!("# Kernels\n{BEGIN}\nnew\n\n{END}\nmore\n"));

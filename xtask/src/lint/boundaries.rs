@@ -1,13 +1,33 @@
-//! Who may use what: the boundaries between modules that a reader relies on, kept by looking for words.
+//! Which module may use what: the boundaries that a reader relies on, checked by searching for
+//! words.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 
-use super::Outcome;
+use super::{Outcome, outcome, read, read_file};
 use crate::workspace;
 
-/// In files below `within`, `words` stand only below one of `only`.
+// Where things are. A path that does not exist is reported, so that a rule does not end with a
+// renamed file.
+const AGENT: &str = "dataplane-agent/src";
+const AGENT_ALLOCATE: &str = "dataplane-agent/src/allocate";
+const AGENT_EVENT_RECORDER: &str = "dataplane-agent/src/event_recorder.rs";
+const AGENT_CLUSTER: &str = "dataplane-agent/src/cluster";
+const AGENT_COMPILE: &str = "dataplane-agent/src/compile";
+const AGENT_DATAPATH: &str = "dataplane-agent/src/datapath";
+const AGENT_LIFECYCLE: &str = "dataplane-agent/src/lifecycle";
+const AGENT_NETLINK: &str = "dataplane-agent/src/netlink";
+const AGENT_SOURCE: &str = "dataplane-agent/src/source";
+const CNI: &str = "dataplane-cni";
+const EBPF: &str = "dataplane-ebpf/src";
+const EBPF_MAPS: &str = "dataplane-ebpf/src/maps.rs";
+const EBPF_FRAME: &str = "dataplane-ebpf/src/frame";
+const EBPF_HELPERS: &str = "dataplane-ebpf/src/helpers";
+const THIS_FILE: &str = "xtask/src/lint/boundaries.rs";
+const XTASK: &str = "xtask";
+
+/// In files below `within`, only files below one of `only` use `words`.
 struct Rule {
     within: &'static str,
     words: &'static [&'static str],
@@ -17,37 +37,31 @@ struct Rule {
 
 const RULES: &[Rule] = &[
     Rule {
-        within: "dataplane-agent/src",
+        within: AGENT,
         words: &["aya::"],
-        only: &["dataplane-agent/src/datapath"],
-        why: "one module talks to the kernel's eBPF side",
+        only: &[AGENT_DATAPATH],
+        why: "only `datapath` loads programs and reads maps",
     },
     Rule {
-        within: "dataplane-agent/src",
+        within: AGENT,
         words: &["rtnetlink::", "netlink_packet"],
-        only: &["dataplane-agent/src/netlink"],
-        why: "one module talks rtnetlink",
+        only: &[AGENT_NETLINK],
+        why: "only `netlink` talks rtnetlink",
     },
     Rule {
-        within: "dataplane-agent/src",
+        within: AGENT,
         words: &["k8s_openapi::", "kube::"],
-        only: &[
-            "dataplane-agent/src/allocate",
-            "dataplane-agent/src/announce.rs",
-            "dataplane-agent/src/cluster",
-            "dataplane-agent/src/lifecycle",
-            "dataplane-agent/src/source",
-        ],
-        why: "no Kubernetes type passes the state",
+        only: &[AGENT_ALLOCATE, AGENT_EVENT_RECORDER, AGENT_CLUSTER, AGENT_LIFECYCLE, AGENT_SOURCE],
+        why: "the agent's state has no Kubernetes types",
     },
     Rule {
-        within: "dataplane-agent/src/source",
+        within: AGENT_SOURCE,
         words: &["abi::", "datapath::"],
         only: &[],
-        why: "a source knows no map",
+        why: "a source does not know the layout of maps",
     },
     Rule {
-        within: "dataplane-agent/src/compile",
+        within: AGENT_COMPILE,
         words: &[
             "std::fs",
             "std::net::Tcp",
@@ -57,25 +71,25 @@ const RULES: &[Rule] = &[
             "crate::datapath",
         ],
         only: &[],
-        why: "same input, same output: no clock, no input or output",
+        why: "a pure function: no clock, no input or output",
     },
     Rule {
-        within: "dataplane-ebpf/src",
+        within: EBPF,
         words: &["as *const", "as *mut", ".cast::<", ".cast()"],
-        only: &["dataplane-ebpf/src/packet.rs", "dataplane-ebpf/src/skb.rs", "dataplane-ebpf/src/maps.rs"],
-        why: "raw pointers are where their bounds are checked",
+        only: &[EBPF_FRAME, EBPF_HELPERS, EBPF_MAPS],
+        why: "raw pointers are used where their bounds are checked",
     },
     Rule {
-        within: "dataplane-cni",
+        within: CNI,
         words: &["aya", "kube::", "k8s_openapi", "dataplane_agent"],
         only: &[],
-        why: "the plugin runs for every pod: small, and without the agent's world",
+        why: "the plugin runs for every pod: it has few dependencies",
     },
     Rule {
-        within: "xtask",
+        within: XTASK,
         words: &["dataplane_agent::", "dataplane_cni::", "dataplane_common::"],
-        only: &["xtask/src/lint/boundaries.rs"],
-        why: "xtask builds our crates, so it cannot be made of them",
+        only: &[THIS_FILE],
+        why: "xtask builds these crates and cannot depend on them",
     },
 ];
 
@@ -89,27 +103,28 @@ const SAFE: [&str; 5] = [
 ];
 
 pub(super) fn check() -> Result<Outcome> {
-    let mut broken = Vec::new();
-    for file in workspace::files("rs")? {
-        let text = read(&file)?;
-        broken.extend(violations(&file, &text));
+    let mut found = missing(|path| workspace::root().join(path).exists());
+    for (file, text) in read("rs")? {
+        found.extend(violations(&file, &text));
     }
     for file in SAFE {
-        if !read(Path::new(file))?.contains("#![forbid(unsafe_code)]") {
-            broken.push(format!("{file}: forbids no unsafe code"));
+        if !read_file(Path::new(file))?.contains("#![forbid(unsafe_code)]") {
+            found.push(format!("{file}:1: does not forbid unsafe code; add `#![forbid(unsafe_code)]`"));
         }
     }
-    if !broken.is_empty() {
-        bail!("boundaries are crossed:\n  {}", broken.join("\n  "));
-    }
-    Ok(Outcome::Ok)
+    outcome("boundaries are crossed", &found)
 }
 
-fn read(file: &Path) -> Result<String> {
-    fs::read_to_string(workspace::root().join(file)).with_context(|| format!("read {}", file.display()))
+/// Paths of the rules that do not exist.
+fn missing(exists: impl Fn(&str) -> bool) -> Vec<String> {
+    let paths = RULES.iter().flat_map(|rule| rule.only.iter().chain([&rule.within]));
+    paths
+        .filter(|path| !exists(path))
+        .map(|path| format!("{THIS_FILE}:1: {path} does not exist; correct its constant"))
+        .collect()
 }
 
-/// Lines of code, comments left out, that use what they must not.
+/// Lines of code, without comments, that use what they must not.
 fn violations(file: &Path, text: &str) -> Vec<String> {
     let rules = RULES.iter().filter(|rule| {
         file.starts_with(rule.within) && !rule.only.iter().any(|allowed| file.starts_with(allowed))
@@ -119,14 +134,19 @@ fn violations(file: &Path, text: &str) -> Vec<String> {
         for (number, line) in text.lines().enumerate() {
             let code = line.split("//").next().unwrap_or_default();
             if let Some(word) = rule.words.iter().find(|word| uses(code, word)) {
-                found.push(format!("{}:{}: {word} ({})", file.display(), number + 1, rule.why));
+                found.push(format!(
+                    "{}:{}: {word} may not be used here: {}",
+                    file.display(),
+                    number + 1,
+                    rule.why
+                ));
             }
         }
     }
     found
 }
 
-/// Whether `word` stands in `code` and is not the end of a longer name.
+/// Whether `code` contains `word`, and not only as the end of a longer name.
 fn uses(code: &str, word: &str) -> bool {
     code.match_indices(word).any(|(at, _)| {
         let before = code[..at].chars().next_back();
@@ -139,18 +159,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_in_the_wrong_place_is_found_and_named() {
-        let text = "//! aya:: is not for us\nuse aya::Ebpf;\n";
+    fn a_word_in_the_wrong_place_is_reported() {
+        let text = "//! aya:: in a comment\nuse aya::Ebpf;\n";
         let found = violations(Path::new("dataplane-agent/src/app.rs"), text);
         assert_eq!(
             found,
-            ["dataplane-agent/src/app.rs:2: aya:: (one module talks to the kernel's eBPF side)"]
+            [
+                "dataplane-agent/src/app.rs:2: aya:: may not be used here: only `datapath` loads programs and reads maps"
+            ]
         );
         assert!(violations(Path::new("dataplane-agent/src/datapath/loader.rs"), text).is_empty());
     }
 
     #[test]
-    fn the_end_of_a_longer_name_is_another_name() {
+    fn a_path_that_does_not_exist_is_reported() {
+        assert!(missing(|_| true).is_empty());
+        let found = missing(|path| path != EBPF_MAPS);
+        assert_eq!(found, [format!("{THIS_FILE}:1: {EBPF_MAPS} does not exist; correct its constant")]);
+    }
+
+    #[test]
+    fn the_end_of_a_longer_name_is_not_reported() {
         assert!(!uses("use himalaya::x;", "aya::"));
         assert!(uses("let p = x as *const u8;", "as *const"));
     }

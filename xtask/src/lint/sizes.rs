@@ -1,24 +1,35 @@
-//! Lists files that are too long to be about one thing.
+//! A Rust file has at most 400 lines: a longer one has more than one subject.
 
-use std::fs;
+use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
-use super::Outcome;
-use crate::workspace;
+use super::{Outcome, outcome, read};
 
-/// A file above this is looked at.
 const LINES: usize = 400;
 
 pub(super) fn check() -> Result<Outcome> {
-    let mut long = Vec::new();
-    for file in workspace::files("rs")? {
-        let text = fs::read_to_string(workspace::root().join(&file))
-            .with_context(|| format!("read {}", file.display()))?;
-        let lines = text.lines().count();
-        if lines > LINES {
-            long.push(format!("      {} has {lines} lines: is it about one thing?", file.display()));
-        }
+    let files = read("rs")?;
+    let found: Vec<String> = files.iter().filter_map(|(file, text)| too_long(file, text)).collect();
+    outcome("files are too long", &found)
+}
+
+fn too_long(file: &Path, text: &str) -> Option<String> {
+    let lines = text.lines().count();
+    (lines > LINES).then(|| {
+        format!("{}:{lines}: {lines} lines, {LINES} are allowed; split it by subject", file.display())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_above_the_limit_are_reported() {
+        let file = Path::new("a.rs");
+        assert_eq!(too_long(file, &"x\n".repeat(LINES)), None);
+        let found = too_long(file, &"x\n".repeat(LINES + 1)).expect("too long");
+        assert!(found.starts_with("a.rs:401: 401 lines"), "{found}");
     }
-    Ok(if long.is_empty() { Outcome::Ok } else { Outcome::Note(long.join("\n")) })
 }

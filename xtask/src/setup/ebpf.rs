@@ -1,8 +1,8 @@
 //! The eBPF toolchain: a compiler with the source of `core`, and bpf-linker.
 //!
-//! The compiler is found as `dataplane-agent/build.rs` finds it: rustup's nightly with `rust-src`, or the
-//! distribution's, known to rustup as `debian`. On Debian and Ubuntu the latter is installed, because apt has a matching LLVM for the
-//! linker beside it; elsewhere the nightly.
+//! The compiler is the one that `dataplane-agent/build.rs` selects: rustup's nightly with
+//! `rust-src`, or the distribution's, which rustup has as `debian`. On Debian and Ubuntu the latter
+//! is installed, because apt also has the LLVM that the linker needs; elsewhere the nightly.
 
 use std::{
     env,
@@ -24,7 +24,7 @@ const DISTRIBUTION: &str = "debian";
 /// The distribution's compiler, cargo for it, and the source of `core`.
 const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 
-/// One line for each part missing.
+/// One line for each missing part.
 pub(super) fn missing() -> Vec<String> {
     let mut missing = Vec::new();
     if toolchain().is_none() {
@@ -48,7 +48,7 @@ pub(super) fn install() -> Result<()> {
     install_linker(&toolchain)
 }
 
-/// The toolchain the agent's build.rs will choose.
+/// The toolchain that the agent's build.rs selects.
 fn toolchain() -> Option<String> {
     if let Ok(name) = env::var(TOOLCHAIN) {
         return Some(name);
@@ -65,7 +65,7 @@ fn has_core(toolchain: &str) -> bool {
 
 fn install_toolchain() -> Result<String> {
     if process::find("rustup").is_none() {
-        bail!("rustup is not installed: see https://rustup.rs, then come again");
+        bail!("rustup is not installed: install it from https://rustup.rs, then run the command again");
     }
     if apt_has(&COMPILER_PACKAGES)? {
         apt_install(&COMPILER_PACKAGES)?;
@@ -81,12 +81,13 @@ fn install_toolchain() -> Result<String> {
     Ok("nightly".to_owned())
 }
 
-/// Whether it is there and finds its LLVM.
+/// Whether the linker is installed and finds its LLVM.
 fn linker_works() -> bool {
     linker().is_some_and(|linker| process::output(Command::new(linker).arg("--version")).is_ok())
 }
 
-/// Also where cargo installs to: cargo puts that on the `PATH` of what it runs.
+/// The linker in cargo's directory of programs, which is in the `PATH` of what cargo runs, or in
+/// `PATH`.
 fn linker() -> Option<PathBuf> {
     let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let cargo_home = cargo_home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
@@ -94,7 +95,7 @@ fn linker() -> Option<PathBuf> {
     installed.or_else(|| process::find(LINKER))
 }
 
-/// Built against the LLVM the compiler was built with: an older one could not read what it writes.
+/// Builds the linker against the compiler's LLVM: an older LLVM cannot read the compiler's output.
 fn install_linker(toolchain: &str) -> Result<()> {
     let version = process::output(Command::new("rustup").args(["run", toolchain, "rustc", "-vV"]))?;
     let llvm = llvm_major(&version).with_context(|| format!("LLVM version of toolchain {toolchain}"))?;
@@ -111,13 +112,13 @@ fn install_linker(toolchain: &str) -> Result<()> {
         let (dev, polly) = (format!("llvm-{llvm}-dev"), format!("libpolly-{llvm}-dev"));
         apt_install(&[&dev, &polly, "g++", "zlib1g-dev", "libzstd-dev"]).with_context(|| {
             format!(
-                "{LINKER} is built against LLVM {llvm}, which toolchain {toolchain} writes for; once its development \
-                 files are in place: {}",
+                "{LINKER} is built against LLVM {llvm}, the LLVM of toolchain {toolchain}; install its development \
+                 files, then run: {}",
                 process::line(&cargo)
             )
         })?;
     }
-    eprintln!("setup: building {LINKER}; this takes some minutes, once");
+    eprintln!("setup: building {LINKER}; this takes minutes, once per machine");
     process::run(&mut cargo)
 }
 
@@ -130,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_compiler_tells_its_llvm() {
+    fn llvm_version_is_read_from_the_compilers_version() {
         assert_eq!(llvm_major("rustc 1.96.0\nrelease: 1.96.0\nLLVM version: 22.1.8\n"), Some(22));
         assert_eq!(llvm_major("rustc 1.96.0\n"), None);
     }

@@ -1,7 +1,7 @@
-//! `setup`: what this project needs from the machine, and how it gets there.
+//! `setup`: the tools that this project needs, and their installation.
 //!
-//! Looking costs milliseconds and touches nothing, so every command looks first. Installing is apt's, rustup's and
-//! cargo's business; where they cannot, the sentence to type is printed instead.
+//! A check takes milliseconds and changes nothing, so every command checks first. apt, rustup and
+//! cargo install what is missing; where they cannot, the error contains the command to run.
 
 mod ebpf;
 mod packages;
@@ -13,71 +13,71 @@ use crate::process;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Only report what is missing; the exit code says whether anything is
+    /// Only list what is missing; the exit code is not 0 if anything is
     #[arg(long)]
     check: bool,
-    /// Only what this needs (repeatable); without it, all but `kernels`
-    #[arg(long = "for", value_name = "PURPOSE")]
-    purposes: Vec<Purpose>,
+    /// Install only what this task needs (repeatable) [default: all but kernels]
+    #[arg(long = "for", value_name = "TASK")]
+    tasks: Vec<Task>,
 }
 
-/// What something is needed for.
+/// What the machine is set up for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Purpose {
-    /// Compiling, the eBPF object too
+pub(crate) enum Task {
+    /// Compile everything, with the eBPF object
     Build,
-    /// The demo and the tests
+    /// Run the demo and the tests
     Run,
-    /// The benchmark's peers
+    /// Run the benchmark
     Bench,
-    /// Other kernels in QEMU
+    /// Run other kernels in QEMU
     Kernels,
 }
 
 pub(crate) fn run(arguments: &Args) -> Result<()> {
-    let default = [Purpose::Build, Purpose::Run, Purpose::Bench];
-    let purposes = if arguments.purposes.is_empty() { &default[..] } else { &arguments.purposes };
+    let default = [Task::Build, Task::Run, Task::Bench];
+    let tasks = if arguments.tasks.is_empty() { &default[..] } else { &arguments.tasks };
     if arguments.check {
-        let missing = missing(purposes);
+        let missing = missing(tasks);
         if !missing.is_empty() {
             bail!("missing:\n{}", list(&missing));
         }
     } else {
-        ensure(purposes)?;
+        ensure(tasks)?;
     }
     println!("nothing is missing");
     Ok(())
 }
 
-/// Installs what is missing. Silent and quick when nothing is.
-pub(crate) fn ensure(purposes: &[Purpose]) -> Result<()> {
-    let first = missing(purposes);
+/// Installs what is missing. Prints nothing if nothing is.
+pub(crate) fn ensure(tasks: &[Task]) -> Result<()> {
+    let first = missing(tasks);
     if first.is_empty() {
         return Ok(());
     }
-    eprintln!("setup: this machine lacks\n{}", list(&first));
-    packages::install(&packages::missing(purposes))?;
-    if purposes.contains(&Purpose::Build) {
+    eprintln!("setup: missing on this machine:\n{}", list(&first));
+    packages::install(&packages::missing(tasks))?;
+    if tasks.contains(&Task::Build) {
         ebpf::install()?;
     }
-    let still = missing(purposes);
+    let still = missing(tasks);
     if !still.is_empty() {
-        bail!("installed, but still not found:\n{}", list(&still));
+        bail!("not found after installation:\n{}", list(&still));
     }
     eprintln!("setup: done");
     Ok(())
 }
 
-/// Whether the eBPF object can be built here.
+/// Whether this machine can build the eBPF object.
 pub(crate) fn can_build_ebpf() -> bool {
     ebpf::missing().is_empty()
 }
 
-/// One line for each thing missing.
-fn missing(purposes: &[Purpose]) -> Vec<String> {
+/// One line for each missing tool or file.
+fn missing(tasks: &[Task]) -> Vec<String> {
     let mut missing: Vec<String> =
-        packages::missing(purposes).into_iter().map(packages::Need::describe).collect();
-    if purposes.contains(&Purpose::Build) {
+        packages::missing(tasks).into_iter().map(packages::Package::describe).collect();
+    if tasks.contains(&Task::Build) {
         missing.extend(ebpf::missing());
     }
     missing
@@ -87,10 +87,10 @@ fn list(lines: &[String]) -> String {
     lines.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
 }
 
-/// Why nothing can be installed on this machine, if so.
+/// The reason why packages cannot be installed on this machine, if there is one.
 fn cannot_install() -> Option<&'static str> {
     if process::find("apt-get").is_none() {
-        Some("this is no Debian or Ubuntu (no apt-get)")
+        Some("this is neither Debian nor Ubuntu (no apt-get)")
     } else if process::is_root() {
         None
     } else {

@@ -1,94 +1,95 @@
-//! Packages of the distribution: what each is needed for, how one sees that it is there, and apt.
+//! Packages of the distribution: the task that needs each, how its presence is detected, and apt.
 
 use std::{path::Path, process::Command, sync::Once};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Purpose, cannot_install};
+use super::{Task, cannot_install};
 use crate::process;
 
-/// How one sees that something is there, whoever installed it.
+/// What shows that a package's content is installed, from whatever source.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Evidence {
+pub(super) enum Presence {
     Program(&'static str),
     File(&'static str),
 }
 
-/// Something a package brings.
+/// A package that a task needs.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Need {
-    purpose: Purpose,
-    /// Its name in Debian and Ubuntu.
-    package: &'static str,
-    evidence: Evidence,
+pub(super) struct Package {
+    task: Task,
+    /// Name in Debian and Ubuntu.
+    name: &'static str,
+    presence: Presence,
 }
 
-const NEEDS: &[Need] = {
-    use Evidence::{File, Program};
-    use Purpose::{Bench, Build, Kernels, Run};
-    const fn need(purpose: Purpose, package: &'static str, evidence: Evidence) -> Need {
-        Need { purpose, package, evidence }
+const PACKAGES: &[Package] = {
+    use Presence::{File, Program};
+    use Task::{Bench, Build, Kernels, Run};
+    const fn package(task: Task, name: &'static str, presence: Presence) -> Package {
+        Package { task, name, presence }
     }
     &[
-        need(Build, "gcc", Program("cc")),
-        need(Build, "libc6-dev", File("/usr/include/stdio.h")),
-        need(Run, "iproute2", Program("ip")),
-        need(Run, "util-linux", Program("nsenter")),
-        need(Run, "iputils-ping", Program("ping")),
-        need(Run, "iperf3", Program("iperf3")),
-        need(Run, "ethtool", Program("ethtool")),
-        need(Run, "dnsmasq-base", Program("dnsmasq")),
-        need(Bench, "nftables", Program("nft")),
-        need(Bench, "iptables", Program("iptables-restore")),
-        need(Kernels, "qemu-system-x86", Program("qemu-system-x86_64")),
-        need(Kernels, "busybox-static", Program("busybox")),
-        need(Kernels, "iproute2", Program("ip")),
-        need(Kernels, "cpio", Program("cpio")),
-        need(Kernels, "xz-utils", Program("xz")),
+        package(Build, "gcc", Program("cc")),
+        package(Build, "libc6-dev", File("/usr/include/stdio.h")),
+        package(Run, "iproute2", Program("ip")),
+        package(Run, "util-linux", Program("nsenter")),
+        package(Run, "iputils-ping", Program("ping")),
+        package(Run, "iperf3", Program("iperf3")),
+        package(Run, "ethtool", Program("ethtool")),
+        package(Run, "dnsmasq-base", Program("dnsmasq")),
+        package(Bench, "nftables", Program("nft")),
+        package(Bench, "iptables", Program("iptables-restore")),
+        package(Kernels, "qemu-system-x86", Program("qemu-system-x86_64")),
+        package(Kernels, "busybox-static", Program("busybox")),
+        package(Kernels, "iproute2", Program("ip")),
+        package(Kernels, "cpio", Program("cpio")),
+        package(Kernels, "xz-utils", Program("xz")),
     ]
 };
 
-impl Need {
+impl Package {
     pub(super) fn describe(self) -> String {
-        let what = match self.evidence {
-            Evidence::Program(name) | Evidence::File(name) => name,
+        let what = match self.presence {
+            Presence::Program(name) | Presence::File(name) => name,
         };
-        let why = match self.purpose {
-            Purpose::Build => "to build",
-            Purpose::Run => "for the demo and the tests",
-            Purpose::Bench => "for the benchmark",
-            Purpose::Kernels => "to run other kernels",
+        let why = match self.task {
+            Task::Build => "to build",
+            Task::Run => "for the demo and the tests",
+            Task::Bench => "for the benchmark",
+            Task::Kernels => "to run other kernels",
         };
-        format!("{what}, {why} (package {})", self.package)
+        format!("{what}, {why} (package {})", self.name)
     }
 
-    fn is_there(self) -> bool {
-        match self.evidence {
-            Evidence::Program(name) => process::find(name).is_some(),
-            Evidence::File(path) => Path::new(path).exists(),
+    fn is_installed(self) -> bool {
+        match self.presence {
+            Presence::Program(name) => process::find(name).is_some(),
+            Presence::File(path) => Path::new(path).exists(),
         }
     }
 }
 
-pub(super) fn missing(purposes: &[Purpose]) -> Vec<Need> {
-    NEEDS.iter().filter(|need| purposes.contains(&need.purpose) && !need.is_there()).copied().collect()
+pub(super) fn missing(tasks: &[Task]) -> Vec<Package> {
+    let is_missing = |package: &&Package| tasks.contains(&package.task) && !package.is_installed();
+    PACKAGES.iter().filter(is_missing).copied().collect()
 }
 
-pub(super) fn install(needs: &[Need]) -> Result<()> {
-    let mut names: Vec<&str> = needs.iter().map(|need| need.package).collect();
+pub(super) fn install(packages: &[Package]) -> Result<()> {
+    let mut names: Vec<&str> = packages.iter().map(|package| package.name).collect();
     names.sort_unstable();
     names.dedup();
     apt_install(&names)
 }
 
-/// Installs packages, or says which ones somebody else has to install.
+/// Installs packages. The error contains the command to run where this process cannot.
 pub(super) fn apt_install(names: &[&str]) -> Result<()> {
     if names.is_empty() {
         return Ok(());
     }
     if let Some(reason) = cannot_install() {
         bail!(
-            "{reason}; install what these packages of Debian hold, then come again:\n  \
+            "{reason}; install the content of these Debian packages, then run the command again:\n  \
              sudo apt-get install --no-install-recommends {}",
             names.join(" ")
         );
@@ -100,7 +101,7 @@ pub(super) fn apt_install(names: &[&str]) -> Result<()> {
     process::run(&mut apt).context("install packages")
 }
 
-/// Whether apt could install all of these.
+/// Whether apt can install all of these packages.
 pub(super) fn apt_has(names: &[&str]) -> Result<bool> {
     if cannot_install().is_some() {
         return Ok(false);
@@ -111,13 +112,13 @@ pub(super) fn apt_has(names: &[&str]) -> Result<bool> {
     Ok(process::output(&mut simulation).is_ok())
 }
 
-/// A fresh machine knows no package at all; one look per run is enough.
+/// Reads the package lists, which a new machine does not have; once per run.
 fn update() -> Result<()> {
     static UPDATED: Once = Once::new();
     let mut result = Ok(());
     UPDATED.call_once(|| {
-        eprintln!("setup: reading the lists of packages");
-        result = process::run(apt().arg("update")).context("update the lists of packages");
+        eprintln!("setup: reading the package lists");
+        result = process::run(apt().arg("update")).context("update the package lists");
     });
     result
 }
@@ -133,19 +134,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_need_says_what_it_is_for_and_what_brings_it() {
-        let needs = NEEDS.iter().map(|need| need.describe()).collect::<Vec<_>>();
+    fn description_has_program_task_and_package() {
+        let descriptions = PACKAGES.iter().map(|package| package.describe()).collect::<Vec<_>>();
         assert!(
-            needs.contains(&"iperf3, for the demo and the tests (package iperf3)".to_owned()),
-            "{needs:?}"
+            descriptions.contains(&"iperf3, for the demo and the tests (package iperf3)".to_owned()),
+            "{descriptions:?}"
         );
     }
 
     #[test]
-    fn only_what_is_not_there_is_missing() {
-        let there = Need { purpose: Purpose::Run, package: "a", evidence: Evidence::Program("sh") };
-        let absent = Need { purpose: Purpose::Run, package: "b", evidence: Evidence::File("/nonexistent") };
-        assert!(there.is_there());
-        assert!(!absent.is_there());
+    fn package_is_installed_if_its_program_or_file_exists() {
+        let installed = Package { task: Task::Run, name: "a", presence: Presence::Program("sh") };
+        let missing = Package { task: Task::Run, name: "b", presence: Presence::File("/nonexistent") };
+        assert!(installed.is_installed());
+        assert!(!missing.is_installed());
     }
 }

@@ -1,45 +1,47 @@
-//! Reads what a test binary prints with `--show-output`, line by line.
+//! Reads the output of a test binary that runs with `--show-output`, line by line.
 
-/// A test that failed, or did not run.
+/// A test that failed or was skipped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Case {
     pub(crate) test: String,
     pub(crate) reason: String,
 }
 
-/// What became of one binary's tests.
+/// The results of one binary's tests.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Report {
     pub(crate) passed: usize,
     pub(crate) failures: Vec<Case>,
     pub(crate) skips: Vec<Case>,
-    /// What a test wants to be read at the end.
+    /// Lines that tests print for the end of the run.
     pub(crate) summaries: Vec<String>,
 }
 
-/// The binary's output so far.
+/// State of reading one binary's output.
 #[derive(Debug, Default)]
 pub(crate) struct Output {
     binary: String,
+    /// The binary, or the part of it that runs.
+    whole: String,
     passed: usize,
-    /// Tests that libtest counts as passed, but that said they did nothing.
-    passed_by_skipping: usize,
+    /// Tests that libtest counts as passed although they printed `SKIP`.
+    skipped_as_passed: usize,
     failed: usize,
-    /// Whether the binary came to its end.
+    /// Whether the binary printed its result line.
     has_result: bool,
     failures: Vec<Case>,
     skips: Vec<Case>,
     summaries: Vec<String>,
-    /// The test whose output the lines now belong to.
+    /// The test whose output is being read.
     section: Option<String>,
 }
 
 impl Output {
-    pub(crate) fn of(binary: &str) -> Self {
-        Self { binary: binary.to_owned(), ..Self::default() }
+    pub(crate) fn of(binary: &str, whole: &str) -> Self {
+        Self { binary: binary.to_owned(), whole: whole.to_owned(), ..Self::default() }
     }
 
-    /// Takes the next line. If it tells the end of a test: which, and how it ended.
+    /// Reads the next line. Returns the test and its result if the line contains a result.
     pub(crate) fn line<'a>(&mut self, line: &'a str) -> Option<(&'a str, &'a str)> {
         if let Some(result) = line.strip_prefix("test result: ") {
             self.passed += count(result, "passed");
@@ -54,18 +56,18 @@ impl Output {
             self.section = None;
         } else if let Some(test) = self.section.clone() {
             self.output_of(&test, line);
-        } else if let Some((test, how)) = ended(line) {
-            self.ended(test, how);
-            return Some((test, how));
+        } else if let Some((test, result)) = test_result(line) {
+            self.record(test, result);
+            return Some((test, result));
         }
         None
     }
 
-    fn ended(&mut self, test: &str, how: &str) {
+    fn record(&mut self, test: &str, result: &str) {
         let name = self.name(test);
-        if how == "FAILED" {
+        if result == "FAILED" {
             self.failures.push(Case { test: name, reason: String::new() });
-        } else if let Some(reason) = how.strip_prefix("ignored") {
+        } else if let Some(reason) = result.strip_prefix("ignored") {
             let reason = reason.trim_start_matches(", ");
             let reason = if reason.is_empty() { "ignored, without a reason" } else { reason };
             self.skips.push(Case { test: name, reason: reason.to_owned() });
@@ -82,22 +84,23 @@ impl Output {
             && !self.skips.iter().any(|skip| skip.test == name)
         {
             self.skips.push(Case { test: name, reason: reason.to_owned() });
-            self.passed_by_skipping += 1;
+            self.skipped_as_passed += 1;
         }
     }
 
-    /// After the last line. `end` says how the process ended, if not well.
-    pub(crate) fn finish(mut self, end: Option<String>) -> Report {
-        // a binary that fails says so by its tests; otherwise something else went wrong, and must not be lost
-        if let Some(end) = end
+    /// The report, after the last line. `failure` is the exit status and stderr of a process that
+    /// failed.
+    pub(crate) fn finish(mut self, failure: Option<String>) -> Report {
+        // a process can also fail without a failed test
+        if let Some(failure) = failure
             && (self.failed == 0 || !self.has_result)
         {
-            self.failures.push(Case { test: self.binary.clone(), reason: end });
+            self.failures.push(Case { test: self.whole, reason: failure });
         } else if !self.has_result {
             let reason = "ended without a result".to_owned();
-            self.failures.push(Case { test: self.binary.clone(), reason });
+            self.failures.push(Case { test: self.whole, reason });
         }
-        let passed = self.passed.saturating_sub(self.passed_by_skipping);
+        let passed = self.passed.saturating_sub(self.skipped_as_passed);
         Report { passed, failures: self.failures, skips: self.skips, summaries: self.summaries }
     }
 
@@ -111,14 +114,14 @@ fn skip_reason(line: &str) -> Option<&str> {
     line.trim_start().strip_prefix("SKIP")?.strip_prefix([':', ' ']).map(str::trim)
 }
 
-/// `test NAME ... HOW`.
-fn ended(line: &str) -> Option<(&str, &str)> {
-    let (test, how) = line.strip_prefix("test ")?.rsplit_once(" ... ")?;
+/// Test and result in a line `test NAME ... RESULT`.
+fn test_result(line: &str) -> Option<(&str, &str)> {
+    let (test, result) = line.strip_prefix("test ")?.rsplit_once(" ... ")?;
     let test = test.strip_suffix(" - should panic").unwrap_or(test);
-    (how == "ok" || how == "FAILED" || how.starts_with("ignored")).then_some((test, how))
+    (result == "ok" || result == "FAILED" || result.starts_with("ignored")).then_some((test, result))
 }
 
-/// The number before `word`.
+/// The number before a word.
 fn count(result: &str, word: &str) -> usize {
     let words: Vec<&str> = result.split([' ', ';', '.']).filter(|word| !word.is_empty()).collect();
     let place = words.iter().position(|candidate| *candidate == word).unwrap_or(0);
@@ -169,7 +172,7 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
     }
 
     fn read(text: &str, end: Option<&str>) -> Report {
-        let mut output = Output::of("b");
+        let mut output = Output::of("b", "b");
         for line in text.lines() {
             output.line(line);
         }
@@ -177,7 +180,7 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
     }
 
     #[test]
-    fn a_skip_is_not_a_pass_and_a_failure_keeps_its_output() {
+    fn skipped_test_does_not_count_as_passed_and_failure_has_its_output() {
         let report = read(MIXED, Some("exit status: 101"));
         assert_eq!(report.passed, 1);
         assert_eq!(report.summaries, ["3 of 4"]);
@@ -191,25 +194,25 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
     }
 
     #[test]
-    fn a_binary_that_dies_is_a_failure() {
+    fn binary_killed_by_a_signal_is_a_failure() {
         let report = read("running 2 tests\ntest one ... ok\n", Some("signal: 11"));
         assert_eq!(report.failures, [case("b", "signal: 11")]);
     }
 
     #[test]
-    fn a_binary_that_says_nothing_is_a_failure() {
+    fn binary_without_output_is_a_failure() {
         assert_eq!(read("", None).failures, [case("b", "ended without a result")]);
     }
 
     #[test]
-    fn results_of_several_runs_add_up() {
+    fn counts_of_several_result_lines_are_added() {
         let line =
             "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0s\n";
         assert_eq!(read(&line.repeat(2), None), Report { passed: 6, ..Report::default() });
     }
 
     #[test]
-    fn the_end_of_a_test_is_told() {
-        assert_eq!(Output::of("b").line("test frame - should panic ... ok"), Some(("frame", "ok")));
+    fn result_of_a_test_is_returned() {
+        assert_eq!(Output::of("b", "b").line("test frame - should panic ... ok"), Some(("frame", "ok")));
     }
 }

@@ -1,11 +1,12 @@
-//! `test`: every test of the workspace, from one build.
+//! `test`: builds all tests of the workspace at once and runs them.
 //!
-//! Binaries that need nothing but a processor run side by side; those with clusters of namespaces run alone, because
-//! they measure time. A test that cannot run here prints `SKIP: <reason>` and is counted as skipped, not as passed.
+//! Test binaries run in parallel, except those with clusters of namespaces: they measure time, and
+//! run one module after the other. A test that cannot run on this machine prints `SKIP: <reason>`
+//! and is counted as skipped, not as passed.
 
 pub(crate) mod binaries;
 pub(crate) mod libtest;
-mod runner;
+pub(crate) mod runner;
 
 use std::{
     collections::VecDeque,
@@ -17,21 +18,33 @@ use std::{
 use anyhow::{Result, bail};
 
 use self::{binaries::Binary, libtest::Report, runner::Extent};
-use crate::setup::{self, Purpose};
+use crate::{
+    process,
+    setup::{self, Task},
+};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Only tests whose `binary::test` contains this
+    /// Run only tests whose `binary::test` contains this text
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Long tables whole, not a sample of them
+    /// Run all cases of long tables, not a sample
     #[arg(long)]
     full: bool,
 }
 
+/// Compiles the tests.
+pub(crate) fn build() -> Result<()> {
+    setup::ensure(&[Task::Build])?;
+    binaries::build().map(drop)
+}
+
 pub(crate) fn run(arguments: &Args) -> Result<()> {
-    setup::ensure(&[Purpose::Build, Purpose::Run])?;
+    setup::ensure(&[Task::Build, Task::Run])?;
+    let (start, cpu) = (Instant::now(), process::cpu_of_children());
     let mut binaries = binaries::build()?;
+    let cpu = process::cpu_of_children().saturating_sub(cpu);
+    eprintln!("tests are compiled: {:.0?}, {cpu:.0?} of CPU time", start.elapsed());
     let filter = arguments.filter.as_deref();
     if let Some(filter) = filter {
         binaries = runner::select(binaries, filter)?;
@@ -42,7 +55,9 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
     let mut reports = Vec::new();
     let extent = if arguments.full { Extent::Full } else { Extent::Sample };
     run_all(together, thread::available_parallelism()?.get(), extent, &mut reports)?;
-    run_all(alone, 1, extent, &mut reports)?;
+    for binary in &alone {
+        run_all(runner::by_module(binary)?.into(), 1, extent, &mut reports)?;
+    }
     if filter.is_none() {
         reports.push(runner::run_doc_tests()?);
     }
@@ -65,7 +80,7 @@ fn run_all(queue: VecDeque<Binary>, workers: usize, extent: Extent, reports: &mu
     })
 }
 
-/// Which API server the tests of clusters have asked, as they choose it.
+/// The API server of the cluster tests, chosen as they choose it.
 fn api_server() -> String {
     match std::env::var("KUBEBUILDER_ASSETS").ok().filter(|directory| !directory.is_empty()) {
         Some(directory) => format!("with the kube-apiserver in {directory}"),
@@ -73,7 +88,8 @@ fn api_server() -> String {
     }
 }
 
-/// What failed (why stands where it ended), what was skipped and why, and the numbers as the last line.
+/// Prints failed tests (their output is printed when they end), skipped tests with reasons, and the
+/// counts as the last line.
 fn summarize(reports: &[Report], start: Instant) -> Result<()> {
     for failure in reports.iter().flat_map(|report| &report.failures) {
         println!("FAILED {}", failure.test);

@@ -1,6 +1,7 @@
-//! Runs one test binary and watches it.
+//! Runs one test binary, reads its output and ends it after a time limit.
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead as _, BufReader, Read},
     process::{Command, Stdio},
     sync::mpsc::{self, RecvTimeoutError, Sender},
@@ -16,15 +17,15 @@ use super::{
 };
 use crate::{process, workspace};
 
-/// How often the end of a silent binary is looked for.
-const LOOK: Duration = Duration::from_millis(100);
-/// Lines of stderr kept for a binary that fails.
-const KEPT: usize = 60;
+/// How often to check whether a silent binary has ended.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// Last lines of stderr that are printed for a binary that fails.
+const STDERR_LINES: usize = 60;
 
-/// Has tests run all of what they otherwise take a sample of.
+/// Environment variable that makes tests run all cases of long tables.
 const FULL: &str = "DATAPLANE_FULL";
 
-/// How much of a long table runs.
+/// Which cases of long tables run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Extent {
     Sample,
@@ -32,34 +33,27 @@ pub(super) enum Extent {
 }
 
 impl Extent {
-    /// A binary that takes longer hangs.
-    const fn limit(self) -> Duration {
+    /// A binary that runs longer is killed.
+    const fn time_limit(self) -> Duration {
         match self {
-            Self::Sample => Duration::from_mins(10),
+            Self::Sample => Duration::from_mins(20),
             Self::Full => Duration::from_hours(2),
         }
     }
 }
 
-/// A line, and from where.
+/// A line of output.
 enum Line {
-    Out(String),
-    Err(String),
+    Stdout(String),
+    Stderr(String),
 }
 
-/// The binaries that have tests the filter matches, with only those.
+/// The binaries with tests that the filter matches, restricted to those tests.
 pub(super) fn select(binaries: Vec<Binary>, filter: &str) -> Result<Vec<Binary>> {
     let mut selected = Vec::new();
     for mut binary in binaries {
-        let mut list = Command::new(&binary.executable);
-        let text =
-            process::output(list.args(["--list", "--format", "terse"]).current_dir(&binary.directory))?;
-        let tests: Vec<String> = text
-            .lines()
-            .filter_map(|line| line.strip_suffix(": test"))
-            .filter(|test| format!("{}::{test}", binary.name).contains(filter))
-            .map(str::to_owned)
-            .collect();
+        let mut tests = list(&binary)?;
+        tests.retain(|test| format!("{}::{test}", binary.name).contains(filter));
         if !tests.is_empty() {
             binary.only = Some(tests);
             selected.push(binary);
@@ -68,11 +62,30 @@ pub(super) fn select(binaries: Vec<Binary>, filter: &str) -> Result<Vec<Binary>>
     Ok(selected)
 }
 
-/// Runs all its tests, or the selected ones.
+/// One part of the binary for each of its modules. Tests of a module share a process and what they
+/// set up in it; modules do not affect each other.
+pub(crate) fn by_module(binary: &Binary) -> Result<Vec<Binary>> {
+    let mut modules: BTreeMap<Option<String>, Vec<String>> = BTreeMap::new();
+    for test in binary.only.clone().map_or_else(|| list(binary), Ok)? {
+        let module = test.split_once("::").map(|(module, _)| module.to_owned());
+        modules.entry(module).or_default().push(test);
+    }
+    let of_module = |(module, tests)| Binary { module, only: Some(tests), ..binary.clone() };
+    Ok(modules.into_iter().map(of_module).collect())
+}
+
+/// Names of all tests of a binary.
+fn list(binary: &Binary) -> Result<Vec<String>> {
+    let mut list = Command::new(&binary.executable);
+    let text = process::output(list.args(["--list", "--format", "terse"]).current_dir(&binary.directory))?;
+    Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
+}
+
+/// Runs all tests of a binary, or the selected ones.
 pub(super) fn run(binary: &Binary, extent: Extent) -> Result<Report> {
     if binary.needs_root && !process::is_root() {
-        let reason = "loads programs and makes network namespaces: needs root".to_owned();
-        let skip = Case { test: binary.name.clone(), reason };
+        let reason = "loads eBPF programs and creates network namespaces: needs root".to_owned();
+        let skip = Case { test: binary.label(), reason };
         return Ok(Report { skips: vec![skip], ..Report::default() });
     }
     let mut command = Command::new(&binary.executable);
@@ -83,60 +96,62 @@ pub(super) fn run(binary: &Binary, extent: Extent) -> Result<Report> {
     if let Some(only) = &binary.only {
         command.arg("--exact").args(only);
     }
-    watch(&binary.name, &mut command, extent.limit())
+    run_command(&binary.name, &binary.label(), &mut command, extent.time_limit())
 }
 
-/// Examples in the documentation; cargo builds and runs them itself.
+/// Runs the examples in the documentation, which only cargo can build.
 pub(super) fn run_doc_tests() -> Result<Report> {
     let mut cargo = workspace::cargo();
     cargo.args(["test", "--doc"]).args(workspace::FOR_HOST);
     cargo.args(["--no-fail-fast", "--", "--show-output"]);
-    watch("documentation", &mut cargo, Extent::Sample.limit())
+    run_command("documentation", "documentation", &mut cargo, Extent::Sample.time_limit())
 }
 
-fn watch(name: &str, command: &mut Command, limit: Duration) -> Result<Report> {
+/// Runs a command that prints what libtest prints. `name` is the prefix of test names; a failure of
+/// no particular test is reported as one of `whole`.
+fn run_command(name: &str, whole: &str, command: &mut Command, time_limit: Duration) -> Result<Report> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("run {}", process::line(command)))?;
     let (sender, lines) = mpsc::channel();
-    forward(child.stdout.take().context("stdout is piped")?, sender.clone(), Line::Out);
-    forward(child.stderr.take().context("stderr is piped")?, sender, Line::Err);
+    forward(child.stdout.take().context("stdout is piped")?, sender.clone(), Line::Stdout);
+    forward(child.stderr.take().context("stderr is piped")?, sender, Line::Stderr);
 
-    let deadline = Instant::now() + limit;
-    let mut output = Output::of(name);
-    let mut complaints = Vec::new();
+    let deadline = Instant::now() + time_limit;
+    let mut output = Output::of(name, whole);
+    let mut stderr = Vec::new();
     let mut has_ended = false;
     loop {
-        match lines.recv_timeout(LOOK) {
-            Ok(Line::Out(line)) => {
-                if let Some((test, how)) = output.line(&line) {
-                    println!("{name}::{test} ... {how}");
+        match lines.recv_timeout(POLL_INTERVAL) {
+            Ok(Line::Stdout(line)) => {
+                if let Some((test, result)) = output.line(&line) {
+                    println!("{name}::{test} ... {result}");
                 }
             }
-            Ok(Line::Err(line)) => complaints.push(line),
-            // what it started may outlive it and hold its output open
+            Ok(Line::Stderr(line)) => stderr.push(line),
+            // a process that the binary started may keep the pipes open
             Err(RecvTimeoutError::Timeout) if has_ended => break,
             Err(RecvTimeoutError::Timeout) => has_ended = child.try_wait()?.is_some(),
             Err(RecvTimeoutError::Disconnected) => break,
         }
         if !has_ended && Instant::now() > deadline {
-            complaints.push(format!("killed: it ran for more than {limit:?}"));
+            stderr.push(format!("killed: it ran for more than {time_limit:?}"));
             child.kill()?;
             break;
         }
     }
     let status = child.wait()?;
-    let problem = (!status.success()).then(|| {
-        let tail = complaints.split_off(complaints.len().saturating_sub(KEPT));
+    let failure = (!status.success()).then(|| {
+        let tail = stderr.split_off(stderr.len().saturating_sub(STDERR_LINES));
         format!("{status}\n{}", tail.join("\n"))
     });
-    let report = output.finish(problem);
+    let report = output.finish(failure);
     for failure in &report.failures {
         println!("\nFAILED {}\n{}", failure.test, failure.reason);
     }
     Ok(report)
 }
 
-/// Sends every line of a pipe, until it closes or nobody listens.
+/// Sends each line of a pipe until the pipe or the channel closes.
 fn forward(pipe: impl Read + Send + 'static, lines: Sender<Line>, wrap: fn(String) -> Line) {
     thread::spawn(move || {
         let mut pipe = BufReader::new(pipe);

@@ -80,7 +80,7 @@ impl SocketTable for KernelSockets {
     async fn destroy(&self, netns: &Netns, cookies: HashSet<u64>) -> Result<usize, SocketsError> {
         let open =
             |source: io::Error| SockDiagError::Kernel { operation: "open sock_diag socket to list", source };
-        let work = move || SockDiag::open().map_err(open)?.end(&cookies);
+        let work = move || SockDiag::open().map_err(open)?.destroy(&cookies);
         Ok(Self::run_in(netns, work).await??)
     }
 }

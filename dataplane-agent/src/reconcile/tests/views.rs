@@ -25,7 +25,7 @@ fn service_view_lists_every_frontend() {
         .frontends
         .iter()
         .map(|it| {
-            let marks = [(it.local, " local"), (it.guarded, " guarded")];
+            let marks = [(it.local_only, " local"), (it.has_source_ranges, " guarded")];
             let marks: String = marks.into_iter().filter(|(is, _)| *is).map(|(_, mark)| mark).collect();
             format!("{:?} {}:{} {:?}{marks} {}", it.kind, it.address, it.port, it.clients, it.backends)
         })

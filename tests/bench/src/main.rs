@@ -1,0 +1,138 @@
+//! The benchmark: builds every topology, measures them interleaved, prints a table, writes JSON and the document.
+
+use std::{fs, io::Write as _, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::{Parser, ValueEnum as _};
+use dataplane_bench::{
+    bed::Bed,
+    machine::{Machine, stolen},
+    markdown,
+    measure::{Pace, measure},
+    network::Turn,
+    plan::{SERVICE_COUNTS, Variant, Wanted},
+    report::{self, Report},
+    scale,
+};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Measures our datapath beside kube-proxy's rules, plain routing and the limit, in one interleaved run.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Few short rounds: shows that it works, not how fast
+    #[arg(long)]
+    quick: bool,
+    /// Writes the result to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Only these variants
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Variant>,
+    /// Only rows whose name contains this
+    #[arg(long, default_value = "")]
+    rows: String,
+    /// Only these numbers of services in `clusterip_crr` (10, 1000, 30000)
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',')]
+    services: Vec<u16>,
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Of a block, after its warm-up
+    #[arg(long, value_name = "MILLISECONDS")]
+    time_ms: Option<u64>,
+    /// Only one agent in large clusters; without a value, in those of a whole run
+    #[arg(long, value_name = "SERVICESxENDPOINTS", value_delimiter = ',', num_args = 0..=1)]
+    scale: Option<Vec<scale::Size>>,
+    /// Updates docs/benchmarks.md; a whole run that is not quick always does
+    #[arg(long)]
+    write_docs: bool,
+}
+
+impl Arguments {
+    fn pace(&self) -> Pace {
+        let (rounds, warm_up, time) = if self.quick { (5, 50, 200) } else { (75, 50, 200) };
+        Pace {
+            rounds: self.rounds.unwrap_or(rounds),
+            warm_up: Duration::from_millis(warm_up),
+            time: Duration::from_millis(self.time_ms.unwrap_or(time)),
+        }
+    }
+
+    fn wanted(&self) -> Result<Wanted> {
+        let all = if self.only.is_empty() { Variant::value_variants() } else { &self.only };
+        let services = if self.services.is_empty() { SERVICE_COUNTS.to_vec() } else { self.services.clone() };
+        for count in &services {
+            ensure!(SERVICE_COUNTS.contains(count), "--services {count}: there are {SERVICE_COUNTS:?}");
+        }
+        Ok(Wanted { variants: all.iter().copied().collect(), rows: self.rows.clone(), services })
+    }
+
+    fn is_whole(&self) -> bool {
+        !self.quick && self.only.is_empty() && self.rows.is_empty() && self.services.is_empty()
+    }
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    ensure!(nix::unistd::geteuid().is_root(), "network namespaces and eBPF need root");
+    if let Some(sizes) = &arguments.scale {
+        let results = measure_scale(if sizes.is_empty() { &scale::SIZES } else { sizes })?;
+        print(&serde_json::to_string_pretty(&results)?)?;
+        return print(&markdown::scale(&results));
+    }
+    let report = run(&arguments)?;
+    print(&markdown::ratios(&report))?;
+    print(&markdown::rates(&report))?;
+    print(&markdown::scale(&report.scale))?;
+    print(&markdown::conditions(&report))?;
+    if let Some(path) = &arguments.json {
+        let text = serde_json::to_string_pretty(&report)?;
+        fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))?;
+    }
+    if arguments.write_docs || arguments.is_whole() {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/benchmarks.md");
+        fs::write(&path, markdown::document(&report)).with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "ticks of minutes, far below what a float can tell apart")]
+fn run(arguments: &Arguments) -> Result<Report> {
+    let machine = Machine::inspect()?;
+    let _turn = Turn::take()?;
+    let wanted = arguments.wanted()?;
+    let bed = Bed::create(&wanted)?;
+    let cases = bed.cases();
+    ensure!(!cases.is_empty(), "no row contains {:?} and has what else was asked for", arguments.rows);
+    let pace = arguments.pace();
+    let blocks: usize = cases.iter().map(|case| case.work.len()).sum();
+    let bar = ProgressBar::new((blocks * pace.rounds) as u64);
+    bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {eta} {msg}")?);
+    let (stolen_before, all_before) = stolen()?;
+    let measured = measure(&cases, pace, |_, block| {
+        bar.set_message(block.to_owned());
+        bar.inc(1);
+    })?;
+    bar.finish_and_clear();
+    let (stolen_after, all_after) = stolen()?;
+    bed.check(&cases)?;
+    drop(bed);
+    Ok(Report {
+        machine,
+        rounds: pace.rounds,
+        seconds_per_block: pace.time.as_secs_f64(),
+        stolen: (stolen_after - stolen_before) as f64 / (all_after - all_before).max(1) as f64,
+        noise: report::noise(&cases, &measured),
+        rows: report::rows(&cases, &measured),
+        scale: if arguments.is_whole() { measure_scale(&scale::SIZES)? } else { Vec::new() },
+    })
+}
+
+/// One cluster after the other.
+fn measure_scale(sizes: &[scale::Size]) -> Result<Vec<scale::Scale>> {
+    sizes.iter().map(|size| scale::measure(*size)).collect()
+}
+
+fn print(text: &str) -> Result<()> {
+    writeln!(std::io::stdout().lock(), "{text}").context("write to stdout")
+}

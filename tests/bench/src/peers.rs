@@ -1,0 +1,250 @@
+//! What ours is compared with: the bare veth pair, plain Linux routing, and the same with kube-proxy's rules.
+//!
+//! Every peer at its best: no bridge inside a node, no neighbour ever asked for, no rule that kube-proxy would not
+//! make, no connection tracking unless the rules need it.
+
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{
+    network::{Owned, forward, mac_of, plug_pod, recycle_ports},
+    plan::SERVICE_COUNTS,
+    rules::{iptables, nftables},
+    services::ServiceSet,
+    site::{PORT, Site},
+};
+use dataplane_testkit::lab::Namespace;
+
+/// Pod that asks, on the first node.
+const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 10);
+/// Pod that answers on the same node.
+const LOCAL: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 11);
+/// Pod that answers on the other node.
+const REMOTE: Ipv4Addr = Ipv4Addr::new(10, 244, 2, 11);
+
+/// MTU of the wire.
+const MTU: u32 = 1500;
+/// What VXLAN takes of it.
+const VXLAN_OVERHEAD: u32 = 50;
+
+/// Two namespaces and the veth between them: nothing of this kernel carries a packet with less.
+#[derive(Debug)]
+pub struct Pair {
+    client: Owned,
+    server: Owned,
+}
+
+impl Pair {
+    pub fn create() -> Result<Self> {
+        let pair = Self { client: Owned::create("raw-client")?, server: Owned::create("raw-server")? };
+        let server = pair.server.name();
+        pair.client
+            .ip(&format!("link add eth0 mtu {MTU} type veth peer name eth0 mtu {MTU} netns {server}"))?;
+        let ends = [(&pair.client, CLIENT, &pair.server, LOCAL), (&pair.server, LOCAL, &pair.client, CLIENT)];
+        for (here, address, there, peer) in ends {
+            here.ip(&format!("link set eth0 up\naddr add {address}/24 dev eth0"))?;
+            let mac = mac_of(there, "eth0")?;
+            here.ip(&format!("neigh add {peer} lladdr {mac} dev eth0 nud permanent"))?;
+        }
+        recycle_ports(&pair.client)?;
+        Ok(pair)
+    }
+
+    pub fn site(&self) -> Site {
+        site(&self.client, &self.server, LOCAL)
+    }
+}
+
+/// How packets get from node to node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Routing {
+    Native,
+    Vxlan,
+}
+
+/// What handles services.
+#[derive(Clone, Copy, Debug)]
+pub enum Proxy<'a> {
+    /// Nothing: only pods reach pods.
+    None,
+    Nftables(&'a ServiceSet),
+    Iptables(&'a ServiceSet),
+}
+
+impl Proxy<'_> {
+    fn services(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Nftables(services) | Self::Iptables(services) => services.iter().count(),
+        }
+    }
+}
+
+/// Two nodes on a bridge, one pod that asks and one that answers on the first, one that answers on the second.
+#[derive(Debug)]
+pub struct Cluster {
+    first: Owned,
+    second: Owned,
+    client: Owned,
+    local: Owned,
+    remote: Owned,
+    wire: Owned,
+    tracks_connections: bool,
+}
+
+impl Cluster {
+    pub fn create(name: &str, routing: Routing, proxy: Proxy<'_>) -> Result<Self> {
+        let make = |role: &str| Owned::create(&format!("{name}-{role}"));
+        let cluster = Self {
+            first: make("node1")?,
+            second: make("node2")?,
+            client: make("client")?,
+            local: make("local")?,
+            remote: make("remote")?,
+            wire: make_wire(&format!("{name}-wire"))?,
+            tracks_connections: !matches!(proxy, Proxy::None),
+        };
+        let bridge = cluster.wire.name();
+        for (number, node) in [(1, &cluster.first), (2, &cluster.second)] {
+            node.ip(&format!(
+                "link add eth0 mtu {MTU} type veth peer name port{number} mtu {MTU} netns {bridge}\n\
+                 link set eth0 up\n\
+                 addr add {}/24 dev eth0",
+                node_address(number)
+            ))?;
+            cluster.wire.ip(&format!("link set port{number} master br0 up"))?;
+            forward(node)?;
+        }
+        recycle_ports(&cluster.first)?;
+        let mtu = match routing {
+            Routing::Native => cluster.route_natively()?,
+            Routing::Vxlan => cluster.route_through_vxlan()?,
+        };
+        plug_pod(&cluster.first, &cluster.client, "pod1", CLIENT, mtu)?;
+        plug_pod(&cluster.first, &cluster.local, "pod2", LOCAL, mtu)?;
+        plug_pod(&cluster.second, &cluster.remote, "pod1", REMOTE, mtu)?;
+        cluster.install(proxy)?;
+        Ok(cluster)
+    }
+
+    /// Pod to pod on the first node.
+    pub fn same_node(&self) -> Site {
+        site(&self.client, &self.local, LOCAL)
+    }
+
+    /// Pod to pod from the first node to the second.
+    pub fn two_nodes(&self) -> Site {
+        site(&self.client, &self.remote, REMOTE)
+    }
+
+    /// Host process to host process: the wire without any pod.
+    pub fn hosts(&self) -> Site {
+        site(&self.first, &self.second, node_address(2))
+    }
+
+    /// A peer that claims to track connections must, and one that does not must not: it is what the rows compare.
+    pub fn check_connection_tracking(&self) -> Result<()> {
+        let count = self.first.read_proc("/proc/sys/net/netfilter/nf_conntrack_count")?;
+        let tracked: u64 = count.trim().parse()?;
+        ensure!(
+            self.tracks_connections == (tracked > 0),
+            "{} has {tracked} tracked connections after traffic",
+            self.first.name()
+        );
+        Ok(())
+    }
+
+    fn route_natively(&self) -> Result<u32> {
+        for (here, node, there) in [(1, &self.first, 2), (2, &self.second, 1)] {
+            let other = if here == 1 { &self.second } else { &self.first };
+            node.ip(&format!(
+                "neigh add {} lladdr {} dev eth0 nud permanent\n\
+                 route add 10.244.{there}.0/24 via {} dev eth0",
+                node_address(there),
+                mac_of(other, "eth0")?,
+                node_address(there)
+            ))?;
+        }
+        Ok(MTU)
+    }
+
+    /// As flannel does it: a device without learning, a static forwarding entry and neighbour per node.
+    fn route_through_vxlan(&self) -> Result<u32> {
+        let mtu = MTU - VXLAN_OVERHEAD;
+        for (number, node) in [(1, &self.first), (2, &self.second)] {
+            node.ip(&format!(
+                "link add flannel.1 mtu {mtu} type vxlan id 1 dev eth0 local {} dstport 8472 nolearning\n\
+                 addr add 10.244.{number}.0/32 dev flannel.1\n\
+                 link set flannel.1 up",
+                node_address(number)
+            ))?;
+        }
+        for (node, other, there) in [(&self.first, &self.second, 2), (&self.second, &self.first, 1)] {
+            let mac = mac_of(other, "flannel.1")?;
+            node.ip(&format!(
+                "neigh add {} lladdr {} dev eth0 nud permanent\n\
+                 neigh add 10.244.{there}.0 lladdr {mac} dev flannel.1 nud permanent\n\
+                 route add 10.244.{there}.0/24 via 10.244.{there}.0 dev flannel.1 onlink",
+                node_address(there),
+                mac_of(other, "eth0")?
+            ))?;
+            forwarding_entry(node, &mac, node_address(there))?;
+        }
+        Ok(mtu)
+    }
+
+    /// On the node of who asks: on the other one nobody does, and so many rules take their time to load.
+    fn install(&self, proxy: Proxy<'_>) -> Result<()> {
+        let nodes = [(1, &self.first), (2, &self.second)];
+        let few = proxy.services() <= SERVICE_COUNTS[0].into();
+        for (number, node) in nodes.into_iter().take(if few { 2 } else { 1 }) {
+            match proxy {
+                Proxy::None => {}
+                Proxy::Nftables(services) => nftables::apply(node, services, node_address(number))?,
+                Proxy::Iptables(services) => iptables::apply(node, services, iptables::Backend::best())?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The backend every peer's measured service leads to.
+pub const fn service_backend() -> SocketAddrV4 {
+    SocketAddrV4::new(LOCAL, PORT)
+}
+
+const fn node_address(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(172, 18, 0, number)
+}
+
+/// `bridge` has no `ip`: it runs in the namespace by itself.
+fn forwarding_entry(node: &Namespace, mac: &str, to: Ipv4Addr) -> Result<()> {
+    let arguments = format!("-n {} fdb append {mac} dev flannel.1 dst {to} self permanent", node.name());
+    let output = Command::new("bridge")
+        .args(arguments.split(' '))
+        .output()
+        .context("run bridge (package iproute2)")?;
+    ensure!(
+        output.status.success(),
+        "bridge {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
+}
+
+fn make_wire(name: &str) -> Result<Owned> {
+    let wire = Owned::create(name)?;
+    wire.ip(&format!(
+        "link add br0 mtu {MTU} type bridge forward_delay 0 mcast_snooping 0\nlink set br0 up"
+    ))?;
+    Ok(wire)
+}
+
+fn site(client: &Owned, server: &Owned, address: Ipv4Addr) -> Site {
+    let listen = SocketAddrV4::new(address, PORT);
+    Site { client: client.place(), server: server.place(), listen, target: listen.into() }
+}

@@ -1,0 +1,18 @@
+//! Servers and clients for pods: see [`dataplane_testkit::traffic`].
+
+use anyhow::Result;
+use clap::Parser as _;
+use dataplane_testkit::traffic::{self, Command};
+
+/// Small servers and clients that count what arrives
+#[derive(Debug, clap::Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    traffic::run(Arguments::parse().command).await
+}

@@ -1,0 +1,226 @@
+//! A datapath of its own for one test: the agent's object, small maps, no pins, nothing attached.
+
+mod flows;
+mod tables;
+
+use std::{net::IpAddr, os::fd::AsFd as _};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, Queue, RingBuf},
+    programs::{Program, SchedClassifier, Xdp},
+};
+use dataplane_common::{
+    abi::{
+        Event, MacAddr, NodeAddresses, NodeConfig, NodeFlags, Port,
+        names::{self, map},
+    },
+    reason::{self, HookId, Outcome},
+};
+
+use super::frame::{HOST_MAC, OVERLAY_MAC, Parsed};
+use crate::sys_bpf::{TestRun, sums_of_array};
+
+/// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE`.
+const SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
+
+/// Flows the table of a rig holds.
+pub const FLOWS: u32 = 64;
+
+/// What the kernel is told to do with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Next program, then on its way.
+    Next,
+    Drop,
+    Redirect,
+    /// Out of the device it came by, from its driver.
+    TurnRound,
+}
+
+/// What became of a packet.
+#[derive(Clone, Debug)]
+pub struct Run {
+    pub action: Action,
+    /// Name of the verdict or drop reason: the one counter that moved.
+    pub outcome: &'static str,
+    pub frame: Vec<u8>,
+}
+
+impl Run {
+    /// The packet that came out.
+    ///
+    /// # Panics
+    /// If a length or checksum of it is wrong.
+    pub fn packet(&self) -> Parsed {
+        match Parsed::read(&self.frame) {
+            Ok(parsed) => parsed,
+            Err(problem) => panic!("{problem} in {:02x?}", self.frame),
+        }
+    }
+}
+
+/// A node with everything switched on.
+pub fn node_config() -> NodeConfig {
+    NodeConfig {
+        host_mac: MacAddr::new(HOST_MAC),
+        overlay_mac: MacAddr::new(OVERLAY_MAC),
+        overlay_vni: 1,
+        snat_first: Port::new(61_000),
+        snat_last: Port::new(61_999),
+        flow_slots: FLOWS,
+        flags: NodeFlags::CONNECT_TCP | NodeFlags::CONNECT_UDP | NodeFlags::MASQUERADE,
+        flow_probes: 8,
+        host_netns: [0; 8],
+    }
+}
+
+/// The loaded datapath and its tables.
+pub struct Rig {
+    ebpf: Ebpf,
+    /// A program is loaded when a test first runs it: the verifier takes most of a test's time.
+    loaded: Vec<HookId>,
+    /// Device a packet in the driver comes by: 1 is a namespace's loopback.
+    pub ifindex: u32,
+}
+
+impl Rig {
+    /// Loads the datapath for a node with these addresses.
+    pub fn new(node: &NodeConfig, ipv4: IpAddr, ipv6: IpAddr) -> Result<Self> {
+        // cluster IPs may be anywhere
+        let addresses = NodeAddresses { ipv4: ipv4.into(), ipv6: ipv6.into(), ..NodeAddresses::default() };
+        Self::with_config(node, &addresses)
+    }
+
+    /// Loads the datapath with this configuration.
+    pub fn with_config(node: &NodeConfig, addresses: &NodeAddresses) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global(names::NODE, node, true)
+            .override_global(names::NODE_ADDRESSES, addresses, true)
+            .override_global("AYA_LOG_LEVEL", &0_u8, false);
+        for (name, entries) in [
+            (map::ENDPOINTS, 64),
+            (map::ROUTES, 64),
+            (map::SERVICES, 128),
+            (map::BACKENDS, 512),
+            (map::BACKEND_GENERATIONS, 512),
+            (map::FLOWS, FLOWS),
+            (map::FLOW_SLOTS, FLOWS),
+            (map::FLOW_INDEX, 2 * FLOWS),
+            (map::FRAGMENTS, 64),
+            (map::REORDER_FRAGMENTS, 64),
+            (map::DATAGRAM_ORIGINS, 64),
+            (map::SOURCE_RANGES, 64),
+            (map::AFFINITY, 64),
+            (map::EVENTS, 4_096),
+        ] {
+            loader.map_max_entries(name, entries);
+        }
+        let mut ebpf = loader.load(dataplane_agent::datapath::OBJECT).context("load the object")?;
+        let mut slots: Queue<&mut MapData, u32> =
+            Queue::try_from(ebpf.map_mut(map::FLOW_SLOTS).context("FLOW_SLOTS")?)?;
+        for slot in 0..node.flow_slots {
+            slots.push(slot, 0)?;
+        }
+        Ok(Self { ebpf, loaded: Vec::new(), ifindex: 1 })
+    }
+
+    /// Runs the program of `hook` on a frame.
+    pub fn run(&mut self, hook: HookId, frame: &[u8]) -> Result<Run> {
+        self.load(hook)?;
+        let before = self.counters()?;
+        // a fragment may become a larger one
+        let mut out = vec![0; frame.len() + 2_048];
+        let mut options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+        let (result, actions): (_, &[(i32, Action)]) = if hook == HookId::XdpWire {
+            // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
+            let context = [0, frame.len() as u32, 0, self.ifindex, 0, 0].map(u32::to_ne_bytes).concat();
+            options.ctx_in = Some(&context);
+            let program: &mut Xdp = self.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?;
+            let actions = &[(1, Action::Drop), (2, Action::Next), (3, Action::TurnRound)];
+            (program.test_run(options)?, actions)
+        } else {
+            let program: &mut SchedClassifier =
+                self.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?;
+            (program.test_run(options)?, &[(-1, Action::Next), (2, Action::Drop), (7, Action::Redirect)])
+        };
+        out.truncate(result.data_size_out as usize);
+        let after = self.counters()?;
+        let moved: Vec<usize> = (0..before.len()).filter(|index| before[*index] != after[*index]).collect();
+        ensure!(
+            moved.len() == 1 && after[moved[0]] == before[moved[0]] + 1,
+            "one counter moves by one: {moved:?}"
+        );
+        ensure!(moved[0] as u32 / reason::OUTCOMES == hook as u32, "the counter is the hook's own");
+        let outcome =
+            Outcome::from_number((moved[0] as u32 % reason::OUTCOMES) as u8).context("known outcome")?;
+        let returned = result.return_value as i32;
+        let action = actions.iter().find(|(number, _)| *number == returned);
+        let (_, action) = *action.with_context(|| format!("unknown action {returned}"))?;
+        Ok(Run { action, outcome: outcome.name(), frame: out })
+    }
+
+    /// As [`Self::run`], of a packet whose sum the device has computed: whether the kernel can check it (Linux 6.16).
+    ///
+    /// # Errors
+    /// If the sum the kernel keeps is not that of the packet that comes out.
+    pub fn run_summed_up(&mut self, hook: HookId, frame: &[u8]) -> Result<bool> {
+        self.load(hook)?;
+        let program: &mut SchedClassifier =
+            self.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?;
+        let run = TestRun { repeat: 1, flags: SKB_CHECKSUM_COMPLETE, batch_size: 0 };
+        match run.run(program.fd()?.as_fd(), frame) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+            Err(error) => {
+                Err(error).with_context(|| format!("{} on a packet that is summed up", hook.name()))
+            }
+        }
+    }
+
+    /// The last of what the programs reported since this was asked before.
+    pub fn last_event(&mut self) -> Result<Option<Event>> {
+        let mut ring = RingBuf::try_from(self.ebpf.map_mut(map::EVENTS).context("EVENTS")?)?;
+        let mut last = None;
+        while let Some(record) = ring.next() {
+            last = Some(Event::from_bytes(&record).context("a record of another size")?);
+        }
+        Ok(last)
+    }
+
+    fn load(&mut self, hook: HookId) -> Result<()> {
+        if !self.loaded.contains(&hook) {
+            let loaded = match self.ebpf.program_mut(hook.name()).context(hook.name())? {
+                Program::SchedClassifier(program) => program.load(),
+                Program::Xdp(program) => program.load(),
+                _ => anyhow::bail!("{} is of an unexpected type", hook.name()),
+            };
+            loaded.with_context(|| format!("load {}", hook.name()))?;
+            self.loaded.push(hook);
+        }
+        Ok(())
+    }
+
+    fn counters(&self) -> Result<Vec<u64>> {
+        let counters = self.ebpf.map(map::COUNTERS).context("COUNTERS")?;
+        if let Map::PerCpuArray(data) = counters
+            && let Ok(sums) = sums_of_array(data.fd().as_fd(), reason::COUNTERS)
+        {
+            return Ok(sums);
+        }
+        // before Linux 5.13 one by one
+        let counters: PerCpuArray<&MapData, u64> = PerCpuArray::try_from(counters)?;
+        (0..reason::COUNTERS).map(|index| Ok(counters.get(&index, 0)?.iter().sum())).collect()
+    }
+
+    fn hash<K: aya::Pod, V: aya::Pod>(&mut self, name: &str) -> Result<HashMap<&mut MapData, K, V>> {
+        Ok(HashMap::try_from(self.ebpf.map_mut(name).context(name.to_owned())?)?)
+    }
+
+    fn array<V: aya::Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, V>> {
+        Ok(Array::try_from(self.ebpf.map_mut(name).context(name.to_owned())?)?)
+    }
+}

@@ -1,0 +1,157 @@
+//! Rows of the tables, as the agent writes them.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context as _, Result};
+use aya::maps::{LpmTrie, MapData, lpm_trie::Key};
+use dataplane_common::abi::{
+    Addr, BackendSlot, Endpoint, MacAddr, Port, Route, RouteKind, Scope, Service, ServiceKey, SourceRange,
+    names::map,
+};
+
+use super::Rig;
+
+impl Rig {
+    pub fn pod(&mut self, addr: IpAddr, ifindex: u32, mac: [u8; 6]) -> Result<()> {
+        let endpoint = Endpoint::pod(ifindex, MacAddr::new(mac));
+        Ok(self.hash(map::ENDPOINTS)?.insert(Addr::from(addr), endpoint, 0)?)
+    }
+
+    pub fn host(&mut self, addr: IpAddr) -> Result<()> {
+        Ok(self.hash(map::ENDPOINTS)?.insert(Addr::from(addr), Endpoint::host(), 0)?)
+    }
+
+    /// An address of the host with frontends at it, as the agent writes it.
+    pub fn host_with_frontends(&mut self, addr: IpAddr) -> Result<()> {
+        let endpoint = Endpoint::host().with_frontends().with_all_flow_hints();
+        Ok(self.hash(map::ENDPOINTS)?.insert(Addr::from(addr), endpoint, 0)?)
+    }
+
+    pub fn remove_endpoint(&mut self, addr: IpAddr) -> Result<()> {
+        Ok(self.hash::<Addr, Endpoint>(map::ENDPOINTS)?.remove(&Addr::from(addr))?)
+    }
+
+    /// Whether packets of `protocol` to `addr` look for a flow.
+    pub fn gate_open(&mut self, addr: IpAddr, protocol: u8) -> Result<bool> {
+        Ok(self
+            .hash::<Addr, Endpoint>(map::ENDPOINTS)?
+            .get(&addr.into(), 0)?
+            .flow_hints
+            .may_have_flow(protocol))
+    }
+
+    /// `prefix` is written for its own family.
+    pub fn route(
+        &mut self,
+        prefix: (IpAddr, u32),
+        kind: RouteKind,
+        next_hop: Option<IpAddr>,
+        mtu: u32,
+    ) -> Result<()> {
+        let bits = if prefix.0.is_ipv4() { prefix.1 + Addr::V4_PREFIX_BITS } else { prefix.1 };
+        let ifindex = if kind == RouteKind::Overlay { 5 } else { 2 };
+        let route = Route {
+            next_hop: next_hop.map_or(Addr::UNSPECIFIED, Addr::from),
+            ifindex,
+            kind: kind as u32,
+            mtu,
+            ..Route::default()
+        };
+        let mut routes: LpmTrie<&mut MapData, Addr, Route> =
+            LpmTrie::try_from(self.ebpf.map_mut(map::ROUTES).context("ROUTES")?)?;
+        Ok(routes.insert(&Key::new(bits, prefix.0.into()), route, 0)?)
+    }
+
+    /// An address of the host at which node ports are, as the agent writes it.
+    pub fn host_with_node_ports(&mut self, addr: IpAddr) -> Result<()> {
+        let endpoint = Endpoint::host().with_node_ports().with_all_flow_hints();
+        Ok(self.hash(map::ENDPOINTS)?.insert(Addr::from(addr), endpoint, 0)?)
+    }
+
+    /// Lets clients of this range ask the service of this number.
+    pub fn allow(&mut self, service_id: u32, range: (IpAddr, u32)) -> Result<()> {
+        let bits = if range.0.is_ipv4() { range.1 + Addr::V4_PREFIX_BITS } else { range.1 };
+        let key = Key::new(32 + bits, SourceRange { service_id, addr: range.0.into() });
+        let mut ranges: LpmTrie<&mut MapData, SourceRange, u32> =
+            LpmTrie::try_from(self.ebpf.map_mut(map::SOURCE_RANGES).context("SOURCE_RANGES")?)?;
+        Ok(ranges.insert(&key, 1, 0)?)
+    }
+
+    /// A service whose backends take the slots from `first_slot` on, each with its slot as its number.
+    pub fn service(
+        &mut self,
+        frontend: SocketAddr,
+        protocol: u8,
+        first_slot: u32,
+        backends: &[SocketAddr],
+        flags: u32,
+    ) -> Result<()> {
+        self.service_with(frontend, protocol, first_slot, backends, |_, service| service.flags = flags)
+    }
+
+    /// As [`Self::service`], with whatever else its row says.
+    pub fn service_with(
+        &mut self,
+        frontend: SocketAddr,
+        protocol: u8,
+        first_slot: u32,
+        backends: &[SocketAddr],
+        change: impl FnOnce(&mut ServiceKey, &mut Service),
+    ) -> Result<()> {
+        for (slot, backend) in (first_slot..).zip(backends) {
+            let generation = self.array::<u32>(map::BACKEND_GENERATIONS)?.get(&slot, 0)?;
+            let entry = BackendSlot {
+                addr: backend.ip().into(),
+                id: slot,
+                generation,
+                port: Port::new(backend.port()),
+                reserved: 0,
+            };
+            self.array(map::BACKENDS)?.set(slot, entry, 0)?;
+        }
+        let mut key = frontend_key(frontend, protocol);
+        let mut service = Service {
+            id: first_slot + 1,
+            first_slot,
+            count: backends.len() as u32,
+            affinity_timeout: 0,
+            generation: 1,
+            flags: 0,
+            checksum: 0,
+        };
+        change(&mut key, &mut service);
+        Ok(self.hash(map::SERVICES)?.insert(key, service.with_checksum(&key), 0)?)
+    }
+
+    /// The row of a frontend, as it is.
+    pub fn service_row(&mut self, frontend: SocketAddr, protocol: u8) -> Result<Service> {
+        Ok(self.hash(map::SERVICES)?.get(&frontend_key(frontend, protocol), 0)?)
+    }
+
+    /// Writes the row of a frontend, with whatever seal it has.
+    pub fn put_service_row(&mut self, frontend: SocketAddr, protocol: u8, row: Service) -> Result<()> {
+        Ok(self.hash(map::SERVICES)?.insert(frontend_key(frontend, protocol), row, 0)?)
+    }
+
+    /// Says that the address is a cluster IP.
+    pub fn cluster_ip(&mut self, addr: IpAddr) -> Result<()> {
+        let key = ServiceKey::of_address(addr.into());
+        Ok(self.hash(map::SERVICES)?.insert(key, Service::default().with_checksum(&key), 0)?)
+    }
+
+    /// Makes flows to the backend stale, as the agent does when it is gone.
+    pub fn raise_generation(&mut self, backend: u32) -> Result<()> {
+        let mut generations = self.array::<u32>(map::BACKEND_GENERATIONS)?;
+        let generation = generations.get(&backend, 0)?;
+        Ok(generations.set(backend, generation + 1, 0)?)
+    }
+}
+
+fn frontend_key(frontend: SocketAddr, protocol: u8) -> ServiceKey {
+    ServiceKey {
+        addr: frontend.ip().into(),
+        port: Port::new(frontend.port()),
+        protocol,
+        scope: Scope::Any as u8,
+    }
+}

@@ -1,0 +1,101 @@
+//! The `bpf` system call, where aya has no word for what is asked of the kernel.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::util::nr_cpus;
+
+const PROG_TEST_RUN: libc::c_long = 10;
+const MAP_LOOKUP_BATCH: libc::c_long = 24;
+
+/// How a program is run on a frame.
+#[derive(Clone, Copy, Debug)]
+pub struct TestRun {
+    pub repeat: u32,
+    /// Bits of `BPF_F_TEST_..` (include/uapi/linux/bpf.h).
+    pub flags: u32,
+    /// Of live frames; 0: as the kernel has it.
+    pub batch_size: u32,
+}
+
+impl TestRun {
+    /// Runs it, and drops what comes out.
+    pub fn run(self, program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<()> {
+        #[derive(Default)]
+        #[repr(C)]
+        struct Attributes {
+            program: u32,
+            returned: u32,
+            data_size_in: u32,
+            data_size_out: u32,
+            data_in: u64,
+            data_out: u64,
+            repeat: u32,
+            duration: u32,
+            context_size_in: u32,
+            context_size_out: u32,
+            context_in: u64,
+            context_out: u64,
+            flags: u32,
+            cpu: u32,
+            batch_size: u32,
+            padding: u32,
+        }
+        let mut attributes = Attributes {
+            program: program.as_raw_fd().cast_unsigned(),
+            data_size_in: frame.len() as u32,
+            data_in: frame.as_ptr() as u64,
+            repeat: self.repeat,
+            flags: self.flags,
+            batch_size: self.batch_size,
+            ..Attributes::default()
+        };
+        // SAFETY: the frame is live memory of the stated length, which the kernel reads.
+        unsafe { call(PROG_TEST_RUN, &mut attributes) }.map(drop)
+    }
+}
+
+/// The first `count` values of an array of numbers per processor, each the sum over all processors (Linux 5.13).
+pub fn sums_of_array(map: BorrowedFd<'_>, count: u32) -> Result<Vec<u64>> {
+    #[derive(Default)]
+    #[repr(C)]
+    struct Attributes {
+        in_batch: u64,
+        out_batch: u64,
+        keys: u64,
+        values: u64,
+        count: u32,
+        map: u32,
+        elem_flags: u64,
+        flags: u64,
+    }
+    let processors = nr_cpus().map_err(|(_, error)| error).context("number of processors")?;
+    let mut reached = 0_u32;
+    let mut keys = vec![0_u32; count as usize];
+    let mut values = vec![0_u64; keys.len() * processors];
+    let mut attributes = Attributes {
+        out_batch: std::ptr::from_mut(&mut reached) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count,
+        map: map.as_raw_fd().cast_unsigned(),
+        ..Attributes::default()
+    };
+    // SAFETY: the kernel writes a key and a value per processor for each of `count` entries, and the key it has reached.
+    unsafe { call(MAP_LOOKUP_BATCH, &mut attributes) }.context("read an array at once")?;
+    ensure!(attributes.count == count, "{} of {count} values of an array", attributes.count);
+    Ok(values.chunks(processors).map(|value| value.iter().sum()).collect())
+}
+
+/// # Safety
+/// `attributes` is laid out as the kernel reads those of `command`, and every address in it is of memory that the command
+/// may read, or write, as it will.
+pub unsafe fn call<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long> {
+    // SAFETY: the caller's promise; the kernel takes what is not given as zeros.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}

@@ -1,0 +1,49 @@
+//! Every program, each for itself: one refusal must not hide the next.
+
+use anyhow::{Context as _, Result, bail};
+use aya::{
+    EbpfLoader,
+    programs::{Program, ProgramError},
+};
+use dataplane_common::abi::names::{NODE, program};
+
+use super::{Finding, Told};
+use dataplane_testkit::prog::node_config;
+
+/// Characters of the verifier's log that are told; its end says why.
+const LOG_TAIL: usize = 2_000;
+
+/// Loads every program as shipped: everything switched on, logging off.
+pub(crate) fn programs(told: &mut Told) -> Result<()> {
+    let mut ebpf = EbpfLoader::new()
+        .override_global(NODE, &node_config(), true)
+        .override_global("AYA_LOG_LEVEL", &0_u8, false)
+        .load(dataplane_agent::datapath::OBJECT)
+        .context("load the object's maps")?;
+    for name in program::DEVICE.into_iter().chain(program::SOCKET) {
+        told.tell(&finding(name, ebpf.program_mut(name).context(name)?)?)?;
+    }
+    Ok(())
+}
+
+fn finding(name: &'static str, program: &mut Program) -> Result<Finding> {
+    let loaded = match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        _ => bail!("{name} is of an unexpected type"),
+    };
+    if let Err(error) = loaded {
+        return Ok(Finding::Program { name, verified: None, refused: Some(reason(&error)) });
+    }
+    let verified = program.info()?.verified_instruction_count();
+    Ok(Finding::Program { name, verified, refused: None })
+}
+
+fn reason(error: &ProgramError) -> String {
+    let ProgramError::LoadError { io_error, verifier_log } = error else { return error.to_string() };
+    let log = verifier_log.to_string();
+    let tail = log.char_indices().rev().nth(LOG_TAIL).map_or(log.as_str(), |(start, _)| &log[start..]);
+    format!("{io_error}: {}", tail.trim())
+}

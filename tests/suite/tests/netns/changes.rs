@@ -1,0 +1,120 @@
+//! Backends come and go while they are in use.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use dataplane_testkit::{
+    lab::{Checks, Cluster, ECHO_PORT, Family, Service, Source, Spec, WEB_PORT, failures, wait},
+    traffic::now_us,
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const INTERVAL: Duration = Duration::from_millis(5);
+const ENOUGH: usize = 50;
+
+#[test]
+fn a_backend_leaves_without_a_failed_request_with_connect_time() -> Result<()> {
+    a_backend_leaves_without_a_failed_request(&Spec { connect_tcp: true, ..Spec::new(2) })
+}
+
+#[test]
+fn a_backend_leaves_without_a_failed_request_by_packets_alone() -> Result<()> {
+    a_backend_leaves_without_a_failed_request(&Spec { connect_tcp: false, ..Spec::new(2) })
+}
+
+#[test]
+fn a_backend_leaves_without_a_failed_request_from_an_api_server() -> Result<()> {
+    let spec = Spec { source: Source::kubernetes(), connect_tcp: false, ..Spec::new(2) };
+    a_backend_leaves_without_a_failed_request(&spec)
+}
+
+/// New connections go elsewhere, those that are open stay, and a UDP conversation moves.
+fn a_backend_leaves_without_a_failed_request(spec: &Spec) -> Result<()> {
+    let mut cluster = Cluster::create(spec)?;
+    let made = (|| Ok((cluster.pod(0, "client")?, cluster.pod(1, "stays")?, cluster.pod(1, "leaves")?)))();
+    let (client, stays, leaves) = cluster.explain(made)?;
+    let _servers = [stays.serve()?, leaves.serve()?];
+    // who leaves is alone at first: everything is with it
+    cluster.apply(&Service::of(&[&leaves]))?;
+    let web = Service::of(&[&stays]);
+    let mut traffic = Vec::new();
+    for family in Family::BOTH {
+        let held = client.place().hold(web.at(family, ECHO_PORT), 20, Duration::from_millis(20))?;
+        let datagrams = client.place().keep_sending(web.at(family, ECHO_PORT), INTERVAL, &[])?;
+        let requests = client.place().keep_getting(web.at(family, WEB_PORT), INTERVAL)?;
+        requests.wait_answers(ENOUGH, 0, PATIENCE)?;
+        traffic.push((family, held, datagrams, requests));
+    }
+
+    cluster.apply(&Service::of(&[&leaves, &stays]))?;
+    cluster.apply(&web)?;
+    let gone = now_us()?;
+    for (_, _, _, requests) in &traffic {
+        requests.wait_answers(ENOUGH, gone, PATIENCE)?;
+    }
+
+    let mut checks = Checks::of(spec.describe());
+    for (family, held, datagrams, requests) in traffic {
+        checks.that(format!("requests ({family})"), || {
+            let requests = requests.stop()?;
+            ensure!(failures(&requests).is_empty(), "{:?} of {}", failures(&requests), requests.len());
+            let strays =
+                requests.iter().filter(|request| request.began_us > gone && request.is_from("leaves"));
+            let strays = strays.count();
+            ensure!(strays == 0, "{strays} requests reached a backend that had been removed");
+            Ok(())
+        });
+        checks.that(format!("open connections stay where they are ({family})"), || {
+            let held = held.finish()?;
+            ensure!(held.broken.is_empty() && held.received == held.sent, "{held:?}");
+            ensure!(held.servers == [("leaves".to_owned(), 20)].into(), "{held:?}");
+            Ok(())
+        });
+        checks.that(format!("a UDP conversation moves without a loss ({family})"), || {
+            let datagrams = datagrams.finish()?;
+            datagrams.check()?;
+            let names: Vec<_> = datagrams.servers.keys().map(String::as_str).collect();
+            ensure!(names == ["leaves", "stays"], "{datagrams:?}");
+            Ok(())
+        });
+    }
+    checks.finish(&cluster)
+}
+
+#[test]
+fn the_last_backend_leaves_and_another_comes_by_manifests() -> Result<()> {
+    the_last_backend_leaves_and_another_comes(&Spec { connect_tcp: false, ..Spec::new(1) })
+}
+
+#[test]
+fn the_last_backend_leaves_and_another_comes_from_an_api_server() -> Result<()> {
+    let spec = Spec { source: Source::kubernetes(), connect_tcp: false, ..Spec::new(1) };
+    the_last_backend_leaves_and_another_comes(&spec)
+}
+
+fn the_last_backend_leaves_and_another_comes(spec: &Spec) -> Result<()> {
+    let mut cluster = Cluster::create(spec)?;
+    let (client, web) = cluster.explain((|| Ok((cluster.pod(0, "client")?, cluster.pod(0, "web")?)))())?;
+    let _server = web.serve()?;
+    cluster.apply(&Service::of(&[&web]))?;
+    let at = Service::of(&[]).at(Family::V4, WEB_PORT);
+    cluster.explain(client.place().get_as(at, 3, Some("web"), client.address(Family::V4)))?;
+
+    cluster.apply(&Service::of(&[]))?;
+    let node = &cluster.nodes()[0];
+    let before = node.count("from_pod", "no_backend")?;
+    let requests = client.place().get(at, 1)?;
+    ensure!(failures(&requests).len() == 1, "{requests:?}");
+    ensure!(node.count("from_pod", "no_backend")? > before, "the drop has no name");
+
+    cluster.apply(&Service::of(&[&web]))?;
+    cluster.explain(client.place().get_as(at, 3, Some("web"), client.address(Family::V4)))?;
+    // and the service itself goes: its address is nobody's, and leaves the cluster like any other
+    cluster.withdraw("service-web")?;
+    let node = &cluster.nodes()[0];
+    wait::until("end of the service", PATIENCE, || {
+        let before = node.count("from_pod", "stack_outside")?;
+        let _unanswered = client.place().get(at, 1)?;
+        Ok((node.count("from_pod", "stack_outside")? > before).then_some(()))
+    })
+}

@@ -1,0 +1,77 @@
+//! Ports of frontends that the host has connected from: its sockets hear what they are answered. With real sockets, in a namespace
+//! of its own.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    os::fd::AsRawFd as _,
+};
+
+use anyhow::{Context as _, Result};
+use dataplane_common::{net::Protocol, reason::HookId};
+use dataplane_testkit::prog::{Action, Family, Frame, Rig, World, at, ip, rig};
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket},
+};
+
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+const SYN_ACK: u8 = 0x12;
+const SLOT: u32 = 200;
+
+/// The host and who is outside have their addresses at the loopback of a namespace. The host's port 40000 leads to a pod.
+fn node(family: Family) -> Result<(Rig, World, SocketAddr)> {
+    unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
+    let (mut rig, world) = rig(family)?;
+    let bits = if family == Family::V4 { "32" } else { "128 nodad" };
+    ip("link set lo up")?;
+    for address in [world.host, world.outside] {
+        ip(&format!("addr add {address}/{bits} dev lo"))?;
+    }
+    let frontend = at(world.host, 40_000);
+    rig.host_with_frontends(world.host)?;
+    rig.service(frontend, Protocol::TCP, SLOT, &[at(world.pod, 8080)], 0)?;
+    Ok((rig, world, frontend))
+}
+
+#[test]
+fn answers_to_the_host_are_not_taken_for_requests() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world, frontend) = node(family)?;
+        let server = at(world.outside, 443);
+        let listener = TcpListener::bind(server)?;
+        let kind = if family == Family::V4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let client = socket(kind, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        bind(client.as_raw_fd(), &SockaddrStorage::from(frontend))?;
+        connect(client.as_raw_fd(), &SockaddrStorage::from(server))?;
+        let _accepted = listener.accept()?;
+
+        for flags in [SYN_ACK, ACK] {
+            let run = rig.run(HookId::FromWire, &Frame::tcp(server, frontend, flags).build())?;
+            assert_eq!((run.action, run.outcome), (Action::Next, "stack_host"));
+            assert_eq!(run.packet().tuple(), (server, frontend));
+        }
+        // who asks is served, whatever the port is used for
+        let asks = at(world.outside, 444);
+        let run = rig.run(HookId::FromWire, &Frame::tcp(asks, frontend, SYN).build())?;
+        assert_eq!((run.outcome, run.packet().dst), ("to_pod", world.pod));
+        // and so is a connection whose beginning was not seen, of which the host knows nothing
+        let midway = at(world.outside, 445);
+        let run = rig.run(HookId::FromWire, &Frame::tcp(midway, frontend, ACK).build())?;
+        assert_eq!((run.outcome, run.packet().dst), ("to_pod", world.pod));
+    }
+    Ok(())
+}
+
+/// A process that listens where a frontend is does not hear of it: as with kube-proxy's rules, the frontend comes first.
+#[test]
+fn who_merely_listens_owns_no_connection() -> Result<()> {
+    let (mut rig, world, frontend) = node(Family::V4)?;
+    let _listener = TcpListener::bind(frontend)?;
+    for flags in [SYN, ACK] {
+        let client = at(world.outside, 40_000 + u16::from(flags));
+        let run = rig.run(HookId::FromWire, &Frame::tcp(client, frontend, flags).build())?;
+        assert_eq!((run.outcome, run.packet().dst), ("to_pod", world.pod));
+    }
+    Ok(())
+}

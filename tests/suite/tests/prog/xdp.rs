@@ -1,0 +1,194 @@
+//! The driver's program: what turns round there, and what it leaves to tc. With the kernel's real routes and neighbours, in
+//! a namespace of its own.
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use dataplane_common::{abi::ServiceFlags, net::Protocol, reason::HookId};
+use dataplane_testkit::prog::{
+    Action, Family, Frame, GATEWAY_MAC, HOST_MAC, NODE_MAC, Rig, World, at, ip, rig, uplink,
+};
+
+const SYN: u8 = 0x02;
+const SYN_ACK: u8 = 0x12;
+const NODE_PORT: u16 = 30_080;
+const SLOT: u32 = 200;
+
+/// A node in a namespace of the calling thread, which ends with it: an uplink with the frame's link address, the other
+/// node and a gateway as neighbours on it. Node port 30080 leads to the other node's pod.
+fn node(family: Family, flags: u32) -> Result<(Rig, World, SocketAddr)> {
+    let (mut rig, world) = rig(family)?;
+    uplink(&mut rig, &[family])?;
+    rig.host_with_node_ports(world.host)?;
+    let frontend = at(world.host, NODE_PORT);
+    for protocol in [Protocol::TCP, Protocol::UDP, Protocol::SCTP] {
+        rig.service_with(frontend, protocol, SLOT, &[at(world.wire_pod, 8080)], |key, service| {
+            *key = key.at_node();
+            service.flags = flags;
+        })?;
+    }
+    Ok((rig, world, frontend))
+}
+
+#[test]
+fn a_connection_to_another_node_turns_round_both_ways() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world, frontend) = node(family, 0)?;
+        let client = at(world.outside, 40_000);
+        let run = rig.run(HookId::XdpWire, &Frame::tcp(client, frontend, SYN).build())?;
+        assert_eq!((run.action, run.outcome), (Action::TurnRound, "to_wire"));
+        let request = run.packet();
+        assert_eq!((request.eth_dst, request.eth_src, request.hop_limit), (NODE_MAC, HOST_MAC, 63));
+        let (between, dst) = request.tuple();
+        assert_eq!((between.ip(), dst), (world.host, at(world.wire_pod, 8080)), "under the node's address");
+
+        let run = rig.run(HookId::XdpWire, &Frame::tcp(dst, between, SYN_ACK).build())?;
+        assert_eq!((run.action, run.outcome), (Action::TurnRound, "to_outside"));
+        let reply = run.packet();
+        assert_eq!((reply.eth_dst, reply.eth_src, reply.hop_limit), (GATEWAY_MAC, HOST_MAC, 63));
+        assert_eq!(reply.tuple(), (frontend, client));
+        assert_eq!(rig.flows()?.len(), 1);
+    }
+    Ok(())
+}
+
+#[test]
+fn datagrams_with_and_without_a_checksum() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world, frontend) = node(family, 0)?;
+        for no_checksum in [false, true] {
+            // IPv6 has none without (RFC 8200 §8.1)
+            if no_checksum && family == Family::V6 {
+                continue;
+            }
+            let client = at(world.outside, 40_000 + u16::from(no_checksum));
+            let frame = Frame { no_checksum, ..Frame::udp(client, frontend) }.build();
+            let run = rig.run(HookId::XdpWire, &frame)?;
+            assert_eq!(run.action, Action::TurnRound);
+            assert_eq!(run.packet().tuple().1, at(world.wire_pod, 8080));
+            if no_checksum {
+                assert_eq!(run.frame[40..42], [0, 0], "none stays none");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_association_turns_round_if_its_checksum_is_there() -> Result<()> {
+    const INIT: u8 = 1;
+    const INIT_ACK: u8 = 2;
+    for family in Family::BOTH {
+        let (mut rig, world, frontend) = node(family, 0)?;
+        let client = at(world.outside, 40_000);
+        let backend = at(world.wire_pod, 8080);
+        let run = rig.run(HookId::XdpWire, &Frame::sctp(client, frontend, INIT).build())?;
+        assert_eq!((run.action, run.outcome), (Action::TurnRound, "to_wire"));
+        let (between, dst) = run.packet().tuple();
+        assert_eq!((between.ip(), dst), (world.host, backend));
+        for payload in [0, 1, 2, 3, 1_400] {
+            let reply = Frame { payload: vec![7; payload], ..Frame::sctp(backend, between, INIT_ACK) };
+            let run = rig.run(HookId::XdpWire, &reply.build())?;
+            assert_eq!((run.action, run.outcome), (Action::TurnRound, "to_outside"));
+            assert_eq!(run.packet().tuple(), (frontend, client));
+        }
+        // from a machine beside ours, that left it to a device: tc still knows that
+        let unsummed = Frame { no_checksum: true, ..Frame::sctp(client, frontend, INIT) }.build();
+        let run = rig.run(HookId::XdpWire, &unsummed)?;
+        assert_eq!((run.action, run.outcome, run.frame), (Action::Next, "left_to_tc", unsummed));
+        assert_eq!(rig.flows()?.len(), 1);
+    }
+    Ok(())
+}
+
+/// Either program may see any packet of a connection.
+#[test]
+fn the_driver_and_tc_share_their_connections() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world, frontend) = node(family, 0)?;
+        let client = at(world.outside, 40_000);
+        let first = rig.run(HookId::FromWire, &Frame::tcp(client, frontend, SYN).build())?.packet().tuple();
+        let second = rig.run(HookId::XdpWire, &Frame::tcp(client, frontend, 0x10).build())?.packet().tuple();
+        assert_eq!(first, second);
+        let (between, backend) = first;
+        let reply = rig.run(HookId::FromWire, &Frame::tcp(backend, between, 0x10).build())?.packet().tuple();
+        assert_eq!(reply, (frontend, client));
+        assert_eq!(rig.flows()?.len(), 1);
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_not_its_business_goes_on_to_tc_as_it_came() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world, frontend) = node(family, 0)?;
+        let client = at(world.outside, 40_000);
+        let hops = Frame { hop_limit: 1, ..Frame::tcp(client, frontend, SYN) };
+        let mut stranger = Frame::tcp(client, frontend, SYN).build();
+        stranger[5] = 0x66;
+        let frames = [
+            ("to a pod", Frame::tcp(client, at(world.pod, 80), SYN).build()),
+            ("to the host", Frame::tcp(client, at(world.host, 22), SYN).build()),
+            ("to nobody of ours", Frame::tcp(client, at(world.exempt, 80), SYN).build()),
+            ("a ping", Frame::ping(client.ip(), world.host, 7).build()),
+            ("the last hop", hops.build()),
+            ("for another machine", stranger),
+            ("a service nobody is behind", {
+                rig.service(at(world.exempt, 443), Protocol::TCP, SLOT + 10, &[], 0)?;
+                Frame::tcp(client, at(world.exempt, 443), SYN).build()
+            }),
+            ("a backend of this node", {
+                rig.service(at(world.exempt, 444), Protocol::TCP, SLOT + 11, &[at(world.pod, 1)], 0)?;
+                Frame::tcp(client, at(world.exempt, 444), SYN).build()
+            }),
+            ("a backend behind a tunnel", {
+                rig.service(at(world.exempt, 445), Protocol::TCP, SLOT + 12, &[at(world.overlay_pod, 1)], 0)?;
+                Frame::tcp(client, at(world.exempt, 445), SYN).build()
+            }),
+        ];
+        for (what, frame) in frames {
+            let run = rig.run(HookId::XdpWire, &frame)?;
+            assert_eq!((run.action, run.outcome), (Action::Next, "left_to_tc"), "{what}");
+            assert_eq!(run.frame, frame, "{what}");
+        }
+        // the choice made for a backend of this node is kept
+        let frame = Frame::tcp(client, at(world.exempt, 444), SYN).build();
+        assert_eq!(rig.run(HookId::FromWire, &frame)?.packet().tuple(), (client, at(world.pod, 1)));
+    }
+    Ok(())
+}
+
+#[test]
+fn who_may_not_ask_ends_in_the_driver() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world, frontend) = node(family, ServiceFlags::SOURCE_RANGES)?;
+        let frame = Frame::tcp(at(world.outside, 40_000), frontend, SYN).build();
+        let run = rig.run(HookId::XdpWire, &frame)?;
+        assert_eq!((run.action, run.outcome), (Action::Drop, "source_range"));
+        assert_eq!(rig.flows()?.len(), 0);
+    }
+    Ok(())
+}
+
+/// A way the kernel does not know, or one by another device, is tc's.
+#[test]
+fn only_the_device_it_came_by_leads_back() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world, frontend) = node(family, 0)?;
+        let client = at(world.outside, 40_000);
+        ip(&format!("route replace blackhole {}", world.wire_pod))?;
+        let frame = Frame::tcp(client, frontend, SYN).build();
+        assert_eq!(rig.run(HookId::XdpWire, &frame)?.outcome, "left_to_tc");
+        ip("link add wire2 type veth peer name wire3")?;
+        ip("link set wire3 up")?;
+        ip("link set wire2 up")?;
+        let other = if family == Family::V4 { "172.30.0.9" } else { "fd00:30::9" };
+        let bits = if family == Family::V4 { 24 } else { 64 };
+        let own = if family == Family::V4 { "172.30.0.1" } else { "fd00:30::1" };
+        ip(&format!("addr add {own}/{bits} dev wire2"))?;
+        ip(&format!("neigh replace {other} lladdr 02:00:00:00:00:09 nud permanent dev wire2"))?;
+        ip(&format!("route replace {} via {other} dev wire2", world.wire_pod))?;
+        assert_eq!(rig.run(HookId::XdpWire, &frame)?.outcome, "left_to_tc");
+    }
+    Ok(())
+}
