@@ -234,7 +234,7 @@ fn an_impossible_value_is_refused_with_what_is_allowed() {
         ("http: localhost", "http: \"localhost\": must be off, or ADDRESS:PORT"),
         ("log: 'a=loud'", "log: \"a=loud\": must be a filter"),
         ("log_format: xml", "log_format: \"xml\": log format \"xml\" is none of text, json"),
-        ("log_ebpf: loud", "log_ebpf: \"loud\": log level \"loud\" is none of"),
+        ("log_ebpf: loud", "log_ebpf: \"loud\": log level \"loud\" is not one of"),
         ("state_dir: ''", "state_dir: \"\": must be a path"),
         ("mtu:", "mtu: has no value"),
         ("uplinks: [{a: b}]", "uplinks: must be a list of plain values"),
