@@ -238,7 +238,7 @@ fn invalid_value_is_refused_with_the_allowed_ones() {
         ("http_bind_address: localhost", "http_bind_address: \"localhost\": must be off, or ADDRESS:PORT"),
         ("log: 'a=loud'", "log: \"a=loud\": must be a filter"),
         ("log_format: xml", "log_format: \"xml\": unknown log format \"xml\": must be text or json"),
-        ("log_ebpf: loud", "log_ebpf: \"loud\": log level \"loud\" is none of"),
+        ("log_ebpf: loud", "log_ebpf: \"loud\": log level \"loud\" is not one of"),
         ("state_dir: ''", "state_dir: \"\": must be a path"),
         ("mtu:", "mtu: has no value"),
         ("uplinks: [{a: b}]", "uplinks: must be a list of plain values"),

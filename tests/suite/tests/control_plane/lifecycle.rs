@@ -238,10 +238,7 @@ fn a_missing_permission_is_named_and_no_more_is_used_than_is_granted() -> Result
     let user = User::service_account("dataplane-system", "dataplane-agent");
     let problems = bed.start(&user, |_| {})?;
     bed.say(None);
-    wait_problem(
-        &problems,
-        "denied get of nodes to system:serviceaccount:dataplane-system:dataplane-agent",
-    )?;
+    wait_problem(&problems, "denied get of nodes to system:serviceaccount:dataplane-system:dataplane-agent")?;
     let text = fs::read_to_string(manifests::directory().join("base/rbac.yaml"))?;
     let objects: Vec<Value> = serde_norway::Deserializer::from_str(&text)
         .map(<Value as serde::Deserialize>::deserialize)
