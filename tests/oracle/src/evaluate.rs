@@ -1,4 +1,5 @@
-//! The way of a question through a node's rules (`nftables/proxier.go`): firewall, frontend, policy, source.
+//! A node's rules in order (`nftables/proxier.go`): frontend, source ranges, traffic policy,
+//! source.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,53 +7,53 @@ use anyhow::{Context as _, Result};
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 
 use super::{
-    Client, Protocol, Question, Rules, Verdict, World,
-    differences::Itself,
-    endpoints::{self, Endpoint, Usable},
+    Client, Destination, Protocol, Rules, Topology, Verdict,
+    differences::HairpinSource,
+    endpoints::{self, EligibleEndpoints, Endpoint},
     ports::{self, Port},
-    world::{Entry, From},
+    topology::{Entry, Origin},
 };
 
-/// Which kind of address was asked.
+/// The kind of frontend address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// The service's own.
+    /// The cluster IP.
     Internal,
-    /// Meant for the outside.
+    /// A node port, load balancer IP or external IP.
     External,
 }
 
 pub(super) fn verdict(
     rules: Rules,
-    world: &World,
+    topology: &Topology,
     service: &Service,
     slices: &[EndpointSlice],
     client: &Client<'_>,
-    question: &Question,
+    destination: &Destination,
 ) -> Result<Verdict> {
-    let ports = ports::of(service, question.address);
-    let first = world.first_entry(client)?;
-    let Some((port, kind, entry)) = frontend(world, &ports, first, question) else {
-        // an address that is the service's alone has nothing at other ports
-        let is_cluster = ports.iter().any(|port| port.cluster == question.address);
-        return Ok(if is_cluster { Verdict::Rejected } else { Verdict::NotOurs });
+    let ports = ports::of(service, destination.address);
+    let first = topology.first_entry(client)?;
+    let Some((port, kind, entry)) = frontend(topology, &ports, first, destination) else {
+        // other ports of a cluster IP are rejected
+        let is_cluster = ports.iter().any(|port| port.cluster == destination.address);
+        return Ok(if is_cluster { Verdict::Rejected } else { Verdict::NoFrontend });
     };
-    let is_sctp_of_host = question.protocol == Protocol::Sctp && entry.from == From::Host;
-    let goes_back = is_sctp_of_host && !rules.sctp_leads_back_to_its_own_host;
-    if goes_back && entry.node.addresses.contains(&question.address) {
-        return Ok(Verdict::LeftAlone);
+    let is_sctp_from_host = destination.protocol == Protocol::Sctp && entry.origin == Origin::Host;
+    let is_excluded = is_sctp_from_host && !rules.sctp_from_host_to_own_node;
+    if is_excluded && entry.node.addresses.contains(&destination.address) {
+        return Ok(Verdict::NotTranslated);
     }
-    if !may_pass(port, entry, client, question) {
+    if !is_allowed(port, entry, client, destination) {
         return Ok(Verdict::Dropped);
     }
     let name = service.metadata.name.as_deref().context("a Service without a name")?;
-    let endpoints = endpoints::behind(port, service.metadata.namespace.as_deref(), name, slices);
-    let usable = endpoints::usable(port, &endpoints, entry.node);
-    let way = Way { rules, world, client, entry, kind, port };
-    let verdict = way.verdict(&usable)?;
+    let endpoints = endpoints::of_port(port, service.metadata.namespace.as_deref(), name, slices);
+    let eligible = endpoints::eligible(port, &endpoints, entry.node);
+    let rule_set = RuleSet { rules, topology, client, entry, kind, port };
+    let verdict = rule_set.verdict(&eligible)?;
     Ok(match &verdict {
-        Verdict::Answered(who)
-            if goes_back && who.keys().all(|at| entry.node.addresses.contains(&at.ip())) =>
+        Verdict::Delivered(endpoints)
+            if is_excluded && endpoints.keys().all(|at| entry.node.addresses.contains(&at.ip())) =>
         {
             Verdict::Dropped
         }
@@ -60,18 +61,18 @@ pub(super) fn verdict(
     })
 }
 
-/// The port asked for, and the node that says so. A service's addresses hold on every node, so the first one translates; a
-/// `NodePort` holds where the address is.
+/// Returns the Service port, and the node that translates. Service addresses exist on every node,
+/// so the client's first node translates; a node port exists on the node that has the address.
 fn frontend<'a>(
-    world: &'a World,
+    topology: &'a Topology,
     ports: &'a [Port],
     first: Entry<'a>,
-    question: &Question,
+    destination: &Destination,
 ) -> Option<(&'a Port, Kind, Entry<'a>)> {
-    let Question { address, port: number, protocol } = question;
+    let Destination { address, port: number, protocol } = destination;
     let mut of_protocol = ports.iter().filter(|port| port.protocol == *protocol);
     let service = of_protocol.clone().filter(|port| port.number == *number).find_map(|port| {
-        let is_external = port.external.contains(address) || port.balancers.contains(address);
+        let is_external = port.external.contains(address) || port.load_balancer_ips.contains(address);
         match (port.cluster == *address, is_external) {
             (true, _) => Some((port, Kind::Internal, first)),
             (_, true) => Some((port, Kind::External, first)),
@@ -79,85 +80,87 @@ fn frontend<'a>(
         }
     });
     service.or_else(|| {
-        let port = of_protocol.find(|port| port.on_nodes == *number && *number != 0)?;
-        Some((port, Kind::External, world.node_port_entry(first, *address)?))
+        let port = of_protocol.find(|port| port.node_port == *number && *number != 0)?;
+        Some((port, Kind::External, topology.node_port_entry(first, *address)?))
     })
 }
 
-/// Source ranges close a balancer's addresses to all others, pods and hosts included, and nothing else. Looked at before
-/// anything else (the rules for iptables refuse first where nobody could answer).
-fn may_pass(port: &Port, entry: Entry<'_>, client: &Client<'_>, question: &Question) -> bool {
-    if port.allowed.is_empty() || !port.balancers.contains(&question.address) {
+/// Whether the source ranges admit the client. They apply only to load balancer IPs, and also to
+/// pods and hosts. Checked first (the iptables rules first reject a port without endpoints).
+fn is_allowed(port: &Port, entry: Entry<'_>, client: &Client<'_>, destination: &Destination) -> bool {
+    if port.source_ranges.is_empty() || !port.load_balancer_ips.contains(&destination.address) {
         return true;
     }
-    let allows = |address: &IpAddr| port.allowed.iter().any(|range| range.contains(address));
-    // a node that has the balancer's address asks under it; if it may, so it may under that
-    let is_node = entry.node.addresses.iter().any(allows) && port.balancers.contains(&client.address);
+    let allows = |address: &IpAddr| port.source_ranges.iter().any(|range| range.contains(address));
+    // a node that owns the load balancer IP uses it as source; it is allowed if its own address is
+    let is_node = entry.node.addresses.iter().any(allows) && port.load_balancer_ips.contains(&client.address);
     allows(&client.address) || is_node
 }
 
-/// A question on its way through a node.
-struct Way<'a> {
+/// The rules of one node for one connection.
+struct RuleSet<'a> {
     rules: Rules,
-    world: &'a World,
+    topology: &'a Topology,
     client: &'a Client<'a>,
     entry: Entry<'a>,
     kind: Kind,
     port: &'a Port,
 }
 
-impl Way<'_> {
-    fn verdict(&self, usable: &Usable<'_>) -> Result<Verdict> {
-        let candidates = if self.is_local() { &usable.local } else { &usable.cluster };
-        if !usable.has_any {
+impl RuleSet<'_> {
+    fn verdict(&self, eligible: &EligibleEndpoints<'_>) -> Result<Verdict> {
+        let candidates = if self.is_local_only() { &eligible.local } else { &eligible.cluster };
+        if !eligible.has_any {
             return Ok(Verdict::Rejected);
         }
         if candidates.is_empty() {
             return Ok(Verdict::Dropped);
         }
         let pairs = candidates.iter().map(|endpoint| Ok((endpoint.at, self.source(endpoint)?)));
-        Ok(Verdict::Answered(pairs.collect::<Result<Vec<(SocketAddr, IpAddr)>>>()?.into_iter().collect()))
+        Ok(Verdict::Delivered(pairs.collect::<Result<Vec<(SocketAddr, IpAddr)>>>()?.into_iter().collect()))
     }
 
-    /// Endpoints of the node alone may answer. External policy is for the outside: whoever is on the node goes the short way,
-    /// as if through a balancer out and back.
-    fn is_local(&self) -> bool {
+    /// Whether only endpoints of the node are eligible. The external policy applies only to clients
+    /// outside; pods and processes of the node reach all endpoints.
+    fn is_local_only(&self) -> bool {
         match self.kind {
             Kind::Internal => self.port.is_internal_local,
-            Kind::External => self.port.is_external_local && self.entry.from == From::Outside,
+            Kind::External => self.port.is_external_local && self.entry.origin == Origin::Outside,
         }
     }
 
-    /// The address this endpoint sees.
+    /// Returns the source address that this endpoint sees.
     fn source(&self, endpoint: &Endpoint) -> Result<IpAddr> {
         let address = self.client.address;
         if endpoint.at.ip() == address {
-            return match self.rules.itself(self.port.protocol) {
-                Itself::Pod if self.entry.from == From::Pod => Ok(address),
+            return match self.rules.hairpin_source(self.port.protocol) {
+                HairpinSource::Pod if self.entry.origin == Origin::Pod => Ok(address),
                 _ => self.entry.node.address(address),
             };
         }
-        let is_kept = (self.entry.from == From::Pod && self.rules.pods_keep_their_source)
-            || (self.entry.from == From::Outside
-                && self.rules.outside_keeps_its_source_on_the_node
+        let is_kept = (self.entry.origin == Origin::Pod && self.rules.keeps_pod_source)
+            || (self.entry.origin == Origin::Outside
+                && self.rules.keeps_outside_source_on_node
                 && self.is_on_entry(endpoint))
             || !self.is_masqueraded(endpoint);
         if is_kept { Ok(address) } else { self.entry.node.address(address) }
     }
 
-    /// By kube-proxy.
+    /// Whether kube-proxy masquerades the connection.
     fn is_masqueraded(&self, endpoint: &Endpoint) -> bool {
-        // it marks packets, and masquerades what leaves the node: what comes in and is for the node itself never does
-        let stays = self.entry.from != From::Host && self.entry.node.addresses.contains(&endpoint.at.ip());
+        // marked packets are masqueraded in postrouting, which a packet to the node itself does not
+        // pass
+        let stays =
+            self.entry.origin != Origin::Host && self.entry.node.addresses.contains(&endpoint.at.ip());
         let is_marked = match self.kind {
-            Kind::Internal => self.entry.from != From::Pod,
-            Kind::External => !self.port.is_external_local || self.entry.from == From::Host,
+            Kind::Internal => self.entry.origin != Origin::Pod,
+            Kind::External => !self.port.is_external_local || self.entry.origin == Origin::Host,
         };
         is_marked && !stays
     }
 
     fn is_on_entry(&self, endpoint: &Endpoint) -> bool {
-        let node = endpoint.node.as_deref().or_else(|| self.world.node_of(endpoint.at.ip()));
+        let node = endpoint.node.as_deref().or_else(|| self.topology.node_of(endpoint.at.ip()));
         node == Some(self.entry.node.name.as_str())
     }
 }

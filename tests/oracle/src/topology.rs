@@ -1,92 +1,94 @@
-//! Nodes, and who asks. Knows no Service.
+//! Nodes and clients.
 
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
 
-/// A node as its Node object and its runtime tell of it.
+/// A node with its addresses and pods.
 #[derive(Clone, Debug, Default)]
 pub struct Node {
     pub name: String,
-    /// Its `InternalIP`s: where its `NodePort`s are, and what it masquerades behind.
+    /// `InternalIP`s: the addresses of node ports and of masqueraded traffic.
     pub addresses: Vec<IpAddr>,
-    /// Its label `topology.kubernetes.io/zone`.
+    /// The label `topology.kubernetes.io/zone`.
     pub zone: Option<String>,
-    /// Addresses of the pods that run there.
+    /// Addresses of the node's pods.
     pub pods: Vec<IpAddr>,
 }
 
-/// All nodes.
+/// All nodes of a cluster.
 #[derive(Clone, Debug, Default)]
-pub struct World {
+pub struct Topology {
     pub nodes: Vec<Node>,
-    /// `NodePort`s are on 127.0.0.1 too, for processes of the host: kube-proxy's `localhostNodePorts`. Of `::1` it knows nothing.
+    /// Host processes reach node ports at 127.0.0.1 (kube-proxy's `localhostNodePorts`), not at
+    /// `::1`.
     pub localhost_node_ports: bool,
 }
 
-/// Where a client is.
+/// The location of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum At<'a> {
-    /// A pod with a network of its own, on this node.
+pub enum Location<'a> {
+    /// A pod on this node, not in the host network.
     Pod(&'a str),
-    /// A process of this node, or a pod in the node's network.
+    /// A process of this node, or a pod in its host network.
     Host(&'a str),
-    /// No node at all. Its packets to addresses that no node has come to this one.
+    /// A machine that is not a node; its packets to Service addresses are routed through this node.
     Outside { via: &'a str },
 }
 
-/// Who asks, under which address.
+/// A client and its source address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Client<'a> {
-    pub at: At<'a>,
+    pub location: Location<'a>,
     pub address: IpAddr,
 }
 
-/// The node whose rules a question meets, and how it comes there.
+/// The node that translates a connection, and the origin of the client as seen there.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry<'a> {
     pub(super) node: &'a Node,
-    pub(super) from: From,
+    pub(super) origin: Origin,
 }
 
-/// What a client is to the node its question meets.
+/// The client, relative to the node that translates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum From {
-    /// One of its pods.
+pub(super) enum Origin {
+    /// A pod of the node.
     Pod,
-    /// Itself.
+    /// The node itself.
     Host,
-    /// Neither, whatever it is elsewhere.
+    /// Anything else, also a pod or process of another node.
     Outside,
 }
 
-impl World {
-    /// The first node a client's packets meet.
+impl Topology {
+    /// Returns the first node on the path of a client's packets.
     pub(super) fn first_entry(&self, client: &Client<'_>) -> Result<Entry<'_>> {
-        let (name, from) = match client.at {
-            At::Pod(node) => (node, From::Pod),
-            At::Host(node) => (node, From::Host),
-            At::Outside { via } => (via, From::Outside),
+        let (name, origin) = match client.location {
+            Location::Pod(node) => (node, Origin::Pod),
+            Location::Host(node) => (node, Origin::Host),
+            Location::Outside { via } => (via, Origin::Outside),
         };
         let node = self.nodes.iter().find(|node| node.name == name);
-        Ok(Entry { node: node.with_context(|| format!("there is no node {name}"))?, from })
+        Ok(Entry { node: node.with_context(|| format!("the topology has no node {name}"))?, origin })
     }
 
-    /// The node a question to an address of a node meets; `None`: it is no node's.
+    /// Returns the node that has the address of a node port; `None`: no node has it.
     pub(super) fn node_port_entry<'a>(&'a self, first: Entry<'a>, address: IpAddr) -> Option<Entry<'a>> {
         if address.is_loopback() {
-            let is_there = self.localhost_node_ports && first.from == From::Host && address.is_ipv4();
+            let is_there = self.localhost_node_ports && first.origin == Origin::Host && address.is_ipv4();
             return is_there.then_some(first);
         }
         let node = self.nodes.iter().find(|node| node.addresses.contains(&address))?;
         if node.name == first.node.name {
             return Some(first);
         }
-        // the node it comes from has nothing to say about another's ports, and the other knows it as a stranger
-        Some(Entry { node, from: From::Outside })
+        // the client's node does not translate another node's ports, and there the client is
+        // outside
+        Some(Entry { node, origin: Origin::Outside })
     }
 
-    /// The node an address is on, a pod's or its own.
+    /// Returns the node that has an address as its own or as a pod's.
     pub(super) fn node_of(&self, address: IpAddr) -> Option<&str> {
         let has = |node: &&Node| node.pods.contains(&address) || node.addresses.contains(&address);
         self.nodes.iter().find(has).map(|node| node.name.as_str())
@@ -94,7 +96,7 @@ impl World {
 }
 
 impl Node {
-    /// What it masquerades behind.
+    /// Returns the address that replaces a masqueraded source.
     pub(super) fn address(&self, like: IpAddr) -> Result<IpAddr> {
         let found = self.addresses.iter().find(|address| address.is_ipv4() == like.is_ipv4());
         found.copied().with_context(|| format!("node {} has no address of the family of {like}", self.name))
