@@ -1,8 +1,9 @@
-//! Builds the datapath and leaves its object in `OUT_DIR/dataplane`, where the agent embeds it from.
+//! Builds the eBPF object into `OUT_DIR/dataplane`, which the agent embeds.
 //!
-//! The object needs `core` compiled for BPF, so a compiler with its library's source: rustup's nightly with `rust-src`, or
-//! the distribution's (toolchain `debian`, linked by `cargo xtask setup`) with unstable features allowed.
-//! `AYA_BUILD_SKIP=1` leaves an empty object: enough to lint and to document.
+//! `core` is compiled for BPF, which needs a toolchain with its source: rustup's nightly with
+//! `rust-src`, or the distribution's (toolchain `debian`, linked by `cargo xtask setup`) with
+//! unstable features enabled. With `AYA_BUILD_SKIP=1` the object is empty, which is enough for
+//! lints and documentation.
 
 use std::{
     env, fs,
@@ -15,7 +16,7 @@ use aya_build::{Package, Toolchain};
 
 const EBPF: &str = "../dataplane-ebpf";
 const COMMON: &str = "../dataplane-common";
-/// Overrides the choice of toolchain.
+/// Environment variable that overrides the toolchain.
 const TOOLCHAIN: &str = "DATAPLANE_EBPF_TOOLCHAIN";
 
 fn main() -> Result<()> {
@@ -27,7 +28,8 @@ fn main() -> Result<()> {
         return fs::write(&object, []).with_context(|| format!("write {}", object.display()));
     }
     let toolchain = toolchain()?;
-    // SAFETY: build scripts have one thread here. Lets a stable compiler build `core`; changes nothing for a nightly one.
+    // SAFETY: this build script has a single thread. Allows a stable compiler to build `core`; no
+    // effect on nightly.
     unsafe { env::set_var("RUSTC_BOOTSTRAP", "1") };
     let package = Package { name: "dataplane-ebpf", root_dir: EBPF, ..Package::default() };
     aya_build::build_ebpf([package], Toolchain::Custom(&toolchain)).with_context(|| {
@@ -37,7 +39,7 @@ fn main() -> Result<()> {
     })
 }
 
-/// The first toolchain of rustup that has the source of `core`.
+/// The first rustup toolchain with the source of `core`.
 fn toolchain() -> Result<String> {
     if let Ok(name) = env::var(TOOLCHAIN) {
         return Ok(name);

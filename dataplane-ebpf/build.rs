@@ -1,10 +1,11 @@
-//! What the linker is to know, and that it may change.
+//! Options for `bpf-linker`, and a rebuild when it changes.
 
 fn main() {
-    // Fills and overlapping copies are written out like any other copy, as the back end does by itself. Told to copy in order,
-    // as it is by default, it leaves them to functions that go byte by byte: five instructions a byte, to run and to verify.
+    // Expands fills and overlapping copies inline, as the back end does with other copies. By
+    // default the linker leaves them to functions that copy byte by byte: five instructions a byte
+    // to run and verify.
     println!("cargo:rustc-link-arg-bins=--disable-expand-memcpy-in-order");
-    // cargo does not know of a linker it did not build
+    // cargo does not track a linker that it did not build
     if let Ok(linker) = which::which("bpf-linker") {
         println!("cargo:rerun-if-changed={}", linker.display());
     }

@@ -1,9 +1,10 @@
-//! The CNI plugin, and the words it shares with the agent.
+//! The CNI plugin, and the protocol between plugin and agent.
 //!
-//! A runtime starts the plugin once for every pod that comes or goes, so it is a thin, blocking client: read the
-//! environment and stdin, ask the agent one question over its Unix socket, write the answer in the form of the CNI
-//! version asked for. [`spec`] knows the CNI and no agent, [`protocol`] and [`client`] the agent and no CNI;
-//! [`plugin`] joins them. Only DEL does without an agent: what it has to say is left for the next one ([`gone`]).
+//! A runtime runs the plugin for every ADD and DEL of a pod, so it is a small, blocking client: it
+//! reads the environment and stdin, sends one request to the agent over a Unix socket, and writes
+//! the result in the requested CNI version. [`spec`] implements CNI and knows nothing of the agent;
+//! [`protocol`] and [`client`] know the agent and nothing of CNI; [`plugin`] connects them. Only
+//! DEL works without an agent: it queues the deletion ([`pending_deletes`]).
 #![forbid(unsafe_code)]
 
 pub mod client;

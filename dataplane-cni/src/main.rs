@@ -1,4 +1,4 @@
-//! The executable a CNI runtime calls: environment and stdin in, stdout and exit code out.
+//! The executable a CNI runtime runs: environment and stdin in, stdout and exit code out.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -9,34 +9,34 @@ use std::{
 
 use dataplane_cni::{
     plugin::{self, Input},
-    spec::{Environment, Report},
+    spec::{Environment, ErrorResult},
 };
 
 fn main() -> ExitCode {
     let outcome = read().and_then(|input| plugin::run(&input));
     let (line, exit) = match outcome {
         Ok(line) => (line, ExitCode::SUCCESS),
-        Err(report) => (Some(report.to_string()), ExitCode::FAILURE),
+        Err(error) => (Some(error.to_string()), ExitCode::FAILURE),
     };
     let Some(line) = line else { return exit };
     match writeln!(io::stdout().lock(), "{line}") {
         Ok(()) => exit,
         Err(error) => {
-            eprintln!("dataplane-cni: write the answer to stdout: {error}\n{line}");
+            eprintln!("dataplane-cni: cannot write the result to stdout: {error}\n{line}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn read() -> Result<Input, Report> {
-    let environment = Environment::read(|name| env::var_os(name)).map_err(Report::new)?;
+fn read() -> Result<Input, ErrorResult> {
+    let environment = Environment::read(|name| env::var_os(name)).map_err(ErrorResult::new)?;
     let mut config = Vec::new();
     let mut stdin = io::stdin().lock();
-    // a person who tries the plugin in a shell is not to sit before a silent prompt
+    // do not wait for input when the plugin is tried in a shell
     if !stdin.is_terminal() {
         stdin
             .read_to_end(&mut config)
-            .map_err(|error| Report::new(dataplane_cni::spec::Error::stdin(&error)))?;
+            .map_err(|error| ErrorResult::new(dataplane_cni::spec::Error::stdin(&error)))?;
     }
     Ok(Input { environment, config })
 }

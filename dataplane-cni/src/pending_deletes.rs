@@ -1,7 +1,8 @@
-//! DeletionQueue about pods that went while no agent ran: DEL leaves one beside the agent's socket, the next agent takes it.
+//! The queue of pods that were deleted while no agent ran: DEL adds an entry next to the agent's
+//! socket, and the next agent removes the pod.
 //!
-//! A runtime that may not remove a pod cannot drain a node whose agent is broken, so DEL does not wait for one. A note
-//! is an empty file whose name says all there is to say: it is there or it is not, never half of it.
+//! DEL does not wait for an agent, so that a node with a broken agent can be drained. An entry is
+//! an empty file whose name holds all data, so it cannot be incomplete.
 
 use std::{
     fs::{self, DirBuilder, OpenOptions},
@@ -12,12 +13,13 @@ use std::{
 
 use crate::protocol::Attachment;
 
-/// Name of the directory of notes.
+/// Name of the queue's directory, the same in all versions: a plugin of one version writes for an
+/// agent of another.
 const DIRECTORY: &str = "gone";
-/// Between container and device: no container ID has one.
-const AT: char = '@';
+/// Separates container ID and interface name. No container ID contains it.
+const SEPARATOR: char = '@';
 
-/// A note that cannot be left, read or taken.
+/// Why an entry cannot be added, read or removed.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} {path}: {source}")]
 pub struct DeletionQueueError {
@@ -26,28 +28,28 @@ pub struct DeletionQueueError {
     source: io::Error,
 }
 
-/// The directory of notes. It exists once there was one.
+/// The queue: a directory, created with the first entry.
 #[derive(Clone, Debug)]
 pub struct DeletionQueue {
     directory: PathBuf,
 }
 
-/// What is in the directory.
+/// The content of the queue.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Found {
-    pub gone: Vec<Attachment>,
-    /// Files that are no notes.
-    pub strangers: Vec<PathBuf>,
+pub struct PendingDeletes {
+    pub attachments: Vec<Attachment>,
+    /// Files that are not entries of the queue.
+    pub unknown_files: Vec<PathBuf>,
 }
 
 impl DeletionQueue {
-    /// Those for the agent of a run directory.
-    pub fn of(run_dir: &Path) -> Self {
+    /// The queue of the agent with this run directory.
+    pub fn in_run_dir(run_dir: &Path) -> Self {
         Self { directory: run_dir.join(DIRECTORY) }
     }
 
-    /// Those for the agent that listens, or would listen, on a socket.
-    pub fn beside(socket: &Path) -> Self {
+    /// The queue of the agent with this socket.
+    pub fn next_to_socket(socket: &Path) -> Self {
         Self { directory: socket.with_file_name(DIRECTORY) }
     }
 
@@ -55,55 +57,56 @@ impl DeletionQueue {
         &self.directory
     }
 
-    /// Leaves a note. The run directory is not made: where there is none, no agent will look.
-    pub fn leave(&self, gone: &Attachment) -> Result<(), DeletionQueueError> {
+    /// Adds an entry. Does not create the run directory: without one, no agent would read the
+    /// queue.
+    pub fn add(&self, attachment: &Attachment) -> Result<(), DeletionQueueError> {
         match DirBuilder::new().mode(0o700).create(&self.directory) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(failed("create", &self.directory)(error));
+                return Err(io_error("create", &self.directory)(error));
             }
             _ => {}
         }
-        let path = self.path(gone);
+        let path = self.path(attachment);
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600);
-        options.open(&path).map(drop).map_err(failed("create", &path))
+        options.open(&path).map(drop).map_err(io_error("create", &path))
     }
 
-    /// Takes a note away. One that is not there is no error.
-    pub fn remove(&self, gone: &Attachment) -> Result<(), DeletionQueueError> {
-        let path = self.path(gone);
+    /// Removes an entry. A missing entry is not an error.
+    pub fn remove(&self, attachment: &Attachment) -> Result<(), DeletionQueueError> {
+        let path = self.path(attachment);
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &path)(error)),
             _ => Ok(()),
         }
     }
 
-    /// Every note there is.
-    pub fn read(&self) -> Result<Found, DeletionQueueError> {
-        let failed = || failed("read", &self.directory);
+    /// Reads all entries.
+    pub fn read(&self) -> Result<PendingDeletes, DeletionQueueError> {
+        let failed = || io_error("read", &self.directory);
         let entries = match fs::read_dir(&self.directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::default()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(PendingDeletes::default()),
             entries => entries.map_err(failed())?,
         };
-        let mut found = Found::default();
+        let mut pending = PendingDeletes::default();
         for entry in entries {
             let path = entry.map_err(failed())?.path();
-            match path.file_name().and_then(|name| name.to_str()?.split_once(AT)) {
-                Some((container_id, ifname)) => found
-                    .gone
+            match path.file_name().and_then(|name| name.to_str()?.split_once(SEPARATOR)) {
+                Some((container_id, ifname)) => pending
+                    .attachments
                     .push(Attachment { container_id: container_id.to_owned(), ifname: ifname.to_owned() }),
-                None => found.strangers.push(path),
+                None => pending.unknown_files.push(path),
             }
         }
-        Ok(found)
+        Ok(pending)
     }
 
     fn path(&self, Attachment { container_id, ifname }: &Attachment) -> PathBuf {
-        self.directory.join(format!("{container_id}{AT}{ifname}"))
+        self.directory.join(format!("{container_id}{SEPARATOR}{ifname}"))
     }
 }
 
-fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DeletionQueueError {
+fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DeletionQueueError {
     let path = path.to_owned();
     move |source| DeletionQueueError { operation, path, source }
 }
@@ -119,34 +122,36 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_by_the_socket_is_found_in_the_run_directory() {
+    fn entry_added_by_the_plugin_is_read_by_the_agent() {
         let run_dir = tempfile::tempdir().unwrap();
-        let (plugin, agent) =
-            (DeletionQueue::beside(&run_dir.path().join("agent.sock")), DeletionQueue::of(run_dir.path()));
-        assert_eq!(agent.read().unwrap(), Found::default());
-        // the kernel takes an '@' in the name of a device
+        let (plugin, agent) = (
+            DeletionQueue::next_to_socket(&run_dir.path().join("agent.sock")),
+            DeletionQueue::in_run_dir(run_dir.path()),
+        );
+        assert_eq!(agent.read().unwrap(), PendingDeletes::default());
+        // the kernel allows '@' in a device name
         for ifname in ["eth0", "eth0", "a@b"] {
-            plugin.leave(&attachment(ifname)).unwrap();
+            plugin.add(&attachment(ifname)).unwrap();
         }
-        let stranger = agent.directory().join("README");
-        fs::write(&stranger, "").unwrap();
-        let mut found = agent.read().unwrap();
-        found.gone.sort();
-        assert_eq!(found.gone, [attachment("a@b"), attachment("eth0")]);
-        assert_eq!(found.strangers, [stranger]);
+        let unknown = agent.directory().join("README");
+        fs::write(&unknown, "").unwrap();
+        let mut pending = agent.read().unwrap();
+        pending.attachments.sort();
+        assert_eq!(pending.attachments, [attachment("a@b"), attachment("eth0")]);
+        assert_eq!(pending.unknown_files, [unknown]);
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(agent.directory()), mode(&agent.path(&attachment("eth0")))), (0o700, 0o600));
         for ifname in ["eth0", "eth0", "a@b"] {
             agent.remove(&attachment(ifname)).unwrap();
         }
-        assert!(agent.read().unwrap().gone.is_empty());
+        assert!(agent.read().unwrap().attachments.is_empty());
     }
 
     #[test]
-    fn without_a_run_directory_there_is_no_note() {
+    fn no_entry_is_added_without_a_run_directory() {
         let parent = tempfile::tempdir().unwrap();
         let run_dir = parent.path().join("run");
-        let error = DeletionQueue::of(&run_dir).leave(&attachment("eth0")).unwrap_err().to_string();
+        let error = DeletionQueue::in_run_dir(&run_dir).add(&attachment("eth0")).unwrap_err().to_string();
         assert!(error.starts_with(&format!("create {}/gone: ", run_dir.display())), "{error}");
         assert!(!run_dir.exists());
     }

@@ -1,4 +1,4 @@
-//! A call from beginning to end: what was asked, the agent's answer, what is written to stdout.
+//! Runs one CNI command: validates the input, calls the agent, and builds the result for stdout.
 
 use std::path::Path;
 
@@ -8,86 +8,95 @@ use crate::{
     client::{self, ClientError},
     pending_deletes::DeletionQueue,
     protocol::{Add, Added, Check, Del, Failure, Gc, Request, Response, code},
-    spec::{AddResult, Command, Config, Environment, Error, PreviousDevice, Report, Version, Versions},
+    spec::{
+        AddResult, Command, Config, Environment, Error, ErrorResult, PreviousDevice, Version, VersionResult,
+    },
 };
 
-/// All a call consists of.
+/// The input of a command.
 #[derive(Clone, Debug)]
 pub struct Input {
     pub environment: Environment,
-    /// Stdin.
+    /// The network configuration, from stdin.
     pub config: Vec<u8>,
 }
 
-/// Answers a call: a line for stdout, if there is anything to say.
-pub fn run(input: &Input) -> Result<Option<String>, Report> {
+/// Runs the command. Returns the result for stdout, for commands that have one.
+pub fn run(input: &Input) -> Result<Option<String>, ErrorResult> {
     let Input { environment, config } = input;
     if environment.command == Command::Version {
-        return versions(config).map(Some).map_err(Report::new);
+        return version_result(config).map(Some).map_err(ErrorResult::new);
     }
-    let (keys, version) = Config::version(config).map_err(Report::new)?;
-    let refused = |error: Error| Report::of(version, &error);
-    since(environment.command, version).map_err(refused)?;
-    let config = Config::read(keys, version).map_err(refused)?;
-    let request = request(environment, &config).map_err(refused)?;
-    let answer = match &request {
-        Request::Del(del) => ask_or_leave_note(&config.socket, &request, del),
-        _ => client::ask(&config.socket, &request).map_err(Unanswered::from),
+    let (keys, version) = Config::version(config).map_err(ErrorResult::new)?;
+    let invalid = |error: Error| ErrorResult::of(version, &error);
+    check_command_version(environment.command, version).map_err(invalid)?;
+    let config = Config::read(keys, version).map_err(invalid)?;
+    let request = request(environment, &config).map_err(invalid)?;
+    let response = match &request {
+        Request::Del(del) => delete_or_queue(&config.socket, &request, del),
+        _ => client::call(&config.socket, &request).map_err(CallError::from),
     };
-    match answer {
-        Ok(Response::Added(added)) => add_result(environment, &config, &added).map(Some).map_err(refused),
+    match response {
+        Ok(Response::Added(added)) => add_result(environment, &config, &added).map(Some).map_err(invalid),
         Ok(Response::Done) => Ok(None),
         Ok(Response::Failed(Failure { code, message, details })) => {
-            Err(Report { version, code, message, details })
+            Err(ErrorResult { version, code, message, details })
         }
-        Err(error) => Err(unanswered(version, environment.command, error)),
+        Err(error) => Err(call_error_result(version, environment.command, error)),
     }
 }
 
-/// No answer, and what else there is to say of it.
-struct Unanswered {
+/// A failed call of the agent, with `details` for the CNI error.
+struct CallError {
     error: ClientError,
     details: String,
 }
 
-impl From<ClientError> for Unanswered {
+impl From<ClientError> for CallError {
     fn from(error: ClientError) -> Self {
-        Self { error, details: String::new() }
+        let details = match &error {
+            ClientError::Refused(_) | ClientError::Response { .. } => "",
+            _ => "check the pod of DaemonSet dataplane-agent on this node",
+        };
+        Self { error, details: details.to_owned() }
     }
 }
 
-/// DEL. If there is no agent, the next one finds a note.
-fn ask_or_leave_note(socket: &Path, request: &Request, del: &Del) -> Result<Response, Unanswered> {
-    let error = match client::ask(socket, request) {
-        Err(error) if error.is_nobody_there() => error,
-        answer => return Ok(answer?),
+/// Runs DEL. If no agent runs, queues the deletion for the next one.
+fn delete_or_queue(socket: &Path, request: &Request, del: &Del) -> Result<Response, CallError> {
+    let error = match client::call(socket, request) {
+        Err(error) if error.agent_not_running() => error,
+        response => return Ok(response?),
     };
-    let notes = DeletionQueue::beside(socket);
-    if let Err(problem) = notes.leave(&del.attachment) {
-        return Err(Unanswered { error, details: format!("no note for the next agent: {problem}") });
+    let queue = DeletionQueue::next_to_socket(socket);
+    if let Err(problem) = queue.add(&del.attachment) {
+        return Err(CallError {
+            error,
+            details: format!("cannot queue the deletion for the next agent: {problem}"),
+        });
     }
-    // an agent that has begun to listen may have read the notes before there was this one
-    match client::ask(socket, request) {
-        Err(error) if error.is_nobody_there() => Ok(Response::Done),
-        answer => {
-            // if it stays: the next agent will find nothing to do for it
-            let _stays = notes.remove(&del.attachment);
-            Ok(answer?)
+    // an agent that started in between may have read the queue before this entry was added
+    match client::call(socket, request) {
+        Err(error) if error.agent_not_running() => Ok(Response::Done),
+        response => {
+            // an entry that stays does no harm: the next agent finds no device for it
+            let _may_stay = queue.remove(&del.attachment);
+            Ok(response?)
         }
     }
 }
 
-/// VERSION needs nothing but itself: who sends no configuration gets an answer too.
-fn versions(config: &[u8]) -> Result<String, Error> {
+/// The result of VERSION, with or without a network configuration.
+fn version_result(config: &[u8]) -> Result<String, Error> {
     let version = match Config::version(config) {
         Ok((_, version)) => version,
-        // the question which versions are spoken may come in one that is not
+        // a runtime may ask for the supported versions in an unsupported version
         Err(_) => Version::NEWEST,
     };
-    line(&Versions::new(version))
+    to_json(&VersionResult::new(version))
 }
 
-fn since(command: Command, found: Version) -> Result<(), Error> {
+fn check_command_version(command: Command, found: Version) -> Result<(), Error> {
     let since = match command {
         Command::Add | Command::Del | Command::Version => Version::V0_3_1,
         Command::Check => Version::V0_4_0,
@@ -102,7 +111,8 @@ fn request(environment: &Environment, config: &Config) -> Result<Request, Error>
         Command::Add => {
             if config.previous.is_some() {
                 return Err(previous(
-                    "there is one: this plugin makes the pod's device, so it is the first of a list",
+                    "must not be set for ADD: dataplane-cni creates the pod's interface and must be the first plugin \
+                     of the list",
                 ));
             }
             let target = environment.target()?;
@@ -115,11 +125,11 @@ fn request(environment: &Environment, config: &Config) -> Result<Request, Error>
                 bandwidth: config.bandwidth()?,
             })
         }
-        // the namespace may be gone; the agent knows by the name of the device what to remove
+        // the namespace may not exist; the agent finds the device by its name
         Command::Del => Request::Del(Del { attachment: environment.attachment()? }),
         Command::Check => {
             let target = environment.target()?;
-            let result = config.previous.as_ref().ok_or_else(|| previous("is missing; CHECK needs it"))?;
+            let result = config.previous.as_ref().ok_or_else(|| previous("is missing; CHECK requires it"))?;
             let sandbox = target.netns.to_string_lossy();
             let device = PreviousDevice::find(result, &target.attachment.ifname, &sandbox)?;
             Request::Check(Check {
@@ -130,7 +140,7 @@ fn request(environment: &Environment, config: &Config) -> Result<Request, Error>
             })
         }
         Command::Gc => Request::Gc(Gc { network: config.name.clone(), valid: config.gc()?.valid }),
-        // VERSION was answered without asking anybody
+        // VERSION does not reach this: it needs no agent
         Command::Status | Command::Version => Request::Status,
     })
 }
@@ -138,21 +148,22 @@ fn request(environment: &Environment, config: &Config) -> Result<Request, Error>
 fn add_result(environment: &Environment, config: &Config, added: &Added) -> Result<String, Error> {
     let target = environment.target()?;
     let sandbox = target.netns.to_string_lossy();
-    line(&AddResult::new(config.version, added, &target.attachment.ifname, &sandbox, config.dns.clone()))
+    to_json(&AddResult::new(config.version, added, &target.attachment.ifname, &sandbox, config.dns.clone()))
 }
 
-/// An agent that does not answer is one that is being replaced: the runtime is to ask again.
-fn unanswered(version: Version, command: Command, unanswered: Unanswered) -> Report {
-    let Unanswered { error, details } = unanswered;
+/// A call error as a CNI error. An agent that does not respond is usually being replaced, so the
+/// runtime should retry.
+fn call_error_result(version: Version, command: Command, error: CallError) -> ErrorResult {
+    let CallError { error, details } = error;
     let code = match (command, &error) {
-        (_, ClientError::Answer { .. }) => code::DECODE,
+        (_, ClientError::Response { .. }) => code::DECODE,
         (Command::Status, _) => code::NOT_AVAILABLE,
         _ => code::TRY_AGAIN,
     };
-    Report { version, code, message: error.to_string(), details }
+    ErrorResult { version, code, message: error.to_string(), details }
 }
 
-fn line(value: &impl Serialize) -> Result<String, Error> {
+fn to_json(value: &impl Serialize) -> Result<String, Error> {
     serde_json::to_string(value).map_err(|problem| Error::Decode(problem.to_string()))
 }
 
@@ -167,10 +178,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{pending_deletes::Found, protocol::Attachment};
+    use crate::{pending_deletes::PendingDeletes, protocol::Attachment};
 
-    /// DEL by a runtime, of `eth0` of `c1`.
-    fn del(socket: &Path) -> Result<Option<String>, Report> {
+    /// Runs DEL for `eth0` of container `c1`.
+    fn del(socket: &Path) -> Result<Option<String>, ErrorResult> {
         let variables = [("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", "eth0")];
         let get = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into());
         let config = json!({"cniVersion": "1.1.0", "name": "pods", "agentSocket": socket});
@@ -182,30 +193,34 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_goes_without_an_agent_and_a_note_of_it_stays() {
+    fn del_without_an_agent_succeeds_and_queues_the_deletion() {
         let run_dir = tempfile::tempdir().unwrap();
         let socket = run_dir.path().join("agent.sock");
-        let notes = DeletionQueue::of(run_dir.path());
+        let queue = DeletionQueue::in_run_dir(run_dir.path());
         assert_eq!(del(&socket).unwrap(), None);
-        assert_eq!(notes.read().unwrap().gone, [eth0()]);
-        // and beside the remains of a killed agent
-        notes.remove(&eth0()).unwrap();
+        assert_eq!(queue.read().unwrap().attachments, [eth0()]);
+        // also with the socket of a killed agent
+        queue.remove(&eth0()).unwrap();
         drop(UnixListener::bind(&socket).unwrap());
         assert_eq!(del(&socket).unwrap(), None);
-        assert_eq!(notes.read().unwrap().gone, [eth0()]);
+        assert_eq!(queue.read().unwrap().attachments, [eth0()]);
     }
 
     #[test]
-    fn without_an_agent_and_a_place_for_a_note_the_runtime_is_to_ask_again() {
+    fn del_without_an_agent_and_a_run_directory_is_to_be_retried() {
         let run_dir = tempfile::tempdir().unwrap();
-        let report = del(&run_dir.path().join("none/agent.sock")).unwrap_err();
-        assert_eq!(report.code, code::TRY_AGAIN);
-        assert!(report.message.starts_with("the agent cannot be reached at "), "{}", report.message);
-        assert!(report.details.starts_with("no note for the next agent: create "), "{}", report.details);
+        let error = del(&run_dir.path().join("none/agent.sock")).unwrap_err();
+        assert_eq!(error.code, code::TRY_AGAIN);
+        assert!(error.message.starts_with("the agent cannot be reached at "), "{}", error.message);
+        assert!(
+            error.details.starts_with("cannot queue the deletion for the next agent: create "),
+            "{}",
+            error.details
+        );
     }
 
     #[test]
-    fn an_agent_that_is_there_gets_no_notes_whatever_it_answers() {
+    fn del_queues_nothing_while_an_agent_runs() {
         let run_dir = tempfile::tempdir().unwrap();
         let socket = run_dir.path().join("agent.sock");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -216,12 +231,12 @@ mod tests {
                 stream.write_all(answer.as_bytes()).unwrap();
             }
         });
-        for message in ["starting", "went away before it answered"] {
-            let report = del(&socket).unwrap_err();
-            assert_eq!(report.code, code::TRY_AGAIN);
-            assert!(report.message.contains(message), "{}", report.message);
+        for message in ["starting", "closed the connection without a response"] {
+            let error = del(&socket).unwrap_err();
+            assert_eq!(error.code, code::TRY_AGAIN);
+            assert!(error.message.contains(message), "{}", error.message);
         }
         agent.join().unwrap();
-        assert_eq!(DeletionQueue::of(run_dir.path()).read().unwrap(), Found::default());
+        assert_eq!(DeletionQueue::in_run_dir(run_dir.path()).read().unwrap(), PendingDeletes::default());
     }
 }

@@ -1,111 +1,113 @@
-//! What plugin and agent say to each other: one JSON object per line, request then response.
+//! The protocol between plugin and agent: one JSON object per line, request then response.
 //!
-//! Free of CNI versions: the plugin translates. Fields may be added, and an unknown one is ignored, because plugin and
-//! agent of different versions meet during an upgrade.
+//! Independent of the CNI version, which only the plugin knows. Fields may be added, and unknown
+//! fields are ignored, because plugin and agent may be of different versions during an upgrade.
 
 use std::{fmt, net::IpAddr, path::PathBuf};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-/// Where the agent listens unless the network configuration says otherwise.
+/// Default of `agentSocket` in the network configuration: the socket the agent listens on.
 pub const DEFAULT_SOCKET: &str = "/run/dataplane/agent.sock";
 
-/// Codes of failures that are ours (the CNI leaves 100 and above to plugins), and those of the CNI the agent uses.
+/// Error codes: those of the CNI specification that the agent uses, and our own (100 and above are
+/// for plugins).
 pub mod code {
-    /// CNI: the container is not known; there is nothing to clean up.
+    /// CNI: unknown container; nothing to clean up.
     pub const UNKNOWN_CONTAINER: u32 = 3;
-    /// CNI: an environment variable does not lead where it should.
+    /// CNI: invalid environment variable.
     pub const ENVIRONMENT: u32 = 4;
-    /// CNI: reading or writing failed.
+    /// CNI: I/O failure.
     pub const IO: u32 = 5;
-    /// CNI: not understood.
+    /// CNI: failed to decode content.
     pub const DECODE: u32 = 6;
-    /// CNI: not now, but later.
+    /// CNI: try again later.
     pub const TRY_AGAIN: u32 = 11;
-    /// CNI, STATUS: pods cannot be added.
+    /// CNI, STATUS: ADD is not available.
     pub const NOT_AVAILABLE: u32 = 50;
-    /// CNI, STATUS: nor can those that are there be relied on.
+    /// CNI, STATUS: ADD is not available, and existing pods may have limited connectivity.
     pub const LIMITED: u32 = 51;
     /// A pod range of this node has no free address.
     pub const RANGE_EXHAUSTED: u32 = 100;
-    /// A device, address, route or neighbour of the pod could not be made or removed.
+    /// A device, address, route or neighbour of the pod could not be created or removed.
     pub const DEVICE: u32 = 101;
     /// The record of the pod could not be written or removed.
     pub const RECORD: u32 = 102;
-    /// The datapath did not take or release the pod.
+    /// The pod could not be attached to or detached from the datapath.
     pub const DATAPATH: u32 = 103;
-    /// CHECK found the pod's network not to be as it was made.
+    /// CHECK found differences from what ADD created.
     pub const CHECK: u32 = 104;
-    /// A port of the node that the pod asks for is another pod's.
+    /// A requested host port is in use by another pod.
     pub const PORT_TAKEN: u32 = 105;
-    /// The pod asks for an address it cannot have.
+    /// The requested address of the pod is not available.
     pub const ADDRESS: u32 = 106;
 }
 
-/// A question to the agent.
+/// A request to the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "snake_case")]
 pub enum Request {
-    /// Answered by [`Response::Added`].
+    /// The response is [`Response::Added`].
     Add(Add),
-    /// This and the rest are answered by [`Response::Done`]; all may be answered by [`Response::Failed`].
+    /// The response to this and the following is [`Response::Done`]. Any request can get
+    /// [`Response::Failed`].
     Del(Del),
     Check(Check),
     Gc(Gc),
     Status,
 }
 
-/// Names a device in a container.
+/// A network interface of a container: CNI's term for what ADD creates.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Attachment {
     pub container_id: String,
     pub ifname: String,
 }
 
-/// Gives a container a device.
+/// ADD: creates a container's interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Add {
     pub attachment: Attachment,
     /// Name of the network configuration.
     pub network: String,
-    /// File of the container's network namespace.
+    /// Path of the container's network namespace.
     pub netns: PathBuf,
-    /// Absent outside of Kubernetes.
+    /// `None` outside of Kubernetes.
     pub pod: Option<Pod>,
-    /// Ports of the node that lead to the container (capability `portMappings`).
+    /// Host ports of the container (capability `portMappings`).
     #[serde(default)]
     pub port_mappings: Vec<PortMapping>,
-    /// How fast the container may talk (capability `bandwidth`).
+    /// Rate limits of the container (capability `bandwidth`).
     #[serde(default)]
     pub bandwidth: Bandwidth,
 }
 
-/// Limits of a container's traffic.
+/// Rate limits of a container.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bandwidth {
-    /// To the container; `None`: as fast as it can.
+    /// Limit of the traffic to the container; `None`: no limit.
     #[serde(default)]
     pub ingress: Option<Limit>,
-    /// From it.
+    /// Limit of the traffic from the container; `None`: no limit.
     #[serde(default)]
     pub egress: Option<Limit>,
 }
 
-/// A limit of one direction.
+/// The rate limit of one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limit {
     /// Bits per second, never 0.
     pub rate: u64,
-    /// Bits that may go at once; `None`: what fits the rate.
+    /// Bits of a burst; `None`: a default that fits the rate.
     #[serde(default)]
     pub burst: Option<u64>,
 }
 
-/// A port of the node that leads to a container.
+/// A host port of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PortMapping {
-    /// Address of the node; `None`: every one.
+    /// Address of the node; `None`: all addresses.
     #[serde(default)]
     pub host_ip: Option<IpAddr>,
     pub host_port: u16,
@@ -122,41 +124,41 @@ pub enum PortProtocol {
     Sctp,
 }
 
-/// Takes the device away. Neither it nor the namespace need exist.
+/// DEL: removes the interface. Neither it nor the namespace need exist.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Del {
     pub attachment: Attachment,
 }
 
-/// Asks whether everything is as [`Add`] left it.
+/// CHECK: verifies that everything is as [`Add`] left it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
     pub attachment: Attachment,
     pub netns: PathBuf,
-    /// What the runtime remembers of the answer to [`Add`].
+    /// Addresses in the runtime's `prevResult`.
     pub addresses: Vec<IpAddr>,
-    /// Link address inside the pod, as the runtime remembers it.
+    /// MAC address of the interface in `prevResult`.
     pub mac: Option<String>,
 }
 
-/// Takes away the devices of a network that are not listed.
+/// GC: removes the interfaces of a network that are not listed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gc {
     pub network: String,
     pub valid: Vec<Attachment>,
 }
 
-/// A pod, as Kubernetes names it.
+/// A pod of Kubernetes, from `CNI_ARGS`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
     pub namespace: String,
     pub name: String,
-    /// Empty if the runtime does not tell.
+    /// Empty if the runtime does not set it.
     #[serde(default)]
     pub uid: String,
 }
 
-/// The agent's answer.
+/// The agent's response.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub enum Response {
@@ -165,10 +167,10 @@ pub enum Response {
     Failed(Failure),
 }
 
-/// The device a container has got.
+/// The interface that ADD created.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Added {
-    /// Name of the host's side.
+    /// Name of the host device.
     pub host_device: String,
     pub host_mac: String,
     pub pod_mac: String,
@@ -184,14 +186,14 @@ pub struct PodAddress {
     pub gateway: IpAddr,
 }
 
-/// Why something was not done.
+/// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// A number of [`code`].
+    /// A number of [`mod@code`].
     pub code: u32,
-    /// A sentence.
+    /// What failed, on which object, and why.
     pub message: String,
-    /// More of it, if there is more to say.
+    /// What the operator can do; may be empty.
     #[serde(default)]
     pub details: String,
 }
@@ -213,12 +215,12 @@ impl fmt::Display for PortProtocol {
 }
 
 impl PortMapping {
-    /// Whether a packet can be addressed to both.
+    /// Whether a packet can match both.
     pub fn collides(&self, other: &Self) -> bool {
-        let everywhere = self.host_ip.is_none() || other.host_ip.is_none();
+        let any_address = self.host_ip.is_none() || other.host_ip.is_none();
         self.host_port == other.host_port
             && self.protocol == other.protocol
-            && (everywhere || self.host_ip == other.host_ip)
+            && (any_address || self.host_ip == other.host_ip)
     }
 }
 
@@ -238,7 +240,7 @@ impl fmt::Display for Pod {
 }
 
 impl Request {
-    /// Its name in logs and metrics.
+    /// The command's name in logs and metrics.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Add(_) => "add",
@@ -248,6 +250,18 @@ impl Request {
             Self::Status => "status",
         }
     }
+
+    /// What the request is about, for logs: pod and interface, or network.
+    pub fn object(&self) -> String {
+        match self {
+            Self::Add(Add { attachment, pod: Some(pod), .. }) => format!("pod {pod} ({attachment})"),
+            Self::Add(Add { attachment, .. })
+            | Self::Del(Del { attachment })
+            | Self::Check(Check { attachment, .. }) => attachment.to_string(),
+            Self::Gc(Gc { network, .. }) => format!("network {network}"),
+            Self::Status => "node".to_owned(),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -255,17 +269,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_told_by_its_verb_and_never_looks_like_a_view() {
+    fn request_has_a_verb_and_no_view() {
         let attachment = Attachment { container_id: "c1".to_owned(), ifname: "eth0".to_owned() };
         let line = serde_json::to_value(Request::Del(Del { attachment })).unwrap();
         assert_eq!(line["verb"], "del");
-        // the agent's socket serves the CLI too, whose requests name a view
+        // the agent's socket also serves the CLI, whose requests have a view
         assert!(line.get("view").is_none());
         assert_eq!(serde_json::to_string(&Request::Status).unwrap(), r#"{"verb":"status"}"#);
     }
 
     #[test]
-    fn what_a_newer_peer_adds_is_ignored() {
+    fn unknown_fields_are_ignored() {
         let line = r#"{"verb":"del","attachment":{"container_id":"c","ifname":"e","more":1},"more":2}"#;
         assert!(matches!(serde_json::from_str(line).unwrap(), Request::Del(_)));
     }

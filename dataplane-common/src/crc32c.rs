@@ -1,11 +1,11 @@
-//! CRC-32C, SCTP's checksum (RFC 9260 appendix A), as algebra.
+//! CRC-32C, the checksum of SCTP (RFC 9260 appendix A), and its incremental update.
 //!
-//! Bits are the coefficients of a polynomial over GF(2), and the checksum is the remainder of a division: it is linear. So
-//! replacing a word changes it by the checksum of the difference alone, moved past what follows: multiplied by x once for
-//! every bit. Nothing else of the packet is looked at, however long it is. What the CRC begins and ends with (all ones)
-//! cancels.
+//! Bits are the coefficients of a polynomial over GF(2), and the checksum is the remainder of a
+//! division: it is linear. So replacing a word changes it by the CRC of the difference, shifted
+//! past the bytes that follow: multiplied by x once for every bit. The rest of the packet is not
+//! read, however long it is. The initial and final inversion cancel.
 //!
-//! A remainder lies in a `u32` as the checksum does: the highest power of x in the lowest bit.
+//! A remainder is stored in a `u32` as the checksum is: the highest power of x in the lowest bit.
 
 /// Castagnoli's polynomial without its highest power.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
@@ -19,31 +19,33 @@ const DIGITS: usize = 8;
 /// Halves of the bytes of a remainder.
 const NIBBLES: usize = 8;
 
-/// `MOVED[digit][value].0[nibble][bits]`: the remainder that has `bits` in that nibble and nothing else, moved past
-/// `value * 4^digit` bytes. A lookup for each nibble of a remainder and digit of a length moves any past any, without a
-/// branch: what takes turns is walked by a verifier once for each way to take them.
-static MOVED: [[Row; 4]; DIGITS] = moved();
+/// `SHIFTED[digit][value].0[nibble][bits]`: the remainder that has `bits` in that nibble and zeros
+/// elsewhere, shifted past `value * 4^digit` bytes. One lookup per nibble of the remainder and
+/// digit of the length, without a branch, because the verifier follows every combination of
+/// branches.
+static SHIFTED: [[Row; 4]; DIGITS] = shifted();
 
-/// The word behind it makes its size no power of two. Parts of an offset that cannot overlap would be joined by OR, which
-/// the verifier of Linux 6.1 does not follow: "math between `map_value` pointer and register with unbounded min value".
+/// The last word keeps the size from being a power of two: otherwise the compiler would combine
+/// parts of an offset by OR, which the verifier of Linux 6.1 does not track: "math between
+/// `map_value` pointer and register with unbounded min value".
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Row([[u32; 16]; NIBBLES], u32);
 
-/// The checksum field of a packet of `len` bytes, once its first four bytes, `old`, have been replaced by `new`. All as they
-/// lie in the packet.
+/// The checksum field of a packet of `len` bytes after its first four bytes, `old`, became `new`.
+/// All in the byte order of the packet.
 #[inline(always)]
 pub const fn replace_first_word(checksum: u32, old: u32, new: u32, len: u16) -> u32 {
     checksum ^ u32::to_le(advance(u32::from_le(old ^ new), len))
 }
 
-/// A remainder moved past `len` bytes.
+/// A remainder shifted past `len` bytes.
 #[inline(always)]
 const fn advance(remainder: u32, len: u16) -> u32 {
     let mut remainder = remainder;
     let mut digit = 0;
     while digit < DIGITS {
-        let table = &MOVED[digit][(len as usize >> (2 * digit)) & 3].0;
+        let table = &SHIFTED[digit][(len as usize >> (2 * digit)) & 3].0;
         remainder = table[0][remainder as usize & 15]
             ^ table[1][(remainder as usize >> 4) & 15]
             ^ table[2][(remainder as usize >> 8) & 15]
@@ -57,9 +59,9 @@ const fn advance(remainder: u32, len: u16) -> u32 {
     remainder
 }
 
-#[expect(clippy::large_stack_arrays, reason = "the compiler runs it: there is no stack")]
-const fn moved() -> [[Row; 4]; DIGITS] {
-    let mut moved = [[Row([[0; 16]; NIBBLES], 0); 4]; DIGITS];
+#[expect(clippy::large_stack_arrays, reason = "evaluated at compile time")]
+const fn shifted() -> [[Row; 4]; DIGITS] {
+    let mut shifted = [[Row([[0; 16]; NIBBLES], 0); 4]; DIGITS];
     // past 4^digit bytes
     let mut unit = BYTE;
     let mut digit = 0;
@@ -70,7 +72,7 @@ const fn moved() -> [[Row; 4]; DIGITS] {
             let mut place = 0;
             while place < NIBBLES * 16 {
                 let (nibble, bits) = (place / 16, place % 16);
-                moved[digit][value].0[nibble][bits] = multiply((bits as u32) << (4 * nibble), distance);
+                shifted[digit][value].0[nibble][bits] = multiply((bits as u32) << (4 * nibble), distance);
                 place += 1;
             }
             distance = multiply(distance, unit);
@@ -79,10 +81,10 @@ const fn moved() -> [[Row; 4]; DIGITS] {
         unit = distance;
         digit += 1;
     }
-    moved
+    shifted
 }
 
-/// The remainder of a product.
+/// Product of two remainders, modulo the polynomial.
 const fn multiply(one: u32, other: u32) -> u32 {
     let mut power = one;
     let mut product = 0;
@@ -97,7 +99,7 @@ const fn multiply(one: u32, other: u32) -> u32 {
     product
 }
 
-/// The CRC-32C of bytes. For user space: where a packet changes, [`replace_first_word`] does.
+/// The CRC-32C of bytes, for user space; the datapath uses [`replace_first_word`].
 #[cfg(any(test, feature = "user"))]
 pub fn of(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |crc, byte| {
@@ -112,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn vectors_of_rfc_3720() {
+    fn rfc_3720_test_vectors() {
         let ascending: Vec<u8> = (0..32).collect();
         let descending: Vec<u8> = (0..32).rev().collect();
         for (bytes, crc) in [
@@ -126,7 +128,7 @@ mod tests {
         }
     }
 
-    /// The packet's checksum, as its field holds it.
+    /// The packet's checksum as stored in its field.
     fn field(packet: &[u8]) -> u32 {
         of(packet).to_le()
     }
@@ -136,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn any_length_of_a_packet() {
+    fn update_is_correct_for_any_packet_length() {
         let mut packet = vec![0x5a; usize::from(u16::MAX)];
         for len in (4..300).chain([1_480, 4_096, 9_000, 65_533, 65_534, 65_535]) {
             let packet = &mut packet[..len];
@@ -150,7 +152,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_change_equals_the_checksum_made_anew(
+        fn update_equals_full_recomputation(
             mut packet in proptest::collection::vec(any::<u8>(), 12..2_000), ports in any::<[u8; 4]>(),
         ) {
             let (old, before) = (first_word(&packet), field(&packet));

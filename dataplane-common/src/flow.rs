@@ -1,39 +1,40 @@
-//! Life of a flow: its state, how long it may be idle, and who goes first when the table is full.
+//! Life cycle of a flow: its state, its timeout, and which flows a full table evicts first.
 //!
-//! Pure rules: the datapath admits and ages flows by them, the agent shows them. TCP state is read from flags alone,
-//! never from sequence numbers: an out-of-window packet is translated like any other. SCTP's chunks
-//! are taken for such flags ([`SctpHeader::flags`](crate::net::SctpHeader::flags)).
+//! Pure rules, applied by the datapath and shown by the agent. TCP state follows from flags alone,
+//! never from sequence numbers: an out-of-window packet is translated like any other. SCTP chunks
+//! count as the corresponding TCP flags ([`SctpHeader::flags`](crate::net::SctpHeader::flags)).
 
 use crate::{abi::Flow, net::Protocol};
 
-/// How far a connection has got.
+/// State of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u32)]
 pub enum State {
-    /// Nobody has answered.
+    /// No reply has been seen.
     HalfOpen = 1,
-    /// Both sides have spoken; of a handshake, all three parts of it were seen.
+    /// Packets were seen in both directions; of a handshake, all three parts.
     Established = 2,
-    /// Both sides have ended it, or one has reset it.
+    /// Closed: both sides have sent a FIN, or one an RST.
     Closing = 3,
-    /// A handshake was answered, which is not yet confirmed: who asked may not exist.
+    /// A SYN was answered by a SYN-ACK that is not acknowledged yet: the client's address may be
+    /// spoofed.
     Answered = 4,
-    /// Who began it has said all (FIN); the other side may go on.
+    /// Half-closed: the client has sent a FIN; the server may still send.
     EndedForward = 5,
-    /// The other side has said all; who began it may go on.
+    /// Half-closed: the server has sent a FIN; the client may still send.
     EndedReply = 6,
 }
 
-/// Which way a packet of a flow goes.
+/// Direction of a packet of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// As the packet that made the flow.
+    /// As the packet that created the flow.
     Forward,
-    /// Back.
+    /// The opposite direction.
     Reply,
 }
 
-/// TCP flags that matter here, as bits of byte 13 of the header (RFC 9293 §3.1).
+/// TCP flags that change the state, as bits of byte 13 of the header (RFC 9293 §3.1).
 pub mod tcp_flags {
     /// FIN.
     pub const FIN: u8 = 1;
@@ -44,15 +45,16 @@ pub mod tcp_flags {
     /// ACK.
     pub const ACK: u8 = 16;
 
-    /// Whether a segment asks for a connection.
+    /// Whether a segment opens a connection (SYN without ACK).
     #[inline(always)]
-    pub const fn opens(flags: u8) -> bool {
+    pub const fn is_initial_syn(flags: u8) -> bool {
         flags & (SYN | ACK) == SYN
     }
 }
 
 impl State {
-    /// From the number kept in a flow; what is unknown counts as half-open, the first to go.
+    /// From the number stored in a flow; an unknown one counts as half-open, which is evicted
+    /// first.
     #[inline(always)]
     pub const fn from_number(number: u32) -> Self {
         match number {
@@ -65,13 +67,14 @@ impl State {
         }
     }
 
-    /// Whether a side has ended the connection: who begins one with the same tuple has given it up.
+    /// Whether a side has closed the connection, so that a SYN with the same tuple opens a new one.
     #[inline(always)]
     pub const fn is_ending(self) -> bool {
         matches!(self, Self::Closing | Self::EndedForward | Self::EndedReply)
     }
 
-    /// The state after a packet in `direction` with these TCP flags (0 for protocols without a handshake).
+    /// The state after a packet in `direction` with these TCP flags (0 for protocols without a
+    /// handshake).
     #[inline(always)]
     #[must_use]
     pub const fn after(self, direction: Direction, flags: u8) -> Self {
@@ -94,38 +97,40 @@ impl State {
         }
     }
 
-    /// As [`Self::after`], of the number kept in a flow, and by a look into a table: to the verifier a rule with many ways is many
-    /// programs.
+    /// As [`Self::after`], on the number stored in a flow, and as a table lookup, because the
+    /// verifier follows each branch of the rule.
     #[inline(always)]
     #[must_use]
-    pub const fn number_after(number: u32, direction: Direction, flags: u8) -> u32 {
-        NUMBERS[place(number, matches!(direction, Direction::Reply), flags)] as u32
+    pub const fn next_raw(number: u32, direction: Direction, flags: u8) -> u32 {
+        TRANSITIONS[table_index(number, matches!(direction, Direction::Reply), flags)] as u32
     }
 
-    /// Seconds without a packet after which a flow of `protocol` is over.
+    /// Seconds without a packet after which a flow of `protocol` expires.
     #[inline(always)]
     pub const fn timeout(self, protocol: u8) -> u32 {
         match (protocol, self) {
             (Protocol::TCP, Self::HalfOpen | Self::Answered) => 60,
-            // longer than the two hours after which TCP keep-alive first speaks (RFC 9293 §3.8.4)
+            // longer than the two hours before the first TCP keep-alive (RFC 9293 §3.8.4)
             (Protocol::TCP, Self::Established) => 8_000,
-            // as kube-proxy has it (`--conntrack-tcp-timeout-close-wait`)
+            // kube-proxy's default of `--conntrack-tcp-timeout-close-wait`
             (Protocol::TCP, Self::EndedForward | Self::EndedReply) => 3_600,
             (Protocol::UDP, Self::Established) => 180,
-            // as nf_conntrack has it: an idle association says so every 30 seconds (RFC 9260 §16, "HB.interval")
+            // as nf_conntrack: an idle association sends a heartbeat every 30 seconds (RFC 9260
+            // §16, "HB.interval")
             (Protocol::SCTP, Self::Established) => 210,
-            // closed, unanswered, or ICMP
+            // closed, without a reply, or ICMP
             _ => 30,
         }
     }
 
-    /// Seconds after which the flow may give way to a new one in a full table; `None`: never before its timeout.
+    /// Seconds without a packet after which a full table may evict the flow; `None`: not before its
+    /// timeout.
     #[inline(always)]
     const fn evictable_after(self, protocol: u8) -> Option<u32> {
         match (self, protocol) {
             (Self::HalfOpen | Self::Answered, _) => Some(2),
             (Self::Closing, _) => Some(5),
-            // an answer takes its time, but an end that never comes is common
+            // a response may take a while, but half-closed connections that never close are common
             (Self::EndedForward | Self::EndedReply, _) => Some(120),
             (Self::Established, Protocol::TCP | Protocol::SCTP) => None,
             (Self::Established, _) => Some(30),
@@ -133,15 +138,15 @@ impl State {
     }
 }
 
-/// Where the table has what follows.
+/// Index into [`TRANSITIONS`].
 #[inline(always)]
-const fn place(number: u32, is_reply: bool, flags: u8) -> usize {
+const fn table_index(number: u32, is_reply: bool, flags: u8) -> usize {
     // FIN, SYN and RST are the lowest three bits
     (number as usize & 7) << 4 | (is_reply as usize) << 3 | flags as usize & 7
 }
 
-/// [`State::after`] of everything it depends on.
-static NUMBERS: [u8; 128] = {
+/// [`State::after`] for every state, direction and combination of FIN, SYN and RST.
+static TRANSITIONS: [u8; 128] = {
     let mut numbers = [0; 128];
     let mut place = 0;
     while place < numbers.len() {
@@ -152,23 +157,24 @@ static NUMBERS: [u8; 128] = {
     numbers
 };
 
-/// Whether `flow` has been idle for longer than its state allows, at `now` (seconds of `CLOCK_MONOTONIC`).
+/// Whether `flow` has exceeded its timeout at `now` (seconds of `CLOCK_MONOTONIC`).
 #[inline(always)]
 pub const fn is_expired(flow: &Flow, now: u32) -> bool {
     now.saturating_sub(flow.last_seen) > State::from_number(flow.state).timeout(flow.forward.protocol)
 }
 
-/// Whether another connection may have the tuple under which replies to `flow` arrive: it has expired, or was closed so long
-/// ago that no packet of it is on its way. `pressed`: no better one was found.
+/// Whether another connection may take the reply tuple of `flow`: it has expired, or was closed so
+/// long ago that no packet of it is in flight. `last_resort` shortens that time, for when no other
+/// tuple was found.
 #[inline(always)]
-pub const fn tuple_reusable(flow: &Flow, now: u32, pressed: bool) -> bool {
-    let rest = if pressed { 1 } else { 5 };
+pub const fn tuple_reusable(flow: &Flow, now: u32, last_resort: bool) -> bool {
+    let quiet_time = if last_resort { 1 } else { 5 };
     let is_closed = matches!(State::from_number(flow.state), State::Closing);
-    (is_closed && now.saturating_sub(flow.last_seen) >= rest) || is_expired(flow, now)
+    (is_closed && now.saturating_sub(flow.last_seen) >= quiet_time) || is_expired(flow, now)
 }
 
-/// Whether a new flow may take the slot of `flow`: never used, expired, without a handshake that is complete, ending, or idle
-/// where there is none.
+/// Whether a new flow may take the slot of `flow`: the slot is unused, or the flow has expired, has
+/// no complete handshake, is closing, or (of a protocol without connections) is idle.
 #[inline(always)]
 pub const fn is_evictable(flow: &Flow, now: u32) -> bool {
     if flow.epoch == 0 {
@@ -193,24 +199,28 @@ mod tests {
     }
 
     #[test]
-    fn a_handshake_establishes_and_a_fin_closes() {
+    fn three_way_handshake_establishes_a_connection() {
         let state = State::HalfOpen.after(Direction::Forward, tcp_flags::SYN);
         assert_eq!(state, State::HalfOpen);
         let state = state.after(Direction::Reply, tcp_flags::SYN | tcp_flags::ACK);
-        assert_eq!(state, State::Answered, "so is what nobody has asked");
-        assert_eq!(state.after(Direction::Forward, tcp_flags::SYN), State::Answered, "asked again");
+        assert_eq!(state, State::Answered, "the client has not acknowledged: its address may be spoofed");
+        assert_eq!(state.after(Direction::Forward, tcp_flags::SYN), State::Answered, "SYN retransmitted");
         assert_eq!(state.after(Direction::Reply, tcp_flags::ACK), State::Answered);
         assert_eq!(state.after(Direction::Forward, tcp_flags::ACK), State::Established);
         assert_eq!(
             State::HalfOpen.after(Direction::Reply, tcp_flags::ACK),
             State::Established,
-            "taken up midway"
+            "picked up in mid-connection"
         );
-        assert_eq!(State::HalfOpen.after(Direction::Reply, 0), State::Established, "without a handshake");
+        assert_eq!(
+            State::HalfOpen.after(Direction::Reply, 0),
+            State::Established,
+            "a protocol without a handshake"
+        );
     }
 
     #[test]
-    fn a_connection_is_closed_when_both_sides_have_ended_it() {
+    fn connection_closes_after_a_fin_from_each_side_or_a_reset() {
         let fin = tcp_flags::FIN | tcp_flags::ACK;
         let ended = State::Established.after(Direction::Forward, fin);
         assert_eq!(ended, State::EndedForward);
@@ -228,36 +238,37 @@ mod tests {
             assert_eq!(state.after(Direction::Reply, tcp_flags::RST), State::Closing);
         }
         assert_eq!(State::Closing.after(Direction::Reply, tcp_flags::ACK), State::Closing);
-        // the answer to who has asked and ended may take its time, and nobody gets the tuple meanwhile
-        let waits = flow(Protocol::TCP, State::EndedForward, 100);
+        // after a FIN from the client the response may take a while: nobody gets the tuple
+        // meanwhile
+        let half_closed = flow(Protocol::TCP, State::EndedForward, 100);
         assert!(
-            !tuple_reusable(&waits, 100 + 3_600, true)
-                && !is_evictable(&waits, 219)
-                && is_evictable(&waits, 220)
+            !tuple_reusable(&half_closed, 100 + 3_600, true)
+                && !is_evictable(&half_closed, 219)
+                && is_evictable(&half_closed, 220)
         );
     }
 
     #[test]
-    fn the_table_has_every_rule() {
+    fn transition_table_matches_the_rules() {
         for number in 0..=7 {
             for direction in [Direction::Forward, Direction::Reply] {
                 for flags in 0..=u8::MAX {
                     let after = State::from_number(number).after(direction, flags) as u32;
-                    assert_eq!(State::number_after(number, direction, flags), after);
+                    assert_eq!(State::next_raw(number, direction, flags), after);
                 }
             }
         }
     }
 
     #[test]
-    fn established_tcp_never_gives_way_before_its_timeout() {
+    fn established_tcp_is_not_evicted_before_its_timeout() {
         let flow = flow(Protocol::TCP, State::Established, 1_000);
         assert!(!is_evictable(&flow, 1_000 + 7_999));
         assert!(is_evictable(&flow, 1_000 + 8_001));
     }
 
     #[test]
-    fn an_association_outlives_its_heartbeats_and_ends_with_a_shutdown() {
+    fn sctp_association_outlives_heartbeats_and_closes_with_shutdown() {
         let header = |chunk| SctpHeader {
             src_port: 0,
             dst_port: 0,
@@ -269,7 +280,7 @@ mod tests {
         };
         let [data, init, init_ack, heartbeat, shutdown, shutdown_ack] =
             [0, 1, 2, 4, 7, 8].map(|chunk| header(chunk).flags());
-        assert_eq!(init, tcp_flags::SYN, "begins one, as nothing else");
+        assert_eq!(init, tcp_flags::SYN, "only INIT opens an association");
         let state = State::HalfOpen.after(Direction::Forward, init).after(Direction::Reply, init_ack);
         assert_eq!(state, State::Answered);
         assert_eq!(
@@ -283,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn half_open_goes_first() {
+    fn half_open_flows_are_evicted_first() {
         assert!(is_evictable(&flow(Protocol::TCP, State::HalfOpen, 100), 102));
         assert!(is_evictable(&flow(Protocol::TCP, State::Answered, 100), 102));
         assert!(!is_evictable(&flow(Protocol::TCP, State::HalfOpen, 100), 101));
@@ -292,18 +303,18 @@ mod tests {
     }
 
     #[test]
-    fn a_tuple_is_free_again_when_its_connection_is_past() {
+    fn reply_tuple_is_reusable_after_close_or_timeout() {
         let closed = flow(Protocol::TCP, State::Closing, 100);
         assert_eq!([104, 105].map(|now| tuple_reusable(&closed, now, false)), [false, true]);
         assert_eq!([100, 101].map(|now| tuple_reusable(&closed, now, true)), [false, true]);
-        // idle is not over
+        // an idle flow keeps its tuple until its timeout
         assert!(!tuple_reusable(&flow(Protocol::UDP, State::Established, 100), 280, true));
         assert!(tuple_reusable(&flow(Protocol::UDP, State::Established, 100), 281, false));
         assert!(!tuple_reusable(&flow(Protocol::TCP, State::HalfOpen, 100), 160, true));
     }
 
     #[test]
-    fn a_clock_read_before_the_last_packet_expires_nothing() {
+    fn clock_behind_the_last_packet_expires_nothing() {
         assert!(!is_expired(&flow(Protocol::UDP, State::HalfOpen, 100), 99));
     }
 }

@@ -1,21 +1,23 @@
-//! The hash by which a packet chooses among equals. Both sides and every node must agree on it.
+//! Hashes that select a backend. User space and datapath must agree on them, and so must all nodes.
 
 use crate::abi::{Addr, FlowKey};
 
-/// Hash of a tuple: the same on every node, so that two nodes holding the same Maglev table choose the same backend.
+/// Hash of a tuple: the same on every node, so that nodes with the same Maglev table select the
+/// same backend.
 #[inline(always)]
 pub const fn tuple(key: &FlowKey) -> u32 {
     let ports = (key.src_port.wire() as u32) << 16 | key.dst_port.wire() as u32;
     finish(mix(mix(mix(SEED ^ key.protocol as u32, ports), fold(key.src)), fold(key.dst)))
 }
 
-/// Hash of a client, whatever it asks from which port.
+/// Hash of a client's address alone, for session affinity.
 #[inline(always)]
 pub const fn client(addr: Addr) -> u32 {
     finish(SEED ^ fold(addr))
 }
 
-/// Scales a hash or a random number to `0..count` without a division (multiply-shift); 0 if `count` is 0.
+/// Scales a hash or a random number to `0..count` without a division (multiply-shift); 0 if `count`
+/// is 0.
 #[inline(always)]
 pub const fn scale(hash: u32, count: u32) -> u32 {
     ((hash as u64 * count as u64) >> 32) as u32
@@ -55,13 +57,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn scaled_numbers_stay_below_the_count(hash in any::<u32>(), count in 1_u32..) {
+        fn scaled_hash_is_below_the_count(hash in any::<u32>(), count in 1_u32..) {
             prop_assert!(scale(hash, count) < count);
         }
     }
 
     #[test]
-    fn source_ports_spread_evenly() {
+    fn source_ports_spread_evenly_over_backends() {
         let mut chosen = [0_u32; 8];
         for port in 32_768..60_768 {
             let key = FlowKey::new(

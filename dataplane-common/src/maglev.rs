@@ -1,13 +1,16 @@
-//! Maglev tables (Eisenbud et al., NSDI 2016, §3.4): a backend per table entry, few of which move when a backend goes.
+//! Maglev tables (Eisenbud et al., NSDI 2016, §3.4): a backend per entry; few entries change when a
+//! backend is removed.
 //!
-//! The datapath needs no code for it: a service whose flags say [`HASH`](crate::abi::ServiceFlags::HASH) selects the
-//! slot by hash, and user space fills the range with this table.
+//! The datapath needs no code for it: a service whose flags say
+//! [`HASH`](crate::abi::ServiceFlags::HASH) selects the slot by hash, and user space fills the
+//! range with this table.
 
-/// Fills `table` with indices into `names`, one hash per backend; all entries stay 0 if `names` is empty.
+/// Fills `table` with indices into `names`, one hash per backend; all entries stay 0 if `names` is
+/// empty.
 ///
-/// `names` are hashes of what a backend is called, so that the table does not depend on the order of backends. The
-/// length of `table` must be a prime for each backend to be able to take every entry; `scratch` needs an element per
-/// backend.
+/// `names` are hashes of the backends' addresses and ports, so that the table does not depend on
+/// the order of backends. The length of `table` must be prime, so that each backend's sequence
+/// covers every entry; `scratch` needs one element per backend.
 pub fn fill(table: &mut [u32], names: &[u64], scratch: &mut [u32]) {
     const FREE: u32 = u32::MAX;
     let size = table.len() as u64;
@@ -54,7 +57,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn shares_differ_by_one(names in proptest::collection::hash_set(any::<u64>(), 1..50)) {
+        fn shares_of_backends_differ_by_at_most_one(names in proptest::collection::hash_set(any::<u64>(), 1..50)) {
             let names: Vec<_> = names.into_iter().collect();
             let table = table(&names);
             let share = |name| table.iter().filter(|entry| *entry == name).count();
@@ -63,7 +66,7 @@ mod tests {
         }
 
         #[test]
-        fn removal_moves_little_else(names in proptest::collection::hash_set(any::<u64>(), 3..30)) {
+        fn removing_a_backend_moves_few_other_entries(names in proptest::collection::hash_set(any::<u64>(), 3..30)) {
             let names: Vec<_> = names.into_iter().collect();
             let (before, after) = (table(&names), table(&names[1..]));
             let moved = before.iter().zip(&after).filter(|(old, new)| **old != names[0] && old != new).count();
@@ -72,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn no_backend_leaves_zeros() {
+    fn table_without_backends_is_zero() {
         let mut entries = [7; 5];
         fill(&mut entries, &[], &mut []);
         assert_eq!(entries, [0; 5]);

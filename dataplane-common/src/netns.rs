@@ -1,12 +1,12 @@
-//! The number the kernel knows a network namespace by: user space tells it to the programs, which compare.
+//! Network namespace cookies: the programs compare a socket's with the host's.
 
 use std::os::{fd::AsRawFd as _, unix::net::UnixDatagram};
 
 /// `SO_NETNS_COOKIE` (Linux 5.14, `include/uapi/asm-generic/socket.h`).
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
-/// Cookie of the calling thread's network namespace, as `bpf_get_netns_cookie` returns it; `None` if the kernel does not
-/// tell.
+/// Cookie of the calling thread's network namespace, as `bpf_get_netns_cookie` returns it; `None`
+/// if the kernel does not support it.
 pub fn cookie() -> Option<u64> {
     let socket = UnixDatagram::unbound().ok()?;
     let mut cookie = 0_u64;

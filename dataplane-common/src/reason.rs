@@ -1,9 +1,9 @@
-//! What became of a packet: one number space for verdicts and drop reasons.
+//! Outcomes of a packet: verdicts and drop reasons, in one space of numbers.
 //!
-//! The number indexes the counters, tags the event and, through its name, labels the metric: one list, nothing to keep
-//! in step. Numbers are never re-used; a retired one stays as a gap.
+//! The number indexes the counters and stands in the event; the name labels the metric. Operators
+//! see names and numbers, so they stay: a retired number is not used again.
 
-/// Declares a fieldless enum with explicit numbers, a name and a sentence for each.
+/// Declares a fieldless enum with a number, a name and a sentence for each variant.
 macro_rules! numbered {
     (
         $(#[$meta:meta])*
@@ -15,7 +15,7 @@ macro_rules! numbered {
         pub enum $name { $( #[doc = $text] $variant = $number ),+ }
 
         impl $name {
-            /// Every one of them, by number.
+            /// Every variant, by number.
             pub const ALL: &[Self] = &[$( Self::$variant ),+];
 
             /// Its number.
@@ -29,12 +29,12 @@ macro_rules! numbered {
                 match self { $( Self::$variant => $label ),+ }
             }
 
-            /// What it means, in a sentence.
+            /// Its meaning, in one sentence.
             pub const fn text(self) -> &'static str {
                 match self { $( Self::$variant => $text ),+ }
             }
 
-            /// The one with this number.
+            /// The variant with this number.
             pub const fn from_number(number: u8) -> Option<Self> {
                 match number { $( $number => Some(Self::$variant), )+ _ => None }
             }
@@ -46,61 +46,61 @@ numbered! {
     /// The packet goes on.
     #[must_use]
     pub enum Verdict {
-        ToPod = 1, "to_pod", "Delivered into a pod of this node.";
-        ToWire = 2, "to_wire", "Sent to another node through the uplink, past the host's stack.";
-        ToOverlay = 3, "to_overlay", "Sent to another node through the overlay.";
-        StackHost = 4, "stack_host", "Addressed to this node: given to the host's stack.";
-        StackOutside = 5, "stack_outside", "Leaves the cluster: given to the kernel's routes.";
-        StackNotIp = 6, "stack_not_ip", "Neither IPv4 nor IPv6 (ARP, LLDP): given to the kernel.";
-        StackTtlExpired = 8, "stack_ttl_expired", "Hop limit reached: given to the kernel, which answers.";
-        StackLinkLocal = 9, "stack_link_local", "Of one link or host, or of a group (neighbour discovery, multicast): given to the kernel.";
-        StackUnmanaged = 10, "stack_unmanaged", "Neither end is ours: left to the kernel.";
-        StackTooBig = 11, "stack_too_big", "Larger than the path takes: given to the kernel, which answers.";
-        Forwarded = 12, "forwarded", "Already decided by another program of ours: passed on.";
-        Masqueraded = 13, "masqueraded", "Source rewritten to the node's address, sent out.";
-        Delivered = 14, "delivered", "From the host's stack to the pod or the wire, unchanged.";
-        Restored = 15, "restored", "From the host's stack, a service's reply restored to its frontend.";
-        SocketTranslated = 16, "socket_translated", "Socket connected to a backend in place of a service.";
-        SocketRestored = 17, "socket_restored", "Socket shown the service in place of the backend.";
-        SocketUntouched = 18, "socket_untouched", "Socket address is no service: left alone.";
-        ToOutside = 19, "to_outside", "Sent out of the cluster by the kernel's routes, past the host's stack.";
-        LeftToTc = 20, "left_to_tc", "Nothing to be done in the driver: goes on to tc.";
-        FragmentHeld = 21, "fragment_held", "A fragment that came before its first, whose ports it needs: held until that comes.";
-        FragmentAgain = 22, "fragment_again", "A first fragment that others came before, or one of those: begins anew, in order.";
+        ToPod = 1, "to_pod", "Delivered to a pod on this node.";
+        ToWire = 2, "to_wire", "Forwarded to another node through the uplink, bypassing the host's network stack.";
+        ToOverlay = 3, "to_overlay", "Forwarded to another node through the VXLAN tunnel.";
+        StackHost = 4, "stack_host", "Addressed to this node: passed to the host's network stack.";
+        StackOutside = 5, "stack_outside", "Leaves the cluster: passed to the host's network stack, which routes it.";
+        StackNotIp = 6, "stack_not_ip", "Not IP (ARP, LLDP): passed to the kernel.";
+        StackTtlExpired = 8, "stack_ttl_expired", "TTL or hop limit expired: passed to the kernel, which sends the ICMP error.";
+        StackLinkLocal = 9, "stack_link_local", "Link-local, loopback or multicast (neighbour discovery): passed to the kernel.";
+        StackUnmanaged = 10, "stack_unmanaged", "Neither source nor destination belongs to the pod network: passed to the kernel.";
+        StackTooBig = 11, "stack_too_big", "Larger than the MTU of its route: passed to the kernel, which sends the ICMP error.";
+        Forwarded = 12, "forwarded", "Already handled by another program of this datapath: passed on unchanged.";
+        Masqueraded = 13, "masqueraded", "From a pod to outside of the cluster: source translated to the node's address.";
+        Delivered = 14, "delivered", "From the host's network stack or a pod, by the kernel's routes: passed on unchanged.";
+        Restored = 15, "restored", "Reply of a host process that was reached through a service: source translated back to the frontend.";
+        SocketTranslated = 16, "socket_translated", "A socket that named a service's frontend was given a backend.";
+        SocketRestored = 17, "socket_restored", "A socket was shown the service's frontend in place of its backend.";
+        SocketUntouched = 18, "socket_untouched", "The socket's address needs no translation: left unchanged.";
+        ToOutside = 19, "to_outside", "Forwarded out of the cluster by the kernel's routing tables, bypassing the host's network stack.";
+        LeftToTc = 20, "left_to_tc", "Not handled by XDP: passed on to tc.";
+        FragmentHeld = 21, "fragment_held", "A fragment that arrived before the first one, which has the ports: buffered until that arrives.";
+        FragmentAgain = 22, "fragment_again", "A first fragment, or one that arrived before it: re-injected in order.";
     }
 }
 
 numbered! {
-    /// The packet ends here.
+    /// The packet is dropped.
     pub enum DropReason {
-        Truncated = 64, "truncated", "Shorter than its headers say.";
-        BadHeader = 65, "bad_header", "A header contradicts itself (version, length).";
-        NoBackend = 66, "no_backend", "The service has no backend anywhere: refused (ICMP port unreachable).";
-        FlowTableFull = 67, "flow_table_full", "No slot for a new flow: all examined ones are in use.";
-        PortsExhausted = 68, "ports_exhausted", "No free source port for this destination.";
-        NoEndpoint = 69, "no_endpoint", "An address of this node's pod CIDR that no pod has.";
-        FragmentUnknown = 70, "fragment_unknown", "A fragment whose first was not seen, and that cannot be held: its ports are unknown.";
-        ExtensionHeaders = 71, "extension_headers", "Too many IPv6 extension headers, or one that cannot be skipped.";
+        Truncated = 64, "truncated", "The packet is shorter than its headers say.";
+        BadHeader = 65, "bad_header", "The IP header is invalid (version or length).";
+        NoBackend = 66, "no_backend", "The service has no ready endpoint: rejected with ICMP port unreachable.";
+        FlowTableFull = 67, "flow_table_full", "No slot for a new flow: every slot that was examined is in use.";
+        PortsExhausted = 68, "ports_exhausted", "No free source port for translation to this destination.";
+        NoEndpoint = 69, "no_endpoint", "An address of this node's pod CIDR that no pod has, or of an unknown node in the tunnel.";
+        FragmentUnknown = 70, "fragment_unknown", "A fragment whose first fragment was not seen, and that could not be buffered: its ports are unknown.";
+        ExtensionHeaders = 71, "extension_headers", "Too many or too long IPv6 extension headers.";
         WriteFailed = 72, "write_failed", "The kernel refused to change the packet.";
-        TunnelFailed = 73, "tunnel_failed", "The kernel refused the tunnel key.";
+        TunnelFailed = 73, "tunnel_failed", "The kernel refused to set the tunnel key.";
         ServiceProtocol = 74, "service_protocol", "To a cluster IP, with a protocol that no service has (a ping).";
-        BadRoute = 75, "bad_route", "The route is of a kind this program does not know.";
-        NoSourceAddress = 76, "no_source_address", "The node has no address of this family to translate to.";
-        BadService = 77, "bad_service", "The row of the service is broken, or points at a backend slot that does not exist.";
-        HostLoop = 79, "host_loop", "A host process reached its own node through a service without connect-time translation.";
-        NoLocalBackend = 80, "no_local_backend", "The service's policy is Local, and no backend is on this node.";
+        BadRoute = 75, "bad_route", "The row in ROUTES is of an unknown kind, or the kernel refused to redirect the packet.";
+        NoSourceAddress = 76, "no_source_address", "The node has no address of this IP family to translate the source to.";
+        BadService = 77, "bad_service", "The row in SERVICES is corrupt, or points to a backend slot that does not exist.";
+        HostLoop = 79, "host_loop", "A host process connected to its own node through a service, and was not translated at connect().";
+        NoLocalBackend = 80, "no_local_backend", "The service's traffic policy is Local, and this node has no ready endpoint of it.";
         SourceRange = 81, "source_range", "The client is not in the service's loadBalancerSourceRanges.";
-        NoPort = 82, "no_port", "A cluster IP, but its service has no such port: refused (ICMP port unreachable).";
-        FragmentChecksum = 83, "fragment_checksum", "An SCTP packet in fragments whose ports must change: its checksum covers what is not here.";
-        NoService = 84, "no_service", "An address of the service range that no service has.";
-        TooBig = 85, "too_big", "Translated, and larger than its path takes: its sender is told (ICMP packet too big).";
-        FragmentOvertaken = 86, "fragment_overtaken", "A fragment that was held is gone before it could follow its first.";
+        NoPort = 82, "no_port", "A cluster IP whose service does not have this port: rejected with ICMP port unreachable.";
+        FragmentChecksum = 83, "fragment_checksum", "A fragmented SCTP packet whose ports must change: its checksum covers the other fragments.";
+        NoService = 84, "no_service", "An address of the service CIDR that no service has.";
+        TooBig = 85, "too_big", "Translated, and larger than the path MTU: rejected with ICMP fragmentation needed or packet too big.";
+        FragmentOvertaken = 86, "fragment_overtaken", "A buffered fragment was lost before it could be re-injected behind the first one.";
     }
 }
 
 numbered! {
-    /// Where a program is attached. Direction as seen from the host.
-    pub enum Hook {
+    /// An attach point. Directions are seen from the host.
+    pub enum HookId {
         FromPod = 0, "from_pod", "tc ingress of a pod's host-side device.";
         ToPod = 1, "to_pod", "tc egress of a pod's host-side device.";
         FromWire = 2, "from_wire", "tc ingress of an uplink.";
@@ -111,22 +111,23 @@ numbered! {
         Sendmsg = 7, "sendmsg", "cgroup sendmsg4 and sendmsg6.";
         Recvmsg = 8, "recvmsg", "cgroup recvmsg4 and recvmsg6.";
         Getpeername = 9, "getpeername", "cgroup getpeername4 and getpeername6.";
-        XdpWire = 10, "xdp_wire", "XDP of an uplink, before tc.";
+        XdpWire = 10, "xdp_wire", "XDP of an uplink, before tc ingress.";
     }
 }
 
-/// Numbers of outcomes a hook can count: verdicts below 64, drop reasons from there.
+/// Outcomes of one hook: verdicts have numbers below 64, drop reasons from 64 on.
 pub const OUTCOMES: u32 = 128;
 /// Entries of `COUNTERS`.
 pub const COUNTERS: u32 = 11 * OUTCOMES;
 
-/// Where `COUNTERS` keeps the packets of `hook` that ended as `outcome` (a verdict's or a drop reason's number).
+/// Index into `COUNTERS` of the packets of `hook` with this `outcome` (number of a verdict or drop
+/// reason).
 #[inline(always)]
-pub const fn counter_index(hook: Hook, outcome: u8) -> u32 {
+pub const fn counter_index(hook: HookId, outcome: u8) -> u32 {
     hook as u32 * OUTCOMES + outcome as u32 % OUTCOMES
 }
 
-/// Either of the two, as read back from a number.
+/// A verdict or a drop reason, read back from its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The packet went on.
@@ -161,14 +162,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_stay_in_their_halves() {
+    fn verdicts_are_below_64_and_drop_reasons_above() {
         assert!(Verdict::ALL.iter().all(|verdict| verdict.number() > 0 && verdict.number() < 64));
         assert!(DropReason::ALL.iter().all(|reason| reason.number() >= 64 && reason.number() < 128));
-        assert_eq!(Hook::ALL.len() as u32 * OUTCOMES, COUNTERS);
+        assert_eq!(HookId::ALL.len() as u32 * OUTCOMES, COUNTERS);
     }
 
     #[test]
-    fn every_number_reads_back() {
+    fn every_number_converts_back_to_its_outcome() {
         for verdict in Verdict::ALL {
             assert_eq!(Outcome::from_number(verdict.number()), Some(Outcome::Passed(*verdict)));
         }
@@ -179,9 +180,9 @@ mod tests {
     }
 
     #[test]
-    fn no_two_counters_share_a_place() {
+    fn counter_indices_are_unique() {
         let mut seen = std::collections::HashSet::new();
-        for hook in Hook::ALL {
+        for hook in HookId::ALL {
             for outcome in 0..128 {
                 assert!(seen.insert(counter_index(*hook, outcome)));
             }

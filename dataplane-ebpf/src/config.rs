@@ -1,7 +1,7 @@
-//! What the programs know of their node.
+//! Configuration of the programs.
 //!
-//! The configuration is constant to the verifier, which prunes the branches it disables. The addresses are not: the
-//! programs are loaded, which takes seconds, before the node has any.
+//! [`NodeConfig`] is constant to the verifier, which prunes the branches it disables. Addresses are
+//! variables, because programs are loaded (which takes seconds) before the node has any.
 
 use core::{cell::UnsafeCell, ptr};
 
@@ -25,7 +25,8 @@ static NODE: NodeConfig = NodeConfig {
 #[repr(transparent)]
 struct Shared<T>(UnsafeCell<T>);
 
-// SAFETY: programs only read it; what user space writes meanwhile is plain bytes, every pattern of which is an address.
+// SAFETY: programs only read it; what user space writes meanwhile is plain bytes, every pattern of
+// which is an address.
 unsafe impl<T> Sync for Shared<T> {}
 
 /// Written by user space while the programs run (`dataplane_common::abi::names::NODE_ADDRESSES`).
@@ -38,8 +39,9 @@ static NODE_ADDRESSES: Shared<NodeAddresses> = Shared(UnsafeCell::new(NodeAddres
     cluster_ipv6: ClusterRange::EMPTY,
 }));
 
-/// Reads one field. Volatile, or the compiler would use the zeros it sees instead of what the loader wrote; field by
-/// field, because a copy of the whole would not fit the habits of a 512-byte stack.
+/// Reads one field. Volatile, or the compiler would use the zeros it sees instead of what the
+/// loader wrote; field by field, because a copy of the whole would take too much of the 512-byte
+/// stack.
 macro_rules! field {
     ($field:ident) => {
         // SAFETY: `NODE` is an initialised static, aligned as its type says.
@@ -59,7 +61,8 @@ pub(crate) fn trace() -> bool {
 
 #[inline(always)]
 pub(crate) fn ipv4() -> Addr {
-    // SAFETY: an initialised static, aligned as its type says; volatile, because user space writes it
+    // SAFETY: an initialised static, aligned as its type says; volatile, because user space writes
+    // it
     unsafe { ptr::read_volatile(&raw const (*NODE_ADDRESSES.0.get()).ipv4) }
 }
 
@@ -96,7 +99,7 @@ pub(crate) fn overlay_vni() -> u32 {
     field!(overlay_vni)
 }
 
-/// First port of the range for source translation, and how many there are.
+/// First port and size of the range for source translation.
 #[inline(always)]
 pub(crate) fn snat_ports() -> (u16, u32) {
     let (first, last) = (field!(snat_first).get(), field!(snat_last).get());
@@ -108,7 +111,7 @@ pub(crate) fn flow_probes() -> u32 {
     field!(flow_probes)
 }
 
-/// Cookie of the host's network namespace; 0 is no namespace's.
+/// Cookie of the host's network namespace; 0 if unknown, which no namespace has.
 #[inline(always)]
 pub(crate) fn host_netns() -> u64 {
     u64::from_ne_bytes(field!(host_netns))

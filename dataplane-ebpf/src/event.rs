@@ -1,56 +1,57 @@
-//! Reports of packets. The cold end: the packet is read once more, as far as it can be.
+//! Records of the ring buffer `EVENTS`. Drops and traced packets only, so the packet is simply
+//! parsed once more.
 
 use dataplane_common::{
     abi::{Event, FlowKey},
-    reason::Hook,
+    reason::HookId,
 };
 
 use crate::{
-    family::IpFamily,
-    maps::{self, Work},
-    packet::Frame,
-    skb,
+    frame::{Frame, family::IpFamily},
+    helpers::time,
+    maps,
+    scratch::Scratch,
     stages::parse,
 };
 
-/// Leaves in `work.event` which packet this is, as far as it can be read. Its tuple is in `work.from`, too.
+/// Writes the packet's length and tuple, as far as it can be parsed, to `scratch.event`. Overwrites
+/// `scratch.tuple`.
 #[inline(always)]
-pub(crate) fn describe<F: IpFamily>(ctx: &impl Frame, work: &mut Work) {
+pub(crate) fn record_tuple<F: IpFamily>(ctx: &impl Frame, scratch: &mut Scratch) {
     match F::parse(ctx) {
         Ok(packet) => {
-            work.from = packet.tuple_without_ports();
-            // cut short: without ports
+            scratch.tuple = packet.tuple_without_ports();
             if packet.has_transport() {
-                let _cut_short = parse::transport::<F>(ctx, packet.l4, work);
+                // a truncated transport header leaves the ports 0
+                let _truncated = parse::transport::<F>(ctx, packet.l4, scratch);
             }
         }
-        Err(_unreadable) => work.from = FlowKey::default(),
+        Err(_unparsable) => scratch.tuple = FlowKey::default(),
     }
-    keep(ctx, work);
+    copy_to_event(ctx, scratch);
 }
 
-/// As [`describe`], of a packet that is none of IP.
+/// As [`record_tuple`], for a packet that is not IP.
 #[inline(always)]
-pub(crate) fn describe_unknown(ctx: &impl Frame, work: &mut Work) {
-    work.from = FlowKey::default();
-    keep(ctx, work);
+pub(crate) fn record_without_tuple(ctx: &impl Frame, scratch: &mut Scratch) {
+    scratch.tuple = FlowKey::default();
+    copy_to_event(ctx, scratch);
 }
 
 #[inline(always)]
-fn keep(ctx: &impl Frame, work: &mut Work) {
-    work.event.tuple = work.from;
-    work.event.length = ctx.length();
+fn copy_to_event(ctx: &impl Frame, scratch: &mut Scratch) {
+    scratch.event.tuple = scratch.tuple;
+    scratch.event.length = ctx.length();
 }
 
-/// Writes an event about the packet that was described. If nobody reads and the ring is full, the event is lost, the counter is
-/// not.
+/// Sends `scratch.event`. With the ring full the event is lost; the counter is not.
 #[inline(always)]
-pub(crate) fn report(ctx: &impl Frame, work: &mut Work, hook: Hook, outcome: u8) {
-    work.event.timestamp = skb::now_ns();
-    work.event.ifindex = ctx.ifindex();
-    work.event.hook = hook as u8;
-    work.event.outcome = outcome;
-    // by reference: a copy of it would not fit on the verifier's stack
-    let event: &Event = &work.event;
+pub(crate) fn send(ctx: &impl Frame, scratch: &mut Scratch, hook: HookId, outcome: u8) {
+    scratch.event.timestamp = time::now_ns();
+    scratch.event.ifindex = ctx.ifindex();
+    scratch.event.hook = hook as u8;
+    scratch.event.outcome = outcome;
+    // by reference: a copy of it would not fit on the BPF stack
+    let event: &Event = &scratch.event;
     let _lost_if_full = maps::events().output(event, 0);
 }

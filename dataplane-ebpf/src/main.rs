@@ -1,100 +1,108 @@
-//! The datapath of a node: every entry the kernel calls.
+//! The datapath of a node: every program entry point that the kernel calls.
 //!
-//! An entry is a shell: it says where it is attached, and [`hooks`] says what happens there. Start reading at
-//! [`hooks::FromPod`], the path of a packet that leaves a pod.
+//! Each entry point only says where it is attached. What happens there is in [`hooks`], one file
+//! per attach point. Start reading at [`hooks::FromPod`], the path of a packet that leaves a pod;
+//! `docs/design/packet-path.md` follows three packets through the source.
+//!
+//! Layers, from top to bottom: [`hooks`] are lists of [`stages`]; stages work on a [`frame`]
+//! through [`helpers`], read [`maps`] and leave what they found in [`scratch`].
 #![no_std]
 #![no_main]
 #![expect(clippy::needless_pass_by_value, reason = "aya-ebpf's macros hand an entry its context by value")]
 
 mod config;
 mod event;
-mod family;
+mod frame;
+mod helpers;
 mod hooks;
 mod maps;
-mod packet;
-mod skb;
+mod scratch;
 mod stages;
 mod verdict;
-mod xdp;
 
 use aya_ebpf::{
     macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp},
     programs::{SockAddrContext, SockContext, TcContext, XdpContext},
 };
 
+use crate::{
+    helpers::socket::Socket,
+    hooks::driver::{run_tc, run_xdp},
+};
+
 #[classifier]
 fn from_pod(ctx: TcContext) -> i32 {
-    verdict::classify::<hooks::FromPod>(&ctx)
+    run_tc::<hooks::FromPod>(&ctx)
 }
 
 #[classifier]
 fn to_pod(ctx: TcContext) -> i32 {
-    verdict::classify::<hooks::ToPod>(&ctx)
+    run_tc::<hooks::ToPod>(&ctx)
 }
 
 #[classifier]
 fn from_wire(ctx: TcContext) -> i32 {
-    verdict::classify::<hooks::FromWire>(&ctx)
+    run_tc::<hooks::FromWire>(&ctx)
 }
 
 #[xdp]
 fn xdp_wire(ctx: XdpContext) -> u32 {
-    verdict::drive::<hooks::XdpWire>(&ctx)
+    run_xdp::<hooks::XdpWire>(&ctx)
 }
 
 #[classifier]
 fn to_wire(ctx: TcContext) -> i32 {
-    verdict::classify::<hooks::ToWire>(&ctx)
+    run_tc::<hooks::ToWire>(&ctx)
 }
 
 #[classifier]
 fn from_overlay(ctx: TcContext) -> i32 {
-    verdict::classify::<hooks::FromOverlay>(&ctx)
+    run_tc::<hooks::FromOverlay>(&ctx)
 }
 
 #[classifier]
 fn to_overlay(ctx: TcContext) -> i32 {
-    verdict::classify::<hooks::ToOverlay>(&ctx)
+    run_tc::<hooks::ToOverlay>(&ctx)
 }
 
 #[cgroup_sock_addr(connect4)]
 fn connect4(ctx: SockAddrContext) -> i32 {
-    hooks::socket::connect(&skb::Socket::v4(&ctx))
+    hooks::socket::connect(&Socket::v4(&ctx))
 }
 
 #[cgroup_sock_addr(connect6)]
 fn connect6(ctx: SockAddrContext) -> i32 {
-    hooks::socket::connect(&skb::Socket::v6(&ctx))
+    hooks::socket::connect(&Socket::v6(&ctx))
 }
 
 #[cgroup_sock_addr(sendmsg4)]
 fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    hooks::socket::sendmsg(&skb::Socket::v4(&ctx))
+    hooks::socket::sendmsg(&Socket::v4(&ctx))
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 fn sendmsg6(ctx: SockAddrContext) -> i32 {
-    hooks::socket::sendmsg(&skb::Socket::v6(&ctx))
+    hooks::socket::sendmsg(&Socket::v6(&ctx))
 }
 
 #[cgroup_sock_addr(recvmsg4)]
 fn recvmsg4(ctx: SockAddrContext) -> i32 {
-    hooks::socket::recvmsg(&skb::Socket::v4(&ctx))
+    hooks::socket::recvmsg(&Socket::v4(&ctx))
 }
 
 #[cgroup_sock_addr(recvmsg6)]
 fn recvmsg6(ctx: SockAddrContext) -> i32 {
-    hooks::socket::recvmsg(&skb::Socket::v6(&ctx))
+    hooks::socket::recvmsg(&Socket::v6(&ctx))
 }
 
 #[cgroup_sock_addr(getpeername4)]
 fn getpeername4(ctx: SockAddrContext) -> i32 {
-    hooks::socket::getpeername(&skb::Socket::v4(&ctx))
+    hooks::socket::getpeername(&Socket::v4(&ctx))
 }
 
 #[cgroup_sock_addr(getpeername6)]
 fn getpeername6(ctx: SockAddrContext) -> i32 {
-    hooks::socket::getpeername(&skb::Socket::v6(&ctx))
+    hooks::socket::getpeername(&Socket::v6(&ctx))
 }
 
 #[cgroup_sock(sock_release)]
@@ -102,14 +110,15 @@ fn release(ctx: SockContext) -> i32 {
     hooks::socket::release(&ctx)
 }
 
-/// The verifier refuses an endless loop: a panic that survives optimisation is a load failure, never a surprise.
+/// The verifier rejects an endless loop: a panic that survives optimisation makes the load fail.
 #[cfg(not(test))]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// Helpers such as `bpf_redirect_neigh` are for GPL-compatible programs only; the user space half is MIT OR Apache-2.0.
+/// Helpers such as `bpf_redirect_neigh` need a GPL-compatible licence; the user space half is MIT
+/// OR Apache-2.0.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,10 +1,11 @@
-//! Every map, and the only way to it.
+//! Every map, and the only way to it (but for `scratch`).
 //!
-//! An entry handed out by reference may be given to another key while the program looks at it, because the kernel re-uses
-//! the memory of a removed entry at once. Where that matters the entry has an epoch (`FLOWS`) or is copied and has a seal
-//! (`SERVICES`); elsewhere a packet that was on its way as its pod went may meet its successor, whose stack refuses it.
+//! The kernel re-uses the memory of a removed entry at once, so an entry that is used by reference
+//! may belong to another key by then. Where that matters, the entry has an epoch (`FLOWS`) or is
+//! copied and has a checksum (`SERVICES`). Elsewhere a packet in flight while its pod is replaced
+//! may reach the new pod, whose stack drops it.
 
-use core::{hint::black_box, ptr};
+use core::ptr;
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
@@ -14,28 +15,28 @@ use aya_ebpf::{
 };
 use dataplane_common::{
     abi::{
-        Addr, Affinity, AffinityKey, BackendSlot, ConnectedPeer, Endpoint, Event, FRAGMENT_SECONDS, Flow,
-        FlowHints, FlowKey, FlowRef, FragmentKey, FragmentPorts, HeldKey, OriginKey, Route, Service,
+        Addr, Affinity, AffinityKey, BackendSlot, ConnectedPeer, Endpoint, Event, FRAGMENT_TIMEOUT_SECS,
+        Flow, FlowHints, FlowKey, FlowRef, FragmentKey, FragmentPorts, OriginKey, ReorderKey, Route, Service,
         ServiceKey, SocketOrigin, SourceRange, names::capacity,
     },
     reason::COUNTERS as COUNTER_ENTRIES,
 };
 
-use crate::skb;
+use crate::helpers::time;
 
-/// Addresses of this node. Written by the agent; the datapath opens flow_hints.
+/// Addresses of this node. Written by the agent; the datapath sets flow hints.
 #[btf_map]
 static ENDPOINTS: HashMap<Addr, Endpoint, { capacity::ENDPOINTS as usize }> = HashMap::new();
 
-/// Everything else of the cluster. Written by the agent; the datapath opens flow_hints.
+/// Prefixes of the rest of the cluster. Written by the agent; the datapath sets flow hints.
 #[btf_map]
 static ROUTES: LpmTrie<Addr, Route, { capacity::ROUTES as usize }> = LpmTrie::new();
 
-/// Frontends. Written by the agent.
+/// Frontends of Services. Written by the agent.
 #[btf_map]
 static SERVICES: HashMap<ServiceKey, Service, { capacity::SERVICES as usize }> = HashMap::new();
 
-/// Ranges of backends. Written by the agent.
+/// Backends, a contiguous range for each service. Written by the agent.
 #[btf_map]
 static BACKENDS: Array<BackendSlot, { capacity::BACKENDS as usize }> = Array::new();
 
@@ -43,158 +44,84 @@ static BACKENDS: Array<BackendSlot, { capacity::BACKENDS as usize }> = Array::ne
 #[btf_map]
 static BACKEND_GENERATIONS: Array<u32, { capacity::BACKEND_GENERATIONS as usize }> = Array::new();
 
-/// Tuples of both directions. Written by the datapath.
+/// Tuples of flows, in both directions. Written by the datapath.
 #[btf_map]
 static FLOW_INDEX: HashMap<FlowKey, FlowRef, { 2 * capacity::FLOWS as usize }> = HashMap::new();
 
-/// Translated connections. Written by the datapath.
+/// Flows: state of connections that are translated per packet. Written by the datapath.
 #[btf_map]
 static FLOWS: Array<Flow, { capacity::FLOWS as usize }> = Array::new();
 
-/// Every slot of `FLOWS`, the one used longest ago in front. Filled by the agent, turned by the datapath.
+/// Every slot of `FLOWS`, the least recently examined in front. Filled by the agent once, rotated
+/// by the datapath.
 #[btf_map]
 static FLOW_SLOTS: Queue<u32, { capacity::FLOWS as usize }> = Queue::new();
 
-/// Ports of packets in pieces. Written by the datapath.
+/// Ports of fragmented packets. Written by the datapath.
 #[btf_map]
 static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, { capacity::FRAGMENTS as usize }> =
     LruHashMap::new();
 
-/// Fragments that came before their first. Written by the datapath.
+/// Fragments that arrived before the first one. Written by the datapath, not pinned.
 #[btf_map]
-static HELD_FRAGMENTS: LruHashMap<HeldKey, HeldFragment, { capacity::HELD_FRAGMENTS as usize }> =
+static REORDER_FRAGMENTS: LruHashMap<ReorderKey, BufferedFragment, { capacity::REORDER_FRAGMENTS as usize }> =
     LruHashMap::new();
 
-/// Where such a fragment is read to.
+/// Buffer to which such a fragment is copied before it is stored. Not pinned.
 #[btf_map]
-static HELD_ROOM: PerCpuArray<HeldFragment, 1> = PerCpuArray::new();
+static REORDER_BUFFER: PerCpuArray<BufferedFragment, 1> = PerCpuArray::new();
 
-/// What connected sockets were connected to. Written by the datapath, freed with the socket.
+/// Frontend and backend of translated connected sockets. Written by the datapath, freed with the
+/// socket.
 #[btf_map]
 static CONNECTED_ORIGINS: SkStorage<SocketOrigin> = SkStorage::new();
 
-/// Backends of connected UDP sockets. Written by the datapath, which also removes them; the agent ends those whose backend is
-/// gone.
+/// Backends of connected UDP sockets. Written by the datapath, which removes them with the socket;
+/// the agent closes sockets whose backend is gone.
 #[btf_map]
 static CONNECTED_PEERS: HashMap<u64, ConnectedPeer, { capacity::CONNECTED_PEERS as usize }> = HashMap::new();
 
-/// What unconnected sockets sent to. Written by the datapath.
+/// Frontends that unconnected sockets sent to. Written by the datapath.
 #[btf_map]
 static DATAGRAM_ORIGINS: LruHashMap<OriginKey, SocketOrigin, { capacity::DATAGRAM_ORIGINS as usize }> =
     LruHashMap::new();
 
-/// Who may ask which service. Written by the agent.
+/// `loadBalancerSourceRanges`. Written by the agent.
 #[btf_map]
 static SOURCE_RANGES: LpmTrie<SourceRange, u32, { capacity::SOURCE_RANGES as usize }> = LpmTrie::new();
 
-/// Which backend a client had last. Written by the datapath.
+/// Session affinity: the backend a client had last. Written by the datapath.
 #[btf_map]
 static AFFINITY: LruHashMap<AffinityKey, Affinity, { capacity::AFFINITY as usize }> = LruHashMap::new();
 
-/// Packets by hook and outcome.
+/// Packets by hook and outcome. Written by the datapath.
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { COUNTER_ENTRIES as usize }> = PerCpuArray::new();
 
-/// Room for what does not fit on a stack of 512 bytes.
-#[btf_map]
-static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
-
-/// What happened, for people.
+/// Drops, and with tracing on every packet; read by the agent.
 #[btf_map]
 static EVENTS: RingBuf<Event, { capacity::EVENTS_BYTES as usize }> = RingBuf::new();
 
-/// Tuples at work on one packet. A program of tc has it to itself: softirqs are off while one runs, and none starts another.
+/// A fragment that arrived before the first one: all of it but the Ethernet header.
 #[repr(C)]
-pub(crate) struct Work {
-    /// Tuple of the packet as it is.
-    pub(crate) from: FlowKey,
-    /// Tuple it shall have.
-    pub(crate) to: FlowKey,
-    /// Tuple of the replies of a new flow, as they arrive.
-    pub(crate) reply: FlowKey,
-    pub(crate) fragment: HeldKey,
-    pub(crate) event: Event,
-    /// What a new flow is for.
-    pub(crate) purpose: Purpose,
-    /// How the packet asks, if it asks a frontend.
-    pub(crate) asks: Asks,
-    /// The frontend's row.
-    pub(crate) service: Service,
-    /// Not 0: the packet goes to the node of `to` as it is, which is one that serves the frontend as well.
-    pub(crate) direct: u32,
-    /// What is known of the packet's transport: bits of `parse::Transport`.
-    pub(crate) transport: u32,
-    /// Not 0: the packet, once translated, bears the node's own address or is addressed to it, as the stack forwards none.
-    pub(crate) is_ours: u32,
-    /// Of a packet that is too big: the largest IP packet its way takes, in bytes.
-    pub(crate) mtu: u32,
-    /// Not 0: fragments that come before their first are held here.
-    pub(crate) holds: u32,
-}
-
-/// A fragment that came before its first: what is behind its link header.
-#[repr(C)]
-pub(crate) struct HeldFragment {
-    /// When it came: seconds of `CLOCK_MONOTONIC`.
-    pub(crate) came: u32,
-    /// Bytes of it.
+pub(crate) struct BufferedFragment {
+    /// Seconds of `CLOCK_MONOTONIC`.
+    pub(crate) received_at: u32,
+    /// Bytes used of `bytes`.
     pub(crate) length: u32,
-    pub(crate) bytes: [u8; HELD_BYTES],
+    pub(crate) bytes: [u8; MAX_BUFFERED_BYTES],
 }
 
-/// Longest fragment that is held: with what is said of it, two KiB.
-pub(crate) const HELD_BYTES: usize = 2_040;
-
-/// What a frontend needs to know of who asks, beside the tuple.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Asks {
-    /// Not 0: the client is neither a pod nor a process of this node.
-    pub(crate) from_outside: u32,
-    /// Not 0: the address is one at which node ports are.
-    pub(crate) node_ports: u32,
-    /// Not 0: the address is another node's, which may have left the answer to this one.
-    pub(crate) of_another: u32,
-}
-
-/// What a new flow is for.
-#[repr(C)]
-pub(crate) struct Purpose {
-    /// Address the source becomes; unspecified: it stays.
-    pub(crate) source: Addr,
-    /// 0 for masquerade.
-    pub(crate) service_id: u32,
-    pub(crate) backend_id: u32,
-    pub(crate) backend_generation: u32,
-    /// Bits of `FlowFlags`.
-    pub(crate) flags: u32,
-}
-
-/// This processor's room. It is always there; the verifier wants to hear what happens if it is not.
-#[inline(always)]
-pub(crate) fn work() -> Option<&'static mut Work> {
-    // SAFETY: map values live as long as the map; called once per run (`verdict::classify`), and by whom that reference is lent
-    // to (`lend`), so it is the only one in use.
-    WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
-}
-
-/// Runs what looks up this processor's room by itself, which therefore is not the caller's meanwhile.
-#[inline(always)]
-pub(crate) fn lend<T>(work: &mut Work, borrower: impl FnOnce() -> T) -> T {
-    // what has been written is there for it to see, and what it writes is there afterwards
-    black_box(&mut *work);
-    let result = borrower();
-    black_box(&mut *work);
-    result
-}
+/// Longest fragment that is stored; makes [`BufferedFragment`] two KiB.
+pub(crate) const MAX_BUFFERED_BYTES: usize = 2_040;
 
 #[inline(always)]
 pub(crate) fn endpoint(addr: &Addr) -> Option<&'static Endpoint> {
-    // SAFETY: memory of the map lives as long as the map; see above for what it may hold.
+    // SAFETY: memory of the map lives as long as the map; see the module about its reuse.
     unsafe { ENDPOINTS.get(addr) }
 }
 
-/// Makes sure that packets of `protocol` to `addr` look for a flow, wherever in the cluster it is.
+/// Sets the flow hint for packets of `protocol` to `addr`, an address of this node or of another.
 #[inline(never)]
 pub(crate) fn mark_may_have_flows(addr: &Addr, protocol: u8) {
     let flow_hints = match ENDPOINTS.get_ptr_mut(addr) {
@@ -202,13 +129,13 @@ pub(crate) fn mark_may_have_flows(addr: &Addr, protocol: u8) {
         Some(endpoint) => unsafe { &raw mut (*endpoint).flow_hints },
         None => route_flow_hints(addr),
     };
-    // SAFETY: null, or a live value of a map; one byte is written, which nobody ever resets.
+    // SAFETY: null, or a live value of a map; one byte is written, which is never reset.
     if let Some(flow_hints) = unsafe { flow_hints.as_mut() } {
         flow_hints.set(protocol);
     }
 }
 
-/// Null if there is no route. The map's own `get` lends a value that must not be written.
+/// Null if there is no route. Not by the map's own `get`, whose value must not be written.
 #[inline(always)]
 fn route_flow_hints(addr: &Addr) -> *mut FlowHints {
     let key = Key::new(128, *addr);
@@ -227,24 +154,25 @@ pub(crate) fn route(addr: &Addr) -> Option<&'static Route> {
     ROUTES.get(&Key::new(128, *addr))
 }
 
-/// Whether there is such a row.
+/// Whether the key has a row.
 #[inline(always)]
 pub(crate) fn has_service(key: &ServiceKey) -> bool {
     // SAFETY: as in `endpoint`.
     unsafe { SERVICES.get(key) }.is_some()
 }
 
-/// Copies a row: whether there is one. What a copy holds that is not sealed may be of several rows: see [`Service::checksum`].
+/// Copies a row. False if there is none. The copy may be torn: [`Service::is_intact`] tells.
 #[inline(always)]
 pub(crate) fn copy_service(key: &ServiceKey, copy: &mut Service) -> bool {
     // SAFETY: as in `endpoint`.
     let Some(row) = (unsafe { SERVICES.get(key) }) else { return false };
-    // SAFETY: a live value of the map. Volatile, for it may change at any time: nothing may be read from it afterwards.
+    // SAFETY: a live value of the map. Volatile, because it may change at any time and must be read
+    // once.
     *copy = unsafe { ptr::read_volatile(row) };
     true
 }
 
-/// Whether a client is in one of the service's ranges.
+/// Whether a client is in one of the service's source ranges.
 #[inline(always)]
 pub(crate) fn is_source_allowed(service_id: u32, client: &Addr) -> bool {
     SOURCE_RANGES.get(&Key::new(160, SourceRange { service_id, addr: *client })).is_some()
@@ -257,8 +185,8 @@ pub(crate) fn affinity(key: &AffinityKey) -> Option<Affinity> {
 }
 
 #[inline(always)]
-pub(crate) fn remember_affinity(key: &AffinityKey, affinity: Affinity) {
-    // not remembered: the client's next connection chooses anew
+pub(crate) fn store_affinity(key: &AffinityKey, affinity: Affinity) {
+    // on failure the client's next connection selects a backend again
     let _best_effort = AFFINITY.insert(key, affinity, BPF_ANY.into());
 }
 
@@ -274,11 +202,11 @@ pub(crate) fn backend_generation(id: u32) -> u32 {
 
 #[inline(always)]
 pub(crate) fn flow_ref(key: &FlowKey) -> Option<FlowRef> {
-    // SAFETY: copied at once; the epoch tells whether it still means the flow it meant.
+    // SAFETY: copied at once; the epoch tells whether it still refers to the same flow.
     unsafe { FLOW_INDEX.get(key) }.copied()
 }
 
-/// Whether the key was free and now means `flow`.
+/// Inserts the key for `flow`. False if the key exists.
 #[inline(always)]
 pub(crate) fn claim_flow_key(key: &FlowKey, flow: FlowRef) -> bool {
     FLOW_INDEX.insert(key, flow, BPF_NOEXIST.into()).is_ok()
@@ -289,78 +217,82 @@ pub(crate) fn set_flow_key(key: &FlowKey, flow: FlowRef) -> bool {
     FLOW_INDEX.insert(key, flow, BPF_ANY.into()).is_ok()
 }
 
-/// Removes the key if it means `flow`.
+/// Removes the key if it refers to `flow`.
 #[inline(always)]
 pub(crate) fn remove_flow_key(key: &FlowKey, flow: FlowRef) {
     if flow_ref(key) == Some(flow) {
-        // absent by now: fine, that is what was asked for
+        // removed by another CPU meanwhile: the same result
         let _absent = FLOW_INDEX.remove(key);
     }
 }
 
-/// The record itself. Its owner is whoever took its slot from `FLOW_SLOTS`; others only read it and touch its stamps.
+/// The record of a slot. The program that took the slot from `FLOW_SLOTS` owns it; others only read
+/// it and update state and last-seen time.
 #[inline(always)]
 pub(crate) fn flow(slot: u32) -> Option<*mut Flow> {
     FLOWS.get_ptr_mut(slot)
 }
 
-/// Takes the slot used longest ago. It belongs to the caller until it is put back.
+/// Takes the least recently examined slot. It belongs to the caller until it is put back.
 #[inline(always)]
 pub(crate) fn take_flow_slot() -> Option<u32> {
     FLOW_SLOTS.pop().ok().flatten()
 }
 
-/// Puts a slot back, as the one used last.
+/// Puts a slot back, as the most recently examined.
 #[inline(always)]
 pub(crate) fn put_flow_slot(slot: u32) {
-    // there is room for every slot, and this one was taken: it cannot fail
+    // cannot fail: the queue has room for every slot
     let _never_full = FLOW_SLOTS.push(slot, 0);
 }
 
-/// What the first fragment of a packet said, unless that was another packet, long ago.
+/// Ports of a fragmented packet. `None` if its first fragment has not been seen, or too long ago to
+/// be of the same packet.
 #[inline(always)]
 pub(crate) fn fragment_ports(key: &FragmentKey) -> Option<FragmentPorts> {
     // SAFETY: copied at once.
     let ports = unsafe { FRAGMENTS.get(key) }.copied()?;
-    is_waited_for(ports.came).then_some(ports)
+    within_fragment_timeout(ports.received_at).then_some(ports)
 }
 
-/// Whether a packet one fragment of which came then may still become whole.
+/// Whether a packet of which a fragment was received at that time can still be reassembled.
 #[inline(always)]
-pub(crate) fn is_waited_for(came: u32) -> bool {
-    skb::now().wrapping_sub(came) <= FRAGMENT_SECONDS
+pub(crate) fn within_fragment_timeout(received_at: u32) -> bool {
+    time::now().wrapping_sub(received_at) <= FRAGMENT_TIMEOUT_SECS
 }
 
 #[inline(always)]
-pub(crate) fn remember_fragment(key: &FragmentKey, ports: FragmentPorts) {
-    // not remembered: the later fragments are dropped by name
+pub(crate) fn store_fragment_ports(key: &FragmentKey, ports: FragmentPorts) {
+    // on failure the later fragments are dropped (`fragment_unknown`)
     let _best_effort = FRAGMENTS.insert(key, ports, BPF_ANY.into());
 }
 
-/// Where to read a fragment to that is to be held.
+/// This CPU's buffer for a fragment that is about to be stored.
 #[inline(always)]
-pub(crate) fn held_room() -> Option<&'static mut HeldFragment> {
-    // SAFETY: as in `work`; called once per fragment (`stages::held`).
-    HELD_ROOM.get_ptr_mut(0).map(|room| unsafe { &mut *room })
+pub(crate) fn reorder_buffer() -> Option<&'static mut BufferedFragment> {
+    // SAFETY: map values live as long as the map; called once per run (`stages::reorder`), so this
+    // is the only reference.
+    REORDER_BUFFER.get_ptr_mut(0).map(|buffer| unsafe { &mut *buffer })
 }
 
+/// The early fragment stored under the key.
 #[inline(always)]
-pub(crate) fn held(key: &HeldKey) -> Option<&'static HeldFragment> {
-    // SAFETY: memory of the map lives as long as the map. It may be another fragment's before it is read to its end: who
-    // uses it must have removed it afterwards.
-    unsafe { HELD_FRAGMENTS.get(key) }
+pub(crate) fn buffered_fragment(key: &ReorderKey) -> Option<&'static BufferedFragment> {
+    // SAFETY: memory of the map lives as long as the map. The entry may be re-used before it is
+    // read to its end: what was read is valid only if the caller can remove the entry afterwards.
+    unsafe { REORDER_FRAGMENTS.get(key) }
 }
 
-/// Whether the key was free and the fragment is held.
+/// Stores an early fragment. False if the key exists.
 #[inline(always)]
-pub(crate) fn hold(key: &HeldKey, fragment: &HeldFragment) -> bool {
-    HELD_FRAGMENTS.insert(key, fragment, BPF_NOEXIST.into()).is_ok()
+pub(crate) fn buffer_fragment(key: &ReorderKey, fragment: &BufferedFragment) -> bool {
+    REORDER_FRAGMENTS.insert(key, fragment, BPF_NOEXIST.into()).is_ok()
 }
 
-/// Whether the fragment was held until now.
+/// Removes a stored fragment. False if there was none.
 #[inline(always)]
-pub(crate) fn let_go(key: &HeldKey) -> bool {
-    HELD_FRAGMENTS.remove(key).is_ok()
+pub(crate) fn remove_buffered_fragment(key: &ReorderKey) -> bool {
+    REORDER_FRAGMENTS.remove(key).is_ok()
 }
 
 #[inline(always)]
@@ -369,14 +301,14 @@ pub(crate) fn connected_origins() -> &'static SkStorage<SocketOrigin> {
 }
 
 #[inline(always)]
-pub(crate) fn remember_peer(cookie: u64, peer: &ConnectedPeer) {
-    // not remembered: the socket stays with its backend
+pub(crate) fn store_peer(cookie: u64, peer: &ConnectedPeer) {
+    // on failure the socket keeps its backend when that is gone
     let _best_effort = CONNECTED_PEERS.insert(cookie, peer, BPF_ANY.into());
 }
 
 #[inline(always)]
-pub(crate) fn forget_peer(cookie: u64) {
-    // most sockets were never translated
+pub(crate) fn remove_peer(cookie: u64) {
+    // absent for most sockets, which were never translated
     let _absent = CONNECTED_PEERS.remove(cookie);
 }
 
@@ -387,8 +319,8 @@ pub(crate) fn datagram_origin(key: &OriginKey) -> Option<SocketOrigin> {
 }
 
 #[inline(always)]
-pub(crate) fn remember_datagram_origin(key: &OriginKey, origin: &SocketOrigin) {
-    // not remembered: the application sees the backend's address
+pub(crate) fn store_datagram_origin(key: &OriginKey, origin: &SocketOrigin) {
+    // on failure the application sees the backend's address
     let _best_effort = DATAGRAM_ORIGINS.insert(key, origin, BPF_ANY.into());
 }
 

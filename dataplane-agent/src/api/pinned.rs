@@ -136,7 +136,7 @@ fn event(packet: PacketEvent) -> EventView {
 
 #[cfg(test)]
 mod tests {
-    use dataplane_common::reason::{DropReason, Hook};
+    use dataplane_common::reason::{DropReason, HookId};
 
     use super::*;
 
@@ -144,7 +144,7 @@ mod tests {
     fn an_event_is_told_in_words() {
         let packet = PacketEvent {
             timestamp: 5,
-            hook: Hook::FromPod,
+            hook: HookId::FromPod,
             outcome: Outcome::Dropped(DropReason::Truncated),
             source: "10.1.0.5".parse().unwrap(),
             source_port: 1,

@@ -411,7 +411,7 @@ pub struct PeerView {
 pub struct EventView {
     /// Nanoseconds of the monotonic clock.
     pub timestamp_ns: u64,
-    /// `dataplane_common::reason::Hook`.
+    /// `dataplane_common::reason::HookId`.
     pub hook: String,
     /// Name of the verdict or drop reason.
     pub outcome: String,

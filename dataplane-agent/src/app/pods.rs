@@ -68,7 +68,7 @@ impl PodDatapath for PodChannel {
         self.ask(|answer| PodRequest::Detach(device.clone(), answer)).boxed()
     }
 
-    fn wishes<'a>(&'a self, pod: &'a Pod) -> BoxFuture<'a, Result<PodAnnotations, PodDatapathError>> {
+    fn annotations<'a>(&'a self, pod: &'a Pod) -> BoxFuture<'a, Result<PodAnnotations, PodDatapathError>> {
         self.ask(|answer| PodRequest::PodAnnotations(pod.clone(), answer)).boxed()
     }
 
@@ -113,8 +113,8 @@ async fn start(
     Directories { state_dir, run_dir }: &Directories,
     network: watch::Receiver<PodNetwork>,
 ) -> Result<Server, CniError> {
-    let wiring = Arc::new(channel.clone());
-    let (server, recovery) = Server::start(netlink, wiring, state_dir, run_dir).await?;
+    let datapath = Arc::new(channel.clone());
+    let (server, recovery) = Server::start(netlink, datapath, state_dir, run_dir).await?;
     tracing::info!(alive = recovery.pods.len(), gone = recovery.released.len(), "pods of before");
     server.configure(network.borrow().clone());
     for pod in &recovery.pods {
@@ -136,7 +136,7 @@ async fn follow(server: &Server, mut network: watch::Receiver<PodNetwork>) {
                 }
                 server.configure(network.borrow_and_update().clone());
             }
-            _ = sweep.tick() => server.sweep().await,
+            _ = sweep.tick() => server.release_vanished().await,
         }
     }
 }

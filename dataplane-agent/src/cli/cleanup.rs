@@ -131,7 +131,7 @@ fn directories(args: &CleanupArgs, report: &mut Report<'_>) {
     for path in kubernetes::files(&args.state_dir) {
         file(&path, report);
     }
-    let notes = DeletionQueue::of(&args.run_dir);
+    let notes = DeletionQueue::in_run_dir(&args.run_dir);
     files("notes of pods", notes.directory(), report);
     for directory in [&records, notes.directory(), &args.run_dir, &args.state_dir] {
         empty_directory(directory, report);
@@ -150,7 +150,7 @@ fn reserved(args: &CleanupArgs, report: &mut Report<'_>) {
 async fn network(args: &CleanupArgs, report: &mut Report<'_>) -> Result<(), CleanupError> {
     let netlink = Netlink::connect()?;
     // routes before devices: deleting a device takes its routes along, and they are to be named
-    for route in netlink.our_routes().await? {
+    for route in netlink.agent_routes().await? {
         let KernelRoute { destination, .. } = route;
         if report.begins(&format_args!("route {route}")) {
             report.done(netlink.remove_route(destination).await);
@@ -307,7 +307,7 @@ mod tests {
         fs::write(run_dir.join("agent.lock"), "").unwrap();
         fs::write(state_dir.join("cluster.jsonl"), "").unwrap();
         let gone = Attachment { container_id: "c1".to_owned(), ifname: "eth0".to_owned() };
-        DeletionQueue::of(&run_dir).leave(&gone).unwrap();
+        DeletionQueue::in_run_dir(&run_dir).add(&gone).unwrap();
         for (directory, name, text) in [
             ("bin", "dataplane-cni", ""),
             ("net.d", "05-dataplane.conflist", "dataplane-cni"),

@@ -1,19 +1,19 @@
-//! What a pod asks for by its annotations. Pure.
+//! Annotations of a pod that the agent reads. Pure.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-/// The address a pod is to have, one annotation for each family.
+/// Annotations that request an address of the pod, one per family.
 pub const IPV4: &str = "dataplane.local/ipv4";
 pub const IPV6: &str = "dataplane.local/ipv6";
 
-/// What a pod asks for.
+/// What a pod requests by annotations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodAnnotations {
-    /// Addresses it wants to have, at most one per family.
+    /// Requested addresses, at most one per family.
     pub addresses: Vec<IpAddr>,
 }
 
-/// An annotation that cannot be meant.
+/// An annotation with an invalid value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("annotation {annotation}: {value:?} is not an {family} address")]
 pub struct AnnotationError {
@@ -39,21 +39,21 @@ pub fn read(annotations: &BTreeMap<String, String>) -> Result<PodAnnotations, An
 mod tests {
     use super::*;
 
-    fn wishes(annotations: &[(&str, &str)]) -> Result<Vec<String>, String> {
+    fn addresses(annotations: &[(&str, &str)]) -> Result<Vec<String>, String> {
         let annotations =
             annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let wishes = read(&annotations).map_err(|error| error.to_string())?;
-        Ok(wishes.addresses.iter().map(ToString::to_string).collect())
+        let annotations = read(&annotations).map_err(|error| error.to_string())?;
+        Ok(annotations.addresses.iter().map(ToString::to_string).collect())
     }
 
     #[test]
-    fn an_address_of_each_family_can_be_asked_for() {
-        assert_eq!(wishes(&[]).unwrap(), [""; 0]);
+    fn annotations_request_one_address_per_family() {
+        assert_eq!(addresses(&[]).unwrap(), [""; 0]);
         assert_eq!(
-            wishes(&[(IPV6, "fd00::7"), (IPV4, " 10.1.0.7"), ("other", "x")]).unwrap(),
+            addresses(&[(IPV6, "fd00::7"), (IPV4, " 10.1.0.7"), ("other", "x")]).unwrap(),
             ["10.1.0.7", "fd00::7"]
         );
-        let error = wishes(&[(IPV4, "fd00::7")]).unwrap_err();
+        let error = addresses(&[(IPV4, "fd00::7")]).unwrap_err();
         assert_eq!(error, "annotation dataplane.local/ipv4: \"fd00::7\" is not an IPv4 address");
     }
 }

@@ -1,4 +1,5 @@
-//! The seam to the datapath: what the CNI server asks of the task that owns tables and programs.
+//! What the CNI server needs of the datapath, as a trait. The task that owns programs and tables
+//! implements it.
 
 use std::{fmt, net::IpAddr, path::PathBuf};
 
@@ -8,39 +9,41 @@ use futures::future::BoxFuture;
 
 use super::PodAnnotations;
 
-/// A pod's device, as the datapath must know it.
+/// A pod's device, with all that the datapath needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodDevice {
-    /// Name of the host's side.
+    /// Name of the host side.
     pub name: String,
     pub ifindex: u32,
-    /// Link address inside the pod.
+    /// MAC address inside the pod.
     pub mac: MacAddr,
-    /// File of the pod's network namespace; absent if the record is lost.
+    /// Path of the pod's network namespace; `None` if the record is lost.
     pub netns: Option<PathBuf>,
     /// At most one per family.
     pub addresses: Vec<IpAddr>,
-    /// Absent if the runtime did not say, or the record is lost.
+    /// `None` if the runtime did not name the pod, or the record is lost.
     pub pod: Option<Pod>,
-    /// Ports of the node that lead to it.
+    /// Host ports of the pod.
     pub port_mappings: Vec<PortMapping>,
-    /// What goes to the pod is limited by the queue of the device.
+    /// The device has a qdisc that limits the traffic to the pod.
     pub shaped: bool,
 }
 
-/// Why the datapath did not do as asked: a sentence.
+/// Why a datapath operation failed, as a sentence.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct PodDatapathError(pub String);
 
-/// The datapath, and what is known of pods. Every call may be repeated, and says that all is well if there is nothing to do.
+/// The datapath's operations on pods. Every call is idempotent.
 pub trait PodDatapath: fmt::Debug + Send + Sync {
-    /// Attaches the programs to the device and publishes its addresses. Once it returns, packets flow.
+    /// Attaches the programs to the device and adds its addresses to the tables. Once it returns,
+    /// packets flow.
     fn attach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), PodDatapathError>>;
-    /// What a pod asks for; nothing if nobody has heard of the pod. An error names the annotation.
-    fn wishes<'a>(&'a self, pod: &'a Pod) -> BoxFuture<'a, Result<PodAnnotations, PodDatapathError>>;
-    /// Withdraws the addresses and the programs. The device may be gone already, or never have been attached.
+    /// The annotations of a pod; the default if the pod is not in the API cache. An error names the
+    /// annotation.
+    fn annotations<'a>(&'a self, pod: &'a Pod) -> BoxFuture<'a, Result<PodAnnotations, PodDatapathError>>;
+    /// Removes the addresses and detaches the programs. The device need not exist or be attached.
     fn detach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), PodDatapathError>>;
-    /// Whether programs and addresses are as [`Self::attach`] left them.
+    /// Verifies that programs and addresses are as [`Self::attach`] left them.
     fn check<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), PodDatapathError>>;
 }

@@ -1,4 +1,4 @@
-//! DEL and GC: a pod's device goes, and all that was made for it. And the sweep, for pods that went without either.
+//! DEL and GC remove pods. A periodic sweep releases pods whose device vanished without a DEL.
 
 use std::collections::BTreeSet;
 
@@ -8,95 +8,110 @@ use super::{
     CniError,
     name::host_device,
     pods::Record,
-    server::{Held, Shared},
+    server::{PodEntry, Shared},
 };
 use crate::netlink::Link;
 
 impl Shared {
-    /// A pod nobody knows is a pod that is gone: no error.
+    /// Removes a pod. An unknown pod is not an error.
     pub(super) async fn del(&self, del: &Del) -> Result<(), CniError> {
-        let _turn = self.turns.take(&del.attachment.container_id).await;
+        let _guard = self.container_locks.lock(&del.attachment.container_id).await;
         self.release(&host_device(&del.attachment)).await
     }
 
-    /// Removes what the runtime does not list, of the network it speaks of. One that cannot be removed does not keep
-    /// the others.
+    /// Removes every pod of the network that is not in the runtime's list. A pod that cannot be
+    /// removed does not stop the removal of the others.
     pub(super) async fn gc(&self, gc: &Gc) -> Result<(), CniError> {
         let valid: BTreeSet<String> = gc.valid.iter().map(host_device).collect();
         let stale = self.stale(&gc.network, &valid);
         let mut problems = Vec::new();
         for (container_id, device) in &stale {
-            let _turn = self.turns.take(container_id).await;
+            let _guard = self.container_locks.lock(container_id).await;
             match self.release(device).await {
-                Ok(()) => tracing::info!(container_id, device, "pod the runtime does not know was removed"),
-                Err(error) => problems.push(format!("{device}: {error}")),
+                Ok(()) => tracing::info!(
+                    container_id,
+                    device,
+                    "CNI GC: pod is not in the runtime's list; device removed and addresses released"
+                ),
+                Err(error) => problems.push(format!("{device} of container {container_id}: {error}")),
             }
         }
         if problems.is_empty() { Ok(()) } else { Err(CniError::Gc { total: stale.len(), problems }) }
     }
 
-    /// Containers and devices of a network that are not valid.
+    /// Container IDs and devices of a network that are not in `valid`.
     fn stale(&self, network: &str, valid: &BTreeSet<String>) -> Vec<(String, String)> {
         let state = self.state();
-        let stale = |(device, held): (&String, &Held)| {
-            let record = held.record.as_ref().filter(|record| record.network == network)?;
-            let gone = !valid.contains(device);
-            gone.then(|| (record.attachment.container_id.clone(), device.clone()))
+        let stale = |(device, entry): (&String, &PodEntry)| {
+            let record = entry.record.as_ref().filter(|record| record.network == network)?;
+            let is_stale = !valid.contains(device);
+            is_stale.then(|| (record.attachment.container_id.clone(), device.clone()))
         };
         state.pods.iter().filter_map(stale).collect()
     }
 
-    /// Releases pods whose device is gone although nobody deleted them: their namespace was removed. One that somebody
-    /// works on is left for the next time, and one whose record is lost for the next agent.
-    pub(super) async fn sweep(&self) -> Result<(), CniError> {
-        // in this order: a device that is made from here on is not missed
-        let held = self.complete();
+    /// Releases pods whose device vanished without a DEL, because their network namespace was
+    /// removed. A pod with a request in progress is left for the next call, and a pod without a
+    /// record for the next start of the agent.
+    pub(super) async fn release_vanished(&self) -> Result<(), CniError> {
+        // records before links: a device that is created in between is in the list of links
+        let records = self.records_with_device();
         let links = self.netlink.links().await?;
         let links: BTreeSet<&str> = links.iter().map(|link| link.name.as_str()).collect();
-        for record in held.iter().filter(|record| !links.contains(record.device.as_str())) {
-            let Some(_turn) = self.turns.try_take(&record.attachment.container_id) else { continue };
-            // it may have been made anew before the turn was ours
+        for record in records.iter().filter(|record| !links.contains(record.device.as_str())) {
+            let Some(_guard) = self.container_locks.try_lock(&record.attachment.container_id) else {
+                continue;
+            };
+            // the device may have been created again before the lock was taken
             if self.netlink.link(&record.device).await?.is_some() {
                 continue;
             }
             let Record { attachment, device, addresses, .. } = record;
             match self.release(device).await {
                 Ok(()) => {
-                    tracing::info!(%attachment, device, ?addresses, "pod went without a word: released");
+                    tracing::info!(
+                        %attachment, device, ?addresses,
+                        "pod device vanished without CNI DEL; addresses released"
+                    );
                 }
-                Err(error) => tracing::warn!(%attachment, device, %error, "release a pod that is gone"),
+                Err(error) => tracing::warn!(
+                    %attachment, device, ?addresses, %error,
+                    "pod device vanished without CNI DEL; cannot release its addresses, retrying with the next sweep"
+                ),
             }
         }
         Ok(())
     }
 
-    /// Records of the pods that have, or had, their device.
-    fn complete(&self) -> Vec<Record> {
+    /// Records of the pods whose device was created.
+    fn records_with_device(&self) -> Vec<Record> {
         let state = self.state();
-        let made = state.pods.values().filter(|held| held.device.ifindex != 0);
-        made.filter_map(|held| held.record.clone()).collect()
+        let created = state.pods.values().filter(|entry| entry.device.ifindex != 0);
+        created.filter_map(|entry| entry.record.clone()).collect()
     }
 
-    /// Removes a device, its record, and then its claim to addresses: in this order, because an address is free only
-    /// once nothing answers to it, and a record is gone only once there is nothing to find by it. Each step may be
+    /// Removes a pod's device, then its record, then releases its addresses. Each step may be
     /// repeated.
+    ///
+    /// The order matters: an address is free only when nothing answers to it, and a record is
+    /// removed only when there is nothing left that it describes.
     pub(super) async fn release(&self, device: &str) -> Result<(), CniError> {
-        // one that was never made was never attached
-        if let Some(held) = self.held(device).filter(|held| held.device.ifindex != 0) {
-            self.wiring.detach(&held.device).await.map_err(|source| CniError::Datapath {
+        // a device that was never created was never attached
+        if let Some(entry) = self.pod(device).filter(|entry| entry.device.ifindex != 0) {
+            self.datapath.detach(&entry.device).await.map_err(|source| CniError::Datapath {
                 operation: "detach",
                 device: device.to_owned(),
                 source,
             })?;
         }
-        // by its name, not by what is known of it: the record may be lost. Its end in the pod, its addresses, and the
-        // routes and neighbours on it go with it.
+        // by name, because the record may be lost. The kernel also removes the peer in the pod, and
+        // the device's addresses, routes and neighbours.
         if let Some(link) = self.netlink.link(device).await?.filter(Link::is_pod_device) {
             self.netlink.delete_link(&link).await?;
         }
         let name = device.to_owned();
         self.with_store(move |store| store.remove(&name)).await?;
-        self.state().forget(device);
+        self.state().remove_pod(device);
         Ok(())
     }
 }

@@ -1,4 +1,5 @@
-//! One request at a time for a container, any number for different ones.
+//! A mutex per container: one request at a time for a container, any number for different
+//! containers.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -7,47 +8,47 @@ use std::{
 
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
-/// Who is at work on what.
+/// Mutexes by container ID. Only containers with a request in progress have one.
 #[derive(Debug, Default)]
 pub(super) struct KeyedMutex {
-    queues: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
+    mutexes: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
 }
 
-/// The right to work on a container. Dropping it lets the next one in.
+/// Holds the mutex of a container until it is dropped.
 #[derive(Debug)]
-pub(super) struct Turn<'a> {
-    turns: &'a KeyedMutex,
+pub(super) struct KeyedGuard<'a> {
+    owner: &'a KeyedMutex,
     container_id: String,
     _guard: OwnedMutexGuard<()>,
 }
 
 impl KeyedMutex {
-    /// Waits until nobody else works on the container.
-    pub(super) async fn take(&self, container_id: &str) -> Turn<'_> {
-        let queue = Arc::clone(self.lock().entry(container_id.to_owned()).or_default());
-        Turn { turns: self, container_id: container_id.to_owned(), _guard: queue.lock_owned().await }
+    /// Waits until no other request holds the container.
+    pub(super) async fn lock(&self, container_id: &str) -> KeyedGuard<'_> {
+        let mutex = Arc::clone(self.mutexes().entry(container_id.to_owned()).or_default());
+        KeyedGuard { owner: self, container_id: container_id.to_owned(), _guard: mutex.lock_owned().await }
     }
 
-    /// The turn, if nobody works on the container nor waits to.
-    pub(super) fn try_take(&self, container_id: &str) -> Option<Turn<'_>> {
-        let mut queues = self.lock();
-        // only containers somebody works on have a queue
-        let Entry::Vacant(vacant) = queues.entry(container_id.to_owned()) else { return None };
+    /// Locks the container if no request holds it or waits for it.
+    pub(super) fn try_lock(&self, container_id: &str) -> Option<KeyedGuard<'_>> {
+        let mut mutexes = self.mutexes();
+        let Entry::Vacant(vacant) = mutexes.entry(container_id.to_owned()) else { return None };
         let guard = Arc::clone(vacant.insert(Arc::default())).try_lock_owned().ok()?;
-        Some(Turn { turns: self, container_id: container_id.to_owned(), _guard: guard })
+        Some(KeyedGuard { owner: self, container_id: container_id.to_owned(), _guard: guard })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<AsyncMutex<()>>>> {
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    fn mutexes(&self) -> MutexGuard<'_, HashMap<String, Arc<AsyncMutex<()>>>> {
+        self.mutexes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for KeyedGuard<'_> {
     fn drop(&mut self) {
-        let mut queues = self.turns.lock();
-        // the map's and ours: nobody waits, and who comes now makes a new queue
-        if queues.get(&self.container_id).is_some_and(|queue| Arc::strong_count(queue) <= 2) {
-            queues.remove(&self.container_id);
+        let mut mutexes = self.owner.mutexes();
+        // two references, the map's and this guard's, mean that no request waits; a new one creates
+        // a new mutex
+        if mutexes.get(&self.container_id).is_some_and(|mutex| Arc::strong_count(mutex) <= 2) {
+            mutexes.remove(&self.container_id);
         }
     }
 }
@@ -59,18 +60,18 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_same_container_waits_and_another_does_not() {
-        let turns = KeyedMutex::default();
-        let first = turns.take("a").await;
-        let mut second = Box::pin(turns.take("a"));
+    async fn requests_for_one_container_are_serialized_and_for_others_are_not() {
+        let locks = KeyedMutex::default();
+        let first = locks.lock("a").await;
+        let mut second = Box::pin(locks.lock("a"));
         assert!((&mut second).now_or_never().is_none());
-        drop(turns.take("b").now_or_never().unwrap());
-        assert!(turns.try_take("a").is_none());
-        drop(turns.try_take("b").unwrap());
+        drop(locks.lock("b").now_or_never().unwrap());
+        assert!(locks.try_lock("a").is_none());
+        drop(locks.try_lock("b").unwrap());
         drop(first);
         let second = second.now_or_never().unwrap();
-        assert!(turns.take("a").now_or_never().is_none());
+        assert!(locks.lock("a").now_or_never().is_none());
         drop(second);
-        assert!(turns.lock().is_empty(), "nothing is kept of containers nobody works on");
+        assert!(locks.mutexes().is_empty(), "a container without requests has no mutex");
     }
 }

@@ -1,9 +1,11 @@
-//! Pods come and go here: the agent's side of the CNI.
+//! The agent's side of CNI: adds and removes pods.
 //!
-//! [`server`] answers the plugin and owns the order of steps; [`ipam`] decides addresses, [`pods`] keeps records on disk,
-//! `recovery` finds out at start what is left. Devices are made by [`crate::netlink`]; the datapath is behind
-//! [`PodDatapath`]. Invariants: an address has one owner; it is free only once nothing answers to it any more; whatever is
-//! made for a pod has a record on disk before it is made.
+//! [`server`] answers the plugin and owns the order of steps; [`ipam`] allocates addresses;
+//! [`pods`] keeps records on disk; `recovery` restores the state at start. [`crate::netlink`]
+//! creates devices; [`PodDatapath`] is the datapath.
+//!
+//! Invariants: an address has one owner. An address is free only when nothing answers to it. A
+//! pod's record is on disk before anything is created for the pod.
 
 mod add;
 pub mod annotations;

@@ -1,4 +1,4 @@
-//! Names and link addresses that follow from what they are for, so that nothing needs to remember them.
+//! Device names and MAC addresses that are computed, so that they need not be stored.
 
 use std::net::IpAddr;
 
@@ -7,18 +7,18 @@ use dataplane_common::abi::MacAddr;
 
 use crate::netlink::link::{POD_DEVICE_DIGITS, POD_DEVICE_PREFIX};
 
-/// Name of the host's side of an attachment's device. Agents of all versions must agree on it: DEL finds the device by
-/// this name even if the record is lost.
+/// Name of an attachment's host device. It must be the same in all versions of the agent: DEL finds
+/// the device by this name even if the record is lost.
 pub(super) fn host_device(attachment: &Attachment) -> String {
     let Attachment { container_id, ifname } = attachment;
-    // neither can have a slash
+    // neither can contain a slash
     let hash = fnv1a(format!("{container_id}/{ifname}").as_bytes());
     let digits = format!("{hash:016x}");
     format!("{POD_DEVICE_PREFIX}{}", &digits[digits.len() - POD_DEVICE_DIGITS..])
 }
 
-/// Link address of the device inside the pod: local, unicast, and different for all pods of a node that live at once,
-/// because their addresses are.
+/// MAC address of the device inside the pod: locally administered, unicast, and unique on the node
+/// because it contains the pod's address.
 pub(super) fn pod_mac(addresses: &[IpAddr]) -> MacAddr {
     let [a, b, c, d] = match addresses.first() {
         Some(IpAddr::V4(v4)) => v4.octets(),
@@ -31,7 +31,7 @@ pub(super) fn pod_mac(addresses: &[IpAddr]) -> MacAddr {
     MacAddr::new([0x0a, 0xda, a, b, c, d])
 }
 
-/// FNV-1a, 64 bits: the standard library's hash may change with its version.
+/// FNV-1a, 64 bits. Not the standard library's hash, which may change between versions.
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes
         .iter()
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_keeps_its_name_over_versions() {
+    fn device_name_is_stable_across_versions() {
         let attachment = Attachment { container_id: "c1".to_owned(), ifname: "eth0".to_owned() };
         let name = host_device(&attachment);
         assert_eq!(name.len(), 13, "a device name has at most 15 bytes");
@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_address_is_local_and_unicast() {
+    fn mac_is_locally_administered_and_unicast() {
         for address in ["10.1.2.3", "fd00::1"] {
             let [first, ..] = pod_mac(&[address.parse().unwrap()]).bytes();
             assert_eq!(first & 0b11, 0b10, "{address}");

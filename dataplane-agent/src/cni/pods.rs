@@ -1,10 +1,12 @@
-//! Records of the pods, on disk: one file per device, in the state directory.
+//! Records of pods on disk: one file per device, in the state directory.
 //!
-//! A record is written before anything is made for its pod, and removed after all of it is gone, so that a crash of the
-//! agent between two steps leaves something that says what to clean up. A file is whole or not there.
+//! A record is written before anything is created for its pod, and removed after all of it is
+//! removed, so that after a crash the next agent knows what to clean up. Files are written by
+//! rename: complete or absent.
 //!
-//! Nothing is waited for until it is on the disk (it would be most of the time an ADD takes): what a loss of power
-//! takes along speaks of pods that went with it. Records of an earlier boot are thrown away unread, whole or torn.
+//! There is no fsync, which would take most of the time of an ADD. A power failure loses only
+//! records of pods that it ended, too. Records of an earlier boot are removed without being read,
+//! because they may be incomplete.
 
 use std::{
     fs, io,
@@ -16,19 +18,19 @@ use dataplane_cni::protocol::{Attachment, Bandwidth, Pod, PortMapping};
 use dataplane_common::abi::MacAddr;
 use serde::{Deserialize, Serialize};
 
-/// Below the state directory. Nothing else is in it.
+/// Directory of the records, in the state directory. It holds nothing else.
 pub const DIRECTORY: &str = "pods";
-/// Says which boot the records are of.
-const BOOT: &str = "boot_id";
-/// Which boot this is.
-const THIS_BOOT: &str = "/proc/sys/kernel/random/boot_id";
+/// File with the boot ID of the records.
+const BOOT_ID: &str = "boot_id";
+/// Boot ID of the running kernel.
+const KERNEL_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const EXTENSION: &str = "json";
-/// Added to the name of a file that cannot be read.
-const BROKEN: &str = "broken";
-/// Added to the name of a file that is being written.
-const UNFINISHED: &str = "tmp";
+/// Suffix of a record that cannot be parsed.
+const INVALID_SUFFIX: &str = "broken";
+/// Suffix of a file that is being written.
+const TEMPORARY_SUFFIX: &str = "tmp";
 
-/// What was, or is going to be, made for an attachment.
+/// What is, or is about to be, created for an attachment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     pub attachment: Attachment,
@@ -36,29 +38,29 @@ pub struct Record {
     pub network: String,
     pub netns: PathBuf,
     pub pod: Option<Pod>,
-    /// Host's side; the name of the file too.
+    /// Name of the host device, and of the record's file.
     pub device: String,
-    /// Link address inside the pod.
+    /// MAC address inside the pod.
     #[serde(with = "mac")]
     pub mac: MacAddr,
     pub mtu: u32,
     pub addresses: Vec<IpAddr>,
-    /// Ports of the node that lead to it.
+    /// Host ports of the pod.
     #[serde(default)]
     pub port_mappings: Vec<PortMapping>,
     #[serde(default)]
     pub bandwidth: Bandwidth,
-    /// Grows from record to record.
+    /// Increases with every record.
     pub sequence: u64,
 }
 
-/// A record that cannot be written, read or removed.
+/// Why a record cannot be written, read or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     #[error("{operation} {path}: {source}")]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
-    #[error("{path} is no record of a pod ({detail}): kept aside as {aside}")]
-    Broken { path: PathBuf, detail: String, aside: PathBuf },
+    #[error("pod record {path} is invalid ({detail}); moved to {moved_to}")]
+    Invalid { path: PathBuf, detail: String, moved_to: PathBuf },
 }
 
 /// The directory of records.
@@ -68,29 +70,29 @@ pub struct Store {
 }
 
 impl Store {
-    /// Makes sure of the directory, and that all in it is of this boot.
+    /// Creates the directory if needed, and removes records of an earlier boot.
     pub fn open(state_dir: &Path) -> Result<Self, RecordError> {
-        let this_boot = Path::new(THIS_BOOT);
-        let boot = fs::read_to_string(this_boot).map_err(failed("read", this_boot))?;
+        let path = Path::new(KERNEL_BOOT_ID);
+        let boot = fs::read_to_string(path).map_err(io_error("read", path))?;
         Self::open_in(state_dir, &boot)
     }
 
     fn open_in(state_dir: &Path, boot: &str) -> Result<Self, RecordError> {
         let store = Self { directory: state_dir.join(DIRECTORY) };
-        fs::create_dir_all(&store.directory).map_err(failed("create", &store.directory))?;
-        let path = store.directory.join(BOOT);
-        // one that cannot be read is none
+        fs::create_dir_all(&store.directory).map_err(io_error("create", &store.directory))?;
+        let path = store.directory.join(BOOT_ID);
+        // an unreadable file counts as another boot
         if fs::read_to_string(&path).is_ok_and(|found| found == boot) {
             return Ok(store);
         }
         for path in store.files()? {
-            fs::remove_file(&path).map_err(failed("remove", &path))?;
+            fs::remove_file(&path).map_err(io_error("remove", &path))?;
         }
         write(&path, boot.as_bytes())?;
         Ok(store)
     }
 
-    /// Every record, oldest first, and what is wrong with the others.
+    /// Returns the valid records, oldest first, and an error for each invalid one.
     pub fn load(&self) -> Result<(Vec<Record>, Vec<RecordError>), RecordError> {
         let (mut records, mut problems) = (Vec::new(), Vec::new());
         for path in self.files()? {
@@ -99,8 +101,8 @@ impl Store {
                     Ok(record) => records.push(record),
                     Err(problem) => problems.push(problem),
                 },
-                // the agent died while it wrote this, so it has made nothing yet of what it says
-                Some(UNFINISHED) => fs::remove_file(&path).map_err(failed("remove", &path))?,
+                // the agent crashed while writing it, before it created anything for the pod
+                Some(TEMPORARY_SUFFIX) => fs::remove_file(&path).map_err(io_error("remove", &path))?,
                 _ => {}
             }
         }
@@ -108,18 +110,18 @@ impl Store {
         Ok((records, problems))
     }
 
-    /// Writes a record in place of the one of its device.
+    /// Writes or replaces the record of a device.
     pub fn save(&self, record: &Record) -> Result<(), RecordError> {
         let path = self.path(&record.device);
         let text = serde_json::to_vec_pretty(record).map_err(io::Error::from);
-        write(&path, &text.map_err(failed("write", &path))?)
+        write(&path, &text.map_err(io_error("write", &path))?)
     }
 
     /// Removes the record of a device, if there is one.
     pub fn remove(&self, device: &str) -> Result<(), RecordError> {
         let path = self.path(device);
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &path)(error)),
             _ => Ok(()),
         }
     }
@@ -129,44 +131,44 @@ impl Store {
     }
 
     fn files(&self) -> Result<Vec<PathBuf>, RecordError> {
-        let entries = fs::read_dir(&self.directory).map_err(failed("read", &self.directory))?;
+        let entries = fs::read_dir(&self.directory).map_err(io_error("read", &self.directory))?;
         let paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>();
-        paths.map_err(failed("read", &self.directory))
+        paths.map_err(io_error("read", &self.directory))
     }
 }
 
-/// All of it, or what was there before.
+/// Replaces the file atomically.
 fn write(path: &Path, text: &[u8]) -> Result<(), RecordError> {
-    let unfinished = beside(path, UNFINISHED);
-    fs::write(&unfinished, text).map_err(failed("write", &unfinished))?;
-    fs::rename(&unfinished, path).map_err(failed("rename to", path))
+    let temporary = with_suffix(path, TEMPORARY_SUFFIX);
+    fs::write(&temporary, text).map_err(io_error("write", &temporary))?;
+    fs::rename(&temporary, path).map_err(io_error("rename to", path))
 }
 
 fn read(path: &Path) -> Result<Record, RecordError> {
-    let text = fs::read(path).map_err(failed("read", path))?;
+    let text = fs::read(path).map_err(io_error("read", path))?;
     let detail = match serde_json::from_slice::<Record>(&text) {
         Ok(record) if path.file_stem().is_some_and(|stem| *stem == *record.device) => return Ok(record),
-        Ok(record) => format!("it is about device {}", record.device),
+        Ok(record) => format!("it names device {}", record.device),
         Err(error) => error.to_string(),
     };
-    let aside = beside(path, BROKEN);
-    fs::rename(path, &aside).map_err(failed("rename to", &aside))?;
-    Err(RecordError::Broken { path: path.to_owned(), detail, aside })
+    let moved_to = with_suffix(path, INVALID_SUFFIX);
+    fs::rename(path, &moved_to).map_err(io_error("rename to", &moved_to))?;
+    Err(RecordError::Invalid { path: path.to_owned(), detail, moved_to })
 }
 
-fn beside(path: &Path, extension: &str) -> PathBuf {
+fn with_suffix(path: &Path, extension: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".");
     name.push(extension);
     name.into()
 }
 
-fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RecordError {
+fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RecordError {
     let path = path.to_owned();
     move |source| RecordError::Io { operation, path, source }
 }
 
-/// Link addresses as people write them.
+/// MAC addresses in the usual notation, for serde.
 mod mac {
     use dataplane_common::abi::MacAddr;
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
@@ -180,7 +182,7 @@ mod mac {
         let text = String::deserialize(deserializer)?;
         let bytes: Option<Vec<u8>> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
         let bytes = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
-        bytes.map(MacAddr::new).ok_or_else(|| D::Error::custom(format!("{text:?} is no link address")))
+        bytes.map(MacAddr::new).ok_or_else(|| D::Error::custom(format!("{text:?} is not a MAC address")))
     }
 }
 
@@ -205,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn records_outlive_the_agent_in_the_order_they_were_made() {
+    fn records_are_read_back_in_the_order_they_were_written() {
         let state_dir = tempfile::tempdir().unwrap();
         let store = Store::open(state_dir.path()).unwrap();
         for (device, sequence) in [("dpc", 1), ("dpa", 2), ("dpb", 3)] {
@@ -219,11 +221,11 @@ mod tests {
     }
 
     #[test]
-    fn records_of_an_earlier_boot_are_thrown_away_unread() {
+    fn records_of_an_earlier_boot_are_removed_without_being_read() {
         let state_dir = tempfile::tempdir().unwrap();
         let store = Store::open_in(state_dir.path(), "one").unwrap();
         store.save(&record("dpa", 1)).unwrap();
-        // what a loss of power makes of a file
+        // a power failure can leave an empty file
         fs::write(state_dir.path().join("pods/dpb.json"), "").unwrap();
         let (records, problems) = Store::open_in(state_dir.path(), "two").unwrap().load().unwrap();
         assert!(records.is_empty() && problems.is_empty());
@@ -232,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_record_is_named_and_kept_aside_and_the_rest_is_read() {
+    fn invalid_record_is_reported_and_moved_and_the_others_are_read() {
         let state_dir = tempfile::tempdir().unwrap();
         let store = Store::open(state_dir.path()).unwrap();
         store.save(&record("dpa", 1)).unwrap();
@@ -244,13 +246,10 @@ mod tests {
         assert_eq!(records, [record("dpa", 1)]);
         let mut problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
         problems.sort();
-        assert!(problems[0].contains("dpb.json is no record of a pod (EOF"), "{problems:?}");
-        assert!(
-            problems[1].contains("dpc.json is no record of a pod (it is about device dpa)"),
-            "{problems:?}"
-        );
+        assert!(problems[0].contains("dpb.json is invalid (EOF"), "{problems:?}");
+        assert!(problems[1].contains("dpc.json is invalid (it names device dpa)"), "{problems:?}");
         assert!(pods.join("dpb.json.broken").exists() && !pods.join("dpd.json.tmp").exists());
-        // said once, not at every start
+        // reported once, not at every start
         assert!(store.load().unwrap().1.is_empty());
     }
 }

@@ -1,13 +1,13 @@
-//! What is left of an earlier agent's pods: records on disk against devices in the kernel.
+//! Recovery at start: compares the pod records on disk with the devices in the kernel.
 //!
-//! The device decides. One that is gone took its pod along (its end is in the pod's namespace), whatever the record
-//! says: the addresses are free. So a pod that was deleted while no agent ran loses its device first, and is then as any
-//! that is gone. One without a record is a pod all the same: the kernel's routes tell its addresses.
+//! The device decides. If it does not exist, the pod's network namespace does not exist either, and
+//! its addresses are free. Pods that were deleted while no agent ran lose their device first. A pod
+//! device without a record is adopted, with the addresses of the kernel's routes to it.
 
 use std::collections::BTreeMap;
 
 use dataplane_cni::{
-    pending_deletes::{DeletionQueue, Found},
+    pending_deletes::{DeletionQueue, PendingDeletes},
     protocol::Attachment,
 };
 
@@ -15,132 +15,141 @@ use super::{
     CniError, PodDevice,
     name::host_device,
     pods::{Record, Store},
-    server::{Held, State},
+    server::{PodEntry, State},
 };
 use crate::netlink::{KernelRoute, Link, Netlink, NetlinkError};
 
-/// What was found at start.
+/// The result of recovery.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovery {
-    /// Pods that are alive: the datapath is to know them.
+    /// Pods with a device. The caller attaches the datapath to them.
     pub pods: Vec<PodDevice>,
-    /// Names of devices that went while no agent ran. Their addresses are free.
+    /// Names of pod devices that vanished while no agent ran. Their addresses are released.
     pub released: Vec<String>,
-    /// Sentences for a person.
+    /// What the operator should know, as sentences.
     pub problems: Vec<String>,
 }
 
-/// Reads the records and looks at the devices. Records of pods that are gone are removed.
+/// Compares records with devices, and removes the records of pods without a device.
 pub(super) async fn recover(
     netlink: &Netlink,
     store: &Store,
-    notes: &DeletionQueue,
+    queue: &DeletionQueue,
 ) -> Result<(State, Recovery), CniError> {
-    let (records, broken) = store.load()?;
+    let (records, invalid) = store.load()?;
     let mut state = State::default();
     let mut recovery = Recovery::default();
-    recovery.problems.extend(broken.iter().map(ToString::to_string));
-    let gone = remove_gone(netlink, notes, &mut recovery).await;
+    recovery.problems.extend(invalid.iter().map(ToString::to_string));
+    let deleted = process_pending_deletes(netlink, queue, &mut recovery).await;
     let links = netlink.links().await?.into_iter().filter(Link::is_pod_device);
     let mut links: BTreeMap<String, Link> = links.map(|link| (link.name.clone(), link)).collect();
     for record in records {
         match links.remove(&record.device) {
-            Some(link) => state.keep(record, &link, &mut recovery),
+            Some(link) => state.restore(record, &link, &mut recovery),
             None => {
-                tracing::info!(device = record.device, addresses = ?record.addresses, "pod is gone");
+                let Record { attachment, device, addresses, .. } = &record;
+                tracing::info!(%attachment, device, ?addresses, "pod device no longer exists; addresses released");
                 store.remove(&record.device)?;
                 recovery.released.push(record.device);
             }
         }
     }
     if !links.is_empty() {
-        let routes = netlink.our_routes().await?;
+        let routes = netlink.agent_routes().await?;
         for link in links.values() {
-            adopt(netlink, link, &routes, &mut state, &mut recovery).await?;
+            adopt_device(netlink, link, &routes, &mut state, &mut recovery).await?;
         }
     }
-    // last of all: until here, the next agent would begin again
-    for attachment in &gone {
-        if let Err(error) = notes.remove(attachment) {
+    // last, so that the next agent repeats a recovery that was interrupted
+    for attachment in &deleted {
+        if let Err(error) = queue.remove(attachment) {
             recovery.problems.push(error.to_string());
         }
     }
     for problem in &recovery.problems {
-        tracing::error!(problem, "pod records");
+        tracing::error!(problem, "pod recovery: a record or device needs attention");
     }
     Ok((state, recovery))
 }
 
 impl State {
-    fn keep(&mut self, record: Record, link: &Link, recovery: &mut Recovery) {
+    fn restore(&mut self, record: Record, link: &Link, recovery: &mut Recovery) {
         self.sequence = self.sequence.max(record.sequence);
-        self.hold(Held::new(record, link.ifindex), recovery);
+        self.insert_pod(PodEntry::new(record, link.ifindex), recovery);
     }
 
-    fn hold(&mut self, held: Held, recovery: &mut Recovery) {
-        let device = held.device.clone();
+    fn insert_pod(&mut self, entry: PodEntry, recovery: &mut Recovery) {
+        let device = entry.device.clone();
         for address in &device.addresses {
-            if let Err(error) = self.ipam.claim(*address, &device.name) {
-                recovery.problems.push(format!("{}: {error}", device.name));
+            if let Err(error) = self.ipam.assign(*address, &device.name) {
+                recovery.problems.push(format!("pod device {}: {error}", device.name));
             }
         }
-        self.pods.insert(device.name.clone(), held);
+        self.pods.insert(device.name.clone(), entry);
         recovery.pods.push(device);
     }
 }
 
-/// Removes the devices of pods that were deleted while no agent ran. DeletionQueue of those that are left are kept: the next
-/// agent tries again.
-async fn remove_gone(netlink: &Netlink, notes: &DeletionQueue, recovery: &mut Recovery) -> Vec<Attachment> {
-    let found = notes.read().unwrap_or_else(|error| {
-        recovery.problems.push(error.to_string());
-        Found::default()
+/// Removes the devices of pods that were deleted while no agent ran, and returns these pods. A
+/// deletion that failed stays in the queue: the next agent tries again.
+async fn process_pending_deletes(
+    netlink: &Netlink,
+    queue: &DeletionQueue,
+    recovery: &mut Recovery,
+) -> Vec<Attachment> {
+    let pending = queue.read().unwrap_or_else(|error| {
+        recovery.problems.push(format!("cannot read pending deletions: {error}"));
+        PendingDeletes::default()
     });
-    let strangers = found.strangers.iter();
-    recovery.problems.extend(strangers.map(|path| format!("{} is no note of a pod", path.display())));
-    let mut gone = Vec::new();
-    for attachment in found.gone {
+    let unknown = pending.unknown_files.iter();
+    recovery.problems.extend(
+        unknown.map(|path| format!("{} is not a pending deletion of a pod; remove the file", path.display())),
+    );
+    let mut deleted = Vec::new();
+    for attachment in pending.attachments {
         match remove_device(netlink, &host_device(&attachment)).await {
-            Ok(()) => gone.push(attachment),
-            Err(error) => {
-                recovery.problems.push(format!("{attachment} was deleted and is still here: {error}"));
-            }
+            Ok(()) => deleted.push(attachment),
+            Err(error) => recovery.problems.push(format!(
+                "cannot remove the device of {attachment}, deleted while no agent ran: {error}; \
+                 the next start of the agent tries again"
+            )),
         }
     }
-    gone
+    deleted
 }
 
 async fn remove_device(netlink: &Netlink, device: &str) -> Result<(), NetlinkError> {
     match netlink.link(device).await?.filter(Link::is_pod_device) {
         Some(link) => {
-            tracing::info!(device, "pod was deleted while no agent ran");
+            tracing::info!(device, "pod was deleted while no agent ran; removing its device");
             netlink.delete_link(&link).await
         }
         None => Ok(()),
     }
 }
 
-/// Takes over a pod's device that has no record.
-async fn adopt(
+/// Adopts a pod device without a record, or removes it if no route leads to it.
+async fn adopt_device(
     netlink: &Netlink,
     link: &Link,
     routes: &[KernelRoute],
     state: &mut State,
     recovery: &mut Recovery,
 ) -> Result<(), CniError> {
-    let is_host = |route: &&KernelRoute| {
+    let is_pod_route = |route: &&KernelRoute| {
         route.ifindex == link.ifindex && route.destination.prefix_len() == route.destination.max_prefix_len()
     };
-    let addresses: Vec<_> = routes.iter().filter(is_host).map(|route| route.destination.addr()).collect();
+    let addresses: Vec<_> =
+        routes.iter().filter(is_pod_route).map(|route| route.destination.addr()).collect();
     let neighbours = netlink.permanent_neighbours(link.ifindex).await?;
     let Some(mac) = neighbours.first().map(|neighbour| neighbour.mac).filter(|_| !addresses.is_empty())
     else {
-        // nothing leads to it: somebody died while making or removing it
-        recovery.problems.push(format!("device {} has no record and no address: removed", link.name));
+        // an agent crashed while it created or removed the device
+        recovery.problems.push(format!("pod device {} has no record and no route to it; removed", link.name));
         return Ok(netlink.delete_link(link).await?);
     };
     recovery.problems.push(format!(
-        "device {} has no record: it keeps the addresses its routes tell ({})",
+        "pod device {} has no record; keeping it with the addresses of its routes ({})",
         link.name,
         addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     ));
@@ -154,6 +163,6 @@ async fn adopt(
         port_mappings: Vec::new(),
         shaped: false,
     };
-    state.hold(Held { record: None, device }, recovery);
+    state.insert_pod(PodEntry { record: None, device }, recovery);
     Ok(())
 }

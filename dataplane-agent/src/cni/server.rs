@@ -1,5 +1,5 @@
-//! Answers the plugin: a request to a verb, a result to a response. What the verbs do is in `add` (with CHECK) and
-//! `del` (with GC).
+//! The CNI server: decodes a request of the plugin and encodes the response. ADD and CHECK are in
+//! `add`, DEL and GC in `del`.
 
 use std::{
     collections::BTreeMap,
@@ -34,89 +34,91 @@ use crate::{
     netlink::Netlink,
 };
 
-/// What pods of this node get.
+/// Settings for new pods of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodNetwork {
-    /// Pod ranges of this node, one per family. Empty: no pod can be added.
+    /// Pod ranges of this node, at most one per family. If empty, no pod can be added.
     pub ranges: Vec<IpNet>,
     pub mtu: u32,
-    /// The addresses the node speaks to its pods with, at most one per family. They are on a device of the node.
+    /// Source addresses of the node towards its pods, at most one per family. A device of the node
+    /// has them.
     pub sources: Vec<IpAddr>,
 }
 
-/// Answers the plugin. Clones are the same server.
+/// The CNI server. Clones share their state.
 #[derive(Clone, Debug)]
 pub struct Server {
     shared: Arc<Shared>,
 }
 
-/// What the verbs work with.
+/// State that the CNI operations share.
 pub(super) struct Shared {
     pub(super) netlink: Netlink,
-    pub(super) wiring: Arc<dyn PodDatapath>,
-    pub(super) turns: KeyedMutex,
+    pub(super) datapath: Arc<dyn PodDatapath>,
+    pub(super) container_locks: KeyedMutex,
     store: Store,
     state: Mutex<State>,
 }
 
-/// What is known. Never locked while anything is waited for.
+/// Pods and addresses. The lock is never held across an await.
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) network: PodNetwork,
     pub(super) ipam: Ipam,
-    /// By name of the host's side.
-    pub(super) pods: BTreeMap<String, Held>,
-    /// Of the newest record.
+    /// By name of the host device.
+    pub(super) pods: BTreeMap<String, PodEntry>,
+    /// Sequence number of the newest record.
     pub(super) sequence: u64,
 }
 
-/// A pod that has addresses.
+/// A pod with addresses.
 #[derive(Clone, Debug)]
-pub(super) struct Held {
-    /// Absent if the record is lost and only the device is left.
+pub(super) struct PodEntry {
+    /// `None` if the record is lost and only the device exists.
     pub(super) record: Option<Record>,
-    /// Its `ifindex` is 0 until the device is made.
+    /// Its `ifindex` is 0 until the device is created.
     pub(super) device: PodDevice,
 }
 
 impl Server {
-    /// A server over the records in the state directory, brought into line with the devices there are, and with the
-    /// notes of pods that went meanwhile in the run directory, on whose socket the caller listens already. Pods that
-    /// are found alive are for the caller to hand to the datapath. Until [`Self::configure`] no pod can be added.
+    /// Starts a server: recovers the pods from records, devices and pending deletions. The caller
+    /// already listens on the socket in `run_dir`, and attaches the datapath to the recovered pods.
+    /// No pod can be added before [`Self::configure`].
     pub async fn start(
         netlink: Netlink,
-        wiring: Arc<dyn PodDatapath>,
+        datapath: Arc<dyn PodDatapath>,
         state_dir: &Path,
         run_dir: &Path,
     ) -> Result<(Self, Recovery), CniError> {
         let store = Store::open(state_dir)?;
-        let (state, recovery) = recovery::recover(&netlink, &store, &DeletionQueue::of(run_dir)).await?;
-        let (turns, state) = (KeyedMutex::default(), Mutex::new(state));
-        let shared = Arc::new(Shared { netlink, wiring, turns, store, state });
+        let (state, recovery) =
+            recovery::recover(&netlink, &store, &DeletionQueue::in_run_dir(run_dir)).await?;
+        let (container_locks, state) = (KeyedMutex::default(), Mutex::new(state));
+        let shared = Arc::new(Shared { netlink, datapath, container_locks, store, state });
         Ok((Self { shared }, recovery))
     }
 
-    /// What new pods get from now on. Pods that are there keep what they have.
+    /// Sets the settings for new pods. Existing pods do not change.
     pub fn configure(&self, network: PodNetwork) {
         let mut state = self.shared.state();
         state.ipam.set_ranges(&network.ranges);
         state.network = network;
     }
 
-    /// Frees the addresses of pods whose device is gone although nobody deleted them. To be called by timer.
-    pub async fn sweep(&self) {
-        // a task of its own: a release is not left half done because somebody stopped waiting for it
+    /// Releases the addresses of pods whose device vanished without a DEL. Called by a timer.
+    pub async fn release_vanished(&self) {
+        // a separate task: a release completes even if the caller is cancelled
         let shared = Arc::clone(&self.shared);
-        let swept = tokio::spawn(async move { shared.sweep().await });
-        if let Err(error) = swept.await.unwrap_or_else(|error| Err(CniError::Panicked(error))) {
-            tracing::warn!(%error, "look for pods that are gone");
+        let done = tokio::spawn(async move { shared.release_vanished().await });
+        if let Err(error) = done.await.unwrap_or_else(|error| Err(CniError::Panicked(error))) {
+            tracing::warn!(%error, "cannot look for pods whose device vanished without CNI DEL; retrying later");
         }
     }
 
     /// Every pod that has a device.
     pub fn pods(&self) -> Vec<PodDevice> {
         let state = self.shared.state();
-        state.pods.values().map(|held| held.device.clone()).filter(|device| device.ifindex != 0).collect()
+        state.pods.values().map(|entry| entry.device.clone()).filter(|device| device.ifindex != 0).collect()
     }
 }
 
@@ -126,12 +128,12 @@ impl CniServer for Server {
         async move {
             let request = match serde_json::from_value::<Request>(request) {
                 Ok(request) => request,
-                Err(error) => return answer("unknown", Err(CniError::Request(error))),
+                Err(error) => return answer("unknown", "unknown", Err(CniError::Request(error))),
             };
-            let verb = request.name();
-            // a task of its own: half a pod is not left behind because somebody stopped waiting for it
+            let (verb, object) = (request.name(), request.object());
+            // a separate task: the request completes even if the plugin closes the connection
             let work = tokio::spawn(async move { shared.handle(request).await });
-            answer(verb, work.await.unwrap_or_else(|error| Err(CniError::Panicked(error))))
+            answer(verb, &object, work.await.unwrap_or_else(|error| Err(CniError::Panicked(error))))
         }
         .boxed()
     }
@@ -152,8 +154,8 @@ impl Shared {
         }
     }
 
-    /// Whether pods can be added. An exhausted range does not count: a runtime tells that the node is broken if we say
-    /// no here, and its pods would be moved away.
+    /// Whether pods can be added. An exhausted range is not an error here: the runtime would report
+    /// the node as not ready, and its pods would be evicted.
     fn status(&self) -> Response {
         match self.network() {
             Ok(_) => Response::Done,
@@ -170,12 +172,12 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is known of a pod, by the name of its device.
-    pub(super) fn held(&self, device: &str) -> Option<Held> {
+    /// The pod with this host device.
+    pub(super) fn pod(&self, device: &str) -> Option<PodEntry> {
         self.state().pods.get(device).cloned()
     }
 
-    /// Works with the records, on a thread that may block.
+    /// Runs `work` on the record store, on a blocking thread.
     pub(super) async fn with_store(
         &self,
         work: impl FnOnce(&Store) -> Result<(), RecordError> + Send + 'static,
@@ -188,14 +190,14 @@ impl Shared {
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("wiring", &self.wiring).finish_non_exhaustive()
+        f.debug_struct("Shared").field("datapath", &self.datapath).finish_non_exhaustive()
     }
 }
 
-fn answer(verb: &'static str, result: Result<Response, CniError>) -> CniAnswer {
+fn answer(verb: &'static str, object: &str, result: Result<Response, CniError>) -> CniAnswer {
     let response = result.unwrap_or_else(|error| {
         let failure = error.failure();
-        tracing::warn!(verb, code = failure.code, %error, "CNI request failed");
+        tracing::warn!(verb, object, code = failure.code, %error, advice = error.advice(), "CNI request failed");
         Response::Failed(failure)
     });
     let result = match &response {
@@ -203,7 +205,7 @@ fn answer(verb: &'static str, result: Result<Response, CniError>) -> CniAnswer {
         Response::Added(_) | Response::Done => RequestResult::Ok,
     };
     let response = serde_json::to_value(response).unwrap_or_else(|error| {
-        // strings and numbers: it cannot happen, and the plugin understands this all the same
+        // cannot happen with strings and numbers; the plugin understands this form too
         serde_json::json!({ "error": error.to_string() })
     });
     CniAnswer { verb, result, response }

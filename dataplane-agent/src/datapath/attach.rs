@@ -1,8 +1,8 @@
-//! Classifiers on devices: which programs a device carries, and how they stay there.
+//! Attaches tc programs to devices.
 //!
-//! On a kernel that takes them, tcx links pinned in bpffs; else clsact filters of a fixed priority and handle. Which of
-//! the two is found by trying. Both stay when the agent ends, and both are given the new program in place, so that no
-//! packet of a restart passes a device without a program.
+//! With tcx links pinned in bpffs where the kernel supports them (6.6 and later), else with clsact
+//! filters of a fixed priority and handle. Both stay attached when the agent ends, and the next
+//! agent replaces the program in place, so that no packet passes a device without a program.
 
 use std::{
     io,
@@ -19,65 +19,68 @@ use nix::net::if_::if_nameindex;
 use super::{
     loader::Datapath,
     pins::{Pins, PinsError},
-    tc::{Hook, adopt_tcx, attach_clsact, attach_tcx, held, no_tcx, remove_filter, unpin},
+    tc::{TcHook, adopt_tcx, attach_clsact, attach_tcx, open_link, remove_filter, tcx_unsupported, unpin},
 };
 
-/// Which hooks of tc to use.
+/// Which tc attach mechanism to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TcHooks {
-    /// tcx, and clsact where the kernel has no tcx.
+    /// tcx, or clsact if the kernel has no tcx.
     #[default]
     Auto,
     /// clsact filters only.
     Clsact,
 }
 
-/// How a program came to its device.
+/// How a program was attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attachment {
-    /// A tcx link, new.
+    /// A new tcx link.
     Tcx,
-    /// A tcx link an earlier agent had pinned, given the new program.
+    /// An existing tcx link, pinned by an earlier agent, whose program was replaced.
     TcxAdopted,
-    /// A clsact filter, new.
+    /// A new clsact filter.
     Clsact,
-    /// A clsact filter of an earlier agent, given the new program.
+    /// An existing clsact filter of an earlier agent, whose program was replaced.
     ClsactAdopted,
 }
 
-/// Why a program is not attached (or not detached).
+/// Why a program could not be attached or detached.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
     #[error("attach {program} to {device}: {source}")]
     Attach { program: &'static str, device: String, source: ProgramError },
-    #[error("adopt the link of {program} on {device}: {source}")]
+    #[error("adopt the pinned link of {program} on {device}: {source}")]
     Adopt { program: &'static str, device: String, source: LinkError },
     #[error("pin the link of {program} on {device}: {source}")]
     Pin { program: &'static str, device: String, source: PinError },
-    #[error("add the qdisc clsact to {device}: {source}")]
+    #[error("add qdisc clsact to {device}: {source}")]
     Qdisc { device: String, source: TcError },
-    #[error("remove our {direction:?} filter from {device}: {source}")]
+    #[error("remove the {direction:?} filter of the agent from {device}: {source}")]
     Detach { direction: TcAttachType, device: String, source: ProgramError },
-    #[error("list the devices: {0}")]
+    #[error("list network devices: {0}")]
     Devices(#[source] io::Error),
     #[error(transparent)]
     Pins(#[from] PinsError),
 }
 
-/// Egress first: a device whose second attachment fails must not translate packets it will not translate back.
-const POD: [Hook; 2] = [(program::TO_POD, TcAttachType::Egress), (program::FROM_POD, TcAttachType::Ingress)];
-const UPLINK: [Hook; 2] =
+/// Egress first: if the second attachment fails, the device must not translate packets without
+/// restoring replies.
+const POD: [TcHook; 2] =
+    [(program::TO_POD, TcAttachType::Egress), (program::FROM_POD, TcAttachType::Ingress)];
+const UPLINK: [TcHook; 2] =
     [(program::TO_WIRE, TcAttachType::Egress), (program::FROM_WIRE, TcAttachType::Ingress)];
-const OVERLAY: [Hook; 2] =
+const OVERLAY: [TcHook; 2] =
     [(program::TO_OVERLAY, TcAttachType::Egress), (program::FROM_OVERLAY, TcAttachType::Ingress)];
 
 impl Datapath {
-    /// Hooks the host side of a pod's device, in the network namespace of the calling thread.
+    /// Attaches the programs to the host side of a pod device, in the network namespace of the
+    /// calling thread.
     pub fn attach_pod(&mut self, device: &str) -> Result<Attachment, AttachError> {
         self.attach_device(device, POD)
     }
 
-    /// Takes the programs off a pod's device. That the device is gone already is no error.
+    /// Detaches the programs from a pod device. A missing device is not an error.
     pub fn detach_pod(&mut self, device: &str) -> Result<(), AttachError> {
         self.detach_device(device, POD)
     }
@@ -99,39 +102,40 @@ impl Datapath {
         self.detach_device(device, OVERLAY)
     }
 
-    /// Removes the pins of devices that no longer exist (a pod that went while no agent ran), and returns their names.
-    pub fn sweep_devices(&mut self) -> Result<Vec<String>, AttachError> {
+    /// Removes the pins of devices that no longer exist, and returns the names of these devices.
+    pub fn remove_stale_links(&mut self) -> Result<Vec<String>, AttachError> {
         let present = device_names()?;
-        let mut gone = Vec::new();
+        let mut stale = Vec::new();
         for device in self.pins.all_devices()? {
             if !present.contains(&device) {
                 remove_links(&self.pins, &device, program::DEVICE)?;
-                gone.push(device);
+                stale.push(device);
             }
         }
-        Ok(gone)
+        Ok(stale)
     }
 
-    /// Removes the pins of agents with tables of another version, which detaches their programs: for when ours are on
-    /// every device. Returns what was removed.
+    /// Removes the pins of other ABI versions, which detaches their programs. Call it when this
+    /// version's programs are attached to every device. Returns the removed paths.
     pub fn remove_other_versions(&self) -> Result<Vec<PathBuf>, AttachError> {
         Ok(self.pins.remove_other_versions()?)
     }
 
-    fn attach_device(&mut self, device: &str, hooks: [Hook; 2]) -> Result<Attachment, AttachError> {
-        let mut fresh: Vec<Hook> = Vec::new();
+    fn attach_device(&mut self, device: &str, hooks: [TcHook; 2]) -> Result<Attachment, AttachError> {
+        let mut added: Vec<TcHook> = Vec::new();
         let mut attachment = Attachment::Tcx;
         for hook in hooks {
             match self.attach(device, hook) {
                 Ok(done) => {
                     attachment = done;
                     if matches!(done, Attachment::Tcx | Attachment::Clsact) {
-                        fresh.push(hook);
+                        added.push(hook);
                     }
                 }
                 Err(error) => {
-                    // only what this call added: an adopted link was at work before and stays so
-                    for (program, direction) in fresh {
+                    // only what this call added: an adopted link was in use before and stays
+                    // attached
+                    for (program, direction) in added {
                         unpin(&self.pins.device_link(program, device))?;
                         remove_filter(device, direction)?;
                     }
@@ -142,7 +146,7 @@ impl Datapath {
         Ok(attachment)
     }
 
-    fn detach_device(&mut self, device: &str, hooks: [Hook; 2]) -> Result<(), AttachError> {
+    fn detach_device(&mut self, device: &str, hooks: [TcHook; 2]) -> Result<(), AttachError> {
         remove_links(&self.pins, device, hooks.map(|(program, _)| program))?;
         for (_, direction) in hooks {
             remove_filter(device, direction)?;
@@ -150,7 +154,7 @@ impl Datapath {
         Ok(())
     }
 
-    fn attach(&mut self, device: &str, (name, direction): Hook) -> Result<Attachment, AttachError> {
+    fn attach(&mut self, device: &str, (name, direction): TcHook) -> Result<Attachment, AttachError> {
         let failed = |source| AttachError::Attach { program: name, device: device.to_owned(), source };
         let pin = self.pins.device_link(name, device);
         let program: &mut SchedClassifier = match self.ebpf.program_mut(name) {
@@ -163,12 +167,12 @@ impl Datapath {
             }
             match attach_tcx(program, device, (name, direction), &pin) {
                 Ok(()) => {
-                    // an agent told to use clsact may have been here before
+                    // an earlier agent may have been configured to use clsact
                     remove_filter(device, direction)?;
                     return Ok(Attachment::Tcx);
                 }
-                Err(AttachError::Attach { source, .. }) if no_tcx(&source) => {
-                    tracing::debug!(device, program = name, "no tcx, using clsact: {source}");
+                Err(AttachError::Attach { source, .. }) if tcx_unsupported(&source) => {
+                    tracing::debug!(device, program = name, error = %source, "kernel has no tcx, using a clsact filter");
                 }
                 Err(error) => return Err(error),
             }
@@ -179,8 +183,8 @@ impl Datapath {
     }
 }
 
-/// Removes everything any agent ever attached or pinned below `bpffs`, and its filters on the devices of the calling
-/// thread's network namespace. Returns what was removed.
+/// Removes all pins of all agents below `bpffs`, which detaches their programs, and the agent's
+/// filters on devices of the calling thread's network namespace. Returns what was removed.
 pub fn cleanup(bpffs: &Path) -> Result<Vec<String>, AttachError> {
     let mut removed = Vec::new();
     for device in device_names()? {
@@ -191,9 +195,10 @@ pub fn cleanup(bpffs: &Path) -> Result<Vec<String>, AttachError> {
         }
     }
     let pins = Pins::new(bpffs);
-    let detached_now: Vec<_> = pins.all_links()?.iter().map(|pin| held(pin)).collect();
+    let links: Vec<_> = pins.all_links()?.iter().map(|pin| open_link(pin)).collect();
     let pins = pins.remove_all()?;
-    drop(detached_now);
+    // detaches them now: see `open_link`
+    drop(links);
     removed.extend(pins.iter().map(|path| path.display().to_string()));
     Ok(removed)
 }

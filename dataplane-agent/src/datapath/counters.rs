@@ -1,9 +1,9 @@
-//! `COUNTERS`: packets by hook and outcome, summed over the CPUs.
+//! `COUNTERS`: packets per hook and outcome, summed over all CPUs.
 
 use aya::maps::{MapData, MapError, PerCpuArray};
 use dataplane_common::{
     abi::names::map,
-    reason::{DropReason, Hook, Outcome, Verdict, counter_index},
+    reason::{DropReason, HookId, Outcome, Verdict, counter_index},
 };
 
 use super::{
@@ -11,15 +11,15 @@ use super::{
     pins::Pins,
 };
 
-/// The counters of this node.
+/// The packet counters of this node.
 pub struct Counters {
     map: PerCpuArray<MapData, u64>,
 }
 
-/// How many packets of a hook ended one way.
+/// Number of packets of one hook with one outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Count {
-    pub hook: Hook,
+    pub hook: HookId,
     pub outcome: Outcome,
     pub packets: u64,
 }
@@ -30,10 +30,10 @@ impl Counters {
         Ok(Self { map })
     }
 
-    /// Every counter that is not zero.
+    /// All counters that are not zero.
     pub fn read(&self) -> Result<Vec<Count>, MapError> {
         let mut counts = Vec::new();
-        for hook in Hook::ALL.iter().copied() {
+        for hook in HookId::ALL.iter().copied() {
             for outcome in outcomes() {
                 let packets = self.get(hook, outcome)?;
                 if packets != 0 {
@@ -45,7 +45,7 @@ impl Counters {
     }
 
     /// One counter.
-    pub fn get(&self, hook: Hook, outcome: Outcome) -> Result<u64, MapError> {
+    pub fn get(&self, hook: HookId, outcome: Outcome) -> Result<u64, MapError> {
         let number = match outcome {
             Outcome::Passed(verdict) => verdict.number(),
             Outcome::Dropped(reason) => reason.number(),

@@ -1,7 +1,7 @@
-//! `EVENTS`: what the datapath reports of single packets, to whoever listens.
+//! `EVENTS`: reads the datapath's packet events and forwards them to subscribers.
 //!
-//! One agent reads one ring (the ring is the node's, the pin says so) and hands copies to any number of listeners; a
-//! listener that is too slow loses the oldest. The ring is drained even if nobody listens, so that it holds what is new.
+//! The agent is the only reader of the ring buffer. A subscriber that is too slow loses the oldest
+//! events. The ring is drained even without subscribers, so that it holds the newest events.
 
 use std::{
     io,
@@ -12,7 +12,7 @@ use std::{
 use aya::maps::{MapData, RingBuf};
 use dataplane_common::{
     abi::{Event, names::map},
-    reason::{Hook, Outcome},
+    reason::{HookId, Outcome},
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -25,26 +25,26 @@ use super::{
     pins::Pins,
 };
 
-/// Events a listener may lag behind.
+/// Number of events a subscriber may lag behind.
 const BACKLOG: usize = 4_096;
 
-/// Why there are no events.
+/// Why events cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum EventsError {
     #[error(transparent)]
     Open(#[from] OpenError),
-    #[error("watch the ring of events: {0}")]
+    #[error("poll the ring buffer EVENTS: {0}")]
     Watch(#[from] io::Error),
 }
 
-/// What happened to a packet.
+/// What the datapath did with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PacketEvent {
     /// Nanoseconds of `CLOCK_MONOTONIC`.
     pub timestamp: u64,
-    pub hook: Hook,
+    pub hook: HookId,
     pub outcome: Outcome,
-    /// As far as the packet could be parsed; `::` beyond.
+    /// `::` if the packet could not be parsed.
     pub source: IpAddr,
     pub source_port: u16,
     pub destination: IpAddr,
@@ -57,7 +57,7 @@ pub struct PacketEvent {
     pub length: u32,
 }
 
-/// The reader of the ring. Dropping it stops the reading.
+/// The reader of the ring buffer, until it is dropped.
 #[derive(Debug)]
 pub struct Events {
     sender: broadcast::Sender<PacketEvent>,
@@ -65,18 +65,18 @@ pub struct Events {
 }
 
 impl Events {
-    /// Starts reading.
+    /// Starts reading on the current runtime.
     pub fn start(pins: &Pins) -> Result<Self, EventsError> {
         let (ring, _): (RingBuf<MapData>, _) = open(pins, map::EVENTS)?;
-        let mut ring = when_readable(ring)?;
+        let mut ring = async_fd(ring)?;
         let (sender, _) = broadcast::channel(BACKLOG);
-        let listeners = sender.clone();
+        let subscribers = sender.clone();
         let task = tokio::spawn(async move {
             while let Ok(mut guard) = ring.readable_mut().await {
                 while let Some(record) = guard.get_inner_mut().next() {
                     if let Some(event) = Event::from_bytes(&record).and_then(|event| read(&event)) {
-                        // nobody listens: nothing is lost that anybody wanted
-                        let _listeners = listeners.send(event);
+                        // fails without subscribers
+                        let _no_subscribers = subscribers.send(event);
                     }
                 }
                 guard.clear_ready();
@@ -85,7 +85,7 @@ impl Events {
         Ok(Self { sender, task })
     }
 
-    /// Events from now on.
+    /// Subscribes to future events.
     pub fn subscribe(&self) -> broadcast::Receiver<PacketEvent> {
         self.sender.subscribe()
     }
@@ -97,8 +97,8 @@ impl Drop for Events {
     }
 }
 
-/// Registers a ring with the runtime.
-pub(super) fn when_readable<T: AsFd + AsRawFd>(ring: T) -> io::Result<AsyncFd<T>> {
+/// Registers a ring buffer with the runtime.
+pub(super) fn async_fd<T: AsFd + AsRawFd>(ring: T) -> io::Result<AsyncFd<T>> {
     #[expect(
         deprecated,
         reason = "tokio's replacement is unsafe, which this crate forbids; its condition, that the object keeps the same \
@@ -107,11 +107,11 @@ pub(super) fn when_readable<T: AsFd + AsRawFd>(ring: T) -> io::Result<AsyncFd<T>
     AsyncFd::with_interest(ring, Interest::READABLE)
 }
 
-/// `None` for a hook or outcome this version does not know: a newer program's record in an adopted ring.
+/// `None` for an unknown hook or outcome: an event of a newer program in an adopted ring.
 fn read(event: &Event) -> Option<PacketEvent> {
     Some(PacketEvent {
         timestamp: event.timestamp,
-        hook: Hook::from_number(event.hook)?,
+        hook: HookId::from_number(event.hook)?,
         outcome: Outcome::from_number(event.outcome)?,
         source: event.tuple.src.to_ip(),
         source_port: event.tuple.src_port.get(),
@@ -133,12 +133,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_reads_back_in_host_order() {
+    fn event_is_decoded_to_host_byte_order() {
         let source: IpAddr = "10.0.0.1".parse().unwrap();
         let destination: IpAddr = "fd00::1".parse().unwrap();
         let event = Event {
             tuple: FlowKey::new(6, source.into(), Port::new(1_234), destination.into(), Port::new(80)),
-            hook: Hook::FromWire.number(),
+            hook: HookId::FromWire.number(),
             outcome: DropReason::NoBackend.number(),
             ..Event::default()
         };
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_a_newer_program_is_skipped() {
+    fn event_of_a_newer_program_is_skipped() {
         assert_eq!(read(&Event { outcome: 255, ..Event::default() }), None);
     }
 }

@@ -1,8 +1,8 @@
-//! The flow table, as people read it.
+//! Lists the flow table.
 //!
-//! Read only: slots change hands in the datapath alone (`dataplane_common::abi`, `FLOW_SLOTS`), and flows age there by
-//! the rules of [`dataplane_common::flow`], so the table works on without an agent. A record read here may be half of
-//! one flow and half of the next; its epoch, read before and after, tells.
+//! Read only: only the datapath allocates slots (`dataplane_common::abi`, `FLOW_SLOTS`), and flows
+//! expire there by the rules of [`dataplane_common::flow`], without the agent. A record read here
+//! may be a mix of two flows in the same slot; the epoch shows whether it is.
 
 use std::{io, net::IpAddr};
 
@@ -17,7 +17,7 @@ use super::{
     table::{Table, TableError},
 };
 
-/// Why the flows cannot be listed.
+/// Why the flow table could not be listed.
 #[derive(Debug, thiserror::Error)]
 pub enum FlowsError {
     #[error(transparent)]
@@ -29,10 +29,10 @@ pub enum FlowsError {
 /// A connection that is translated per packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowRow {
-    /// Of forward packets as they arrive.
+    /// Source of a forward packet before translation.
     pub source: Peer,
     pub destination: Peer,
-    /// Of forward packets as they leave.
+    /// Source of a forward packet after translation.
     pub translated_source: Peer,
     pub translated_destination: Peer,
     /// IP protocol number.
@@ -42,20 +42,21 @@ pub struct FlowRow {
     pub age: u32,
     /// Seconds since the last packet.
     pub idle: u32,
-    /// Number of the service port, if a backend was chosen.
+    /// ID of the service port, if the flow has a backend.
     pub service_id: Option<u32>,
-    /// Slot in the table.
+    /// Slot in the flow table.
     pub slot: u32,
 }
 
-/// Address and port; the port is the identifier for ICMP echo.
+/// Address and port; for ICMP echo, the port is the identifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
     pub address: IpAddr,
     pub port: u16,
 }
 
-/// The flows that are alive, found by their index entries: work by the flows there are, not by the size of the table.
+/// Lists the flows that have not expired, by the index: the cost depends on the number of flows,
+/// not on the capacity.
 pub fn flows(tables: &Tables) -> Result<Vec<FlowRow>, FlowsError> {
     Ok(listed(&tables.flow_index, &tables.flows, monotonic_seconds()?)?)
 }
@@ -68,7 +69,7 @@ fn listed(
     let mut rows = Vec::new();
     for (key, reference) in index.entries()? {
         let Some(record) = records.get(&reference.slot)? else { continue };
-        // the entry of the other direction leads to the same record; one of another epoch leads nowhere
+        // the index has an entry per direction for a record; an entry with another epoch is stale
         let current = record.epoch == reference.epoch && record.epoch % 2 == 0;
         if current && record.forward == key && !is_expired(&record, now) {
             rows.push(row(&record, reference.slot, now));
@@ -80,12 +81,12 @@ fn listed(
 }
 
 fn row(flow: &Flow, slot: u32, now: u32) -> FlowRow {
-    let leaving = flow.reply.reversed();
+    let translated = flow.reply.reversed();
     FlowRow {
         source: Peer { address: flow.forward.src.to_ip(), port: flow.forward.src_port.get() },
         destination: Peer { address: flow.forward.dst.to_ip(), port: flow.forward.dst_port.get() },
-        translated_source: Peer { address: leaving.src.to_ip(), port: leaving.src_port.get() },
-        translated_destination: Peer { address: leaving.dst.to_ip(), port: leaving.dst_port.get() },
+        translated_source: Peer { address: translated.src.to_ip(), port: translated.src_port.get() },
+        translated_destination: Peer { address: translated.dst.to_ip(), port: translated.dst_port.get() },
         protocol: flow.forward.protocol,
         state: State::from_number(flow.state),
         age: now.saturating_sub(flow.created),
@@ -95,7 +96,7 @@ fn row(flow: &Flow, slot: u32, now: u32) -> FlowRow {
     }
 }
 
-/// The datapath's clock.
+/// Seconds of `CLOCK_MONOTONIC`, the datapath's clock.
 fn monotonic_seconds() -> Result<u32, FlowsError> {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(|errno| FlowsError::Clock(errno.into()))?;
     Ok(u32::try_from(now.tv_sec()).unwrap_or(u32::MAX))
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_shows_the_packet_as_it_arrives_and_as_it_leaves() {
+    fn row_shows_the_packet_before_and_after_translation() {
         let flow = Flow {
             forward: key("10.0.0.1", 4_000, "10.96.0.1", 80),
             reply: key("10.0.1.7", 8_080, "10.0.0.1", 4_000),

@@ -1,7 +1,9 @@
-//! Puts the object into the kernel: maps adopted from pins or made anew, every program loaded and verified.
+//! Loads the eBPF object: adopts pinned maps or creates them, and loads every program through the
+//! verifier.
 //!
-//! Nothing is attached here, so a kernel that rejects a program leaves the programs of the last agent at work.
-//! What survives the agent is held by pins: dropping [`Datapath`] closes file descriptors and detaches nothing.
+//! Nothing is attached here: if the kernel rejects a program, the programs of the last agent stay
+//! attached. Pins keep everything that outlives the agent: dropping [`Datapath`] closes file
+//! descriptors and detaches nothing.
 
 use std::path::PathBuf;
 
@@ -24,15 +26,15 @@ use super::{
     xdp::XdpUse,
 };
 
-/// The object `build.rs` made of the crate `dataplane-ebpf`.
+/// The eBPF object, built from the crate `dataplane-ebpf` by `build.rs`.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dataplane"));
 
-/// Characters of the verifier's log that go into an error: its end says why.
+/// Number of characters of the verifier log in an error. Its end has the reason.
 const LOG_TAIL: usize = 1_500;
-/// How lines begin that the verifier adds after that end, with its statistics. Linux 7 has one for every function.
-const STATISTICS: [&str; 4] = ["verification time", "stack depth", "subprog ", "processed "];
+/// Prefixes of the statistics lines that follow the reason. Linux 7 has one for every function.
+const STATISTICS_PREFIXES: [&str; 4] = ["verification time", "stack depth", "subprog ", "processed "];
 
-/// Why the datapath is not loaded.
+/// Why the datapath could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error(transparent)]
@@ -41,22 +43,22 @@ pub enum LoadError {
     Object(#[source] EbpfError),
     #[error("the eBPF object has no program {0}")]
     NoProgram(&'static str),
-    #[error("the kernel refused program {program}: {reason}")]
+    #[error("the kernel rejected program {program}: {reason}")]
     Program { program: &'static str, reason: String },
     #[error("fill map {map}: {source}")]
     Fill { map: &'static str, source: MapError },
     #[error("pin map {map}: {source}")]
     Pin { map: &'static str, source: PinError },
-    #[error("{0} (left by an incompatible build? `dataplane-agent cleanup` removes it)")]
+    #[error("{0}; if another build left it, remove it with `dataplane-agent cleanup`")]
     Open(#[from] OpenError),
 }
 
-/// What is loaded, and how.
+/// Options of the loader.
 #[derive(Clone, Debug)]
 pub struct DatapathConfig {
-    /// Where the BPF file system is, or is to be mounted.
+    /// Mount point of the BPF file system. It is mounted if it is not yet.
     pub bpffs: PathBuf,
-    /// Constants of the programs. `flow_slots` is set by the loader.
+    /// Constants of the programs. The loader sets `flow_slots`.
     pub node: NodeConfig,
     pub capacity: Capacity,
     pub log: EbpfLog,
@@ -64,7 +66,7 @@ pub struct DatapathConfig {
     pub xdp: XdpUse,
 }
 
-/// Entries of the maps whose size is the operator's choice.
+/// Number of entries of the maps whose capacity can be configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
     pub endpoints: u32,
@@ -77,7 +79,7 @@ pub struct Capacity {
     pub datagram_origins: u32,
     pub source_ranges: u32,
     pub affinity: u32,
-    /// Of the ring buffer, a power of two.
+    /// Size of the ring buffer in bytes, a power of two.
     pub events_bytes: u32,
 }
 
@@ -120,7 +122,7 @@ impl Capacity {
     }
 }
 
-/// The loaded programs.
+/// The loaded programs and their maps.
 #[derive(Debug)]
 pub struct Datapath {
     pub(super) ebpf: Ebpf,
@@ -130,35 +132,35 @@ pub struct Datapath {
     problems: Vec<String>,
 }
 
-/// A loaded program, for people.
+/// A loaded program, for reports.
 #[derive(Clone, Debug)]
 pub struct ProgramReport {
     pub name: &'static str,
     pub id: u32,
-    /// Instructions the verifier walked; the kernel tells from 5.16.
+    /// Number of instructions the verifier processed; Linux 5.16 and later.
     pub verified_instructions: Option<u32>,
 }
 
 impl Datapath {
-    /// Loads every program, with the maps an earlier agent pinned or new ones.
+    /// Loads every program, with pinned maps of an earlier agent or new ones.
     pub fn load(config: &DatapathConfig) -> Result<Self, LoadError> {
         Self::load_object(OBJECT, config)
     }
 
-    /// Loads another object than the embedded one.
+    /// Loads an object other than the embedded one.
     pub fn load_object(object: &[u8], config: &DatapathConfig) -> Result<Self, LoadError> {
         let pins = Pins::new(&config.bpffs);
         pins.prepare()?;
-        let (sizes, problems) = adopt_sizes(&pins, &config.capacity);
+        let (capacities, problems) = effective_capacities(&pins, &config.capacity);
         let mut node = config.node;
-        node.flow_slots = size_of_map(&sizes, map::FLOWS);
+        node.flow_slots = capacity_of(&capacities, map::FLOWS);
 
         let level = config.log.number();
         let mut loader = EbpfLoader::new();
         loader.override_global(names::NODE, &node, true);
-        // an object without a log statement has no such symbol
+        // an object without log calls does not have this symbol
         loader.override_global(aya_log::LEVEL, &level, false);
-        for (name, entries) in sizes {
+        for (name, entries) in capacities {
             loader.map_max_entries(name, entries);
         }
         let new_slots = !pins.map(map::FLOW_SLOTS).exists();
@@ -171,13 +173,14 @@ impl Datapath {
         if new_slots {
             fill_slots(&mut ebpf, &pins, node.flow_slots)?;
         }
-        // before the verifier runs, whose complaint about a map of another layout would be harder to read
+        // before the programs are loaded: the verifier's error about a map of another layout is
+        // harder to read
         Tables::open(&pins)?;
         load_programs(&mut ebpf, used_programs(config.xdp))?;
         Ok(Self { ebpf, pins, tc: config.tc, xdp: config.xdp, problems })
     }
 
-    /// What an operator should know of this load: pins that were kept although the configuration differs.
+    /// What the operator should know: pinned maps whose capacity differs from the configuration.
     pub fn problems(&self) -> &[String] {
         &self.problems
     }
@@ -186,9 +189,10 @@ impl Datapath {
         &self.pins
     }
 
-    /// Tells the programs what their node's addresses are, those that run already included.
+    /// Sets the node's addresses in the programs, including those already attached.
     ///
-    /// A packet that is masqueraded in this very moment may get an address made of two: its reply does not come.
+    /// The write is not atomic: a packet that is masqueraded at the same time may get a mix of the
+    /// old and the new address.
     pub fn set_addresses(&mut self, addresses: NodeAddresses) -> Result<(), LoadError> {
         let failed = |source| LoadError::Fill { map: names::DATA, source };
         let missing = || MapError::InvalidName { name: names::DATA.to_owned() };
@@ -197,17 +201,17 @@ impl Datapath {
         data.set(0, addresses, 0).map_err(failed)
     }
 
-    /// Opens the tables. Each call opens them anew: several holders may have them.
+    /// Opens the tables. Each call returns new handles to the same maps.
     pub fn tables(&self) -> Result<Tables, OpenError> {
         Tables::open(&self.pins)
     }
 
-    /// The backends of connected UDP sockets, by the number of the socket.
+    /// The backends of connected UDP sockets, by socket cookie.
     pub fn connected_peers(&self) -> Result<HashTable<u64, ConnectedPeer>, OpenError> {
         HashTable::open(&self.pins, map::CONNECTED_PEERS)
     }
 
-    /// Every program as the kernel sees it.
+    /// The kernel's information on every loaded program.
     pub fn programs(&self) -> Result<Vec<ProgramReport>, ProgramError> {
         let mut reports = Vec::new();
         for name in used_programs(self.xdp) {
@@ -222,35 +226,36 @@ impl Datapath {
         Ok(reports)
     }
 
-    /// Gives up the eBPF object, for a test that runs its programs on packets.
+    /// Returns the eBPF object, for tests that run its programs on packets.
     pub fn into_ebpf(self) -> Ebpf {
         self.ebpf
     }
 }
 
-/// The capacities to load with: those of existing pins, which are kept with all they hold, else those configured.
-fn adopt_sizes(pins: &Pins, capacity: &Capacity) -> (Vec<(&'static str, u32)>, Vec<String>) {
+/// The capacities to load with: those of pinned maps, which are kept with their entries, else those
+/// configured.
+fn effective_capacities(pins: &Pins, capacity: &Capacity) -> (Vec<(&'static str, u32)>, Vec<String>) {
     let mut problems = Vec::new();
-    let sizes = capacity.by_map().map(|(name, wanted)| {
-        // no pin, or none that can be read: the loader makes a new map, or fails and says why
-        let pinned = MapInfo::from_pin(pins.map(name)).map_or(wanted, |info| info.max_entries());
-        if pinned != wanted && name != map::FLOW_INDEX && name != map::FLOW_SLOTS {
+    let capacities = capacity.by_map().map(|(name, configured)| {
+        // without a readable pin the loader creates a new map, or fails and reports why
+        let pinned = MapInfo::from_pin(pins.map(name)).map_or(configured, |info| info.max_entries());
+        if pinned != configured && name != map::FLOW_INDEX && name != map::FLOW_SLOTS {
             problems.push(format!(
-                "map {name} keeps its capacity of {pinned} entries, {wanted} are configured: its entries are in \
-                 use; a new capacity takes effect after `dataplane-agent cleanup` or a reboot"
+                "map {name} keeps its capacity of {pinned} entries because its entries are in use; the configured \
+                 capacity of {configured} takes effect after `dataplane-agent cleanup` or a reboot"
             ));
         }
         (name, pinned)
     });
-    (sizes.to_vec(), problems)
+    (capacities.to_vec(), problems)
 }
 
-fn size_of_map(sizes: &[(&'static str, u32)], name: &str) -> u32 {
-    sizes.iter().find(|(map, _)| *map == name).map_or(0, |(_, size)| *size)
+fn capacity_of(capacities: &[(&'static str, u32)], name: &str) -> u32 {
+    capacities.iter().find(|(map, _)| *map == name).map_or(0, |(_, capacity)| *capacity)
 }
 
-/// Puts every slot of the flow table into the queue, and only then pins it: an agent that dies in between leaves no
-/// half-filled queue for the next one to adopt.
+/// Pushes every slot of the flow table into the queue of free slots, and then pins it: if the agent
+/// crashes in between, the next one does not adopt an incomplete queue.
 fn fill_slots(ebpf: &mut Ebpf, pins: &Pins, slots: u32) -> Result<(), LoadError> {
     const MAP: &str = map::FLOW_SLOTS;
     let failed = |source| LoadError::Fill { map: MAP, source };
@@ -267,19 +272,21 @@ fn fill_slots(ebpf: &mut Ebpf, pins: &Pins, slots: u32) -> Result<(), LoadError>
     map.pin(pins.map(MAP)).map_err(|source| LoadError::Pin { map: MAP, source })
 }
 
-/// Programs of a node. Who does not use the driver's need not wait for the verifier.
+/// The programs to load. Without XDP its program is not loaded, which saves the time of the
+/// verifier.
 fn used_programs(xdp: XdpUse) -> impl Iterator<Item = &'static str> {
     let xdp = (xdp == XdpUse::Native).then_some(program::XDP_WIRE);
     program::CLASSIFIERS.into_iter().chain(program::SOCKET).chain(xdp)
 }
 
-/// Has the kernel verify these programs, one after the other: while it is at a large one, it takes a third of a GiB for what it has
-/// seen (`kernel/bpf/verifier.c`, `explored_states`), and a node of 1 GiB has no more to give.
+/// Loads these programs one after the other: the verifier uses up to a third of a GiB for a large
+/// one (`kernel/bpf/verifier.c`, `explored_states`), and a node with 1 GiB has no memory for
+/// several.
 fn load_programs(ebpf: &mut Ebpf, names: impl Iterator<Item = &'static str>) -> Result<(), LoadError> {
     for name in names {
         let program = ebpf.program_mut(name).ok_or(LoadError::NoProgram(name))?;
         load_program(program)
-            .map_err(|error| LoadError::Program { program: name, reason: reason(&error) })?;
+            .map_err(|error| LoadError::Program { program: name, reason: load_failure(&error) })?;
     }
     Ok(())
 }
@@ -294,17 +301,17 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
     }
 }
 
-/// The error with the end of the verifier's log, which is where it says why.
-fn reason(error: &ProgramError) -> String {
+/// The error with the end of the verifier log, which has the reason.
+fn load_failure(error: &ProgramError) -> String {
     let ProgramError::LoadError { io_error, verifier_log } = error else {
         return error.to_string();
     };
-    format!("{io_error}\n{}", tail(&verifier_log.to_string()))
+    format!("{io_error}\n{}", log_tail(&verifier_log.to_string()))
 }
 
-fn tail(log: &str) -> String {
-    let says_why = |line: &&str| !STATISTICS.iter().any(|statistics| line.starts_with(statistics));
-    let log: String = log.lines().filter(says_why).flat_map(|line| [line, "\n"]).collect();
+fn log_tail(log: &str) -> String {
+    let is_reason = |line: &&str| !STATISTICS_PREFIXES.iter().any(|prefix| line.starts_with(prefix));
+    let log: String = log.lines().filter(is_reason).flat_map(|line| [line, "\n"]).collect();
     let tail = log.char_indices().rev().nth(LOG_TAIL).map_or(log.as_str(), |(start, _)| &log[start..]);
     tail.trim().to_owned()
 }
@@ -314,12 +321,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_of_a_verifiers_log_is_its_reason_and_not_its_statistics() {
+    fn log_tail_ends_with_the_reason_not_with_statistics() {
         let mut log = "0: R1=ctx()\n".repeat(1_000);
         log.push_str("invalid access to map value\nverification time 3 usec\nstack depth 0+8\n");
         log.push_str(&"subprog 3 (open) static insns_self 0 insns_total 0 stack 0\n".repeat(100));
         log.push_str("processed 30 insns (limit 1000000)\n");
-        let tail = tail(&log);
+        let tail = log_tail(&log);
         assert!(tail.ends_with("invalid access to map value"), "{tail}");
         assert!(tail.len() <= LOG_TAIL + 1, "{}", tail.len());
     }

@@ -1,4 +1,5 @@
-//! aya-log → tracing: what the programs say while they are debugged. Off, and pruned by the verifier, by default.
+//! Forwards the programs' log from aya-log to tracing, for debugging. Off by default: the verifier
+//! removes the log calls.
 
 use std::{io, str::FromStr};
 
@@ -6,9 +7,9 @@ use aya_log::EbpfLogger;
 use tokio::task::JoinHandle;
 use tracing_log::LogTracer;
 
-use super::{events::when_readable, loader::Datapath};
+use super::{events::async_fd, loader::Datapath};
 
-/// From which level the programs log. What is below is not in the loaded program at all.
+/// Log level of the programs. Log calls of other levels are not in the loaded program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum EbpfLog {
     #[default]
@@ -20,22 +21,22 @@ pub enum EbpfLog {
     Trace,
 }
 
-/// Not a level.
+/// An unknown log level.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("log level {0:?} is none of off, error, warn, info, debug, trace")]
+#[error("log level {0:?} is not one of off, error, warn, info, debug, trace")]
 pub struct UnknownLevel(String);
 
-/// Why the programs' log cannot be read.
+/// Why the programs' log could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     #[error("open the log of the programs: {0}")]
     Open(#[from] aya_log::Error),
-    #[error("watch the log of the programs: {0}")]
+    #[error("poll the log of the programs: {0}")]
     Watch(#[from] io::Error),
 }
 
 impl EbpfLog {
-    /// As `AYA_LOG_LEVEL` in the object counts them.
+    /// The value of `AYA_LOG_LEVEL` in the object.
     pub const fn number(self) -> u8 {
         self as u8
     }
@@ -58,14 +59,15 @@ impl FromStr for EbpfLog {
 }
 
 impl Datapath {
-    /// Starts forwarding what the programs log to `tracing`. For a datapath loaded with a level other than off.
+    /// Starts forwarding the programs' log to `tracing`. The datapath must be loaded with a level
+    /// other than off.
     ///
     /// # Errors
     ///
-    /// The object has no log (it was built without a log statement), or the task cannot watch it.
+    /// The object has no log map (no log call), or the task cannot poll it.
     pub fn forward_log(&mut self) -> Result<JoinHandle<()>, LogError> {
         let logger = EbpfLogger::init_with_logger(&mut self.ebpf, LogTracer::new())?;
-        let mut logger = when_readable(logger)?;
+        let mut logger = async_fd(logger)?;
         Ok(tokio::spawn(async move {
             while let Ok(mut guard) = logger.readable_mut().await {
                 guard.get_inner_mut().flush();
@@ -80,14 +82,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levels_count_as_aya_counts_them() {
+    fn level_numbers_are_those_of_aya_log() {
         assert_eq!(EbpfLog::Error.number(), aya_log::Level::Error as u8);
         assert_eq!(EbpfLog::Trace.number(), aya_log::Level::Trace as u8);
         assert!(EbpfLog::Off.number() < aya_log::Level::Error as u8);
     }
 
     #[test]
-    fn a_level_that_is_none_is_refused() {
+    fn unknown_level_is_refused() {
         assert_eq!("debug".parse(), Ok(EbpfLog::Debug));
         assert!("verbose".parse::<EbpfLog>().is_err());
     }

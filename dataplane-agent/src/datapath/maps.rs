@@ -1,4 +1,5 @@
-//! The tables of the datapath, as [`Table`]s. Opened by pin, so that any process of the node may hold them.
+//! The datapath's maps as [`Table`]s. They are opened by pin, so any process of the node can use
+//! them.
 
 use std::io;
 
@@ -15,15 +16,16 @@ use super::{
     table::{RoutePrefix, SourcePrefix, Table, TableError},
 };
 
-/// A pinned map that cannot be used: missing, or not of the type and sizes this version expects.
+/// Why a pinned map could not be opened: it is missing, or has another type, key size or value
+/// size.
 #[derive(Debug, thiserror::Error)]
-#[error("open map {map}: {source}")]
+#[error("open pinned map {map}: {source}")]
 pub struct OpenError {
     pub map: &'static str,
     pub source: MapError,
 }
 
-/// Every table the agent writes, and the two it reads of the flow table.
+/// All tables that the agent writes, and the two maps of the flow table, which it reads.
 pub struct Tables {
     pub endpoints: HashTable<Addr, Endpoint>,
     pub routes: LpmTable<RoutePrefix, Route>,
@@ -50,7 +52,7 @@ impl Tables {
     }
 }
 
-/// Opens a pinned map, with the capacity it really has: the loader's would be the one it was asked for.
+/// Opens a pinned map and returns its actual capacity, which may differ from the configured one.
 pub(super) fn open<T>(pins: &Pins, name: &'static str) -> Result<(T, u32), OpenError>
 where
     T: TryFrom<Map, Error = MapError>,
@@ -63,7 +65,7 @@ where
     opened().map_err(|source| OpenError { map: name, source })
 }
 
-/// A hash.
+/// A hash map.
 #[derive(Debug)]
 pub struct HashTable<K, V> {
     name: &'static str,
@@ -84,19 +86,19 @@ impl<K: Pod + Send, V: Pod + Send> Table<K, V> for HashTable<K, V> {
     }
 
     fn get(&self, key: &K) -> Result<Option<V>, TableError> {
-        found(self.map.get(key, 0)).map_err(|error| self.refusal("get", error))
+        found(self.map.get(key, 0)).map_err(|error| self.table_error("get", error))
     }
 
     fn insert(&mut self, key: &K, value: &V) -> Result<(), TableError> {
-        self.map.insert(key, value, 0).map_err(|error| self.refusal("insert", error))
+        self.map.insert(key, value, 0).map_err(|error| self.table_error("insert", error))
     }
 
     fn remove(&mut self, key: &K) -> Result<(), TableError> {
-        removed(self.map.remove(key)).map_err(|error| self.refusal("remove", error))
+        removed(self.map.remove(key)).map_err(|error| self.table_error("remove", error))
     }
 
     fn entries(&self) -> Result<Vec<(K, V)>, TableError> {
-        self.map.iter().collect::<Result<_, _>>().map_err(|error| self.refusal("list", error))
+        self.map.iter().collect::<Result<_, _>>().map_err(|error| self.table_error("list", error))
     }
 
     fn capacity(&self) -> u32 {
@@ -105,15 +107,15 @@ impl<K: Pod + Send, V: Pod + Send> Table<K, V> for HashTable<K, V> {
 }
 
 impl<K, V> HashTable<K, V> {
-    fn refusal(&self, operation: &'static str, error: MapError) -> TableError {
-        refusal(self.name, self.capacity, operation, error)
+    fn table_error(&self, operation: &'static str, error: MapError) -> TableError {
+        table_error(self.name, self.capacity, operation, error)
     }
 }
 
-/// A key of a longest-prefix-match trie.
+/// A key of an LPM trie.
 pub trait Prefix: Copy + Send {
     type Data: Pod + PartialEq + Send;
-    /// So many bits of this.
+    /// The first `bits` of `data`.
     fn new(data: Self::Data, bits: u32) -> Self;
     fn data(&self) -> Self::Data;
     fn bits(&self) -> u32;
@@ -155,7 +157,7 @@ impl Prefix for SourcePrefix {
     }
 }
 
-/// A longest-prefix-match trie.
+/// An LPM trie.
 #[derive(Debug)]
 pub struct LpmTable<P: Prefix, V> {
     name: &'static str,
@@ -169,15 +171,15 @@ impl<P: Prefix, V: Pod> LpmTable<P, V> {
         Ok(Self { name, capacity, map })
     }
 
-    fn refusal(&self, operation: &'static str, error: MapError) -> TableError {
-        refusal(self.name, self.capacity, operation, error)
+    fn table_error(&self, operation: &'static str, error: MapError) -> TableError {
+        table_error(self.name, self.capacity, operation, error)
     }
 }
 
 impl<V: Pod> LpmTable<RoutePrefix, V> {
-    /// The value of the longest prefix that covers `addr`: what the datapath finds.
+    /// The value of the longest prefix that covers `addr`, as in the datapath.
     pub fn lookup(&self, addr: Addr) -> Result<Option<V>, TableError> {
-        found(self.map.get(&Key::new(128, addr), 0)).map_err(|error| self.refusal("look up", error))
+        found(self.map.get(&Key::new(128, addr), 0)).map_err(|error| self.table_error("look up", error))
     }
 }
 
@@ -186,30 +188,30 @@ impl<P: Prefix, V: Pod + Send> Table<P, V> for LpmTable<P, V> {
         self.name
     }
 
-    /// The value of exactly this prefix. The kernel's lookup gives the longest prefix that covers the key, which may
-    /// be a shorter one, so the keys are walked.
+    /// The value of exactly this prefix. A lookup returns the longest prefix that covers the key,
+    /// which may be a shorter one, so this walks all keys.
     fn get(&self, prefix: &P) -> Result<Option<V>, TableError> {
         for key in self.map.keys() {
-            let key = key.map_err(|error| self.refusal("list", error))?;
+            let key = key.map_err(|error| self.table_error("list", error))?;
             if key.prefix_len() == prefix.bits() && key.data() == prefix.data() {
-                return found(self.map.get(&key, 0)).map_err(|error| self.refusal("get", error));
+                return found(self.map.get(&key, 0)).map_err(|error| self.table_error("get", error));
             }
         }
         Ok(None)
     }
 
     fn insert(&mut self, prefix: &P, value: &V) -> Result<(), TableError> {
-        self.map.insert(&prefix.key(), value, 0).map_err(|error| self.refusal("insert", error))
+        self.map.insert(&prefix.key(), value, 0).map_err(|error| self.table_error("insert", error))
     }
 
     fn remove(&mut self, prefix: &P) -> Result<(), TableError> {
-        removed(self.map.remove(&prefix.key())).map_err(|error| self.refusal("remove", error))
+        removed(self.map.remove(&prefix.key())).map_err(|error| self.table_error("remove", error))
     }
 
     fn entries(&self) -> Result<Vec<(P, V)>, TableError> {
         let mut entries = Vec::new();
         for entry in &self.map {
-            let (key, value) = entry.map_err(|error| self.refusal("list", error))?;
+            let (key, value) = entry.map_err(|error| self.table_error("list", error))?;
             entries.push((P::new(key.data(), key.prefix_len()), value));
         }
         Ok(entries)
@@ -220,7 +222,7 @@ impl<P: Prefix, V: Pod + Send> Table<P, V> for LpmTable<P, V> {
     }
 }
 
-/// An array. Its slots always exist: to remove one is to zero it.
+/// An array. Its entries always exist: removing one sets it to zero.
 pub struct ArrayTable<V: Pod> {
     name: &'static str,
     capacity: u32,
@@ -233,8 +235,8 @@ impl<V: Pod> ArrayTable<V> {
         Ok(Self { name, capacity, map })
     }
 
-    fn refusal(&self, operation: &'static str, error: MapError) -> TableError {
-        refusal(self.name, self.capacity, operation, error)
+    fn table_error(&self, operation: &'static str, error: MapError) -> TableError {
+        table_error(self.name, self.capacity, operation, error)
     }
 }
 
@@ -247,14 +249,14 @@ impl<V: Pod + Default + Send> Table<u32, V> for ArrayTable<V> {
         if *index >= self.capacity {
             return Ok(None);
         }
-        found(self.map.get(index, 0)).map_err(|error| self.refusal("get", error))
+        found(self.map.get(index, 0)).map_err(|error| self.table_error("get", error))
     }
 
     fn insert(&mut self, index: &u32, value: &V) -> Result<(), TableError> {
         if *index >= self.capacity {
             return Err(TableError::Full { table: self.name, capacity: self.capacity });
         }
-        self.map.set(*index, value, 0).map_err(|error| self.refusal("set", error))
+        self.map.set(*index, value, 0).map_err(|error| self.table_error("set", error))
     }
 
     fn remove(&mut self, index: &u32) -> Result<(), TableError> {
@@ -267,7 +269,7 @@ impl<V: Pod + Default + Send> Table<u32, V> for ArrayTable<V> {
     fn entries(&self) -> Result<Vec<(u32, V)>, TableError> {
         let mut entries = Vec::with_capacity(self.capacity as usize);
         for index in 0..self.capacity {
-            let value = self.map.get(&index, 0).map_err(|error| self.refusal("list", error))?;
+            let value = self.map.get(&index, 0).map_err(|error| self.table_error("list", error))?;
             entries.push((index, value));
         }
         Ok(entries)
@@ -296,8 +298,8 @@ fn removed(result: Result<(), MapError>) -> Result<(), MapError> {
     }
 }
 
-/// A hash says "full" with E2BIG, a trie with ENOSPC.
-fn refusal(table: &'static str, capacity: u32, operation: &'static str, error: MapError) -> TableError {
+/// A full hash map returns E2BIG, a full LPM trie ENOSPC.
+fn table_error(table: &'static str, capacity: u32, operation: &'static str, error: MapError) -> TableError {
     let source = match error {
         MapError::SyscallError(error) => error.io_error,
         MapError::IoError(error) => error,

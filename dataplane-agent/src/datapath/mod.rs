@@ -1,8 +1,9 @@
-//! The loaded programs and their maps: the only place that knows aya.
+//! The eBPF programs and maps: the only module that uses aya.
 //!
-//! [`loader`] puts the object into the kernel, adopting what an earlier agent pinned ([`pins`]); [`attach`] hooks
-//! programs to devices, [`cgroup`] to sockets; [`maps`] gives the reconciler its tables; [`events`], [`counters`] and [`mod@flows`]
-//! read what the datapath writes. Nothing here knows a Kubernetes object or decides what an entry says.
+//! [`loader`] loads the object and adopts maps that an earlier agent pinned ([`pins`]); [`attach`]
+//! attaches programs to devices, [`cgroup`] to sockets; [`maps`] are the reconciler's tables;
+//! [`events`], [`counters`] and [`mod@flows`] read what the datapath writes. Nothing here knows
+//! Kubernetes objects or the meaning of entries.
 
 pub mod attach;
 pub mod cgroup;

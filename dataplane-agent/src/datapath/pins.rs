@@ -1,6 +1,7 @@
-//! Where everything is pinned that outlives the agent: `<bpffs>/dataplane/v<ABI>/{maps,links}/`.
+//! Paths of the pinned maps and links, which outlive the agent:
+//! `<bpffs>/dataplane/v<ABI>/{maps,links}/`.
 //!
-//! Owns the paths and the mount of the BPF file system. Knows nothing of what is behind a pin.
+//! Owns the paths and the mount of the BPF file system. Does not open pinned objects.
 
 use std::{
     collections::BTreeSet,
@@ -17,7 +18,9 @@ use nix::{
 /// Why the pin directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PinsError {
-    #[error("bpffs {path}: not a BPF file system, and not an empty directory one could be mounted on")]
+    #[error(
+        "{path} is not a BPF file system, and not an empty directory to mount one on; set `bpffs` to another path"
+    )]
     Occupied { path: PathBuf },
     #[error("mount a BPF file system on {path}: {source}")]
     Mount { path: PathBuf, source: nix::Error },
@@ -27,33 +30,33 @@ pub enum PinsError {
     Io { operation: &'static str, path: PathBuf, source: io::Error },
 }
 
-/// The pin directory of this version of the ABI.
+/// The pin directory of this ABI version.
 #[derive(Clone, Debug)]
 pub struct Pins {
     bpffs: PathBuf,
     root: PathBuf,
 }
 
-/// Below the BPF file system: ours, all versions.
-const HOME: &str = "dataplane";
-/// A directory below [`HOME`] that says that the BPF file system was mounted by an agent, so that `cleanup` unmounts it.
-const MOUNTED_BY_US: &str = "mounted";
+/// Directory of all ABI versions, in the BPF file system.
+const DIRECTORY: &str = "dataplane";
+/// Marker in [`DIRECTORY`]: an agent mounted the BPF file system, so `cleanup` unmounts it.
+const MOUNT_MARKER: &str = "mounted";
 
 impl Pins {
-    /// The paths below `bpffs`. Touches nothing.
+    /// The paths below `bpffs`. Does no I/O.
     pub fn new(bpffs: &Path) -> Self {
-        let root = bpffs.join(HOME).join(format!("v{ABI_VERSION}"));
+        let root = bpffs.join(DIRECTORY).join(format!("v{ABI_VERSION}"));
         Self { bpffs: bpffs.to_owned(), root }
     }
 
-    /// Makes the directories, mounting a BPF file system first if there is none.
+    /// Creates the directories. Mounts a BPF file system first if there is none.
     pub fn prepare(&self) -> Result<(), PinsError> {
         create(&self.bpffs)?;
         let mounted = self.ensure_bpffs()?;
         create(&self.root.join("maps"))?;
         create(&self.root.join("links"))?;
         if mounted {
-            create(&self.bpffs.join(HOME).join(MOUNTED_BY_US))?;
+            create(&self.bpffs.join(DIRECTORY).join(MOUNT_MARKER))?;
         }
         Ok(())
     }
@@ -76,23 +79,24 @@ impl Pins {
         self.root.join("maps").join(name)
     }
 
-    /// Link of a classifier on a device.
+    /// Pin of a program's link on a device.
     pub fn device_link(&self, program: &str, device: &str) -> PathBuf {
-        // bpffs reserves names with dots (kernel/bpf/inode.c, bpf_lookup); device names may have dots but no colons
+        // bpffs refuses names with dots (kernel/bpf/inode.c, bpf_lookup); device names may have
+        // dots but no colons
         self.links().join(format!("{program}_{}", device.replace('.', ":")))
     }
 
-    /// Link of a program on the cgroup.
+    /// Pin of a program's link on the cgroup.
     pub fn socket_link(&self, program: &str) -> PathBuf {
         self.links().join(program)
     }
 
-    /// The same while it is not yet the one in force.
+    /// Pin of a new link on the cgroup, until it replaces the pin in use.
     pub fn next_socket_link(&self, program: &str) -> PathBuf {
         self.links().join(format!("next_{program}"))
     }
 
-    /// Devices that have a pinned link of `program`.
+    /// Devices with a pinned link of `program`.
     pub fn devices(&self, program: &str) -> Result<BTreeSet<String>, PinsError> {
         let mut devices = BTreeSet::new();
         for name in names(&self.links())? {
@@ -103,7 +107,7 @@ impl Pins {
         Ok(devices)
     }
 
-    /// Devices that have any pinned link.
+    /// Devices with any pinned link.
     pub fn all_devices(&self) -> Result<BTreeSet<String>, PinsError> {
         let mut devices = BTreeSet::new();
         for program in program::DEVICE {
@@ -112,18 +116,19 @@ impl Pins {
         Ok(devices)
     }
 
-    /// Every pinned link of every ABI version.
+    /// The pinned links of all ABI versions.
     pub fn all_links(&self) -> Result<Vec<PathBuf>, PinsError> {
-        let home = self.bpffs.join(HOME);
+        let directory = self.bpffs.join(DIRECTORY);
         let mut links = Vec::new();
-        for version in names(&home)? {
-            let directory = home.join(version).join("links");
-            links.extend(names(&directory)?.into_iter().map(|name| directory.join(name)));
+        for version in names(&directory)? {
+            let of_version = directory.join(version).join("links");
+            links.extend(names(&of_version)?.into_iter().map(|name| of_version.join(name)));
         }
         Ok(links)
     }
 
-    /// Removes a pin; one that is not there is no error. A link with no other holder is detached by that.
+    /// Removes a pin. Returns false if it does not exist. The kernel detaches a link without other
+    /// references.
     pub fn remove(path: &Path) -> Result<bool, PinsError> {
         match fs::remove_file(path) {
             Ok(()) => Ok(true),
@@ -132,13 +137,14 @@ impl Pins {
         }
     }
 
-    /// Removes what agents of other ABI versions left, which detaches their programs: for after ours are attached.
+    /// Removes the pins of other ABI versions, which detaches their programs. Call it after this
+    /// version is attached.
     pub fn remove_other_versions(&self) -> Result<Vec<PathBuf>, PinsError> {
-        let home = self.bpffs.join(HOME);
+        let directory = self.bpffs.join(DIRECTORY);
         let mut removed = Vec::new();
-        for name in names(&home)? {
-            let path = home.join(&name);
-            if path == self.root || name == MOUNTED_BY_US {
+        for name in names(&directory)? {
+            let path = directory.join(&name);
+            if path == self.root || name == MOUNT_MARKER {
                 continue;
             }
             remove_tree(&path)?;
@@ -147,17 +153,18 @@ impl Pins {
         Ok(removed)
     }
 
-    /// Removes every pin of every version, and the mount if an agent made it. Returns what was removed.
+    /// Removes the pins of all ABI versions, and the mount if an agent mounted it. Returns the
+    /// removed paths.
     pub fn remove_all(&self) -> Result<Vec<PathBuf>, PinsError> {
-        let home = self.bpffs.join(HOME);
-        if !home.exists() || !is_bpffs(&self.bpffs)? {
+        let directory = self.bpffs.join(DIRECTORY);
+        if !directory.exists() || !is_bpffs(&self.bpffs)? {
             return Ok(Vec::new());
         }
-        let ours = home.join(MOUNTED_BY_US).exists();
-        remove_tree(&home)?;
-        let mut removed = vec![home];
-        // the kernel's own files (`maps.debug`) have dots, and nobody else's may
-        if ours && names(&self.bpffs)?.iter().all(|name| name.contains('.')) {
+        let mounted_by_agent = directory.join(MOUNT_MARKER).exists();
+        remove_tree(&directory)?;
+        let mut removed = vec![directory];
+        // only the kernel's own files, such as `maps.debug`, have names with dots
+        if mounted_by_agent && names(&self.bpffs)?.iter().all(|name| name.contains('.')) {
             umount2(&self.bpffs, MntFlags::MNT_DETACH)
                 .map_err(|source| PinsError::Unmount { path: self.bpffs.clone(), source })?;
             removed.push(self.bpffs.clone());
@@ -191,7 +198,7 @@ fn read_dir(path: &Path) -> Result<fs::ReadDir, PinsError> {
     fs::read_dir(path).map_err(|source| PinsError::Io { operation: "read", path: path.to_owned(), source })
 }
 
-/// Names in a directory; none if there is no directory.
+/// Names in a directory; none if it does not exist.
 fn names(path: &Path) -> Result<Vec<String>, PinsError> {
     if !path.exists() {
         return Ok(Vec::new());
@@ -218,14 +225,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dot_in_a_device_name_never_reaches_bpffs() {
+    fn pin_of_a_device_with_a_dot_has_no_dot() {
         let pins = Pins::new(Path::new("/sys/fs/bpf"));
         let link = pins.device_link("from_wire", "eth0.100");
         assert!(!link.file_name().unwrap().to_str().unwrap().contains('.'));
     }
 
     #[test]
-    fn devices_are_read_back_by_program() {
+    fn devices_are_listed_by_program() {
         let directory = tempfile::tempdir().unwrap();
         let pins = Pins::new(directory.path());
         fs::create_dir_all(pins.links()).unwrap();
@@ -245,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_with_files_is_not_mounted_over() {
+    fn bpffs_is_not_mounted_over_a_directory_with_files() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("precious"), "").unwrap();
         let error = Pins::new(directory.path()).prepare().unwrap_err();

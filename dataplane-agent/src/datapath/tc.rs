@@ -1,6 +1,6 @@
-//! How a classifier gets to a device and stays there: tcx links behind pins, clsact filters by priority and handle.
+//! Mechanics of tc attachments: pinned tcx links, and clsact filters by priority and handle.
 //!
-//! Knows no device's role and none of the programs by name.
+//! Knows neither the roles of devices nor the programs.
 
 use std::{io, mem, path::Path};
 
@@ -19,18 +19,19 @@ use super::{
     pins::{Pins, PinsError},
 };
 
-/// A program and the direction it is for, as tc sees directions.
-pub(super) type Hook = (&'static str, TcAttachType);
+/// A program's name and its tc direction.
+pub(super) type TcHook = (&'static str, TcAttachType);
 
-/// Ours among the filters of a device: before everybody else's, and named by a handle nobody picks by chance.
+/// Priority and handle of the agent's filters: before all other filters, and with a distinctive
+/// handle.
 const FILTER_PRIORITY: u16 = 1;
 const FILTER_HANDLE: TcHandle = TcHandle::new(0, 0xda7a);
 
-/// Gives the link behind the pin the new program. `false`: there is no such link, or its device is gone.
+/// Replaces the program of a pinned link. Returns false if the link or its device does not exist.
 pub(super) fn adopt_tcx(
     program: &mut SchedClassifier,
     device: &str,
-    (name, direction): Hook,
+    (name, direction): TcHook,
     pin: &Path,
 ) -> Result<bool, AttachError> {
     let failed = |source| AttachError::Adopt { program: name, device: device.to_owned(), source };
@@ -41,23 +42,23 @@ pub(super) fn adopt_tcx(
         }
         Err(source) => return Err(failed(source)),
     };
-    // The kernel does not tell aya which device a link is on. If the link's program is not on the device of this name,
-    // the link belongs to one that was renamed or is gone.
+    // aya does not return the device of a link. If the link's program is not attached to the device
+    // with this name, the link belongs to a device that was renamed or deleted.
     let id = link.info().map_err(failed)?.program_id();
-    let there = SchedClassifier::query_tcx(device, direction)
+    let is_attached = SchedClassifier::query_tcx(device, direction)
         .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == id));
-    if !there {
+    if !is_attached {
         unpin(pin)?;
         return Ok(false);
     }
     let link = SchedClassifierLink::try_from(link).map_err(failed)?;
     match program.attach_to_link(link) {
         Ok(id) => {
-            // closes our descriptor only: the pin holds the link
+            // closes the file descriptor only: the pin keeps the link
             drop(program.take_link(id));
             Ok(true)
         }
-        // the device went this moment
+        // the device was deleted in between
         Err(ProgramError::SyscallError(SyscallError { io_error, .. }))
             if io_error.raw_os_error() == Some(libc::ENOLINK) =>
         {
@@ -71,11 +72,11 @@ pub(super) fn adopt_tcx(
 pub(super) fn attach_tcx(
     program: &mut SchedClassifier,
     device: &str,
-    (name, direction): Hook,
+    (name, direction): TcHook,
     pin: &Path,
 ) -> Result<(), AttachError> {
     let failed = |source| AttachError::Attach { program: name, device: device.to_owned(), source };
-    // first: nobody may change a packet before its flow is known
+    // first: no other program may change a packet before its flow lookup
     let options = TcAttachOptions::TcxOrder(LinkOrder::first());
     let id = program.attach_with_options(device, direction, options).map_err(failed)?;
     let link = program.take_link(id).map_err(failed)?;
@@ -84,7 +85,7 @@ pub(super) fn attach_tcx(
         device: device.to_owned(),
         source,
     })?;
-    // dropped at once: the pin holds the link
+    // the pin keeps the link
     link.pin(pin).map(drop).map_err(|source| AttachError::Pin {
         program: name,
         device: device.to_owned(),
@@ -95,7 +96,7 @@ pub(super) fn attach_tcx(
 pub(super) fn attach_clsact(
     program: &mut SchedClassifier,
     device: &str,
-    (name, direction): Hook,
+    (name, direction): TcHook,
 ) -> Result<Attachment, AttachError> {
     let failed = |source| AttachError::Attach { program: name, device: device.to_owned(), source };
     match qdisc_add_clsact(device) {
@@ -114,13 +115,13 @@ pub(super) fn attach_clsact(
         }
         Err(error) => return Err(failed(error)),
     };
-    // Dropped, the link would delete the filter. It is a few numbers and no descriptor, and the filter is to stay when
-    // the agent ends: whoever detaches it names it by its priority and handle.
+    // Dropping the link would delete the filter, which must stay when the agent ends. The link has
+    // no file descriptor: the filter is later found by priority and handle.
     mem::forget(program.take_link(id).map_err(failed)?);
     Ok(attachment)
 }
 
-/// Whether there was one. A device or qdisc that is gone has no filters.
+/// Removes the agent's filter. Returns false if the filter, the qdisc or the device does not exist.
 pub(super) fn remove_filter(device: &str, direction: TcAttachType) -> Result<bool, AttachError> {
     use aya::programs::Link as _;
 
@@ -135,20 +136,21 @@ pub(super) fn remove_filter(device: &str, direction: TcAttachType) -> Result<boo
     }
 }
 
-/// Removes the pin of a link, and with it the link. Whether there was one.
+/// Removes the pin of a link, which detaches the link. Returns false if the pin does not exist.
 pub(super) fn unpin(pin: &Path) -> Result<bool, PinsError> {
-    let _detached_now = held(pin);
+    let _link = open_link(pin);
     Pins::remove(pin)
 }
 
-/// Holds the link behind a pin, if there is one, while the pin is removed. The kernel detaches a link that loses its pin
-/// some time later, in a work queue, but one that loses its last descriptor at once.
-pub(super) fn held(pin: &Path) -> Option<PinnedLink> {
+/// Opens a pinned link, to keep a file descriptor while the pin is removed. When a pin was the last
+/// reference, the kernel detaches the link later, in a work queue; when a file descriptor was, it
+/// detaches the link at once.
+pub(super) fn open_link(pin: &Path) -> Option<PinnedLink> {
     PinnedLink::from_pin(pin).ok()
 }
 
-/// What a kernel before 6.6 says to a link of a type it does not know.
-pub(super) fn no_tcx(error: &ProgramError) -> bool {
+/// Whether the error is that of a kernel before 6.6, which has no tcx links.
+pub(super) fn tcx_unsupported(error: &ProgramError) -> bool {
     matches!(errno(error), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::E2BIG))
 }
 

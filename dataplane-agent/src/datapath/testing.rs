@@ -1,6 +1,5 @@
-//! Tables in memory, for tests: [`MemoryTable`] behaves as a map of the kernel does, [`FaultyTable`] refuses on demand.
-//!
-//! Compiled for the tests of this crate only.
+//! Tables for the unit tests of this crate: [`MemoryTable`] behaves like a kernel map,
+//! [`FaultyTable`] injects failures.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +9,7 @@ use std::{
 
 use super::table::{Table, TableError};
 
-/// A map in memory. Clones share the entries, as two holders of one pinned map do.
+/// A map in memory. Clones share the entries, like two handles to one pinned map.
 pub struct MemoryTable<K, V> {
     shared: Arc<Shared<K, V>>,
 }
@@ -22,25 +21,25 @@ struct Shared<K, V> {
 }
 
 struct Inner<K, V> {
-    /// An array has all its slots from the start.
+    /// For an array, all slots.
     entries: BTreeMap<K, V>,
-    /// Arrays: what a slot holds that was never written, or was removed.
-    blank: Option<V>,
+    /// For an array, the value of a slot that was never written or was removed.
+    empty: Option<V>,
     writes: u64,
 }
 
 impl<K: Ord, V> MemoryTable<K, V> {
-    /// A hash: full when `capacity` entries are in it.
+    /// A hash map: full with `capacity` entries.
     pub fn hash(name: &'static str, capacity: u32) -> Self {
         Self::new(name, capacity, BTreeMap::new(), None)
     }
 
-    fn new(name: &'static str, capacity: u32, entries: BTreeMap<K, V>, blank: Option<V>) -> Self {
-        let inner = Inner { entries, blank, writes: 0 };
+    fn new(name: &'static str, capacity: u32, entries: BTreeMap<K, V>, empty: Option<V>) -> Self {
+        let inner = Inner { entries, empty, writes: 0 };
         Self { shared: Arc::new(Shared { name, capacity, inner: Mutex::new(inner) }) }
     }
 
-    /// Writes and removals so far.
+    /// Number of inserts and removals so far.
     pub fn writes(&self) -> u64 {
         self.lock().writes
     }
@@ -51,7 +50,7 @@ impl<K: Ord, V> MemoryTable<K, V> {
 }
 
 impl<V: Clone + Default> MemoryTable<u32, V> {
-    /// An array: every slot exists, and to remove one is to zero it.
+    /// An array: every slot exists, and removing one sets it to the default.
     pub fn array(name: &'static str, capacity: u32) -> Self {
         let slots = (0..capacity).map(|slot| (slot, V::default())).collect();
         Self::new(name, capacity, slots, Some(V::default()))
@@ -92,8 +91,8 @@ impl<K: Ord + Clone + Send, V: Clone + Send> Table<K, V> for MemoryTable<K, V> {
 
     fn remove(&mut self, key: &K) -> Result<(), TableError> {
         let mut inner = self.lock();
-        match inner.blank.clone() {
-            Some(blank) if inner.entries.contains_key(key) => drop(inner.entries.insert(key.clone(), blank)),
+        match inner.empty.clone() {
+            Some(empty) if inner.entries.contains_key(key) => drop(inner.entries.insert(key.clone(), empty)),
             _ => drop(inner.entries.remove(key)),
         }
         inner.writes += 1;
@@ -109,7 +108,7 @@ impl<K: Ord + Clone + Send, V: Clone + Send> Table<K, V> for MemoryTable<K, V> {
     }
 }
 
-/// Decides which calls fail; shared by the tables that wear it.
+/// Decides which writes fail. Shared by several tables.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
     plan: Arc<Mutex<Plan>>,
@@ -119,36 +118,37 @@ pub struct Faults {
 struct Plan {
     calls: u64,
     failing: BTreeSet<u64>,
-    /// From this one on all fail.
-    last: Option<u64>,
+    /// This call and all later ones fail.
+    fail_from: Option<u64>,
 }
 
 impl Faults {
-    /// The writes that fail, counted from now on across all tables.
+    /// Lets these writes fail, counted from now on across all tables.
     pub fn fail(&self, calls: impl IntoIterator<Item = u64>) {
         let mut plan = self.lock();
         let now = plan.calls;
         plan.failing = calls.into_iter().map(|call| now + call).collect();
     }
 
-    /// Every write fails after so many more: what a crash leaves behind.
+    /// Lets every write after the next `calls` fail: the state after a crash.
     pub fn fail_after(&self, calls: u64) {
         let mut plan = self.lock();
-        plan.last = Some(plan.calls + calls);
+        plan.fail_from = Some(plan.calls + calls);
     }
 
-    /// No write fails any more.
+    /// Lets all writes succeed again.
     pub fn clear(&self) {
         let mut plan = self.lock();
         plan.failing.clear();
-        plan.last = None;
+        plan.fail_from = None;
     }
 
-    fn strike(&self) -> bool {
+    /// Counts a write, and returns whether it fails.
+    fn next_write_fails(&self) -> bool {
         let mut plan = self.lock();
         let call = plan.calls;
         plan.calls += 1;
-        plan.last.is_some_and(|last| call >= last) || plan.failing.contains(&call)
+        plan.fail_from.is_some_and(|first| call >= first) || plan.failing.contains(&call)
     }
 
     fn lock(&self) -> MutexGuard<'_, Plan> {
@@ -156,7 +156,7 @@ impl Faults {
     }
 }
 
-/// A table whose writes fail when [`Faults`] say so; a write that fails has changed nothing.
+/// A table whose writes fail as [`Faults`] decides. A failed write changes nothing.
 #[derive(Debug)]
 pub struct FaultyTable<T> {
     table: T,
@@ -169,7 +169,7 @@ impl<T> FaultyTable<T> {
     }
 
     fn check(&self, table: &'static str, operation: &'static str) -> Result<(), TableError> {
-        if !self.faults.strike() {
+        if !self.faults.next_write_fails() {
             return Ok(());
         }
         Err(TableError::Kernel { table, operation, source: io::Error::from(io::ErrorKind::ResourceBusy) })

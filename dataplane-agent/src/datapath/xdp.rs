@@ -1,7 +1,8 @@
-//! The program in an uplink's driver: how it gets there and stays there.
+//! Attaches the XDP program to an uplink.
 //!
-//! Native mode or none: the generic mode runs after the kernel has made its packet, later than tc's price has been paid. A device
-//! without it works all the same, at tc. The link is pinned and given the new program in place, as those of tc are.
+//! In native mode only: generic XDP runs after the kernel has allocated the socket buffer, so it
+//! saves nothing compared with tc. A device without native XDP is handled at tc. The link is
+//! pinned, and its program is replaced in place.
 
 use std::io;
 
@@ -22,26 +23,26 @@ use super::{
 /// Whether to use XDP on uplinks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum XdpUse {
-    /// Service packets from outside are handled at tc.
+    /// No XDP: service packets from outside are handled at tc.
     #[default]
     Off,
-    /// In the driver, where it can.
+    /// Native XDP, on devices that support it.
     Native,
 }
 
-/// How an uplink handles service packets from outside.
+/// Where an uplink handles service packets from outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum XdpState {
     /// At tc, as configured.
     Off,
-    /// In the driver.
+    /// In XDP, in native mode.
     Native,
-    /// At tc, though it should be in the driver: why.
+    /// At tc, because the XDP program could not be attached: the reason.
     Refused(String),
 }
 
 impl XdpState {
-    /// As `status` shows it.
+    /// The name that `status` shows.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Native => "xdp",
@@ -51,10 +52,11 @@ impl XdpState {
 }
 
 impl Datapath {
-    /// Gives an uplink the program in its driver, or takes it away: as configured.
+    /// Attaches the XDP program to an uplink, or detaches it, as configured.
     ///
     /// # Errors
-    /// Only what concerns our own pins. A device that cannot have it is no error.
+    ///
+    /// Errors of the agent's pins. A device without native XDP is not an error.
     pub fn attach_xdp(&mut self, device: &str) -> Result<XdpState, AttachError> {
         const NAME: &str = program::XDP_WIRE;
         let pin = self.pins.device_link(NAME, device);
@@ -67,17 +69,17 @@ impl Datapath {
             Some(program) => program.try_into().map_err(failed)?,
             None => return Err(failed(ProgramError::NotLoaded)),
         };
-        let adopting = |source| AttachError::Adopt { program: NAME, device: device.to_owned(), source };
+        let adopt_error = |source| AttachError::Adopt { program: NAME, device: device.to_owned(), source };
         match PinnedLink::from_pin(&pin) {
             Ok(link) => {
-                let link = XdpLink::try_from(FdLink::from(link)).map_err(adopting)?;
+                let link = XdpLink::try_from(FdLink::from(link)).map_err(adopt_error)?;
                 match program.attach_to_link(link) {
                     Ok(id) => {
-                        // closes our descriptor only: the pin holds the link
+                        // closes the file descriptor only: the pin keeps the link
                         drop(program.take_link(id));
                         return Ok(XdpState::Native);
                     }
-                    // its device is gone: this one is another of that name
+                    // the link's device was deleted: this is another one with the same name
                     Err(error) if errno(&error) == Some(nix::libc::ENOLINK) => {
                         unpin(&pin)?;
                     }
@@ -85,7 +87,7 @@ impl Datapath {
                 }
             }
             Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(adopting(source)),
+            Err(source) => return Err(adopt_error(source)),
         }
         let link = match program.attach(device, XdpMode::Driver) {
             Ok(id) => program.take_link(id).map_err(failed)?,
@@ -93,7 +95,8 @@ impl Datapath {
         };
         let link = match FdLink::try_from(link) {
             Ok(link) => link,
-            // attached without a link, which would not outlive the agent: detached again by now
+            // the kernel attached without a BPF link, which cannot be pinned; dropping it detached
+            // the program
             Err(error) => return Ok(XdpState::Refused(error.to_string())),
         };
         let pinned = link.pin(&pin);
@@ -105,17 +108,17 @@ impl Datapath {
         Ok(XdpState::Native)
     }
 
-    /// Takes the program out of a device's driver.
+    /// Detaches the XDP program from a device.
     pub(super) fn detach_xdp(&self, device: &str) -> Result<(), PinsError> {
         unpin(&self.pins.device_link(program::XDP_WIRE, device)).map(drop)
     }
 }
 
-/// The error and what caused it: the kernel's own words are the innermost.
+/// The error with its sources: the innermost is the kernel's error.
 fn error_chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let mut said: Vec<String> = causes.map(ToString::to_string).collect();
-    // an outer one may repeat what it was made of
-    said.dedup();
-    said.join(": ")
+    let sources = std::iter::successors(Some(error), |error| error.source());
+    let mut messages: Vec<String> = sources.map(ToString::to_string).collect();
+    // an error may have the same message as its source
+    messages.dedup();
+    messages.join(": ")
 }

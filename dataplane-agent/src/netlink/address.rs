@@ -1,4 +1,4 @@
-//! Addresses of the host, and word of every change of addresses, devices and routes.
+//! Addresses of the host, and notifications of changes of addresses, links and routes.
 
 use std::net::IpAddr;
 
@@ -18,13 +18,13 @@ use tokio::task::JoinHandle;
 
 use super::{Netlink, NetlinkError, route};
 
-/// An address on a device.
+/// An address of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostAddress {
     pub ifindex: u32,
     /// The address with the prefix length of its subnet.
     pub network: IpNet,
-    /// Global, or only meaningful on the device or the host.
+    /// Whether the address has global scope, not link or host scope.
     pub global: bool,
 }
 
@@ -34,16 +34,16 @@ impl HostAddress {
     }
 }
 
-/// What changed since the last look. Which object is not told: whoever asks reads the table anew.
+/// Which kinds of objects changed. The receiver reads the whole table again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Change {
     pub links: bool,
     pub addresses: bool,
-    /// Routes that are not ours.
+    /// Routes other than those of the agent.
     pub routes: bool,
 }
 
-/// A subscription to changes. Dropping it ends it.
+/// A subscription to changes, until it is dropped.
 #[derive(Debug)]
 pub struct Monitor {
     messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
@@ -51,7 +51,8 @@ pub struct Monitor {
 }
 
 impl Netlink {
-    /// Every address of every device, tentative ones too: the datapath delivers to them as soon as they are announced.
+    /// All addresses of all devices. Tentative addresses are included: the datapath delivers to
+    /// them as soon as they are announced.
     pub async fn addresses(&self) -> Result<Vec<HostAddress>, NetlinkError> {
         let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         self.dump("addresses", &request, |message| match message {
@@ -61,14 +62,14 @@ impl Netlink {
         .await
     }
 
-    /// Addresses at which this host can be reached from elsewhere: what the endpoint table calls host addresses.
+    /// Addresses of this host that other hosts can reach: the host addresses of the endpoint table.
     pub async fn host_addresses(&self) -> Result<Vec<HostAddress>, NetlinkError> {
         let mut addresses = self.addresses().await?;
         addresses.retain(|address| reachable(address.ip()));
         Ok(addresses)
     }
 
-    /// Starts listening, in the network namespace of the calling thread.
+    /// Subscribes in the network namespace of the calling thread.
     pub fn monitor() -> Result<Monitor, NetlinkError> {
         let groups = [
             MulticastGroup::Link,
@@ -83,7 +84,8 @@ impl Netlink {
 }
 
 impl Monitor {
-    /// Waits for the next change and returns it with all that have gathered. `None`: the socket is closed.
+    /// Waits for the next change, and merges all pending ones into it. `None`: the socket is
+    /// closed.
     pub async fn changed(&mut self) -> Option<Change> {
         let mut change = Change::default();
         while change == Change::default() {
@@ -107,7 +109,7 @@ impl Change {
     fn add(&mut self, message: &NetlinkMessage<RouteNetlinkMessage>) {
         match &message.payload {
             NetlinkPayload::InnerMessage(message) => self.add_message(message),
-            // messages were lost: anything may have changed
+            // messages were lost: everything may have changed
             NetlinkPayload::Overrun(_) => *self = Self { links: true, addresses: true, routes: true },
             _ => {}
         }
@@ -118,23 +120,24 @@ impl Change {
             RouteNetlinkMessage::NewLink(_) | RouteNetlinkMessage::DelLink(_) => self.links = true,
             RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => self.addresses = true,
             RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
-                self.routes |= !is_ours(route);
+                self.routes |= !is_agent_route(route);
             }
             _ => {}
         }
     }
 }
 
-/// Word of our own writes would wake us for ever.
-fn is_ours(route: &RouteMessage) -> bool {
-    route.header.protocol == route::OURS
+/// The agent's own routes are not reported: it would react to its own writes without end.
+fn is_agent_route(route: &RouteMessage) -> bool {
+    route.header.protocol == route::PROTOCOL
 }
 
 fn read(message: &AddressMessage) -> Option<HostAddress> {
     let mut ip = None;
     for attribute in &message.attributes {
         match attribute {
-            // on a point-to-point device `Address` is the peer's, and `Local` ours; IPv6 has only `Address` elsewhere
+            // on point-to-point devices `Address` is the peer's and `Local` the host's; else IPv6
+            // has only `Address`
             AddressAttribute::Local(local) => ip = Some(*local),
             AddressAttribute::Address(address) => ip = ip.or(Some(*address)),
             _ => {}
@@ -161,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_addresses_others_can_use_are_the_hosts() {
+    fn loopback_and_link_local_addresses_are_not_host_addresses() {
         for (text, expected) in [
             ("10.1.2.3", true),
             ("fd00::1", true),
@@ -175,9 +178,9 @@ mod tests {
     }
 
     #[test]
-    fn our_own_routes_are_no_news() {
+    fn routes_of_the_agent_are_not_reported() {
         let mut route = RouteMessage::default();
-        route.header.protocol = route::OURS;
+        route.header.protocol = route::PROTOCOL;
         let mut change = Change::default();
         change.add_message(&RouteNetlinkMessage::NewRoute(route.clone()));
         assert_eq!(change, Change::default());

@@ -1,4 +1,4 @@
-//! Devices.
+//! Network devices (links).
 
 use std::pin::pin;
 
@@ -14,14 +14,14 @@ use rtnetlink::{
 
 use super::{Netlink, NetlinkError};
 
-/// How the names of pod devices begin.
+/// Prefix of the names of pod devices.
 pub const POD_DEVICE_PREFIX: &str = "dp";
-/// Hexadecimal digits after that.
+/// Number of hexadecimal digits after the prefix.
 pub const POD_DEVICE_DIGITS: usize = 11;
-/// Link address of the host side of every pod device.
+/// MAC address of the host side of every pod device.
 pub const HOST_MAC: MacAddr = MacAddr::new([0x0e, 0xda, 0x7a, 0, 0, 1]);
 
-/// A device, as far as anybody here asks.
+/// A network device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     pub ifindex: u32,
@@ -31,14 +31,14 @@ pub struct Link {
     pub mac: Option<MacAddr>,
     pub up: bool,
     pub loopback: bool,
-    /// Resolves no neighbours (`NOARP`).
+    /// The device does not resolve neighbours (`IFF_NOARP`).
     pub noarp: bool,
     pub(super) kind: Option<InfoKind>,
     pub(super) data: Option<InfoData>,
 }
 
 impl Netlink {
-    /// Every device.
+    /// All devices.
     pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
         let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
         self.dump("devices", &request, |message| match message {
@@ -48,9 +48,10 @@ impl Netlink {
         .await
     }
 
-    /// The device of that name, if there is one.
+    /// The device with this name, if it exists.
     pub async fn link(&self, name: &str) -> Result<Option<Link>, NetlinkError> {
-        // not out of the list of all: there may be hundreds, and the list changes while pods come and go
+        // not from a dump of all devices: there may be hundreds, and a dump is repeated when pods
+        // are added meanwhile
         let mut answer = pin!(self.handle.link().get().match_name(name).execute());
         match answer.try_next().await {
             Ok(message) => Ok(message.map(Link::read)),
@@ -61,13 +62,13 @@ impl Netlink {
         }
     }
 
-    /// Brings a device up.
+    /// Sets a device up.
     pub async fn set_up(&self, link: &Link) -> Result<(), NetlinkError> {
         let message = LinkUnspec::new_with_index(link.ifindex).up().build();
-        self.set_link("bring up", link, message).await
+        self.set_link("set up device", link, message).await
     }
 
-    /// Deletes a device; one that is gone is no error.
+    /// Deletes a device. A missing device is not an error.
     pub async fn delete_link(&self, link: &Link) -> Result<(), NetlinkError> {
         match self.handle.link().del(link.ifindex).execute().await {
             Ok(()) => Ok(()),
@@ -99,8 +100,8 @@ impl Netlink {
 }
 
 impl Link {
-    /// Whether this is the host side of a pod's device: `dp` and 11 hexadecimal digits, a veth, with the link address
-    /// all of them have. All three: one alone could be chance.
+    /// Whether this is the host side of a pod device: a veth named `dp` and 11 hexadecimal digits,
+    /// with the MAC address of all pod devices. One of the three alone could be a coincidence.
     pub fn is_pod_device(&self) -> bool {
         let named = self.name.strip_prefix(POD_DEVICE_PREFIX).is_some_and(|rest| {
             rest.len() == POD_DEVICE_DIGITS && rest.bytes().all(|digit| digit.is_ascii_hexdigit())
@@ -112,7 +113,7 @@ impl Link {
         self.kind == Some(InfoKind::Vxlan)
     }
 
-    /// One of which nothing but the name matters.
+    /// A device of which only the name is set.
     #[cfg(test)]
     pub(crate) fn named(name: &str) -> Self {
         let mut link = Self::read(LinkMessage::default());

@@ -1,9 +1,10 @@
-//! Devices, addresses, routes, neighbours and sysctls of the node's network namespace: the only place that knows
-//! rtnetlink.
+//! Links, addresses, routes, neighbours and sysctls of the node's network namespace: the only
+//! module that uses rtnetlink.
 //!
-//! Everything acts on the network namespace of the thread that called [`Netlink::connect`] (sysctls: of the calling
-//! thread). What is made here is ours by name (devices) or by protocol 218 (routes); nothing else is removed, but the rules of kube-proxy
-//! that its operator has [`nftables`] remove.
+//! Everything acts on the network namespace of the thread that called [`Netlink::connect`], sysctls
+//! on that of the calling thread. The agent's devices are known by their name, its routes by
+//! protocol 218. Nothing else is removed, except kube-proxy's rules, by [`nftables`], at the
+//! operator's request.
 
 pub mod address;
 pub mod link;
@@ -41,21 +42,21 @@ pub use sock_diag::{SockDiag, SockDiagError};
 pub use sysctl::{SysctlChange, SysctlError};
 pub use uplink::{Uplink, UplinkError, Uplinks};
 
-/// Why the kernel's network state could not be read or changed.
+/// Why the kernel's network configuration could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
-    #[error("open a netlink socket: {0}")]
+    #[error("open netlink socket: {0}")]
     Open(#[source] io::Error),
     #[error("{operation} {object}: {source}")]
     Kernel { operation: &'static str, object: String, source: io::Error },
     #[error("{operation} {object}: {detail}")]
     Protocol { operation: &'static str, object: String, detail: String },
-    #[error("list {what}: the kernel's table changed while it was read, {DUMP_ATTEMPTS} times in a row")]
+    #[error("list {what}: the table changed during each of {DUMP_ATTEMPTS} dumps; retry later")]
     Interrupted { what: &'static str },
 }
 
 impl NetlinkError {
-    /// The kernel's error number, if it was the kernel that refused.
+    /// The error number, if the kernel returned an error.
     pub fn errno(&self) -> Option<i32> {
         match self {
             Self::Kernel { source, .. } => source.raw_os_error(),
@@ -76,60 +77,61 @@ impl NetlinkError {
 
 /// `NLM_F_DUMP_INTR` of linux/netlink.h: the table changed during the dump.
 const NLM_F_DUMP_INTR: u16 = 0x10;
-/// How often a dump is repeated that the kernel says is inconsistent.
+/// How often an inconsistent dump is repeated.
 const DUMP_ATTEMPTS: u32 = 8;
-/// How long the rest of an abandoned dump is given.
+/// Wait for the end of an abandoned dump of the same socket.
 const DUMP_BUSY: Duration = Duration::from_millis(20);
 
 /// A connection to rtnetlink. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Netlink {
     handle: Handle,
-    /// A socket has one dump at a time: the kernel refuses a second with EBUSY (`net/netlink/af_netlink.c`,
-    /// `__netlink_dump_start`).
-    dumping: Arc<Mutex<()>>,
+    /// A socket can have one dump at a time: the kernel refuses another with EBUSY
+    /// (`net/netlink/af_netlink.c`, `__netlink_dump_start`).
+    dump_lock: Arc<Mutex<()>>,
 }
 
 impl Netlink {
-    /// Opens a socket in the network namespace of the calling thread, served by a task of the current runtime.
+    /// Opens a socket in the network namespace of the calling thread. A task of the current runtime
+    /// serves it.
     pub fn connect() -> Result<Self, NetlinkError> {
         let (connection, handle, _) = new_connection().map_err(NetlinkError::Open)?;
         tokio::spawn(connection);
-        Ok(Self { handle, dumping: Arc::default() })
+        Ok(Self { handle, dump_lock: Arc::default() })
     }
 
-    /// The handle, for the parts of this module that are written by others.
+    /// The underlying rtnetlink handle.
     pub fn handle(&self) -> &Handle {
         &self.handle
     }
 
-    /// Dumps a table. The kernel flags a dump during which the table changed (`NLM_F_DUMP_INTR`), or fails it with
-    /// EINTR: rows may be missing or double, so it is done again.
+    /// Dumps a table. If the table changed during the dump, the kernel sets `NLM_F_DUMP_INTR` or
+    /// fails with EINTR: rows may be missing or duplicated, so the dump is repeated.
     async fn dump<T>(
         &self,
         what: &'static str,
         request: &RouteNetlinkMessage,
         pick: impl Fn(RouteNetlinkMessage) -> Option<T>,
     ) -> Result<Vec<T>, NetlinkError> {
-        let _turn = self.dumping.lock().await;
+        let _guard = self.dump_lock.lock().await;
         'attempt: for _ in 0..DUMP_ATTEMPTS {
             let mut message = NetlinkMessage::from(request.clone());
             message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
             let mut handle = self.handle.clone();
-            let mut answers =
+            let mut responses =
                 handle.request(message).map_err(|error| NetlinkError::new("list", what, &error))?;
             let mut rows = Vec::new();
             let mut consistent = true;
-            while let Some(answer) = answers.next().await {
-                consistent &= answer.header.flags & NLM_F_DUMP_INTR == 0;
-                match answer.payload {
+            while let Some(response) = responses.next().await {
+                consistent &= response.header.flags & NLM_F_DUMP_INTR == 0;
+                match response.payload {
                     NetlinkPayload::InnerMessage(row) => rows.extend(pick(row)),
                     NetlinkPayload::Error(error) => {
                         let source = error.to_io();
                         if source.kind() == io::ErrorKind::Interrupted {
                             continue 'attempt;
                         }
-                        // somebody gave up in the middle of a dump, and the rest of it is still on its way
+                        // a cancelled dump of this socket has not ended yet
                         if source.kind() == io::ErrorKind::ResourceBusy {
                             sleep(DUMP_BUSY).await;
                             continue 'attempt;

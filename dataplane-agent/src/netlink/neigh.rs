@@ -1,4 +1,4 @@
-//! Permanent neighbours: link addresses that are known and never asked for.
+//! Permanent neighbour entries: MAC addresses that the kernel does not resolve.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use rtnetlink::packet_route::{
 
 use super::{Netlink, NetlinkError};
 
-/// Where an address is on a device.
+/// A permanent neighbour entry of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Neighbour {
     pub ifindex: u32,
@@ -19,14 +19,14 @@ pub struct Neighbour {
 }
 
 impl Netlink {
-    /// Makes sure of a permanent neighbour.
+    /// Adds or replaces a permanent neighbour.
     pub async fn ensure_neighbour(&self, neighbour: &Neighbour) -> Result<(), NetlinkError> {
         let request = self.handle.neighbours().add(neighbour.ifindex, neighbour.address);
         let request = request.link_layer_address(&neighbour.mac.bytes()).replace();
         request.execute().await.map_err(|error| NetlinkError::new("add neighbour", neighbour.address, &error))
     }
 
-    /// Removes a neighbour; one that is not there is no error.
+    /// Removes a neighbour. A missing neighbour is not an error.
     pub async fn remove_neighbour(&self, ifindex: u32, address: IpAddr) -> Result<(), NetlinkError> {
         let mut message = NeighbourMessage::default();
         message.header.family = match address {

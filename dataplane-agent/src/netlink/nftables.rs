@@ -1,8 +1,8 @@
-//! nftables over its own netlink: which tables, chains and jumps there are, and their removal.
+//! Lists and removes nftables tables, chains and jump rules over netlink.
 //!
-//! By hand, because the agent's image holds no `nft`, and because what is removed must be removed by its handle and
-//! not by what a tool prints of it. Rules are read only as far as the chains they lead to. `iptables` of today keeps its
-//! rules here too. Knows not whose they are.
+//! The agent's image has no `nft`, and rules must be removed by handle, not by a tool's output. Of
+//! a rule only the target chain is read. `iptables-nft` keeps its rules here, too. Knows nothing of
+//! kube-proxy.
 
 use std::{
     collections::BTreeSet,
@@ -39,7 +39,7 @@ const DELETE_CHAIN: u16 = 5;
 const NEW_RULE: u16 = 6;
 const GET_RULE: u16 = 7;
 const DELETE_RULE: u16 = 8;
-/// Names of tables, chains and rules begin their attributes alike: table, chain or handle, ..
+/// Attributes of tables, chains and rules; in each, the first names the table.
 const NAME: u16 = 1;
 const CHAIN_NAME: u16 = 3;
 const RULE_CHAIN: u16 = 2;
@@ -51,20 +51,20 @@ const IMMEDIATE_DATA: u16 = 2;
 const DATA_VERDICT: u16 = 2;
 const VERDICT_CHAIN: u16 = 2;
 
-/// Bytes of one transaction: less than a socket takes by default.
-const BATCH: usize = 64 * 1024;
-/// Bytes of an answer at a time; the kernel fills pages.
-const ANSWER: usize = 64 * 1024;
-/// Seconds.
-const PATIENCE: i64 = 5;
-/// A dump during which somebody writes is begun again so often.
-const ATTEMPTS: u32 = 10;
+/// Bytes of one transaction: below a socket's default send buffer.
+const BATCH_BYTES: usize = 64 * 1024;
+/// Size of the receive buffer in bytes.
+const RECEIVE_BYTES: usize = 64 * 1024;
+/// Receive timeout in seconds.
+const TIMEOUT: i64 = 5;
+/// How often an inconsistent dump is repeated.
+const DUMP_ATTEMPTS: u32 = 10;
 
-/// A family of tables, as the kernel numbers them.
+/// Address family of a table: the kernel's `NFPROTO_*` number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Family(pub u8);
 
-/// A table.
+/// An nftables table.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Table {
     pub family: Family,
@@ -78,7 +78,7 @@ pub struct Chain {
     pub name: String,
 }
 
-/// A rule that leads to another chain.
+/// A rule with a jump or goto to another chain.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Jump {
     pub from: Chain,
@@ -87,20 +87,20 @@ pub struct Jump {
     pub to: String,
 }
 
-/// What is to go.
+/// An object to remove.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Removal {
-    /// With all that is in it.
+    /// A table with all its chains and rules.
     Table(Table),
-    /// This rule.
+    /// One rule.
     Rule(Jump),
     /// All rules of a chain.
     Rules(Chain),
-    /// A chain without rules that no rule leads to.
+    /// A chain without rules that no rule jumps to.
     Chain(Chain),
 }
 
-/// A conversation with the kernel of this network namespace.
+/// A netfilter netlink socket of the calling thread's network namespace.
 #[derive(Debug)]
 pub struct Nftables {
     socket: OwnedFd,
@@ -139,9 +139,11 @@ impl fmt::Display for Chain {
 }
 
 impl Nftables {
+    /// Opens the socket.
+    ///
     /// # Errors
     ///
-    /// The kernel has no netfilter, or we may not ask.
+    /// The kernel has no netfilter, or the process lacks permission.
     pub fn open() -> io::Result<Self> {
         let socket = socket(
             AddressFamily::Netlink,
@@ -149,10 +151,11 @@ impl Nftables {
             SockFlag::SOCK_CLOEXEC,
             SockProtocol::NetlinkNetFilter,
         )?;
-        // errors of a whole batch come at once
+        // the errors of a whole batch arrive at once
         setsockopt(&socket, RcvBuf, &(1 << 20))?;
-        // it answers before it returns from `sendto`; who waits longer waits for ever
-        setsockopt(&socket, ReceiveTimeout, &TimeVal::new(PATIENCE, 0))?;
+        // the kernel responds before `sendto` returns: a response that is missing by then never
+        // arrives
+        setsockopt(&socket, ReceiveTimeout, &TimeVal::new(TIMEOUT, 0))?;
         Ok(Self { socket, sequence: 0 })
     }
 
@@ -169,36 +172,36 @@ impl Nftables {
         })
     }
 
-    /// Rules of a table that do nothing but lead to another chain, whatever they ask before.
+    /// Rules of a table whose action is a jump or goto to another chain, whatever they match.
     pub fn jumps(&mut self, table: &Table) -> io::Result<Vec<Jump>> {
         let mut of_table = Vec::new();
         put_text(&mut of_table, NAME, &table.name);
         self.dump(GET_RULE, table.family, NEW_RULE, &of_table, |family, attributes| {
             let found = Table { family, name: text(attributes, NAME)? };
-            // kernels before 5.x answer with every table
+            // kernels before 5.x return the rules of all tables
             let from = Chain { table: found, name: text(attributes, RULE_CHAIN)? };
             let handle = attribute(attributes, RULE_HANDLE)?.try_into().ok().map(u64::from_be_bytes)?;
-            let to =
-                parse(attribute(attributes, RULE_EXPRESSIONS)?).find_map(|(_, element)| jump(element))?;
+            let to = parse(attribute(attributes, RULE_EXPRESSIONS)?)
+                .find_map(|(_, element)| jump_target(element))?;
             Some(Jump { from, handle, to }).filter(|jump| jump.from.table == *table)
         })
     }
 
-    /// Removes, in this order. Each part of the list is done completely or not at all.
+    /// Removes the objects in this order, in one or more transactions. Each transaction is atomic.
     ///
     /// # Errors
     ///
-    /// The first that could not be removed; parts before it are done.
+    /// The first error. Earlier transactions stay committed.
     pub fn remove(&mut self, removals: &[Removal]) -> io::Result<()> {
         let mut rest = removals;
         while !rest.is_empty() {
             let mut batch = Vec::new();
             self.put(&mut batch, BATCH_BEGIN, REQUEST, Family(0), SUBSYSTEM, &[]);
             let mut taken = 0;
-            while let Some(removal) = rest.get(taken).filter(|_| batch.len() < BATCH) {
-                let is_last = taken + 1 == rest.len() || batch.len() + 1_024 >= BATCH;
+            while let Some(removal) = rest.get(taken).filter(|_| batch.len() < BATCH_BYTES) {
+                let is_last = taken + 1 == rest.len() || batch.len() + 1_024 >= BATCH_BYTES;
                 let (kind, family, attributes) = removal.encode();
-                // the kernel answers what failed, and the last one in any case
+                // the kernel reports each failure, and acknowledges the last message
                 let flags = if is_last { REQUEST | ACK } else { REQUEST };
                 self.put(&mut batch, SUBSYSTEM << 8 | kind, flags, family, 0, &attributes);
                 taken += 1;
@@ -209,14 +212,14 @@ impl Nftables {
             let last = self.sequence;
             self.put(&mut batch, BATCH_END, REQUEST, Family(0), SUBSYSTEM, &[]);
             self.send(&batch)?;
-            self.answers(last)?;
+            self.wait_for_ack(last)?;
             rest = rest.get(taken..).unwrap_or_default();
         }
         Ok(())
     }
 
-    /// Reads what the kernel says of a batch, until it has spoken of its last message.
-    fn answers(&self, last: u32) -> io::Result<()> {
+    /// Reads the responses to a batch up to the one to its last message.
+    fn wait_for_ack(&self, last: u32) -> io::Result<()> {
         let mut failed = None;
         loop {
             let buffer = self.receive()?;
@@ -228,7 +231,7 @@ impl Nftables {
                 if errno != 0 && failed.is_none() {
                     failed = Some(io::Error::from_raw_os_error(errno));
                 }
-                // a refusal of the batch as a whole bears the number of its first message
+                // an error of the whole batch has the sequence number of its first message
                 if message.sequence >= last || errno != 0 {
                     return failed.map_or(Ok(()), Err);
                 }
@@ -244,7 +247,7 @@ impl Nftables {
         attributes: &[u8],
         mut read: impl FnMut(Family, &[u8]) -> Option<T>,
     ) -> io::Result<Vec<T>> {
-        for _ in 0..ATTEMPTS {
+        for _ in 0..DUMP_ATTEMPTS {
             let mut request = Vec::new();
             self.put(&mut request, SUBSYSTEM << 8 | get, REQUEST | DUMP, family, 0, attributes);
             self.send(&request)?;
@@ -253,25 +256,25 @@ impl Nftables {
                 return Ok(found.into_iter().collect());
             }
         }
-        Err(io::Error::new(io::ErrorKind::ResourceBusy, "nftables changes too fast to be read"))
+        Err(io::Error::new(io::ErrorKind::ResourceBusy, "nftables changed during each dump; retry later"))
     }
 
-    /// Reads a dump to its end. False: somebody wrote meanwhile.
+    /// Reads a dump to its end. Returns false if the ruleset changed meanwhile.
     fn collect(&self, new: u16, each: &mut dyn FnMut(Family, &[u8])) -> io::Result<bool> {
-        let mut whole = true;
+        let mut consistent = true;
         loop {
             let buffer = self.receive()?;
             for message in messages(&buffer) {
                 if message.sequence != self.sequence {
                     continue;
                 }
-                whole &= message.flags & INTERRUPTED == 0;
+                consistent &= message.flags & INTERRUPTED == 0;
                 match message.kind {
-                    DONE => return Ok(whole),
+                    DONE => return Ok(consistent),
                     ERROR => match error_of(message.body) {
                         0 => {}
-                        // a table that went is one that is not there
-                        nix::libc::ENOENT => return Ok(whole),
+                        // the table was removed meanwhile
+                        nix::libc::ENOENT => return Ok(consistent),
                         nix::libc::EINTR => return Ok(false),
                         errno => return Err(io::Error::from_raw_os_error(errno)),
                     },
@@ -316,7 +319,7 @@ impl Nftables {
     }
 
     fn receive(&self) -> io::Result<Vec<u8>> {
-        let mut buffer = vec![0; ANSWER];
+        let mut buffer = vec![0; RECEIVE_BYTES];
         let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
         buffer.truncate(length);
         Ok(buffer)
@@ -352,8 +355,8 @@ impl Removal {
     }
 }
 
-/// The chain an expression leads to, if it is a jump or a goto.
-fn jump(expression: &[u8]) -> Option<String> {
+/// The target chain of an expression, if it is a jump or goto.
+fn jump_target(expression: &[u8]) -> Option<String> {
     if text(expression, EXPRESSION_NAME)? != "immediate" {
         return None;
     }

@@ -1,4 +1,5 @@
-//! The VXLAN device. One for all nodes and both families: the programs say per packet where it goes (collect metadata).
+//! The VXLAN device: one for all nodes and both families. The programs set the tunnel key of each
+//! packet (collect metadata mode).
 
 use std::net::IpAddr;
 
@@ -10,20 +11,21 @@ use rtnetlink::{
 
 use super::{Link, Netlink, NetlinkError, sysctl};
 
-/// What the device is to be.
+/// Settings of the VXLAN device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OverlayDevice {
     pub name: String,
     /// UDP port.
     pub port: u16,
     pub mtu: u32,
-    /// The same on every node, so that a frame for a node's own stack is to its device whichever node sent it.
+    /// The same on every node, so that a sender need not know the MAC address of the receiving
+    /// node's device.
     pub mac: MacAddr,
 }
 
 /// Bytes the tunnel adds to a packet: outer IP, UDP, VXLAN and inner Ethernet header (RFC 7348 §5).
-pub const fn overhead(tunnel_end: IpAddr) -> u32 {
-    let ip = match tunnel_end {
+pub const fn overhead(remote: IpAddr) -> u32 {
+    let ip = match remote {
         IpAddr::V4(_) => 20,
         IpAddr::V6(_) => 40,
     };
@@ -31,31 +33,35 @@ pub const fn overhead(tunnel_end: IpAddr) -> u32 {
 }
 
 impl Netlink {
-    /// Makes sure of the device: creates it, mends it, or makes it anew where the kernel cannot change it.
+    /// Creates the device or changes it to these settings. A device whose settings the kernel
+    /// cannot change is deleted and created again.
     pub async fn ensure_overlay(&self, device: &OverlayDevice) -> Result<Link, NetlinkError> {
         if let Some(link) = self.link(&device.name).await? {
             if link.kind != Some(InfoKind::Vxlan) {
-                return Err(wrong(
+                return Err(overlay_error(
                     device,
-                    "there is a device of this name that is no VXLAN: choose another name",
+                    "a device of this name exists and is not a VXLAN device; remove it, or set another name",
                 ));
             }
-            if as_wanted(&link, device) {
-                return self.mend_overlay(link, device).await;
+            if has_fixed_settings(&link, device) {
+                return self.configure_overlay(link, device).await;
             }
-            tracing::info!(device = device.name, "VXLAN device is not as configured: made anew");
+            tracing::info!(
+                device = device.name,
+                "VXLAN device differs from the configuration; deleting and creating it again"
+            );
             self.delete_link(&link).await?;
         }
-        self.add_link(&device.name, new(device)).await?;
+        self.add_link(&device.name, vxlan(device)).await?;
         let link = self.link(&device.name).await?;
-        let link = link.ok_or_else(|| wrong(device, "the device is gone the moment it was made"))?;
-        self.mend_overlay(link, device).await
+        let link = link.ok_or_else(|| overlay_error(device, "another process deleted the device"))?;
+        self.configure_overlay(link, device).await
     }
 
-    /// What can be changed while the device is at work.
-    async fn mend_overlay(&self, link: Link, device: &OverlayDevice) -> Result<Link, NetlinkError> {
-        // before the device comes up, or it announces itself by neighbour discovery
-        sysctl::prepare_device(&device.name).map_err(|error| wrong(device, &error.to_string()))?;
+    /// Applies the settings that can change while the device is in use.
+    async fn configure_overlay(&self, link: Link, device: &OverlayDevice) -> Result<Link, NetlinkError> {
+        // before the device is up: it must not send neighbour discovery messages
+        sysctl::prepare_device(&device.name).map_err(|error| overlay_error(device, &error.to_string()))?;
         if link.mtu != device.mtu || link.mac != Some(device.mac) || !link.noarp || !link.up {
             let message = LinkUnspec::new_with_index(link.ifindex)
                 .mtu(device.mtu)
@@ -65,25 +71,28 @@ impl Netlink {
                 .build();
             self.set_link("set up device", &link, message).await?;
         }
-        self.link(&device.name).await?.ok_or_else(|| wrong(device, "the device went while it was set up"))
+        self.link(&device.name)
+            .await?
+            .ok_or_else(|| overlay_error(device, "another process deleted the device"))
     }
 }
 
-fn new(device: &OverlayDevice) -> LinkMessageBuilder<LinkVxlan> {
+fn vxlan(device: &OverlayDevice) -> LinkMessageBuilder<LinkVxlan> {
     LinkMessageBuilder::<LinkVxlan>::new(&device.name)
         .collect_metadata(true)
         .port(device.port)
         // the programs are the forwarding table
         .learning(false)
-        // a sender over IPv6 may leave the outer checksum out (RFC 6935); the inner one stays
+        // senders over IPv6 may omit the outer UDP checksum (RFC 6935); the inner packet has its
+        // own
         .udp_zero_csum6_rx(true)
         .mtu(device.mtu)
         .address(device.mac.bytes().to_vec())
         .arp(false)
 }
 
-/// What the kernel fixes when the device is made.
-fn as_wanted(link: &Link, device: &OverlayDevice) -> bool {
+/// Whether the settings match that the kernel can set only when it creates the device.
+fn has_fixed_settings(link: &Link, device: &OverlayDevice) -> bool {
     let Some(InfoData::Vxlan(attributes)) = &link.data else { return false };
     [
         InfoVxlan::CollectMetadata(true),
@@ -92,10 +101,10 @@ fn as_wanted(link: &Link, device: &OverlayDevice) -> bool {
         InfoVxlan::UDPZeroCsumRX(true),
     ]
     .iter()
-    .all(|wanted| attributes.contains(wanted))
+    .all(|setting| attributes.contains(setting))
 }
 
-fn wrong(device: &OverlayDevice, detail: &str) -> NetlinkError {
+fn overlay_error(device: &OverlayDevice, detail: &str) -> NetlinkError {
     NetlinkError::Protocol {
         operation: "set up overlay device",
         object: device.name.clone(),
@@ -108,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_tunnel_costs_fifty_bytes_over_ipv4_and_seventy_over_ipv6() {
+    fn vxlan_overhead_is_50_bytes_over_ipv4_and_70_over_ipv6() {
         assert_eq!(overhead("10.0.0.1".parse().unwrap()), 50);
         assert_eq!(overhead("fd00::1".parse().unwrap()), 70);
     }

@@ -1,8 +1,8 @@
 //! A pod's device: a veth pair with one end in the pod's network namespace.
 //!
-//! Inside, the pod has its addresses alone (`/32`, `/128`), and a default route by a gateway that exists nowhere: its
-//! link address is given as a permanent neighbour and is that of the host's side. So nobody ever asks (ARP, neighbour
-//! discovery) and nobody waits (duplicate address detection): the addresses are known to be ours.
+//! In the pod, each address has a host prefix (`/32`, `/128`), and the default route goes to a
+//! virtual gateway, whose permanent neighbour entry has the MAC address of the host side. So there
+//! is no ARP, no neighbour discovery, and no duplicate address detection.
 
 use std::{
     fs::File,
@@ -33,12 +33,12 @@ use super::{
     KernelRoute, Link, Neighbour, Netlink, NetlinkError, Rate, SysctlError, link::HOST_MAC, route, sysctl,
 };
 
-/// Next hop of a pod's IPv4 default route (RFC 3927 link-local; the address of no device).
+/// Next hop of a pod's IPv4 default route (RFC 3927 link-local). No device has this address.
 pub const GATEWAY_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1));
 /// Next hop of a pod's IPv6 default route.
 pub const GATEWAY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1));
 
-/// Why a pod's network namespace cannot be worked in.
+/// Why an operation in a pod's network namespace failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PodNetnsError {
     #[error("network namespace {path}: {source}")]
@@ -55,28 +55,29 @@ pub enum PodNetnsError {
     Sysctl(#[from] SysctlError),
 }
 
-/// A pod's network namespace. It lives at least as long as this.
+/// An open network namespace of a pod. It exists at least as long as this value.
 #[derive(Debug)]
 pub struct PodNetns {
     path: PathBuf,
     file: File,
 }
 
-/// A pod's device, both sides.
+/// Settings of a pod's veth pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodLink {
-    /// Name of the host's side.
-    pub host: String,
-    /// Name inside the pod.
-    pub inside: String,
-    /// Link address inside the pod.
+    /// Name of the host side.
+    pub host_device: String,
+    /// Name in the pod.
+    pub ifname: String,
+    /// MAC address in the pod.
     pub mac: MacAddr,
     pub mtu: u32,
     /// At most one per family.
     pub addresses: Vec<IpAddr>,
-    /// How fast packets may go to the pod.
+    /// Rate limit of packets to the pod.
     pub ingress: Option<Rate>,
-    /// And from it. The limit is in the pod's namespace: one that may change its own network is not held by it.
+    /// Rate limit of packets from the pod. It is set in the pod's namespace: a pod with `NET_ADMIN`
+    /// can remove it.
     pub egress: Option<Rate>,
 }
 
@@ -89,11 +90,11 @@ pub const fn gateway(address: IpAddr) -> IpAddr {
 }
 
 impl PodNetns {
-    /// Opens the file of a namespace.
+    /// Opens a namespace by its path. Refuses the node's own.
     pub fn open(path: &Path) -> Result<Self, PodNetnsError> {
         let failed = |source| PodNetnsError::Open { path: path.to_owned(), source };
         let file = File::open(path).map_err(failed)?;
-        // /proc and bind mounts lead to it; a file in its place is what is left of a namespace that was unmounted
+        // a regular file is left where a namespace was bind-mounted and is unmounted now
         if fstatfs(&file).map_err(|errno| failed(errno.into()))?.filesystem_type() != NSFS_MAGIC {
             return Err(PodNetnsError::NotNamespace { path: path.to_owned() });
         }
@@ -105,10 +106,9 @@ impl PodNetns {
         Ok(Self { path: path.to_owned(), file })
     }
 
-    /// Runs `work` in the namespace.
+    /// Runs `work` in the namespace, on a thread of its own that ends afterwards.
     ///
-    /// Done by a thread that ends with it: a thread that has entered a namespace is of no use to anybody else. Sockets
-    /// that are opened there stay there, wherever they are used from.
+    /// Sockets that `work` opens stay in the namespace, on whatever thread they are used later.
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -123,55 +123,57 @@ impl PodNetns {
             let done = setns(&file, CloneFlags::CLONE_NEWNET)
                 .map_err(|errno| PodNetnsError::Enter { path, source: errno.into() })
                 .map(|()| work());
-            // whoever asked may have left: nothing to do about it
-            let _asker = result.send(done);
+            // the receiver may be cancelled
+            let _cancelled = result.send(done);
         };
         thread::Builder::new().name("pod-netns".to_owned()).spawn(work).map_err(failed)?;
-        entered.await.map_err(|_panicked| failed(io::Error::other("the thread died")))?
+        entered.await.map_err(|_panicked| failed(io::Error::other("the thread panicked")))?
     }
 
-    /// Runs `first` in the namespace, and opens a netlink socket there.
-    async fn enter(
+    /// Runs `prepare` in the namespace, and opens a netlink socket there.
+    async fn connect(
         &self,
-        first: impl FnOnce() -> Result<(), SysctlError> + Send + 'static,
+        prepare: impl FnOnce() -> Result<(), SysctlError> + Send + 'static,
     ) -> Result<Netlink, PodNetnsError> {
         self.run(|| {
-            first()?;
+            prepare()?;
             Ok(Netlink::connect()?)
         })
         .await?
     }
 }
 
-/// Switches of a device inside a pod, before it comes up.
-fn prepare_inside(link: &PodLink) -> Result<(), SysctlError> {
+/// Sets the sysctls of a device in the pod, before it is up.
+fn prepare_pod_device(link: &PodLink) -> Result<(), SysctlError> {
     if link.addresses.iter().any(IpAddr::is_ipv6) {
-        // a runtime may have switched IPv6 off for all devices to come
-        sysctl::set(&format!("net/ipv6/conf/{}/disable_ipv6", link.inside), "0")?;
+        // the runtime may have disabled IPv6 by default
+        sysctl::set(&format!("net/ipv6/conf/{}/disable_ipv6", link.ifname), "0")?;
     }
-    sysctl::prepare_device(&link.inside)?;
+    sysctl::prepare_device(&link.ifname)?;
     Ok(())
 }
 
 impl Netlink {
-    /// Makes the pair, and all that is inside the pod. Nothing of it exists yet. Returns the host's side, which is up.
+    /// Creates the veth pair and configures its end in the pod. Returns the host side, which is up.
     ///
-    /// The host's own routes are left to [`Self::route_to_pod`]. What is made stays if a later step fails.
+    /// Does not add the host's routes: see [`Self::route_to_pod`]. Does not clean up if a step
+    /// fails.
     pub async fn add_pod_link(&self, netns: &PodNetns, link: &PodLink) -> Result<Link, PodNetnsError> {
-        self.make_pair(netns, link).await?;
-        sysctl::prepare_device(&link.host)?;
-        let host = self.existing(&link.host).await?;
+        self.create_veth(netns, link).await?;
+        sysctl::prepare_device(&link.host_device)?;
+        let host = self.created_link(&link.host_device).await?;
         if let Some(rate) = link.ingress {
-            self.shape(&link.host, host.ifindex, rate).await?;
+            self.shape(&link.host_device, host.ifindex, rate).await?;
         }
         self.set_up(&host).await?;
         let prepared = link.clone();
-        let inside = netns.enter(move || prepare_inside(&prepared)).await?;
-        inside.dress(link).await?;
+        let pod_netlink = netns.connect(move || prepare_pod_device(&prepared)).await?;
+        pod_netlink.configure_pod_device(link).await?;
         Ok(Link { up: true, ..host })
     }
 
-    /// Makes the host's stack send to a pod's addresses, from `sources` (at most one per family).
+    /// Adds the host's routes and neighbours for a pod's addresses, with preferred source addresses
+    /// `sources` (at most one per family).
     pub async fn route_to_pod(
         &self,
         ifindex: u32,
@@ -185,73 +187,72 @@ impl Netlink {
         Ok(())
     }
 
-    /// What is not as [`Self::add_pod_link`] and [`Self::route_to_pod`] leave it, as sentences.
+    /// Differences from what [`Self::add_pod_link`] and [`Self::route_to_pod`] created, as
+    /// sentences.
     pub async fn pod_link_problems(
         &self,
         netns: &PodNetns,
         link: &PodLink,
     ) -> Result<Vec<String>, PodNetnsError> {
         let mut problems = Vec::new();
-        let Some(host) = self.link(&link.host).await? else {
-            return Ok(vec![format!("device {} is gone", link.host)]);
+        let name = &link.host_device;
+        let Some(host) = self.link(name).await? else {
+            return Ok(vec![format!("device {name} does not exist")]);
         };
         if !host.is_pod_device() {
-            problems.push(format!("device {} has another kind or link address", link.host));
+            problems.push(format!("device {name} is not a veth, or its MAC address was changed"));
         }
         if !host.up {
-            problems.push(format!("device {} is down", link.host));
+            problems.push(format!("device {name} is down"));
         }
-        let routes = self.our_routes().await?;
+        let routes = self.agent_routes().await?;
         for address in &link.addresses {
             let is_to = |route: &&KernelRoute| route.destination == IpNet::from(*address);
             if routes.iter().find(is_to).is_none_or(|route| route.ifindex != host.ifindex) {
-                problems.push(format!("the node has no route to {address} on {}", link.host));
+                problems.push(format!("the node has no route to {address} on {name}"));
             }
         }
         let neighbours = self.permanent_neighbours(host.ifindex).await?;
-        problems.extend(missing_neighbours(
-            &neighbours,
-            link.addresses.iter().copied(),
-            link.mac,
-            &link.host,
-        ));
-        let inside = netns.enter(|| Ok(())).await?;
-        problems.extend(inside.problems_inside(link).await?);
+        problems.extend(missing_neighbours(&neighbours, link.addresses.iter().copied(), link.mac, name));
+        let pod_netlink = netns.connect(|| Ok(())).await?;
+        problems.extend(pod_netlink.pod_device_problems(link).await?);
         Ok(problems)
     }
 
-    async fn make_pair(&self, netns: &PodNetns, link: &PodLink) -> Result<(), NetlinkError> {
+    async fn create_veth(&self, netns: &PodNetns, link: &PodLink) -> Result<(), NetlinkError> {
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
-            .name(link.inside.clone())
+            .name(link.ifname.clone())
             .mtu(link.mtu)
             .address(link.mac.bytes().to_vec())
-            // made there, not moved there: no moment in which the node has a device of that name
+            // created in the namespace, not moved there, so that the node never has a device of
+            // that name
             .setns_by_fd(netns.file.as_raw_fd())
             .build();
-        let pair = LinkMessageBuilder::<LinkVeth>::new(&link.host, &link.inside)
+        let pair = LinkMessageBuilder::<LinkVeth>::new(&link.host_device, &link.ifname)
             .mtu(link.mtu)
             .address(HOST_MAC.bytes().to_vec())
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)));
-        self.add_link(&format!("{} (in the pod: {})", link.host, link.inside), pair).await
+        self.add_link(&format!("{} (in the pod: {})", link.host_device, link.ifname), pair).await
     }
 
-    /// Addresses, routes and neighbours, inside the pod.
-    async fn dress(&self, link: &PodLink) -> Result<(), NetlinkError> {
-        let inside = self.existing(&link.inside).await?;
+    /// Adds addresses, routes and neighbours in the pod. `self` is connected to the pod's
+    /// namespace.
+    async fn configure_pod_device(&self, link: &PodLink) -> Result<(), NetlinkError> {
+        let device = self.created_link(&link.ifname).await?;
         for address in &link.addresses {
-            self.add_pod_address(inside.ifindex, *address).await?;
+            self.add_pod_address(device.ifindex, *address).await?;
         }
         if let Some(rate) = link.egress {
-            self.shape(&link.inside, inside.ifindex, rate).await?;
+            self.shape(&link.ifname, device.ifindex, rate).await?;
         }
         // neighbours and routes need a device that is up
-        self.set_up(&inside).await?;
+        self.set_up(&device).await?;
         for address in &link.addresses {
             let gateway = gateway(*address);
-            self.ensure_neighbour(&Neighbour { ifindex: inside.ifindex, address: gateway, mac: HOST_MAC })
+            self.ensure_neighbour(&Neighbour { ifindex: device.ifindex, address: gateway, mac: HOST_MAC })
                 .await?;
-            for route in [to_gateway(gateway, inside.ifindex), by_gateway(gateway, inside.ifindex)] {
-                self.add_pod_route(route, &link.inside).await?;
+            for route in [gateway_route(gateway, device.ifindex), default_route(gateway, device.ifindex)] {
+                self.add_pod_route(route, &link.ifname).await?;
             }
         }
         Ok(())
@@ -266,7 +267,7 @@ impl Netlink {
         request.execute().await.map_err(|error| NetlinkError::new("add address", address, &error))
     }
 
-    /// A route that is there already is somebody's who came first: a pod may have other networks.
+    /// Adds a route unless one exists: a pod may have other networks with their own routes.
     async fn add_pod_route(&self, route: RouteMessage, device: &str) -> Result<(), NetlinkError> {
         let name = route::read(&route).map_or_else(String::new, |route| route.to_string());
         match self.handle.route().add(route).execute().await {
@@ -280,35 +281,35 @@ impl Netlink {
         }
     }
 
-    async fn problems_inside(&self, link: &PodLink) -> Result<Vec<String>, NetlinkError> {
-        let name = &link.inside;
-        let Some(inside) = self.link(name).await? else {
+    /// `self` is connected to the pod's namespace.
+    async fn pod_device_problems(&self, link: &PodLink) -> Result<Vec<String>, NetlinkError> {
+        let name = &link.ifname;
+        let Some(device) = self.link(name).await? else {
             return Ok(vec![format!("the pod has no device {name}")]);
         };
         let mut problems = Vec::new();
-        if inside.mac != Some(link.mac) {
-            problems
-                .push(format!("{name} in the pod is another device: its link address is not {}", link.mac));
+        if device.mac != Some(link.mac) {
+            problems.push(format!("the MAC address of {name} in the pod is not {}", link.mac));
         }
-        if !inside.up {
+        if !device.up {
             problems.push(format!("{name} in the pod is down"));
         }
         let addresses = self.addresses().await?;
         for address in &link.addresses {
-            if !addresses.iter().any(|found| found.ifindex == inside.ifindex && found.ip() == *address) {
+            if !addresses.iter().any(|found| found.ifindex == device.ifindex && found.ip() == *address) {
                 problems.push(format!("{name} in the pod does not have {address}"));
             }
         }
         let gateways = link.addresses.iter().map(|address| gateway(*address));
-        let neighbours = self.permanent_neighbours(inside.ifindex).await?;
+        let neighbours = self.permanent_neighbours(device.ifindex).await?;
         problems.extend(missing_neighbours(&neighbours, gateways.clone(), HOST_MAC, name));
         let routes: Vec<_> = self.route_messages().await?.iter().filter_map(route::read).collect();
         for gateway in gateways {
-            // by whatever device: plugins after ours, and other networks of the pod, may have reasons of theirs
-            let default = |route: &KernelRoute| {
+            // on any device: later plugins and other networks of the pod may have replaced it
+            let is_default = |route: &KernelRoute| {
                 route.destination.prefix_len() == 0 && route.destination.addr().is_ipv4() == gateway.is_ipv4()
             };
-            if !routes.iter().any(default) {
+            if !routes.iter().any(is_default) {
                 let family = if gateway.is_ipv4() { "IPv4" } else { "IPv6" };
                 problems.push(format!("the pod has no {family} default route"));
             }
@@ -316,30 +317,30 @@ impl Netlink {
         Ok(problems)
     }
 
-    async fn existing(&self, name: &str) -> Result<Link, NetlinkError> {
+    async fn created_link(&self, name: &str) -> Result<Link, NetlinkError> {
         self.link(name).await?.ok_or_else(|| NetlinkError::Protocol {
             operation: "find device",
             object: name.to_owned(),
-            detail: "it is gone the moment it was made".to_owned(),
+            detail: "another process deleted it right after it was created".to_owned(),
         })
     }
 }
 
 fn missing_neighbours(
     found: &[Neighbour],
-    wanted: impl Iterator<Item = IpAddr>,
+    expected: impl Iterator<Item = IpAddr>,
     mac: MacAddr,
     device: &str,
 ) -> Vec<String> {
     let has = |address: IpAddr| found.iter().any(|found| found.address == address && found.mac == mac);
-    wanted
+    expected
         .filter(|address| !has(*address))
         .map(|address| format!("{device} has no permanent neighbour {address}"))
         .collect()
 }
 
 /// `169.254.1.1 dev eth0 scope link`
-fn to_gateway(gateway: IpAddr, ifindex: u32) -> RouteMessage {
+fn gateway_route(gateway: IpAddr, ifindex: u32) -> RouteMessage {
     let mut message = pod_route(gateway, ifindex, RouteAttribute::Destination(gateway.into()));
     message.header.destination_prefix_length = IpNet::from(gateway).prefix_len();
     if gateway.is_ipv4() {
@@ -349,10 +350,11 @@ fn to_gateway(gateway: IpAddr, ifindex: u32) -> RouteMessage {
 }
 
 /// `default via 169.254.1.1 dev eth0`
-fn by_gateway(gateway: IpAddr, ifindex: u32) -> RouteMessage {
+fn default_route(gateway: IpAddr, ifindex: u32) -> RouteMessage {
     let mut message = pod_route(gateway, ifindex, RouteAttribute::Gateway(gateway.into()));
     if gateway.is_ipv4() {
-        // another device of the pod may have the route to the gateway
+        // the gateway need not be reachable by this device's routes: another device of the pod may
+        // have that route
         message.header.flags |= RouteFlags::Onlink;
     }
     message

@@ -1,7 +1,9 @@
-//! Ports the kernel gives to no socket that asks for any (`net.ipv4.ip_local_reserved_ports`).
+//! Reserved local ports: the kernel does not choose them for sockets
+//! (`net.ipv4.ip_local_reserved_ports`).
 //!
-//! Others reserve ports too, and the kernel knows only all of them. Which of them are ours is in a file of the run
-//! directory, which a boot empties as it does the kernel's list: so the next agent, and `cleanup`, release ours and no others.
+//! The kernel's list also has ports that others reserved. A file in the run directory holds those
+//! of the agent, so that the next agent and `cleanup` release only these. Both the file and the
+//! kernel's list are empty after a boot.
 
 use std::{
     collections::BTreeSet,
@@ -13,12 +15,12 @@ use std::{
 use super::sysctl::{self, SysctlChange, SysctlError};
 
 const RESERVED: &str = "net/ipv4/ip_local_reserved_ports";
-/// The ports sockets are given.
-const LOCAL: &str = "net/ipv4/ip_local_port_range";
-/// In the run directory.
+/// Ports that the kernel chooses from.
+const LOCAL_PORT_RANGE: &str = "net/ipv4/ip_local_port_range";
+/// File in the run directory.
 const FILE: &str = "reserved_ports";
 
-/// Why ports are not reserved as they are to be.
+/// Why ports could not be reserved or released.
 #[derive(Debug, thiserror::Error)]
 pub enum ReservedPortsError {
     #[error(transparent)]
@@ -27,66 +29,68 @@ pub enum ReservedPortsError {
     Record { path: PathBuf, source: io::Error },
 }
 
-/// Those of them that are ours.
+/// The ports that the agent reserved.
 #[derive(Debug)]
 pub struct ReservedPorts {
     file: PathBuf,
-    ours: BTreeSet<u16>,
+    own: BTreeSet<u16>,
 }
 
 impl ReservedPorts {
-    /// Takes over what an earlier agent reserved.
+    /// Reads which ports an earlier agent reserved.
     pub fn open(run_dir: &Path) -> Self {
         let file = file(run_dir);
-        let ours = fs::read_to_string(&file).map(|text| parse(&text)).unwrap_or_default();
-        Self { file, ours }
+        let own = fs::read_to_string(&file).map(|text| parse(&text)).unwrap_or_default();
+        Self { file, own }
     }
 
-    /// Reserves these ports too.
+    /// Reserves more ports.
     pub fn add(&mut self, ports: &BTreeSet<u16>) -> Result<Option<SysctlChange>, ReservedPortsError> {
-        self.set(&(&self.ours | ports))
+        self.set(&(&self.own | ports))
     }
 
-    /// Reserves these ports, and no longer any other one of ours. `None`: it was so already.
+    /// Reserves these ports, and releases all others of the agent. `None`: nothing changed.
     pub fn set(&mut self, ports: &BTreeSet<u16>) -> Result<Option<SysctlChange>, ReservedPortsError> {
         let Some(list) = sysctl::get(RESERVED)? else { return Ok(None) };
-        let (reserved, ours) = planned(&parse(&list), &self.ours, ports);
-        // first: what is ours and reserved by nobody does no harm, what is reserved and nobody's stays for ever
-        if ours != self.ours {
+        let (reserved, own) = plan(&parse(&list), &self.own, ports);
+        // the file first: after a crash, a port in the file that is not reserved does no harm, but
+        // a reserved port that is not in the file would never be released
+        if own != self.own {
             let failed = |source| ReservedPortsError::Record { path: self.file.clone(), source };
-            fs::write(&self.file, text(&ours)).map_err(failed)?;
+            fs::write(&self.file, text(&own)).map_err(failed)?;
         }
         let change = sysctl::set(RESERVED, &text(&reserved))?;
-        self.ours = ours;
+        self.own = own;
         Ok(change)
     }
 }
 
-/// The record of what is ours, there or not: for who removes it.
+/// Path of the file with the agent's ports. It need not exist.
 pub fn file(run_dir: &Path) -> PathBuf {
     run_dir.join(FILE)
 }
 
-/// The ports sockets are given that ask for any.
+/// The range from which the kernel chooses local ports.
 pub fn local_ports() -> Result<Option<RangeInclusive<u16>>, SysctlError> {
-    let range = sysctl::get(LOCAL)?;
+    let range = sysctl::get(LOCAL_PORT_RANGE)?;
     Ok(range.and_then(|text| {
         let (first, last) = text.split_once(char::is_whitespace)?;
         Some(first.trim().parse().ok()?..=last.trim().parse().ok()?)
     }))
 }
 
-/// The whole list and ours of it, if we reserve `wanted`. What others reserve is not ours, though we want it too.
-fn planned(
+/// The new list of the kernel and the agent's part of it. A port that others reserved is not the
+/// agent's, even if the agent needs it, too.
+fn plan(
     list: &BTreeSet<u16>,
-    ours: &BTreeSet<u16>,
-    wanted: &BTreeSet<u16>,
+    own: &BTreeSet<u16>,
+    desired: &BTreeSet<u16>,
 ) -> (BTreeSet<u16>, BTreeSet<u16>) {
-    let others = list - ours;
-    (&others | wanted, wanted - &others)
+    let others = list - own;
+    (&others | desired, desired - &others)
 }
 
-/// As the kernel writes it: `1024,3000-4000`. What cannot be read is left out.
+/// Parses the kernel's format, `1024,3000-4000`. Invalid elements are ignored.
 fn parse(list: &str) -> BTreeSet<u16> {
     let range = |text: &str| -> Option<RangeInclusive<u16>> {
         let (first, last) = text.split_once('-').unwrap_or((text, text));
@@ -114,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_is_written_sorted_and_nothing_twice() {
+    fn list_is_written_sorted_and_without_duplicates() {
         for (list, expected) in [
             ("", ""),
             ("1024,3000-4000", "1024,3000-4000"),
@@ -128,20 +132,21 @@ mod tests {
     }
 
     #[test]
-    fn what_others_reserve_stays_and_ours_goes_when_it_is_not_wanted() {
-        for (list, ours, wanted, then, ours_then) in [
+    fn ports_of_others_stay_reserved_and_unneeded_own_ports_are_released() {
+        for (list, own, desired, list_after, own_after) in [
             ("", "", "61000-65535", "61000-65535", "61000-65535"),
             ("8080", "", "40000", "8080,40000", "40000"),
             ("8080,40000", "40000", "40001", "8080,40001", "40001"),
             ("8080,40000", "40000", "", "8080", ""),
-            // the operator's, whoever else wants it
+            // reserved by the operator, and needed by the agent
             ("40000", "", "40000", "40000", ""),
-            // somebody wrote the list without ours
+            // another process overwrote the list without the agent's ports
             ("8080", "40000", "40000", "8080,40000", "40000"),
             ("39999-40001", "40000", "", "39999,40001", ""),
         ] {
-            let (list_then, ours_is) = planned(&parse(list), &parse(ours), &parse(wanted));
-            assert_eq!((text(&list_then).as_str(), text(&ours_is).as_str()), (then, ours_then), "{list:?}");
+            let (new_list, new_own) = plan(&parse(list), &parse(own), &parse(desired));
+            let found = (text(&new_list), text(&new_own));
+            assert_eq!((found.0.as_str(), found.1.as_str()), (list_after, own_after), "{list:?}");
         }
     }
 }

@@ -1,7 +1,8 @@
-//! Routes of the kernel, for what the host's stack sends itself.
+//! Kernel routes, for packets that the host's network stack sends.
 //!
-//! Ours carry protocol 218 and metric 218. The protocol marks what we may remove; the metric keeps `replace` from
-//! hitting somebody else's route to the same prefix, which the kernel would match by metric alone.
+//! The agent's routes have protocol 218 and metric 218. The protocol marks the routes that the
+//! agent may remove. The metric protects other routes to the same prefix: the kernel matches
+//! `replace` by prefix and metric only.
 
 use std::{fmt, net::IpAddr};
 
@@ -19,31 +20,32 @@ use rtnetlink::{
 
 use super::{Netlink, NetlinkError};
 
-/// Who made the route: a number `iproute2` gives to nobody.
-pub(super) const OURS: RouteProtocol = RouteProtocol::Other(218);
+/// Protocol of the agent's routes: a number that `rt_protos` of iproute2 does not assign.
+pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(218);
 const METRIC: u32 = 218;
 
 /// A route in the main table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KernelRoute {
     pub destination: IpNet,
-    /// Next hop; `None`: the destination is on the device. An IPv4 destination may have an IPv6 next hop.
+    /// Next hop; `None`: the destination is on-link. An IPv4 destination may have an IPv6 next hop.
     pub gateway: Option<IpAddr>,
     pub ifindex: u32,
-    /// Address the host uses as source.
+    /// Preferred source address.
     pub source: Option<IpAddr>,
-    /// MTU of the path, if less than the device's.
+    /// MTU of the route, if less than the device's.
     pub mtu: Option<u32>,
 }
 
 impl KernelRoute {
-    /// To a prefix that is reached on the device itself.
+    /// A route to a prefix that is on-link.
     pub const fn on_link(destination: IpNet, ifindex: u32) -> Self {
         Self { destination, gateway: None, ifindex, source: None, mtu: None }
     }
 
-    /// To a pod on a device of this node, from that of `sources` (at most one per family) that is of its family: pods'
-    /// devices have no address, and left alone the kernel takes the first it finds on any other device.
+    /// A route to a pod of this node, with the address of its family in `sources` (at most one per
+    /// family) as preferred source: pod devices have no address, and the kernel would choose one of
+    /// any other device.
     pub fn to_pod(pod: IpAddr, ifindex: u32, sources: &[IpAddr]) -> Self {
         let source = sources.iter().find(|source| source.is_ipv4() == pod.is_ipv4()).copied();
         Self { source, ..Self::on_link(pod.into(), ifindex) }
@@ -61,7 +63,7 @@ impl fmt::Display for KernelRoute {
 }
 
 impl Netlink {
-    /// Makes sure of a route, replacing ours to the same prefix.
+    /// Adds a route, or replaces the agent's route to the same prefix.
     pub async fn ensure_route(&self, route: &KernelRoute) -> Result<(), NetlinkError> {
         let message = message(route).map_err(|detail| NetlinkError::Protocol {
             operation: "add route",
@@ -72,13 +74,13 @@ impl Netlink {
         request.execute().await.map_err(|error| NetlinkError::new("add route", route, &error))
     }
 
-    /// Removes our route to a prefix, whatever device it leads to. One that is not there is no error.
+    /// Removes the agent's route to a prefix, on any device. A missing route is not an error.
     pub async fn remove_route(&self, destination: IpNet) -> Result<(), NetlinkError> {
         let mut message = RouteMessage::default();
         message.header.address_family = family(destination.addr());
         message.header.destination_prefix_length = destination.prefix_len();
         message.header.table = RouteHeader::RT_TABLE_MAIN;
-        message.header.protocol = OURS;
+        message.header.protocol = PROTOCOL;
         // any scope
         message.header.scope = RouteScope::NoWhere;
         message.attributes.push(RouteAttribute::Destination(destination.network().into()));
@@ -92,17 +94,18 @@ impl Netlink {
         }
     }
 
-    /// Every route of ours.
-    pub async fn our_routes(&self) -> Result<Vec<KernelRoute>, NetlinkError> {
+    /// All routes of the agent.
+    pub async fn agent_routes(&self) -> Result<Vec<KernelRoute>, NetlinkError> {
         let mut routes = Vec::new();
         for message in self.route_messages().await? {
-            let ours = message.header.protocol == OURS && message.header.table == RouteHeader::RT_TABLE_MAIN;
-            routes.extend(ours.then(|| read(&message)).flatten());
+            let own =
+                message.header.protocol == PROTOCOL && message.header.table == RouteHeader::RT_TABLE_MAIN;
+            routes.extend(own.then(|| read(&message)).flatten());
         }
         Ok(routes)
     }
 
-    /// Every route of both families, of all tables.
+    /// All routes of both families, of all tables.
     pub(super) async fn route_messages(&self) -> Result<Vec<RouteMessage>, NetlinkError> {
         let request = RouteNetlinkMessage::GetRoute(RouteMessage::default());
         self.dump("routes", &request, |message| match message {
@@ -126,7 +129,7 @@ fn message(route: &KernelRoute) -> Result<RouteMessage, String> {
         .destination_prefix(destination.network(), destination.prefix_len())
         .map_err(|error| error.to_string())?
         .output_interface(route.ifindex)
-        .protocol(OURS)
+        .protocol(PROTOCOL)
         .priority(METRIC)
         .scope(scope);
     if let Some(source) = route.source {
@@ -138,7 +141,9 @@ fn message(route: &KernelRoute) -> Result<RouteMessage, String> {
         (IpAddr::V4(_), Some(IpAddr::V6(gateway))) => {
             attributes.push(RouteAttribute::Via(RouteVia::Inet6(gateway)));
         }
-        (IpAddr::V6(_), Some(IpAddr::V4(_))) => return Err("an IPv6 route has no IPv4 next hop".to_owned()),
+        (IpAddr::V6(_), Some(IpAddr::V4(_))) => {
+            return Err("an IPv6 route cannot have an IPv4 next hop".to_owned());
+        }
         (_, Some(gateway)) => attributes.push(RouteAttribute::Gateway(gateway.into())),
     }
     if let Some(mtu) = route.mtu {
@@ -195,14 +200,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ipv6_route_over_ipv4_is_refused() {
+    fn ipv6_route_with_ipv4_next_hop_is_refused() {
         let mut route = KernelRoute::on_link("fd00:1::/64".parse().unwrap(), 2);
         route.gateway = Some("10.0.0.1".parse().unwrap());
         assert!(message(&route).unwrap_err().contains("next hop"));
     }
 
     #[test]
-    fn what_is_written_reads_back() {
+    fn route_survives_encoding_and_decoding() {
         for (destination, gateway) in [
             ("10.1.0.0/24", None),
             ("10.1.0.0/24", Some("10.0.0.2")),

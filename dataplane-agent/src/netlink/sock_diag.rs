@@ -1,7 +1,7 @@
-//! Sockets of a network namespace, as the kernel lists them (`sock_diag`), and their end.
+//! Lists and destroys UDP sockets of a network namespace (`sock_diag`).
 //!
-//! By hand: one message there and one back, for which no crate is needed that says the rest of it too. Knows sockets by
-//! their numbers (cookies), and not why they are to end.
+//! Implemented here because two messages do not justify a dependency. Sockets are identified by
+//! their cookies.
 
 use std::{
     collections::HashSet,
@@ -26,42 +26,43 @@ const DUMP: u16 = 0x300;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 /// `linux/sock_diag.h`
-const LIST: u16 = 20;
+const BY_FAMILY: u16 = 20;
 const DESTROY: u16 = 21;
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
 const UDP: u8 = 17;
-/// Bit of the state that connected UDP sockets have (`net/tcp_states.h`).
+/// State bit of connected UDP sockets (`net/tcp_states.h`).
 const ESTABLISHED: u32 = 1 << 1;
-/// Bytes of `inet_diag_sockid`, which ends with the cookie, and where it is in `inet_diag_msg` (`linux/inet_diag.h`).
-const ID: usize = 48;
-const ID_AT: usize = 4;
-const COOKIE: usize = 8;
+/// Size of `inet_diag_sockid`, which ends with the cookie, and its offset in `inet_diag_msg`
+/// (`linux/inet_diag.h`).
+const ID_BYTES: usize = 48;
+const ID_OFFSET: usize = 4;
+const COOKIE_BYTES: usize = 8;
 
-/// Bytes of an answer at a time; the kernel fills pages.
-const ANSWER: usize = 64 * 1024;
-/// Seconds.
-const PATIENCE: i64 = 5;
+/// Size of the receive buffer in bytes.
+const RECEIVE_BYTES: usize = 64 * 1024;
+/// Receive timeout in seconds.
+const TIMEOUT: i64 = 5;
 
 /// A connected UDP socket.
 #[derive(Clone, Copy, Debug)]
 struct Socket {
     family: u8,
-    /// Addresses, ports and cookie, as the kernel wants them back.
-    id: [u8; ID],
+    /// `inet_diag_sockid` of the kernel's list: addresses, ports and cookie.
+    id: [u8; ID_BYTES],
 }
 
-/// Why sockets could not be ended.
+/// Why sockets could not be destroyed.
 #[derive(Debug, thiserror::Error)]
 pub enum SockDiagError {
-    /// It is built without.
+    /// A kernel option is missing.
     #[error("the kernel has no {0}")]
     Unsupported(&'static str),
     #[error("{operation} UDP sockets: {source}")]
     Kernel { operation: &'static str, source: io::Error },
 }
 
-/// A conversation with the kernel about the sockets of one network namespace.
+/// A `sock_diag` netlink socket of one network namespace.
 #[derive(Debug)]
 pub struct SockDiag {
     socket: OwnedFd,
@@ -69,7 +70,7 @@ pub struct SockDiag {
 }
 
 impl SockDiag {
-    /// About the namespace of the calling thread.
+    /// Opens the socket in the network namespace of the calling thread.
     pub fn open() -> io::Result<Self> {
         let socket = socket(
             AddressFamily::Netlink,
@@ -77,35 +78,38 @@ impl SockDiag {
             SockFlag::SOCK_CLOEXEC,
             SockProtocol::NetlinkSockDiag,
         )?;
-        setsockopt(&socket, ReceiveTimeout, &TimeVal::new(PATIENCE, 0))?;
+        setsockopt(&socket, ReceiveTimeout, &TimeVal::new(TIMEOUT, 0))?;
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// Ends the conversations of connected UDP sockets with these cookies: whoever uses such a socket next hears
-    /// `ECONNABORTED`, and it is connected to nobody. Returns how many were there.
-    pub fn end(&mut self, cookies: &HashSet<u64>) -> Result<usize, SockDiagError> {
-        let failed = |source: io::Error| match source.raw_os_error() {
+    /// Destroys the connected UDP sockets with these cookies: the next call on such a socket fails
+    /// with `ECONNABORTED`, and the socket is not connected any more. Returns the number of
+    /// destroyed sockets.
+    pub fn destroy(&mut self, cookies: &HashSet<u64>) -> Result<usize, SockDiagError> {
+        let list_error = |source: io::Error| match source.raw_os_error() {
             Some(nix::libc::ENOENT) => SockDiagError::Unsupported("CONFIG_INET_UDP_DIAG"),
             _ => SockDiagError::Kernel { operation: "list", source },
         };
-        let refused = |source: io::Error| match source.raw_os_error() {
+        let destroy_error = |source: io::Error| match source.raw_os_error() {
             Some(nix::libc::EOPNOTSUPP) => SockDiagError::Unsupported("CONFIG_INET_DIAG_DESTROY"),
-            _ => SockDiagError::Kernel { operation: "end", source },
+            _ => SockDiagError::Kernel { operation: "destroy", source },
         };
-        let mut ended = 0;
+        let mut destroyed = 0;
         for family in [IPV4, IPV6] {
-            for socket in self.connected(family).map_err(failed)? {
-                if cookies.contains(&socket.cookie()) && self.destroy(&socket).map_err(refused)? {
-                    ended += 1;
+            for socket in self.connected(family).map_err(list_error)? {
+                if cookies.contains(&socket.cookie())
+                    && self.destroy_socket(&socket).map_err(destroy_error)?
+                {
+                    destroyed += 1;
                 }
             }
         }
-        Ok(ended)
+        Ok(destroyed)
     }
 
     /// Connected UDP sockets of a family.
     fn connected(&mut self, family: u8) -> io::Result<Vec<Socket>> {
-        self.send(LIST, REQUEST | DUMP, family, &[0; ID])?;
+        self.send(BY_FAMILY, REQUEST | DUMP, family, &[0; ID_BYTES])?;
         let mut found = Vec::new();
         loop {
             let buffer = self.receive()?;
@@ -114,26 +118,28 @@ impl SockDiag {
                     continue;
                 }
                 match message.kind {
-                    // the end of a list may say why it ended
+                    // DONE can also carry an error
                     DONE | ERROR => match error_of(message.body) {
                         0 => return Ok(found),
                         errno => return Err(io::Error::from_raw_os_error(errno)),
                     },
-                    LIST => found.extend(Socket::read(message.body)),
+                    BY_FAMILY => found.extend(Socket::read(message.body)),
                     _ => {}
                 }
             }
         }
     }
 
-    /// Whether it was there. One that was connected anew meanwhile has other addresses, and is left alone.
-    fn destroy(&mut self, socket: &Socket) -> io::Result<bool> {
+    /// Destroys a socket; false if it does not exist. A socket that was connected again meanwhile
+    /// has another ID.
+    fn destroy_socket(&mut self, socket: &Socket) -> io::Result<bool> {
         self.send(DESTROY, REQUEST | ACK, socket.family, &socket.id)?;
         loop {
             let buffer = self.receive()?;
-            let mine = |message: &Message<'_>| message.sequence == self.sequence && message.kind == ERROR;
-            let Some(answer) = messages(&buffer).find(mine) else { continue };
-            return match error_of(answer.body) {
+            let is_response =
+                |message: &Message<'_>| message.sequence == self.sequence && message.kind == ERROR;
+            let Some(response) = messages(&buffer).find(is_response) else { continue };
+            return match error_of(response.body) {
                 0 => Ok(true),
                 nix::libc::ENOENT => Ok(false),
                 errno => Err(io::Error::from_raw_os_error(errno)),
@@ -142,7 +148,7 @@ impl SockDiag {
     }
 
     /// Sends a header and an `inet_diag_req_v2`.
-    fn send(&mut self, kind: u16, flags: u16, family: u8, id: &[u8; ID]) -> io::Result<()> {
+    fn send(&mut self, kind: u16, flags: u16, family: u8, id: &[u8; ID_BYTES]) -> io::Result<()> {
         self.sequence += 1;
         let mut message = Vec::new();
         message.extend(0_u32.to_ne_bytes());
@@ -160,7 +166,7 @@ impl SockDiag {
     }
 
     fn receive(&self) -> io::Result<Vec<u8>> {
-        let mut buffer = vec![0; ANSWER];
+        let mut buffer = vec![0; RECEIVE_BYTES];
         let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
         buffer.truncate(length);
         Ok(buffer)
@@ -168,16 +174,16 @@ impl SockDiag {
 }
 
 impl Socket {
-    /// A socket of a list.
+    /// Reads an `inet_diag_msg`.
     fn read(body: &[u8]) -> Option<Self> {
-        let id = body.get(ID_AT..ID_AT + ID)?.try_into().ok()?;
+        let id = body.get(ID_OFFSET..ID_OFFSET + ID_BYTES)?.try_into().ok()?;
         Some(Self { family: *body.first()?, id })
     }
 
-    /// As `bpf_get_socket_cookie` has it: two words, the low one first.
+    /// The cookie as `bpf_get_socket_cookie` returns it: two words, the low one first.
     fn cookie(&self) -> u64 {
         let word = |at: usize| {
-            let bytes = self.id[ID - COOKIE + at..][..4].try_into();
+            let bytes = self.id[ID_BYTES - COOKIE_BYTES + at..][..4].try_into();
             u64::from(u32::from_ne_bytes(bytes.unwrap_or_default()))
         };
         word(0) | word(4) << 32

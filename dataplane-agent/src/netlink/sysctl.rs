@@ -1,6 +1,7 @@
-//! Kernel switches under `/proc/sys/net`, of the network namespace of the calling thread.
+//! Sysctls under `/proc/sys/net`, of the network namespace of the calling thread.
 //!
-//! Only what packets need to pass is set, only if it differs, and every change is returned so that it can be told.
+//! Only what forwarding requires is set, and only if it differs. Every change is returned, so that
+//! it can be logged.
 
 use std::{
     fs::{self, File},
@@ -8,22 +9,23 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Where a container has the switches to move: its own `/proc/sys` is read-only unless it is privileged.
-const IN_CONTAINERS: &str = "/host/proc/sys";
+/// Where the agent's container mounts the host's `/proc/sys`: its own is read-only unless it is
+/// privileged.
+const HOST_PROC_SYS: &str = "/host/proc/sys";
 
-/// No value is longer: a list of every second port.
-const LONGEST: usize = 256 << 10;
+/// Size of the read buffer. The longest value is a list of every second port.
+const MAX_VALUE_BYTES: usize = 256 << 10;
 
-/// A switch that was moved.
+/// A sysctl that was changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SysctlChange {
-    /// Below `/proc/sys`, with slashes: device names may have dots.
+    /// Path below `/proc/sys`. With slashes, because device names may contain dots.
     pub key: String,
     pub from: String,
     pub to: String,
 }
 
-/// Why a switch could not be read or moved.
+/// Why a sysctl could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} /proc/sys/{key}: {source}")]
 pub struct SysctlError {
@@ -32,11 +34,12 @@ pub struct SysctlError {
     pub source: io::Error,
 }
 
-/// The value of a switch; `None` if the kernel does not have it (IPv6 may be off, a device may be gone).
+/// Reads a sysctl; `None` if it does not exist (IPv6 disabled, or the device does not exist).
 ///
-/// In one read: of a list the kernel says no more than fits into the first, and `read_to_string` begins with a small one.
+/// With one `read`: the kernel returns of a list only what fits into the first one, and
+/// `read_to_string` starts with a small buffer.
 pub fn get(key: &str) -> Result<Option<String>, SysctlError> {
-    let mut value = vec![0; LONGEST];
+    let mut value = vec![0; MAX_VALUE_BYTES];
     let read = File::open(path(key)).and_then(|mut file| file.read(&mut value));
     match read {
         Ok(length) => Ok(Some(String::from_utf8_lossy(&value[..length]).trim().to_owned())),
@@ -45,39 +48,42 @@ pub fn get(key: &str) -> Result<Option<String>, SysctlError> {
     }
 }
 
-/// Moves a switch unless it stands there already. `None`: nothing was changed (or there is no such switch).
+/// Writes a sysctl if its value differs. `None`: nothing changed, or the sysctl does not exist.
 pub fn set(key: &str, value: &str) -> Result<Option<SysctlChange>, SysctlError> {
     let Some(from) = get(key)? else { return Ok(None) };
     if from == value {
         return Ok(None);
     }
-    // an empty list is an empty line: nothing at all is not even written
+    // an empty list needs the newline: a write of zero bytes has no effect
     write(key, &format!("{value}\n"))?;
     Ok(Some(SysctlChange { key: key.to_owned(), from, to: value.to_owned() }))
 }
 
 fn write(key: &str, value: &str) -> Result<(), SysctlError> {
     let written = match fs::write(path(key), value) {
-        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => in_container(key, value, error),
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            write_host_mount(key, value, error)
+        }
         done => done,
     };
     written.map_err(|source| SysctlError { operation: "write", key: key.to_owned(), source })
 }
 
-/// By the other mount of the same file system, if there is one. The namespace is the calling thread's there too.
-fn in_container(key: &str, value: &str, read_only: io::Error) -> io::Result<()> {
-    match fs::write(Path::new(IN_CONTAINERS).join(key), value) {
+/// Writes through the host's mount of `/proc/sys`, if there is one. It also acts on the calling
+/// thread's namespace.
+fn write_host_mount(key: &str, value: &str, read_only: io::Error) -> io::Result<()> {
+    match fs::write(Path::new(HOST_PROC_SYS).join(key), value) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(read_only),
         done => done,
     }
 }
 
-/// What a node needs: it forwards both families, and still learns its own routes from router advertisements.
+/// Enables forwarding of both families. The node still accepts router advertisements.
 pub fn prepare_node(uplinks: &[&str]) -> Result<Vec<SysctlChange>, SysctlError> {
     let mut changes = Vec::new();
     for uplink in uplinks {
-        // a router ignores advertisements unless told otherwise (2), which would cost the node its default route.
-        // First, or the kernel forgets that route the moment forwarding is switched on.
+        // with forwarding enabled, accept_ra=1 means off; 2 keeps the node's default route. Set it
+        // before forwarding, because the kernel removes that route when forwarding is enabled.
         let key = format!("net/ipv6/conf/{uplink}/accept_ra");
         if get(&key)?.as_deref() == Some("1") {
             changes.extend(set(&key, "2")?);
@@ -88,8 +94,9 @@ pub fn prepare_node(uplinks: &[&str]) -> Result<Vec<SysctlChange>, SysctlError> 
     Ok(changes)
 }
 
-/// What a device of ours needs: replies to translated packets come from addresses the kernel would not route there
-/// (of services; of the host itself, if a client asked a port of the node), and nobody on it is to be asked or told by neighbour discovery.
+/// Sets the sysctls of a pod device or the overlay device: no source validation, because replies of
+/// translated connections have source addresses that the kernel routes elsewhere (service and host
+/// addresses), and no neighbour discovery.
 pub fn prepare_device(device: &str) -> Result<Vec<SysctlChange>, SysctlError> {
     let mut changes = Vec::new();
     for (key, value) in [
@@ -98,7 +105,7 @@ pub fn prepare_device(device: &str) -> Result<Vec<SysctlChange>, SysctlError> {
         (format!("net/ipv4/conf/{device}/send_redirects"), "0"),
         (format!("net/ipv6/conf/{device}/accept_dad"), "0"),
         (format!("net/ipv6/conf/{device}/accept_ra"), "0"),
-        // 1: no link-local address of its own
+        // 1: the kernel generates no link-local address
         (format!("net/ipv6/conf/{device}/addr_gen_mode"), "1"),
     ] {
         changes.extend(set(&key, value)?);
@@ -106,19 +113,22 @@ pub fn prepare_device(device: &str) -> Result<Vec<SysctlChange>, SysctlError> {
     Ok(changes)
 }
 
-/// Settings of the operator that break the datapath, as sentences. They are left alone.
+/// Sysctls of the operator that break the datapath, as sentences. They are not changed.
 pub fn problems() -> Result<Vec<String>, SysctlError> {
     let mut problems = Vec::new();
-    // the stricter of `all` and the device's counts (Documentation/networking/ip-sysctl.rst)
+    // the kernel uses the maximum of `all` and the device's value
+    // (Documentation/networking/ip-sysctl.rst)
     if get("net/ipv4/conf/all/rp_filter")?.as_deref() == Some("1") {
         problems.push(
-            "net.ipv4.conf.all.rp_filter is 1: replies of services to processes of this host are dropped as spoofed; \
+            "net.ipv4.conf.all.rp_filter is 1: the kernel drops replies of services to processes of this host; \
              set it to 0 or 2"
                 .to_owned(),
         );
     }
     if get("net/ipv6/conf/all/disable_ipv6")?.as_deref() == Some("1") {
-        problems.push("net.ipv6.conf.all.disable_ipv6 is 1: pods have no IPv6".to_owned());
+        problems.push(
+            "net.ipv6.conf.all.disable_ipv6 is 1: pods have no IPv6; set it to 0 if they need it".to_owned(),
+        );
     }
     Ok(problems)
 }

@@ -1,4 +1,4 @@
-//! Uplinks: the devices other nodes are reached by.
+//! Uplinks: the devices that connect this node to other nodes.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -8,39 +8,40 @@ use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, 
 
 use super::{HostAddress, Link, Netlink, NetlinkError};
 
-/// Which devices are uplinks.
+/// How uplinks are chosen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Uplinks {
-    /// The device that has an internal address of the node; else the one with the default route.
+    /// The devices with an `InternalIP` of the node; if there is none, the device of the default
+    /// route.
     #[default]
     Auto,
-    /// These.
+    /// The devices with these names.
     Named(Vec<String>),
 }
 
-/// A device other nodes are reached by.
+/// A device that connects this node to other nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uplink {
     pub name: String,
     pub ifindex: u32,
     pub mtu: u32,
-    /// `None`: not Ethernet; the datapath does not run on it.
+    /// `None`: not an Ethernet device; the datapath does not support it.
     pub mac: Option<MacAddr>,
-    /// Addresses of the device with their subnets; link-local ones are left out.
+    /// Addresses of the device with their prefix length, without link-local ones.
     pub addresses: Vec<IpNet>,
 }
 
 impl Uplink {
-    /// Whether a next hop is a neighbour on this device.
+    /// Whether a next hop is on-link on this device.
     pub fn reaches(&self, next_hop: IpAddr) -> bool {
         self.addresses.iter().any(|network| network.contains(&next_hop))
     }
 }
 
-/// Why there is no uplink.
+/// Why the uplinks could not be determined.
 #[derive(Debug, thiserror::Error)]
 pub enum UplinkError {
-    #[error("uplinks: there is no device {0}")]
+    #[error("uplinks: device {0} does not exist; correct `uplinks` in the configuration")]
     NoDevice(String),
     #[error("uplinks: no device has one of the node's addresses ({}), and there is no default route", list(.0))]
     NotFound(Vec<IpAddr>),
@@ -49,15 +50,16 @@ pub enum UplinkError {
 }
 
 impl Netlink {
-    /// The uplinks of this node, whose `InternalIP`s are given. `not` names a device that is never one (the overlay).
+    /// The uplinks of this node. `exclude` names a device that is never an uplink: the overlay
+    /// device.
     pub async fn uplinks(
         &self,
         choice: &Uplinks,
         internal_ips: &[IpAddr],
-        not: &str,
+        exclude: &str,
     ) -> Result<Vec<Uplink>, UplinkError> {
         let mut links = self.links().await?;
-        links.retain(|link| link.name != not);
+        links.retain(|link| link.name != exclude);
         let addresses = self.host_addresses().await?;
         let chosen = match choice {
             Uplinks::Named(names) => named(&links, names)?,
@@ -83,7 +85,7 @@ fn named<'a>(links: &'a [Link], names: &[String]) -> Result<Vec<&'a Link>, Uplin
     names.iter().map(find).collect()
 }
 
-/// Loopback is left out: a node may keep its address there and announce it by a routing protocol.
+/// Without loopback: a node may have its address there and announce it by a routing protocol.
 fn with_address<'a>(links: &'a [Link], addresses: &[HostAddress], internal_ips: &[IpAddr]) -> Vec<&'a Link> {
     let indexes: BTreeSet<u32> = addresses
         .iter()

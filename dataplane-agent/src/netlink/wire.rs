@@ -1,6 +1,6 @@
-//! Messages and attributes of netlink, as bytes.
+//! Encoding and decoding of netlink messages and attributes.
 
-/// A message without its header.
+/// A netlink message.
 pub(super) struct Message<'a> {
     pub(super) kind: u16,
     pub(super) flags: u16,
@@ -22,13 +22,13 @@ pub(super) fn messages(mut buffer: &[u8]) -> impl Iterator<Item = Message<'_>> {
     })
 }
 
-/// The number of an error, 0 for an acknowledgement.
+/// Error number of an `nlmsgerr`; 0 for an acknowledgement.
 pub(super) fn error_of(body: &[u8]) -> i32 {
     let bytes = body.get(..4).and_then(|bytes| bytes.try_into().ok());
     bytes.map_or(nix::libc::EBADMSG, |bytes| -i32::from_ne_bytes(bytes))
 }
 
-/// Type and value of each attribute.
+/// Iterates over the type and value of each attribute.
 pub(super) fn parse(mut attributes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let header = attributes.get(..4)?;
@@ -41,12 +41,12 @@ pub(super) fn parse(mut attributes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
     })
 }
 
-pub(super) fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    parse(attributes).find_map(|(kind, value)| (kind == wanted).then_some(value))
+pub(super) fn attribute(attributes: &[u8], searched: u16) -> Option<&[u8]> {
+    parse(attributes).find_map(|(kind, value)| (kind == searched).then_some(value))
 }
 
-pub(super) fn text(attributes: &[u8], wanted: u16) -> Option<String> {
-    let bytes = attribute(attributes, wanted)?;
+pub(super) fn text(attributes: &[u8], searched: u16) -> Option<String> {
+    let bytes = attribute(attributes, searched)?;
     let bytes = bytes.strip_suffix(&[0]).unwrap_or(bytes);
     Some(String::from_utf8_lossy(bytes).into_owned())
 }

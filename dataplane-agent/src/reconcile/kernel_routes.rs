@@ -50,7 +50,7 @@ pub trait RouteTable: Send + Sync {
 
 impl RouteTable for Netlink {
     async fn list(&self) -> Result<Vec<KernelRoute>, NetlinkError> {
-        self.our_routes().await
+        self.agent_routes().await
     }
 
     async fn ensure(&self, route: &KernelRoute) -> Result<(), NetlinkError> {

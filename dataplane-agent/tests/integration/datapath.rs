@@ -1,4 +1,4 @@
-//! The embedded object in the kernel: loaded, attached, adopted, replaced, cleaned away.
+//! Tests of the embedded object on the kernel: load, attach, adopt, replace, clean up.
 
 mod attachments;
 mod packets;
@@ -21,7 +21,7 @@ use dataplane_common::abi::{
 
 use crate::netns::{in_fresh_netns, ip, run};
 
-/// A bpffs directory and a cgroup of this test's own, gone with it.
+/// A bpffs directory and a cgroup for one test, removed at its end.
 struct Node {
     directory: tempfile::TempDir,
     cgroup: Option<PathBuf>,
@@ -40,7 +40,7 @@ impl Node {
         DatapathConfig {
             bpffs: self.bpffs(),
             node: NodeConfig { flags: NodeFlags::CONNECT_TCP, ..NodeConfig::default() },
-            // small: a test need not make a hundred thousand slots
+            // small: creating a hundred thousand slots takes time
             capacity: Capacity {
                 flows: 512,
                 backends: 512,
@@ -111,7 +111,7 @@ fn every_program_passes_the_verifier() {
 }
 
 #[test]
-fn tables_survive_the_agent() {
+fn pinned_maps_outlive_the_agent() {
     in_fresh_netns(|| async {
         let node = Node::new();
         let pod = "10.244.0.7".parse::<IpAddr>().unwrap().into();
@@ -126,7 +126,7 @@ fn tables_survive_the_agent() {
 }
 
 #[test]
-fn a_table_does_what_a_table_does() {
+fn maps_implement_the_table_trait() {
     in_fresh_netns(|| async {
         let node = Node::new();
         let mut config = node.config();
@@ -178,7 +178,7 @@ fn a_table_does_what_a_table_does() {
 }
 
 #[test]
-fn a_pin_of_another_capacity_is_kept_and_told() {
+fn pinned_map_with_another_capacity_is_kept_and_reported() {
     in_fresh_netns(|| async {
         let node = Node::new();
         let mut config = node.config();
@@ -204,7 +204,7 @@ fn a_pin_of_another_capacity_is_kept_and_told() {
 }
 
 #[test]
-fn a_pin_of_another_layout_is_refused_by_name() {
+fn pinned_map_with_another_layout_is_refused() {
     in_fresh_netns(|| async {
         let node = Node::new();
         Datapath::load(&node.config()).unwrap();
@@ -217,7 +217,7 @@ fn a_pin_of_another_layout_is_refused_by_name() {
 }
 
 #[test]
-fn a_refused_program_is_named_and_the_old_ones_stay_at_work() {
+fn rejected_program_is_named_and_old_programs_stay_attached() {
     in_fresh_netns(|| async {
         let node = Node::new();
         veth("dp1");
@@ -225,7 +225,7 @@ fn a_refused_program_is_named_and_the_old_ones_stay_at_work() {
         let mut datapath = Datapath::load(&clsact).unwrap();
         datapath.attach_pod("dp1").unwrap();
         let before = run("tc", "filter show dev dp1 ingress");
-        // a map of four bytes where the programs add to eight
+        // a value of four bytes where the programs add to eight
         let pins = datapath.pins().clone();
         Pins::remove(&pins.map(names::map::COUNTERS)).unwrap();
         let narrow = aya::maps::MapData::from_pin(pins.map(names::map::BACKEND_GENERATIONS)).unwrap();
@@ -234,7 +234,7 @@ fn a_refused_program_is_named_and_the_old_ones_stay_at_work() {
         let error = Datapath::load(&clsact).unwrap_err();
         let LoadError::Program { program, reason } = &error else { panic!("{error}") };
         assert_eq!(*program, names::program::CLASSIFIERS[0]);
-        // the second as Linux 7.3 puts it
+        // the second is the message of Linux 7.3
         let why = ["invalid access to map value", "access_size is 8; object_size is 4"];
         assert!(why.iter().any(|why| reason.contains(why)), "{reason}");
         assert!(reason.len() < 2_000, "{reason}");
@@ -243,7 +243,7 @@ fn a_refused_program_is_named_and_the_old_ones_stay_at_work() {
 }
 
 #[test]
-fn only_living_flows_are_listed() {
+fn expired_flows_are_not_listed() {
     in_fresh_netns(|| async {
         let node = Node::new();
         let mut tables = Datapath::load(&node.config()).unwrap().tables().unwrap();
@@ -266,7 +266,7 @@ fn only_living_flows_are_listed() {
                 tables.flow_index.insert(&key, &FlowRef { slot, epoch: index_epoch }).unwrap();
             }
         };
-        // seen just now; of another owner by now; being written
+        // current; reused for another flow; being written
         flow(1, 1_001, 2, 2, u32::MAX);
         flow(2, 1_002, 4, 2, u32::MAX);
         flow(3, 1_003, 3, 3, u32::MAX);
@@ -276,7 +276,7 @@ fn only_living_flows_are_listed() {
 }
 
 #[test]
-fn slots_are_handed_out_once() {
+fn free_slots_are_queued_once() {
     in_fresh_netns(|| async {
         let node = Node::new();
         for _ in 0..2 {

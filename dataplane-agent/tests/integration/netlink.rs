@@ -1,4 +1,4 @@
-//! Devices, routes, neighbours, addresses and sysctls, against the kernel, in network namespaces.
+//! Tests of links, routes, neighbours, addresses and sysctls on the kernel, in network namespaces.
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
@@ -21,7 +21,7 @@ fn addr(text: &str) -> IpAddr {
 }
 
 fn device(name: &str, address: &str) {
-    // a cable with both ends here: not every kernel has dummy devices
+    // a veth pair with both ends in this namespace: not every kernel has dummy devices
     ip(&format!("link add {name} type veth peer name {name}-peer"));
     ip(&format!("addr add {address} dev {name}"));
     ip(&format!("link set {name}-peer up"));
@@ -29,7 +29,7 @@ fn device(name: &str, address: &str) {
 }
 
 #[test]
-fn the_overlay_device_is_made_once() {
+fn overlay_device_is_created_once() {
     in_fresh_netns(|| async {
         let netlink = Netlink::connect().unwrap();
         let made = netlink.ensure_overlay(&overlay()).await.unwrap();
@@ -44,7 +44,7 @@ fn the_overlay_device_is_made_once() {
 }
 
 #[test]
-fn the_overlay_device_has_no_address_of_its_own() {
+fn overlay_device_has_no_address() {
     in_fresh_netns(|| async {
         let netlink = Netlink::connect().unwrap();
         let made = netlink.ensure_overlay(&overlay()).await.unwrap();
@@ -54,7 +54,7 @@ fn the_overlay_device_has_no_address_of_its_own() {
 }
 
 #[test]
-fn a_spoiled_overlay_device_is_mended_in_place() {
+fn changed_overlay_device_is_repaired_in_place() {
     in_fresh_netns(|| async {
         let netlink = Netlink::connect().unwrap();
         let made = netlink.ensure_overlay(&overlay()).await.unwrap();
@@ -64,7 +64,7 @@ fn a_spoiled_overlay_device_is_mended_in_place() {
 }
 
 #[test]
-fn an_overlay_device_on_another_port_is_made_anew() {
+fn overlay_device_with_another_port_is_recreated() {
     in_fresh_netns(|| async {
         let netlink = Netlink::connect().unwrap();
         let before = netlink.ensure_overlay(&overlay()).await.unwrap();
@@ -76,17 +76,17 @@ fn an_overlay_device_on_another_port_is_made_anew() {
 }
 
 #[test]
-fn a_foreign_device_with_the_overlays_name_is_left_alone() {
+fn foreign_device_with_the_name_of_the_overlay_is_not_touched() {
     in_fresh_netns(|| async {
         device("dataplane0", "10.9.9.9/24");
         let error = Netlink::connect().unwrap().ensure_overlay(&overlay()).await.unwrap_err();
-        assert!(error.to_string().contains("no VXLAN"), "{error}");
+        assert!(error.to_string().contains("not a VXLAN device"), "{error}");
         assert!(ip("-d link show dataplane0").contains("veth"));
     });
 }
 
 #[test]
-fn the_uplink_is_where_the_nodes_address_is() {
+fn uplink_is_the_device_with_the_nodes_address() {
     in_fresh_netns(|| async {
         device("eth0", "192.168.1.5/24");
         device("eth1", "10.0.0.5/16");
@@ -105,7 +105,7 @@ fn the_uplink_is_where_the_nodes_address_is() {
 }
 
 #[test]
-fn without_the_nodes_address_the_default_route_tells_the_uplink() {
+fn uplink_falls_back_to_the_default_route() {
     in_fresh_netns(|| async {
         device("eth0", "192.168.1.5/24");
         device("eth1", "10.0.0.5/16");
@@ -118,7 +118,7 @@ fn without_the_nodes_address_the_default_route_tells_the_uplink() {
 }
 
 #[test]
-fn a_missing_uplink_is_named() {
+fn missing_uplink_is_named() {
     in_fresh_netns(|| async {
         let netlink = Netlink::connect().unwrap();
         let named = Uplinks::Named(vec!["eth7".to_owned()]);
@@ -153,16 +153,16 @@ fn routes_are_replaced_listed_and_removed() {
             netlink.ensure_route(route).await.unwrap();
         }
         wanted.sort_unstable();
-        let mut ours = netlink.our_routes().await.unwrap();
+        let mut ours = netlink.agent_routes().await.unwrap();
         ours.sort_unstable();
         assert_eq!(ours, wanted);
 
-        // the next hop moves: replaced, not added
+        // another next hop replaces the route
         for destination in ["10.244.1.0/24", "fd01:1::/64"] {
             let hop = if destination.contains(':') { "fd00::8" } else { "10.0.0.8" };
             netlink.ensure_route(&route(destination, Some(hop))).await.unwrap();
         }
-        let ours = netlink.our_routes().await.unwrap();
+        let ours = netlink.agent_routes().await.unwrap();
         assert_eq!(ours.len(), wanted.len(), "{ours:?}");
         assert!(ours.contains(&route("10.244.1.0/24", Some("10.0.0.8"))));
         assert!(ours.contains(&route("fd01:1::/64", Some("fd00::8"))));
@@ -171,12 +171,12 @@ fn routes_are_replaced_listed_and_removed() {
             netlink.remove_route(route.destination).await.unwrap();
             netlink.remove_route(route.destination).await.unwrap();
         }
-        assert_eq!(netlink.our_routes().await.unwrap(), []);
+        assert_eq!(netlink.agent_routes().await.unwrap(), []);
     });
 }
 
 #[test]
-fn a_foreign_route_to_the_same_prefix_survives() {
+fn foreign_route_to_the_same_prefix_is_kept() {
     in_fresh_netns(|| async {
         device("eth0", "10.0.0.5/24");
         ip("route add 10.244.1.0/24 via 10.0.0.77");
@@ -184,7 +184,7 @@ fn a_foreign_route_to_the_same_prefix_survives() {
         let ifindex = netlink.link("eth0").await.unwrap().unwrap().ifindex;
         let ours = KernelRoute::on_link("10.244.1.0/24".parse().unwrap(), ifindex);
         netlink.ensure_route(&ours).await.unwrap();
-        assert_eq!(netlink.our_routes().await.unwrap(), [ours]);
+        assert_eq!(netlink.agent_routes().await.unwrap(), [ours]);
         netlink.remove_route(ours.destination).await.unwrap();
         assert!(ip("route show 10.244.1.0/24").contains("via 10.0.0.77"));
     });
@@ -210,7 +210,7 @@ fn neighbours_are_permanent_and_replaced() {
 }
 
 #[test]
-fn the_monitor_tells_of_addresses_and_not_of_our_routes() {
+fn monitor_reports_addresses_but_not_routes_of_the_agent() {
     in_fresh_netns(|| async {
         device("eth0", "10.0.0.5/24");
         let netlink = Netlink::connect().unwrap();
@@ -221,8 +221,10 @@ fn the_monitor_tells_of_addresses_and_not_of_our_routes() {
         ip("addr add 10.0.0.6/24 dev eth0");
         let mut seen = false;
         while !seen {
-            let change =
-                timeout(Duration::from_secs(10), monitor.changed()).await.expect("news comes").unwrap();
+            let change = timeout(Duration::from_secs(10), monitor.changed())
+                .await
+                .expect("a change is reported")
+                .unwrap();
             seen = change.addresses;
         }
         let addresses = netlink.host_addresses().await.unwrap();
@@ -232,7 +234,7 @@ fn the_monitor_tells_of_addresses_and_not_of_our_routes() {
 }
 
 #[test]
-fn sysctls_are_set_once_and_told() {
+fn sysctls_are_set_once_and_reported() {
     in_fresh_netns(|| async {
         device("eth0", "10.0.0.5/24");
         sysctl::set("net/ipv4/ip_forward", "0").unwrap();
@@ -247,9 +249,9 @@ fn sysctls_are_set_once_and_told() {
 }
 
 #[test]
-fn reserved_ports_are_released_by_whom_they_were_reserved_for_and_those_of_others_stay() {
+fn only_ports_of_the_agent_are_released() {
     in_fresh_netns(|| async {
-        // longer than the kernel says in small reads, or takes in one write
+        // longer than the kernel returns in small reads, or accepts in one write
         let others: Vec<String> = (0..2_000).map(|number| (10_000 + 2 * number).to_string()).collect();
         let others = others.join(",");
         sysctl::set("net/ipv4/ip_local_reserved_ports", &others).unwrap();
@@ -260,23 +262,23 @@ fn reserved_ports_are_released_by_whom_they_were_reserved_for_and_those_of_other
         let mut ports = ReservedPorts::open(run_dir.path());
         let change = ports.add(&with_port).unwrap().unwrap();
         assert_eq!((change.from, change.to), (others.clone(), format!("{others},40000,61000-65535")));
-        assert_eq!(ports.set(&with_port).unwrap(), None, "as the kernel writes it");
+        assert_eq!(ports.set(&with_port).unwrap(), None, "the same list in the kernel's format");
 
         let mut ports = ReservedPorts::open(run_dir.path());
-        assert_eq!(ports.add(&masquerade).unwrap(), None, "not everything is known yet");
+        assert_eq!(ports.add(&masquerade).unwrap(), None, "ports that are reserved already stay");
         let change = ports.set(&masquerade).unwrap().unwrap();
         assert_eq!(change.to, format!("{others},61000-65535"));
         assert_eq!(ReservedPorts::open(run_dir.path()).set(&BTreeSet::new()).unwrap().unwrap().to, others);
 
         sysctl::set("net/ipv4/ip_local_reserved_ports", "\n").unwrap();
         ports.set(&masquerade).unwrap();
-        assert_eq!(ports.set(&BTreeSet::new()).unwrap().unwrap().to, "", "the last one goes too");
+        assert_eq!(ports.set(&BTreeSet::new()).unwrap().unwrap().to, "", "the last port is released");
         assert_eq!(ports.set(&BTreeSet::new()).unwrap(), None);
     });
 }
 
 #[test]
-fn a_strict_reverse_path_filter_is_reported_and_left_alone() {
+fn strict_reverse_path_filter_is_reported_and_not_changed() {
     in_fresh_netns(|| async {
         sysctl::set("net/ipv4/conf/all/rp_filter", "1").unwrap();
         assert!(sysctl::problems().unwrap().iter().any(|problem| problem.contains("rp_filter")));
@@ -285,10 +287,10 @@ fn a_strict_reverse_path_filter_is_reported_and_left_alone() {
 }
 
 #[test]
-fn lists_asked_for_at_once_and_lists_given_up_are_no_trouble_to_others() {
+fn concurrent_and_cancelled_dumps_do_not_disturb_others() {
     in_fresh_netns(|| async {
         let netlink = Netlink::connect().unwrap();
-        // more than one message of answers, so that a dump is under way for a while
+        // the response needs several messages, so that the dump takes a while
         for number in 0..120 {
             ip(&format!("link add many{number} type veth peer name many{number}-peer"));
         }

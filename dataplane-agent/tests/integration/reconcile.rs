@@ -8,7 +8,7 @@ use std::{
 use dataplane_agent::{
     datapath::{Capacity, Datapath, DatapathConfig, EbpfLog, TcHooks, XdpUse, cleanup, table::Table as _},
     netlink::{KernelRoute, Netlink},
-    reconcile::{KernelRoutes, KernelUpdate, Reconciler, kernel::KernelSweep},
+    reconcile::{KernelRoutes, KernelUpdate, Reconciler, kernel_routes::KernelSweep},
     state::{
         Changes, Endpoint, EndpointPort, EndpointSlice, Name, NamespacedName, Object, Owner, Service,
         ServicePort, SourceEvent, Store, TransportProtocol,

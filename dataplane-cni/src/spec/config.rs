@@ -1,7 +1,7 @@
 //! The network configuration on stdin.
 //!
-//! Runtimes put keys of their own into it, and so do other plugins of a list: what is not ours is not looked at. What
-//! is ours must be of the right type.
+//! Runtimes and other plugins of a list add keys of their own, so unknown keys are ignored. Known
+//! keys must have the right type.
 
 use std::path::PathBuf;
 
@@ -11,22 +11,22 @@ use serde_json::{Map, Value};
 use super::{Error, Version, environment::is_identifier, runtime};
 use crate::protocol::{Attachment, Bandwidth, DEFAULT_SOCKET, PortMapping};
 
-/// What every command needs of it.
+/// The keys that every command uses.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub version: Version,
     /// Name of the network.
     pub name: String,
-    /// Where the agent listens: `agentSocket`.
+    /// Socket of the agent: `agentSocket`.
     pub socket: PathBuf,
-    /// Handed on in the result, as it is.
+    /// Copied into the result.
     pub dns: Option<Value>,
-    /// Result of the plugin before, or of the ADD before.
+    /// `prevResult`: the result of the previous plugin, or of ADD.
     pub previous: Option<Value>,
     rest: Map<String, Value>,
 }
 
-/// What GC finds in it besides.
+/// The key that GC uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GcConfig {
     pub valid: Vec<Attachment>,
@@ -40,14 +40,14 @@ struct ValidAttachment {
 }
 
 impl Config {
-    /// The object, and its version: errors are told in that version.
+    /// Parses the object and its version. Errors are reported in that version.
     pub fn version(bytes: &[u8]) -> Result<(Map<String, Value>, Version), Error> {
         let decode = |problem: serde_json::Error| Error::Decode(problem.to_string());
         let Value::Object(keys) = serde_json::from_slice(bytes).map_err(decode)? else {
             return Err(Error::Decode("not a JSON object".to_owned()));
         };
         let found = match keys.get("cniVersion") {
-            // what the specification says an absent version is
+            // the specification's default
             None => "0.1.0",
             Some(Value::String(text)) => text,
             Some(other) => return Err(Error::Decode(format!("cniVersion: {other} is not a string"))),
@@ -56,46 +56,50 @@ impl Config {
         Ok((keys, version))
     }
 
-    /// The rest of the object.
+    /// Reads the other keys.
     pub fn read(mut keys: Map<String, Value>, version: Version) -> Result<Self, Error> {
-        let name = text(&keys, "name")?.ok_or_else(|| wrong("name", "is missing"))?;
+        let name = text(&keys, "name")?.ok_or_else(|| config_error("name", "is missing"))?;
         if !is_identifier(&name) {
-            return Err(wrong(
+            return Err(config_error(
                 "name",
-                format!("{name:?} is not an alphanumeric followed by alphanumerics, '_', '.' and '-'"),
+                format!(
+                    "{name:?} must be alphanumeric and may contain '_', '.' and '-' after the first character"
+                ),
             ));
         }
         let socket = PathBuf::from(text(&keys, "agentSocket")?.unwrap_or_else(|| DEFAULT_SOCKET.to_owned()));
         if !socket.is_absolute() {
-            return Err(wrong("agentSocket", format!("{} is not an absolute path", socket.display())));
+            return Err(config_error("agentSocket", format!("{} is not an absolute path", socket.display())));
         }
         let mut object = |key| keys.remove(key).filter(|value| !value.is_null());
         let (dns, previous) = (object("dns"), object("prevResult"));
         Ok(Self { version, name, socket, dns, previous, rest: keys })
     }
 
-    /// The ports of the node that the runtime wants to lead to the container.
+    /// The requested host ports.
     pub fn port_mappings(&self) -> Result<Vec<PortMapping>, Error> {
         runtime::port_mappings(self.rest.get("runtimeConfig"))
     }
 
-    /// How fast the runtime wants the container to talk.
+    /// The requested rate limits.
     pub fn bandwidth(&self) -> Result<Bandwidth, Error> {
         runtime::bandwidth(self.rest.get("runtimeConfig"))
     }
 
-    /// What GC needs. A list that is not there is not an empty list: taking it for one would remove every pod.
+    /// The list of valid attachments for GC. A missing list is an error, not an empty list: that
+    /// would remove every pod.
     pub fn gc(&self) -> Result<GcConfig, Error> {
         const KEY: &str = "cni.dev/valid-attachments";
-        // a misprint in drafts of 1.1 made two names of it; runtimes write both, some only the first they knew
+        // a misprint in drafts of CNI 1.1 led to two names; runtimes write both, or only
+        // `cni.dev/attachments`
         let valid = self.rest.get(KEY).or_else(|| self.rest.get("cni.dev/attachments"));
         let valid: Option<Vec<ValidAttachment>> = match valid {
-            None => return Err(wrong(KEY, "is missing")),
-            // how Go writes an empty list
+            None => return Err(config_error(KEY, "is missing")),
+            // Go encodes an empty list as null
             Some(Value::Null) => None,
-            Some(list) => {
-                Some(Deserialize::deserialize(list).map_err(|problem| wrong(KEY, problem.to_string()))?)
-            }
+            Some(list) => Some(
+                Deserialize::deserialize(list).map_err(|problem| config_error(KEY, problem.to_string()))?,
+            ),
         };
         let valid = valid.into_iter().flatten();
         Ok(GcConfig {
@@ -110,11 +114,11 @@ fn text(keys: &Map<String, Value>, key: &'static str) -> Result<Option<String>, 
     match keys.get(key) {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(other) => Err(wrong(key, format!("{other} is not a string"))),
+        Some(other) => Err(config_error(key, format!("{other} is not a string"))),
     }
 }
 
-fn wrong(key: &'static str, problem: impl Into<String>) -> Error {
+fn config_error(key: &'static str, problem: impl Into<String>) -> Error {
     Error::Config { key, problem: problem.into() }
 }
 
@@ -130,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_others_are_let_be() {
+    fn unknown_keys_are_ignored() {
         let config = read(&json!({
             "cniVersion": "1.0.0", "name": "pods", "type": "dataplane-cni", "capabilities": {"bandwidth": true},
             "args": {"cni": {}}, "runtimeConfig": 7, "prevResult": null, "unheard": []
@@ -142,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_ours_with_a_wrong_value_is_named() {
+    fn known_key_with_invalid_value_is_named() {
         for (key, value) in [
             ("name", json!(7)),
             ("name", json!("a b")),
@@ -157,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_is_one_we_speak() {
+    fn unsupported_version_is_refused() {
         for (config, expected) in [
             (json!({"cniVersion": "2.0.0"}), "cniVersion 2.0.0 is not supported"),
             (json!({}), "cniVersion 0.1.0 is not supported"),
@@ -170,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_explicit_list_says_that_nothing_is_valid() {
+    fn missing_list_of_valid_attachments_is_an_error() {
         let base = json!({"cniVersion": "1.1.0", "name": "pods"});
         assert!(read(&base).unwrap().gc().unwrap_err().to_string().contains("valid-attachments: is missing"));
         for (key, value, count) in [

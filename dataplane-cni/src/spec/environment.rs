@@ -1,4 +1,4 @@
-//! The environment variables of a call.
+//! The environment variables of a CNI command.
 
 use std::{ffi::OsString, fmt, path::PathBuf};
 
@@ -37,7 +37,7 @@ impl fmt::Display for Command {
     }
 }
 
-/// What the runtime said by environment variables. Each command looks at what it needs, when it needs it.
+/// The CNI environment variables. Each command validates only those it needs.
 #[derive(Clone, Debug)]
 pub struct Environment {
     pub command: Command,
@@ -47,7 +47,7 @@ pub struct Environment {
     args: Option<String>,
 }
 
-/// Which device of which container in which namespace.
+/// An attachment with its network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     pub attachment: Attachment,
@@ -59,17 +59,17 @@ impl Environment {
     pub fn read(get: impl Fn(&str) -> Option<OsString>) -> Result<Self, Error> {
         let text = |name: &'static str| match get(name).map(OsString::into_string) {
             None => Ok(None),
-            // runtimes set what they have nothing to say about to nothing
+            // runtimes set unused variables to the empty string
             Some(Ok(value)) => Ok(Some(value).filter(|value| !value.is_empty())),
-            Some(Err(_)) => Err(wrong(name, "is not UTF-8")),
+            Some(Err(_)) => Err(environment_error(name, "is not UTF-8")),
         };
         let commands = || Command::ALL.map(Command::as_str).join(", ");
-        let command = text("CNI_COMMAND")?
-            .ok_or_else(|| wrong("CNI_COMMAND", format!("is not set; it is one of {}", commands())))?;
-        let command = Command::ALL
-            .into_iter()
-            .find(|known| known.as_str() == command)
-            .ok_or_else(|| wrong("CNI_COMMAND", format!("is {command:?}; it is one of {}", commands())))?;
+        let command = text("CNI_COMMAND")?.ok_or_else(|| {
+            environment_error("CNI_COMMAND", format!("is not set; it must be one of {}", commands()))
+        })?;
+        let command = Command::ALL.into_iter().find(|known| known.as_str() == command).ok_or_else(|| {
+            environment_error("CNI_COMMAND", format!("is {command:?}; it must be one of {}", commands()))
+        })?;
         Ok(Self {
             command,
             container_id: text("CNI_CONTAINERID")?,
@@ -79,37 +79,38 @@ impl Environment {
         })
     }
 
-    /// The device in question.
+    /// The attachment the command is about.
     pub fn attachment(&self) -> Result<Attachment, Error> {
         let container_id = self.required("CNI_CONTAINERID", self.container_id.as_ref())?;
         if !is_identifier(container_id) {
-            return Err(wrong(
+            return Err(environment_error(
                 "CNI_CONTAINERID",
                 format!(
-                    "is {container_id:?}: not an alphanumeric followed by alphanumerics, '_', '.' and '-'"
+                    "is {container_id:?}: it must be alphanumeric and may contain '_', '.' and '-' after the first \
+                     character"
                 ),
             ));
         }
         let ifname = self.required("CNI_IFNAME", self.ifname.as_ref())?;
         if let Some(problem) = device_name_problem(ifname) {
-            return Err(wrong("CNI_IFNAME", format!("is {ifname:?}: {problem}")));
+            return Err(environment_error("CNI_IFNAME", format!("is {ifname:?}: {problem}")));
         }
         Ok(Attachment { container_id: container_id.clone(), ifname: ifname.clone() })
     }
 
-    /// The device and where it is.
+    /// The attachment and its network namespace.
     pub fn target(&self) -> Result<Target, Error> {
         let netns = self.required("CNI_NETNS", self.netns.as_ref())?;
         Ok(Target { attachment: self.attachment()?, netns: netns.into() })
     }
 
-    /// The pod `CNI_ARGS` names.
+    /// The pod named in `CNI_ARGS`.
     pub fn pod(&self) -> Result<Option<Pod>, Error> {
         let (mut namespace, mut name, mut uid) = (None, None, String::new());
         for pair in self.args.iter().flat_map(|args| args.split(';')).filter(|pair| !pair.is_empty()) {
-            let (key, value) = pair
-                .split_once('=')
-                .ok_or_else(|| wrong("CNI_ARGS", format!("has {pair:?}, which is no KEY=VALUE")))?;
+            let (key, value) = pair.split_once('=').ok_or_else(|| {
+                environment_error("CNI_ARGS", format!("contains {pair:?}, which is not KEY=VALUE"))
+            })?;
             match key {
                 "K8S_POD_NAMESPACE" => namespace = Some(value.to_owned()),
                 "K8S_POD_NAME" => name = Some(value.to_owned()),
@@ -121,11 +122,11 @@ impl Environment {
     }
 
     fn required<'a>(&self, name: &'static str, value: Option<&'a String>) -> Result<&'a String, Error> {
-        value.ok_or_else(|| wrong(name, format!("is not set; {} needs it", self.command)))
+        value.ok_or_else(|| environment_error(name, format!("is not set; {} requires it", self.command)))
     }
 }
 
-/// What container IDs and network names look like.
+/// Whether a container ID or network name has the form the specification requires.
 pub(super) fn is_identifier(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_alphanumeric())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
@@ -133,16 +134,16 @@ pub(super) fn is_identifier(text: &str) -> bool {
 
 fn device_name_problem(name: &str) -> Option<&'static str> {
     match name {
-        "." | ".." => Some("a directory"),
+        "." | ".." => Some("not a valid interface name"),
         _ if name.len() > 15 => Some("longer than 15 bytes"),
         _ if name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace()) => {
-            Some("has a '/', a ':' or white space")
+            Some("contains '/', ':' or white space")
         }
         _ => None,
     }
 }
 
-fn wrong(name: &'static str, problem: impl Into<String>) -> Error {
+fn environment_error(name: &'static str, problem: impl Into<String>) -> Error {
     Error::Environment { name, problem: problem.into() }
 }
 
@@ -157,12 +158,12 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_that_is_missing_or_wrong_is_named() {
+    fn missing_or_invalid_variable_is_named() {
         let base = [("CNI_COMMAND", "ADD"), ("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", "eth0")];
         assert!(environment(&[]).unwrap_err().to_string().starts_with("CNI_COMMAND is not set"));
         assert!(environment(&[("CNI_COMMAND", "add")]).unwrap_err().to_string().contains("\"add\""));
         let no_netns = environment(&base).unwrap().target().unwrap_err();
-        assert_eq!(no_netns.to_string(), "CNI_NETNS is not set; ADD needs it");
+        assert_eq!(no_netns.to_string(), "CNI_NETNS is not set; ADD requires it");
         for (name, value) in [
             ("CNI_CONTAINERID", "-c"),
             ("CNI_CONTAINERID", "a/b"),
@@ -181,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn kubernetes_names_the_pod_among_other_arguments() {
+    fn pod_is_read_from_cni_args() {
         let args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_UID=7;X=a=b;";
         let pod = environment(&[("CNI_COMMAND", "ADD"), ("CNI_ARGS", args)]).unwrap().pod().unwrap().unwrap();
         assert_eq!((pod.to_string(), pod.uid), ("shop/web-0".to_owned(), "7".to_owned()));

@@ -1,4 +1,4 @@
-//! What is wrong with a call, in the form the specification asks for.
+//! Errors of a CNI command, in the form the specification defines.
 
 use std::{fmt, io};
 
@@ -7,21 +7,21 @@ use serde_json::json;
 use super::{Version, environment::Command};
 use crate::protocol::code;
 
-/// Why a call is refused before the agent is asked.
+/// Why the plugin refuses a command before it calls the agent.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cniVersion {found} is not supported; supported are {}", Version::list())]
+    #[error("cniVersion {found} is not supported; supported versions: {}", Version::list())]
     Version { found: String },
-    #[error("cniVersion {found} has no {command}: it came with {since}")]
+    #[error("{command} requires cniVersion {since} or later; the network configuration has {found}")]
     TooOld { found: Version, command: Command, since: Version },
-    /// An environment variable.
+    /// Invalid environment variable.
     #[error("{name} {problem}")]
     Environment { name: &'static str, problem: String },
-    #[error("read the network configuration from stdin: {0}")]
+    #[error("cannot read the network configuration from stdin: {0}")]
     Stdin(String),
     #[error("network configuration: {0}")]
     Decode(String),
-    /// A key of the configuration.
+    /// Invalid key of the configuration.
     #[error("network configuration: {key}: {problem}")]
     Config { key: &'static str, problem: String },
 }
@@ -42,19 +42,19 @@ impl Error {
     }
 }
 
-/// An error as it is written to stdout.
+/// The error result that is written to stdout.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
-    /// In the version of the call, if that much could be read.
+pub struct ErrorResult {
+    /// Version of the network configuration, or the newest one if it could not be read.
     pub version: Version,
     pub code: u32,
     pub message: String,
     pub details: String,
 }
 
-impl Report {
-    /// Of a call whose version is not known.
-    #[expect(clippy::needless_pass_by_value, reason = "made for map_err")]
+impl ErrorResult {
+    /// An error result where the version is not known.
+    #[expect(clippy::needless_pass_by_value, reason = "for use with map_err")]
     pub fn new(error: Error) -> Self {
         Self::of(Version::NEWEST, &error)
     }
@@ -64,13 +64,13 @@ impl Report {
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for ErrorResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { version, code, message, details } = self;
-        let mut report = json!({ "cniVersion": version.as_str(), "code": code, "msg": message });
+        let mut result = json!({ "cniVersion": version.as_str(), "code": code, "msg": message });
         if !details.is_empty() {
-            report["details"] = json!(details);
+            result["details"] = json!(details);
         }
-        write!(f, "{report}")
+        write!(f, "{result}")
     }
 }

@@ -1,6 +1,7 @@
-//! The Container Network Interface as its specification has it, versions 0.3.1 to 1.1.0.
+//! The CNI specification, versions 0.3.1 to 1.1.0.
 //!
-//! Environment and configuration in, results and errors out. Knows no agent.
+//! Parses environment and configuration, and encodes results and errors. Knows nothing of the
+//! agent.
 
 mod config;
 mod environment;
@@ -11,6 +12,6 @@ mod version;
 
 pub use config::{Config, GcConfig};
 pub use environment::{Command, Environment, Target};
-pub use error::{Error, Report};
-pub use result::{AddResult, PreviousDevice, Versions};
+pub use error::{Error, ErrorResult};
+pub use result::{AddResult, PreviousDevice, VersionResult};
 pub use version::Version;

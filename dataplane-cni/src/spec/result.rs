@@ -1,4 +1,4 @@
-//! What a call answers, in the form of its version.
+//! Results of CNI commands, in the form of the requested version.
 
 use std::net::IpAddr;
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::{Error, Version};
 use crate::protocol::Added;
 
-/// The answer to ADD.
+/// The result of ADD.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AddResult {
@@ -28,7 +28,7 @@ struct Interface {
     /// Since 1.1.0.
     #[serde(skip_serializing_if = "Option::is_none")]
     mtu: Option<u32>,
-    /// Absent: the host's.
+    /// `None` for the host device.
     #[serde(skip_serializing_if = "Option::is_none")]
     sandbox: Option<String>,
 }
@@ -40,7 +40,7 @@ struct Ip {
     version: Option<&'static str>,
     address: IpNet,
     gateway: IpAddr,
-    /// Which of `interfaces` has it.
+    /// Index into `interfaces`.
     interface: usize,
 }
 
@@ -51,7 +51,7 @@ struct Route {
 }
 
 impl AddResult {
-    /// The device `ifname` in the namespace `sandbox`, as the agent made it.
+    /// The interface `ifname` in the namespace `sandbox`, as the agent created it.
     pub fn new(version: Version, added: &Added, ifname: &str, sandbox: &str, dns: Option<Value>) -> Self {
         let mtu = (version >= Version::V1_1_0).then_some(added.mtu);
         let interfaces = vec![
@@ -69,28 +69,30 @@ impl AddResult {
             gateway: pod.gateway,
             interface: 1,
         });
-        let routes =
-            added.addresses.iter().map(|pod| Route { dst: everywhere(pod.gateway), gw: pod.gateway });
+        let routes = added
+            .addresses
+            .iter()
+            .map(|pod| Route { dst: default_destination(pod.gateway), gw: pod.gateway });
         Self { cni_version: version.as_str(), interfaces, ips: ips.collect(), routes: routes.collect(), dns }
     }
 }
 
-/// The answer to VERSION.
+/// The result of VERSION.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Versions {
+pub struct VersionResult {
     cni_version: &'static str,
     supported_versions: [&'static str; Version::ALL.len()],
 }
 
-impl Versions {
-    /// In the version of the question.
+impl VersionResult {
+    /// The result in the version of the request.
     pub fn new(version: Version) -> Self {
         Self { cni_version: version.as_str(), supported_versions: Version::ALL.map(Version::as_str) }
     }
 }
 
-/// What a `prevResult` says of a device.
+/// An interface of `prevResult`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PreviousDevice {
     pub mac: Option<String>,
@@ -98,16 +100,18 @@ pub struct PreviousDevice {
 }
 
 impl PreviousDevice {
-    /// Finds the device `ifname` of the namespace `sandbox`. Plugins after ours may have added devices of theirs.
+    /// Finds the interface `ifname` in the namespace `sandbox`. Later plugins of the list may have
+    /// added interfaces.
     pub fn find(previous: &Value, ifname: &str, sandbox: &str) -> Result<Self, Error> {
-        let wrong = |problem: String| Error::Config { key: "prevResult", problem };
-        let previous = Previous::deserialize(previous).map_err(|problem| wrong(problem.to_string()))?;
-        let ours = |interface: &PreviousInterface| interface.name == ifname && interface.sandbox == sandbox;
+        let invalid = |problem: String| Error::Config { key: "prevResult", problem };
+        let previous = Previous::deserialize(previous).map_err(|problem| invalid(problem.to_string()))?;
+        let is_searched =
+            |interface: &PreviousInterface| interface.name == ifname && interface.sandbox == sandbox;
         let index = previous
             .interfaces
             .iter()
-            .position(ours)
-            .ok_or_else(|| wrong(format!("has no interface {ifname} in {sandbox}")))?;
+            .position(is_searched)
+            .ok_or_else(|| invalid(format!("has no interface {ifname} in {sandbox}")))?;
         let ips = previous.ips.iter().filter(|ip| ip.interface == Some(index));
         Ok(Self {
             mac: Some(previous.interfaces[index].mac.clone()).filter(|mac| !mac.is_empty()),
@@ -143,7 +147,7 @@ const fn family(address: IpAddr) -> &'static str {
     if address.is_ipv4() { "4" } else { "6" }
 }
 
-fn everywhere(family: IpAddr) -> IpNet {
+fn default_destination(family: IpAddr) -> IpNet {
     let unspecified = match family {
         IpAddr::V4(_) => IpAddr::from([0; 4]),
         IpAddr::V6(_) => IpAddr::from([0; 16]),
@@ -178,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_is_in_the_form_of_its_version() {
+    fn add_result_has_the_form_of_its_version() {
         let newest = json!({
             "cniVersion": "1.1.0",
             "interfaces": [
@@ -209,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn our_device_is_found_again_in_the_result_of_a_whole_list() {
+    fn own_interface_is_found_in_the_result_of_a_plugin_list() {
         let mut previous = result(Version::V1_1_0);
         previous["interfaces"]
             .as_array_mut()

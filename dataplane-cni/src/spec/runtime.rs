@@ -1,8 +1,8 @@
-//! `runtimeConfig`: what the runtime fills in for the capabilities a plugin has (CNI conventions, "Dynamic Plugin
-//! specific fields").
+//! `runtimeConfig`: values of the runtime for a plugin's capabilities (CNI conventions, "Dynamic
+//! Plugin specific fields").
 //!
-//! The conventions write `hostPort`; containerd writes `HostPort`, and the reference plugins, in Go, read either. So keys
-//! are compared without case.
+//! Keys are compared without case: the conventions write `hostPort`, containerd writes `HostPort`,
+//! and the reference plugins accept both.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,7 @@ use crate::protocol::{Bandwidth, Limit, PortMapping, PortProtocol};
 
 const PORTS: &str = "runtimeConfig.portMappings";
 
-/// As the runtime writes it.
+/// An element of `portMappings`.
 #[derive(Deserialize)]
 struct Mapping {
     #[serde(default, rename = "hostport")]
@@ -27,19 +27,21 @@ struct Mapping {
     host_ip: String,
 }
 
-/// The ports of the node that lead to the container. Those without a host port ask for nothing.
+/// The requested host ports. Elements without a host port are ignored.
 pub(super) fn port_mappings(runtime: Option<&Value>) -> Result<Vec<PortMapping>, Error> {
     let list = runtime.and_then(|runtime| runtime.get("portMappings")).filter(|list| !list.is_null());
     let Some(list) = list else { return Ok(Vec::new()) };
-    let list: Vec<Mapping> =
-        serde_json::from_value(without_case(list)).map_err(|problem| wrong(problem.to_string()))?;
-    let asked = list.iter().enumerate().filter(|(_, mapping)| mapping.host_port != 0);
-    asked
-        .map(|(index, mapping)| mapping.read().map_err(|problem| wrong(format!("[{index}] {problem}"))))
+    let list: Vec<Mapping> = serde_json::from_value(lowercase_keys(list))
+        .map_err(|problem| port_mappings_error(problem.to_string()))?;
+    let with_host_port = list.iter().enumerate().filter(|(_, mapping)| mapping.host_port != 0);
+    with_host_port
+        .map(|(index, mapping)| {
+            mapping.read().map_err(|problem| port_mappings_error(format!("[{index}] {problem}")))
+        })
         .collect()
 }
 
-/// As the runtime writes it: bits per second, and bits.
+/// `bandwidth`: rates in bits per second, bursts in bits.
 #[derive(Deserialize)]
 struct Rates {
     #[serde(default, rename = "ingressrate")]
@@ -52,11 +54,11 @@ struct Rates {
     egress_burst: u64,
 }
 
-/// How fast the container may talk. A rate of 0 is no limit.
+/// The requested rate limits. A rate of 0 means no limit.
 pub(super) fn bandwidth(runtime: Option<&Value>) -> Result<Bandwidth, Error> {
     let rates = runtime.and_then(|runtime| runtime.get("bandwidth")).filter(|rates| !rates.is_null());
     let Some(rates) = rates else { return Ok(Bandwidth::default()) };
-    let rates: Rates = serde_json::from_value(without_case(rates))
+    let rates: Rates = serde_json::from_value(lowercase_keys(rates))
         .map_err(|problem| Error::Config { key: "runtimeConfig.bandwidth", problem: problem.to_string() })?;
     let limit = |rate: u64, burst: u64| {
         (rate != 0).then_some(Limit { rate, burst: Some(burst).filter(|burst| *burst != 0) })
@@ -80,13 +82,13 @@ impl Mapping {
                 "" | "tcp" => PortProtocol::Tcp,
                 "udp" => PortProtocol::Udp,
                 "sctp" => PortProtocol::Sctp,
-                other => return Err(format!("protocol: {other:?} is none of tcp, udp, sctp")),
+                other => return Err(format!("protocol: {other:?} is not one of tcp, udp, sctp")),
             },
             container_port: port("containerPort", self.container_port)?,
         })
     }
 
-    /// The unspecified address of either family means every address, as Kubernetes has it.
+    /// The unspecified address of either family means all addresses, as in Kubernetes.
     fn host_ip(&self) -> Result<Option<IpAddr>, String> {
         if self.host_ip.is_empty() {
             return Ok(None);
@@ -98,18 +100,18 @@ impl Mapping {
     }
 }
 
-/// The same with every key in lower case.
-fn without_case(value: &Value) -> Value {
+/// Converts all keys to lower case.
+fn lowercase_keys(value: &Value) -> Value {
     match value {
         Value::Object(object) => {
-            object.iter().map(|(key, value)| (key.to_ascii_lowercase(), without_case(value))).collect()
+            object.iter().map(|(key, value)| (key.to_ascii_lowercase(), lowercase_keys(value))).collect()
         }
-        Value::Array(list) => list.iter().map(without_case).collect(),
+        Value::Array(list) => list.iter().map(lowercase_keys).collect(),
         other => other.clone(),
     }
 }
 
-fn wrong(problem: String) -> Error {
+fn port_mappings_error(problem: String) -> Error {
     Error::Config { key: PORTS, problem }
 }
 
@@ -124,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_kubelet_asks_for_is_read() {
+    fn port_mappings_of_kubelet_are_read() {
         let list = json!([
             {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "127.0.0.1"},
             {"hostPort": 53, "containerPort": 5353, "protocol": "UDP", "hostIP": "::"},
@@ -138,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn containerd_writes_keys_as_go_names_its_fields() {
+    fn capitalized_keys_of_containerd_are_read() {
         let list = json!([{"HostPort": 8080, "ContainerPort": 80, "Protocol": "TCP", "HostIP": ""}]);
         assert_eq!(read(&list).unwrap()[0].to_string(), "8080/TCP");
         let rates =
@@ -149,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_of_zero_is_no_limit() {
+    fn rate_of_zero_means_no_limit() {
         let read = |rates: Value| bandwidth(Some(&json!({ "bandwidth": rates })));
         let limits = read(json!({"ingressRate": 1_000_000, "ingressBurst": 0, "egressRate": 0})).unwrap();
         assert_eq!(limits, Bandwidth { ingress: Some(Limit { rate: 1_000_000, burst: None }), egress: None });
@@ -159,13 +161,13 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_named() {
+    fn invalid_port_mapping_is_named() {
         for (mapping, expected) in [
             (json!({"hostPort": 70000, "containerPort": 80}), "[0] hostPort: 70000 is not a port"),
             (json!({"hostPort": 80, "containerPort": 0}), "[0] containerPort: 0 is not a port"),
             (
                 json!({"hostPort": 80, "containerPort": 80, "protocol": "icmp"}),
-                "\"icmp\" is none of tcp, udp, sctp",
+                "\"icmp\" is not one of tcp, udp, sctp",
             ),
             (json!({"hostPort": 80, "containerPort": 80, "hostIP": "eth0"}), "hostIP: \"eth0\" is not an IP"),
             (json!({"hostPort": "80", "containerPort": 80}), "invalid type"),

@@ -1,16 +1,16 @@
-//! Versions of the specification.
+//! Versions of the CNI specification.
 
 use std::fmt;
 
-/// A version this plugin speaks, oldest first.
+/// A supported version, oldest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
     V0_3_1,
-    /// Brought CHECK.
+    /// Added CHECK.
     V0_4_0,
-    /// Dropped `version` from the addresses of a result.
+    /// Removed `version` from the addresses of a result.
     V1_0_0,
-    /// Brought GC, STATUS, and `mtu` in the interfaces of a result.
+    /// Added GC, STATUS, and `mtu` of the interfaces of a result.
     V1_1_0,
 }
 
@@ -31,7 +31,7 @@ impl Version {
         }
     }
 
-    /// All of them, for a sentence.
+    /// All versions, comma-separated.
     pub fn list() -> String {
         Self::ALL.map(Self::as_str).join(", ")
     }

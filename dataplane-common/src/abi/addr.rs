@@ -1,4 +1,4 @@
-//! Addresses and ports in wire order.
+//! Addresses and ports in network byte order.
 
 use core::{
     fmt,
@@ -8,13 +8,14 @@ use core::{
 use crate::abi;
 
 abi! {
-    /// An IP address in wire order, 16 bytes; IPv4 is mapped (`::ffff:a.b.c.d`, RFC 4291 §2.5.5.2).
+    /// An IP address in network byte order, 16 bytes; IPv4 is mapped (`::ffff:a.b.c.d`, RFC 4291
+    /// §2.5.5.2).
     ///
-    /// One type for both families keeps one map per purpose (ADR 0001). Words rather than bytes, because the
-    /// BPF back end turns a copy of align-1 bytes into sixteen loads and stores.
+    /// One type for both families needs one map per purpose, not two (ADR 0001). Words rather than
+    /// bytes, because the BPF back end copies bytes of alignment 1 with sixteen loads and stores.
     pub struct Addr: 16 { words: [u32; 4] }
 
-    /// A TCP or UDP port, or an ICMP echo identifier, in wire order.
+    /// A TCP, UDP or SCTP port, or an ICMP echo identifier, in network byte order.
     pub struct Port: 2 { wire: u16 }
 
     /// An Ethernet address, as it lies in a frame.
@@ -26,7 +27,7 @@ const MAPPED: u32 = 0xffff_u32.to_be();
 impl Addr {
     /// No address: `::`.
     pub const UNSPECIFIED: Self = Self { words: [0; 4] };
-    /// Bits of a mapped IPv4 address that precede the IPv4 part; add it to an IPv4 prefix length.
+    /// Bits of a mapped address before the IPv4 part: to be added to an IPv4 prefix length.
     pub const V4_PREFIX_BITS: u32 = 96;
 
     /// From the four bytes of an IPv4 address as they lie in a packet.
@@ -35,25 +36,25 @@ impl Addr {
         Self { words: [0, 0, MAPPED, u32::from_ne_bytes(octets)] }
     }
 
-    /// From an IPv4 address read from memory as one word, in wire order.
+    /// From an IPv4 address read from memory as one word, in network byte order.
     #[inline(always)]
     pub const fn v4_word(word: u32) -> Self {
         Self { words: [0, 0, MAPPED, word] }
     }
 
-    /// From the four words of an IPv6 address read from memory, in wire order.
+    /// From the four words of an IPv6 address read from memory, in network byte order.
     #[inline(always)]
     pub const fn v6_words(words: [u32; 4]) -> Self {
         Self { words }
     }
 
-    /// The four words in wire order.
+    /// The four words in network byte order.
     #[inline(always)]
     pub const fn words(&self) -> [u32; 4] {
         self.words
     }
 
-    /// The IPv4 address as one word in wire order. Meaningful only if [`Self::is_v4`].
+    /// The IPv4 address as one word in network byte order. Meaningful only if [`Self::is_v4`].
     #[inline(always)]
     pub const fn v4_part(&self) -> u32 {
         self.words[3]
@@ -75,19 +76,19 @@ impl Addr {
         }
     }
 
-    /// Whether this is `::` or `0.0.0.0`, which to `connect()` is loopback.
+    /// Whether this is `::` or `0.0.0.0`, both of which `connect()` treats as loopback.
     #[inline(always)]
     pub const fn is_unspecified(&self) -> bool {
         self.words[0] | self.words[1] | self.words[3] == 0 && (self.words[2] == 0 || self.words[2] == MAPPED)
     }
 
-    /// Whether this is `::`.
+    /// Whether this is `::`, which no packet has: "no address".
     #[inline(always)]
     pub const fn is_zero(&self) -> bool {
         self.words[0] | self.words[1] | self.words[2] | self.words[3] == 0
     }
 
-    /// The address as the standard library writes it; a mapped address becomes IPv4.
+    /// As an address of the standard library; a mapped address becomes IPv4.
     pub const fn to_ip(&self) -> IpAddr {
         let mut octets = [0; 16];
         let mut word = 0;
@@ -146,13 +147,13 @@ impl Port {
         Self { wire: host.to_be() }
     }
 
-    /// From two bytes read from memory as one integer, in wire order.
+    /// From two bytes read from memory as one integer, in network byte order.
     #[inline(always)]
     pub const fn from_wire(wire: u16) -> Self {
         Self { wire }
     }
 
-    /// As it lies in memory, in wire order.
+    /// As it lies in memory, in network byte order.
     #[inline(always)]
     pub const fn wire(self) -> u16 {
         self.wire
@@ -178,7 +179,7 @@ impl MacAddr {
         Self { words: [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])] }
     }
 
-    /// Its three words in wire order.
+    /// Its three words in network byte order.
     #[inline(always)]
     pub const fn words(self) -> [u16; 3] {
         self.words
@@ -213,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_families_survive_the_round_trip() {
+    fn addresses_of_both_families_convert_back() {
         for text in ["10.1.2.3", "255.255.255.255", "::", "fd00::1", "2001:db8:1:2:3:4:5:6"] {
             let ip: IpAddr = text.parse().unwrap();
             assert_eq!(Addr::from(ip).to_ip(), ip);
@@ -221,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_wire_order() {
+    fn memory_is_in_network_byte_order() {
         let addr = Addr::from(Ipv4Addr::new(10, 1, 2, 3));
         assert_eq!(addr.v4_part().to_ne_bytes(), [10, 1, 2, 3]);
         assert_eq!(Port::new(443).wire().to_ne_bytes(), [0x01, 0xbb]);

@@ -1,5 +1,5 @@
-//! What the programs know of their node: what is constant while they are loaded (the verifier prunes what it disables),
-//! and its addresses, which come and change while they run.
+//! Configuration of the programs: constants of the node, which the verifier uses to prune disabled
+//! code, and its addresses, which may change while the programs run.
 
 use super::{Addr, MacAddr, Port};
 use crate::abi;
@@ -13,7 +13,7 @@ abi! {
         pub overlay_mac: MacAddr,
         /// VXLAN network identifier.
         pub overlay_vni: u32,
-        /// First port of the range that belongs to source translation (inclusive).
+        /// First port of the range for source translation (inclusive).
         pub snat_first: Port,
         /// Last port of that range (inclusive).
         pub snat_last: Port,
@@ -21,36 +21,38 @@ abi! {
         pub flow_slots: u32,
         /// Bits of [`NodeFlags`].
         pub flags: u32,
-        /// Slots of `FLOWS` a new flow may examine before it is refused.
+        /// Slots of `FLOWS` that are examined for a new flow before its packet is dropped.
         pub flow_probes: u32,
-        /// Cookie of the host's network namespace, in the machine's byte order (`SO_NETNS_COOKIE`, Linux 5.14); 0 if
-        /// the kernel does not tell.
+        /// Cookie of the host's network namespace in native byte order (`SO_NETNS_COOKIE`,
+        /// Linux 5.14); 0 if the kernel does not support it.
         pub host_netns: [u8; 8],
     }
 
-    /// `.data` symbol `NODE_ADDRESSES` of the object, written whenever they change.
+    /// `.data` symbol `NODE_ADDRESSES` of the object, written by the agent whenever an address
+    /// changes.
     pub struct NodeAddresses: 96 {
         /// Source of masqueraded IPv4 packets; unspecified = IPv4 is not masqueraded.
         pub ipv4: Addr,
         /// Source of masqueraded IPv6 packets; unspecified = IPv6 is not masqueraded.
         pub ipv6: Addr,
-        /// Where IPv4 cluster IPs are.
+        /// Prefix of all IPv4 cluster IPs.
         pub cluster_ipv4: ClusterRange,
-        /// Where IPv6 cluster IPs are.
+        /// Prefix of all IPv6 cluster IPs.
         pub cluster_ipv6: ClusterRange,
     }
 
-    /// A prefix that holds every cluster IP of a family: what is not in it needs no look at `SERVICES` to say so.
+    /// A prefix that holds every cluster IP of a family: an address outside of it is no cluster IP,
+    /// without a lookup in `SERVICES`.
     pub struct ClusterRange: 32 {
         /// First address.
         pub addr: Addr,
-        /// Ones where an address is to be as `addr`; all zeros with an address that is not 0: nothing is in it.
+        /// Netmask. All zeros with an `addr` that is not 0: an empty range.
         pub mask: Addr,
     }
 }
 
 impl ClusterRange {
-    /// Nothing.
+    /// A range without addresses.
     pub const EMPTY: Self = Self { addr: Addr::v4([0; 4]), mask: Addr::UNSPECIFIED };
 
     /// Whether the address is in it.
@@ -74,10 +76,10 @@ impl NodeFlags {
     pub const CONNECT_TCP: u32 = 1;
     /// Translate UDP at `connect()` and `sendmsg()`.
     pub const CONNECT_UDP: u32 = 2;
-    /// Masquerade what leaves the cluster.
+    /// Masquerade pods' packets to outside of the cluster.
     pub const MASQUERADE: u32 = 4;
-    /// Report every packet to `EVENTS`, not only drops.
+    /// Send an event for every packet, not only for drops.
     pub const TRACE: u32 = 8;
-    /// Processes of the host find node ports at their loopback address too.
+    /// Host processes can connect to node ports on loopback addresses.
     pub const LOOPBACK_NODE_PORTS: u32 = 16;
 }

@@ -1,10 +1,10 @@
-//! `ENDPOINTS`: addresses that live on this node.
+//! `ENDPOINTS`: addresses of this node and of its pods.
 
 use super::{FlowHints, MacAddr};
 use crate::abi;
 
 abi! {
-    /// Value of `ENDPOINTS`, keyed by [`super::Addr`]: where an address of this node lives.
+    /// Value of `ENDPOINTS`, keyed by [`super::Addr`].
     pub struct Endpoint: 16 {
         /// Host-side device of the pod; 0 for an address of the host itself.
         pub ifindex: u32,
@@ -12,8 +12,8 @@ abi! {
         pub mac: MacAddr,
         /// Bits of [`EndpointFlags`].
         pub flags: u16,
-        /// Not closed to a protocol once a flow of it has this address as its reply target, or if packets of it may be
-        /// addressed to a frontend here ([`EndpointFlags::FRONTENDS`]).
+        /// Set for a protocol once the replies of one of its flows go to this address, or if
+        /// packets of it may be addressed to a frontend here ([`EndpointFlags::FRONTENDS`]).
         pub flow_hints: FlowHints,
     }
 }
@@ -23,13 +23,16 @@ abi! {
 pub struct EndpointFlags;
 
 impl EndpointFlags {
-    /// An address of the host: packets go to its network stack.
+    /// An address of the host: packets go to the host's network stack.
     pub const HOST: u16 = 1;
-    /// There are frontends at this address of the host (`hostPort`). Whoever sets it opens the gates.
+    /// An address of the host with frontends (`hostPort`). User space that sets it must set all
+    /// flow hints.
     pub const FRONTENDS: u16 = 2;
-    /// Packets to the pod wait in the queue of its host-side device, which limits their rate.
+    /// The pod's ingress bandwidth is limited by a qdisc of its host-side device, so packets must
+    /// pass that device.
     pub const SHAPED: u16 = 4;
-    /// Node ports are at this address of the host. Whoever sets it opens the gates.
+    /// An address of the host that serves node ports. User space that sets it must set all flow
+    /// hints.
     pub const NODE_PORTS: u16 = 8;
 }
 
@@ -55,20 +58,20 @@ impl Endpoint {
         self.flags & EndpointFlags::HOST != 0
     }
 
-    /// A pod to which packets go through the queue of its device.
+    /// The same endpoint with packets passing the qdisc of its host-side device.
     #[must_use]
     pub const fn with_queue(mut self) -> Self {
         self.flags |= EndpointFlags::SHAPED;
         self
     }
 
-    /// Whether packets to it go through the queue of its device.
+    /// Whether packets to it must pass the qdisc of its host-side device.
     #[inline(always)]
     pub const fn is_shaped(&self) -> bool {
         self.flags & EndpointFlags::SHAPED != 0
     }
 
-    /// An address of the host with frontends at it.
+    /// The same endpoint with frontends at it.
     #[must_use]
     pub const fn with_frontends(mut self) -> Self {
         self.flags |= EndpointFlags::FRONTENDS;
@@ -80,27 +83,27 @@ impl Endpoint {
         self.flags & EndpointFlags::FRONTENDS != 0
     }
 
-    /// An address of the host at which node ports are.
+    /// The same endpoint serving node ports.
     #[must_use]
     pub const fn with_node_ports(mut self) -> Self {
         self.flags |= EndpointFlags::NODE_PORTS;
         self
     }
 
-    /// Whether node ports are at it.
+    /// Whether it serves node ports.
     #[inline(always)]
     pub const fn has_node_ports(&self) -> bool {
         self.flags & EndpointFlags::NODE_PORTS != 0
     }
 
-    /// The same endpoint with every gate open: what user space writes over an existing entry.
+    /// The same endpoint with all flow hints set: what user space writes over an existing row.
     #[must_use]
     pub const fn with_all_flow_hints(mut self) -> Self {
         self.flow_hints = FlowHints::ALL;
         self
     }
 
-    /// The same endpoint with every gate closed: what two entries are compared by.
+    /// The same endpoint without flow hints, for comparing rows.
     #[must_use]
     pub const fn without_flow_hints(mut self) -> Self {
         self.flow_hints = FlowHints::NONE;

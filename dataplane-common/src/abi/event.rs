@@ -1,4 +1,4 @@
-//! `EVENTS`: what happened to a packet, for `dataplane-agent events`.
+//! `EVENTS`: outcomes of single packets, shown by `dataplane-agent events`.
 
 use super::FlowKey;
 use crate::abi;
@@ -14,7 +14,7 @@ abi! {
         pub ifindex: u32,
         /// Length of the packet in bytes.
         pub length: u32,
-        /// A [`crate::reason::Hook`].
+        /// A [`crate::reason::HookId`].
         pub hook: u8,
         /// Number of the [`crate::reason::Outcome`].
         pub outcome: u8,

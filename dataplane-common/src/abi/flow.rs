@@ -1,12 +1,16 @@
-//! `FLOW_INDEX`, `FLOWS`, `FLOW_SLOTS`: translation state of connections that are translated per packet (ADR 0002).
+//! `FLOW_INDEX`, `FLOWS`, `FLOW_SLOTS`: translation state of connections that are translated per
+//! packet (ADR 0002).
 //!
-//! A flow is one record in the array `FLOWS`. Two entries of the hash `FLOW_INDEX` lead to it: the tuple of packets in
-//! the forward direction, and the tuple replies arrive with. Both name the record and its epoch; a record whose epoch
-//! differs is somebody else's by now, and the index entry is a miss. So a pair lives and dies as one.
+//! A flow is one record in the array `FLOWS`. Two entries of the hash `FLOW_INDEX` lead to it: the
+//! tuple of packets in the forward direction, and the tuple replies arrive with. Both refer to the
+//! record and its epoch; if the record's epoch differs, it has been re-used for another flow, and
+//! the index entry is a miss. So both directions expire together.
 //!
-//! Slots stand in the queue `FLOW_SLOTS`. A new flow takes the front one, examines whether its flow gives way
-//! ([`crate::flow::is_evictable`]), and puts it back at the end, used or not. So a slot is never in two hands, flows age in
-//! the order they were made, and the table works on when the agent is dead: there is no collector in user space.
+//! All slots are in the queue `FLOW_SLOTS`. To create a flow, the datapath takes the slot in front,
+//! checks whether its current flow is evictable ([`crate::flow::is_evictable`]), and puts the slot
+//! back at the end, used or not. So a slot has one owner at a time, flows are examined in the order
+//! they were created, and nothing depends on the agent: there is no garbage collector in user
+//! space.
 
 use super::{Addr, Port};
 use crate::abi;
@@ -38,18 +42,20 @@ abi! {
 
     /// Value of `FLOWS`, an array.
     ///
-    /// The translation is the difference of the two tuples: a forward packet leaves with `reply` reversed, a reply
-    /// leaves with `forward` reversed.
+    /// The translation is the difference of the two tuples: a forward packet leaves with `reply`
+    /// reversed, a reply leaves with `forward` reversed.
     pub struct Flow: 116 {
         /// Tuple of forward packets as they arrive.
         pub forward: FlowKey,
         /// Tuple of replies as they arrive.
         pub reply: FlowKey,
-        /// Even: the record is complete. Odd: it is being written. Changes with every owner; 0 = never used.
+        /// Even: the record is complete. Odd: it is being written. Changes with every re-use; 0:
+        /// never used.
         pub epoch: u32,
-        /// Number of the chosen backend, index into `BACKEND_GENERATIONS`.
+        /// Number of the selected backend, index into `BACKEND_GENERATIONS`.
         pub backend_id: u32,
-        /// Its generation when it was chosen; a difference means that it has been removed since.
+        /// Generation of that number when it was selected; a different one means that the backend
+        /// has been removed.
         pub backend_generation: u32,
         /// Number of the service, 0 for masquerade.
         pub service_id: u32,
@@ -71,12 +77,13 @@ abi! {
 pub struct FlowFlags;
 
 impl FlowFlags {
-    /// A backend was chosen: `backend_id` and `backend_generation` are set.
+    /// A backend was selected: `backend_id` and `backend_generation` are set.
     pub const SERVICE: u32 = 1;
-    /// The source was rewritten too (masquerade, hairpin, port conflict).
+    /// The source is translated too (masquerade, hairpin, SNAT to the node, port conflict).
     pub const SOURCE: u32 = 2;
-    /// Forward packets go to the backend's node as they are, which translates them and answers (direct server return):
-    /// no reply comes by here, and no entry of the index leads to `reply`.
+    /// Direct server return: forward packets go to the backend's node unchanged, which translates
+    /// them and answers the client. No reply passes this node, and `FLOW_INDEX` has no entry for
+    /// `reply`.
     pub const DIRECT: u32 = 4;
 }
 

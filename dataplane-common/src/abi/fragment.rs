@@ -1,5 +1,5 @@
-//! `FRAGMENTS` and `HELD_FRAGMENTS`: ports of fragmented packets, and what came before they were known. Caches (LRU): losing an
-//! entry drops one fragmented packet.
+//! `FRAGMENTS` and `REORDER_FRAGMENTS`: ports of fragmented packets, and fragments that arrived
+//! before the ports. LRU caches: losing an entry drops one fragmented packet.
 
 use super::{Addr, Port};
 use crate::abi;
@@ -25,18 +25,19 @@ abi! {
         pub src: Port,
         /// Destination port.
         pub dst: Port,
-        /// When it came: seconds of `CLOCK_MONOTONIC`.
-        pub came: u32,
+        /// Seconds of `CLOCK_MONOTONIC`.
+        pub received_at: u32,
     }
 
-    /// Key of `HELD_FRAGMENTS`: a fragment that came before its first.
-    pub struct HeldKey: 44 {
-        /// Of which packet.
+    /// Key of `REORDER_FRAGMENTS`: a fragment that arrived before the first one of its packet.
+    pub struct ReorderKey: 44 {
+        /// The packet it belongs to.
         pub packet: FragmentKey,
-        /// Which of those that are held of it, from 0, without a gap.
+        /// Position among the buffered fragments of that packet, from 0, without gaps.
         pub index: u32,
     }
 }
 
-/// Seconds after which the rest of a packet is not waited for: as long as a receiver does (`net.ipv4.ipfrag_time`).
-pub const FRAGMENT_SECONDS: u32 = 30;
+/// Seconds for which the ports and buffered fragments of a packet are valid: the kernel's
+/// reassembly timeout (`net.ipv4.ipfrag_time`).
+pub const FRAGMENT_TIMEOUT_SECS: u32 = 30;

@@ -18,7 +18,7 @@ pub use endpoint::{Endpoint, EndpointFlags};
 pub use event::Event;
 pub use flow::{Flow, FlowFlags, FlowKey, FlowRef};
 pub use flow_hints::FlowHints;
-pub use fragment::{FRAGMENT_SECONDS, FragmentKey, FragmentPorts, HeldKey};
+pub use fragment::{FRAGMENT_TIMEOUT_SECS, FragmentKey, FragmentPorts, ReorderKey};
 pub use route::{Route, RouteKind};
 pub use service::{
     Affinity, AffinityKey, BackendSlot, Scope, Service, ServiceFlags, ServiceKey, SourceRange,
@@ -27,9 +27,10 @@ pub use socket::{ConnectedPeer, OriginKey, SocketOrigin};
 
 /// Declares a type that user space and the datapath exchange through a map.
 ///
-/// Emits `#[repr(C)]`, the derives a key needs, an assertion that the size is the stated one *and* the sum of the
-/// fields (no implicit padding), and `aya::Pod` for user space. Fields must be integers, arrays of integers or other
-/// `abi!` types: every bit pattern must be a valid value, because the kernel hands back whatever bytes it holds.
+/// Emits `#[repr(C)]`, the derives a key needs, an assertion that the size is the stated one *and*
+/// the sum of the fields (no implicit padding), and `aya::Pod` for user space. Fields must be
+/// integers, arrays of integers or other `abi!` types: every bit pattern must be a valid value,
+/// because a map may hold any bytes.
 #[macro_export]
 macro_rules! abi {
     ($(
@@ -48,17 +49,18 @@ macro_rules! abi {
 
         #[cfg(feature = "user")]
         impl $name {
-            /// The value whose memory these bytes are (a ring buffer record); `None` if there are too few.
+            /// The value in these bytes (of a ring buffer record); `None` if there are too few.
             pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
                 let bytes = bytes.get(..size_of::<Self>())?;
-                // SAFETY: `bytes` is exactly as long as the type, the read is unaligned, and every bit pattern is a
-                // valid value (the rule of this macro).
+                // SAFETY: `bytes` is exactly as long as the type, the read is unaligned, and every
+                // bit pattern is a valid value (the rule of this macro).
                 Some(unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() })
             }
         }
 
-        // SAFETY: repr(C), no padding (asserted above), and only fields for which every bit pattern is valid (the
-        // rule of this macro), so that the value may be read from and written to a map as plain bytes.
+        // SAFETY: repr(C), no padding (asserted above), and only fields for which every bit pattern
+        // is valid (the rule of this macro), so that the value may be read from and written to a
+        // map as plain bytes.
         #[cfg(feature = "user")]
         unsafe impl aya::Pod for $name {}
     )+ };

@@ -1,10 +1,12 @@
-//! Names of maps and programs as they stand in the object, and default capacities. Spelled once, here.
+//! Names of maps and programs in the object, and default capacities. This is the only place that
+//! spells them.
 
-/// Capacity of a map that the agent may raise or lower at load.
+/// Default capacities of maps, in entries. The agent may set others when it loads the object.
 pub mod capacity {
     /// `ENDPOINTS`: pods and addresses of this node.
     pub const ENDPOINTS: u32 = 4_096;
-    /// `ROUTES`: prefixes of other nodes (two families, pod CIDRs and node addresses) and exceptions.
+    /// `ROUTES`: prefixes of other nodes (two families, pod CIDRs and node addresses) and
+    /// exceptions.
     pub const ROUTES: u32 = 32_768;
     /// `SERVICES`: frontends.
     pub const SERVICES: u32 = 131_072;
@@ -16,9 +18,10 @@ pub mod capacity {
     pub const FLOWS: u32 = 131_072;
     /// `FRAGMENTS`.
     pub const FRAGMENTS: u32 = 4_096;
-    /// `HELD_FRAGMENTS`, of two KiB each.
-    pub const HELD_FRAGMENTS: u32 = 512;
-    /// `CONNECTED_PEERS`: connected UDP sockets at a time. One too many stays with its backend, also when that is gone.
+    /// `REORDER_FRAGMENTS`, two KiB each.
+    pub const REORDER_FRAGMENTS: u32 = 512;
+    /// `CONNECTED_PEERS`: connected UDP sockets. One that does not fit keeps its backend, even when
+    /// that is gone.
     pub const CONNECTED_PEERS: u32 = 32_768;
     /// `DATAGRAM_ORIGINS`.
     pub const DATAGRAM_ORIGINS: u32 = 65_536;
@@ -46,25 +49,26 @@ pub mod map {
     pub const FLOW_INDEX: &str = "FLOW_INDEX";
     /// Array of `Flow`.
     pub const FLOWS: &str = "FLOWS";
-    /// Queue of `u32`: every slot of `FLOWS`, the one used longest ago in front.
+    /// Queue of `u32`: every slot of `FLOWS`, the least recently examined in front.
     ///
-    /// User space that creates the map pushes each slot once; afterwards only the datapath touches it, and whoever has
-    /// popped a slot owns its record. Flows age by it: there is no collector in user space.
+    /// User space pushes each slot once when it creates the map. After that only the datapath uses
+    /// it; the program that has popped a slot owns its record.
     pub const FLOW_SLOTS: &str = "FLOW_SLOTS";
     /// LRU hash: `FragmentKey` → `FragmentPorts`.
     pub const FRAGMENTS: &str = "FRAGMENTS";
-    /// LRU hash: `HeldKey` → 32 bits of when it came, 32 of its length, its bytes. Not pinned: who waits for the next agent's
-    /// programs has waited too long.
-    pub const HELD_FRAGMENTS: &str = "HELD_FRAGMENTS";
+    /// LRU hash: `ReorderKey` → 32 bits of time received, 32 of length, the fragment's bytes. Not
+    /// pinned: no fragment is worth keeping across a restart of the agent.
+    pub const REORDER_FRAGMENTS: &str = "REORDER_FRAGMENTS";
     /// Socket storage of `SocketOrigin`.
     pub const CONNECTED_ORIGINS: &str = "CONNECTED_ORIGINS";
     /// Hash: cookie of a UDP socket → `ConnectedPeer`.
     ///
-    /// Not LRU: the sockets that live longest are the ones that matter. An entry goes as its socket is closed.
+    /// Not LRU, because the longest-lived sockets matter most. An entry is removed when its socket
+    /// is closed.
     pub const CONNECTED_PEERS: &str = "CONNECTED_PEERS";
     /// LRU hash: `OriginKey` → `SocketOrigin`.
     pub const DATAGRAM_ORIGINS: &str = "DATAGRAM_ORIGINS";
-    /// LPM trie: prefix of `SourceRange` → `u32`, which says nothing.
+    /// LPM trie: prefix of `SourceRange` → `u32`, not used.
     pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
     /// LRU hash: `AffinityKey` → `Affinity`.
     pub const AFFINITY: &str = "AFFINITY";
@@ -72,7 +76,7 @@ pub mod map {
     pub const COUNTERS: &str = "COUNTERS";
     /// Ring buffer of `Event`.
     pub const EVENTS: &str = "EVENTS";
-    /// Every map that outlives the agent, in the order they are pinned.
+    /// Maps that are pinned, and so outlive the agent, in the order they are pinned.
     pub const PINNED: [&str; 16] = [
         ENDPOINTS,
         ROUTES,
@@ -109,11 +113,11 @@ pub mod program {
     pub const TO_OVERLAY: &str = "to_overlay";
     /// XDP of an uplink.
     pub const XDP_WIRE: &str = "xdp_wire";
-    /// Programs of tc.
+    /// tc programs.
     pub const CLASSIFIERS: [&str; 6] = [FROM_POD, TO_POD, FROM_WIRE, TO_WIRE, FROM_OVERLAY, TO_OVERLAY];
-    /// Programs of devices.
+    /// Programs attached to devices.
     pub const DEVICE: [&str; 7] = [FROM_POD, TO_POD, FROM_WIRE, TO_WIRE, FROM_OVERLAY, TO_OVERLAY, XDP_WIRE];
-    /// Programs of the cgroup.
+    /// Programs attached to the cgroup.
     pub const SOCKET: [&str; 9] = [
         "connect4",
         "connect6",
@@ -133,5 +137,5 @@ pub const NODE: &str = "NODE";
 /// The `.data` symbol that holds `NodeAddresses`, alone in its section.
 pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
 
-/// The map a loader makes of that section.
+/// The map that the loader creates from that section.
 pub const DATA: &str = ".data";

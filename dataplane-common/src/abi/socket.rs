@@ -1,14 +1,16 @@
-//! `CONNECTED_ORIGINS`, `DATAGRAM_ORIGINS`, `CONNECTED_PEERS`: what a socket thinks it talks to, after connect-time translation.
+//! `CONNECTED_ORIGINS`, `DATAGRAM_ORIGINS`, `CONNECTED_PEERS`: frontend and backend of sockets
+//! translated at `connect()` or `sendmsg()`.
 
 use super::{Addr, Port};
 use crate::abi;
 
 abi! {
-    /// Value of `CONNECTED_ORIGINS` (socket storage: dies with the socket) and of `DATAGRAM_ORIGINS`.
+    /// Value of `CONNECTED_ORIGINS` (socket storage: freed with the socket) and of
+    /// `DATAGRAM_ORIGINS`.
     pub struct SocketOrigin: 40 {
-        /// Frontend the application named.
+        /// Frontend that the application used.
         pub frontend: Addr,
-        /// Backend it got.
+        /// Selected backend.
         pub backend: Addr,
         /// Port of the frontend.
         pub frontend_port: Port,
@@ -18,11 +20,12 @@ abi! {
         pub reserved: u32,
     }
 
-    /// Value of `CONNECTED_PEERS`, whose key is `bpf_get_socket_cookie`: the backend of a connected UDP socket.
+    /// Value of `CONNECTED_PEERS`, whose key is `bpf_get_socket_cookie`: the backend of a connected
+    /// UDP socket.
     pub struct ConnectedPeer: 32 {
-        /// Backend it got.
+        /// Selected backend.
         pub backend: Addr,
-        /// `bpf_get_netns_cookie`: where the socket is to be looked for.
+        /// `bpf_get_netns_cookie`: network namespace of the socket.
         pub netns: u64,
         /// Port of the backend.
         pub port: Port,
@@ -34,7 +37,7 @@ abi! {
     pub struct OriginKey: 32 {
         /// `bpf_get_socket_cookie`.
         pub cookie: u64,
-        /// Backend the datagrams went to.
+        /// Backend that datagrams were sent to.
         pub backend: Addr,
         /// Its port.
         pub port: Port,

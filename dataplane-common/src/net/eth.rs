@@ -10,11 +10,11 @@ pub struct EthHeader {
     pub dst: MacAddr,
     /// Source.
     pub src: MacAddr,
-    /// Type of the payload, wire order.
+    /// EtherType in network byte order.
     pub ether_type: u16,
 }
 
-/// Types of payload.
+/// EtherType values.
 #[derive(Clone, Copy, Debug)]
 pub struct EtherType;
 
@@ -31,7 +31,7 @@ impl EthHeader {
     /// Bytes of the header.
     pub const LEN: usize = 14;
 
-    /// Type of the payload in host order.
+    /// EtherType in host order.
     #[inline(always)]
     pub const fn ether_type(&self) -> u16 {
         u16::from_be(self.ether_type)
@@ -40,7 +40,7 @@ impl EthHeader {
     /// Rewrites both addresses.
     #[inline(always)]
     pub const fn set_addresses(&mut self, dst: MacAddr, src: MacAddr) {
-        // word by word: as a copy of six bytes the BPF back end would make a call of it
+        // word by word: the BPF back end compiles a copy of six bytes to a call
         let (to, from) = (dst.words(), src.words());
         self.dst.set_words(to[0], to[1], to[2]);
         self.src.set_words(from[0], from[1], from[2]);

@@ -8,7 +8,7 @@ use crate::abi::Port;
 pub struct IcmpHeader {
     /// [`Icmpv4Type`] or [`Icmpv6Type`].
     pub kind: u8,
-    /// Sub-type.
+    /// Code.
     pub code: u8,
     /// Checksum; ICMPv6 covers the pseudo-header too.
     pub checksum: u16,
@@ -34,7 +34,7 @@ impl Icmpv4Type {
     /// Parameter problem.
     pub const PARAMETER: u8 = 12;
 
-    /// Whether the packet it is about follows the header.
+    /// Whether it is an error, which quotes a packet.
     #[inline(always)]
     pub const fn is_error(kind: u8) -> bool {
         matches!(kind, Self::UNREACHABLE | Self::TIME_EXCEEDED | Self::PARAMETER)
@@ -59,13 +59,13 @@ impl Icmpv6Type {
     /// Last type of neighbour discovery (redirect).
     pub const DISCOVERY_LAST: u8 = 137;
 
-    /// Whether the packet it is about follows the header: types below 128 (RFC 4443 §2.1).
+    /// Whether it is an error, which quotes a packet: types below 128 (RFC 4443 §2.1).
     #[inline(always)]
     pub const fn is_error(kind: u8) -> bool {
         kind < 128
     }
 
-    /// Whether it belongs to one link: neighbour discovery (RFC 4861) and multicast listeners.
+    /// Whether it is neighbour discovery (RFC 4861), which stays on its link.
     #[inline(always)]
     pub const fn is_discovery(kind: u8) -> bool {
         kind >= Self::DISCOVERY_FIRST && kind <= Self::DISCOVERY_LAST

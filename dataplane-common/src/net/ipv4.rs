@@ -39,10 +39,12 @@ impl Ipv4Header {
     const MORE_FRAGMENTS: u16 = 0x2000;
     const OFFSET: u16 = 0x1fff;
 
-    /// The header of an ICMP message of `len` bytes from the node itself. Addresses as they lie in a packet.
+    /// The header of an ICMP message of `len` bytes sent by the node itself. Addresses in network
+    /// byte order.
     #[inline(always)]
-    pub const fn message(src: u32, dst: u32, len: usize) -> Self {
-        // version 4 without options; "internetwork control", as the kernel's own messages (RFC 1812 §4.3.2.5)
+    pub const fn for_icmp(src: u32, dst: u32, len: usize) -> Self {
+        // version 4 without options; precedence "internetwork control", as the kernel's ICMP errors
+        // (RFC 1812 §4.3.2.5)
         let (version_ihl, tos, ttl) = (0x45, 0xc0, 64);
         let total_len = ((Self::LEN + len) as u16).to_be();
         let words = [
@@ -56,7 +58,7 @@ impl Ipv4Header {
         Self { version_ihl, tos, total_len, id, fragment, ttl, protocol, checksum, src, dst }
     }
 
-    /// Whether those on its way may send it in fragments (`DF` is not set).
+    /// Whether routers may fragment it (DF is not set).
     #[inline(always)]
     pub const fn may_be_fragmented(&self) -> bool {
         u16::from_be(self.fragment) & Self::DONT_FRAGMENT == 0
@@ -80,13 +82,13 @@ impl Ipv4Header {
         u16::from_be(self.total_len)
     }
 
-    /// Whether this is a part of a packet.
+    /// Whether this is a fragment.
     #[inline(always)]
     pub const fn is_fragment(&self) -> bool {
         u16::from_be(self.fragment) & (Self::MORE_FRAGMENTS | Self::OFFSET) != 0
     }
 
-    /// Whether this is a part that does not begin with the transport header.
+    /// Whether this is a later fragment, without the transport header.
     #[inline(always)]
     pub const fn is_later_fragment(&self) -> bool {
         u16::from_be(self.fragment) & Self::OFFSET != 0
@@ -104,7 +106,7 @@ impl Ipv4Header {
         Addr::v4_word(self.dst)
     }
 
-    /// Takes one hop off and mends the checksum. The TTL must not be 0.
+    /// Decrements the TTL, which must not be 0, and updates the checksum.
     #[inline(always)]
     pub const fn decrement_ttl(&mut self) {
         let old = u16::from_ne_bytes([self.ttl, self.protocol]);
@@ -120,7 +122,7 @@ mod tests {
     use crate::checksum;
 
     #[test]
-    fn a_decremented_header_still_checks() {
+    fn checksum_is_valid_after_decrementing_the_ttl() {
         for ttl in 1..=255 {
             let mut bytes = [0x45, 0, 0, 84, 0x12, 0x34, 0x40, 0, ttl, 6, 0, 0, 10, 1, 0, 2, 10, 1, 1, 2];
             let sum = checksum::of(&bytes);

@@ -27,7 +27,7 @@ pub struct Ipv6Header {
 pub struct FragmentHeader {
     /// Protocol of the payload.
     pub next_header: u8,
-    /// Must be ignored.
+    /// Reserved; to be ignored.
     pub reserved: u8,
     /// Offset in units of 8 bytes, two reserved bits, more-fragments bit.
     pub offset: u16,
@@ -39,9 +39,10 @@ impl Ipv6Header {
     /// Bytes of the header.
     pub const LEN: usize = 40;
 
-    /// The header of an ICMPv6 message of `len` bytes from the node itself. Addresses as they lie in a packet.
+    /// The header of an ICMPv6 message of `len` bytes sent by the node itself. Addresses in network
+    /// byte order.
     #[inline(always)]
-    pub const fn message(src: [u32; 4], dst: [u32; 4], len: usize) -> Self {
+    pub const fn for_icmp(src: [u32; 4], dst: [u32; 4], len: usize) -> Self {
         let (version_class_flow, payload_len) = (0x6000_0000_u32.to_be(), (len as u16).to_be());
         Self { version_class_flow, payload_len, next_header: Protocol::ICMPV6, hop_limit: 64, src, dst }
     }
@@ -70,13 +71,13 @@ impl Ipv6Header {
         Addr::v6_words(self.dst)
     }
 
-    /// Replaces the source. Transport checksums are the caller's to mend.
+    /// Replaces the source. The caller updates transport checksums.
     #[inline(always)]
     pub const fn set_src(&mut self, src: &Addr) {
         self.src = src.words();
     }
 
-    /// Replaces the destination. Transport checksums are the caller's to mend.
+    /// Replaces the destination. The caller updates transport checksums.
     #[inline(always)]
     pub const fn set_dst(&mut self, dst: &Addr) {
         self.dst = dst.words();
@@ -84,7 +85,7 @@ impl Ipv6Header {
 }
 
 impl FragmentHeader {
-    /// Whether this is a part that does not begin with the transport header.
+    /// Whether this is a later fragment, without the transport header.
     #[inline(always)]
     pub const fn is_later(&self) -> bool {
         u16::from_be(self.offset) & 0xfff8 != 0

@@ -1,9 +1,9 @@
-//! Headers as they lie in a packet, and what tells the two IP families apart.
+//! Packet headers and protocol numbers.
 //!
-//! Fields hold wire order as it lies in memory; host order is reached only through a getter. They are words, not bytes: the
-//! BPF back end turns a word of byte alignment into four loads and three shifts, and would spend the stack on it. A header
-//! in a packet has the alignment the device gave it; a processor that cannot load such words makes the verifier refuse
-//! the program (`CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS`), so none is ever wrong.
+//! Fields are in network byte order; host order exists only behind getters. They are words, not
+//! bytes, because the BPF back end loads a word of byte alignment with four loads and three shifts.
+//! A header has the alignment the device gave it; where a CPU cannot load unaligned words
+//! (`CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS`), the verifier rejects the program.
 
 mod eth;
 mod icmp;
@@ -45,19 +45,19 @@ impl Protocol {
     /// SCTP.
     pub const SCTP: u8 = 132;
 
-    /// Whether packets of it are addressed to a port, as services are.
+    /// Whether the protocol has ports, as services need.
     #[inline(always)]
     pub const fn has_ports(number: u8) -> bool {
         matches!(number, Self::TCP | Self::UDP | Self::SCTP)
     }
 
-    /// Whether its connections say when they begin and end.
+    /// Whether its connections begin and end explicitly.
     #[inline(always)]
     pub const fn has_handshake(number: u8) -> bool {
         matches!(number, Self::TCP | Self::SCTP)
     }
 
-    /// Its name, for people.
+    /// Its name, for display.
     pub const fn name(number: u8) -> &'static str {
         match number {
             Self::ICMP => "ICMP",
@@ -70,7 +70,7 @@ impl Protocol {
     }
 }
 
-/// A type that is exactly the bytes of a header.
+/// A type whose memory is exactly the bytes of a header.
 ///
 /// # Safety
 /// Implementors have no padding and accept every bit pattern.
@@ -84,7 +84,8 @@ unsafe impl<const WORDS: usize> Header for [u16; WORDS] {}
 macro_rules! header {
     ($($name:ident: $size:literal),+ $(,)?) => { $(
         const _: () = assert!(size_of::<$name>() == $size);
-        // SAFETY: repr(C) over integers; the size asserted above is the sum of the fields, so there is no padding.
+        // SAFETY: repr(C) over integers; the size asserted above is the sum of the fields, so there
+        // is no padding.
         unsafe impl Header for $name {}
     )+ };
 }

@@ -40,7 +40,7 @@ pub struct UdpHeader {
     pub checksum: u16,
 }
 
-/// SCTP's common header with the first four bytes of the chunk every packet has behind it, 16 bytes.
+/// SCTP's common header and the first four bytes of the first chunk, 16 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct SctpHeader {
@@ -50,7 +50,8 @@ pub struct SctpHeader {
     pub dst_port: u16,
     /// Verification tag.
     pub tag: u32,
-    /// [CRC-32C](crate::crc32c) of the packet, as if this field were 0. 0: the device that sends it has yet to compute it.
+    /// [CRC-32C](crate::crc32c) of the packet with this field 0. 0: still to be computed by the
+    /// sending device.
     pub checksum: u32,
     /// Type of the first chunk.
     pub chunk: u8,
@@ -104,19 +105,19 @@ impl UdpHeader {
 }
 
 impl SctpHeader {
-    /// Bytes of an INIT by which its sender knows it as its own in a message about it: the initiate tag is the last of them
-    /// (RFC 9260 §10, "ICMP6").
+    /// Bytes of an INIT that an ICMP error must quote for the sender to accept it: they end with
+    /// the initiate tag (RFC 9260 §10, "ICMP6").
     pub const QUOTED: usize = 20;
 
-    /// Both ports, as they lie in the packet.
+    /// Both ports as one word, in network byte order.
     #[inline(always)]
     pub const fn ports(&self) -> u32 {
         let ([a, b], [c, d]) = (self.src_port.to_ne_bytes(), self.dst_port.to_ne_bytes());
         u32::from_ne_bytes([a, b, c, d])
     }
 
-    /// What the first chunk says of the association, in TCP's words ([`tcp_flags`]). Chunks that say something stand first, but
-    /// for an acknowledgement (RFC 9260 §6.10).
+    /// TCP flags that correspond to the first chunk ([`tcp_flags`]). Control chunks come first in a
+    /// packet, with only an acknowledgement before them (RFC 9260 §6.10).
     #[inline(always)]
     pub const fn flags(&self) -> u8 {
         const INIT: u8 = 1;
@@ -128,7 +129,7 @@ impl SctpHeader {
         match self.chunk {
             INIT => tcp_flags::SYN,
             INIT_ACK => tcp_flags::SYN | tcp_flags::ACK,
-            // nothing comes after either
+            // both end the association
             ABORT | SHUTDOWN_COMPLETE => tcp_flags::RST,
             SHUTDOWN | SHUTDOWN_ACK => tcp_flags::FIN | tcp_flags::ACK,
             _ => tcp_flags::ACK,

@@ -1,33 +1,37 @@
 //! A packet arrives from another node through the tunnel: tc ingress of the overlay device.
 //!
-//! As from the wire, but only what is for this node has any business here.
+//! As from the wire, but a packet for another machine is dropped.
 
 use aya_ebpf::programs::TcContext;
-use dataplane_common::reason::{DropReason, Hook, Verdict};
+use dataplane_common::reason::{DropReason, HookId, Verdict};
 
-use super::from_wire::{Arrived, arrive};
+use super::{
+    driver::Hook,
+    from_wire::{Inbound, resolve_inbound},
+};
 use crate::{
-    family::IpFamily,
-    maps::Work,
-    stages::route::{self, Into},
-    verdict::Place,
+    frame::family::IpFamily,
+    scratch::Scratch,
+    stages::route::{self, DeliverVia},
 };
 
 pub(crate) struct FromOverlay;
 
-impl Place for FromOverlay {
+impl Hook for FromOverlay {
     type Context = TcContext;
 
-    const HOOK: Hook = Hook::FromOverlay;
+    const ID: HookId = HookId::FromOverlay;
 
     #[inline(always)]
-    fn run<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<Verdict, DropReason> {
+    fn run<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<Verdict, DropReason> {
         let packet = F::parse(ctx)?;
-        match arrive(ctx, &packet, work)? {
-            Arrived::Here(destination) => route::forward(ctx, &packet, &destination, Into::Peer),
-            Arrived::Translated(destination) => route::forward_translated(ctx, &packet, &destination, work),
-            // nobody tunnels to us what is not here: the sender's idea of the cluster is old
-            Arrived::Elsewhere => Err(DropReason::NoEndpoint),
+        match resolve_inbound(ctx, &packet, scratch)? {
+            Inbound::Local(destination) => route::forward(ctx, &packet, &destination, DeliverVia::Peer),
+            Inbound::Translated(destination) => {
+                route::forward_translated(ctx, &packet, &destination, scratch)
+            }
+            // the sending node's routes are out of date
+            Inbound::NotLocal => Err(DropReason::NoEndpoint),
         }
     }
 }

@@ -1,57 +1,57 @@
 //! A packet leaves a pod: tc ingress of the pod's host-side device.
 //!
-//! Most packets go to another pod and need no translation: one lookup finds the address on this node, two on another,
-//! and the packet is on its way past the host's stack. Only what is addressed to a service, or may be the answer to
-//! something that was translated, looks for a flow: the destination says so.
+//! Most packets go to another pod without translation: one lookup finds an address of this node,
+//! two an address of another, and the packet is redirected past the host's stack. A flow is looked
+//! up only for a packet that may be addressed to a frontend, or whose destination's row says that
+//! replies to translated connections go there (`FlowHints`).
 
 use aya_ebpf::programs::TcContext;
-use dataplane_common::reason::{DropReason, Hook, Verdict};
+use dataplane_common::reason::{DropReason, HookId, Verdict};
 
+use super::driver::Hook;
 use crate::{
-    family::IpFamily,
-    maps::Work,
+    frame::family::IpFamily,
+    scratch::Scratch,
     stages::{
-        route::{self, Destination, From, Into},
-        service::ToBackend,
-        translate::{self, Known},
+        nat, on_miss,
+        route::{self, DeliverVia, Destination, Origin},
     },
-    verdict::Place,
 };
 
 pub(crate) struct FromPod;
 
-impl Place for FromPod {
+impl Hook for FromPod {
     type Context = TcContext;
 
-    const HOOK: Hook = Hook::FromPod;
+    const ID: HookId = HookId::FromPod;
 
     #[inline(always)]
-    fn run<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<Verdict, DropReason> {
+    fn run<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<Verdict, DropReason> {
         let packet = F::parse(ctx)?;
-        let destination = route::find(&packet.dst)?;
-        work.asks = destination.asked(From::Here);
-        let looks = match destination {
+        let destination = route::lookup(&packet.dst)?;
+        scratch.frontend_query = destination.frontend_query(Origin::Node);
+        let may_have_flow = match destination {
             Destination::Outside { .. } => {
                 if let Some(verdict) = packet.link_scoped(ctx) {
                     return Ok(verdict);
                 }
                 true
             }
-            Destination::Services => true,
-            _ => destination.expects(ctx, &packet),
+            Destination::ServiceRange => true,
+            _ => destination.may_have_flow(ctx, &packet),
         };
-        let translated = looks
+        let translated = may_have_flow
             && match destination {
-                // where frontends are
-                Destination::Outside { .. } | Destination::Services | Destination::Host(_) => {
-                    translate::packet::<F, ToBackend>(ctx, work)?
+                // the only addresses that frontends have
+                Destination::Outside { .. } | Destination::ServiceRange | Destination::Host(_) => {
+                    nat::translate::<F, on_miss::SelectBackend>(ctx, scratch)?
                 }
-                _ => translate::packet::<F, Known>(ctx, work)?,
+                _ => nat::translate::<F, on_miss::Pass>(ctx, scratch)?,
             };
         if translated {
-            let destination = route::find(&work.to.dst)?;
-            return route::forward_translated(ctx, &packet, &destination, work);
+            let destination = route::lookup(&scratch.nat_tuple.dst)?;
+            return route::forward_translated(ctx, &packet, &destination, scratch);
         }
-        route::forward(ctx, &packet, &destination, Into::Peer)
+        route::forward(ctx, &packet, &destination, DeliverVia::Peer)
     }
 }

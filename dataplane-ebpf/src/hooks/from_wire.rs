@@ -1,85 +1,91 @@
 //! A packet arrives from another machine: tc ingress of an uplink.
 //!
-//! What is for a pod goes straight into it. What asks a service of this node (a node port, a host port, the address of a load
-//! balancer) gets a backend, wherever it is; if that is on another node, this node stays in between, under its own address.
-//! Replies to what this node translated are restored first: once to undo a masquerade (then the packet is for a pod),
-//! once more if the pod had asked a service.
+//! A packet to a pod is redirected into it. A packet to a frontend of this node (node port, host
+//! port, load balancer address) gets a backend on any node; if that is another node, this node
+//! stays in the path under its own address. Replies to translated connections are translated back:
+//! once to undo masquerade, which may make the packet one for a pod of this node, and once more if
+//! that pod had connected to a service.
 
 use aya_ebpf::programs::TcContext;
-use dataplane_common::reason::{DropReason, Hook, Verdict};
+use dataplane_common::reason::{DropReason, HookId, Verdict};
 
+use super::driver::Hook;
 use crate::{
-    family::IpFamily,
-    maps::Work,
+    frame::{family::IpFamily, packet::Packet},
+    scratch::Scratch,
     stages::{
-        parse::Packet,
-        route::{self, Destination, From, Into},
-        service::ToBackend,
-        translate::{self, Known},
+        nat, on_miss,
+        route::{self, DeliverVia, Destination, Origin},
     },
-    verdict::Place,
 };
 
 pub(crate) struct FromWire;
 
-impl Place for FromWire {
+impl Hook for FromWire {
     type Context = TcContext;
 
-    const HOOK: Hook = Hook::FromWire;
+    const ID: HookId = HookId::FromWire;
 
     #[inline(always)]
-    fn run<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<Verdict, DropReason> {
+    fn run<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<Verdict, DropReason> {
         let packet = F::parse(ctx)?;
-        Ok(match arrive(ctx, &packet, work)? {
-            Arrived::Here(destination) => route::forward(ctx, &packet, &destination, Into::Peer)?,
-            Arrived::Translated(destination) => route::forward_translated(ctx, &packet, &destination, work)?,
-            Arrived::Elsewhere => Verdict::StackUnmanaged,
+        Ok(match resolve_inbound(ctx, &packet, scratch)? {
+            Inbound::Local(destination) => route::forward(ctx, &packet, &destination, DeliverVia::Peer)?,
+            Inbound::Translated(destination) => {
+                route::forward_translated(ctx, &packet, &destination, scratch)?
+            }
+            Inbound::NotLocal => Verdict::StackUnmanaged,
         })
     }
 }
 
-/// What a packet from outside of the node is.
-pub(super) enum Arrived {
-    /// For a pod of this node, or the node itself.
-    Here(Destination),
-    /// Something else now than what arrived, for whoever it may be.
+/// Where a packet from outside of the node goes.
+pub(super) enum Inbound {
+    /// To a pod of this node or to the node itself, unchanged.
+    Local(Destination),
+    /// To `scratch.nat_tuple`, on this node or elsewhere.
     Translated(Destination),
-    /// For others.
-    Elsewhere,
+    /// Past this node: nothing of it is this datapath's.
+    NotLocal,
 }
 
-/// Where a packet from outside of the node goes after every translation.
+/// Translates a packet from outside of the node as often as needed, and finds its destination.
+///
+/// The first pass translates packets to frontends, and replies to both translated service
+/// connections and masqueraded ones; on a miss it may select a backend. The second pass translates
+/// replies whose masquerade the first has undone.
 #[inline(always)]
-pub(super) fn arrive<F: IpFamily>(
+pub(super) fn resolve_inbound<F: IpFamily>(
     ctx: &TcContext,
     packet: &Packet<F>,
-    work: &mut Work,
-) -> Result<Arrived, DropReason> {
-    let mut destination = route::find(&packet.dst)?;
-    work.asks = destination.asked(From::Outside);
-    let asks = match destination {
-        Destination::Host(_) => destination.expects(ctx, packet),
+    scratch: &mut Scratch,
+) -> Result<Inbound, DropReason> {
+    let mut destination = route::lookup(&packet.dst)?;
+    scratch.frontend_query = destination.frontend_query(Origin::Outside);
+    let may_be_to_frontend = match destination {
+        Destination::Host(_) => destination.may_have_flow(ctx, packet),
         // cluster IPs, and addresses of load balancers
-        Destination::Outside { .. } | Destination::Services => packet.link_scoped(ctx).is_none(),
-        // another node was asked, and has left the answer to this one
+        Destination::Outside { .. } | Destination::ServiceRange => packet.link_scoped(ctx).is_none(),
+        // another node's node port: that node may have sent the packet on unchanged (direct server
+        // return)
         Destination::Node(_) => true,
         _ => false,
     };
-    let mut translated = asks && translate::packet::<F, ToBackend>(ctx, work)?;
+    let mut translated = may_be_to_frontend && nat::translate::<F, on_miss::SelectBackend>(ctx, scratch)?;
     if translated {
-        destination = route::find(&work.to.dst)?;
+        destination = route::lookup(&scratch.nat_tuple.dst)?;
     }
     if let Destination::Pod(_) = destination
-        && destination.expects(ctx, packet)
-        && translate::packet::<F, Known>(ctx, work)?
+        && destination.may_have_flow(ctx, packet)
+        && nat::translate::<F, on_miss::Pass>(ctx, scratch)?
     {
         translated = true;
-        destination = route::find(&work.to.dst)?;
+        destination = route::lookup(&scratch.nat_tuple.dst)?;
     }
     Ok(match destination {
-        _ if translated => Arrived::Translated(destination),
-        Destination::Pod(_) | Destination::Host(_) => Arrived::Here(destination),
-        Destination::Services if asks => return Err(route::unserved(packet)),
-        _ => Arrived::Elsewhere,
+        _ if translated => Inbound::Translated(destination),
+        Destination::Pod(_) | Destination::Host(_) => Inbound::Local(destination),
+        Destination::ServiceRange if may_be_to_frontend => return Err(route::no_service_reason(packet)),
+        _ => Inbound::NotLocal,
     })
 }

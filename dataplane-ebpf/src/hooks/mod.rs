@@ -1,5 +1,6 @@
-//! One file per attach point. A hook reads as the list of stages a packet passes there.
+//! One file per attach point: the list of stages a packet passes there. [`driver`] runs them.
 
+pub(crate) mod driver;
 mod from_overlay;
 mod from_pod;
 mod from_wire;

@@ -1,88 +1,97 @@
-//! A process names a service: the cgroup hooks of `connect`, `sendmsg`, `recvmsg`, `getpeername` and `close`.
+//! A process uses a service's address: the cgroup hooks of `connect`, `sendmsg`, `recvmsg`,
+//! `getpeername` and `close`.
 //!
-//! The socket gets a backend in place of the service, once, and its packets need no translation after that. What the
-//! application named is kept, so that it never sees the backend's address (ADR 0003).
+//! The socket gets a backend in place of the frontend once, and its packets need no translation
+//! after that. The frontend is remembered, so that the application never sees the backend's address
+//! (ADR 0003).
 
 use aya_ebpf::programs::SockContext;
 use dataplane_common::{
     abi::{ConnectedPeer, Endpoint, NodeFlags, OriginKey, Service, ServiceFlags, SocketOrigin},
     hash,
     net::Protocol,
-    reason::{DropReason, Hook, Verdict},
+    reason::{DropReason, HookId, Verdict},
 };
 
 use crate::{
     config,
-    maps::{self, Asks},
-    skb::{self, Socket},
+    helpers::{
+        random,
+        socket::{self, Socket},
+    },
+    maps,
+    scratch::FrontendQuery,
     stages::service,
     verdict,
 };
 
-/// `connect()`: the socket gets one backend for its life, or for the backend's.
+/// `connect()`: the socket gets a backend, which it keeps until either is gone.
 #[inline(always)]
 pub(crate) fn connect(socket: &Socket<'_>) -> i32 {
-    let result = translate(socket, skb::random()).map(|origin| match origin {
+    let result = translate(socket, random::random()).map(|origin| match origin {
         Some(origin) => {
             socket.set_origin(origin);
-            // a TCP connection ends with its backend; nobody tells a UDP socket, but the agent
+            // TCP notices that its backend is gone; a UDP socket does not, so the agent closes it
             if socket.protocol() == Protocol::UDP {
-                maps::remember_peer(socket.cookie(), &peer(socket, &origin));
+                maps::store_peer(socket.cookie(), &peer(socket, &origin));
             }
             Verdict::SocketTranslated
         }
         None => {
-            // it may have been connected to a service before
+            // the socket may have been connected to a service before
             if socket.protocol() == Protocol::UDP {
-                maps::forget_peer(socket.cookie());
+                maps::remove_peer(socket.cookie());
             }
             Verdict::SocketUntouched
         }
     });
-    verdict::socket(Hook::Connect, result)
+    verdict::record_socket(HookId::Connect, result)
 }
 
-/// `sendmsg()` on an unconnected socket: the same backend for every datagram, as long as the backends stay the same.
+/// `sendmsg()` on an unconnected socket: the same backend for every datagram, as long as the set of
+/// backends does not change.
 #[inline(always)]
 pub(crate) fn sendmsg(socket: &Socket<'_>) -> i32 {
     let cookie = socket.cookie();
     let result =
         translate(socket, hash::finish(cookie as u32 ^ (cookie >> 32) as u32)).map(|origin| match origin {
             Some(origin) => {
-                maps::remember_datagram_origin(&origin_key(cookie, &origin), &origin);
+                maps::store_datagram_origin(&origin_key(cookie, &origin), &origin);
                 Verdict::SocketTranslated
             }
             None => Verdict::SocketUntouched,
         });
-    verdict::socket(Hook::Sendmsg, result)
+    verdict::record_socket(HookId::Sendmsg, result)
 }
 
-/// `recvmsg()`: a datagram from the backend is shown as one from the service.
+/// `recvmsg()`: the source of a datagram from the backend becomes the frontend.
 #[inline(always)]
 pub(crate) fn recvmsg(socket: &Socket<'_>) -> i32 {
     let key =
         OriginKey { cookie: socket.cookie(), backend: socket.addr(), port: socket.port(), reserved: [0; 6] };
-    let origin = maps::datagram_origin(&key).or_else(|| connected(socket));
-    verdict::socket(Hook::Recvmsg, Ok(restore(socket, origin)))
+    let origin = maps::datagram_origin(&key).or_else(|| connected_origin(socket));
+    verdict::record_socket(HookId::Recvmsg, Ok(restore(socket, origin)))
 }
 
-/// `getpeername()`: the peer of a translated socket is the service.
+/// `getpeername()`: the peer of a translated socket is the frontend.
 #[inline(always)]
 pub(crate) fn getpeername(socket: &Socket<'_>) -> i32 {
-    verdict::socket(Hook::Getpeername, Ok(restore(socket, connected(socket))))
+    verdict::record_socket(HookId::Getpeername, Ok(restore(socket, connected_origin(socket))))
 }
 
-/// `close()`: what was remembered of the socket goes with it. Nothing to count: nobody asked for anything.
+/// `close()`: removes the socket from `CONNECTED_PEERS`. Not counted, because there is no outcome
+/// to tell apart.
 #[inline(always)]
 pub(crate) fn release(ctx: &SockContext) -> i32 {
-    let (protocol, cookie) = skb::closing(ctx);
+    let (protocol, cookie) = socket::closing(ctx);
     if protocol == Protocol::UDP {
-        maps::forget_peer(cookie);
+        maps::remove_peer(cookie);
     }
     1
 }
 
-/// Replaces the address of a service by one of its backends, and returns both.
+/// Replaces the address of a frontend by one of its backends. Returns both, or `None` if the
+/// address was left alone.
 #[inline(always)]
 fn translate(socket: &Socket<'_>, random: u32) -> Result<Option<SocketOrigin>, DropReason> {
     let (addr, port, protocol) = (socket.addr(), socket.port(), socket.protocol());
@@ -91,53 +100,56 @@ fn translate(socket: &Socket<'_>, random: u32) -> Result<Option<SocketOrigin>, D
         Protocol::UDP => config::flag(NodeFlags::CONNECT_UDP),
         _ => false,
     };
-    let of_host = socket.netns() == config::host_netns();
-    // as an address to connect to, none at all means loopback
+    let in_host_netns = socket.netns() == config::host_netns();
+    // connecting to 0.0.0.0 or :: means loopback
     let is_loopback = addr.is_loopback() || addr.is_unspecified();
-    // a pod's loopback is its own
-    if !of_host && (!enabled || is_loopback) {
+    // a pod's loopback is the pod's own
+    if !in_host_netns && (!enabled || is_loopback) {
         return Ok(None);
     }
-    let takes_loopback = of_host && config::flag(NodeFlags::LOOPBACK_NODE_PORTS);
-    if addr.is_unspecified() && !takes_loopback {
+    let node_ports_on_loopback = in_host_netns && config::flag(NodeFlags::LOOPBACK_NODE_PORTS);
+    if addr.is_unspecified() && !node_ports_on_loopback {
         return Ok(None);
     }
     let endpoint = maps::endpoint(&addr);
-    if !enabled && !of_host {
-        return Ok(None);
-    }
-    let node_ports = match endpoint {
+    let match_node_ports = match endpoint {
         Some(endpoint) => endpoint.has_node_ports(),
-        None => is_loopback && takes_loopback,
+        None => is_loopback && node_ports_on_loopback,
     };
-    let asks = Asks { from_outside: 0, node_ports: u32::from(node_ports), of_another: 0 };
+    let query = FrontendQuery {
+        from_outside: 0,
+        match_node_ports: u32::from(match_node_ports),
+        addr_of_other_node: 0,
+    };
     let service = &mut Service::default();
-    if !service::frontend(&addr, port, protocol, asks, service)? {
+    if !service::find_frontend(&addr, port, protocol, query, service)? {
         return Ok(None);
     }
-    // what the host's own processes send to an address of the host never leaves it: nobody else will translate it
-    let on_host = of_host
+    // packets from the host to one of its own addresses pass no device hook: this is the only place
+    // to translate them
+    let stays_in_host = in_host_netns
         && (is_loopback
             || endpoint.is_some_and(Endpoint::is_host)
             || service.flags & ServiceFlags::HOST_BACKEND != 0);
-    if !enabled && !on_host {
+    if !enabled && !stays_in_host {
         return Ok(None);
     }
-    // without a backend it is the packets that are refused or dropped. A consistent choice needs their source, which a
-    // socket does not have yet; where nobody sees the packets it is left to chance
-    if service.count == 0 || (service.flags & ServiceFlags::HASH != 0 && !on_host) {
+    // without a backend the packets are rejected or dropped. Maglev hashes the source, which a
+    // socket does not have yet; a connection that stays in the host gets a random backend all the
+    // same
+    if service.count == 0 || (service.flags & ServiceFlags::HASH != 0 && !stays_in_host) {
         return Ok(None);
     }
-    // so does what depends on the client; but a process of the host is its node
-    let wants_client = service.affinity_timeout != 0 || service.flags & ServiceFlags::SOURCE_RANGES != 0;
-    if wants_client && !of_host {
+    // affinity and source ranges need the client's address: that of a host process is the node's
+    let needs_client = service.affinity_timeout != 0 || service.flags & ServiceFlags::SOURCE_RANGES != 0;
+    if needs_client && !in_host_netns {
         return Ok(None);
     }
     let client = if addr.is_v4() { config::ipv4() } else { config::ipv6() };
     if service.flags & ServiceFlags::SOURCE_RANGES != 0 && !maps::is_source_allowed(service.id, &client) {
         return Ok(None);
     }
-    let backend = service::select(service, &client, random)?;
+    let backend = service::select_backend(service, &client, random)?;
     if !socket.set(&backend.addr, backend.port) {
         return Ok(None);
     }
@@ -150,9 +162,9 @@ fn translate(socket: &Socket<'_>, random: u32) -> Result<Option<SocketOrigin>, D
     }))
 }
 
-/// The origin of a connected socket, if the address at hand is its backend's.
+/// The origin of a connected socket, if the address of the call is its backend's.
 #[inline(always)]
-fn connected(socket: &Socket<'_>) -> Option<SocketOrigin> {
+fn connected_origin(socket: &Socket<'_>) -> Option<SocketOrigin> {
     socket.origin().filter(|origin| origin.backend == socket.addr() && origin.backend_port == socket.port())
 }
 

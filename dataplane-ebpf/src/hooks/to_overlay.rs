@@ -1,46 +1,49 @@
-//! The host's stack sends a packet to another node's pod through the tunnel: tc egress of the overlay device.
+//! The host's stack sends a packet to another node's pod through the tunnel: tc egress of the
+//! overlay device.
 //!
-//! The kernel's route names the device; which node the packet goes to is ours to say, and that an answer is a service's.
-//! Packets of pods come with their tunnel end already set.
+//! The kernel's route names only the device. This hook sets the tunnel's remote end, and translates
+//! replies of host processes back to their frontend. Packets of pods arrive here with their tunnel
+//! key set.
 
 use aya_ebpf::programs::TcContext;
-use dataplane_common::reason::{DropReason, Hook, Verdict};
+use dataplane_common::reason::{DropReason, HookId, Verdict};
 
+use super::driver::Hook;
 use crate::{
-    family::IpFamily,
-    maps::Work,
-    skb,
+    frame::family::IpFamily,
+    helpers::skb,
+    scratch::Scratch,
     stages::{
+        nat,
         route::{self, Destination},
-        translate,
     },
-    verdict::Place,
 };
 
 pub(crate) struct ToOverlay;
 
-impl Place for ToOverlay {
+impl Hook for ToOverlay {
     type Context = TcContext;
 
-    const HOOK: Hook = Hook::ToOverlay;
+    const ID: HookId = HookId::ToOverlay;
 
     #[inline(always)]
-    fn run<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<Verdict, DropReason> {
-        if skb::is_decided(ctx) {
+    fn run<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<Verdict, DropReason> {
+        if skb::is_handled(ctx) {
             return Ok(Verdict::Forwarded);
         }
         let packet = F::parse(ctx)?;
-        // the kernel's own, about the device itself: the tunnel has no use for it, and drops it
+        // the kernel's multicast and neighbour discovery on the device itself: without a tunnel key
+        // VXLAN drops it
         if let Some(verdict) = packet.link_scoped(ctx) {
             return Ok(verdict);
         }
-        let destination = route::find(&packet.dst)?;
+        let destination = route::lookup(&packet.dst)?;
         let Destination::Node(route) = destination else {
             return Err(DropReason::NoEndpoint);
         };
-        let verdict = translate::answer(ctx, &packet, &destination, work)?;
-        route::enter_tunnel(ctx, route)?;
-        skb::mark_decided(ctx);
+        let verdict = nat::translate_host_reply(ctx, &packet, &destination, scratch)?;
+        route::encapsulate(ctx, route)?;
+        skb::mark_handled(ctx);
         Ok(verdict)
     }
 }

@@ -1,34 +1,35 @@
 //! The host's stack sends a packet to a pod: tc egress of the pod's host-side device.
 //!
-//! The kernel has routed it; what is left is the answer of a host process that a pod reached through a service.
+//! The kernel has routed it already. What is left is the reply of a host process that the pod
+//! reached through a service: its source is translated back to the frontend.
 
 use aya_ebpf::programs::TcContext;
-use dataplane_common::reason::{DropReason, Hook, Verdict};
+use dataplane_common::reason::{DropReason, HookId, Verdict};
 
+use super::driver::Hook;
 use crate::{
-    family::IpFamily,
-    maps::Work,
-    skb,
-    stages::{route, translate},
-    verdict::Place,
+    frame::family::IpFamily,
+    helpers::skb,
+    scratch::Scratch,
+    stages::{nat, route},
 };
 
 pub(crate) struct ToPod;
 
-impl Place for ToPod {
+impl Hook for ToPod {
     type Context = TcContext;
 
-    const HOOK: Hook = Hook::ToPod;
+    const ID: HookId = HookId::ToPod;
 
     #[inline(always)]
-    fn run<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<Verdict, DropReason> {
-        if skb::is_decided(ctx) {
+    fn run<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<Verdict, DropReason> {
+        if skb::is_handled(ctx) {
             return Ok(Verdict::Forwarded);
         }
         let packet = F::parse(ctx)?;
         if let Some(verdict) = packet.link_scoped(ctx) {
             return Ok(verdict);
         }
-        translate::answer(ctx, &packet, &route::find(&packet.dst)?, work)
+        nat::translate_host_reply(ctx, &packet, &route::lookup(&packet.dst)?, scratch)
     }
 }

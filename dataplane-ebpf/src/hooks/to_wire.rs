@@ -1,82 +1,83 @@
 //! A packet leaves the node by the kernel's routes: tc egress of an uplink.
 //!
-//! Pods that talk to the outside get the node's address here. Host processes that talk to a service, and were not
-//! translated when they connected, get their backend here; what they answer to clients of another node bears the service's name
-//! again.
+//! Pods' packets to outside of the cluster are masqueraded here. Host processes' packets to a
+//! service get a backend, if they were not translated at `connect()`; their replies to clients of
+//! other nodes are translated back to the frontend.
 
 use aya_ebpf::programs::TcContext;
-use dataplane_common::reason::{DropReason, Hook, Verdict};
+use dataplane_common::reason::{DropReason, HookId, Verdict};
 
+use super::driver::Hook;
 use crate::{
-    family::IpFamily,
-    maps::Work,
-    skb,
+    frame::{family::IpFamily, packet::Packet},
+    helpers::skb,
+    scratch::Scratch,
     stages::{
-        masquerade::AsNode,
-        parse::Packet,
-        route::{self, Destination, From, Into},
-        service::ToBackend,
-        translate,
+        nat, on_miss,
+        route::{self, DeliverVia, Destination, Origin},
     },
-    verdict::Place,
 };
 
 pub(crate) struct ToWire;
 
-impl Place for ToWire {
+impl Hook for ToWire {
     type Context = TcContext;
 
-    const HOOK: Hook = Hook::ToWire;
+    const ID: HookId = HookId::ToWire;
 
     #[inline(always)]
-    fn run<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<Verdict, DropReason> {
-        if skb::is_decided(ctx) {
+    fn run<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<Verdict, DropReason> {
+        if skb::is_handled(ctx) {
             return Ok(Verdict::Forwarded);
         }
         let packet = F::parse(ctx)?;
         if let Some(verdict) = packet.link_scoped(ctx)
-            && !F::is_routed(&packet.dst)
+            && !F::is_forwardable_link_local(&packet.dst)
         {
             return Ok(verdict);
         }
-        let destination = route::find(&packet.dst)?;
-        work.asks = destination.asked(From::Here);
+        let destination = route::lookup(&packet.dst)?;
+        scratch.frontend_query = destination.frontend_query(Origin::Node);
         let masquerade = match destination {
             Destination::Outside { masquerade } => masquerade,
-            Destination::Services => false,
-            Destination::Node(_) => return translate::answer(ctx, &packet, &destination, work),
+            Destination::ServiceRange => false,
+            Destination::Node(_) => {
+                return nat::translate_host_reply(ctx, &packet, &destination, scratch);
+            }
             _ => return Ok(Verdict::Delivered),
         };
-        match route::find(&packet.src)? {
-            Destination::Pod(_) if masquerade => from_pod::<F>(ctx, work),
+        match route::lookup(&packet.src)? {
+            Destination::Pod(_) if masquerade => masquerade_pod::<F>(ctx, scratch),
             Destination::Pod(_) => Ok(Verdict::Delivered),
-            Destination::Host(_) => from_host::<F>(ctx, &packet, &destination, work),
+            Destination::Host(_) => translate_host::<F>(ctx, &packet, &destination, scratch),
             _ => Ok(Verdict::StackUnmanaged),
         }
     }
 }
 
+/// A pod's packet to outside of the cluster.
 #[inline(always)]
-fn from_pod<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<Verdict, DropReason> {
-    let translated = translate::packet::<F, AsNode>(ctx, work)?;
+fn masquerade_pod<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<Verdict, DropReason> {
+    let translated = nat::translate::<F, on_miss::Masquerade>(ctx, scratch)?;
     Ok(if translated { Verdict::Masqueraded } else { Verdict::Delivered })
 }
 
+/// A host process's packet to outside of the cluster or to a service.
 #[inline(always)]
-fn from_host<F: IpFamily>(
+fn translate_host<F: IpFamily>(
     ctx: &TcContext,
     packet: &Packet<F>,
     destination: &Destination,
-    work: &mut Work,
+    scratch: &mut Scratch,
 ) -> Result<Verdict, DropReason> {
-    if !translate::packet::<F, ToBackend>(ctx, work)? {
-        let nobodys = matches!(destination, Destination::Services);
-        return if nobodys { Err(route::unserved(packet)) } else { Ok(Verdict::Delivered) };
+    if !nat::translate::<F, on_miss::SelectBackend>(ctx, scratch)? {
+        let is_unserved = matches!(destination, Destination::ServiceRange);
+        return if is_unserved { Err(route::no_service_reason(packet)) } else { Ok(Verdict::Delivered) };
     }
-    match route::find(&work.to.dst)? {
+    match route::lookup(&scratch.nat_tuple.dst)? {
         Destination::Outside { .. } => Ok(Verdict::Delivered),
-        // back into the stack that sent it: it would refuse a packet from its own address
+        // the stack that sent it would drop a packet from its own address
         Destination::Host(_) => Err(DropReason::HostLoop),
-        destination => route::forward(ctx, packet, &destination, Into::Device),
+        destination => route::forward(ctx, packet, &destination, DeliverVia::HostDevice),
     }
 }

@@ -1,101 +1,110 @@
 //! A packet arrives from another machine: XDP of an uplink, in its driver.
 //!
-//! What has come from outside for a service of this node and goes on to another node, and what comes back from there, turns
-//! round here, before the kernel has made anything of it. Everything else goes on to [`FromWire`](super::FromWire), which would have done
-//! the same: both find and make the same flows, so a connection may change between them at any packet.
+//! A packet from outside to a frontend of this node whose backend is on another node, and the reply
+//! from there, is sent back out of the same device (`XDP_TX`) before the kernel allocates an
+//! `sk_buff`. Everything else goes on to [`FromWire`](super::FromWire), which does the same: both
+//! look up and create the same flows, so a connection may move between them at any packet.
 
 use aya_ebpf::programs::XdpContext;
 use dataplane_common::{
     net::{EthHeader, Protocol, SctpHeader},
-    reason::{DropReason, Hook, Verdict},
+    reason::{DropReason, HookId, Verdict},
 };
 
+use super::driver::Hook;
 use crate::{
-    family::{IpFamily, L3},
-    maps::Work,
-    packet::{self, Frame},
-    skb::{self, Way},
-    stages::{
-        parse::{Fragment, Packet},
-        rewrite,
-        route::{self, Destination, From},
-        service::ToBackend,
-        translate,
+    frame::{
+        Frame, L3,
+        family::IpFamily,
+        packet::{Fragment, Packet},
+        with_header,
     },
-    verdict::Place,
+    helpers::fib::{self, NextHop},
+    scratch::Scratch,
+    stages::{
+        nat, on_miss, rewrite,
+        route::{self, Destination, Origin},
+    },
 };
 
 pub(crate) struct XdpWire;
 
-impl Place for XdpWire {
+impl Hook for XdpWire {
     type Context = XdpContext;
 
-    const HOOK: Hook = Hook::XdpWire;
+    const ID: HookId = HookId::XdpWire;
 
     #[inline(always)]
-    fn run<F: IpFamily>(ctx: &XdpContext, work: &mut Work) -> Result<Verdict, DropReason> {
+    fn run<F: IpFamily>(ctx: &XdpContext, scratch: &mut Scratch) -> Result<Verdict, DropReason> {
         let packet = F::parse(ctx)?;
-        if !is_plain(ctx, &packet) {
+        if !is_supported(ctx, &packet) {
             return Ok(Verdict::LeftToTc);
         }
-        let destination = route::find(&packet.dst)?;
-        work.asks = destination.asked(From::Outside);
-        let asks = match destination {
+        let destination = route::lookup(&packet.dst)?;
+        scratch.frontend_query = destination.frontend_query(Origin::Outside);
+        let may_have_flow = match destination {
             Destination::Host(endpoint) => endpoint.flow_hints.may_have_flow(packet.protocol),
-            Destination::Outside { .. } | Destination::Services => packet.link_scoped(ctx).is_none(),
+            Destination::Outside { .. } | Destination::ServiceRange => packet.link_scoped(ctx).is_none(),
             _ => false,
         };
-        if !asks {
+        if !may_have_flow {
             return Ok(Verdict::LeftToTc);
         }
-        match translate::tuple::<F, ToBackend>(ctx, &packet, work) {
-            Ok(true) => turn_round(ctx, &packet, work),
-            // tc can answer, which takes more than a driver's buffer has room for
+        match nat::find_tuple::<F, on_miss::SelectBackend>(ctx, &packet, scratch) {
+            Ok(true) => send_back(ctx, &packet, scratch),
+            // tc sends the ICMP error, which needs more headroom than a driver's buffer has
             Ok(false) | Err(DropReason::NoBackend | DropReason::NoPort) => Ok(Verdict::LeftToTc),
             Err(reason) => Err(reason),
         }
     }
 }
 
-/// Whether it is a whole packet of a protocol with ports, without options: nearly all are.
+/// Whether it is an unfragmented packet without options, of a protocol with ports: nearly all are.
 #[inline(always)]
-fn is_plain<F: IpFamily>(ctx: &impl Frame, packet: &Packet<F>) -> bool {
+fn is_supported<F: IpFamily>(ctx: &impl Frame, packet: &Packet<F>) -> bool {
     Protocol::has_ports(packet.protocol)
         && packet.fragment == Fragment::Whole
         && packet.l4 == L3 + F::HEADER
         && packet.hop_limit > 1
-        && is_summed(ctx, packet)
+        && has_complete_checksum(ctx, packet)
 }
 
-/// SCTP that has crossed no wire may come with its checksum still to be computed, and out of here nobody would.
+/// SCTP that has crossed no physical wire may arrive with its checksum still to be computed, and no
+/// device computes it after `XDP_TX`.
 #[inline(always)]
-fn is_summed<F: IpFamily>(ctx: &impl Frame, packet: &Packet<F>) -> bool {
+fn has_complete_checksum<F: IpFamily>(ctx: &impl Frame, packet: &Packet<F>) -> bool {
     packet.protocol != Protocol::SCTP
         || ctx.read::<SctpHeader>(packet.l4).is_ok_and(|header| header.checksum != 0)
 }
 
-/// Sends the packet of tuple `work.to` out of the device it came by, if that is its way.
+/// Rewrites the packet to `scratch.nat_tuple` and sends it out of the device it arrived on, if its
+/// route goes there.
 #[inline(always)]
-fn turn_round<F: IpFamily>(ctx: &XdpContext, packet: &Packet<F>, work: &Work) -> Result<Verdict, DropReason> {
-    let verdict = match route::find(&work.to.dst)? {
+fn send_back<F: IpFamily>(
+    ctx: &XdpContext,
+    packet: &Packet<F>,
+    scratch: &Scratch,
+) -> Result<Verdict, DropReason> {
+    let (src, dst) = (&scratch.nat_tuple.src, &scratch.nat_tuple.dst);
+    let verdict = match route::lookup(dst)? {
         Destination::Node(route) if route.is_native() => Verdict::ToWire,
         Destination::Outside { .. } => Verdict::ToOutside,
-        // this node, or a tunnel
+        // on this node, or through the tunnel
         _ => return Ok(Verdict::LeftToTc),
     };
     let length = ctx.length() as u16 - L3 as u16;
-    let Way::Neighbour { ifindex, ours, theirs } = skb::way(ctx, &work.to.src, &work.to.dst, length) else {
+    let NextHop::Resolved { ifindex, src_mac, dst_mac } = fib::fib_lookup(ctx, src, dst, length) else {
         return Ok(Verdict::LeftToTc);
     };
-    // a device that listens to everything also hears what is for others
-    let is_ours = packet::with_header(ctx, 0, |eth: &mut EthHeader| eth.dst == ours)?;
-    if ifindex != ctx.ifindex() || !is_ours {
+    // a device in promiscuous mode also receives frames for others
+    let is_addressed_to_us = with_header(ctx, 0, |eth: &mut EthHeader| eth.dst == src_mac)?;
+    if ifindex != ctx.ifindex() || !is_addressed_to_us {
         return Ok(Verdict::LeftToTc);
     }
-    if work.direct == 0 {
-        rewrite::tuple(ctx, packet, work)?;
+    if scratch.nat.direct == 0 {
+        rewrite::tuple(ctx, packet, scratch)?;
     }
     F::decrement_hop_limit(ctx)?;
-    route::set_link_addresses(ctx, theirs, ours)?;
+    route::set_link_addresses(ctx, dst_mac, src_mac)?;
     Ok(verdict)
 }

@@ -1,4 +1,5 @@
-//! `sessionAffinity: ClientIP`: a client keeps its backend, whatever path it takes to the service.
+//! `sessionAffinity: ClientIP`: a client keeps its backend, whichever frontend of the service it
+//! uses.
 
 use dataplane_common::{
     abi::{Addr, Affinity, AffinityKey, Service},
@@ -6,44 +7,46 @@ use dataplane_common::{
 };
 
 use super::opaque;
-use crate::{maps, skb};
+use crate::{helpers::time, maps};
 
-/// Halvings that leave one slot of the largest range.
-const HALVINGS: u32 = 18;
+/// Steps of the binary search that leave one slot of the largest range.
+const SEARCH_STEPS: u32 = 18;
 
-/// The slot of the backend the client had, as long as the service has it and the client was not away for longer than the
-/// timeout (a connection begins it anew); else the slot `hash` falls on, remembered. The service has a backend.
+/// Returns the slot of the client's last backend, if the service still has it and the timeout since
+/// the client's last connection has not expired. Otherwise selects the slot at `hash` and remembers
+/// it. The service must have a backend.
 #[inline(never)]
-pub(crate) fn slot(service: &Service, client: &Addr, hash: u32) -> u32 {
+pub(crate) fn select_slot(service: &Service, client: &Addr, hash: u32) -> u32 {
     let key = AffinityKey { service_id: service.id, client: *client };
-    let now = skb::now();
+    let now = time::now();
     if let Some(last) = maps::affinity(&key)
-        // another processor may be a second ahead
+        // saturating, because the clock of another CPU may be a second ahead
         && now.saturating_sub(last.last_used) < service.affinity_timeout
         && let Some(slot) = find(service, last.backend_id)
     {
         if last.last_used != now {
-            maps::remember_affinity(&key, Affinity { last_used: now, ..last });
+            maps::store_affinity(&key, Affinity { last_used: now, ..last });
         }
         return slot;
     }
     let slot = service.first_slot + hash::scale(hash, service.count);
     if let Some(backend) = maps::backend(slot) {
-        maps::remember_affinity(&key, Affinity { backend_id: backend.id, last_used: now });
+        maps::store_affinity(&key, Affinity { backend_id: backend.id, last_used: now });
     }
     slot
 }
 
-/// The slot of a backend in the service's range, which is in the order of their numbers.
+/// The slot of a backend in the service's range, which is sorted by backend number.
 ///
-/// A binary search without a branch: a verifier that cannot tell two states of the search apart would else walk every
-/// combination of its turns (Linux 6.1 gives up). Every round halves what is left, rounds on a single slot change nothing.
+/// A branchless binary search: otherwise a verifier that cannot merge the states of the search
+/// would follow every combination of turns (Linux 6.1 gives up). Each step halves the range; steps
+/// on a single slot change nothing.
 #[inline(always)]
 fn find(service: &Service, backend_id: u32) -> Option<u32> {
     let (mut base, mut left) = (0, u64::from(service.count));
-    for _ in 0..HALVINGS {
+    for _ in 0..SEARCH_STEPS {
         let half = left >> 1;
-        // the last slot of the first half; the first one of all, if that is empty
+        // the last slot of the first half, or the first slot if that half is empty
         let last = base + half - is_positive(half);
         let id = maps::backend(service.first_slot.wrapping_add(last as u32))?.id;
         base += half & is_less(id, backend_id).wrapping_neg();
@@ -59,7 +62,7 @@ fn find(service: &Service, backend_id: u32) -> Option<u32> {
     (maps::backend(slot)?.id == backend_id).then_some(slot)
 }
 
-// the compiler would make a comparison of the arithmetic below, and BPF has no comparison but a branch
+// `opaque`, or the compiler turns the arithmetic below into comparisons, which in BPF are branches
 
 /// 1 if `one` is less than `other`, else 0.
 #[inline(always)]

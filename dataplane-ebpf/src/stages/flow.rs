@@ -1,7 +1,9 @@
-//! Connections that are translated per packet: finding their state, making it, giving it up.
+//! Flows: connection tracking of connections that are translated per packet. Looks flows up,
+//! creates and reclaims them.
 //!
-//! The layout and its invariants are in `dataplane_common::abi::flow`, the rules of ageing in
-//! `dataplane_common::flow`. Nothing here depends on TCP sequence numbers, and nothing is ever evicted behind our back.
+//! Layout and invariants of the tables are in `dataplane_common::abi::flow`, timeouts and states in
+//! `dataplane_common::flow`. TCP sequence numbers play no part, and no map evicts entries by
+//! itself.
 
 use dataplane_common::{
     abi::{Flow, FlowFlags, FlowKey, FlowRef, Port},
@@ -10,117 +12,131 @@ use dataplane_common::{
     reason::DropReason,
 };
 
-use super::{Answer, parse::Transport};
+use super::{PackedResult, parse::Transport};
 use crate::{
     config,
-    maps::{self, Work},
-    skb,
+    helpers::{random, time},
+    maps,
+    scratch::{self, Scratch},
 };
 
-/// Source ports tried, if they are free, before those of connections that are past.
+/// Random source ports of which only free ones are taken, before [`REUSED_PORT_TRIES`].
 const PORT_TRIES: u32 = 32;
-/// And those, before the destination counts as exhausted.
-const PAST_PORT_TRIES: u32 = 6;
-/// Slots examined before the table counts as full. The verifier walks the loop; the node's setting may stop it earlier.
+/// Random source ports that are also taken from closed or expired connections, before the packet is
+/// dropped.
+const REUSED_PORT_TRIES: u32 = 6;
+/// Slots examined before the table counts as full: a bound for the verifier. The node's
+/// configuration may lower it.
 const MAX_PROBES: u32 = 8;
 
-/// Flows whose forward packets are translated at one place: a bit each.
+/// Kinds of flows, a bit each.
 pub(crate) mod kinds {
-    /// Those of services.
+    /// To a backend of a service.
     pub(crate) const SERVICE: u32 = 1;
-    /// Those under the node's address.
+    /// Masqueraded.
     pub(crate) const MASQUERADE: u32 = 2;
-    /// All.
+    /// Every kind.
     pub(crate) const ANY: u32 = SERVICE | MASQUERADE;
 }
 
-/// Whether forward packets of a flow with these [`FlowFlags`] are translated where flows of `kinds` are.
+/// Whether `forward_kinds` include the flow with these [`FlowFlags`].
 #[inline(always)]
-const fn begins_here(flags: u32, kinds: u32) -> bool {
+const fn translates_forward(flags: u32, forward_kinds: u32) -> bool {
     let kind = if flags & FlowFlags::SERVICE != 0 { kinds::SERVICE } else { kinds::MASQUERADE };
-    kinds & kind != 0
+    forward_kinds & kind != 0
 }
 
-/// Whether a packet with tuple `work.from` belongs to a flow that is translated here: then `work.to` is the tuple it leaves with, and the flow has
-/// seen a packet that says `work.transport`. `kinds`: the flows whose forward packets are.
+/// Looks up the flow of the packet with tuple `scratch.tuple`. True on a hit: then
+/// `scratch.nat_tuple` is the tuple it leaves with, and the flow's state includes this packet.
+/// Forward packets hit only flows of `forward_kinds`.
 #[inline(always)]
-pub(crate) fn lookup(work: &mut Work, kinds: u32) -> bool {
-    maps::lend(work, || find_flow(kinds)) != 0
+pub(crate) fn lookup(scratch: &mut Scratch, forward_kinds: u32) -> bool {
+    scratch::with_scratch_released(scratch, || find_flow(forward_kinds)) != 0
 }
 
-/// A function of its own to the verifier, which it walks once.
+/// A global function: the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn find_flow(kinds: u32) -> u32 {
-    maps::work().map_or(0, |work| u32::from(find(work, kinds)))
+extern "C" fn find_flow(forward_kinds: u32) -> u32 {
+    scratch::current().map_or(0, |scratch| u32::from(try_lookup(scratch, forward_kinds)))
 }
 
 #[inline(always)]
-fn find(work: &mut Work, kinds: u32) -> bool {
-    let Some(reference) = maps::flow_ref(&work.from) else { return false };
+fn try_lookup(scratch: &mut Scratch, forward_kinds: u32) -> bool {
+    let Some(reference) = maps::flow_ref(&scratch.tuple) else { return false };
     let Some(flow) = maps::flow(reference.slot) else { return false };
-    // SAFETY: array values live as long as the map. Another processor may give the record to a new owner meanwhile; the
-    // epoch, read again below, tells.
+    // SAFETY: array values live as long as the map. Another CPU may give the record to a new flow
+    // meanwhile; the epoch, read again below, tells.
     let flow = unsafe { &mut *flow };
     if epoch(flow) != reference.epoch {
         return false;
     }
-    let said = work.transport;
-    let tcp = said as u8;
-    let direction = if flow.forward == work.from { Direction::Forward } else { Direction::Reply };
+    let transport = scratch.transport;
+    let tcp = transport as u8;
+    let direction = if flow.forward == scratch.tuple { Direction::Forward } else { Direction::Reply };
     match direction {
-        Direction::Forward if !begins_here(flow.flags, kinds) || is_over(flow, said) => return false,
-        Direction::Forward => reverse(&flow.reply, &mut work.to),
-        Direction::Reply if is_to_another(flow, tcp) => {
-            maps::remove_flow_key(&work.from, reference);
+        Direction::Forward
+            if !translates_forward(flow.flags, forward_kinds) || must_reselect(flow, transport) =>
+        {
             return false;
         }
-        Direction::Reply => reverse(&flow.forward, &mut work.to),
+        Direction::Forward => reverse(&flow.reply, &mut scratch.nat_tuple),
+        Direction::Reply if is_to_direct_connection(flow, tcp) => {
+            maps::remove_flow_key(&scratch.tuple, reference);
+            return false;
+        }
+        Direction::Reply => reverse(&flow.forward, &mut scratch.nat_tuple),
     }
     if epoch(flow) != reference.epoch {
         return false;
     }
-    work.direct = flow.flags & FlowFlags::DIRECT;
-    let is_news = if work.direct == 0 { touch(flow, direction, tcp) } else { touch_direct(flow, tcp) };
-    // the row of an address that came since, or came back, has its gate closed
-    if is_news && direction == Direction::Forward {
-        maps::mark_may_have_flows(&work.to.src, work.from.protocol);
+    scratch.nat.direct = flow.flags & FlowFlags::DIRECT;
+    let is_first_this_second = if scratch.nat.direct == 0 {
+        record_packet(flow, direction, tcp)
+    } else {
+        record_direct_packet(flow, tcp)
+    };
+    // a row of that address added since the flow was created does not have the hint
+    if is_first_this_second && direction == Direction::Forward {
+        maps::mark_may_have_flows(&scratch.nat_tuple.src, scratch.tuple.protocol);
     }
     true
 }
 
-/// As [`touch`], of a flow whose answers pass elsewhere: who acknowledges has heard one, and who ends it ends it for both.
+/// As [`record_packet`], for direct server return, where replies bypass this node: an ACK shows
+/// that there was one, and a FIN closes the connection in both directions.
 #[inline(always)]
-fn touch_direct(flow: &mut Flow, tcp: u8) -> bool {
-    let heard = tcp & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::ACK;
-    let ends = tcp & tcp_flags::FIN != 0;
-    touch(
+fn record_direct_packet(flow: &mut Flow, tcp: u8) -> bool {
+    let is_reply_seen = tcp & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::ACK;
+    let is_fin = tcp & tcp_flags::FIN != 0;
+    record_packet(
         flow,
-        if heard { Direction::Reply } else { Direction::Forward },
-        if ends { tcp | tcp_flags::RST } else { tcp },
+        if is_reply_seen { Direction::Reply } else { Direction::Forward },
+        if is_fin { tcp | tcp_flags::RST } else { tcp },
     )
 }
 
-/// As [`lookup`], leaving no trace: for messages about a packet.
+/// As [`lookup`], without updating the flow: for ICMP errors.
 #[inline(always)]
-pub(crate) fn peek(work: &mut Work, kinds: u32) -> bool {
-    let Some(reference) = maps::flow_ref(&work.from) else { return false };
+pub(crate) fn lookup_without_update(scratch: &mut Scratch, forward_kinds: u32) -> bool {
+    let Some(reference) = maps::flow_ref(&scratch.tuple) else { return false };
     let Some(flow) = maps::flow(reference.slot) else { return false };
-    // SAFETY: as in `lookup`.
+    // SAFETY: as in `try_lookup`.
     let flow = unsafe { &*flow };
-    let opposite = if flow.forward == work.from {
-        if !begins_here(flow.flags, kinds) {
+    let opposite = if flow.forward == scratch.tuple {
+        if !translates_forward(flow.flags, forward_kinds) {
             return false;
         }
         &flow.reply
     } else {
         &flow.forward
     };
-    reverse(opposite, &mut work.to);
+    reverse(opposite, &mut scratch.nat_tuple);
     epoch(flow) == reference.epoch
 }
 
-/// Writes the tuple of the opposite direction, in place: a tuple is too large to be passed around.
+/// Writes the tuple of the opposite direction to `into`; in place, because a tuple is too large for
+/// the BPF stack.
 #[inline(always)]
 fn reverse(tuple: &FlowKey, into: &mut FlowKey) {
     into.src = tuple.dst;
@@ -130,121 +146,125 @@ fn reverse(tuple: &FlowKey, into: &mut FlowKey) {
     into.protocol = tuple.protocol;
 }
 
-/// Whether a forward packet must choose anew, though its tuple is known: its backend has been removed, or a new
-/// connection re-uses the ports of one that has ended.
+/// Whether a forward packet must select a backend again although its tuple has a flow: the backend
+/// has been removed, or a new connection re-uses the ports of one that has ended.
 #[inline(always)]
-fn is_over(flow: &Flow, said: u32) -> bool {
-    let tcp = said as u8;
-    let opens = tcp_flags::opens(tcp);
+fn must_reselect(flow: &Flow, transport: u32) -> bool {
+    let is_syn = tcp_flags::is_initial_syn(transport as u8);
     let state = State::from_number(flow.state);
-    // nodes that do not agree on the backend hand it back and forth, until one of them looks again
-    let is_astray = flow.flags & FlowFlags::DIRECT != 0 && state == State::HalfOpen;
-    if opens && (state.is_ending() || is_astray) {
+    // direct server return: nodes that disagree on the backend send the packet back and forth until
+    // one selects again
+    let is_disputed = flow.flags & FlowFlags::DIRECT != 0 && state == State::HalfOpen;
+    if is_syn && (state.is_ending() || is_disputed) {
         return true;
     }
-    // TCP and SCTP stay with their backend until one side ends the connection, as a removed pod drains its connections
-    let may_move = said & Transport::HANDSHAKE == 0 || opens;
-    may_move
+    // TCP and SCTP keep their backend until one side closes: a terminating pod drains its
+    // connections
+    let may_change_backend = transport & Transport::HANDSHAKE == 0 || is_syn;
+    may_change_backend
         && flow.flags & FlowFlags::SERVICE != 0
         && maps::backend_generation(flow.backend_id) != flow.backend_generation
 }
 
-/// Whether a reply is to a connection that the client has meanwhile made to the backend itself, from the port it used here:
-/// a new one through this flow would have begun it anew.
+/// Whether a reply belongs to a connection that the client has since made directly to the backend,
+/// from the same port: a SYN through this flow would have replaced the flow.
 #[inline(always)]
-fn is_to_another(flow: &Flow, tcp: u8) -> bool {
-    let accepts = tcp_flags::SYN | tcp_flags::ACK;
-    tcp & accepts == accepts
+fn is_to_direct_connection(flow: &Flow, tcp: u8) -> bool {
+    let syn_ack = tcp_flags::SYN | tcp_flags::ACK;
+    tcp & syn_ack == syn_ack
         && flow.flags & FlowFlags::SOURCE == 0
         && State::from_number(flow.state).is_ending()
 }
 
-/// Stamps, written only when they change, so that a busy flow's line stays shared between processors. Whether it is the first
-/// packet of this second.
+/// Updates state and last-seen time; writes them only if they change, so that CPUs share the cache
+/// line of a busy flow. True for the first packet of a second.
 #[inline(always)]
-fn touch(flow: &mut Flow, direction: Direction, tcp: u8) -> bool {
-    let now = skb::now();
-    let is_news = flow.last_seen != now;
-    if is_news {
+fn record_packet(flow: &mut Flow, direction: Direction, tcp: u8) -> bool {
+    let now = time::now();
+    let is_first_this_second = flow.last_seen != now;
+    if is_first_this_second {
         flow.last_seen = now;
     }
-    let state = State::number_after(flow.state, direction, tcp);
+    let state = State::next_raw(flow.state, direction, tcp);
     if flow.state != state {
         flow.state = state;
     }
-    is_news
+    is_first_this_second
 }
 
-/// Makes the flow of packets `work.from`, whose replies arrive as `work.reply`, for `work.purpose`, and leaves in `work.to`
-/// what the packets leave with.
+/// Creates the flow of packets with tuple `scratch.tuple`, as `scratch.new_flow` says, and writes
+/// the tuple they leave with to `scratch.nat_tuple`.
 ///
-/// If another flow owns the replies, or if the source is replaced, they are told apart by a port of the node's range.
+/// If the source is to be translated, or if another flow has the reply tuple already, the source
+/// port becomes one of the node's range (`snat_ports`), so that the reply tuple is unique.
 ///
 /// # Errors
 /// [`DropReason::FlowTableFull`], [`DropReason::PortsExhausted`].
 #[inline(always)]
-pub(crate) fn create(work: &mut Work) -> Result<(), DropReason> {
-    Answer::from_number(maps::lend(work, || create_flow())).get().map(|_| ())
+pub(crate) fn create(scratch: &mut Scratch) -> Result<(), DropReason> {
+    PackedResult::from_raw(scratch::with_scratch_released(scratch, || create_flow())).unpack().map(|_| ())
 }
 
-/// A function of its own to the verifier, which it walks once.
+/// A global function: the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn create_flow() -> u32 {
-    let Some(work) = maps::work() else { return DropReason::WriteFailed.number().into() };
-    Answer::from(try_create(work).map(|()| true)).number()
+    let Some(scratch) = scratch::current() else { return DropReason::WriteFailed.number().into() };
+    PackedResult::from(try_create(scratch).map(|()| true)).raw()
 }
 
 #[inline(always)]
-fn try_create(work: &mut Work) -> Result<(), DropReason> {
-    let slot = admit();
+fn try_create(scratch: &mut Scratch) -> Result<(), DropReason> {
+    let slot = reclaim_slot();
     let Some(flow) = maps::flow(slot) else { return Err(DropReason::FlowTableFull) };
-    // SAFETY: array values live as long as the map, and who holds the slot owns the record.
+    // SAFETY: array values live as long as the map, and the holder of a slot owns the record.
     let flow = unsafe { &mut *flow };
     let reference = FlowRef { slot, epoch: flow.epoch.wrapping_add(2) };
-    // odd: whoever follows a stale reference to this record sees that it is no longer his
+    // odd: a reader with an older reference sees a mismatch
     set_epoch(flow, flow.epoch | 1);
 
-    work.direct = work.purpose.flags & FlowFlags::DIRECT;
-    let keep = work.direct != 0 || (work.purpose.source.is_zero() && claim_reply(work, reference, false));
-    if !keep {
-        if !work.purpose.source.is_zero() {
-            work.reply.dst = work.purpose.source;
+    scratch.nat.direct = scratch.new_flow.flags & FlowFlags::DIRECT;
+    let keeps_source = scratch.nat.direct != 0
+        || (scratch.new_flow.snat_source.is_zero() && claim_reply(scratch, reference, false));
+    if !keeps_source {
+        if !scratch.new_flow.snat_source.is_zero() {
+            scratch.new_flow.reply_tuple.dst = scratch.new_flow.snat_source;
         }
-        work.purpose.flags |= FlowFlags::SOURCE;
-        if !claim_reply_port(work, reference) {
+        scratch.new_flow.flags |= FlowFlags::SOURCE;
+        if !claim_reply_port(scratch, reference) {
             set_epoch(flow, reference.epoch);
             maps::put_flow_slot(slot);
             return Err(DropReason::PortsExhausted);
         }
     }
 
-    let now = skb::now();
-    flow.forward = work.from;
-    flow.reply = work.reply;
-    flow.backend_id = work.purpose.backend_id;
-    flow.backend_generation = work.purpose.backend_generation;
-    flow.service_id = work.purpose.service_id;
+    let now = time::now();
+    flow.forward = scratch.tuple;
+    flow.reply = scratch.new_flow.reply_tuple;
+    flow.backend_id = scratch.new_flow.backend_id;
+    flow.backend_generation = scratch.new_flow.backend_generation;
+    flow.service_id = scratch.new_flow.service_id;
     flow.last_seen = now;
     flow.created = now;
     flow.state = State::HalfOpen as u32;
-    flow.flags = work.purpose.flags;
+    flow.flags = scratch.new_flow.flags;
     set_epoch(flow, reference.epoch);
-    // the insertion orders the record before it: a reader that finds the key finds the record complete
-    let indexed = maps::set_flow_key(&work.from, reference);
+    // the map update is a barrier: a reader that finds the key finds the record complete
+    let indexed = maps::set_flow_key(&scratch.tuple, reference);
     maps::put_flow_slot(slot);
     if !indexed {
         return Err(DropReason::FlowTableFull);
     }
-    maps::mark_may_have_flows(&work.reply.dst, work.from.protocol);
-    reverse(&work.reply, &mut work.to);
+    maps::mark_may_have_flows(&scratch.new_flow.reply_tuple.dst, scratch.tuple.protocol);
+    reverse(&scratch.new_flow.reply_tuple, &mut scratch.nat_tuple);
     Ok(())
 }
 
-/// Takes a slot whose flow gives way, and removes what is left of that flow. `u32::MAX`: there is none.
+/// Takes a slot whose flow is evictable, and removes that flow's index entries. `u32::MAX` if there
+/// is none.
 #[inline(never)]
-fn admit() -> u32 {
-    let now = skb::now();
+fn reclaim_slot() -> u32 {
+    let now = time::now();
     for probe in 0..MAX_PROBES {
         if probe >= config::flow_probes() {
             break;
@@ -266,78 +286,82 @@ fn admit() -> u32 {
     u32::MAX
 }
 
-/// Finds a port of the node's range under which replies are nobody else's, and claims it.
+/// Finds a port of the node's range that makes the reply tuple unique, and claims that tuple.
 #[inline(always)]
-fn claim_reply_port(work: &mut Work, reference: FlowRef) -> bool {
-    // a protocol without ports has a single place per pair of addresses
-    if work.transport & (Transport::PORTS | Transport::ECHO) == 0 {
-        return claim_reply(work, reference, true);
+fn claim_reply_port(scratch: &mut Scratch, reference: FlowRef) -> bool {
+    // a protocol without ports has one reply tuple per pair of addresses
+    if scratch.transport & (Transport::PORTS | Transport::ECHO) == 0 {
+        return claim_reply(scratch, reference, true);
     }
     for _ in 0..PORT_TRIES {
-        draw_reply_port(work);
-        if maps::claim_flow_key(&work.reply, reference) {
+        pick_reply_port(scratch);
+        if maps::claim_flow_key(&scratch.new_flow.reply_tuple, reference) {
             return true;
         }
     }
-    for tried in 0..PAST_PORT_TRIES {
-        draw_reply_port(work);
-        if claim_reply(work, reference, tried >= PAST_PORT_TRIES / 2) {
+    for tried in 0..REUSED_PORT_TRIES {
+        pick_reply_port(scratch);
+        if claim_reply(scratch, reference, tried >= REUSED_PORT_TRIES / 2) {
             return true;
         }
     }
     false
 }
 
-/// Any port of the node's range.
+/// Sets the destination of the reply tuple to a random port of the node's range.
 #[inline(always)]
-fn draw_reply_port(work: &mut Work) {
+fn pick_reply_port(scratch: &mut Scratch) {
     let (first, count) = config::snat_ports();
-    work.reply.dst_port = Port::new(first.wrapping_add(hash::scale(skb::random(), count) as u16));
-    if work.transport & Transport::ECHO != 0 {
-        work.reply.src_port = work.reply.dst_port;
+    scratch.new_flow.reply_tuple.dst_port =
+        Port::new(first.wrapping_add(hash::scale(random::random(), count) as u16));
+    if scratch.transport & Transport::ECHO != 0 {
+        scratch.new_flow.reply_tuple.src_port = scratch.new_flow.reply_tuple.dst_port;
     }
 }
 
-/// Claims `work.reply`: free, left behind by an earlier flow of the same connection, or of a connection that is past.
+/// Claims the reply tuple if it is free, left over from an earlier flow of the same connection, or
+/// of a connection that has ended. `last_resort`: as in [`tuple_reusable`].
 #[inline(always)]
-fn claim_reply(work: &Work, reference: FlowRef, pressed: bool) -> bool {
-    if maps::claim_flow_key(&work.reply, reference) {
+fn claim_reply(scratch: &Scratch, reference: FlowRef, last_resort: bool) -> bool {
+    if maps::claim_flow_key(&scratch.new_flow.reply_tuple, reference) {
         return true;
     }
-    // of two that find it past, one gets it
-    free_reply(work, pressed) && maps::claim_flow_key(&work.reply, reference)
+    // of two CPUs that release it, one gets it
+    release_reply_key(scratch, last_resort) && maps::claim_flow_key(&scratch.new_flow.reply_tuple, reference)
 }
 
-/// Takes `work.reply` from its holder, if that may be: whether it was.
+/// Removes the flow that has the reply tuple, if its connection has ended. True if the tuple is
+/// free then.
 #[inline(never)]
-fn free_reply(work: &Work, pressed: bool) -> bool {
-    let Some(holder) = maps::flow_ref(&work.reply) else { return true };
+fn release_reply_key(scratch: &Scratch, last_resort: bool) -> bool {
+    let Some(holder) = maps::flow_ref(&scratch.new_flow.reply_tuple) else { return true };
     let Some(flow) = maps::flow(holder.slot) else { return false };
-    // SAFETY: as in `lookup`; read only, and a torn read at worst costs another port.
+    // SAFETY: as in `try_lookup`; read only, and a torn read at worst costs another port.
     let flow = unsafe { &*flow };
-    // just claimed, by who is still writing the record
+    // another CPU has just claimed it and is still writing the record
     if epoch(flow).wrapping_add(1) == holder.epoch {
         return false;
     }
-    if epoch(flow) == holder.epoch && flow.forward != work.from {
-        if !tuple_reusable(flow, skb::now(), pressed) {
+    if epoch(flow) == holder.epoch && flow.forward != scratch.tuple {
+        if !tuple_reusable(flow, time::now(), last_resort) {
             return false;
         }
-        // it dies whole: should its client speak again, that is a new connection
+        // both directions: a later packet of its client is a new connection
         maps::remove_flow_key(&flow.forward, holder);
     }
-    maps::remove_flow_key(&work.reply, holder);
+    maps::remove_flow_key(&scratch.new_flow.reply_tuple, holder);
     true
 }
 
 #[inline(always)]
 fn epoch(flow: &Flow) -> u32 {
-    // SAFETY: a live field; volatile because another processor may change it.
+    // SAFETY: a live field; volatile, because another CPU may change it.
     unsafe { (&raw const flow.epoch).read_volatile() }
 }
 
 #[inline(always)]
 fn set_epoch(flow: &mut Flow, epoch: u32) {
-    // SAFETY: a live field; volatile so that it is written where it stands, around the other fields.
+    // SAFETY: a live field; volatile, so that the write is not moved past those of the other
+    // fields.
     unsafe { (&raw mut flow.epoch).write_volatile(epoch) };
 }

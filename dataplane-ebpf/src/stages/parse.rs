@@ -1,78 +1,33 @@
-//! What a packet says about itself. Ports are read late: a packet that is not translated does not need them.
-
-use core::marker::PhantomData;
+//! Reads what the stages need of a packet: properties of the IP header, the tuple, the transport
+//! protocol. Ports are read late, because a packet that is not translated does not need them.
 
 use dataplane_common::{
-    abi::{Addr, FlowKey, FragmentPorts, Port},
+    abi::{FlowKey, FragmentPorts},
     net::{IcmpHeader, Protocol, SctpHeader, TcpHeader, UdpHeader},
     reason::{DropReason, Verdict},
 };
 
-use super::Answer;
+use super::PackedResult;
 use crate::{
-    family::IpFamily,
-    maps::{self, Work},
-    packet::Frame,
-    skb,
+    frame::{
+        Frame,
+        family::IpFamily,
+        packet::{Fragment, Packet},
+    },
+    helpers::time,
+    maps,
+    scratch::Scratch,
 };
 
-/// The IP header's content, and where the next one starts.
-pub(crate) struct Packet<F> {
-    pub(crate) src: Addr,
-    pub(crate) dst: Addr,
-    /// Of the transport header, behind any extension headers.
-    pub(crate) protocol: u8,
-    pub(crate) hop_limit: u8,
-    /// Offset of the transport header in the frame.
-    pub(crate) l4: usize,
-    pub(crate) fragment: Fragment,
-    pub(crate) fragment_id: u32,
-    family: PhantomData<F>,
-}
-
-/// Which part of a packet this is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fragment {
-    Whole,
-    /// With the transport header.
-    First,
-    /// Without.
-    Later,
-}
-
 impl<F: IpFamily> Packet<F> {
-    #[inline(always)]
-    pub(crate) const fn new(
-        src: Addr,
-        dst: Addr,
-        protocol: u8,
-        hop_limit: u8,
-        l4: usize,
-        fragment: Fragment,
-        fragment_id: u32,
-    ) -> Self {
-        Self { src, dst, protocol, hop_limit, l4, fragment, fragment_id, family: PhantomData }
-    }
-
-    /// The tuple of a protocol that has no ports.
-    #[inline(always)]
-    pub(crate) const fn tuple_without_ports(&self) -> FlowKey {
-        FlowKey::new(self.protocol, self.src, Port::new(0), self.dst, Port::new(0))
-    }
-
-    /// Whether the transport header is here.
-    #[inline(always)]
-    pub(crate) fn has_transport(&self) -> bool {
-        self.fragment != Fragment::Later
-    }
-
-    /// Traffic that does not leave its link: the kernel's own business (neighbour discovery, groups).
+    /// The verdict for traffic that does not leave its link (neighbour discovery, multicast): the
+    /// kernel handles it.
     #[inline(always)]
     pub(crate) fn link_scoped(&self, ctx: &impl Frame) -> Option<Verdict> {
         if F::is_link_scoped(&self.dst) || F::is_link_scoped(&self.src) {
             return Some(Verdict::StackLinkLocal);
         }
-        // discovery also speaks from and to global addresses (RFC 4861 §7.2)
+        // neighbour discovery also uses global addresses (RFC 4861 §7.2)
         if self.protocol == Protocol::ICMPV6
             && let Ok(icmp) = ctx.read::<IcmpHeader>(self.l4)
             && F::icmp_is_link_scoped(icmp.kind)
@@ -82,7 +37,7 @@ impl<F: IpFamily> Packet<F> {
         None
     }
 
-    /// Whether this is a message about another packet, which it carries.
+    /// Whether this is an ICMP error, which quotes another packet.
     #[inline(always)]
     pub(crate) fn is_icmp_error(&self, ctx: &impl Frame) -> bool {
         self.protocol == F::ICMP
@@ -91,62 +46,66 @@ impl<F: IpFamily> Packet<F> {
     }
 }
 
-/// Leaves the tuple of a packet in `work.from`. An echo has its identifier in place of both ports; other protocols have zeros.
-/// In `work.transport` stands what else it says.
+/// Writes the packet's tuple to `scratch.tuple` and its transport properties to
+/// `scratch.transport`. ICMP echo has its identifier in place of both ports; protocols without
+/// ports have zeros.
 ///
 /// # Errors
-/// [`DropReason::Truncated`]; [`DropReason::FragmentUnknown`] for a later fragment whose first was not seen;
-/// [`DropReason::FragmentOvertaken`] for a first fragment whose later ones are held (`stages::held`).
+/// [`DropReason::Truncated`]; [`DropReason::FragmentUnknown`] for a later fragment whose first has
+/// not been seen; [`DropReason::FragmentOvertaken`] for a first fragment for which later ones are
+/// stored (`stages::reorder`).
 #[inline(always)]
 pub(crate) fn tuple<F: IpFamily>(
     ctx: &impl Frame,
     packet: &Packet<F>,
-    work: &mut Work,
+    scratch: &mut Scratch,
 ) -> Result<(), DropReason> {
-    work.from = packet.tuple_without_ports();
+    scratch.tuple = packet.tuple_without_ports();
     match packet.fragment {
-        Fragment::Whole => transport::<F>(ctx, packet.l4, work),
+        Fragment::Whole => transport::<F>(ctx, packet.l4, scratch),
         Fragment::First => {
-            transport::<F>(ctx, packet.l4, work)?;
-            set_fragment_key(packet, work);
-            let FlowKey { src_port: src, dst_port: dst, .. } = work.from;
-            maps::remember_fragment(&work.fragment.packet, FragmentPorts { src, dst, came: skb::now() });
-            if work.holds != 0 && maps::held(&work.fragment).is_some() {
+            transport::<F>(ctx, packet.l4, scratch)?;
+            set_fragment_key(packet, scratch);
+            let FlowKey { src_port: src, dst_port: dst, .. } = scratch.tuple;
+            let ports = FragmentPorts { src, dst, received_at: time::now() };
+            maps::store_fragment_ports(&scratch.reorder.key.packet, ports);
+            if scratch.reorder.enabled != 0 && maps::buffered_fragment(&scratch.reorder.key).is_some() {
                 return Err(DropReason::FragmentOvertaken);
             }
             Ok(())
         }
         Fragment::Later => {
-            set_fragment_key(packet, work);
-            let ports = maps::fragment_ports(&work.fragment.packet).ok_or(DropReason::FragmentUnknown)?;
-            work.from.src_port = ports.src;
-            work.from.dst_port = ports.dst;
-            work.transport = Transport::of::<F>(packet.protocol);
+            set_fragment_key(packet, scratch);
+            let ports =
+                maps::fragment_ports(&scratch.reorder.key.packet).ok_or(DropReason::FragmentUnknown)?;
+            scratch.tuple.src_port = ports.src;
+            scratch.tuple.dst_port = ports.dst;
+            scratch.transport = Transport::of::<F>(packet.protocol);
             Ok(())
         }
     }
 }
 
 #[inline(always)]
-fn set_fragment_key<F>(packet: &Packet<F>, work: &mut Work) {
-    let key = &mut work.fragment.packet;
+fn set_fragment_key<F>(packet: &Packet<F>, scratch: &mut Scratch) {
+    let key = &mut scratch.reorder.key.packet;
     key.src = packet.src;
     key.dst = packet.dst;
     key.id = packet.fragment_id;
     key.protocol = packet.protocol;
-    work.fragment.index = 0;
+    scratch.reorder.key.index = 0;
 }
 
-/// What a transport protocol is like, and what its header says. The lowest eight bits are TCP's flags
-/// (`dataplane_common::flow::tcp_flags`), or SCTP's chunks in such words.
+/// Bits of `scratch.transport`. The lowest eight are TCP flags
+/// (`dataplane_common::flow::tcp_flags`), or what SCTP's first chunk corresponds to.
 pub(crate) struct Transport;
 
 impl Transport {
-    /// Source and destination have ports.
+    /// The protocol has ports.
     pub(crate) const PORTS: u32 = 1 << 8;
-    /// One identifier serves as both.
+    /// ICMP echo: the identifier is both ports.
     pub(crate) const ECHO: u32 = 1 << 9;
-    /// Connections say when they begin and end.
+    /// Connections begin and end explicitly (TCP, SCTP).
     pub(crate) const HANDSHAKE: u32 = 1 << 10;
 
     #[inline(always)]
@@ -160,48 +119,54 @@ impl Transport {
     }
 }
 
-/// Reads the transport header at `offset`, of the protocol `work.from` has: leaves its ports there, and in `work.transport`
-/// the rest.
+/// Reads the transport header at `offset`, of protocol `scratch.tuple.protocol`: writes the ports
+/// to `scratch.tuple` and the rest to `scratch.transport`.
 ///
-/// Through memory in and out: to the verifier the ways through it end as one, and what it knows of the protocol ends with it.
+/// A subprogram whose input and output are in memory, so that the verifier forgets which path was
+/// taken through it.
 #[inline(always)]
 pub(crate) fn transport<F: IpFamily>(
     ctx: &impl Frame,
     offset: usize,
-    work: &mut Work,
+    scratch: &mut Scratch,
 ) -> Result<(), DropReason> {
     #[inline(never)]
-    fn outlined<F: IpFamily>(ctx: &impl Frame, offset: usize, work: &mut Work) -> Answer {
-        read_transport::<F>(ctx, offset, work).map(|()| true).into()
+    fn outlined<F: IpFamily>(ctx: &impl Frame, offset: usize, scratch: &mut Scratch) -> PackedResult {
+        read_transport::<F>(ctx, offset, scratch).map(|()| true).into()
     }
-    outlined::<F>(ctx, offset, work).get().map(|_| ())
+    outlined::<F>(ctx, offset, scratch).unpack().map(|_| ())
 }
 
 #[inline(always)]
-fn read_transport<F: IpFamily>(ctx: &impl Frame, offset: usize, work: &mut Work) -> Result<(), DropReason> {
-    let protocol = work.from.protocol;
-    work.transport = Transport::of::<F>(protocol);
+fn read_transport<F: IpFamily>(
+    ctx: &impl Frame,
+    offset: usize,
+    scratch: &mut Scratch,
+) -> Result<(), DropReason> {
+    let protocol = scratch.tuple.protocol;
+    scratch.transport = Transport::of::<F>(protocol);
     if protocol == F::ICMP {
         let icmp: IcmpHeader = ctx.read(offset)?;
         if F::icmp_is_echo(icmp.kind) {
-            work.from.src_port = icmp.id();
-            work.from.dst_port = icmp.id();
+            scratch.tuple.src_port = icmp.id();
+            scratch.tuple.dst_port = icmp.id();
         } else {
-            work.transport = 0;
+            scratch.transport = 0;
         }
         return Ok(());
     }
     if !Protocol::has_ports(protocol) {
         return Ok(());
     }
-    // the first eight bytes of TCP and SCTP hold their ports where UDP has them; an ICMP error carries no more of it
+    // TCP and SCTP have their ports where UDP has them; an ICMP error may quote no more than these
+    // eight bytes
     let header: UdpHeader = ctx.read(offset)?;
-    work.from.src_port = header.src_port();
-    work.from.dst_port = header.dst_port();
+    scratch.tuple.src_port = header.src_port();
+    scratch.tuple.dst_port = header.dst_port();
     if protocol == Protocol::TCP {
-        work.transport |= ctx.read::<TcpHeader>(offset).map_or(0, |tcp| u32::from(tcp.flags));
+        scratch.transport |= ctx.read::<TcpHeader>(offset).map_or(0, |tcp| u32::from(tcp.flags));
     } else if protocol == Protocol::SCTP {
-        work.transport |= ctx.read::<SctpHeader>(offset).map_or(0, |sctp| u32::from(sctp.flags()));
+        scratch.transport |= ctx.read::<SctpHeader>(offset).map_or(0, |sctp| u32::from(sctp.flags()));
     }
     Ok(())
 }

@@ -1,8 +1,9 @@
-//! Refuses a packet: its sender hears at once that nobody answers (ICMP port unreachable, RFC 792, RFC 4443), or that it is too
-//! big for its way (RFC 1191, RFC 8201).
+//! Answers a dropped packet with an ICMP error: port unreachable (RFC 792, RFC 4443), or packet too
+//! big (RFC 1191, RFC 8201).
 //!
-//! The packet itself becomes the message: cut to its headers, with room for two more in front, and sent back where it came
-//! from. A TCP socket that connects takes it for a refusal, as it would a reset.
+//! The packet itself becomes the error: cut to its headers, with two more in front, and sent back
+//! where it came from. A connecting TCP socket takes "port unreachable" for a refused connection,
+//! as it would a reset.
 
 use aya_ebpf::{bindings::TC_ACT_REDIRECT, programs::TcContext};
 use dataplane_common::{
@@ -10,72 +11,86 @@ use dataplane_common::{
     checksum,
     flow::tcp_flags,
     net::{EthHeader, FragmentHeader, IcmpHeader, Protocol, SctpHeader, TcpHeader, UdpHeader},
-    reason::{DropReason, Hook},
+    reason::{DropReason, HookId},
 };
 
 use super::{
-    Answer,
-    parse::{Fragment, Packet},
+    PackedResult,
     route::{self, Destination},
 };
 use crate::{
-    family::{IpFamily, L3},
-    maps::Work,
-    packet::{self, Frame},
-    skb,
+    frame::{
+        Frame, L3,
+        family::IpFamily,
+        packet::{Fragment, Packet},
+        with_header,
+    },
+    helpers::skb,
+    scratch::Scratch,
 };
 
-/// Whether the packet is on its way back, as a message. Others (messages, fragments, packets with options) are dropped in
-/// silence.
+/// Turns the packet into an ICMP error and redirects it to its sender. False if the packet gets
+/// none: an ICMP message, a fragment, a packet with options.
 #[inline(always)]
-pub(crate) fn refuse<F: IpFamily>(ctx: &TcContext, work: &Work, hook: Hook, reason: DropReason) -> bool {
+pub(crate) fn send_icmp_error<F: IpFamily>(
+    ctx: &TcContext,
+    scratch: &Scratch,
+    hook: HookId,
+    reason: DropReason,
+) -> bool {
     #[inline(never)]
-    fn outlined<F: IpFamily>(ctx: &TcContext, kind: u16, mtu: u32) -> Answer {
-        turn::<F>(ctx, kind, mtu).into()
+    fn outlined<F: IpFamily>(ctx: &TcContext, kind: u16, mtu: u32) -> PackedResult {
+        build_icmp_error::<F>(ctx, kind, mtu).into()
     }
-    let ((kind, code), mtu) =
-        if matches!(reason, DropReason::TooBig) { (F::TOO_BIG, work.mtu) } else { (F::PORT_UNREACHABLE, 0) };
+    let ((kind, code), mtu) = if matches!(reason, DropReason::TooBig) {
+        (F::TOO_BIG, scratch.nat.path_mtu)
+    } else {
+        (F::PORT_UNREACHABLE, 0)
+    };
     let kind = u16::from_ne_bytes([kind, code]);
-    if work.transport & u32::from(tcp_flags::RST) != 0 {
+    if scratch.transport & u32::from(tcp_flags::RST) != 0 {
         return false;
     }
-    let turned = match hook {
-        Hook::FromPod | Hook::FromWire | Hook::ToWire => outlined::<F>(ctx, kind, mtu).get(),
-        Hook::FromOverlay => match outlined::<F>(ctx, kind, mtu).get() {
-            Ok(true) => into_tunnel::<F>(ctx),
+    let sent = match hook {
+        HookId::FromPod | HookId::FromWire | HookId::ToWire => outlined::<F>(ctx, kind, mtu).unpack(),
+        HookId::FromOverlay => match outlined::<F>(ctx, kind, mtu).unpack() {
+            Ok(true) => send_into_tunnel::<F>(ctx),
             other => other,
         },
         _ => return false,
     };
-    if !matches!(turned, Ok(true)) {
+    if !matches!(sent, Ok(true)) {
         return false;
     }
-    skb::mark_decided(ctx);
+    skb::mark_handled(ctx);
     let device = ctx.ifindex();
-    // from a device's egress, the sender is the host itself
-    let action =
-        if hook as u8 == Hook::ToWire as u8 { skb::redirect_ingress(device) } else { skb::redirect(device) };
+    // at egress, the sender is the host itself
+    let action = if hook as u8 == HookId::ToWire as u8 {
+        skb::redirect_ingress(device)
+    } else {
+        skb::redirect(device)
+    };
     action == TC_ACT_REDIRECT
 }
 
-/// Addresses a message to the node of who asked: whether there is one.
+/// Sends the ICMP error, if its destination is behind the tunnel, to the node there. True if it is.
 #[inline(always)]
-fn into_tunnel<F: IpFamily>(ctx: &TcContext) -> Result<bool, DropReason> {
+fn send_into_tunnel<F: IpFamily>(ctx: &TcContext) -> Result<bool, DropReason> {
     let message = F::parse(ctx)?;
-    match route::find(&message.dst)? {
+    match route::lookup(&message.dst)? {
         Destination::Node(route) if route.kind() == Some(RouteKind::Overlay) => {
-            route::enter_tunnel(ctx, route).map(|()| true)
+            route::encapsulate(ctx, route).map(|()| true)
         }
         _ => Ok(false),
     }
 }
 
-/// `kind`: type and code, as they lie in the message. `mtu`: 0 where it is not the size that is wrong.
+/// `kind`: type and code, as they lie in the message. `mtu`: 0 unless the packet is too big.
 #[inline(always)]
-fn turn<F: IpFamily>(ctx: &TcContext, kind: u16, mtu: u32) -> Result<bool, DropReason> {
+fn build_icmp_error<F: IpFamily>(ctx: &TcContext, kind: u16, mtu: u32) -> Result<bool, DropReason> {
     const FRAGMENT_AND_PORTS: usize = size_of::<FragmentHeader>() + UdpHeader::LEN;
     let packet = F::parse(ctx)?;
-    // of IPv6, whose fragments have a header of their own
+    // IPv6 only: an IPv4 fragment has no fragment header
     let first =
         packet.fragment == Fragment::First && packet.l4 == L3 + F::HEADER + size_of::<FragmentHeader>();
     if mtu != 0 && first {
@@ -92,8 +107,9 @@ fn turn<F: IpFamily>(ctx: &TcContext, kind: u16, mtu: u32) -> Result<bool, DropR
     }
 }
 
-/// Makes the packet a message that quotes its IP header and so many 32-bit words of what follows. Of TCP the whole header,
-/// of SCTP more: the kernel cuts no packet in front of a checksum that is still to be completed.
+/// Makes the packet an ICMP error that quotes its IP header and `WORDS` 32-bit words of what
+/// follows. Of TCP that is the whole header, of SCTP more: `bpf_skb_change_tail` refuses to cut in
+/// front of a checksum that is not complete yet.
 #[inline(always)]
 fn quote<F: IpFamily, const WORDS: usize>(
     ctx: &TcContext,
@@ -102,21 +118,21 @@ fn quote<F: IpFamily, const WORDS: usize>(
     mtu: u32,
 ) -> Result<bool, DropReason> {
     let eth: EthHeader = ctx.read(0)?;
-    let behind = L3 + F::HEADER;
-    let transport: [u32; WORDS] = ctx.read(behind)?;
-    let quoted = F::sum_of_header(ctx)? + checksum::sum_of_words(&transport);
-    skb::set_length(ctx, behind + size_of_val(&transport))?;
-    skb::make_room(ctx, F::HEADER + size_of::<IcmpHeader>())?;
-    packet::with_header(ctx, 0, |header: &mut EthHeader| {
+    let l4 = L3 + F::HEADER;
+    let transport: [u32; WORDS] = ctx.read(l4)?;
+    let quoted = F::header_sum(ctx)? + checksum::sum_of_words(&transport);
+    skb::set_len(ctx, l4 + size_of_val(&transport))?;
+    skb::grow_head(ctx, F::HEADER + size_of::<IcmpHeader>())?;
+    with_header(ctx, 0, |header: &mut EthHeader| {
         header.set_addresses(eth.src, eth.dst);
         header.ether_type = eth.ether_type;
     })?;
     let len = size_of::<IcmpHeader>() + F::HEADER + size_of_val(&transport);
-    let covered = F::write_message_header(ctx, &packet.dst, &packet.src, len)?;
-    // the lower half of ICMPv6's 32 bits is where ICMP has its 16; no device takes more
+    let pseudo_header = F::write_icmp_ip_header(ctx, &packet.dst, &packet.src, len)?;
+    // ICMPv6 has 32 bits of MTU, whose lower half is where ICMP has its 16; no MTU needs more
     let sequence = (mtu as u16).to_be();
-    let sum = covered + quoted + u64::from(kind) + u64::from(sequence);
-    packet::with_header(ctx, L3 + F::HEADER, |icmp: &mut IcmpHeader| {
+    let sum = pseudo_header + quoted + u64::from(kind) + u64::from(sequence);
+    with_header(ctx, L3 + F::HEADER, |icmp: &mut IcmpHeader| {
         let [kind, code] = kind.to_ne_bytes();
         *icmp = IcmpHeader { kind, code, checksum: !checksum::fold(sum), id: 0, sequence };
     })?;

@@ -1,4 +1,4 @@
-//! Where an address is, and how a packet gets there.
+//! Routing: finds the destination of an address, and forwards packets there.
 
 use aya_ebpf::{bindings::TC_ACT_REDIRECT, programs::TcContext};
 use dataplane_common::{
@@ -7,16 +7,19 @@ use dataplane_common::{
     reason::{DropReason, Verdict},
 };
 
-use super::{Answer, parse::Packet};
+use super::PackedResult;
 use crate::{
     config,
-    family::{IpFamily, L3},
-    maps::{self, Asks, Work},
-    packet::{self, Frame},
-    skb::{self, Way},
+    frame::{Frame, L3, family::IpFamily, packet::Packet, with_header},
+    helpers::{
+        fib::{self, NextHop},
+        skb,
+    },
+    maps,
+    scratch::{FrontendQuery, Scratch},
 };
 
-/// Where an address is.
+/// What an address belongs to.
 pub(crate) enum Destination {
     /// A pod of this node.
     Pod(&'static Endpoint),
@@ -24,53 +27,56 @@ pub(crate) enum Destination {
     Host(&'static Endpoint),
     /// Another node, or a pod of it.
     Node(&'static Route),
-    /// Outside of the cluster, or a service.
+    /// Outside of the cluster, or a service's address outside of the service range.
     Outside { masquerade: bool },
-    /// Where cluster IPs come from: a service, or nobody.
-    Services,
-    /// In this node's pod CIDR, but nobody's.
-    Nobody,
+    /// The range of cluster IPs (`ServiceCIDR`).
+    ServiceRange,
+    /// This node's pod CIDR, but no pod has the address.
+    Unassigned,
 }
 
 impl Destination {
-    /// Whether `packet` to it may belong to a flow: its gate is open, or it is about another packet.
+    /// Whether `packet` to it may belong to a flow: `FlowHints` say so, or it is an ICMP error,
+    /// which may quote a packet of one.
     #[inline(always)]
-    pub(crate) fn expects<F: IpFamily>(&self, ctx: &impl Frame, packet: &Packet<F>) -> bool {
+    pub(crate) fn may_have_flow<F: IpFamily>(&self, ctx: &impl Frame, packet: &Packet<F>) -> bool {
         match self {
             Self::Pod(endpoint) | Self::Host(endpoint) => {
                 endpoint.flow_hints.may_have_flow(packet.protocol) || packet.is_icmp_error(ctx)
             }
             Self::Node(route) => route.flow_hints.may_have_flow(packet.protocol) || packet.is_icmp_error(ctx),
-            Self::Outside { .. } | Self::Services | Self::Nobody => false,
+            Self::Outside { .. } | Self::ServiceRange | Self::Unassigned => false,
         }
     }
 
-    /// How a packet to it asks, if it asks a frontend.
+    /// How to look for the frontend of a packet to it.
     #[inline(always)]
-    pub(crate) fn asked(&self, from: From) -> Asks {
-        // another node leaves to us what asks a port of its own, if its backend is here
-        let of_another = from == From::Outside && matches!(self, Self::Node(_));
-        let node_ports = of_another || matches!(self, Self::Host(endpoint) if endpoint.has_node_ports());
-        Asks {
-            from_outside: u32::from(from == From::Outside),
-            node_ports: u32::from(node_ports),
-            of_another: u32::from(of_another),
+    pub(crate) fn frontend_query(&self, origin: Origin) -> FrontendQuery {
+        // direct server return: another node sends on packets to its node ports, if the backend is
+        // here
+        let addr_of_other_node = origin == Origin::Outside && matches!(self, Self::Node(_));
+        let match_node_ports =
+            addr_of_other_node || matches!(self, Self::Host(endpoint) if endpoint.has_node_ports());
+        FrontendQuery {
+            from_outside: u32::from(origin == Origin::Outside),
+            match_node_ports: u32::from(match_node_ports),
+            addr_of_other_node: u32::from(addr_of_other_node),
         }
     }
 }
 
 /// Where a packet comes from.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum From {
-    /// A pod, or a process of the host.
-    Here,
+pub(crate) enum Origin {
+    /// A pod or a process of this node.
+    Node,
     /// Another machine.
     Outside,
 }
 
-/// Finds an address: one lookup for what is on this node, two for the rest.
+/// Finds the destination of an address: one lookup for an address of this node, two for others.
 #[inline(always)]
-pub(crate) fn find(addr: &Addr) -> Result<Destination, DropReason> {
+pub(crate) fn lookup(addr: &Addr) -> Result<Destination, DropReason> {
     if let Some(endpoint) = maps::endpoint(addr) {
         return Ok(if endpoint.is_host() { Destination::Host(endpoint) } else { Destination::Pod(endpoint) });
     }
@@ -78,133 +84,150 @@ pub(crate) fn find(addr: &Addr) -> Result<Destination, DropReason> {
     match route.kind() {
         Some(RouteKind::Native | RouteKind::Overlay) => Ok(Destination::Node(route)),
         Some(RouteKind::NoMasquerade) => Ok(Destination::Outside { masquerade: false }),
-        Some(RouteKind::Local) => Ok(Destination::Nobody),
-        Some(RouteKind::Services) => Ok(Destination::Services),
+        Some(RouteKind::Local) => Ok(Destination::Unassigned),
+        Some(RouteKind::Services) => Ok(Destination::ServiceRange),
         None => Err(DropReason::BadRoute),
     }
 }
 
-/// How a packet enters a pod's device, which depends on where our program stands.
+/// How a packet enters a pod, which depends on where the program is attached.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Into {
-    /// From a device's ingress: straight to the other end of the pair (kernel 5.10).
+pub(crate) enum DeliverVia {
+    /// From tc ingress: straight to the pod's end of the veth pair (`bpf_redirect_peer`,
+    /// Linux 5.10).
     Peer,
-    /// From a device's egress: through the host-side end.
-    Device,
+    /// From tc egress: through the host-side device.
+    HostDevice,
 }
 
-/// Sends a packet where its destination is.
+/// Forwards a packet to its destination, untranslated or by a hook at egress.
 #[inline(always)]
 pub(crate) fn forward<F: IpFamily>(
     ctx: &TcContext,
     packet: &Packet<F>,
     destination: &Destination,
-    into: Into,
+    via: DeliverVia,
 ) -> Result<Verdict, DropReason> {
-    // at a device's egress nobody is left who could say that a packet is too big: there the tunnel's own packet is sent in
-    // fragments
-    forward_or_answer(ctx, packet, destination, into, into == Into::Peer)
+    // at egress the stack can no longer answer "packet too big"; the outer packet of the tunnel is
+    // fragmented instead
+    forward_with_mtu_check(ctx, packet, destination, via, via == DeliverVia::Peer)
 }
 
-/// `answerable`: whether the stack says it where a packet is too big.
+/// `check_mtu`: give a packet larger than its route's MTU to the stack, which answers "packet too
+/// big".
 #[inline(always)]
-fn forward_or_answer<F: IpFamily>(
+fn forward_with_mtu_check<F: IpFamily>(
     ctx: &TcContext,
     packet: &Packet<F>,
     destination: &Destination,
-    into: Into,
-    answerable: bool,
+    via: DeliverVia,
+    check_mtu: bool,
 ) -> Result<Verdict, DropReason> {
     match destination {
-        Destination::Pod(endpoint) => deliver(ctx, packet, endpoint, into),
+        Destination::Pod(endpoint) => deliver(ctx, packet, endpoint, via),
         Destination::Host(_) => Ok(Verdict::StackHost),
-        Destination::Node(route) => to_node(ctx, packet, route, into, answerable),
+        Destination::Node(route) => to_node(ctx, packet, route, via, check_mtu),
         Destination::Outside { .. } => Ok(Verdict::StackOutside),
-        Destination::Services => Err(unserved(packet)),
-        Destination::Nobody => Err(DropReason::NoEndpoint),
+        Destination::ServiceRange => Err(no_service_reason(packet)),
+        Destination::Unassigned => Err(DropReason::NoEndpoint),
     }
 }
 
-/// Why a packet to where cluster IPs come from goes nowhere.
+/// Why a packet to the service range is dropped if no frontend matches.
 #[inline(always)]
-pub(crate) const fn unserved<F: IpFamily>(packet: &Packet<F>) -> DropReason {
+pub(crate) const fn no_service_reason<F: IpFamily>(packet: &Packet<F>) -> DropReason {
     if Protocol::has_ports(packet.protocol) { DropReason::NoService } else { DropReason::ServiceProtocol }
 }
 
-/// Sends a packet of tuple `work.to`, which is not the one it came with, from a device's ingress where its destination is.
+/// Forwards a translated packet, whose tuple is `scratch.nat_tuple`, from tc ingress.
 #[inline(always)]
 pub(crate) fn forward_translated<F: IpFamily>(
     ctx: &TcContext,
     packet: &Packet<F>,
     destination: &Destination,
-    work: &Work,
+    scratch: &Scratch,
 ) -> Result<Verdict, DropReason> {
     match destination {
-        // to a backend outside of the cluster, under the pod's own address: what leaves the node will be masqueraded
-        Destination::Outside { .. } if work.to.src == packet.src => Ok(Verdict::StackOutside),
-        Destination::Outside { .. } => to_outside(ctx, packet, work),
-        // what is too big and comes this far may be sent in fragments
-        _ => forward_or_answer(ctx, packet, destination, Into::Peer, work.is_ours == 0),
+        // a pod's packet to a backend outside of the cluster: to_wire masquerades it
+        Destination::Outside { .. } if scratch.nat_tuple.src == packet.src => Ok(Verdict::StackOutside),
+        Destination::Outside { .. } => forward_outside(ctx, packet, scratch),
+        // what check_path_mtu let pass may be fragmented
+        _ => forward_with_mtu_check(
+            ctx,
+            packet,
+            destination,
+            DeliverVia::Peer,
+            scratch.nat.bypasses_stack == 0,
+        ),
     }
 }
 
-/// Whether a packet of tuple `work.to`, which had `work.from`, is too big for its way, and nobody but us could say so: then
-/// `work.mtu` is what it takes. Leaves in `work.is_ours` whether the stack would not forward it.
+/// Whether a packet that is about to be translated to `scratch.nat_tuple` exceeds the path MTU and
+/// the stack could not answer "packet too big". Then `scratch.nat.path_mtu` is that MTU. Sets
+/// `scratch.nat.bypasses_stack`.
 #[inline(always)]
-pub(crate) fn is_too_big<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Result<bool, DropReason> {
+pub(crate) fn check_path_mtu<F: IpFamily>(
+    ctx: &TcContext,
+    scratch: &mut Scratch,
+) -> Result<bool, DropReason> {
     #[inline(never)]
-    fn outlined<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> Answer {
-        Ok(measure::<F>(ctx, work)).into()
+    fn outlined<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> PackedResult {
+        Ok(exceeds_path_mtu::<F>(ctx, scratch)).into()
     }
-    outlined::<F>(ctx, work).get()
+    outlined::<F>(ctx, scratch).unpack()
 }
 
 #[inline(always)]
-fn measure<F: IpFamily>(ctx: &TcContext, work: &mut Work) -> bool {
-    let is_ours = work.direct != 0 || work.to.src != work.from.src;
-    work.is_ours = u32::from(is_ours);
+fn exceeds_path_mtu<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> bool {
+    let bypasses_stack = scratch.nat.direct != 0 || scratch.nat_tuple.src != scratch.tuple.src;
+    scratch.nat.bypasses_stack = u32::from(bypasses_stack);
     let length = ctx.length().saturating_sub(L3 as u32);
-    // IPv6 promises this much anywhere (RFC 8200 §5), and nobody makes less of IPv4
-    if !is_ours || length <= 1_280 || ctx.is_gso() || F::may_be_fragmented(ctx) {
+    // the minimum MTU of IPv6 (RFC 8200 §5); no IPv4 link of a cluster has less
+    if !bypasses_stack || length <= 1_280 || ctx.is_gso() || F::may_be_fragmented(ctx) {
         return false;
     }
-    let Some(route) = maps::route(&work.to.dst) else { return false };
-    work.mtu = route.mtu;
+    let Some(route) = maps::route(&scratch.nat_tuple.dst) else { return false };
+    scratch.nat.path_mtu = route.mtu;
     route.is_node() && route.mtu != 0 && length > route.mtu
 }
 
-/// Past the stack, which would refuse a packet that comes from outside with the node's own address as its source.
+/// Forwards a packet that leaves the cluster past the stack, which drops a packet that arrives with
+/// the node's own address as its source.
 #[inline(always)]
-fn to_outside<F: IpFamily>(ctx: &TcContext, packet: &Packet<F>, work: &Work) -> Result<Verdict, DropReason> {
+fn forward_outside<F: IpFamily>(
+    ctx: &TcContext,
+    packet: &Packet<F>,
+    scratch: &Scratch,
+) -> Result<Verdict, DropReason> {
     #[inline(never)]
-    fn outlined<F: IpFamily>(ctx: &TcContext, work: &Work) -> Answer {
-        by_kernels_routes::<F>(ctx, work).into()
+    fn outlined<F: IpFamily>(ctx: &TcContext, scratch: &Scratch) -> PackedResult {
+        forward_by_fib::<F>(ctx, scratch).into()
     }
     if packet.hop_limit <= 1 {
         return Ok(Verdict::StackTtlExpired);
     }
-    let gone = outlined::<F>(ctx, work).get()?;
-    Ok(if gone { Verdict::ToOutside } else { Verdict::StackOutside })
+    let forwarded = outlined::<F>(ctx, scratch).unpack()?;
+    Ok(if forwarded { Verdict::ToOutside } else { Verdict::StackOutside })
 }
 
-/// Whether the kernel has a route.
+/// Forwards by the kernel's routing tables. False if they have no usable route.
 #[inline(always)]
-fn by_kernels_routes<F: IpFamily>(ctx: &TcContext, work: &Work) -> Result<bool, DropReason> {
-    let way = skb::way(ctx, &work.to.src, &work.to.dst, 0);
-    if let Way::None = way {
+fn forward_by_fib<F: IpFamily>(ctx: &TcContext, scratch: &Scratch) -> Result<bool, DropReason> {
+    let next_hop = fib::fib_lookup(ctx, &scratch.nat_tuple.src, &scratch.nat_tuple.dst, 0);
+    if let NextHop::None = next_hop {
         return Ok(false);
     }
     F::decrement_hop_limit(ctx)?;
-    skb::mark_decided(ctx);
-    let action = match way {
-        Way::Neighbour { ifindex, ours, theirs } => {
-            set_link_addresses(ctx, theirs, ours)?;
+    skb::mark_handled(ctx);
+    let action = match next_hop {
+        NextHop::Resolved { ifindex, src_mac, dst_mac } => {
+            set_link_addresses(ctx, dst_mac, src_mac)?;
             skb::redirect(ifindex)
         }
-        Way::Unresolved { ifindex, next_hop } => skb::redirect_neigh(ifindex, &next_hop),
-        Way::None => return Ok(false),
+        NextHop::Unresolved { ifindex, next_hop } => skb::redirect_neigh(ifindex, &next_hop),
+        NextHop::None => return Ok(false),
     };
-    redirected(action, Verdict::ToOutside).map(|_| true)
+    redirect_result(action, Verdict::ToOutside).map(|_| true)
 }
 
 #[inline(always)]
@@ -212,23 +235,23 @@ fn deliver<F: IpFamily>(
     ctx: &TcContext,
     packet: &Packet<F>,
     endpoint: &Endpoint,
-    into: Into,
+    via: DeliverVia,
 ) -> Result<Verdict, DropReason> {
     if packet.hop_limit <= 1 {
         return Ok(Verdict::StackTtlExpired);
     }
     F::decrement_hop_limit(ctx)?;
     set_link_addresses(ctx, endpoint.mac, config::host_mac())?;
-    // the short way passes the device's queue by
-    let action = if into == Into::Peer && !endpoint.is_shaped() {
-        // the flag "for another host" would survive into the pod, whose stack would drop the packet
-        skb::address_to_host(ctx)?;
+    // bpf_redirect_peer bypasses the queue that limits a pod's bandwidth
+    let action = if via == DeliverVia::Peer && !endpoint.is_shaped() {
+        // the pod's stack drops a packet whose pkt_type still says PACKET_OTHERHOST
+        skb::set_packet_host(ctx)?;
         skb::redirect_peer(endpoint.ifindex)
     } else {
-        skb::mark_decided(ctx);
+        skb::mark_handled(ctx);
         skb::redirect(endpoint.ifindex)
     };
-    redirected(action, Verdict::ToPod)
+    redirect_result(action, Verdict::ToPod)
 }
 
 #[inline(always)]
@@ -236,52 +259,53 @@ fn to_node<F: IpFamily>(
     ctx: &TcContext,
     packet: &Packet<F>,
     route: &Route,
-    into: Into,
-    answerable: bool,
+    via: DeliverVia,
+    check_mtu: bool,
 ) -> Result<Verdict, DropReason> {
     if packet.hop_limit <= 1 {
         return Ok(Verdict::StackTtlExpired);
     }
-    if answerable && route.mtu != 0 && ctx.length() > route.mtu + L3 as u32 && !ctx.is_gso() {
+    if check_mtu && route.mtu != 0 && ctx.length() > route.mtu + L3 as u32 && !ctx.is_gso() {
         return Ok(Verdict::StackTooBig);
     }
     F::decrement_hop_limit(ctx)?;
-    skb::mark_decided(ctx);
+    skb::mark_handled(ctx);
     if route.kind() == Some(RouteKind::Overlay) {
-        enter_tunnel(ctx, route)?;
-        redirected(skb::redirect(route.ifindex), Verdict::ToOverlay)
-    } else if into == Into::Device {
-        redirected(skb::redirect_neigh_by_route(route.ifindex), Verdict::ToWire)
+        encapsulate(ctx, route)?;
+        redirect_result(skb::redirect(route.ifindex), Verdict::ToOverlay)
+    } else if via == DeliverVia::HostDevice {
+        redirect_result(skb::redirect_neigh_by_route(route.ifindex), Verdict::ToWire)
     } else {
-        redirected(skb::redirect_neigh(route.ifindex, &route.next_hop), Verdict::ToWire)
+        redirect_result(skb::redirect_neigh(route.ifindex, &route.next_hop), Verdict::ToWire)
     }
 }
 
-/// Addresses the frame to the overlay device of the other node, and tells ours where that node is.
+/// Prepares a packet for the VXLAN device: inner link addresses, and the tunnel key with the other
+/// node's address.
 ///
-/// All overlay devices have the same link address, and a VXLAN device drops what claims to come from its own
-/// (`drivers/net/vxlan/vxlan_core.c`, `vxlan_set_mac`): the source is another one.
+/// All overlay devices have the same link address, and a VXLAN device drops frames whose source is
+/// its own (`drivers/net/vxlan/vxlan_core.c`, `vxlan_set_mac`), so the source is the host's.
 #[inline(always)]
-pub(crate) fn enter_tunnel(ctx: &TcContext, route: &Route) -> Result<(), DropReason> {
-    // the tunnel key has no place on the stack of a hook that calls as deep as `from_pod`
+pub(crate) fn encapsulate(ctx: &TcContext, route: &Route) -> Result<(), DropReason> {
+    // the tunnel key does not fit on the BPF stack beside the call chain of `from_pod`
     #[inline(never)]
-    fn outlined(ctx: &TcContext, route: &Route) -> Answer {
-        let addressed = set_link_addresses(ctx, config::overlay_mac(), config::host_mac());
-        addressed
+    fn outlined(ctx: &TcContext, route: &Route) -> PackedResult {
+        let result = set_link_addresses(ctx, config::overlay_mac(), config::host_mac());
+        result
             .and_then(|()| skb::set_tunnel(ctx, config::overlay_vni(), &route.next_hop))
             .map(|()| true)
             .into()
     }
-    outlined(ctx, route).get().map(|_| ())
+    outlined(ctx, route).unpack().map(|_| ())
 }
 
 #[inline(always)]
 pub(crate) fn set_link_addresses(ctx: &impl Frame, dst: MacAddr, src: MacAddr) -> Result<(), DropReason> {
-    packet::with_header(ctx, 0, |eth: &mut EthHeader| eth.set_addresses(dst, src))
+    with_header(ctx, 0, |eth: &mut EthHeader| eth.set_addresses(dst, src))
 }
 
-/// A redirect helper's answer: anything but "redirect" means that it refused its arguments.
+/// A redirect helper returns anything but `TC_ACT_REDIRECT` only if it refused its arguments.
 #[inline(always)]
-fn redirected(action: i32, verdict: Verdict) -> Result<Verdict, DropReason> {
+fn redirect_result(action: i32, verdict: Verdict) -> Result<Verdict, DropReason> {
     if action == TC_ACT_REDIRECT { Ok(verdict) } else { Err(DropReason::BadRoute) }
 }

@@ -10,7 +10,7 @@ pub(super) struct Outcome {
     /// Empty if the guest never told.
     pub(super) release: String,
     pub(super) programs: Vec<Program>,
-    pub(super) hooks: Vec<Hook>,
+    pub(super) hooks: Vec<HookId>,
     pub(super) traffic: Vec<Traffic>,
     /// By name of the step.
     pub(super) suites: Vec<(String, Report)>,
@@ -26,7 +26,7 @@ pub(super) struct Program {
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Hook {
+pub(super) struct HookId {
     pub(super) place: String,
     pub(super) how: Option<String>,
     pub(super) refused: Option<String>,
@@ -45,7 +45,7 @@ pub(super) struct Traffic {
 enum Finding {
     Kernel { release: String },
     Program(Program),
-    Hook(Hook),
+    HookId(HookId),
     Traffic(Traffic),
 }
 
@@ -88,7 +88,7 @@ impl Outcome {
                     self.problems.extend(program.refused.iter().map(|why| format!("program {name}: {why}")));
                     self.programs.push(program);
                 }
-                Ok(Finding::Hook(hook)) => {
+                Ok(Finding::HookId(hook)) => {
                     let place = &hook.place;
                     self.problems.extend(hook.refused.iter().map(|why| format!("{place}: {why}")));
                     self.hooks.push(hook);

@@ -22,8 +22,8 @@ const AGENT_SOURCE: &str = "dataplane-agent/src/source";
 const CNI: &str = "dataplane-cni";
 const EBPF: &str = "dataplane-ebpf/src";
 const EBPF_MAPS: &str = "dataplane-ebpf/src/maps.rs";
-const EBPF_PACKET: &str = "dataplane-ebpf/src/packet.rs";
-const EBPF_SKB: &str = "dataplane-ebpf/src/skb.rs";
+const EBPF_FRAME: &str = "dataplane-ebpf/src/frame";
+const EBPF_HELPERS: &str = "dataplane-ebpf/src/helpers";
 const THIS_FILE: &str = "xtask/src/lint/boundaries.rs";
 const XTASK: &str = "xtask";
 
@@ -76,7 +76,7 @@ const RULES: &[Rule] = &[
     Rule {
         within: EBPF,
         words: &["as *const", "as *mut", ".cast::<", ".cast()"],
-        only: &[EBPF_PACKET, EBPF_SKB, EBPF_MAPS],
+        only: &[EBPF_FRAME, EBPF_HELPERS, EBPF_MAPS],
         why: "raw pointers are used where their bounds are checked",
     },
     Rule {

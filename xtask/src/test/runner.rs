@@ -65,12 +65,12 @@ pub(super) fn select(binaries: Vec<Binary>, filter: &str) -> Result<Vec<Binary>>
 /// The binary once for each of its modules, with the module's tests. Tests of a module share a process, as what they share
 /// demands; tests of two modules do not disturb each other.
 pub(crate) fn by_module(binary: &Binary) -> Result<Vec<Binary>> {
-    let mut modules: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut modules: BTreeMap<Option<String>, Vec<String>> = BTreeMap::new();
     for test in binary.only.clone().map_or_else(|| list(binary), Ok)? {
-        let module = test.split("::").next().unwrap_or_default().to_owned();
+        let module = test.split_once("::").map(|(module, _)| module.to_owned());
         modules.entry(module).or_default().push(test);
     }
-    let of_module = |(module, tests)| Binary { module: Some(module), only: Some(tests), ..binary.clone() };
+    let of_module = |(module, tests)| Binary { module, only: Some(tests), ..binary.clone() };
     Ok(modules.into_iter().map(of_module).collect())
 }
 

@@ -31,7 +31,7 @@ impl NodeDatapath {
             tracing::error!(%error, "pods cannot be added");
         } else {
             self.reconciler.pods_loaded();
-            match self.datapath.sweep_devices() {
+            match self.datapath.remove_stale_links() {
                 Ok(gone) if gone.is_empty() => {}
                 Ok(gone) => tracing::info!(devices = ?gone, "pins of devices that are gone removed"),
                 Err(error) => tracing::warn!(%error, "remove pins of devices that are gone"),

@@ -79,7 +79,7 @@ impl SocketTable for KernelSockets {
 
     async fn end(&self, place: &Place, cookies: HashSet<u64>) -> Result<usize, SocketsError> {
         let open = |source: io::Error| SockDiagError::Kernel { operation: "ask for", source };
-        let work = move || SockDiag::open().map_err(open)?.end(&cookies);
+        let work = move || SockDiag::open().map_err(open)?.destroy(&cookies);
         Ok(Self::at(place, work).await??)
     }
 }

@@ -17,7 +17,7 @@ fn has_tcx() -> bool {
     has
 }
 
-/// Numbers of the programs the kernel runs at a hook of tcx.
+/// IDs of the programs attached to a device by tcx.
 fn running(device: &str, ingress: bool) -> Vec<u32> {
     use aya::programs::{SchedClassifier, TcAttachType};
     let direction = if ingress { TcAttachType::Ingress } else { TcAttachType::Egress };
@@ -25,18 +25,18 @@ fn running(device: &str, ingress: bool) -> Vec<u32> {
     programs.iter().map(aya::programs::ProgramInfo::id).collect()
 }
 
-/// Numbers of the XDP programs on a device.
+/// IDs of the XDP programs attached to a device.
 fn driver(device: &str) -> Vec<String> {
     let shown = ip(&format!("-json link show dev {device}"));
     let devices: serde_json::Value = serde_json::from_str(&shown).unwrap();
     let xdp = &devices[0]["xdp"];
-    // 1: in the driver
+    // 1: native mode
     assert!(xdp.is_null() || xdp["mode"] == 1, "{xdp}");
     xdp["prog"]["id"].as_u64().map(|id| id.to_string()).into_iter().collect()
 }
 
 #[test]
-fn a_driver_keeps_its_program_between_agents_and_gets_the_new_one() {
+fn xdp_program_stays_attached_and_is_replaced_in_place() {
     in_fresh_netns(|| async {
         let node = Node::new();
         veth("wire0");
@@ -45,14 +45,14 @@ fn a_driver_keeps_its_program_between_agents_and_gets_the_new_one() {
         let before = driver("wire0");
         assert_eq!(before.len(), 1);
         drop(first);
-        assert_eq!(driver("wire0"), before, "the agent's end takes nothing down");
+        assert_eq!(driver("wire0"), before, "the program stays attached when the agent ends");
 
         let mut second = Datapath::load(&node.config()).unwrap();
         assert_eq!(second.attach_xdp("wire0").unwrap(), XdpState::Native);
         let after = driver("wire0");
         assert_ne!(after, before, "the new agent's program");
 
-        // the device of that name is another by now
+        // another device with the same name
         ip("link del wire0");
         veth("wire0");
         assert_eq!(second.attach_xdp("wire0").unwrap(), XdpState::Native);
@@ -63,12 +63,12 @@ fn a_driver_keeps_its_program_between_agents_and_gets_the_new_one() {
         second.attach_xdp("wire0").unwrap();
         let mut without = Datapath::load(&DatapathConfig { xdp: XdpUse::Off, ..node.config() }).unwrap();
         assert_eq!(without.attach_xdp("wire0").unwrap(), XdpState::Off);
-        assert_eq!(driver("wire0"), [] as [String; 0], "switched off, it goes");
+        assert_eq!(driver("wire0"), [] as [String; 0], "detached when XDP is off");
     });
 }
 
 #[test]
-fn a_device_that_cannot_says_why() {
+fn device_without_native_xdp_reports_the_reason() {
     in_fresh_netns(|| async {
         let node = Node::new();
         ip("link add bridge0 type bridge");
@@ -81,7 +81,7 @@ fn a_device_that_cannot_says_why() {
 }
 
 #[test]
-fn links_survive_the_agent_and_get_the_new_program() {
+fn tcx_links_outlive_the_agent_and_their_program_is_replaced() {
     in_fresh_netns(|| async {
         if !has_tcx() {
             return;
@@ -106,7 +106,7 @@ fn links_survive_the_agent_and_get_the_new_program() {
 }
 
 #[test]
-fn a_new_device_of_an_old_name_gets_its_own_link() {
+fn new_device_with_an_old_name_gets_its_own_link() {
     in_fresh_netns(|| async {
         if !has_tcx() {
             return;
@@ -123,7 +123,7 @@ fn a_new_device_of_an_old_name_gets_its_own_link() {
 }
 
 #[test]
-fn a_renamed_device_does_not_lend_its_link_to_the_next() {
+fn link_of_a_renamed_device_is_not_adopted() {
     in_fresh_netns(|| async {
         if !has_tcx() {
             return;
@@ -141,7 +141,7 @@ fn a_renamed_device_does_not_lend_its_link_to_the_next() {
 }
 
 #[test]
-fn pins_of_devices_that_are_gone_are_swept() {
+fn pins_of_deleted_devices_are_removed() {
     in_fresh_netns(|| async {
         if !has_tcx() {
             return;
@@ -153,7 +153,7 @@ fn pins_of_devices_that_are_gone_are_swept() {
         datapath.attach_pod("dp1").unwrap();
         datapath.attach_pod("dp2").unwrap();
         ip("link del dp1");
-        assert_eq!(datapath.sweep_devices().unwrap(), ["dp1"]);
+        assert_eq!(datapath.remove_stale_links().unwrap(), ["dp1"]);
         assert_eq!(datapath.pins().all_devices().unwrap(), BTreeSet::from(["dp2".to_owned()]));
         assert_eq!(running("dp2", true).len(), 1);
         datapath.detach_pod("dp1").unwrap();
@@ -161,7 +161,7 @@ fn pins_of_devices_that_are_gone_are_swept() {
 }
 
 #[test]
-fn clsact_filters_survive_the_agent_and_are_replaced_in_place() {
+fn clsact_filters_outlive_the_agent_and_are_replaced_in_place() {
     in_fresh_netns(|| async {
         let node = Node::new();
         veth("dp1");
@@ -184,7 +184,7 @@ fn clsact_filters_survive_the_agent_and_are_replaced_in_place() {
 }
 
 #[test]
-fn a_change_of_hooks_leaves_one_program_on_the_device() {
+fn change_of_tc_mechanism_leaves_one_program_on_the_device() {
     in_fresh_netns(|| async {
         if !has_tcx() {
             return;
@@ -202,7 +202,7 @@ fn a_change_of_hooks_leaves_one_program_on_the_device() {
 }
 
 #[test]
-fn a_device_that_is_not_there_is_named() {
+fn missing_device_is_named() {
     in_fresh_netns(|| async {
         let node = Node::new();
         let mut datapath = Datapath::load(&node.config()).unwrap();
@@ -213,7 +213,7 @@ fn a_device_that_is_not_there_is_named() {
 }
 
 #[test]
-fn cleanup_leaves_nothing() {
+fn cleanup_removes_everything() {
     in_fresh_netns(|| async {
         let mut node = Node::new();
         let cgroup = node.cgroup();
@@ -233,7 +233,10 @@ fn cleanup_leaves_nothing() {
         }
         assert_eq!(run("tc", "filter show dev dp2 ingress").trim(), "");
         let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
-        assert!(!mounts.contains(node.bpffs().to_str().unwrap()), "the file system we mounted is unmounted");
+        assert!(
+            !mounts.contains(node.bpffs().to_str().unwrap()),
+            "cleanup unmounts the file system that the agent mounted"
+        );
         assert_eq!(cleanup(&node.bpffs()).unwrap(), [] as [String; 0]);
     });
 }

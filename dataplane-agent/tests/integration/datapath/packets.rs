@@ -10,7 +10,7 @@ use std::{
 use dataplane_agent::datapath::{Counters, Datapath, DatapathConfig, EbpfLog, Events, table::Table as _};
 use dataplane_common::{
     abi::{Addr, BackendSlot, NodeFlags, Port, Scope, Service, ServiceKey},
-    reason::{Hook, Outcome, Verdict},
+    reason::{HookId, Outcome, Verdict},
 };
 use tokio::time::timeout;
 
@@ -18,7 +18,7 @@ use super::{Node, veth};
 use crate::netns::{in_fresh_netns, ip};
 
 #[test]
-fn a_connection_to_a_service_is_translated_and_counted_through_a_restart() {
+fn socket_translation_and_counters_survive_a_restart() {
     in_fresh_netns(|| async {
         let mut node = Node::new();
         let cgroup = node.cgroup();
@@ -44,18 +44,19 @@ fn a_connection_to_a_service_is_translated_and_counted_through_a_restart() {
         tables.services.insert(&key, &row.with_checksum(&key)).unwrap();
         datapath.attach_cgroup(&cgroup).unwrap();
         let counters = Counters::open(datapath.pins()).unwrap();
-        let translated = || counters.get(Hook::Connect, Outcome::Passed(Verdict::SocketTranslated)).unwrap();
+        let translated =
+            || counters.get(HookId::Connect, Outcome::Passed(Verdict::SocketTranslated)).unwrap();
         assert_eq!(translated(), 0);
 
-        inside(&cgroup, service);
+        connect_from_cgroup(&cgroup, service);
         assert_eq!(translated(), 1);
         drop(datapath);
-        inside(&cgroup, service);
+        connect_from_cgroup(&cgroup, service);
         assert_eq!(translated(), 2);
-        // another agent: its programs replace the first one's and do not join them
+        // the programs of another agent replace those of the first
         let mut datapath = Datapath::load(&node.config()).unwrap();
         datapath.attach_cgroup(&cgroup).unwrap();
-        inside(&cgroup, service);
+        connect_from_cgroup(&cgroup, service);
         assert_eq!(translated(), 3);
         assert!(counters.read().unwrap().iter().any(|count| count.packets == 3));
         datapath.detach_cgroup().unwrap();
@@ -63,8 +64,8 @@ fn a_connection_to_a_service_is_translated_and_counted_through_a_restart() {
     });
 }
 
-/// A device whose other end sends one UDP datagram into it.
-fn knock(port: u16) {
+/// Sends one UDP datagram from `dp1-peer` into `dp1`.
+fn send_datagram(port: u16) {
     ip("addr replace 10.1.1.2/24 dev dp1-peer");
     ip("neigh replace 10.1.1.9 dev dp1-peer lladdr 0e:da:7a:00:00:01 nud permanent");
     let socket = UdpSocket::bind("10.1.1.2:4000").unwrap();
@@ -72,19 +73,19 @@ fn knock(port: u16) {
 }
 
 #[test]
-fn what_happens_to_a_packet_is_told() {
+fn packet_events_are_reported() {
     in_fresh_netns(|| async {
         let node = Node::new();
         veth("dp1");
         let mut config = node.config();
         config.node.flags = NodeFlags::TRACE;
-        // the second agent adopts the ring, and reads on where the first stopped
+        // the second agent adopts the ring and continues where the first stopped
         for port in [5_001, 5_002] {
             let mut datapath = Datapath::load(&config).unwrap();
             let events = Events::start(datapath.pins()).unwrap();
             let listeners = [events.subscribe(), events.subscribe()];
             datapath.attach_pod("dp1").unwrap();
-            knock(port);
+            send_datagram(port);
             for mut listener in listeners {
                 let ours = async {
                     loop {
@@ -95,7 +96,7 @@ fn what_happens_to_a_packet_is_told() {
                     }
                 };
                 let event = timeout(Duration::from_secs(10), ours).await.expect("the event comes");
-                assert_eq!((event.hook, event.destination_port), (Hook::FromPod, port));
+                assert_eq!((event.hook, event.destination_port), (HookId::FromPod, port));
                 assert_eq!(event.source, "10.1.1.2".parse::<IpAddr>().unwrap());
                 assert_eq!(event.destination, "10.1.1.9".parse::<IpAddr>().unwrap());
                 assert_eq!(event.protocol, 17);
@@ -106,7 +107,7 @@ fn what_happens_to_a_packet_is_told() {
 }
 
 #[test]
-fn what_the_programs_log_reaches_tracing() {
+fn log_of_the_programs_reaches_tracing() {
     in_fresh_netns(|| async {
         let node = Node::new();
         veth("dp1");
@@ -119,7 +120,7 @@ fn what_the_programs_log_reaches_tracing() {
         let mut datapath = Datapath::load(&config).unwrap();
         let forwarding = datapath.forward_log().unwrap();
         datapath.attach_pod("dp1").unwrap();
-        knock(5_000);
+        send_datagram(5_000);
         let found = async {
             while let Some(line) = logged.recv().await {
                 if line.contains("dataplane") && line.contains("hook 0 ") {
@@ -145,9 +146,9 @@ impl io::Write for Lines {
     }
 }
 
-/// Connects from a process that lives in the cgroup.
+/// Connects to the service from a process in the cgroup.
 #[track_caller]
-fn inside(cgroup: &Path, service: SocketAddr) {
+fn connect_from_cgroup(cgroup: &Path, service: SocketAddr) {
     let script = format!(
         "echo $$ > {}/cgroup.procs; exec 3<>/dev/tcp/{}/{}",
         cgroup.display(),

@@ -68,13 +68,7 @@ pub(super) const fn is_client_port(port: u16) -> bool {
 /// Writes the headers of `frame` into whatever frame it gets, with one of the [`FLOWS`] source ports, and sends it out of
 /// `ifindex`: a frame that comes back from a node comes as the node left it.
 pub(super) fn generator(frame: &[u8], ifindex: u32) -> Vec<Instruction> {
-    let mut assembly = Assembly::default();
-    assembly
-        .load(Size::U32, Reg::R6, Reg::R1, DATA)
-        .load(Size::U32, Reg::R3, Reg::R1, DATA_END)
-        .register(Op::Move, Reg::R2, Reg::R6)
-        .constant(Op::Add, Reg::R2, FRAME as i32)
-        .jump_if_greater(Reg::R2, Reg::R3, "short");
+    let mut assembly = of_frame("short");
     let headers = &frame[..HEADERS as usize];
     let (words, rest) = headers.as_chunks::<8>();
     for (word, offset) in words.iter().zip((0..).step_by(8)) {
@@ -120,13 +114,7 @@ fn sum_without_port(frame: &[u8]) -> u16 {
 /// Counts packets and drops them if they are as `expected`; lets others pass. With a `slot`, keeps the last one.
 pub(super) fn sink(expected: &Expected, counters: &Counters, slot: Option<&Slot>) -> Vec<Instruction> {
     const OTHER: Label = "other";
-    let mut assembly = Assembly::default();
-    assembly
-        .load(Size::U32, Reg::R6, Reg::R1, DATA)
-        .load(Size::U32, Reg::R3, Reg::R1, DATA_END)
-        .register(Op::Move, Reg::R2, Reg::R6)
-        .constant(Op::Add, Reg::R2, FRAME as i32)
-        .jump_if_greater(Reg::R2, Reg::R3, OTHER);
+    let mut assembly = of_frame(OTHER);
     let [a, b, c, d, e, f] = expected.mac;
     let halves = |bytes: [u8; 2]| u32::from(u16::from_ne_bytes(bytes));
     for (size, offset, value) in [
@@ -157,15 +145,12 @@ pub(super) fn sink(expected: &Expected, counters: &Counters, slot: Option<&Slot>
 /// The least a node can do with a packet: new link addresses, and out again. Only for packets to `port`.
 pub(super) fn bounce(port: u16, to: Mac, from: Mac) -> Vec<Instruction> {
     const PASS: Label = "pass";
-    let mut assembly = Assembly::default();
-    assembly
-        .load(Size::U32, Reg::R6, Reg::R1, DATA)
-        .load(Size::U32, Reg::R3, Reg::R1, DATA_END)
-        .register(Op::Move, Reg::R2, Reg::R6)
-        .constant(Op::Add, Reg::R2, FRAME as i32)
-        .jump_if_greater(Reg::R2, Reg::R3, PASS)
-        .load(Size::U16, Reg::R2, Reg::R6, DST_PORT)
-        .jump_if_not(Reg::R2, u32::from(u16::from_ne_bytes(port.to_be_bytes())), PASS);
+    let mut assembly = of_frame(PASS);
+    assembly.load(Size::U16, Reg::R2, Reg::R6, DST_PORT).jump_if_not(
+        Reg::R2,
+        u32::from(u16::from_ne_bytes(port.to_be_bytes())),
+        PASS,
+    );
     let addresses: Vec<u8> = [to, from].concat();
     for (bytes, offset) in addresses.chunks_exact(4).zip((0..).step_by(4)) {
         let word = i32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
@@ -181,6 +166,18 @@ pub(super) fn pass() -> Vec<Instruction> {
     let mut assembly = Assembly::default();
     assembly.constant(Op::Move, Reg::R0, XDP_PASS).exit();
     assembly.finish()
+}
+
+/// Begins a program: the frame is at `R6`, and whole, or it goes on at `otherwise`.
+fn of_frame(otherwise: Label) -> Assembly {
+    let mut assembly = Assembly::default();
+    assembly
+        .load(Size::U32, Reg::R6, Reg::R1, DATA)
+        .load(Size::U32, Reg::R3, Reg::R1, DATA_END)
+        .register(Op::Move, Reg::R2, Reg::R6)
+        .constant(Op::Add, Reg::R2, FRAME as i32)
+        .jump_if_greater(Reg::R2, Reg::R3, otherwise);
+    assembly
 }
 
 /// Leaves in `R0` the value at `key`; goes on at `otherwise` if there is none.

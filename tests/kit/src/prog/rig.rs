@@ -16,7 +16,7 @@ use dataplane_common::{
         Event, MacAddr, NodeAddresses, NodeConfig, NodeFlags, Port,
         names::{self, map},
     },
-    reason::{self, Hook, Outcome},
+    reason::{self, HookId, Outcome},
 };
 
 use super::frame::{HOST_MAC, OVERLAY_MAC, Parsed};
@@ -80,7 +80,7 @@ pub fn node_config() -> NodeConfig {
 pub struct Rig {
     ebpf: Ebpf,
     /// A program is loaded when a test first runs it: the verifier takes most of a test's time.
-    loaded: Vec<Hook>,
+    loaded: Vec<HookId>,
     /// Device a packet in the driver comes by: 1 is a namespace's loopback.
     pub ifindex: u32,
 }
@@ -110,7 +110,7 @@ impl Rig {
             (map::FLOW_SLOTS, FLOWS),
             (map::FLOW_INDEX, 2 * FLOWS),
             (map::FRAGMENTS, 64),
-            (map::HELD_FRAGMENTS, 64),
+            (map::REORDER_FRAGMENTS, 64),
             (map::DATAGRAM_ORIGINS, 64),
             (map::SOURCE_RANGES, 64),
             (map::AFFINITY, 64),
@@ -128,14 +128,14 @@ impl Rig {
     }
 
     /// Runs the program of `hook` on a frame.
-    pub fn run(&mut self, hook: Hook, frame: &[u8]) -> Result<Run> {
+    pub fn run(&mut self, hook: HookId, frame: &[u8]) -> Result<Run> {
         self.load(hook)?;
         let before = self.counters()?;
         // a fragment may become a larger one
         let mut out = vec![0; frame.len() + 2_048];
         let mut options =
             TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
-        let (result, actions): (_, &[(i32, Action)]) = if hook == Hook::XdpWire {
+        let (result, actions): (_, &[(i32, Action)]) = if hook == HookId::XdpWire {
             // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
             let context = [0, frame.len() as u32, 0, self.ifindex, 0, 0].map(u32::to_ne_bytes).concat();
             options.ctx_in = Some(&context);
@@ -167,7 +167,7 @@ impl Rig {
     ///
     /// # Errors
     /// If the sum the kernel keeps is not that of the packet that comes out.
-    pub fn run_summed_up(&mut self, hook: Hook, frame: &[u8]) -> Result<bool> {
+    pub fn run_summed_up(&mut self, hook: HookId, frame: &[u8]) -> Result<bool> {
         self.load(hook)?;
         let program: &mut SchedClassifier =
             self.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?;
@@ -191,7 +191,7 @@ impl Rig {
         Ok(last)
     }
 
-    fn load(&mut self, hook: Hook) -> Result<()> {
+    fn load(&mut self, hook: HookId) -> Result<()> {
         if !self.loaded.contains(&hook) {
             let loaded = match self.ebpf.program_mut(hook.name()).context(hook.name())? {
                 Program::SchedClassifier(program) => program.load(),

@@ -73,7 +73,7 @@ async fn sweep_when_told(server: Server, told: PathBuf) {
     loop {
         tokio::time::sleep(Duration::from_millis(20)).await;
         if told.exists() {
-            server.sweep().await;
+            server.release_vanished().await;
             let _gone = std::fs::remove_file(&told);
         }
     }
@@ -119,7 +119,7 @@ impl PodDatapath for Recorder {
         self.told("detach", device)
     }
 
-    fn wishes<'a>(&'a self, _pod: &'a Pod) -> BoxFuture<'a, Result<PodAnnotations, PodDatapathError>> {
+    fn annotations<'a>(&'a self, _pod: &'a Pod) -> BoxFuture<'a, Result<PodAnnotations, PodDatapathError>> {
         async { Ok(PodAnnotations::default()) }.boxed()
     }
 

@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use dataplane_fake_apiserver::{Fault, Requests, WatchEnd};
 use dataplane_testkit::{
     lab::{
-        Checks, Client, Cluster, Family, Pod, Service, Source, Spec, WEB_PORT, agent_user, service_addresses,
-        wait,
+        Checks, Client, Cluster, Family, Pod, Process, Service, Source, Spec, WEB_PORT, agent_user,
+        service_addresses, wait,
     },
     run,
     traffic::report::{Datagrams, Request},
@@ -21,6 +21,18 @@ const INTERVAL: Duration = Duration::from_millis(10);
 
 fn spec(nodes: usize) -> Spec {
     Spec { source: Source::kubernetes(), connect_tcp: false, ..Spec::new(nodes) }
+}
+
+/// A cluster with a client on the first node and two servers on the last, the first of which, of this name, is behind
+/// the service.
+fn with_service(spec: &Spec, name: &str) -> Result<(Cluster, [Pod; 3], [Process; 2])> {
+    let mut cluster = Cluster::create(spec)?;
+    let last = spec.nodes.len() - 1;
+    let made = (|| Ok([cluster.pod(0, "client")?, cluster.pod(last, name)?, cluster.pod(last, "late")?]))();
+    let [client, web, late] = cluster.explain(made)?;
+    let servers = [web.serve()?, late.serve()?];
+    cluster.apply(&Service::of(&[&web]))?;
+    Ok((cluster, [client, web, late], servers))
 }
 
 /// What must not notice anything: requests to the service, datagrams between pods of two nodes.
@@ -46,11 +58,7 @@ impl Steady {
 #[test]
 fn the_api_server_is_away_for_a_minute() -> Result<()> {
     let spec = spec(2);
-    let mut cluster = Cluster::create(&spec)?;
-    let made = (|| Ok((cluster.pod(0, "client")?, cluster.pod(1, "far")?, cluster.pod(1, "late")?)))();
-    let (client, far, late) = cluster.explain(made)?;
-    let _servers = [far.serve()?, late.serve()?];
-    cluster.apply(&Service::of(&[&far]))?;
+    let (mut cluster, [client, far, late], _servers) = with_service(&spec, "far")?;
     let steady = Steady::start(&client, &far, &Service::of(&[&far]))?;
     let mut checks = Checks::of(spec.describe());
 
@@ -108,11 +116,7 @@ fn the_api_server_is_away_for_a_minute() -> Result<()> {
 #[test]
 fn the_api_server_comes_back_without_its_history() -> Result<()> {
     let spec = spec(2);
-    let mut cluster = Cluster::create(&spec)?;
-    let made = (|| Ok((cluster.pod(0, "client")?, cluster.pod(1, "far")?, cluster.pod(1, "late")?)))();
-    let (client, far, late) = cluster.explain(made)?;
-    let _servers = [far.serve()?, late.serve()?];
-    cluster.apply(&Service::of(&[&far]))?;
+    let (mut cluster, [client, far, late], _servers) = with_service(&spec, "far")?;
     let doomed = Service {
         name: "doomed".to_owned(),
         addresses: service_addresses(2).to_vec(),
@@ -209,11 +213,7 @@ fn watches_break_in_every_way_and_nothing_is_missed() -> Result<()> {
 #[test]
 fn a_permission_that_is_missing_is_named_and_its_return_is_noticed() -> Result<()> {
     let spec = spec(1);
-    let mut cluster = Cluster::create(&spec)?;
-    let made = (|| Ok((cluster.pod(0, "client")?, cluster.pod(0, "near")?, cluster.pod(0, "late")?)))();
-    let (client, near, late) = cluster.explain(made)?;
-    let _servers = [near.serve()?, late.serve()?];
-    cluster.apply(&Service::of(&[&near]))?;
+    let (mut cluster, [client, near, late], _servers) = with_service(&spec, "near")?;
     let steady = Steady::start(&client, &near, &Service::of(&[&near]))?;
 
     let binding = "ClusterRoleBinding";

@@ -126,7 +126,7 @@ fn a_pod_that_is_spoilt_fails_its_check_and_is_made_anew() -> Result<()> {
         (&|| pod.namespace.ip("link set eth0 down"), "eth0 in the pod is down"),
         (&|| runtime.namespace.ip(&format!("link set {device} down")), &format!("device {device} is down")),
         (&|| runtime.namespace.ip("route flush proto 218"), "the node has no route to 10.77.0."),
-        (&|| runtime.namespace.ip(&format!("link del {device}")), &format!("device {device} is gone")),
+        (&|| runtime.namespace.ip(&format!("link del {device}")), &format!("device {device} does not exist")),
     ];
     for (spoil, text) in spoils {
         spoil()?;

@@ -42,7 +42,7 @@ const NO_KUBECTL: &str = "kubectl is not installed, and only it knows what `kube
 /// Everything that can be applied, by its directory.
 fn everything() -> Result<Option<BTreeMap<&'static str, Vec<Value>>>> {
     let mut all = BTreeMap::new();
-    for place in [".", "overlays/microk8s", "overlays/k3s"] {
+    for place in [".", "overlays/microk8s", "overlays/k3s", "overlays/example"] {
         let Some(found) = kustomize::build(&directory().join(place))? else {
             run::skip(NO_KUBECTL);
             return Ok(None);

@@ -10,7 +10,7 @@ use dataplane_agent::{
     source::{KubernetesSource, Problems, Progress},
     state::{NamespacedName, ObjectKey, SourceEvent, Store},
 };
-use dataplane_fake_apiserver::{Failure, Fault, Requests, Server, User, WatchEnd};
+use dataplane_fake_apiserver::{Failure, Fault, Objects, Requests, Server, User, WatchEnd};
 use serde_json::{Value, json};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -185,6 +185,14 @@ fn service_range(name: &str, cidrs: &[&str]) -> Value {
     })
 }
 
+/// An API server that has [`everything`].
+fn with_everything() -> Result<(Server, Objects)> {
+    let server = Server::local()?;
+    let objects = server.objects()?;
+    objects.apply(&everything())?;
+    Ok((server, objects))
+}
+
 fn everything() -> Vec<Value> {
     let nodes = (1..=7).map(|number| node(&format!("n{number}"), number));
     nodes
@@ -219,9 +227,7 @@ async fn everything_there_comes_before_synced_streamed_or_by_pages() -> Result<(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_are_followed_though_watches_break_off() -> Result<()> {
-    let server = Server::local()?;
-    let objects = server.objects()?;
-    objects.apply(&everything())?;
+    let (server, objects) = with_everything()?;
     let state = tempfile::tempdir()?;
     let mut world = World::synced(&server, state.path()).await?;
     world.until_watching().await?;
@@ -245,9 +251,7 @@ async fn changes_are_followed_though_watches_break_off() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_read_spoils_only_itself() -> Result<()> {
-    let server = Server::local()?;
-    let objects = server.objects()?;
-    objects.apply(&everything())?;
+    let (server, objects) = with_everything()?;
     let state = tempfile::tempdir()?;
     let mut world = World::synced(&server, state.path()).await?;
     world.until_watching().await?;
@@ -306,9 +310,7 @@ async fn ranges_of_services_are_heard_of_where_the_server_has_them() -> Result<(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn odd_objects_that_are_legal_change_nothing_they_should_not() -> Result<()> {
-    let server = Server::local()?;
-    let objects = server.objects()?;
-    objects.apply(&everything())?;
+    let (server, objects) = with_everything()?;
     let state = tempfile::tempdir()?;
     let mut world = World::synced(&server, state.path()).await?;
     world.log.clear();

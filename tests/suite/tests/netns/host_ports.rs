@@ -96,7 +96,7 @@ fn host_ports(spec: &Spec) -> Result<()> {
     checks.that("a second pod does not get the port, and is told whose it is", || {
         let Err(error) = cluster.pod_with(0, "second", mappings()) else { bail!("it got it") };
         let said = format!("{error:#}");
-        ensure!(said.contains("hostPort 8088/TCP is pod default/server's"), "{said}");
+        ensure!(said.contains("hostPort 8088/TCP is in use by pod default/server"), "{said}");
         Ok(())
     });
     checks.that("the port goes with its pod", || {

@@ -31,8 +31,8 @@ fn a_pod_gets_the_address_it_asks_for_or_hears_why_not() -> Result<()> {
         Ok(())
     });
     for (name, expected) in [
-        ("late", format!("{v4}, is in use by pod default/both")),
-        ("stranger", "192.0.2.7, is not a pod's in this node's range".to_owned()),
+        ("late", format!("{v4} is in use by pod default/both")),
+        ("stranger", "192.0.2.7 is not a pod address of this node's range".to_owned()),
         ("nonsense", "annotation dataplane.local/ipv6".to_owned()),
     ] {
         checks.that(format!("{name} is refused"), || {

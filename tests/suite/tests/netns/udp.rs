@@ -90,6 +90,16 @@ impl World {
     }
 }
 
+/// A world whose sockets were translated when they connected, all to the pod that leaves; and a clock.
+fn talking(spec: &Spec) -> Result<(World, Vec<Talk>, Client<Vec<Request>>)> {
+    let mut world = World::create(spec)?;
+    world.cluster.apply(&Service::of(&[&world.leaves]))?;
+    let talks = world.talk(true)?;
+    let clock = world.clock()?;
+    clock.wait_answers(A_WHILE, 0, PATIENCE)?;
+    Ok((world, talks, clock))
+}
+
 /// After `gone`, nothing reached `leaves`; what was sent later reached `stays`.
 fn has_moved(talk: Talk, gone: u64) -> Result<Datagrams> {
     let Talk { is_bound, client, .. } = talk;
@@ -204,11 +214,7 @@ fn a_backend_that_ends_is_talked_to_while_it_serves(spec: &Spec) -> Result<()> {
 #[test]
 fn when_all_backends_leave_no_socket_stays_and_all_come_back() -> Result<()> {
     let spec = Spec { connect_udp: true, ..Spec::new(2) };
-    let mut world = World::create(&spec)?;
-    world.cluster.apply(&Service::of(&[&world.leaves]))?;
-    let talks = world.talk(true)?;
-    let clock = world.clock()?;
-    clock.wait_answers(A_WHILE, 0, PATIENCE)?;
+    let (mut world, talks, clock) = talking(&spec)?;
 
     world.cluster.apply(&Service::of(&[]))?;
     let gone = now_us()?;
@@ -235,11 +241,7 @@ fn when_all_backends_leave_no_socket_stays_and_all_come_back() -> Result<()> {
 #[test]
 fn a_backend_that_left_while_no_agent_ran_leaves_no_socket_behind() -> Result<()> {
     let spec = Spec { connect_udp: true, ..Spec::new(2) };
-    let mut world = World::create(&spec)?;
-    world.cluster.apply(&Service::of(&[&world.leaves]))?;
-    let talks = world.talk(true)?;
-    let clock = world.clock()?;
-    clock.wait_answers(A_WHILE, 0, PATIENCE)?;
+    let (mut world, talks, clock) = talking(&spec)?;
 
     let left = Service::of(&[&world.stays]);
     world.cluster.nodes_mut()[0].agent_mut().kill()?;

@@ -5,7 +5,7 @@ use dataplane_common::{
     abi::{NodeConfig, Port, RouteKind},
     flow::State,
     net::Protocol,
-    reason::Hook,
+    reason::HookId,
 };
 use dataplane_testkit::prog::{FLOWS, Family, Frame, Rig, Run, at, node_config, rig, rig_with};
 
@@ -20,15 +20,15 @@ fn a_removed_udp_backend_is_left_at_the_next_packet() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let client = at(world.pod, 40_000);
-        let run = rig.run(Hook::FromPod, &Frame::udp(client, world.service).build())?;
+        let run = rig.run(HookId::FromPod, &Frame::udp(client, world.service).build())?;
         assert_eq!(run.packet().dst, world.wire_pod);
         // as the agent does it: the new list, then the generation of what is gone
         rig.service(world.service, Protocol::UDP, 50, &[at(world.overlay_pod, 8080)], 0)?;
         rig.raise_generation(world.backend())?;
-        let run = rig.run(Hook::FromPod, &Frame::udp(client, world.service).build())?;
+        let run = rig.run(HookId::FromPod, &Frame::udp(client, world.service).build())?;
         assert_eq!((run.outcome, run.packet().dst), ("to_overlay", world.overlay_pod));
         // what the old backend still says is understood
-        let run = rig.run(Hook::FromWire, &Frame::udp(at(world.wire_pod, 8080), client).build())?;
+        let run = rig.run(HookId::FromWire, &Frame::udp(at(world.wire_pod, 8080), client).build())?;
         assert_eq!(run.packet().tuple(), (world.service, client));
     }
     Ok(())
@@ -39,12 +39,12 @@ fn an_established_tcp_connection_stays_with_its_backend() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let client = at(world.pod, 40_000);
-        rig.run(Hook::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
+        rig.run(HookId::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
         rig.service(world.service, Protocol::TCP, 50, &[at(world.overlay_pod, 8080)], 0)?;
         rig.raise_generation(world.backend())?;
-        let run = rig.run(Hook::FromPod, &Frame::tcp(client, world.service, ACK).build())?;
+        let run = rig.run(HookId::FromPod, &Frame::tcp(client, world.service, ACK).build())?;
         assert_eq!(run.packet().dst, world.wire_pod, "a removed pod drains its connections");
-        let run = rig.run(Hook::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
+        let run = rig.run(HookId::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
         assert_eq!(run.packet().dst, world.overlay_pod, "a new connection does not go there");
     }
     Ok(())
@@ -54,23 +54,23 @@ fn an_established_tcp_connection_stays_with_its_backend() -> Result<()> {
 fn the_ports_of_an_ended_connection_may_be_used_again() -> Result<()> {
     let (mut rig, world) = rig(Family::V4)?;
     let (client, backend) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
-    rig.run(Hook::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
+    rig.run(HookId::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
     let state = |rig: &mut Rig| -> Result<u32> { Ok(rig.flows()?[0].state) };
-    rig.run(Hook::FromWire, &Frame::tcp(backend, client, SYN_ACK).build())?;
+    rig.run(HookId::FromWire, &Frame::tcp(backend, client, SYN_ACK).build())?;
     assert_eq!(state(&mut rig)?, State::Answered as u32);
-    rig.run(Hook::FromPod, &Frame::tcp(client, world.service, ACK).build())?;
+    rig.run(HookId::FromPod, &Frame::tcp(client, world.service, ACK).build())?;
     assert_eq!(state(&mut rig)?, State::Established as u32);
-    rig.run(Hook::FromPod, &Frame::tcp(client, world.service, FIN_ACK).build())?;
+    rig.run(HookId::FromPod, &Frame::tcp(client, world.service, FIN_ACK).build())?;
     assert_eq!(state(&mut rig)?, State::EndedForward as u32);
-    rig.run(Hook::FromWire, &Frame::tcp(backend, client, FIN_ACK).build())?;
+    rig.run(HookId::FromWire, &Frame::tcp(backend, client, FIN_ACK).build())?;
     assert_eq!(state(&mut rig)?, State::Closing as u32);
-    let run = rig.run(Hook::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
+    let run = rig.run(HookId::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
     assert_eq!(
         run.packet().tuple(),
         (client, backend),
         "the old reply tuple is taken over, no other port is needed"
     );
-    let run = rig.run(Hook::FromWire, &Frame::tcp(backend, client, SYN_ACK).build())?;
+    let run = rig.run(HookId::FromWire, &Frame::tcp(backend, client, SYN_ACK).build())?;
     assert_eq!(run.packet().tuple(), (world.service, client));
     Ok(())
 }
@@ -78,19 +78,19 @@ fn the_ports_of_an_ended_connection_may_be_used_again() -> Result<()> {
 /// Whoever ended it: the client that begins anew has given the old connection up, and may get another backend.
 #[test]
 fn a_new_connection_with_the_ports_of_an_ended_one_chooses_anew() -> Result<()> {
-    for (hook, flags) in [(Hook::FromPod, FIN_ACK), (Hook::FromWire, FIN_ACK), (Hook::FromWire, RST)] {
+    for (hook, flags) in [(HookId::FromPod, FIN_ACK), (HookId::FromWire, FIN_ACK), (HookId::FromWire, RST)] {
         let (mut rig, world) = rig(Family::V4)?;
         let (client, backend) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
-        rig.run(Hook::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
-        rig.run(Hook::FromWire, &Frame::tcp(backend, client, SYN_ACK).build())?;
-        rig.run(Hook::FromPod, &Frame::tcp(client, world.service, ACK).build())?;
+        rig.run(HookId::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
+        rig.run(HookId::FromWire, &Frame::tcp(backend, client, SYN_ACK).build())?;
+        rig.run(HookId::FromPod, &Frame::tcp(client, world.service, ACK).build())?;
         // its backend still serves: nothing but the end of the connection lets it move
         rig.service(world.service, Protocol::TCP, 50, &[at(world.overlay_pod, 8080)], 0)?;
-        let run = rig.run(Hook::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
+        let run = rig.run(HookId::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
         assert_eq!(run.packet().dst, world.wire_pod, "not ended");
-        let last = if hook == Hook::FromPod { (client, world.service) } else { (backend, client) };
+        let last = if hook == HookId::FromPod { (client, world.service) } else { (backend, client) };
         rig.run(hook, &Frame::tcp(last.0, last.1, flags).build())?;
-        let run = rig.run(Hook::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
+        let run = rig.run(HookId::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
         assert_eq!(run.packet().dst, world.overlay_pod, "ended at {}", hook.name());
     }
     Ok(())
@@ -103,15 +103,16 @@ fn an_answer_to_who_has_ended_finds_him() -> Result<()> {
         let few = NodeConfig { snat_first: Port::new(61_000), snat_last: Port::new(61_000), ..node_config() };
         let (mut rig, world) = rig_with(family, &few)?;
         let (client, server) = (at(world.pod, 40_000), at(world.outside, 443));
-        let out =
-            |rig: &mut Rig, client, flags| rig.run(Hook::ToWire, &Frame::tcp(client, server, flags).build());
+        let out = |rig: &mut Rig, client, flags| {
+            rig.run(HookId::ToWire, &Frame::tcp(client, server, flags).build())
+        };
         let between = out(&mut rig, client, SYN)?.packet().tuple().0;
-        rig.run(Hook::FromWire, &Frame::tcp(server, between, SYN_ACK).build())?;
+        rig.run(HookId::FromWire, &Frame::tcp(server, between, SYN_ACK).build())?;
         out(&mut rig, client, ACK)?;
         out(&mut rig, client, FIN_ACK)?;
         rig.age_flows(|flow| flow.last_seen = flow.last_seen.saturating_sub(600))?;
         assert_eq!(out(&mut rig, at(world.other_pod, 40_000), SYN)?.outcome, "ports_exhausted");
-        let run = rig.run(Hook::FromWire, &Frame::tcp(server, between, ACK).build())?;
+        let run = rig.run(HookId::FromWire, &Frame::tcp(server, between, ACK).build())?;
         assert_eq!(run.packet().tuple(), (server, client));
     }
     Ok(())
@@ -123,7 +124,7 @@ fn a_reply_that_is_just_being_claimed_is_not_taken_over() -> Result<()> {
     let (mut rig, world) = rig(Family::V4)?;
     let (client, backend) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
     rig.claim_as_if_at_work(backend, client, Protocol::TCP)?;
-    let run = rig.run(Hook::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
+    let run = rig.run(HookId::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
     let (src, dst) = run.packet().tuple();
     assert_eq!((src.ip(), dst), (client.ip(), backend));
     assert_ne!(src.port(), client.port(), "told apart by a source port");
@@ -139,12 +140,12 @@ fn connections_outlive_the_row_of_their_client() -> Result<()> {
         let (client, frontend, backend) =
             (at(world.outside, 40_000), at(world.host, 30_080), at(world.pod, 8080));
         rig.service_with(frontend, Protocol::TCP, 50, &[backend], |key, _| *key = key.at_node())?;
-        rig.run(Hook::FromWire, &Frame::tcp(client, frontend, SYN).build())?;
-        rig.run(Hook::FromPod, &Frame::tcp(backend, client, SYN_ACK).build())?;
+        rig.run(HookId::FromWire, &Frame::tcp(client, frontend, SYN).build())?;
+        rig.run(HookId::FromPod, &Frame::tcp(backend, client, SYN_ACK).build())?;
         rig.route((world.outside, client_bits(family)), RouteKind::Native, Some(world.wire_node), 1_500)?;
         rig.age_flows(|flow| flow.last_seen = flow.last_seen.saturating_sub(1))?;
-        rig.run(Hook::FromWire, &Frame::tcp(client, frontend, ACK).build())?;
-        let run = rig.run(Hook::FromPod, &Frame::tcp(backend, client, ACK).build())?;
+        rig.run(HookId::FromWire, &Frame::tcp(client, frontend, ACK).build())?;
+        let run = rig.run(HookId::FromPod, &Frame::tcp(backend, client, ACK).build())?;
         assert_eq!(run.packet().tuple(), (frontend, client));
     }
     Ok(())
@@ -162,21 +163,21 @@ fn the_port_of_an_ended_connection_may_ask_the_backend_itself() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let (client, backend) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
-        rig.run(Hook::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
-        rig.run(Hook::FromWire, &Frame::tcp(backend, client, SYN_ACK).build())?;
-        rig.run(Hook::FromPod, &Frame::tcp(client, world.service, FIN_ACK).build())?;
-        let run = rig.run(Hook::FromWire, &Frame::tcp(backend, client, FIN_ACK).build())?;
+        rig.run(HookId::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
+        rig.run(HookId::FromWire, &Frame::tcp(backend, client, SYN_ACK).build())?;
+        rig.run(HookId::FromPod, &Frame::tcp(client, world.service, FIN_ACK).build())?;
+        let run = rig.run(HookId::FromWire, &Frame::tcp(backend, client, FIN_ACK).build())?;
         assert_eq!(run.packet().tuple(), (world.service, client), "it is not over yet");
         // its socket was translated when it connected, or there is no service
-        let run = rig.run(Hook::FromPod, &Frame::tcp(client, backend, SYN).build())?;
+        let run = rig.run(HookId::FromPod, &Frame::tcp(client, backend, SYN).build())?;
         assert_eq!(run.packet().tuple(), (client, backend));
         for flags in [SYN_ACK, ACK] {
-            let run = rig.run(Hook::FromWire, &Frame::tcp(backend, client, flags).build())?;
+            let run = rig.run(HookId::FromWire, &Frame::tcp(backend, client, flags).build())?;
             assert_eq!(run.packet().tuple(), (backend, client), "it asked no service");
         }
-        let run = rig.run(Hook::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
+        let run = rig.run(HookId::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
         assert_eq!(run.packet().tuple(), (client, backend));
-        let run = rig.run(Hook::FromWire, &Frame::tcp(backend, client, SYN_ACK).build())?;
+        let run = rig.run(HookId::FromWire, &Frame::tcp(backend, client, SYN_ACK).build())?;
         assert_eq!(run.packet().tuple(), (world.service, client), "and now it asks it again");
     }
     Ok(())
@@ -189,13 +190,14 @@ fn two_services_with_one_backend_do_not_share_a_reply() -> Result<()> {
         let (client, backend) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
         let twin = at(world.service.ip(), 8_888);
         rig.service(twin, Protocol::TCP, world.backend(), &[backend], 0)?;
-        let first = rig.run(Hook::FromPod, &Frame::tcp(client, world.service, SYN).build())?.packet().tuple();
-        let second = rig.run(Hook::FromPod, &Frame::tcp(client, twin, SYN).build())?.packet().tuple();
+        let first =
+            rig.run(HookId::FromPod, &Frame::tcp(client, world.service, SYN).build())?.packet().tuple();
+        let second = rig.run(HookId::FromPod, &Frame::tcp(client, twin, SYN).build())?.packet().tuple();
         assert_eq!(first, (client, backend));
         assert_eq!(second.0.ip(), client.ip());
         assert_ne!(second.0.port(), client.port(), "told apart by a source port");
         for (tuple, service) in [(first, world.service), (second, twin)] {
-            let run = rig.run(Hook::FromWire, &Frame::tcp(tuple.1, tuple.0, SYN_ACK).build())?;
+            let run = rig.run(HookId::FromWire, &Frame::tcp(tuple.1, tuple.0, SYN_ACK).build())?;
             assert_eq!(run.packet().tuple(), (service, client));
         }
     }
@@ -208,14 +210,14 @@ fn a_full_table_keeps_established_connections_and_names_the_refusal() -> Result<
     let backend = at(world.wire_pod, 8080);
     for port in 0..FLOWS as u16 {
         let client = at(world.pod, 10_000 + port);
-        rig.run(Hook::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
-        rig.run(Hook::FromWire, &Frame::tcp(backend, client, SYN_ACK).build())?;
-        rig.run(Hook::FromPod, &Frame::tcp(client, world.service, ACK).build())?;
+        rig.run(HookId::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
+        rig.run(HookId::FromWire, &Frame::tcp(backend, client, SYN_ACK).build())?;
+        rig.run(HookId::FromPod, &Frame::tcp(client, world.service, ACK).build())?;
     }
     rig.age_flows(|flow| flow.last_seen = flow.last_seen.saturating_sub(600))?;
     assert_eq!(rig.flows()?.len(), FLOWS as usize);
     let late = Frame::tcp(at(world.pod, 30_000), world.service, SYN).build();
-    let run = rig.run(Hook::FromPod, &late)?;
+    let run = rig.run(HookId::FromPod, &late)?;
     assert_eq!(run.outcome, "flow_table_full");
     assert_eq!(rig.flows()?.len(), FLOWS as usize, "nobody was thrown out");
 
@@ -229,12 +231,12 @@ fn a_full_table_keeps_established_connections_and_names_the_refusal() -> Result<
     })?;
     // the table is searched a few slots at a time
     let mut tries = 0;
-    while rig.run(Hook::FromPod, &late)?.outcome == "flow_table_full" {
+    while rig.run(HookId::FromPod, &late)?.outcome == "flow_table_full" {
         tries += 1;
         assert!(tries < FLOWS, "every slot has been looked at");
     }
     assert_eq!(rig.flows()?.len(), FLOWS as usize);
-    let run = rig.run(Hook::FromWire, &Frame::tcp(backend, closing, ACK).build())?;
+    let run = rig.run(HookId::FromWire, &Frame::tcp(backend, closing, ACK).build())?;
     assert_eq!(run.packet().src, world.wire_pod, "no flow restores it: the pair is gone whole");
     Ok(())
 }
@@ -248,7 +250,7 @@ fn ports_of_connections_that_are_past_serve_others() -> Result<()> {
         let server = at(world.outside, 443);
         let client = |port| at(world.pod, port);
         let asks = |rig: &mut Rig, port, flags| -> Result<Run> {
-            rig.run(Hook::ToWire, &Frame::tcp(client(port), server, flags).build())
+            rig.run(HookId::ToWire, &Frame::tcp(client(port), server, flags).build())
         };
         let mut used = Vec::new();
         // a port is tried at random: until both are taken
@@ -256,7 +258,7 @@ fn ports_of_connections_that_are_past_serve_others() -> Result<()> {
             let run = asks(&mut rig, port, SYN)?;
             if run.outcome == "masqueraded" {
                 let between = run.packet().tuple().0;
-                rig.run(Hook::FromWire, &Frame::tcp(server, between, SYN_ACK).build())?;
+                rig.run(HookId::FromWire, &Frame::tcp(server, between, SYN_ACK).build())?;
                 used.push((port, between));
             }
         }
@@ -276,7 +278,7 @@ fn ports_of_connections_that_are_past_serve_others() -> Result<()> {
         });
         let (heir, port_of_heir) = heir.expect("so many tries find one of two ports");
         assert_eq!(port_of_heir, between);
-        let run = rig.run(Hook::FromWire, &Frame::tcp(server, between, SYN_ACK).build())?;
+        let run = rig.run(HookId::FromWire, &Frame::tcp(server, between, SYN_ACK).build())?;
         assert_eq!(run.packet().dst_port, heir, "the reply is the new connection's");
         assert_eq!(rig.flows()?.len(), 2, "the old one went whole");
         assert_eq!(asks(&mut rig, gone, ACK)?.outcome, "ports_exhausted", "it would be a new connection");
@@ -290,16 +292,16 @@ fn half_open_flows_give_way_to_new_ones() -> Result<()> {
     let (mut rig, world) = rig(Family::V4)?;
     for port in 0..FLOWS as u16 {
         let client = at(world.pod, 10_000 + port);
-        rig.run(Hook::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
+        rig.run(HookId::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
         // that the backend answers says nothing of the client, whose address may not be his
         if port % 2 == 0 {
-            rig.run(Hook::FromWire, &Frame::tcp(at(world.wire_pod, 8080), client, SYN_ACK).build())?;
+            rig.run(HookId::FromWire, &Frame::tcp(at(world.wire_pod, 8080), client, SYN_ACK).build())?;
         }
     }
     rig.age_flows(|flow| flow.last_seen = flow.last_seen.saturating_sub(3))?;
     for port in 0..FLOWS as u16 {
         let run =
-            rig.run(Hook::FromPod, &Frame::tcp(at(world.pod, 20_000 + port), world.service, SYN).build())?;
+            rig.run(HookId::FromPod, &Frame::tcp(at(world.pod, 20_000 + port), world.service, SYN).build())?;
         assert_eq!(run.outcome, "to_wire", "a flood of openings does not lock out the next");
     }
     let flows = rig.flows()?;

@@ -1,7 +1,7 @@
 //! Packets that need no translation: every hook sends them on without looking for a flow.
 
 use anyhow::Result;
-use dataplane_common::reason::Hook;
+use dataplane_common::reason::HookId;
 use dataplane_testkit::prog::{
     Action, Family, Frame, OTHER_POD_MAC, at,
     frame::{HOST_MAC, OVERLAY_MAC},
@@ -13,7 +13,7 @@ fn pod_to_pod_of_the_node_goes_straight_into_the_pod() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let frame = Frame::tcp(at(world.pod, 1000), at(world.other_pod, 80), 0x02);
-        let run = rig.run(Hook::FromPod, &frame.build())?;
+        let run = rig.run(HookId::FromPod, &frame.build())?;
         assert_eq!((run.action, run.outcome), (Action::Redirect, "to_pod"));
         let packet = run.packet();
         assert_eq!((packet.eth_dst, packet.eth_src), (OTHER_POD_MAC, HOST_MAC));
@@ -32,7 +32,7 @@ fn pod_to_pod_of_another_node_goes_to_the_wire_or_the_overlay() -> Result<()> {
             [(world.wire_pod, "to_wire"), (world.wire_node, "to_wire"), (world.overlay_pod, "to_overlay")]
         {
             let frame = Frame::udp(at(world.pod, 1000), at(dst, 53));
-            let run = rig.run(Hook::FromPod, &frame.build())?;
+            let run = rig.run(HookId::FromPod, &frame.build())?;
             assert_eq!((run.action, run.outcome), (Action::Redirect, outcome));
             assert_eq!(run.packet().tuple(), (frame.src, frame.dst));
             assert_eq!(run.packet().hop_limit, 63);
@@ -49,9 +49,9 @@ fn pod_to_pod_of_another_node_goes_to_the_wire_or_the_overlay() -> Result<()> {
 fn pings_between_pods_are_forwarded_like_any_packet() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
-        let run = rig.run(Hook::FromPod, &Frame::ping(world.pod, world.other_pod, 7).build())?;
+        let run = rig.run(HookId::FromPod, &Frame::ping(world.pod, world.other_pod, 7).build())?;
         assert_eq!(run.outcome, "to_pod");
-        let run = rig.run(Hook::FromWire, &Frame::pong(world.wire_pod, world.pod, 7).build())?;
+        let run = rig.run(HookId::FromWire, &Frame::pong(world.wire_pod, world.pod, 7).build())?;
         assert_eq!(run.outcome, "to_pod");
     }
     Ok(())
@@ -62,7 +62,7 @@ fn pod_to_its_node_goes_to_the_stack_unchanged() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let frame = Frame::tcp(at(world.pod, 1000), at(world.host, 10_250), 0x02).build();
-        let run = rig.run(Hook::FromPod, &frame)?;
+        let run = rig.run(HookId::FromPod, &frame)?;
         assert_eq!((run.action, run.outcome), (Action::Next, "stack_host"));
         assert_eq!(run.frame, frame);
     }
@@ -73,10 +73,10 @@ fn pod_to_its_node_goes_to_the_stack_unchanged() -> Result<()> {
 fn an_address_nobody_has_is_dropped_by_name() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
-        let run = rig.run(Hook::FromPod, &Frame::udp(at(world.pod, 1), at(world.nobody, 2)).build())?;
+        let run = rig.run(HookId::FromPod, &Frame::udp(at(world.pod, 1), at(world.nobody, 2)).build())?;
         assert_eq!((run.action, run.outcome), (Action::Drop, "no_endpoint"));
         rig.remove_endpoint(world.other_pod)?;
-        let run = rig.run(Hook::FromPod, &Frame::udp(at(world.pod, 1), at(world.other_pod, 2)).build())?;
+        let run = rig.run(HookId::FromPod, &Frame::udp(at(world.pod, 1), at(world.other_pod, 2)).build())?;
         assert_eq!(run.outcome, "no_endpoint", "a pod that is gone is nobody");
     }
     Ok(())
@@ -86,7 +86,7 @@ fn an_address_nobody_has_is_dropped_by_name() -> Result<()> {
 fn packets_from_other_nodes_enter_the_pod() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
-        for hook in [Hook::FromWire, Hook::FromOverlay] {
+        for hook in [HookId::FromWire, HookId::FromOverlay] {
             let frame = Frame::tcp(at(world.wire_pod, 1000), at(world.other_pod, 80), 0x02);
             let run = rig.run(hook, &frame.build())?;
             assert_eq!((run.action, run.outcome), (Action::Redirect, "to_pod"));
@@ -101,13 +101,14 @@ fn packets_from_other_nodes_enter_the_pod() -> Result<()> {
 fn what_is_not_ours_is_left_to_the_kernel() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
-        let run = rig.run(Hook::FromWire, &Frame::udp(at(world.outside, 1), at(world.exempt, 2)).build())?;
+        let run =
+            rig.run(HookId::FromWire, &Frame::udp(at(world.outside, 1), at(world.exempt, 2)).build())?;
         assert_eq!((run.action, run.outcome), (Action::Next, "stack_unmanaged"));
-        let run = rig.run(Hook::FromWire, &Frame::udp(at(world.outside, 1), at(world.host, 22)).build())?;
+        let run = rig.run(HookId::FromWire, &Frame::udp(at(world.outside, 1), at(world.host, 22)).build())?;
         assert_eq!((run.action, run.outcome), (Action::Next, "stack_host"));
         // the tunnel brings only what its sender believes to be here
-        let run =
-            rig.run(Hook::FromOverlay, &Frame::udp(at(world.overlay_pod, 1), at(world.outside, 2)).build())?;
+        let run = rig
+            .run(HookId::FromOverlay, &Frame::udp(at(world.overlay_pod, 1), at(world.outside, 2)).build())?;
         assert_eq!((run.action, run.outcome), (Action::Drop, "no_endpoint"));
     }
     Ok(())
@@ -119,7 +120,7 @@ fn the_last_hop_is_the_kernels_to_answer() -> Result<()> {
         let (mut rig, world) = rig(family)?;
         for dst in [world.other_pod, world.wire_pod, world.overlay_pod] {
             let frame = Frame { hop_limit: 1, ..Frame::udp(at(world.pod, 1), at(dst, 2)) }.build();
-            let run = rig.run(Hook::FromPod, &frame)?;
+            let run = rig.run(HookId::FromPod, &frame)?;
             assert_eq!((run.action, run.outcome), (Action::Next, "stack_ttl_expired"));
             assert_eq!(run.frame, frame, "the kernel's answer quotes the packet as it was");
         }
@@ -135,7 +136,7 @@ fn a_packet_too_big_for_the_path_is_the_kernels_to_answer() -> Result<()> {
         for (size, outcome) in [(1_450, "to_overlay"), (1_451, "stack_too_big")] {
             let payload = vec![0; size - headers];
             let frame = Frame { payload, ..Frame::udp(at(world.pod, 1), at(world.overlay_pod, 2)) };
-            assert_eq!(rig.run(Hook::FromPod, &frame.build())?.outcome, outcome);
+            assert_eq!(rig.run(HookId::FromPod, &frame.build())?.outcome, outcome);
         }
     }
     Ok(())
@@ -147,11 +148,11 @@ fn arp_discovery_and_groups_belong_to_the_kernel() -> Result<()> {
     let mut arp = vec![0xff; 12];
     arp.extend([0x08, 0x06]);
     arp.extend([0; 28]);
-    assert_eq!(rig.run(Hook::FromPod, &arp)?.outcome, "stack_not_ip");
+    assert_eq!(rig.run(HookId::FromPod, &arp)?.outcome, "stack_not_ip");
     let solicitation = Frame { icmp: (135, 0), ..Frame::ping(world.pod, "ff02::1:ff00:1".parse()?, 0) };
-    assert_eq!(rig.run(Hook::FromPod, &solicitation.build())?.outcome, "stack_link_local");
+    assert_eq!(rig.run(HookId::FromPod, &solicitation.build())?.outcome, "stack_link_local");
     let group = Frame::udp(at("10.1.0.2".parse()?, 1), at("224.0.0.251".parse()?, 5353));
-    assert_eq!(rig.run(Hook::FromPod, &group.build())?.outcome, "stack_link_local");
+    assert_eq!(rig.run(HookId::FromPod, &group.build())?.outcome, "stack_link_local");
     Ok(())
 }
 
@@ -160,17 +161,17 @@ fn the_hosts_own_packets_pass_unchanged() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let to_pod = Frame::tcp(at(world.host, 40_000), at(world.pod, 80), 0x02).build();
-        let run = rig.run(Hook::ToPod, &to_pod)?;
+        let run = rig.run(HookId::ToPod, &to_pod)?;
         assert_eq!((run.action, run.outcome, &run.frame), (Action::Next, "delivered", &to_pod));
         let out = Frame::tcp(at(world.host, 40_000), at(world.outside, 443), 0x02).build();
-        let run = rig.run(Hook::ToWire, &out)?;
+        let run = rig.run(HookId::ToWire, &out)?;
         assert_eq!((run.action, run.outcome, &run.frame), (Action::Next, "delivered", &out));
         let overlay = Frame::tcp(at(world.host, 40_000), at(world.overlay_pod, 443), 0x02).build();
-        let run = rig.run(Hook::ToOverlay, &overlay)?;
+        let run = rig.run(HookId::ToOverlay, &overlay)?;
         assert_eq!((run.action, run.outcome), (Action::Next, "delivered"));
         // a device that gets a frame from its own address, which all of them share, takes it for a loop
         assert_eq!((run.packet().eth_dst, run.packet().eth_src), (OVERLAY_MAC, HOST_MAC));
-        let run = rig.run(Hook::ToOverlay, &Frame::udp(at(world.host, 1), at(world.outside, 2)).build())?;
+        let run = rig.run(HookId::ToOverlay, &Frame::udp(at(world.host, 1), at(world.outside, 2)).build())?;
         assert_eq!((run.action, run.outcome), (Action::Drop, "no_endpoint"));
     }
     Ok(())

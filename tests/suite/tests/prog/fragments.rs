@@ -2,7 +2,7 @@
 //! the first goes that meets it again.
 
 use anyhow::{Context as _, Result};
-use dataplane_common::{abi::FRAGMENT_SECONDS, reason::Hook};
+use dataplane_common::{abi::FRAGMENT_TIMEOUT_SECS, reason::HookId};
 use dataplane_testkit::prog::{Action, Family, Frame, Rig, World, at, ip, rig};
 use nix::sched::{CloneFlags, unshare};
 
@@ -24,7 +24,7 @@ fn in_three(world: &World, id: u16) -> [Vec<u8>; 3] {
 }
 
 fn from_pod(rig: &mut Rig, frame: &[u8]) -> Result<(Action, &'static str, Vec<u8>)> {
-    let run = rig.run(Hook::FromPod, frame)?;
+    let run = rig.run(HookId::FromPod, frame)?;
     Ok((run.action, run.outcome, run.frame))
 }
 
@@ -44,7 +44,7 @@ fn a_fragment_waits_for_its_first_and_follows_it() -> Result<()> {
             assert_eq!(&frame, held, "byte for byte");
         }
         for fragment in [&first, &second, &third] {
-            let run = rig.run(Hook::FromPod, fragment)?;
+            let run = rig.run(HookId::FromPod, fragment)?;
             assert_eq!((run.action, run.outcome), (Action::Redirect, "to_wire"), "nobody is waited for");
             let backend = match world.wire_pod {
                 std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
@@ -75,7 +75,7 @@ fn what_is_too_old_is_not_waited_for() -> Result<()> {
     let (mut rig, world) = loopback_up(Family::V4)?;
     let [first, later, _] = in_three(&world, 7);
     from_pod(&mut rig, &later)?;
-    rig.age_fragments(FRAGMENT_SECONDS + 1)?;
+    rig.age_fragments(FRAGMENT_TIMEOUT_SECS + 1)?;
     let (action, outcome, frame) = from_pod(&mut rig, &first)?;
     assert_eq!(
         (action, outcome, frame),
@@ -85,7 +85,7 @@ fn what_is_too_old_is_not_waited_for() -> Result<()> {
     assert_eq!(from_pod(&mut rig, &first)?.1, "to_wire");
     assert_eq!(rig.held()?, []);
 
-    rig.age_fragments(FRAGMENT_SECONDS + 1)?;
+    rig.age_fragments(FRAGMENT_TIMEOUT_SECS + 1)?;
     assert_eq!(from_pod(&mut rig, &later)?.1, "fragment_held", "the ports it would get are another packet's");
     Ok(())
 }
@@ -110,7 +110,7 @@ fn nothing_is_held_on_its_way_out() -> Result<()> {
     let (mut rig, world) = loopback_up(Family::V4)?;
     let later =
         Frame { fragment: Some((2, false)), ..Frame::udp(at(world.pod, 1_000), at(world.outside, 53)) };
-    let run = rig.run(Hook::ToWire, &later.build())?;
+    let run = rig.run(HookId::ToWire, &later.build())?;
     assert_eq!((run.action, run.outcome), (Action::Drop, "fragment_unknown"));
     Ok(())
 }

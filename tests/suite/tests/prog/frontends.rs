@@ -11,7 +11,7 @@ use dataplane_common::{
     abi::{FlowFlags, Scope, ServiceFlags},
     flow::State,
     net::Protocol,
-    reason::Hook,
+    reason::HookId,
 };
 use dataplane_testkit::prog::{Action, Family, Frame, Rig, World, at, rig};
 
@@ -41,9 +41,9 @@ fn node_port(rig: &mut Rig, world: &World, backends: &[SocketAddr], flags: u32) 
 fn a_client_outside_reaches_a_backend_elsewhere_by_way_of_the_node() -> Result<()> {
     for family in Family::BOTH {
         for (hook, client) in [
-            (Hook::FromWire, family_outside(family)),
-            (Hook::FromWire, World::new(family).wire_pod),
-            (Hook::FromOverlay, World::new(family).overlay_pod),
+            (HookId::FromWire, family_outside(family)),
+            (HookId::FromWire, World::new(family).wire_pod),
+            (HookId::FromOverlay, World::new(family).overlay_pod),
         ] {
             let (mut rig, world) = rig(family)?;
             let backend = at(world.wire_pod, 8080);
@@ -56,11 +56,11 @@ fn a_client_outside_reaches_a_backend_elsewhere_by_way_of_the_node() -> Result<(
             assert!((61_000..=61_999).contains(&between.port()), "{between}");
             assert_eq!(rig.flows()?[0].flags, FlowFlags::SERVICE | FlowFlags::SOURCE);
 
-            let run = rig.run(Hook::FromWire, &Frame::tcp(backend, between, SYN_ACK).build())?;
+            let run = rig.run(HookId::FromWire, &Frame::tcp(backend, between, SYN_ACK).build())?;
             assert_eq!(run.packet().tuple(), (frontend, client));
             match hook {
                 _ if client.ip() == world.outside => assert!(is_outside(run.outcome), "{}", run.outcome),
-                Hook::FromOverlay => assert_eq!(run.outcome, "to_overlay"),
+                HookId::FromOverlay => assert_eq!(run.outcome, "to_overlay"),
                 _ => assert_eq!(run.outcome, "to_wire"),
             }
         }
@@ -84,7 +84,7 @@ fn a_direct_return_leaves_the_packet_to_the_backends_node() -> Result<()> {
             let frontend = node_port(&mut rig, &world, &[at(backend, 8080)], direct)?;
             let client = at(world.outside, 40_000);
             for flags in [SYN, 0x10, 0x18] {
-                let run = rig.run(Hook::FromWire, &Frame::tcp(client, frontend, flags).build())?;
+                let run = rig.run(HookId::FromWire, &Frame::tcp(client, frontend, flags).build())?;
                 assert_eq!((run.action, run.outcome), (Action::Redirect, outcome));
                 assert_eq!(run.packet().tuple(), (client, frontend));
             }
@@ -93,11 +93,11 @@ fn a_direct_return_leaves_the_packet_to_the_backends_node() -> Result<()> {
             assert_eq!(state(&mut rig)?, State::Established as u32, "who acknowledges has heard the answer");
             // it stays with its backend, whatever the service has by now
             node_port(&mut rig, &world, &[at(world.other_pod, 8080)], direct)?;
-            let run = rig.run(Hook::FromWire, &Frame::tcp(client, frontend, 0x10).build())?;
+            let run = rig.run(HookId::FromWire, &Frame::tcp(client, frontend, 0x10).build())?;
             assert_eq!((run.outcome, run.packet().tuple()), (outcome, (client, frontend)));
             // who asks on this node is translated as ever
             let own = at(world.pod, 40_000);
-            let run = rig.run(Hook::FromPod, &Frame::tcp(own, frontend, SYN).build())?;
+            let run = rig.run(HookId::FromPod, &Frame::tcp(own, frontend, SYN).build())?;
             assert_eq!(run.packet().tuple(), (own, at(world.other_pod, 8080)));
         }
     }
@@ -112,12 +112,12 @@ fn a_direct_return_that_nobody_answers_is_chosen_anew() -> Result<()> {
     let direct = ServiceFlags::HASH | ServiceFlags::DSR;
     let frontend = node_port(&mut rig, &world, &[at(world.wire_pod, 8080)], direct)?;
     let asks = Frame::tcp(at(world.outside, 40_000), frontend, SYN).build();
-    assert_eq!(rig.run(Hook::FromWire, &asks)?.outcome, "to_wire");
+    assert_eq!(rig.run(HookId::FromWire, &asks)?.outcome, "to_wire");
     rig.service_with(frontend, Protocol::TCP, SLOT + 1, &[at(world.overlay_pod, 8080)], |key, service| {
         *key = key.at_node();
         service.flags = direct;
     })?;
-    assert_eq!(rig.run(Hook::FromWire, &asks)?.outcome, "to_overlay");
+    assert_eq!(rig.run(HookId::FromWire, &asks)?.outcome, "to_overlay");
     Ok(())
 }
 
@@ -128,7 +128,7 @@ fn a_port_at_loopback_is_not_for_others() -> Result<()> {
         let (mut rig, world) = rig(family)?;
         let frontend = at(loopback.parse()?, 8080);
         rig.service(frontend, Protocol::TCP, SLOT, &[at(world.pod, 80)], 0)?;
-        for (hook, client) in [(Hook::FromWire, world.outside), (Hook::FromPod, world.other_pod)] {
+        for (hook, client) in [(HookId::FromWire, world.outside), (HookId::FromPod, world.other_pod)] {
             let run = rig.run(hook, &Frame::tcp(at(client, 40_000), frontend, SYN).build())?;
             assert_eq!(run.action, Action::Next, "{}: {}", hook.name(), run.outcome);
             assert_eq!(run.packet().tuple().1, frontend);
@@ -142,7 +142,7 @@ fn a_port_at_loopback_is_not_for_others() -> Result<()> {
 #[test]
 fn a_direct_return_is_answered_where_the_backend_is() -> Result<()> {
     for family in Family::BOTH {
-        for hook in [Hook::FromWire, Hook::FromOverlay] {
+        for hook in [HookId::FromWire, HookId::FromOverlay] {
             let (mut rig, world) = rig(family)?;
             let backend = at(world.pod, 8080);
             node_port(&mut rig, &world, &[backend], 0)?;
@@ -154,7 +154,7 @@ fn a_direct_return_is_answered_where_the_backend_is() -> Result<()> {
             node_port(&mut rig, &world, &[backend], ServiceFlags::HASH | ServiceFlags::DSR)?;
             let run = rig.run(hook, &request)?;
             assert_eq!((run.outcome, run.packet().tuple()), ("to_pod", (client, backend)));
-            let run = rig.run(Hook::FromPod, &Frame::tcp(backend, client, SYN_ACK).build())?;
+            let run = rig.run(HookId::FromPod, &Frame::tcp(backend, client, SYN_ACK).build())?;
             assert!(is_outside(run.outcome), "{}", run.outcome);
             assert_eq!(run.packet().tuple(), (asked, client));
         }
@@ -169,9 +169,9 @@ fn a_backend_on_the_node_sees_who_asks() -> Result<()> {
         let backend = at(world.pod, 8080);
         let frontend = node_port(&mut rig, &world, &[backend], 0)?;
         let client = at(world.outside, 40_000);
-        let run = rig.run(Hook::FromWire, &Frame::tcp(client, frontend, SYN).build())?;
+        let run = rig.run(HookId::FromWire, &Frame::tcp(client, frontend, SYN).build())?;
         assert_eq!((run.outcome, run.packet().tuple()), ("to_pod", (client, backend)));
-        let run = rig.run(Hook::FromPod, &Frame::tcp(backend, client, SYN_ACK).build())?;
+        let run = rig.run(HookId::FromPod, &Frame::tcp(backend, client, SYN_ACK).build())?;
         assert!(is_outside(run.outcome), "{}", run.outcome);
         assert_eq!(run.packet().tuple(), (frontend, client));
     }
@@ -185,11 +185,11 @@ fn a_node_port_is_only_where_node_ports_are() -> Result<()> {
         node_port(&mut rig, &world, &[at(world.pod, 8080)], 0)?;
         for elsewhere in [world.service.ip(), world.outside, world.wire_node, world.other_pod] {
             let request = Frame::tcp(at(world.pod, 40_000), at(elsewhere, NODE_PORT), SYN);
-            let run = rig.run(Hook::FromPod, &request.build())?;
+            let run = rig.run(HookId::FromPod, &request.build())?;
             assert_eq!(run.packet().tuple().1, at(elsewhere, NODE_PORT), "{elsewhere} {}", run.outcome);
         }
         let run = rig.run(
-            Hook::FromPod,
+            HookId::FromPod,
             &Frame::tcp(at(world.other_pod, 1), at(world.host, NODE_PORT), SYN).build(),
         )?;
         assert_eq!(
@@ -208,13 +208,13 @@ fn the_address_of_a_load_balancer_is_nobodys_and_answers() -> Result<()> {
         let (vip, backend) = (at(world.exempt, 443), at(world.wire_pod, 8443));
         rig.service(vip, Protocol::TCP, SLOT, &[backend], 0)?;
         let client = at(world.outside, 40_000);
-        let run = rig.run(Hook::FromWire, &Frame::tcp(client, vip, SYN).build())?;
+        let run = rig.run(HookId::FromWire, &Frame::tcp(client, vip, SYN).build())?;
         assert_eq!(run.outcome, "to_wire");
         let (between, dst) = run.packet().tuple();
         assert_eq!((between.ip(), dst), (world.host, backend));
         // what is not asked here is other machines' business
         let stray = Frame::tcp(client, at(world.exempt, 80), SYN).build();
-        let run = rig.run(Hook::FromWire, &stray)?;
+        let run = rig.run(HookId::FromWire, &stray)?;
         assert_eq!((run.action, run.outcome, run.frame), (Action::Next, "stack_unmanaged", stray));
     }
     Ok(())
@@ -237,17 +237,17 @@ fn a_local_policy_is_for_those_who_come_from_outside() -> Result<()> {
         };
         outside(&mut rig, &[here])?;
         let client = at(world.outside, 40_000);
-        let run = rig.run(Hook::FromWire, &Frame::tcp(client, frontend, SYN).build())?;
+        let run = rig.run(HookId::FromWire, &Frame::tcp(client, frontend, SYN).build())?;
         assert_eq!((run.outcome, run.packet().tuple()), ("to_pod", (client, here)));
         let own = at(world.other_pod, 40_000);
-        let run = rig.run(Hook::FromPod, &Frame::tcp(own, frontend, SYN).build())?;
+        let run = rig.run(HookId::FromPod, &Frame::tcp(own, frontend, SYN).build())?;
         assert_eq!((run.outcome, run.packet().tuple()), ("to_wire", (own, there)), "the short circuit");
 
         outside(&mut rig, &[])?;
         let late = at(world.outside, 40_001);
-        let run = rig.run(Hook::FromWire, &Frame::tcp(late, frontend, SYN).build())?;
+        let run = rig.run(HookId::FromWire, &Frame::tcp(late, frontend, SYN).build())?;
         assert_eq!((run.action, run.outcome), (Action::Drop, "no_local_backend"), "in silence");
-        let run = rig.run(Hook::FromWire, &Frame::tcp(client, frontend, 0x10).build())?;
+        let run = rig.run(HookId::FromWire, &Frame::tcp(client, frontend, 0x10).build())?;
         assert_eq!(run.packet().tuple(), (client, here), "a connection that is there goes on");
     }
     Ok(())
@@ -264,13 +264,13 @@ fn only_source_ranges_may_ask() -> Result<()> {
         };
         // of another service
         rig.allow(SLOT + 2, (world.outside, if family == Family::V4 { 24 } else { 64 }))?;
-        assert_eq!(asks(&mut rig, Hook::FromWire, world.outside, 1)?, "source_range");
-        assert_eq!(asks(&mut rig, Hook::FromPod, world.pod, 1)?, "source_range", "pods too");
+        assert_eq!(asks(&mut rig, HookId::FromWire, world.outside, 1)?, "source_range");
+        assert_eq!(asks(&mut rig, HookId::FromPod, world.pod, 1)?, "source_range", "pods too");
         rig.allow(SLOT + 1, (world.outside, if family == Family::V4 { 24 } else { 64 }))?;
-        assert_eq!(asks(&mut rig, Hook::FromWire, world.outside, 1)?, "to_pod");
-        assert_eq!(asks(&mut rig, Hook::FromPod, world.pod, 1)?, "source_range");
+        assert_eq!(asks(&mut rig, HookId::FromWire, world.outside, 1)?, "to_pod");
+        assert_eq!(asks(&mut rig, HookId::FromPod, world.pod, 1)?, "source_range");
         rig.allow(SLOT + 1, (world.outside, 0))?;
-        assert_eq!(asks(&mut rig, Hook::FromPod, world.pod, 1)?, "to_pod", "a range of everybody");
+        assert_eq!(asks(&mut rig, HookId::FromPod, world.pod, 1)?, "to_pod", "a range of everybody");
     }
     Ok(())
 }
@@ -298,7 +298,7 @@ fn a_client_with_affinity_keeps_its_backend_as_long_as_the_service_has_it() -> R
             let mut ask = |rig: &mut Rig, client: IpAddr| -> Result<SocketAddr> {
                 port += 1;
                 let request = Frame::tcp(at(client, port), frontend, SYN).build();
-                Ok(rig.run(Hook::FromPod, &request)?.packet().tuple().1)
+                Ok(rig.run(HookId::FromPod, &request)?.packet().tuple().1)
             };
             let first = ask(&mut rig, world.pod)?;
             for _ in 0..20 {

@@ -1,7 +1,7 @@
 //! Messages about packets, in every direction of translation: path MTU discovery works through services and masquerade.
 
 use anyhow::Result;
-use dataplane_common::{net::Protocol, reason::Hook};
+use dataplane_common::{net::Protocol, reason::HookId};
 use dataplane_testkit::prog::{Family, Frame, Run, at, rig};
 
 /// Offset of the packet that an error carries: behind Ethernet, IP and ICMP.
@@ -37,8 +37,9 @@ fn too_big_about_a_translated_request_names_the_service() -> Result<()> {
             let (mut rig, world) = rig(family)?;
             let client = at(world.pod, 40_000);
             let request = Frame { protocol, ..Frame::tcp(client, world.service, 0x02) };
-            let sent = rig.run(Hook::FromPod, &request.build())?.frame;
-            let run = rig.run(Hook::FromWire, &Frame::too_big(world.wire_node, world.pod, &sent).build())?;
+            let sent = rig.run(HookId::FromPod, &request.build())?.frame;
+            let run =
+                rig.run(HookId::FromWire, &Frame::too_big(world.wire_node, world.pod, &sent).build())?;
             assert_eq!(run.outcome, "to_pod");
             let outer = run.packet();
             assert_eq!((outer.src, outer.dst), (world.wire_node, world.pod), "a router keeps its address");
@@ -57,9 +58,9 @@ fn too_big_about_a_masqueraded_packet_reaches_the_pod() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let (pod, outside) = (at(world.pod, 40_000), at(world.outside, 443));
-        let sent = rig.run(Hook::ToWire, &Frame::tcp(pod, outside, 0x10).build())?.frame;
+        let sent = rig.run(HookId::ToWire, &Frame::tcp(pod, outside, 0x10).build())?.frame;
         let router = world.exempt;
-        let run = rig.run(Hook::FromWire, &Frame::too_big(router, world.host, &sent).build())?;
+        let run = rig.run(HookId::FromWire, &Frame::too_big(router, world.host, &sent).build())?;
         assert_eq!(run.outcome, "to_pod");
         assert_eq!((run.packet().src, run.packet().dst), (router, world.pod));
         assert_eq!(inside(&run, family), (octets(world.pod), octets(world.outside), ports(40_000, 443)));
@@ -72,12 +73,12 @@ fn an_error_from_the_backend_itself_comes_from_the_service() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let client = at(world.pod, 40_000);
-        let sent = rig.run(Hook::FromPod, &Frame::udp(client, world.service).build())?.frame;
+        let sent = rig.run(HookId::FromPod, &Frame::udp(client, world.service).build())?.frame;
         let unreachable = Frame {
             icmp: if family == Family::V4 { (3, 3) } else { (1, 4) },
             ..Frame::too_big(world.wire_pod, world.pod, &sent)
         };
-        let run = rig.run(Hook::FromWire, &unreachable.build())?;
+        let run = rig.run(HookId::FromWire, &unreachable.build())?;
         assert_eq!(run.packet().src, world.service.ip());
         assert_eq!(inside(&run, family).1, octets(world.service.ip()));
     }
@@ -89,9 +90,9 @@ fn a_pods_error_about_a_reply_reaches_the_backend() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let (client, backend) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
-        rig.run(Hook::FromPod, &Frame::udp(client, world.service).build())?;
-        let got = rig.run(Hook::FromWire, &Frame::udp(backend, client).build())?.frame;
-        let run = rig.run(Hook::FromPod, &Frame::too_big(world.pod, world.service.ip(), &got).build())?;
+        rig.run(HookId::FromPod, &Frame::udp(client, world.service).build())?;
+        let got = rig.run(HookId::FromWire, &Frame::udp(backend, client).build())?.frame;
+        let run = rig.run(HookId::FromPod, &Frame::too_big(world.pod, world.service.ip(), &got).build())?;
         assert_eq!(run.outcome, "to_wire");
         assert_eq!((run.packet().src, run.packet().dst), (world.pod, world.wire_pod));
         assert_eq!(inside(&run, family), (octets(world.wire_pod), octets(world.pod), ports(8080, 40_000)));
@@ -104,7 +105,7 @@ fn errors_about_untranslated_packets_pass_as_they_are() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let sent = Frame::udp(at(world.pod, 1), at(world.wire_pod, 2)).build();
-        let run = rig.run(Hook::FromWire, &Frame::too_big(world.wire_node, world.pod, &sent).build())?;
+        let run = rig.run(HookId::FromWire, &Frame::too_big(world.wire_node, world.pod, &sent).build())?;
         assert_eq!(run.outcome, "to_pod");
         assert_eq!(inside(&run, family), (octets(world.pod), octets(world.wire_pod), ports(1, 2)));
     }

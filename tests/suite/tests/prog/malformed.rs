@@ -1,7 +1,7 @@
 //! Packets that are broken, unusual, or in pieces: a named verdict, never a wrong delivery.
 
 use anyhow::Result;
-use dataplane_common::{net::Protocol, reason::Hook};
+use dataplane_common::{net::Protocol, reason::HookId};
 use dataplane_testkit::prog::{Action, Family, Frame, Rig, World, at, rig};
 use proptest::{
     prelude::*,
@@ -12,7 +12,7 @@ use proptest::{
 const GRE: u8 = 47;
 
 fn from_pod(rig: &mut Rig, frame: &[u8]) -> Result<(Action, &'static str)> {
-    let run = rig.run(Hook::FromPod, frame)?;
+    let run = rig.run(HookId::FromPod, frame)?;
     Ok((run.action, run.outcome))
 }
 
@@ -74,7 +74,7 @@ fn a_transport_header_cut_short_cannot_be_translated() -> Result<()> {
 fn options_and_extension_headers_are_stepped_over() -> Result<()> {
     let (mut rig, v4) = rig(Family::V4)?;
     let frame = Frame { extra: vec![1, 1, 1, 0], ..Frame::udp(at(v4.pod, 1000), v4.service) };
-    let run = rig.run(Hook::FromPod, &frame.build())?;
+    let run = rig.run(HookId::FromPod, &frame.build())?;
     assert_eq!(run.outcome, "to_wire");
     assert_eq!(run.packet().tuple(), (frame.src, at(v4.wire_pod, 8080)));
 
@@ -86,7 +86,7 @@ fn options_and_extension_headers_are_stepped_over() -> Result<()> {
         first_extension: Some(Protocol::HOP_BY_HOP),
         ..Frame::udp(at(v6.pod, 1000), v6.service)
     };
-    let run = rig.run(Hook::FromPod, &frame.build())?;
+    let run = rig.run(HookId::FromPod, &frame.build())?;
     assert_eq!(run.outcome, "to_wire");
     assert_eq!(run.frame[54..70], chain, "extension headers stay");
     assert_eq!(run.frame[70..74], [1000_u16.to_be_bytes(), 8080_u16.to_be_bytes()].concat());
@@ -115,9 +115,9 @@ fn fragments_follow_their_first() -> Result<()> {
         let later = Frame { fragment: Some((2, false)), ..Frame::udp(client, world.service) };
         let first =
             Frame { fragment: Some((0, true)), payload: vec![7; 8], ..Frame::udp(client, world.service) };
-        let run = rig.run(Hook::FromPod, &first.build())?;
+        let run = rig.run(HookId::FromPod, &first.build())?;
         assert_eq!(run.outcome, "to_wire");
-        let run = rig.run(Hook::FromPod, &later.build())?;
+        let run = rig.run(HookId::FromPod, &later.build())?;
         assert_eq!(run.outcome, "to_wire");
         let backend = match world.wire_pod {
             std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
@@ -141,7 +141,7 @@ fn protocols_without_ports_are_routed() -> Result<()> {
         let gre = Frame { protocol: GRE, ..Frame::udp(at(world.pod, 0), at(world.other_pod, 0)) };
         assert_eq!(from_pod(&mut rig, &gre.build())?.1, "to_pod");
         let out = Frame { protocol: GRE, ..Frame::udp(at(world.pod, 0), at(world.outside, 0)) };
-        let run = rig.run(Hook::ToWire, &out.build())?;
+        let run = rig.run(HookId::ToWire, &out.build())?;
         assert_eq!((run.outcome, run.packet().src), ("masqueraded", world.host));
     }
     Ok(())
@@ -162,8 +162,14 @@ fn no_bytes_are_without_an_outcome() -> Result<()> {
                 .build()
         },
     ];
-    let hooks =
-        [Hook::FromPod, Hook::ToPod, Hook::FromWire, Hook::ToWire, Hook::FromOverlay, Hook::ToOverlay];
+    let hooks = [
+        HookId::FromPod,
+        HookId::ToPod,
+        HookId::FromWire,
+        HookId::ToWire,
+        HookId::FromOverlay,
+        HookId::ToOverlay,
+    ];
     let mut runner = TestRunner::new(Config { cases: 2_000, failure_persistence: None, ..Config::default() });
     let edits = proptest::collection::vec((12_usize..90, any::<u8>()), 0..6);
     runner

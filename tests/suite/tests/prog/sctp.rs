@@ -2,7 +2,7 @@
 //! Every packet that comes out is read with its CRC-32C computed anew.
 
 use anyhow::Result;
-use dataplane_common::{abi::ServiceFlags, flow::State, net::Protocol, reason::Hook};
+use dataplane_common::{abi::ServiceFlags, flow::State, net::Protocol, reason::HookId};
 use dataplane_testkit::prog::{Action, Family, Frame, POD_MAC, Parsed, Rig, World, at, rig};
 
 const DATA: u8 = 0;
@@ -25,21 +25,21 @@ fn an_association_with_a_service_begins_goes_on_and_ends() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let (client, backend) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
-        let run = rig.run(Hook::FromPod, &Frame::sctp(client, world.service, INIT).build())?;
+        let run = rig.run(HookId::FromPod, &Frame::sctp(client, world.service, INIT).build())?;
         assert_eq!((run.action, run.outcome), (Action::Redirect, "to_wire"));
         assert_eq!(run.packet().tuple(), (client, backend));
         assert_eq!(run.packet().payload, b"payload");
         assert_eq!(rig.flows()?[0].state, State::HalfOpen as u32);
 
-        let run = rig.run(Hook::FromWire, &Frame::sctp(backend, client, INIT_ACK).build())?;
+        let run = rig.run(HookId::FromWire, &Frame::sctp(backend, client, INIT_ACK).build())?;
         assert_eq!((run.action, run.outcome), (Action::Redirect, "to_pod"));
         assert_eq!(run.packet().tuple(), (world.service, client));
         assert_eq!(rig.flows()?[0].state, State::Answered as u32);
 
-        let run = rig.run(Hook::FromPod, &Frame::sctp(client, world.service, DATA).build())?;
+        let run = rig.run(HookId::FromPod, &Frame::sctp(client, world.service, DATA).build())?;
         assert_eq!(run.packet().tuple(), (client, backend));
         assert_eq!(rig.flows()?[0].state, State::Established as u32);
-        rig.run(Hook::FromPod, &Frame::sctp(client, world.service, SHUTDOWN_COMPLETE).build())?;
+        rig.run(HookId::FromPod, &Frame::sctp(client, world.service, SHUTDOWN_COMPLETE).build())?;
         assert_eq!(rig.flows()?[0].state, State::Closing as u32);
         assert_eq!(rig.flows()?.len(), 1);
     }
@@ -54,7 +54,7 @@ fn packets_of_any_length_leave_with_their_checksum() -> Result<()> {
             let payload: Vec<u8> = (0..=250).cycle().take(len).collect();
             let frame =
                 Frame { payload: payload.clone(), ..Frame::sctp(at(world.pod, 40_000), world.service, DATA) };
-            let run = rig.run(Hook::FromPod, &frame.build())?;
+            let run = rig.run(HookId::FromPod, &frame.build())?;
             let packet = run.packet();
             assert_eq!((packet.tuple().1, packet.payload), (at(world.wire_pod, 8080), payload));
         }
@@ -69,7 +69,7 @@ fn only_the_packet_itself_is_summed() -> Result<()> {
         let (mut rig, world) = rig(family)?;
         let client = at(world.pod, 40_000);
         let frame = Frame::sctp(client, world.service, DATA).build();
-        let run = rig.run(Hook::FromPod, &[&frame[..], &[0xee; 9]].concat())?;
+        let run = rig.run(HookId::FromPod, &[&frame[..], &[0xee; 9]].concat())?;
         assert_eq!(run.packet().tuple(), (client, at(world.wire_pod, 8080)));
         assert!(run.frame.ends_with(&[0xee; 9]));
 
@@ -79,8 +79,8 @@ fn only_the_packet_itself_is_summed() -> Result<()> {
             Family::V6 => (vec![Protocol::SCTP, 0, 1, 4, 0, 0, 0, 0], Some(Protocol::DESTINATION)),
         };
         let behind = Frame { extra, first_extension, ..Frame::sctp(client, world.service, DATA) };
-        let run = rig.run(Hook::FromPod, &behind.build())?;
-        let mut plain = rig.run(Hook::FromPod, &frame)?.frame;
+        let run = rig.run(HookId::FromPod, &behind.build())?;
+        let mut plain = rig.run(HookId::FromPod, &frame)?.frame;
         assert_eq!(run.frame[headers(family) + 8..], plain.split_off(headers(family)));
     }
     Ok(())
@@ -93,7 +93,7 @@ fn a_checksum_still_to_be_computed_stays_zero() -> Result<()> {
         let (mut rig, world) = rig(family)?;
         let client = at(world.pod, 40_000);
         let frame = Frame { no_checksum: true, ..Frame::sctp(client, world.service, INIT) }.build();
-        let run = rig.run(Hook::FromPod, &frame)?;
+        let run = rig.run(HookId::FromPod, &frame)?;
         assert_eq!(run.packet().tuple(), (client, at(world.wire_pod, 8080)));
         let (sent, came) = (&frame[headers(family)..], &run.frame[headers(family)..]);
         assert_eq!(came[8..12], [0; 4]);
@@ -111,7 +111,7 @@ fn the_same_port_behind_a_service_is_left_alone() -> Result<()> {
         let mut frame = Frame::sctp(at(world.pod, 40_000), frontend, INIT).build();
         // wrong it came, wrong it goes: the receiver shall see that
         frame[headers(family) + 9] ^= 0x55;
-        let run = rig.run(Hook::FromPod, &frame)?;
+        let run = rig.run(HookId::FromPod, &frame)?;
         assert_eq!(run.outcome, "to_wire");
         assert_eq!(run.frame[headers(family)..], frame[headers(family)..]);
     }
@@ -123,7 +123,7 @@ fn what_was_wrong_stays_wrong() -> Result<()> {
     let (mut rig, world) = rig(Family::V4)?;
     let mut frame = Frame::sctp(at(world.pod, 40_000), world.service, DATA).build();
     *frame.last_mut().unwrap() ^= 1;
-    let run = rig.run(Hook::FromPod, &frame)?;
+    let run = rig.run(HookId::FromPod, &frame)?;
     assert_eq!(run.outcome, "to_wire");
     assert_eq!(Parsed::read(&run.frame).unwrap_err(), "SCTP checksum is wrong");
     Ok(())
@@ -135,10 +135,10 @@ fn a_service_is_its_protocols_own() -> Result<()> {
     let (client, frontend) = (at(world.pod, 40_000), at(world.service.ip(), 7_000));
     rig.service(frontend, Protocol::SCTP, 200, &[at(world.wire_pod, 1)], 0)?;
     rig.service(frontend, Protocol::TCP, 201, &[at(world.wire_pod, 2)], 0)?;
-    let sctp = rig.run(Hook::FromPod, &Frame::sctp(client, frontend, INIT).build())?.packet();
-    let tcp = rig.run(Hook::FromPod, &Frame::tcp(client, frontend, 0x02).build())?.packet();
+    let sctp = rig.run(HookId::FromPod, &Frame::sctp(client, frontend, INIT).build())?.packet();
+    let tcp = rig.run(HookId::FromPod, &Frame::tcp(client, frontend, 0x02).build())?.packet();
     assert_eq!((sctp.dst_port, tcp.dst_port), (1, 2));
-    assert_eq!(rig.run(Hook::FromPod, &Frame::udp(client, frontend).build())?.outcome, "stack_outside");
+    assert_eq!(rig.run(HookId::FromPod, &Frame::udp(client, frontend).build())?.outcome, "stack_outside");
     Ok(())
 }
 
@@ -153,16 +153,16 @@ fn node_ports_and_host_ports_lead_to_pods_here_and_elsewhere() -> Result<()> {
         rig.service(host_port, Protocol::SCTP, 200, &[here], ServiceFlags::HOST_PORT)?;
         rig.service_with(node_port, Protocol::SCTP, 201, &[there], |key, _| *key = key.at_node())?;
 
-        let run = rig.run(Hook::FromWire, &Frame::sctp(client, host_port, INIT).build())?;
+        let run = rig.run(HookId::FromWire, &Frame::sctp(client, host_port, INIT).build())?;
         assert_eq!((run.outcome, run.packet().tuple()), ("to_pod", (client, here)));
-        let run = rig.run(Hook::FromPod, &Frame::sctp(here, client, INIT_ACK).build())?;
+        let run = rig.run(HookId::FromPod, &Frame::sctp(here, client, INIT_ACK).build())?;
         assert_eq!(run.packet().tuple(), (host_port, client));
 
-        let run = rig.run(Hook::FromWire, &Frame::sctp(client, node_port, INIT).build())?;
+        let run = rig.run(HookId::FromWire, &Frame::sctp(client, node_port, INIT).build())?;
         let (between, dst) = run.packet().tuple();
         assert_eq!((run.outcome, between.ip(), dst), ("to_wire", world.host, there));
         assert!((61_000..=61_999).contains(&between.port()), "a port of the node's: {between}");
-        let run = rig.run(Hook::FromWire, &Frame::sctp(there, between, INIT_ACK).build())?;
+        let run = rig.run(HookId::FromWire, &Frame::sctp(there, between, INIT_ACK).build())?;
         assert_eq!(run.packet().tuple(), (node_port, client));
     }
     Ok(())
@@ -177,11 +177,11 @@ fn a_pod_goes_out_as_its_node_by_a_port_of_the_nodes() -> Result<()> {
         for (pod, mac) in [(world.pod, POD_MAC), (world.other_pod, dataplane_testkit::prog::OTHER_POD_MAC)] {
             // both from the same port, as signalling likes it
             let pod = at(pod, 36_412);
-            let run = rig.run(Hook::ToWire, &Frame::sctp(pod, outside, INIT).build())?;
+            let run = rig.run(HookId::ToWire, &Frame::sctp(pod, outside, INIT).build())?;
             let (src, dst) = run.packet().tuple();
             assert_eq!((run.outcome, src.ip(), dst), ("masqueraded", world.host, outside));
             ports.push(src.port());
-            let run = rig.run(Hook::FromWire, &Frame::sctp(outside, src, INIT_ACK).build())?;
+            let run = rig.run(HookId::FromWire, &Frame::sctp(outside, src, INIT_ACK).build())?;
             assert_eq!((run.outcome, run.packet().tuple()), ("to_pod", (outside, pod)));
             assert_eq!(run.packet().eth_dst, mac);
         }
@@ -195,10 +195,10 @@ fn a_pod_reaches_itself_through_its_service() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let client = at(world.pod, 40_000);
-        let run = rig.run(Hook::FromPod, &Frame::sctp(client, world.own_service, INIT).build())?;
+        let run = rig.run(HookId::FromPod, &Frame::sctp(client, world.own_service, INIT).build())?;
         let (src, dst) = run.packet().tuple();
         assert_eq!((run.outcome, src.ip(), dst), ("to_pod", world.host, at(world.pod, 8080)));
-        let run = rig.run(Hook::FromPod, &Frame::sctp(dst, src, INIT_ACK).build())?;
+        let run = rig.run(HookId::FromPod, &Frame::sctp(dst, src, INIT_ACK).build())?;
         assert_eq!((run.outcome, run.packet().tuple()), ("to_pod", (world.own_service, client)));
     }
     Ok(())
@@ -217,7 +217,7 @@ fn who_asks_a_service_without_backends_is_refused_unless_it_aborts() -> Result<(
                 ..Frame::sctp(client, world.empty_service, INIT)
             };
             let request = init.build();
-            let run = rig.run(Hook::FromPod, &request)?;
+            let run = rig.run(HookId::FromPod, &request)?;
             assert_eq!((run.action, run.outcome), (Action::Redirect, "no_backend"));
             let message = run.packet();
             assert_eq!((message.src, message.dst), (world.service.ip(), world.pod));
@@ -228,10 +228,10 @@ fn who_asks_a_service_without_backends_is_refused_unless_it_aborts() -> Result<(
         }
         rig.cluster_ip(world.service.ip())?;
         let stranger = Frame { payload: vec![0; 16], ..Frame::sctp(client, at(world.service.ip(), 9), INIT) };
-        let run = rig.run(Hook::FromPod, &stranger.build())?;
+        let run = rig.run(HookId::FromPod, &stranger.build())?;
         assert_eq!((run.action, run.outcome), (Action::Redirect, "no_port"));
         let abort = Frame { payload: vec![0; 16], ..Frame::sctp(client, world.empty_service, ABORT) };
-        assert_eq!(rig.run(Hook::FromPod, &abort.build())?.action, Action::Drop);
+        assert_eq!(rig.run(HookId::FromPod, &abort.build())?.action, Action::Drop);
         assert!(rig.flows()?.is_empty());
     }
     Ok(())
@@ -242,15 +242,15 @@ fn an_association_stays_with_its_backend_and_a_new_one_chooses() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let (client, old) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
-        rig.run(Hook::FromPod, &Frame::sctp(client, world.service, INIT).build())?;
-        rig.run(Hook::FromWire, &Frame::sctp(old, client, INIT_ACK).build())?;
+        rig.run(HookId::FromPod, &Frame::sctp(client, world.service, INIT).build())?;
+        rig.run(HookId::FromWire, &Frame::sctp(old, client, INIT_ACK).build())?;
         rig.service(world.service, Protocol::SCTP, 50, &[at(world.overlay_pod, 8080)], 0)?;
         rig.raise_generation(world.backend())?;
         for chunk in [DATA, HEARTBEAT] {
-            let run = rig.run(Hook::FromPod, &Frame::sctp(client, world.service, chunk).build())?;
+            let run = rig.run(HookId::FromPod, &Frame::sctp(client, world.service, chunk).build())?;
             assert_eq!(run.packet().dst, old.ip(), "a removed pod drains its associations");
         }
-        let run = rig.run(Hook::FromPod, &Frame::sctp(client, world.service, INIT).build())?;
+        let run = rig.run(HookId::FromPod, &Frame::sctp(client, world.service, INIT).build())?;
         assert_eq!((run.outcome, run.packet().dst), ("to_overlay", world.overlay_pod));
     }
     Ok(())
@@ -261,11 +261,13 @@ fn messages_about_an_association_find_both_ends() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let client = at(world.pod, 40_000);
-        let sent = rig.run(Hook::FromPod, &Frame::sctp(client, world.service, INIT).build())?.frame;
+        let sent = rig.run(HookId::FromPod, &Frame::sctp(client, world.service, INIT).build())?.frame;
         // with no more of the transport header than must be (RFC 792)
         for carried in [headers(family) + 8, sent.len()] {
-            let run = rig
-                .run(Hook::FromWire, &Frame::too_big(world.wire_node, world.pod, &sent[..carried]).build())?;
+            let run = rig.run(
+                HookId::FromWire,
+                &Frame::too_big(world.wire_node, world.pod, &sent[..carried]).build(),
+            )?;
             assert_eq!((run.outcome, run.packet().dst), ("to_pod", world.pod));
             let inside = &run.frame[headers(family) + 8..];
             let ports = &inside[headers(family) - 14..][..4];
@@ -284,14 +286,14 @@ fn fragments_are_translated_where_ports_may_stay() -> Result<()> {
         rig.service(kept, Protocol::SCTP, 200, &[at(world.wire_pod, 9_999)], 0)?;
         let [first, last] = in_two(kept, client);
         for fragment in [&first, &last] {
-            let run = rig.run(Hook::FromPod, &fragment.build())?;
+            let run = rig.run(HookId::FromPod, &fragment.build())?;
             assert_eq!(run.outcome, "to_wire");
             assert_eq!(destination(&run.frame, family), octets(&world));
         }
         let [first, last] = in_two(world.service, client);
-        let run = rig.run(Hook::FromPod, &first.build())?;
+        let run = rig.run(HookId::FromPod, &first.build())?;
         assert_eq!((run.action, run.outcome), (Action::Drop, "fragment_checksum"));
-        assert_eq!(rig.run(Hook::FromPod, &last.build())?.outcome, "to_wire");
+        assert_eq!(rig.run(HookId::FromPod, &last.build())?.outcome, "to_wire");
     }
     Ok(())
 }
@@ -322,7 +324,7 @@ fn octets(world: &World) -> Vec<u8> {
 #[test]
 fn only_associations_open_their_gate() -> Result<()> {
     let (mut rig, world): (Rig, World) = rig(Family::V4)?;
-    rig.run(Hook::FromPod, &Frame::sctp(at(world.pod, 40_000), world.service, INIT).build())?;
+    rig.run(HookId::FromPod, &Frame::sctp(at(world.pod, 40_000), world.service, INIT).build())?;
     assert!(rig.gate_open(world.pod, Protocol::SCTP)?);
     assert!(!rig.gate_open(world.pod, Protocol::TCP)? && !rig.gate_open(world.pod, Protocol::UDP)?);
     Ok(())

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use dataplane_common::{net::Protocol, reason::Hook};
+use dataplane_common::{net::Protocol, reason::HookId};
 use dataplane_testkit::prog::{Action, Family, Frame, Rig, World, at, ip, rig};
 use nix::{
     sched::{CloneFlags, unshare},
@@ -47,17 +47,17 @@ fn answers_to_the_host_are_not_taken_for_requests() -> Result<()> {
         let _accepted = listener.accept()?;
 
         for flags in [SYN_ACK, ACK] {
-            let run = rig.run(Hook::FromWire, &Frame::tcp(server, frontend, flags).build())?;
+            let run = rig.run(HookId::FromWire, &Frame::tcp(server, frontend, flags).build())?;
             assert_eq!((run.action, run.outcome), (Action::Next, "stack_host"));
             assert_eq!(run.packet().tuple(), (server, frontend));
         }
         // who asks is served, whatever the port is used for
         let asks = at(world.outside, 444);
-        let run = rig.run(Hook::FromWire, &Frame::tcp(asks, frontend, SYN).build())?;
+        let run = rig.run(HookId::FromWire, &Frame::tcp(asks, frontend, SYN).build())?;
         assert_eq!((run.outcome, run.packet().dst), ("to_pod", world.pod));
         // and so is a connection whose beginning was not seen, of which the host knows nothing
         let midway = at(world.outside, 445);
-        let run = rig.run(Hook::FromWire, &Frame::tcp(midway, frontend, ACK).build())?;
+        let run = rig.run(HookId::FromWire, &Frame::tcp(midway, frontend, ACK).build())?;
         assert_eq!((run.outcome, run.packet().dst), ("to_pod", world.pod));
     }
     Ok(())
@@ -70,7 +70,7 @@ fn who_merely_listens_owns_no_connection() -> Result<()> {
     let _listener = TcpListener::bind(frontend)?;
     for flags in [SYN, ACK] {
         let client = at(world.outside, 40_000 + u16::from(flags));
-        let run = rig.run(Hook::FromWire, &Frame::tcp(client, frontend, flags).build())?;
+        let run = rig.run(HookId::FromWire, &Frame::tcp(client, frontend, flags).build())?;
         assert_eq!((run.outcome, run.packet().dst), ("to_pod", world.pod));
     }
     Ok(())

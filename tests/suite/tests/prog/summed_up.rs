@@ -2,11 +2,11 @@
 //! comes out (`BPF_F_TEST_SKB_CHECKSUM_COMPLETE`, Linux 6.16).
 
 use anyhow::Result;
-use dataplane_common::reason::Hook;
+use dataplane_common::reason::HookId;
 use dataplane_testkit::prog::{Family, Frame, Rig, at, rig};
 
 /// Runs the packet, and says whether this kernel can check.
-fn run(rig: &mut Rig, hook: Hook, frame: &Frame) -> Result<bool> {
+fn run(rig: &mut Rig, hook: HookId, frame: &Frame) -> Result<bool> {
     let checked = rig.run_summed_up(hook, &frame.build())?;
     if !checked {
         println!("skipped: this kernel does not check sums of test runs");
@@ -20,12 +20,12 @@ fn the_sum_of_a_packet_follows_its_bytes() -> Result<()> {
         let (mut rig, world) = rig(family)?;
         let (client, backend) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
         let outside = at(world.outside, 443);
-        rig.run(Hook::FromPod, &Frame::tcp(client, world.service, 2).build())?;
-        rig.run(Hook::FromPod, &Frame::udp(client, world.service).build())?;
-        let between = rig.run(Hook::ToWire, &Frame::udp(client, outside).build())?.packet().tuple().0;
+        rig.run(HookId::FromPod, &Frame::tcp(client, world.service, 2).build())?;
+        rig.run(HookId::FromPod, &Frame::udp(client, world.service).build())?;
+        let between = rig.run(HookId::ToWire, &Frame::udp(client, outside).build())?.packet().tuple().0;
         let pinged =
-            rig.run(Hook::ToWire, &Frame::ping(world.pod, world.outside, 7).build())?.packet().src_port;
-        let sent = rig.run(Hook::FromPod, &Frame::udp(client, world.service).build())?.frame;
+            rig.run(HookId::ToWire, &Frame::ping(world.pod, world.outside, 7).build())?.packet().src_port;
+        let sent = rig.run(HookId::FromPod, &Frame::udp(client, world.service).build())?.frame;
         let fragment = |fragment| Frame {
             fragment: Some(fragment),
             payload: vec![3; 16],
@@ -43,7 +43,7 @@ fn the_sum_of_a_packet_follows_its_bytes() -> Result<()> {
             fragment((3, false)),
         ];
         for frame in &arriving {
-            if !run(&mut rig, Hook::FromWire, frame)? {
+            if !run(&mut rig, HookId::FromWire, frame)? {
                 return Ok(());
             }
         }

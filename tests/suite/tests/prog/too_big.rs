@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use anyhow::Result;
-use dataplane_common::{net::Protocol, reason::Hook};
+use dataplane_common::{net::Protocol, reason::HookId};
 use dataplane_testkit::prog::{Action, Family, Frame, Parsed, Rig, Run, World, at, rig};
 
 const NODE_PORT: u16 = 30_080;
@@ -47,11 +47,11 @@ fn the_client_of_a_node_port_hears_what_the_tunnel_takes() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world, frontend) = asked(family)?;
         let client = at(world.outside, 40_000);
-        let run = rig.run(Hook::FromWire, &datagram(client, frontend, TUNNEL.into()).build())?;
+        let run = rig.run(HookId::FromWire, &datagram(client, frontend, TUNNEL.into()).build())?;
         assert_eq!(run.outcome, "to_overlay", "just fits");
         for protocol in [Protocol::UDP, Protocol::TCP] {
             let frame = Frame { protocol, ..datagram(client, frontend, usize::from(TUNNEL) + 1) }.build();
-            let run = rig.run(Hook::FromWire, &frame)?;
+            let run = rig.run(HookId::FromWire, &frame)?;
             assert_eq!((run.action, run.outcome), (Action::Redirect, "too_big"), "{protocol}");
             let (message, mtu, carried) = said(&run, family);
             assert_eq!((message.src, message.dst, mtu), (world.host, world.outside, TUNNEL));
@@ -67,7 +67,7 @@ fn the_client_of_a_node_port_hears_what_the_tunnel_takes() -> Result<()> {
 fn what_may_be_fragmented_goes_into_the_tunnel() -> Result<()> {
     let (mut rig, world, frontend) = asked(Family::V4)?;
     let frame = Frame { whole: false, ..datagram(at(world.outside, 40_000), frontend, 1_500) };
-    let run = rig.run(Hook::FromWire, &frame.build())?;
+    let run = rig.run(HookId::FromWire, &frame.build())?;
     assert_eq!(run.outcome, "to_overlay");
     assert_eq!(run.packet().tuple().1, at(world.overlay_pod, 8080));
     Ok(())
@@ -80,14 +80,14 @@ fn fragments_of_ipv6_that_are_too_big_are_answered() -> Result<()> {
     let client = at(world.outside, 40_000);
     let first =
         Frame { fragment: Some((0, true)), payload: vec![1; 1_440], ..Frame::udp(client, frontend) }.build();
-    let run = rig.run(Hook::FromWire, &first)?;
+    let run = rig.run(HookId::FromWire, &first)?;
     assert_eq!((run.action, run.outcome), (Action::Redirect, "too_big"));
     let (message, mtu, carried) = said(&run, Family::V6);
     assert_eq!((message.dst, mtu), (world.outside, TUNNEL));
     assert_eq!(carried, first[14..14 + 40 + 16], "fragment header and ports");
     let later =
         Frame { fragment: Some((181, false)), payload: vec![1; 1_440], ..Frame::udp(client, frontend) };
-    let run = rig.run(Hook::FromWire, &later.build())?;
+    let run = rig.run(HookId::FromWire, &later.build())?;
     assert_eq!((run.action, run.outcome), (Action::Drop, "too_big"), "one message for all");
     Ok(())
 }
@@ -99,7 +99,7 @@ fn a_pod_hears_from_the_stack() -> Result<()> {
         let (mut rig, world) = rig(family)?;
         let frontend = at(world.service.ip(), 99);
         rig.service(frontend, Protocol::UDP, SLOT, &[at(world.overlay_pod, 8080)], 0)?;
-        let run = rig.run(Hook::FromPod, &datagram(at(world.pod, 40_000), frontend, 1_500).build())?;
+        let run = rig.run(HookId::FromPod, &datagram(at(world.pod, 40_000), frontend, 1_500).build())?;
         assert_eq!((run.action, run.outcome), (Action::Next, "stack_too_big"));
     }
     Ok(())

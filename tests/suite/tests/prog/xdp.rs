@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use anyhow::Result;
-use dataplane_common::{abi::ServiceFlags, net::Protocol, reason::Hook};
+use dataplane_common::{abi::ServiceFlags, net::Protocol, reason::HookId};
 use dataplane_testkit::prog::{
     Action, Family, Frame, GATEWAY_MAC, HOST_MAC, NODE_MAC, Rig, World, at, ip, rig, uplink,
 };
@@ -35,14 +35,14 @@ fn a_connection_to_another_node_turns_round_both_ways() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world, frontend) = node(family, 0)?;
         let client = at(world.outside, 40_000);
-        let run = rig.run(Hook::XdpWire, &Frame::tcp(client, frontend, SYN).build())?;
+        let run = rig.run(HookId::XdpWire, &Frame::tcp(client, frontend, SYN).build())?;
         assert_eq!((run.action, run.outcome), (Action::TurnRound, "to_wire"));
         let request = run.packet();
         assert_eq!((request.eth_dst, request.eth_src, request.hop_limit), (NODE_MAC, HOST_MAC, 63));
         let (between, dst) = request.tuple();
         assert_eq!((between.ip(), dst), (world.host, at(world.wire_pod, 8080)), "under the node's address");
 
-        let run = rig.run(Hook::XdpWire, &Frame::tcp(dst, between, SYN_ACK).build())?;
+        let run = rig.run(HookId::XdpWire, &Frame::tcp(dst, between, SYN_ACK).build())?;
         assert_eq!((run.action, run.outcome), (Action::TurnRound, "to_outside"));
         let reply = run.packet();
         assert_eq!((reply.eth_dst, reply.eth_src, reply.hop_limit), (GATEWAY_MAC, HOST_MAC, 63));
@@ -63,7 +63,7 @@ fn datagrams_with_and_without_a_checksum() -> Result<()> {
             }
             let client = at(world.outside, 40_000 + u16::from(no_checksum));
             let frame = Frame { no_checksum, ..Frame::udp(client, frontend) }.build();
-            let run = rig.run(Hook::XdpWire, &frame)?;
+            let run = rig.run(HookId::XdpWire, &frame)?;
             assert_eq!(run.action, Action::TurnRound);
             assert_eq!(run.packet().tuple().1, at(world.wire_pod, 8080));
             if no_checksum {
@@ -82,19 +82,19 @@ fn an_association_turns_round_if_its_checksum_is_there() -> Result<()> {
         let (mut rig, world, frontend) = node(family, 0)?;
         let client = at(world.outside, 40_000);
         let backend = at(world.wire_pod, 8080);
-        let run = rig.run(Hook::XdpWire, &Frame::sctp(client, frontend, INIT).build())?;
+        let run = rig.run(HookId::XdpWire, &Frame::sctp(client, frontend, INIT).build())?;
         assert_eq!((run.action, run.outcome), (Action::TurnRound, "to_wire"));
         let (between, dst) = run.packet().tuple();
         assert_eq!((between.ip(), dst), (world.host, backend));
         for payload in [0, 1, 2, 3, 1_400] {
             let reply = Frame { payload: vec![7; payload], ..Frame::sctp(backend, between, INIT_ACK) };
-            let run = rig.run(Hook::XdpWire, &reply.build())?;
+            let run = rig.run(HookId::XdpWire, &reply.build())?;
             assert_eq!((run.action, run.outcome), (Action::TurnRound, "to_outside"));
             assert_eq!(run.packet().tuple(), (frontend, client));
         }
         // from a machine beside ours, that left it to a device: tc still knows that
         let unsummed = Frame { no_checksum: true, ..Frame::sctp(client, frontend, INIT) }.build();
-        let run = rig.run(Hook::XdpWire, &unsummed)?;
+        let run = rig.run(HookId::XdpWire, &unsummed)?;
         assert_eq!((run.action, run.outcome, run.frame), (Action::Next, "left_to_tc", unsummed));
         assert_eq!(rig.flows()?.len(), 1);
     }
@@ -107,11 +107,11 @@ fn the_driver_and_tc_share_their_connections() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world, frontend) = node(family, 0)?;
         let client = at(world.outside, 40_000);
-        let first = rig.run(Hook::FromWire, &Frame::tcp(client, frontend, SYN).build())?.packet().tuple();
-        let second = rig.run(Hook::XdpWire, &Frame::tcp(client, frontend, 0x10).build())?.packet().tuple();
+        let first = rig.run(HookId::FromWire, &Frame::tcp(client, frontend, SYN).build())?.packet().tuple();
+        let second = rig.run(HookId::XdpWire, &Frame::tcp(client, frontend, 0x10).build())?.packet().tuple();
         assert_eq!(first, second);
         let (between, backend) = first;
-        let reply = rig.run(Hook::FromWire, &Frame::tcp(backend, between, 0x10).build())?.packet().tuple();
+        let reply = rig.run(HookId::FromWire, &Frame::tcp(backend, between, 0x10).build())?.packet().tuple();
         assert_eq!(reply, (frontend, client));
         assert_eq!(rig.flows()?.len(), 1);
     }
@@ -147,13 +147,13 @@ fn what_is_not_its_business_goes_on_to_tc_as_it_came() -> Result<()> {
             }),
         ];
         for (what, frame) in frames {
-            let run = rig.run(Hook::XdpWire, &frame)?;
+            let run = rig.run(HookId::XdpWire, &frame)?;
             assert_eq!((run.action, run.outcome), (Action::Next, "left_to_tc"), "{what}");
             assert_eq!(run.frame, frame, "{what}");
         }
         // the choice made for a backend of this node is kept
         let frame = Frame::tcp(client, at(world.exempt, 444), SYN).build();
-        assert_eq!(rig.run(Hook::FromWire, &frame)?.packet().tuple(), (client, at(world.pod, 1)));
+        assert_eq!(rig.run(HookId::FromWire, &frame)?.packet().tuple(), (client, at(world.pod, 1)));
     }
     Ok(())
 }
@@ -163,7 +163,7 @@ fn who_may_not_ask_ends_in_the_driver() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world, frontend) = node(family, ServiceFlags::SOURCE_RANGES)?;
         let frame = Frame::tcp(at(world.outside, 40_000), frontend, SYN).build();
-        let run = rig.run(Hook::XdpWire, &frame)?;
+        let run = rig.run(HookId::XdpWire, &frame)?;
         assert_eq!((run.action, run.outcome), (Action::Drop, "source_range"));
         assert_eq!(rig.flows()?.len(), 0);
     }
@@ -178,7 +178,7 @@ fn only_the_device_it_came_by_leads_back() -> Result<()> {
         let client = at(world.outside, 40_000);
         ip(&format!("route replace blackhole {}", world.wire_pod))?;
         let frame = Frame::tcp(client, frontend, SYN).build();
-        assert_eq!(rig.run(Hook::XdpWire, &frame)?.outcome, "left_to_tc");
+        assert_eq!(rig.run(HookId::XdpWire, &frame)?.outcome, "left_to_tc");
         ip("link add wire2 type veth peer name wire3")?;
         ip("link set wire3 up")?;
         ip("link set wire2 up")?;
@@ -188,7 +188,7 @@ fn only_the_device_it_came_by_leads_back() -> Result<()> {
         ip(&format!("addr add {own}/{bits} dev wire2"))?;
         ip(&format!("neigh replace {other} lladdr 02:00:00:00:00:09 nud permanent dev wire2"))?;
         ip(&format!("route replace {} via {other} dev wire2", world.wire_pod))?;
-        assert_eq!(rig.run(Hook::XdpWire, &frame)?.outcome, "left_to_tc");
+        assert_eq!(rig.run(HookId::XdpWire, &frame)?.outcome, "left_to_tc");
     }
     Ok(())
 }

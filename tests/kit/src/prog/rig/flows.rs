@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 use dataplane_common::abi::{
-    Flow, FlowFlags, FlowKey, FlowRef, FragmentKey, FragmentPorts, HeldKey, Port, names::map,
+    Flow, FlowFlags, FlowKey, FlowRef, FragmentKey, FragmentPorts, Port, ReorderKey, names::map,
 };
 
 use super::{FLOWS, Rig};
@@ -38,9 +38,9 @@ impl Rig {
     }
 
     /// Which fragments are held for their first.
-    pub fn held(&mut self) -> Result<Vec<HeldKey>> {
+    pub fn held(&mut self) -> Result<Vec<ReorderKey>> {
         // of the value only its size matters
-        let held = self.hash::<HeldKey, [u32; 512]>(map::HELD_FRAGMENTS)?;
+        let held = self.hash::<ReorderKey, [u32; 512]>(map::REORDER_FRAGMENTS)?;
         Ok(held.keys().collect::<Result<_, _>>()?)
     }
 
@@ -49,9 +49,13 @@ impl Rig {
         let mut firsts = self.hash::<FragmentKey, FragmentPorts>(map::FRAGMENTS)?;
         let entries: Vec<_> = firsts.iter().collect::<Result<_, _>>()?;
         for (key, ports) in entries {
-            firsts.insert(key, FragmentPorts { came: ports.came.wrapping_sub(seconds), ..ports }, 0)?;
+            firsts.insert(
+                key,
+                FragmentPorts { received_at: ports.received_at.wrapping_sub(seconds), ..ports },
+                0,
+            )?;
         }
-        let mut held = self.hash::<HeldKey, [u32; 512]>(map::HELD_FRAGMENTS)?;
+        let mut held = self.hash::<ReorderKey, [u32; 512]>(map::REORDER_FRAGMENTS)?;
         let entries: Vec<_> = held.iter().collect::<Result<_, _>>()?;
         for (key, mut fragment) in entries {
             fragment[0] = fragment[0].wrapping_sub(seconds);

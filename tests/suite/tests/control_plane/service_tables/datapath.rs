@@ -1,5 +1,5 @@
-//! What the datapath makes of a node's tables: `frontend`, `open` and `select` of `dataplane-ebpf/src/stages/service.rs`, read
-//! once more.
+//! What the datapath makes of a node's tables: `find_frontend` and `select_backend` of `stages/service.rs` and
+//! `SelectBackend` of `stages/on_miss.rs` in `dataplane-ebpf`, written a second time.
 
 use std::{
     collections::BTreeSet,
@@ -60,20 +60,20 @@ impl Tables {
             protocol: number(question.protocol),
             scope: Scope::Any as u8,
         };
-        let mut service = self.with_checksum(&key);
+        let mut service = self.intact_row(&key);
         if service.is_none() && node_ports {
             key = key.at_node();
-            service = self.with_checksum(&key);
+            service = self.intact_row(&key);
         }
         let service = service?;
         if !from_outside || service.flags & ServiceFlags::OUTSIDE == 0 {
             return Some(service);
         }
         key.scope = Scope::Outside as u8;
-        Some(self.with_checksum(&key).unwrap_or(service))
+        Some(self.intact_row(&key).unwrap_or(service))
     }
 
-    fn sealed(&self, key: &ServiceKey) -> Option<Service> {
+    fn intact_row(&self, key: &ServiceKey) -> Option<Service> {
         let row = self.services.row(key)?;
         assert!(row.is_intact(key), "{row:?} at {key:?}");
         Some(row)

@@ -2,7 +2,7 @@
 //! every node answer every client as kube-proxy's rules say, and hold nothing else.
 //!
 //! The agent's own way from JSON to tables, over tables in memory; the datapath's lookups are read once more
-//! ([`datapath`]). What the datapath itself makes of such rows is shown by the `prog_*` tests, with packets by the path table.
+//! ([`datapath`]). What the datapath itself makes of such rows is shown by `prog`, with packets by the path table.
 //! What writes may fail, and what a reader sees meanwhile, is the business of the reconciler's own property tests.
 
 mod agent;

@@ -7,7 +7,7 @@ use dataplane_agent::state::Store;
 use dataplane_fake_apiserver::{Fault, Objects, Requests, Server, User, WatchEnd};
 use serde_json::json;
 
-use super::{NODE, World, endpoints, everything, master, name, node, pod, service, slice};
+use super::{NODE, World, endpoints, everything, master, name, node, pod, service, slice, with_everything};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_server_has_forgotten_is_compared() -> Result<()> {
@@ -80,9 +80,7 @@ async fn a_server_in_trouble_is_asked_until_it_answers() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_permission_is_named_and_tried_again() -> Result<()> {
-    let server = Server::local()?;
-    let objects = server.objects()?;
-    objects.apply(&everything())?;
+    let (server, objects) = with_everything()?;
     let user = User::service_account("kube-system", "dataplane");
     let role = |slices: bool| {
         let core = json!({

@@ -1,4 +1,4 @@
-//! "should have session affinity timeout work": what is left of it once `netns_frontends/affinity` has shown that it ends: each
+//! "should have session affinity timeout work": what is left of it once `frontends/affinity` has shown that it ends: each
 //! connection begins it anew.
 
 use std::time::Duration;

@@ -3,7 +3,7 @@
 use std::{cell::RefCell, collections::BTreeMap};
 
 use anyhow::Result;
-use dataplane_common::reason::Hook;
+use dataplane_common::reason::HookId;
 use proptest::prelude::*;
 
 use super::{
@@ -17,10 +17,10 @@ use super::{
 fn tc_goes_on_where_the_driver_has_begun() -> Result<()> {
     let stage = Stage::with_driver()?;
     let seen = RefCell::new(BTreeMap::<String, u32>::new());
-    try_all(1, &packets::packet_at(&[Hook::XdpWire]), |packet| {
+    try_all(1, &packets::packet_at(&[HookId::XdpWire]), |packet| {
         let frame = packet.build();
         let asked = Read::sound(&frame).map_err(fail)?;
-        let alone = stage.run(Hook::XdpWire, &frame).map_err(fail)?;
+        let alone = stage.run(HookId::XdpWire, &frame).map_err(fail)?;
         // what has been chosen by now, whoever goes on with it
         let chosen = stage.translation(asked.src, asked.dst, asked.protocol);
         let became = stage.send(&packet, &frame).map_err(fail)?;
@@ -29,7 +29,7 @@ fn tc_goes_on_where_the_driver_has_begun() -> Result<()> {
                 let sent = Read::sound(&left.frame).map_err(|wrong| fail((wrong, left)))?;
                 // at tc, past the driver
                 let by_tc =
-                    stage.follow(Hook::FromWire, &frame, packet.src().ip(), packet.family).map_err(fail)?;
+                    stage.follow(HookId::FromWire, &frame, packet.src().ip(), packet.family).map_err(fail)?;
                 let Became::Passed(by_tc) = by_tc else { return Err(fail((left, by_tc))) };
                 let again = Read::sound(&by_tc.frame).map_err(|wrong| fail((wrong, &by_tc)))?;
                 prop_assert_eq!((again.src, again.dst), (sent.src, sent.dst), "{:?}", (left, by_tc));
@@ -40,7 +40,7 @@ fn tc_goes_on_where_the_driver_has_begun() -> Result<()> {
             }
             Became::Refused(message) => messages::refusal(&asked, &frame, message).map(|()| "refused")?,
             Became::Dropped(reason) => {
-                let by_tc = stage.run(Hook::FromWire, &frame).map_err(fail)?;
+                let by_tc = stage.run(HookId::FromWire, &frame).map_err(fail)?;
                 prop_assert_eq!(*reason, by_tc.outcome, "dropped, whoever sees it");
                 reason
             }

@@ -1,7 +1,7 @@
 //! Packets in parts: all of them go where the first goes, and together they are a packet whose checksum is right.
 
 use anyhow::Result;
-use dataplane_common::reason::Hook;
+use dataplane_common::reason::HookId;
 use proptest::{prelude::*, sample::select};
 
 use super::{
@@ -18,7 +18,7 @@ fn parts_of_a_packet_are_translated_as_one() -> Result<()> {
     let packet = packets::packet().prop_filter("has ports", |packet| {
         [TCP, UDP, SCTP].contains(&packet.protocol)
             && packet.hop_limit > 1
-            && packet.hook != Hook::FromOverlay
+            && packet.hook != HookId::FromOverlay
     });
     let strategy = (packet, select(vec![3_usize, 4, 5, 8]), any::<bool>());
     try_all(3, &strategy, |(packet, units, backwards)| {

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use dataplane_common::reason::Hook;
+use dataplane_common::reason::HookId;
 use dataplane_testkit::prog::{Family, Frame, World};
 use proptest::{prelude::*, test_runner::TestCaseError};
 
@@ -40,7 +40,7 @@ pub(crate) fn about(
     // what a process of the node answers with does not pass where the node sends messages by itself; and behind extension
     // headers nobody looks
     let is_met =
-        [Hook::FromPod, Hook::FromWire, Hook::FromOverlay, Hook::XdpWire].contains(&left.answered_at);
+        [HookId::FromPod, HookId::FromWire, HookId::FromOverlay, HookId::XdpWire].contains(&left.answered_at);
     let is_plain = sent.src.is_ipv4() || sent.l4 == sent.l3 + 40;
     if !is_met || !is_plain || sent.end < sent.l4 + LEAST {
         return Ok(());
@@ -50,7 +50,7 @@ pub(crate) fn about(
         if packet.family == Family::V4 { [(3, 3), (3, 4), (11, 0)] } else { [(1, 4), (2, 0), (3, 0)] };
     let lengths = [sent.l4 + LEAST, sent.end.min(sent.l4 + 28), sent.end];
     // no service has this protocol: it answers what the pod asked under its node's address, and nobody routes between the two
-    let is_answer = left.answered_at == Hook::FromPod && ![TCP, UDP, SCTP].contains(&asked.protocol);
+    let is_answer = left.answered_at == HookId::FromPod && ![TCP, UDP, SCTP].contains(&asked.protocol);
     let senders = if is_answer { &[sent.dst.ip()][..] } else { &[sent.dst.ip(), router, router] };
     for ((kind, end), from) in kinds.into_iter().zip(lengths).zip(senders.iter().copied()) {
         let mut message = error(from, sent.src.ip(), kind);

@@ -15,7 +15,7 @@ mod wire;
 use std::{collections::BTreeMap, fmt::Debug, net::SocketAddr};
 
 use anyhow::Result;
-use dataplane_common::reason::{DropReason, Hook};
+use dataplane_common::reason::{DropReason, HookId};
 use dataplane_testkit::run;
 use proptest::{
     prelude::*,
@@ -178,5 +178,11 @@ fn a_checksum_that_comes_out_as_none_is_sent_as_the_other_zero() -> Result<()> {
 }
 
 /// Hooks at which packets are translated, and the others.
-const HOOKS: [Hook; 6] =
-    [Hook::FromPod, Hook::ToPod, Hook::FromWire, Hook::ToWire, Hook::FromOverlay, Hook::ToOverlay];
+const HOOKS: [HookId; 6] = [
+    HookId::FromPod,
+    HookId::ToPod,
+    HookId::FromWire,
+    HookId::ToWire,
+    HookId::FromOverlay,
+    HookId::ToOverlay,
+];

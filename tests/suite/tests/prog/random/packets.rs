@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use dataplane_common::reason::Hook;
+use dataplane_common::reason::HookId;
 use dataplane_testkit::prog::{Family, Frame, World, at};
 use proptest::{collection::vec, prelude::*, sample::select};
 
@@ -22,7 +22,7 @@ pub(crate) const HOST_PORT: u16 = 8_081;
 #[derive(Clone, Debug)]
 pub(crate) struct Packet {
     pub(crate) family: Family,
-    pub(crate) hook: Hook,
+    pub(crate) hook: HookId,
     pub(crate) protocol: u8,
     /// Which of those who may send here; to which of those who may be asked.
     from: usize,
@@ -41,11 +41,11 @@ pub(crate) struct Packet {
 
 /// A packet at any place where packets are translated.
 pub(crate) fn packet() -> impl Strategy<Value = Packet> {
-    packet_at(&[Hook::FromPod, Hook::FromPod, Hook::FromWire, Hook::ToWire, Hook::FromOverlay])
+    packet_at(&[HookId::FromPod, HookId::FromPod, HookId::FromWire, HookId::ToWire, HookId::FromOverlay])
 }
 
 /// A packet at one of these places.
-pub(crate) fn packet_at(hooks: &[Hook]) -> impl Strategy<Value = Packet> + use<> {
+pub(crate) fn packet_at(hooks: &[HookId]) -> impl Strategy<Value = Packet> + use<> {
     let family = select(Family::BOTH.to_vec());
     let hook = select(hooks.to_vec());
     let protocol = select(vec![TCP, TCP, UDP, UDP, SCTP, ICMP, GRE]);
@@ -89,9 +89,11 @@ impl Packet {
     pub(crate) fn src(&self) -> SocketAddr {
         let world = self.world();
         let senders: &[IpAddr] = match self.hook {
-            Hook::FromPod => &[world.pod, world.other_pod],
-            Hook::FromWire | Hook::XdpWire => &[world.outside, world.wire_pod, world.wire_node, world.exempt],
-            Hook::FromOverlay => &[world.overlay_pod],
+            HookId::FromPod => &[world.pod, world.other_pod],
+            HookId::FromWire | HookId::XdpWire => {
+                &[world.outside, world.wire_pod, world.wire_node, world.exempt]
+            }
+            HookId::FromOverlay => &[world.overlay_pod],
             _ => &[world.host, world.pod],
         };
         at(senders[self.from % senders.len()], self.ports.0)

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use dataplane_common::{
     abi::{Addr, Port, Scope, ServiceFlags},
     flow::State,
-    reason::Hook,
+    reason::HookId,
 };
 use dataplane_testkit::prog::{Action, Family, Rig, Run, World, at, rig, uplink};
 
@@ -28,7 +28,7 @@ pub(crate) struct Stage {
 #[derive(Clone, Debug)]
 pub(crate) struct Left {
     pub(crate) frame: Vec<u8>,
-    pub(crate) answered_at: Hook,
+    pub(crate) answered_at: HookId,
     /// What became of it at each hook.
     pub(crate) outcomes: Vec<&'static str>,
 }
@@ -76,7 +76,7 @@ impl Stage {
     }
 
     /// Runs a program once.
-    pub(crate) fn run(&self, hook: Hook, frame: &[u8]) -> Result<Run> {
+    pub(crate) fn run(&self, hook: HookId, frame: &[u8]) -> Result<Run> {
         self.rig.borrow_mut().run(hook, frame)
     }
 
@@ -99,7 +99,13 @@ impl Stage {
     }
 
     /// `sender`: to whom an answer by a process of this node goes.
-    pub(crate) fn follow(&self, hook: Hook, frame: &[u8], sender: IpAddr, family: Family) -> Result<Became> {
+    pub(crate) fn follow(
+        &self,
+        hook: HookId,
+        frame: &[u8],
+        sender: IpAddr,
+        family: Family,
+    ) -> Result<Became> {
         let world = World::new(family);
         let run = self.run(hook, frame)?;
         if dropped(run.outcome) {
@@ -109,29 +115,29 @@ impl Stage {
             });
         }
         let answered_at = match run.outcome {
-            "to_pod" | "restored" => Hook::FromPod,
-            "to_overlay" => Hook::FromOverlay,
+            "to_pod" | "restored" => HookId::FromPod,
+            "to_overlay" => HookId::FromOverlay,
             "left_to_tc" => {
                 ensure!(run.frame == frame, "what is left to tc is as it came");
-                let mut became = self.follow(Hook::FromWire, &run.frame, sender, family)?;
+                let mut became = self.follow(HookId::FromWire, &run.frame, sender, family)?;
                 if let Became::Passed(left) = &mut became {
                     left.outcomes.insert(0, run.outcome);
                 }
                 return Ok(became);
             }
-            _ if hook == Hook::XdpWire => Hook::XdpWire,
+            _ if hook == HookId::XdpWire => HookId::XdpWire,
             // a process of the node answers, by the device that leads to who asked
-            "stack_host" if [world.pod, world.other_pod].contains(&sender) => Hook::ToPod,
-            "stack_host" if sender == world.overlay_pod => Hook::ToOverlay,
-            "stack_host" => Hook::ToWire,
-            "stack_outside" if hook == Hook::FromPod => {
-                let mut became = self.follow(Hook::ToWire, &run.frame, sender, family)?;
+            "stack_host" if [world.pod, world.other_pod].contains(&sender) => HookId::ToPod,
+            "stack_host" if sender == world.overlay_pod => HookId::ToOverlay,
+            "stack_host" => HookId::ToWire,
+            "stack_outside" if hook == HookId::FromPod => {
+                let mut became = self.follow(HookId::ToWire, &run.frame, sender, family)?;
                 if let Became::Passed(left) = &mut became {
                     left.outcomes.insert(0, run.outcome);
                 }
                 return Ok(became);
             }
-            _ => Hook::FromWire,
+            _ => HookId::FromWire,
         };
         Ok(Became::Passed(Left { frame: run.frame, answered_at, outcomes: vec![run.outcome] }))
     }

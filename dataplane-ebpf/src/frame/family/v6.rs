@@ -1,0 +1,218 @@
+//! IPv6 (RFC 8200) and its extension headers.
+
+use dataplane_common::{
+    abi::{Addr, ClusterRange},
+    checksum::{self, Change},
+    net::{FragmentHeader, Icmpv6Type, Ipv6Header, Protocol},
+    reason::DropReason,
+};
+
+use super::IpFamily;
+use crate::{
+    config,
+    frame::{
+        Frame, L3,
+        packet::{Fragment, Packet},
+        with_header,
+    },
+};
+
+/// IPv6.
+pub(crate) enum V6 {}
+
+/// Extension headers a packet may have; one with more is dropped. The verifier walks each.
+const MAX_EXTENSION_HEADERS: usize = 6;
+
+impl IpFamily for V6 {
+    const ICMP: u8 = Protocol::ICMPV6;
+    const ICMP_COVERS_ADDRESSES: bool = true;
+    const HEADER: usize = Ipv6Header::LEN;
+    const PORT_UNREACHABLE: (u8, u8) = (Icmpv6Type::UNREACHABLE, 4);
+    const TOO_BIG: (u8, u8) = (Icmpv6Type::TOO_BIG, 0);
+
+    #[inline(always)]
+    fn parse(ctx: &impl Frame) -> Result<Packet<Self>, DropReason> {
+        let header = with_header(ctx, L3, |ip: &mut Ipv6Header| *ip)?;
+        if header.version() != 6 {
+            return Err(DropReason::BadHeader);
+        }
+        // 0: the length is in a jumbo payload option (RFC 2675), or absent (BIG TCP)
+        let payload_len = header.payload_len() as usize;
+        if payload_len != 0 && L3 + Ipv6Header::LEN + payload_len > ctx.length() as usize {
+            return Err(DropReason::Truncated);
+        }
+        let mut packet = Packet::new(
+            header.src(),
+            header.dst(),
+            header.next_header,
+            header.hop_limit,
+            L3 + Ipv6Header::LEN,
+            Fragment::Whole,
+            0,
+        );
+        if is_extension(header.next_header) {
+            skip_extensions(ctx, &mut packet)?;
+        }
+        Ok(packet)
+    }
+
+    #[inline(always)]
+    fn transport_len(ctx: &impl Frame, l4: usize) -> Result<u16, DropReason> {
+        let header = with_header(ctx, L3, |ip: &mut Ipv6Header| *ip)?;
+        Ok(header.payload_len().wrapping_sub((l4 - L3 - Ipv6Header::LEN) as u16))
+    }
+
+    #[inline(always)]
+    fn may_be_fragmented(_ctx: &impl Frame) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn decrement_hop_limit(ctx: &impl Frame) -> Result<(), DropReason> {
+        let change = with_header(ctx, L3, |ip: &mut Ipv6Header| {
+            let before = u16::from_ne_bytes([ip.next_header, ip.hop_limit]);
+            ip.hop_limit -= 1;
+            Change::NONE.u16(before, u16::from_ne_bytes([ip.next_header, ip.hop_limit]))
+        })?;
+        ctx.adjust_skb_csum(change);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn replace_addresses(
+        ctx: &impl Frame,
+        offset: usize,
+        src: &Addr,
+        dst: &Addr,
+    ) -> Result<Change, DropReason> {
+        let change = with_header(ctx, offset, |ip: &mut Ipv6Header| {
+            let change =
+                Change::NONE.words(ip.src().words(), src.words()).words(ip.dst().words(), dst.words());
+            ip.set_src(src);
+            ip.set_dst(dst);
+            change
+        })?;
+        // addresses in a quoted packet are covered by the ICMPv6 checksum, which follows
+        if offset == L3 {
+            ctx.adjust_skb_csum(change);
+        }
+        Ok(change)
+    }
+
+    #[inline(always)]
+    fn write_icmp_ip_header(ctx: &impl Frame, src: &Addr, dst: &Addr, len: usize) -> Result<u64, DropReason> {
+        with_header(ctx, L3, |ip: &mut Ipv6Header| {
+            *ip = Ipv6Header::for_icmp(src.words(), dst.words(), len);
+        })?;
+        let pseudo = [(len as u32).to_be(), u32::from(Protocol::ICMPV6).to_be()];
+        Ok(checksum::sum_of_words(&src.words())
+            + checksum::sum_of_words(&dst.words())
+            + checksum::sum_of_words(&pseudo))
+    }
+
+    #[inline(always)]
+    fn header_sum(ctx: &impl Frame) -> Result<u64, DropReason> {
+        ctx.read(L3).map(|words: [u32; Ipv6Header::LEN / 4]| checksum::sum_of_words(&words))
+    }
+
+    #[inline(always)]
+    fn icmp_is_error(kind: u8) -> bool {
+        Icmpv6Type::is_error(kind)
+    }
+
+    #[inline(always)]
+    fn icmp_is_echo(kind: u8) -> bool {
+        kind == Icmpv6Type::ECHO_REQUEST || kind == Icmpv6Type::ECHO_REPLY
+    }
+
+    #[inline(always)]
+    fn icmp_is_link_scoped(kind: u8) -> bool {
+        Icmpv6Type::is_discovery(kind)
+    }
+
+    #[inline(always)]
+    fn is_link_scoped(addr: &Addr) -> bool {
+        let [a, b, ..] = addr.words()[0].to_ne_bytes();
+        // ff00::/8 multicast, fe80::/10 link-local, ::1 (RFC 4291)
+        a == 0xff || (a == 0xfe && b & 0xc0 == 0x80) || addr.is_loopback()
+    }
+
+    #[inline(always)]
+    fn is_forwardable_link_local(_addr: &Addr) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn node_address() -> Addr {
+        config::ipv6()
+    }
+
+    #[inline(always)]
+    fn cluster_range() -> ClusterRange {
+        config::cluster_ipv6()
+    }
+}
+
+#[inline(always)]
+const fn is_extension(next_header: u8) -> bool {
+    matches!(
+        next_header,
+        Protocol::HOP_BY_HOP
+            | Protocol::ROUTING
+            | Protocol::FRAGMENT
+            | Protocol::DESTINATION
+            | Protocol::NO_NEXT
+    )
+}
+
+/// Moves `packet` past its extension headers (RFC 8200 §4). AH and ESP (51, 50) end the walk as
+/// protocols without ports: such packets are routed, not translated.
+#[inline(always)]
+fn skip_extensions(ctx: &impl Frame, packet: &mut Packet<V6>) -> Result<(), DropReason> {
+    let end = walk_extensions(ctx, packet.protocol);
+    match end & 0xff {
+        0 => {}
+        reason => return Err(DropReason::from_number(reason as u8).unwrap_or(DropReason::ExtensionHeaders)),
+    }
+    packet.protocol = (end >> 8) as u8;
+    packet.fragment = match (end >> 16) as u8 {
+        1 => Fragment::First,
+        2 => Fragment::Later,
+        _ => Fragment::Whole,
+    };
+    packet.l4 = L3 + Ipv6Header::LEN + usize::from((end >> 24) as u8) * 8;
+    packet.fragment_id = (end >> 32) as u32;
+    Ok(())
+}
+
+/// Where the walk ends, packed into one register, so that the verifier does not follow every
+/// iteration into the code after it. From the lowest bits: 8 of drop reason (0: none), 8 of
+/// protocol, 8 of [`Fragment`], 8 of length in units of 8 bytes, 32 of identification.
+#[inline(never)]
+fn walk_extensions(ctx: &impl Frame, first: u8) -> u64 {
+    let (mut protocol, mut length) = (first, 0_u32);
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        if !is_extension(protocol) || protocol == Protocol::NO_NEXT {
+            return u64::from(protocol) << 8 | u64::from(length) << 24;
+        }
+        // all begin with the next header and the length in units of 8 bytes, not counting the first
+        // 8
+        let Ok(header) = ctx.read::<FragmentHeader>(L3 + Ipv6Header::LEN + length as usize * 8) else {
+            return u64::from(DropReason::Truncated.number());
+        };
+        if protocol == Protocol::FRAGMENT {
+            // the walk ends here: a later fragment has no further headers
+            let fragment = if header.is_later() { 2 } else { 1 };
+            return u64::from(header.next_header) << 8
+                | fragment << 16
+                | u64::from(length + 1) << 24
+                | u64::from(header.id) << 32;
+        }
+        protocol = header.next_header;
+        length += 1 + u32::from(header.reserved);
+        if length > 128 {
+            break;
+        }
+    }
+    u64::from(DropReason::ExtensionHeaders.number())
+}

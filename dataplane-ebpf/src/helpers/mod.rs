@@ -1,0 +1,12 @@
+//! The kernel's BPF helpers, by subject, each with the contract it is used under here. Only these
+//! files, `frame/tc.rs` and `maps.rs` call them.
+
+pub(crate) mod fib;
+pub(crate) mod random;
+pub(crate) mod skb;
+pub(crate) mod socket;
+pub(crate) mod time;
+
+/// Address families as the kernel's structures name them.
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;

@@ -1,0 +1,210 @@
+//! What tc programs do with an `sk_buff`: redirect it, resize it, mark it, copy bytes in and out.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_F_INGRESS, BPF_F_INVALIDATE_HASH, BPF_F_RECOMPUTE_CSUM, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
+        bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1, bpf_tunnel_key,
+    },
+    helpers::generated::{
+        bpf_clone_redirect, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_head,
+        bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_set_tunnel_key,
+        bpf_skb_store_bytes,
+    },
+    programs::TcContext,
+};
+use dataplane_common::{abi::Addr, reason::DropReason};
+
+use super::{AF_INET, AF_INET6};
+
+/// `skb->mark` of packets that one of these programs has already handled: the next of them to see
+/// the packet on this node lets it pass. The kernel clears the mark when the packet enters another
+/// network namespace.
+const HANDLED: u32 = 0x0da7_a001;
+
+/// Reads a field of `struct __sk_buff`.
+macro_rules! skb_field {
+    ($ctx:expr, $field:ident) => {
+        // SAFETY: the context pointer is valid for the run of the program, and the verifier turns
+        // the access into one of the kernel's own structure.
+        unsafe { (*$ctx.skb.skb).$field }
+    };
+}
+pub(crate) use skb_field;
+
+/// Whether one of these programs has already handled the packet on this node.
+#[inline(always)]
+pub(crate) fn is_handled(ctx: &TcContext) -> bool {
+    skb_field!(ctx, mark) == HANDLED
+}
+
+#[inline(always)]
+pub(crate) fn mark_handled(ctx: &TcContext) {
+    // SAFETY: as in `skb_field!`; `mark` is writable in tc programs.
+    unsafe { (*ctx.skb.skb).mark = HANDLED };
+}
+
+/// Redirects into the pod behind the host-side device `ifindex`, without a queue in between
+/// (Linux 5.10). Only from tc ingress.
+#[inline(always)]
+pub(crate) fn redirect_peer(ifindex: u32) -> i32 {
+    // SAFETY: no pointers.
+    unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
+}
+
+/// Redirects out of the device `ifindex`, link addresses as they are.
+#[inline(always)]
+pub(crate) fn redirect(ifindex: u32) -> i32 {
+    // SAFETY: no pointers.
+    unsafe { bpf_redirect(ifindex, 0) as i32 }
+}
+
+/// Redirects out of the device `ifindex` to the neighbour `next_hop`, whose link address the kernel
+/// resolves.
+#[inline(always)]
+pub(crate) fn redirect_neigh(ifindex: u32, next_hop: &Addr) -> i32 {
+    let (family, words) = if next_hop.is_v4() {
+        (AF_INET, [next_hop.v4_part(), 0, 0, 0])
+    } else {
+        (AF_INET6, next_hop.words())
+    };
+    // the IPv4 address is the first word of the union
+    let mut params = bpf_redir_neigh {
+        nh_family: family,
+        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: words },
+    };
+    // SAFETY: `params` is initialised whole and outlives the call.
+    unsafe { bpf_redirect_neigh(ifindex, &raw mut params, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
+}
+
+/// Redirects out of the device `ifindex` by the kernel's own route to the packet's destination; for
+/// packets of the host's stack.
+///
+/// Such a packet carries the route to its destination before translation. With a next hop named the
+/// helper keeps that route, and a packet that has to wait for neighbour resolution is then sent by
+/// it (`net/core/neighbour.c`, `__neigh_update`). Without a next hop the helper looks up the new
+/// route.
+#[inline(always)]
+pub(crate) fn redirect_neigh_by_route(ifindex: u32) -> i32 {
+    // SAFETY: the helper takes no parameters as a null pointer of no length.
+    unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+}
+
+/// Redirects to the ingress of the device `ifindex`, as if the packet arrived there.
+#[inline(always)]
+pub(crate) fn redirect_ingress(ifindex: u32) -> i32 {
+    // SAFETY: no pointers.
+    unsafe { bpf_redirect(ifindex, BPF_F_INGRESS.into()) as i32 }
+}
+
+/// Sends a copy of the frame to the ingress of the device `ifindex`.
+#[inline(always)]
+pub(crate) fn clone_to_ingress(ctx: &TcContext, ifindex: u32) -> Result<(), DropReason> {
+    // SAFETY: the context is the kernel's.
+    match unsafe { bpf_clone_redirect(ctx.skb.skb, ifindex, BPF_F_INGRESS.into()) } {
+        0 => Ok(()),
+        _ => Err(DropReason::WriteFailed),
+    }
+}
+
+/// Copies `len` bytes of the frame, 1 to `N`, from `offset` on into `buffer`.
+#[inline(always)]
+pub(crate) fn load<const N: usize>(
+    ctx: &TcContext,
+    offset: usize,
+    buffer: &mut [u8; N],
+    len: usize,
+) -> Result<(), DropReason> {
+    // SAFETY: the verifier proves that `len` bytes fit.
+    match unsafe {
+        bpf_skb_load_bytes(ctx.skb.skb.cast(), offset as u32, buffer.as_mut_ptr().cast(), len as u32)
+    } {
+        0 => Ok(()),
+        _ => Err(DropReason::Truncated),
+    }
+}
+
+/// Copies the first `len` bytes of `buffer`, 1 to `N`, over the frame from `offset` on.
+#[inline(always)]
+pub(crate) fn store<const N: usize>(
+    ctx: &TcContext,
+    offset: usize,
+    buffer: &[u8; N],
+    len: usize,
+) -> Result<(), DropReason> {
+    let flags = u64::from(BPF_F_RECOMPUTE_CSUM | BPF_F_INVALIDATE_HASH);
+    // SAFETY: the verifier proves that there are `len` bytes.
+    match unsafe {
+        bpf_skb_store_bytes(ctx.skb.skb, offset as u32, buffer.as_ptr().cast(), len as u32, flags)
+    } {
+        0 => Ok(()),
+        _ => Err(DropReason::WriteFailed),
+    }
+}
+
+/// Makes the frame `len` bytes long; bytes added at the end are zero.
+#[inline(always)]
+pub(crate) fn set_len(ctx: &TcContext, len: usize) -> Result<(), DropReason> {
+    // SAFETY: the context is the kernel's.
+    match unsafe { bpf_skb_change_tail(ctx.skb.skb, len as u32, 0) } {
+        0 => Ok(()),
+        _ => Err(DropReason::WriteFailed),
+    }
+}
+
+/// Adds `len` bytes in front of the frame (Linux 5.8).
+#[inline(always)]
+pub(crate) fn grow_head(ctx: &TcContext, len: usize) -> Result<(), DropReason> {
+    // SAFETY: the context is the kernel's.
+    match unsafe { bpf_skb_change_head(ctx.skb.skb, len as u32, 0) } {
+        0 => Ok(()),
+        _ => Err(DropReason::WriteFailed),
+    }
+}
+
+/// Sets the tunnel key: where the VXLAN device sends the packet.
+#[inline(always)]
+pub(crate) fn set_tunnel(ctx: &TcContext, vni: u32, remote: &Addr) -> Result<(), DropReason> {
+    // the key as Linux 5.10 knows it, which refuses the longer one; later kernels accept the
+    // shorter length
+    const LEN: usize = core::mem::offset_of!(bpf_tunnel_key, __bindgen_anon_3);
+    // SAFETY: an all-zero key is a valid one.
+    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    key.tunnel_id = vni;
+    key.tunnel_ttl = 64;
+    // over IPv4 the outer UDP checksum only repeats what inner checksums prove; IPv6 demands it
+    // (RFC 8200 §8.1)
+    let flags = if remote.is_v4() {
+        // the helper takes IPv4 in host order, unlike IPv6
+        key.__bindgen_anon_1.remote_ipv4 = u32::from_be(remote.v4_part());
+        BPF_F_ZERO_CSUM_TX
+    } else {
+        key.__bindgen_anon_1.remote_ipv6 = remote.words();
+        BPF_F_TUNINFO_IPV6
+    };
+    // SAFETY: the key is initialised whole and outlives the call.
+    let result = unsafe { bpf_skb_set_tunnel_key(ctx.skb.skb, &raw mut key, LEN as u32, u64::from(flags)) };
+    match result {
+        0 => Ok(()),
+        _ => Err(DropReason::TunnelFailed),
+    }
+}
+
+/// Sets `skb->pkt_type` to `PACKET_HOST`: a receiving stack drops what arrived as
+/// `PACKET_OTHERHOST`.
+#[inline(always)]
+pub(crate) fn set_packet_host(ctx: &TcContext) -> Result<(), DropReason> {
+    const PACKET_HOST: u32 = 0;
+    if pkt_type(ctx) == PACKET_HOST {
+        return Ok(());
+    }
+    // SAFETY: the context is the kernel's.
+    match unsafe { bpf_skb_change_type(ctx.skb.skb, PACKET_HOST) } {
+        0 => Ok(()),
+        _ => Err(DropReason::WriteFailed),
+    }
+}
+
+#[inline(always)]
+fn pkt_type(ctx: &TcContext) -> u32 {
+    skb_field!(ctx, pkt_type)
+}

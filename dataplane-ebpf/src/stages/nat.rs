@@ -1,0 +1,81 @@
+//! Network address translation, per packet, in both directions.
+//!
+//! A packet of a known flow is translated as its flow says: forward packets to the backend or to
+//! the node's address, replies back. What a packet without a flow gets is the parameter of
+//! [`translate`], an [`OnMiss`].
+
+use aya_ebpf::programs::TcContext;
+use dataplane_common::reason::{DropReason, Verdict};
+
+use super::{
+    PackedResult, flow, icmp_error,
+    on_miss::{self, OnMiss},
+    parse, rewrite,
+    route::{self, Destination},
+};
+use crate::{
+    frame::{Frame, family::IpFamily, packet::Packet},
+    scratch::Scratch,
+};
+
+/// Translates the packet if it belongs to a flow, in either direction; on a miss does what `M`
+/// says, which may create a flow and translate the packet by it. True if it was translated: then
+/// `scratch.nat_tuple` is its tuple.
+///
+/// A subprogram for each `M`. It parses the packet again, so that only the context enters it.
+#[inline(always)]
+pub(crate) fn translate<F: IpFamily, M: OnMiss>(
+    ctx: &TcContext,
+    scratch: &mut Scratch,
+) -> Result<bool, DropReason> {
+    #[inline(never)]
+    fn outlined<F: IpFamily, M: OnMiss>(ctx: &TcContext, scratch: &mut Scratch) -> PackedResult {
+        try_translate::<F, M>(ctx, scratch).into()
+    }
+    outlined::<F, M>(ctx, scratch).unpack()
+}
+
+/// Translates a packet of the host's stack to `destination` if it is the reply of a host process
+/// that was reached through a service: its source becomes the frontend.
+#[inline(always)]
+pub(crate) fn translate_host_reply<F: IpFamily>(
+    ctx: &TcContext,
+    packet: &Packet<F>,
+    destination: &Destination,
+    scratch: &mut Scratch,
+) -> Result<Verdict, DropReason> {
+    let translated = destination.may_have_flow(ctx, packet) && translate::<F, on_miss::Pass>(ctx, scratch)?;
+    Ok(if translated { Verdict::Restored } else { Verdict::Delivered })
+}
+
+#[inline(always)]
+fn try_translate<F: IpFamily, M: OnMiss>(ctx: &TcContext, scratch: &mut Scratch) -> Result<bool, DropReason> {
+    let packet = F::parse(ctx)?;
+    scratch.nat.bypasses_stack = 0;
+    if packet.is_icmp_error(ctx) {
+        return icmp_error::translate::<F>(ctx, &packet, scratch, M::FORWARD_KINDS);
+    }
+    if !find_tuple::<F, M>(ctx, &packet, scratch)? {
+        return Ok(false);
+    }
+    // before the rewrite, because the ICMP error must quote the packet as its sender knows it
+    if route::check_path_mtu::<F>(ctx, scratch)? {
+        return Err(DropReason::TooBig);
+    }
+    if scratch.nat.direct == 0 {
+        rewrite::tuple(ctx, &packet, scratch)?;
+    }
+    Ok(true)
+}
+
+/// Looks up or creates the flow of a packet, which must not be an ICMP error. True if there is one:
+/// then the tuple the packet is to be rewritten to is in `scratch.nat_tuple`.
+#[inline(always)]
+pub(crate) fn find_tuple<F: IpFamily, M: OnMiss>(
+    ctx: &impl Frame,
+    packet: &Packet<F>,
+    scratch: &mut Scratch,
+) -> Result<bool, DropReason> {
+    parse::tuple(ctx, packet, scratch)?;
+    Ok(flow::lookup(scratch, M::FORWARD_KINDS) || M::create_flow::<F>(ctx, scratch)?)
+}

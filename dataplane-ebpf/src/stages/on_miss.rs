@@ -1,0 +1,131 @@
+//! What happens to a packet that belongs to no flow: it gets a backend, it is masqueraded, or it
+//! passes.
+
+use dataplane_common::{
+    abi::{Addr, FlowFlags, NodeFlags, ServiceFlags, ServiceKey},
+    hash,
+    net::Protocol,
+    reason::DropReason,
+};
+
+use super::{flow, service};
+use crate::{
+    config,
+    frame::{Frame, family::IpFamily},
+    helpers::random,
+    maps,
+    scratch::Scratch,
+};
+
+/// The parameter of [`nat::translate`](super::nat::translate): what to do on a miss in the flow
+/// table.
+pub(crate) trait OnMiss {
+    /// Kinds of flows ([`flow::kinds`]) whose forward packets are translated here: those that are
+    /// created here. Replies of every kind are translated everywhere. A pod's packet to the outside
+    /// passes two hooks, and its flow belongs to one.
+    const FORWARD_KINDS: u32;
+
+    /// Creates the flow of the packet with tuple `scratch.tuple` if it is to have one: true, and
+    /// `scratch.nat_tuple` is the tuple it leaves with.
+    fn create_flow<F: IpFamily>(ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason>;
+}
+
+/// Creates no flow: the packet passes untranslated.
+pub(crate) enum Pass {}
+
+/// Selects a backend, if the packet is addressed to a frontend.
+pub(crate) enum SelectBackend {}
+
+/// Translates the source to the node's address, if the node masquerades.
+pub(crate) enum Masquerade {}
+
+impl OnMiss for Pass {
+    const FORWARD_KINDS: u32 = flow::kinds::ANY;
+
+    #[inline(always)]
+    fn create_flow<F: IpFamily>(_ctx: &impl Frame, _scratch: &mut Scratch) -> Result<bool, DropReason> {
+        Ok(false)
+    }
+}
+
+impl OnMiss for Masquerade {
+    const FORWARD_KINDS: u32 = flow::kinds::MASQUERADE;
+
+    #[inline(always)]
+    fn create_flow<F: IpFamily>(_ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason> {
+        let node = F::node_address();
+        if !config::flag(NodeFlags::MASQUERADE) || node.is_zero() {
+            return Ok(false);
+        }
+        let new_flow = &mut scratch.new_flow;
+        new_flow.reply_tuple = scratch.tuple.reversed();
+        new_flow.snat_source = node;
+        new_flow.service_id = 0;
+        new_flow.backend_id = 0;
+        new_flow.backend_generation = 0;
+        new_flow.flags = 0;
+        flow::create(scratch)?;
+        Ok(true)
+    }
+}
+
+impl OnMiss for SelectBackend {
+    const FORWARD_KINDS: u32 = flow::kinds::SERVICE;
+
+    #[inline(always)]
+    fn create_flow<F: IpFamily>(ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason> {
+        if !service::lookup_frontend(scratch)? {
+            return if is_cluster_ip::<F>(scratch) { Err(DropReason::NoPort) } else { Ok(false) };
+        }
+        // a connection of the host itself may use a frontend's address and port as its source
+        if service::is_mid_connection(scratch) && ctx.has_connected_socket(&scratch.tuple) {
+            return Ok(false);
+        }
+        let (tuple, service) = (&scratch.tuple, &scratch.service);
+        // without direct server return the other node translates its node ports itself
+        if scratch.frontend_query.addr_of_other_node != 0 && service.flags & ServiceFlags::DSR == 0 {
+            return Ok(false);
+        }
+        if service.flags & ServiceFlags::SOURCE_RANGES != 0
+            && !maps::is_source_allowed(service.id, &tuple.src)
+        {
+            return Err(DropReason::SourceRange);
+        }
+        let hash =
+            if service.flags & ServiceFlags::HASH == 0 { random::random() } else { hash::tuple(tuple) };
+        let backend = service::select_backend(service, &tuple.src, hash)?;
+        let direct = service::uses_direct_return(service, backend, scratch);
+        let keeps_source = direct || !service::needs_snat(service, backend, scratch);
+
+        let new_flow = &mut scratch.new_flow;
+        new_flow.reply_tuple.src = backend.addr;
+        new_flow.reply_tuple.src_port = backend.port;
+        new_flow.reply_tuple.dst = tuple.src;
+        new_flow.reply_tuple.dst_port = tuple.src_port;
+        new_flow.reply_tuple.protocol = tuple.protocol;
+        new_flow.snat_source = if keeps_source { Addr::UNSPECIFIED } else { snat_address::<F>()? };
+        new_flow.service_id = service.id;
+        new_flow.backend_id = backend.id;
+        new_flow.backend_generation = backend.generation;
+        new_flow.flags = FlowFlags::SERVICE | if direct { FlowFlags::DIRECT } else { 0 };
+        flow::create(scratch)?;
+        Ok(true)
+    }
+}
+
+/// Whether the packet is addressed to a port of a cluster IP, which has no such port: the frontend
+/// lookup missed.
+#[inline(always)]
+fn is_cluster_ip<F: IpFamily>(scratch: &Scratch) -> bool {
+    let tuple = &scratch.tuple;
+    F::cluster_range().contains(&tuple.dst)
+        && Protocol::has_ports(tuple.protocol)
+        && maps::has_service(&ServiceKey::of_address(tuple.dst))
+}
+
+/// The node's address, which replaces the client's.
+#[inline(always)]
+fn snat_address<F: IpFamily>() -> Result<Addr, DropReason> {
+    let addr = F::node_address();
+    if addr.is_zero() { Err(DropReason::NoSourceAddress) } else { Ok(addr) }
+}
