@@ -27,7 +27,7 @@ impl Failure {
 
     pub(super) fn not_found(resource: &Resource, name: &str) -> Self {
         Self::new(404, "NotFound", format!("{} \"{name}\" not found", resource.qualified()))
-            .of(resource, name)
+            .with_details(resource, name)
     }
 
     pub(super) fn no_such_path() -> Self {
@@ -36,13 +36,13 @@ impl Failure {
 
     pub(super) fn already_exists(resource: &Resource, name: &str) -> Self {
         Self::new(409, "AlreadyExists", format!("{} \"{name}\" already exists", resource.qualified()))
-            .of(resource, name)
+            .with_details(resource, name)
     }
 
     pub(super) fn conflict(resource: &Resource, name: &str, reason: &str) -> Self {
         let qualified = resource.qualified();
         let message = format!("Operation cannot be fulfilled on {qualified} \"{name}\": {reason}");
-        Self::new(409, "Conflict", message).of(resource, name)
+        Self::new(409, "Conflict", message).with_details(resource, name)
     }
 
     pub(super) fn modified(resource: &Resource, name: &str) -> Self {
@@ -59,7 +59,8 @@ impl Failure {
             "" => resource.kind.to_owned(),
             group => format!("{}.{group}", resource.kind),
         };
-        Self::new(422, "Invalid", format!("{kind} \"{name}\" is invalid: {problem}")).of(resource, name)
+        Self::new(422, "Invalid", format!("{kind} \"{name}\" is invalid: {problem}"))
+            .with_details(resource, name)
     }
 
     pub(super) fn invalid_options(problem: &str) -> Self {
@@ -81,7 +82,7 @@ impl Failure {
             None => resource.qualified(),
         };
         Self::new(403, "Forbidden", format!("{what} is forbidden: {reason}"))
-            .of(resource, name.unwrap_or_default())
+            .with_details(resource, name.unwrap_or_default())
     }
 
     pub(super) fn expired_continue() -> Self {

@@ -97,7 +97,7 @@ impl State {
             *known = revision.max(*known);
             is_newer
         });
-        done
+        result
     }
 
     pub(super) fn revisions(&self) -> watch::Receiver<u64> {

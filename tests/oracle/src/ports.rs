@@ -84,7 +84,7 @@ fn cluster_address(spec: &ServiceSpec, like: IpAddr) -> Option<IpAddr> {
         let only = spec.cluster_ip.as_ref()?.parse().ok()?;
         return same_family(&only, like).then_some(only);
     };
-    let place = families.iter().position(|family| family == family)?;
+    let place = families.iter().position(|entry| entry == family)?;
     spec.cluster_ips.as_ref()?.get(place)?.parse().ok()
 }
 

@@ -132,7 +132,7 @@ fn same_port_and_different_protocols() {
     ]);
     let kube_proxy = |protocol| {
         let destination = Destination { address: ip("172.30.0.41"), port: 80, protocol };
-        let client = Client { at: POD.0, address: ip(POD.1) };
+        let client = Client { location: POD.0, address: ip(POD.1) };
         let slices = std::slice::from_ref(&slice);
         verdict(Rules::KUBE_PROXY, &topology(), &service, slices, &client, &destination)
             .expect("valid objects")

@@ -26,7 +26,7 @@ fn verdict_of(rules: Rules, protocol: Protocol, client: (Location<'_>, &str), to
     });
     let to: std::net::SocketAddr = to.parse().expect("an address and port");
     let destination = Destination { address: to.ip(), port: to.port(), protocol };
-    let client = Client { at: client.0, address: ip(client.1) };
+    let client = Client { location: client.0, address: ip(client.1) };
     at_host_ports(rules, &topology(), ports.as_flattened(), &client, &destination)
         .expect("a valid destination")
 }

@@ -122,7 +122,7 @@ fn verdict_over(
 ) -> Verdict {
     let to: std::net::SocketAddr = to.parse().expect("an address and port");
     let destination = Destination { address: to.ip(), port: to.port(), protocol };
-    let client = Client { at: client.0, address: ip(client.1) };
+    let client = Client { location: client.0, address: ip(client.1) };
     verdict(rules, &topology(), service, slices, &client, &destination).expect("valid objects")
 }
 
