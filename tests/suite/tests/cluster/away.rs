@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use dataplane_fake_apiserver::{Drop, Fault, Requests};
+use dataplane_fake_apiserver::{Fault, Requests, WatchEnd};
 use dataplane_testkit::{
     lab::{
         Checks, Client, Cluster, Family, Pod, Process, Service, Source, Spec, WEB_PORT, agent_user,
@@ -174,13 +174,13 @@ fn watches_break_in_every_way_and_nothing_is_missed() -> Result<()> {
         ("429", user(), Fault::too_many_requests(1)),
         ("410 as an answer", watches(), Fault::gone()),
         ("slow", user(), Fault::Delay(Duration::from_secs(1))),
-        ("cut", user(), Fault::Break),
+        ("cut", user(), Fault::Truncate),
         ("trickling", lists(), Fault::Trickle(512, Duration::from_millis(1))),
         ("of the wrong type", watches(), Fault::WrongTypes),
     ];
     let mut checks = Checks::of(spec.describe());
     for (round, (what, requests, fault)) in faults.into_iter().enumerate() {
-        for how in [Drop::Orderly, Drop::Broken] {
+        for how in [WatchEnd::Closed, WatchEnd::Reset] {
             let server = cluster.control()?.server().small().context("the small server")?;
             server.faults().next(5, requests.clone(), fault.clone());
             server.compact();

@@ -251,7 +251,7 @@ fn answers_that_are_lost_give_no_second_range() -> Result<()> {
     let bed = Bed::new()?;
     let _a = bed.allocator("a", "--cluster-cidr 10.1.0.0/16")?;
     bed.wait_holder("a")?;
-    let lost = Fault::DoneButRefuse(Failure::new(500, "InternalError", "timed out"));
+    let lost = Fault::ExecuteThenRefuse(Failure::new(500, "InternalError", "timed out"));
     bed.server.faults().next(5, Requests::to("patch", "nodes"), lost);
     for number in 0..8 {
         bed.add(&format!("n{number}"), &[])?;

@@ -250,7 +250,7 @@ fn a_missing_permission_is_named_and_no_more_is_used_than_is_granted() -> Result
     bed.wait_condition("False")?;
     bed.wait_untainted()?;
     bed.wait_event("DataplaneReady")?;
-    let used: BTreeSet<_> = bed.server.uses(&user).iter().map(ToString::to_string).collect();
+    let used: BTreeSet<_> = bed.server.used_permissions(&user).iter().map(ToString::to_string).collect();
     let wanted = [
         "create events (events.k8s.io) in default",
         "get nodes (core)",

@@ -10,7 +10,7 @@ use dataplane_agent::{
     source::{KubernetesSource, Problems, Progress},
     state::{NamespacedName, ObjectKey, SourceEvent, Store},
 };
-use dataplane_fake_apiserver::{Drop, Failure, Fault, Objects, Requests, Server, User};
+use dataplane_fake_apiserver::{Failure, Fault, Objects, Requests, Server, User, WatchEnd};
 use serde_json::{Value, json};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -232,7 +232,7 @@ async fn changes_are_followed_though_watches_break_off() -> Result<()> {
     let mut world = World::synced(&server, state.path()).await?;
     world.until_watching().await?;
     world.log.clear();
-    for (round, how) in [Drop::Orderly, Drop::Broken, Drop::Broken].into_iter().enumerate() {
+    for (round, how) in [WatchEnd::Closed, WatchEnd::Reset, WatchEnd::Reset].into_iter().enumerate() {
         let addresses: Vec<_> = (0..=round).map(|number| format!("10.1.3.{}", number + 1)).collect();
         server.drop_watches(how);
         objects.apply(&[slice("web", &addresses.iter().map(String::as_str).collect::<Vec<_>>())])?;
