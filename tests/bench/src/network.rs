@@ -59,7 +59,7 @@ impl InstanceLock {
             anyhow!("another benchmark is running on this machine ({LOCK}: {error})")
         })?;
         remove_all()?;
-        interrupt::also(|| {
+        interrupt::on_interrupt(|| {
             if let Err(error) = remove_all() {
                 eprintln!("{error:#}");
             }

@@ -86,7 +86,7 @@ pub fn measure(size: Size) -> Result<Scale> {
         config: json!({"http_bind_address": METRICS, "log": "warn"}),
         ..Spec::new(1)
     };
-    let mut cluster = Cluster::lay_out(&spec).context("cannot create a node and an API server")?;
+    let mut cluster = Cluster::create_stopped(&spec).context("cannot create a node and an API server")?;
     let api_server = cluster.control()?.server().describe()?;
     let objects: Vec<Value> =
         (0..size.services).flat_map(|number| service(number, size.endpoints, 0).objects()).collect();
@@ -95,7 +95,7 @@ pub fn measure(size: Size) -> Result<Scale> {
 
     let start = Instant::now();
     let node = cluster.nodes_mut().first_mut().context("a node")?;
-    node.agent_mut().start_under(WRAPPER.map(str::to_owned).to_vec());
+    node.agent_mut().set_wrapper(WRAPPER.map(str::to_owned).to_vec());
     node.agent_mut().start()?;
     let ready = wait::until("the agent is ready", SYNC_TIMEOUT, || {
         let status = node.agent_mut().status();

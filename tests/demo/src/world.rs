@@ -80,7 +80,7 @@ impl World {
     }
 
     pub(super) fn evidence(&self) -> String {
-        self.cluster.evidence()
+        self.cluster.diagnostics()
     }
 
     /// A web server on the first client's node.
@@ -95,7 +95,7 @@ impl World {
 
     pub(super) fn keep(self) -> Result<()> {
         for process in self.web_servers.into_iter().flatten().chain(self.others) {
-            process.leave();
+            process.detach();
         }
         self.cluster.keep()
     }

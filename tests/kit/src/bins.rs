@@ -1,4 +1,4 @@
-//! Where the binaries under test are: built ones, found, never built here.
+//! Paths of the built binaries under test. Builds nothing.
 
 use std::{
     env,
@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// Overrides where to look.
+/// Overrides the directory of the binaries.
 const DIRECTORY: &str = "DATAPLANE_BIN_DIR";
 
 /// The agent.
@@ -30,7 +30,7 @@ pub fn load() -> Result<PathBuf> {
     find("dataplane-load", "dataplane-bench")
 }
 
-/// The directory of all of them: what a runtime calls `CNI_PATH`.
+/// The directory of all binaries, also used as `CNI_PATH`.
 pub fn directory() -> Result<PathBuf> {
     if let Some(directory) = env::var_os(DIRECTORY) {
         return Ok(directory.into());
@@ -46,7 +46,7 @@ fn find(name: &str, package: &str) -> Result<PathBuf> {
     let path = directory()?.join(name);
     if !Path::is_file(&path) {
         bail!(
-            "{} does not exist: `cargo xtask build` or `cargo build -p {package}` makes it, {DIRECTORY} names another place",
+            "{} does not exist: run `cargo xtask build` or `cargo build -p {package}`, or set {DIRECTORY}",
             path.display()
         );
     }

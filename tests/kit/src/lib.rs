@@ -1,5 +1,5 @@
-//! What tests, the demo and the benchmark stand on: packets through the loaded programs, clusters of network namespaces, and
-//! traffic in them.
+//! Shared by tests, demo and benchmark: packets through the loaded programs, clusters of network
+//! namespaces, and traffic in them.
 
 pub mod apiserver;
 pub mod bins;

@@ -1,8 +1,9 @@
-//! What `cargo xtask test` and a test tell each other: how much is to run, and lines that it reads.
+//! The interface between a test and `cargo xtask test`: environment variables it sets, and output
+//! lines it reads.
 
 use std::env;
 
-/// Whether `cargo xtask test --full` runs: long tests, and long tables whole.
+/// Whether `cargo xtask test --full` runs: with the long tests and complete tables.
 pub fn is_full() -> bool {
     env::var("DATAPLANE_FULL").is_ok_and(|value| value == "1")
 }
@@ -12,19 +13,19 @@ pub fn is_root() -> bool {
     nix::unistd::Uid::effective().is_root()
 }
 
-/// Says that a test does nothing here; it is counted as skipped, not as passed.
-#[expect(clippy::print_stdout, reason = "the line is read")]
+/// Reports that a test cannot run here. It is counted as skipped, not as passed.
+#[expect(clippy::print_stdout, reason = "the test runner reads the line")]
 pub fn skip(reason: &str) {
     println!("SKIP: {reason}");
 }
 
-/// Says something that stands at the end of the run.
-#[expect(clippy::print_stdout, reason = "the line is read")]
+/// Reports a line for the summary at the end of the run.
+#[expect(clippy::print_stdout, reason = "the test runner reads the line")]
 pub fn summarize(text: &str) {
     println!("SUMMARY: {text}");
 }
 
-/// Ends a test that takes long, as skipped, unless such tests are to run.
+/// Returns from a long test, as skipped, unless `cargo xtask test --full` runs.
 #[macro_export]
 macro_rules! only_in_full {
     () => {
@@ -35,12 +36,12 @@ macro_rules! only_in_full {
     };
 }
 
-/// Ends a test that makes network namespaces, as skipped, unless root runs it.
+/// Returns from a test that creates network namespaces, as skipped, unless root runs it.
 #[macro_export]
 macro_rules! only_as_root {
     () => {
         if !$crate::run::is_root() {
-            $crate::run::skip("a network namespace needs root");
+            $crate::run::skip("creating a network namespace needs root");
             return Ok(());
         }
     };

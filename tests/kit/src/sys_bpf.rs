@@ -1,4 +1,4 @@
-//! The `bpf` system call, where aya has no word for what is asked of the kernel.
+//! The `bpf` system call, for commands and flags that aya does not offer.
 
 use std::{
     io,
@@ -11,18 +11,18 @@ use aya::util::nr_cpus;
 const PROG_TEST_RUN: libc::c_long = 10;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
 
-/// How a program is run on a frame.
+/// Parameters of `BPF_PROG_TEST_RUN`.
 #[derive(Clone, Copy, Debug)]
 pub struct TestRun {
     pub repeat: u32,
     /// Bits of `BPF_F_TEST_..` (include/uapi/linux/bpf.h).
     pub flags: u32,
-    /// Of live frames; 0: as the kernel has it.
+    /// Batch size for live frames; 0: the kernel's default.
     pub batch_size: u32,
 }
 
 impl TestRun {
-    /// Runs it, and drops what comes out.
+    /// Runs the program on `frame` and discards the output.
     pub fn run(self, program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<()> {
         #[derive(Default)]
         #[repr(C)]
@@ -58,7 +58,7 @@ impl TestRun {
     }
 }
 
-/// The first `count` values of an array of numbers per processor, each the sum over all processors (Linux 5.13).
+/// Reads the first `count` values of a per-CPU array, each summed over all CPUs (Linux 5.13).
 pub fn sums_of_array(map: BorrowedFd<'_>, count: u32) -> Result<Vec<u64>> {
     #[derive(Default)]
     #[repr(C)]
@@ -72,29 +72,29 @@ pub fn sums_of_array(map: BorrowedFd<'_>, count: u32) -> Result<Vec<u64>> {
         elem_flags: u64,
         flags: u64,
     }
-    let processors = nr_cpus().map_err(|(_, error)| error).context("number of processors")?;
-    let mut reached = 0_u32;
+    let cpus = nr_cpus().map_err(|(_, error)| error).context("number of cpus")?;
+    let mut last_key = 0_u32;
     let mut keys = vec![0_u32; count as usize];
-    let mut values = vec![0_u64; keys.len() * processors];
+    let mut values = vec![0_u64; keys.len() * cpus];
     let mut attributes = Attributes {
-        out_batch: std::ptr::from_mut(&mut reached) as u64,
+        out_batch: std::ptr::from_mut(&mut last_key) as u64,
         keys: keys.as_mut_ptr() as u64,
         values: values.as_mut_ptr() as u64,
         count,
         map: map.as_raw_fd().cast_unsigned(),
         ..Attributes::default()
     };
-    // SAFETY: the kernel writes a key and a value per processor for each of `count` entries, and the key it has reached.
-    unsafe { call(MAP_LOOKUP_BATCH, &mut attributes) }.context("read an array at once")?;
-    ensure!(attributes.count == count, "{} of {count} values of an array", attributes.count);
-    Ok(values.chunks(processors).map(|value| value.iter().sum()).collect())
+    // SAFETY: the kernel writes one key and a value per CPU for each of `count` entries, and the
+    // last key; all three buffers have that size and outlive the call.
+    unsafe { call(MAP_LOOKUP_BATCH, &mut attributes) }.context("BPF_MAP_LOOKUP_BATCH of an array")?;
+    ensure!(attributes.count == count, "read {} of {count} array values", attributes.count);
+    Ok(values.chunks(cpus).map(|value| value.iter().sum()).collect())
 }
 
-/// # Safety
-/// `attributes` is laid out as the kernel reads those of `command`, and every address in it is of memory that the command
-/// may read, or write, as it will.
+/// `attributes` has the layout of the kernel's attributes for `command`, and every address in it
+/// points to memory that the command may read or write.
 pub unsafe fn call<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long> {
-    // SAFETY: the caller's promise; the kernel takes what is not given as zeros.
+    // SAFETY: by the caller's contract; the kernel treats missing attributes as zero.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }

@@ -2,7 +2,7 @@
 # The only process the kernel starts: makes the ground, runs what /t/steps lists, switches off.
 export PATH=/bin LD_LIBRARY_PATH=/lib/x86_64-linux-gnu
 # an emulated machine is slow
-export DATAPLANE_PATIENCE=10
+export DATAPLANE_TIMEOUT_FACTOR=10
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev

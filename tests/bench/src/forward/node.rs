@@ -220,7 +220,7 @@ fn dataplane_node(xdp: bool) -> Result<Node> {
         enable_native_receive(namespace)?;
     }
     let port = node.name().to_owned();
-    let wire = Wire::attach(cluster.fabric().take_port(&port)?, &port)?;
+    let wire = Wire::attach(cluster.fabric().release_port(&port)?, &port)?;
     let hook = if xdp { "xdp_wire" } else { "from_wire" };
     Ok(Node { wire, kind: Kind::Dataplane { cluster: Box::new(cluster), hook } })
 }

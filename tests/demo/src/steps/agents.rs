@@ -13,7 +13,7 @@ use dataplane_testkit::{
     lab::{Client, failures, wait},
     traffic::{
         now_us,
-        report::{Datagrams, Held, Request},
+        report::{Datagrams, HeldConnections, Request},
     },
 };
 
@@ -29,7 +29,7 @@ pub(super) fn all(world: &mut World, show: &mut Show) {
 
 /// Traffic of one family while agents are replaced.
 struct Traffic {
-    held: Client<Held>,
+    held: Client<HeldConnections>,
     datagrams: Client<Datagrams>,
     requests: Client<Vec<Request>>,
 }

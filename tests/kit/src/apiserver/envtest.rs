@@ -1,5 +1,5 @@
-//! The real thing: etcd, kube-apiserver and, where it is wanted and there, the part of kube-controller-manager that gives
-//! nodes their ranges.
+//! The real API server: etcd, kube-apiserver and, on request, the controller of
+//! kube-controller-manager that allocates pod CIDRs.
 
 use std::{
     collections::BTreeMap,
@@ -19,23 +19,23 @@ use serde_json::{Value, json};
 use super::{Objects, User, choice::Needs};
 use crate::lab::{Place, Process, wait};
 
-/// Where the binaries are, as everybody's tests call it.
+/// Directory of the binaries, by the name that controller-runtime's envtest uses.
 const ASSETS: &str = "KUBEBUILDER_ASSETS";
-/// How long etcd and an API server may take to be there, and to go.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Timeout for etcd and an API server to start or to end.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Binaries of a control plane.
+/// Binaries of the control plane.
 #[derive(Clone, Debug)]
 pub struct Assets {
     directory: PathBuf,
 }
 
 impl Assets {
-    /// Those the environment names, if it names any.
+    /// The binaries in the directory that `KUBEBUILDER_ASSETS` names, if it is set.
     ///
     /// # Errors
     ///
-    /// It does, but something is missing.
+    /// The variable is set, but a binary is missing.
     pub fn find() -> Result<Option<Self>> {
         let Some(directory) = env::var_os(ASSETS).filter(|value| !value.is_empty()) else { return Ok(None) };
         let assets = Self { directory: directory.into() };
@@ -55,28 +55,29 @@ impl Assets {
     }
 }
 
-/// A real API server and what it stands on. It ends with its handle.
+/// A real API server with etcd. Dropping it ends all processes.
 #[derive(Debug)]
 pub struct Envtest {
     assets: Assets,
-    /// `None`: where we are.
+    /// `None`: namespace and cgroup of this process.
     place: Option<Place>,
     directory: PathBuf,
-    /// Where clients reach it.
+    /// Address of the API server for clients.
     server: SocketAddr,
     etcd: SocketAddr,
     peers: SocketAddr,
     manager_port: u16,
     cluster_cidrs: Vec<String>,
     tokens: BTreeMap<String, String>,
-    // what comes first is stopped first
+    // dropped in this order
     manager: Option<Process>,
     api: Option<Process>,
     store: Option<Process>,
 }
 
 impl Envtest {
-    /// Starts one; what it keeps goes below `directory`. In a place it is reached at `address`, elsewhere on loopback.
+    /// Starts an API server that stores its data below `directory`. In a place it listens on
+    /// `address`, else on loopback.
     pub fn start(
         assets: Assets,
         place: Option<(&Place, IpAddr)>,
@@ -119,13 +120,13 @@ impl Envtest {
         format!("https://{}", self.server)
     }
 
-    /// What the server says it is.
+    /// The version that the server reports.
     pub fn version(&self) -> Result<String> {
         let version = self.objects()?.with(|client| async move { client.apiserver_version().await })?;
         Ok(version?.git_version)
     }
 
-    /// Of a user named at the start.
+    /// The token of a user of [`Needs::users`].
     pub fn token(&self, user: &User) -> Result<String> {
         let token = self.tokens.get(&user.name);
         Ok(token.with_context(|| format!("{} was not named when the server started", user.name))?.clone())
@@ -140,7 +141,7 @@ impl Envtest {
         Objects::connect(&self.kubeconfig(&User::admin())?, namespace)
     }
 
-    /// Ends the API server without a word; etcd stays.
+    /// Kills the API server; etcd keeps running.
     pub fn stop(&mut self) -> Result<()> {
         match self.api.take() {
             Some(mut api) => api.kill(),
@@ -153,15 +154,15 @@ impl Envtest {
         if self.api.is_some() { Ok(()) } else { self.start_api() }
     }
 
-    /// Makes etcd forget all revisions but the last.
+    /// Compacts etcd: only the last revision remains.
     pub fn compact(&self) -> Result<()> {
-        let answer =
-            self.ask_etcd("/v3/kv/range", &json!({"key": "AA==", "range_end": "AA==", "limit": 1}))?;
-        let revision = answer["header"]["revision"].as_str().context("etcd names no revision")?;
-        self.ask_etcd("/v3/kv/compaction", &json!({"revision": revision, "physical": true})).map(drop)
+        let response =
+            self.request_etcd("/v3/kv/range", &json!({"key": "AA==", "range_end": "AA==", "limit": 1}))?;
+        let revision = response["header"]["revision"].as_str().context("etcd's response has no revision")?;
+        self.request_etcd("/v3/kv/compaction", &json!({"revision": revision, "physical": true})).map(drop)
     }
 
-    /// Who asked for what, and what came of it.
+    /// The audit log: requests with user and result.
     pub(super) fn audit_log(&self) -> PathBuf {
         self.directory.join("audit.log")
     }
@@ -208,10 +209,10 @@ impl Envtest {
             format!("--initial-cluster=default={peers}"),
             "--unsafe-no-fsync".to_owned(),
         ];
-        // of a build that knows these only
+        // for a reduced build of etcd that has only these flags
         let few = [format!("-data-dir={data}"), format!("-client={clients}"), format!("-peer={peers}")];
         let started = self.try_etcd(&standard).or_else(|error| {
-            self.try_etcd(&few).with_context(|| format!("and with the usual flags: {error:#}"))
+            self.try_etcd(&few).with_context(|| format!("it failed with the usual flags, too: {error:#}"))
         });
         self.store = Some(started.context("start etcd")?);
         Ok(())
@@ -219,11 +220,11 @@ impl Envtest {
 
     fn try_etcd(&self, arguments: &[String]) -> Result<Process> {
         let mut process = self.daemon("etcd", arguments)?;
-        wait::until("etcd", PATIENCE, || {
+        wait::until("etcd", TIMEOUT, || {
             if let Err(error) = process.check_running() {
                 return Ok(Some(Err(error)));
             }
-            self.ask_etcd("/v3/kv/range", &json!({"key": "AA=="})).map(|_| Some(Ok(())))
+            self.request_etcd("/v3/kv/range", &json!({"key": "AA=="})).map(|_| Some(Ok(())))
         })??;
         Ok(process)
     }
@@ -238,7 +239,7 @@ impl Envtest {
             format!("--cert-dir={}", path("tls")),
             format!("--token-auth-file={}", path("tokens.csv")),
             "--authorization-mode=RBAC".to_owned(),
-            // pods here have no token controller to wait for
+            // no controller creates service accounts and tokens for pods here
             "--disable-admission-plugins=ServiceAccount".to_owned(),
             "--allow-privileged=true".to_owned(),
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
@@ -247,11 +248,11 @@ impl Envtest {
             "--service-cluster-ip-range=10.96.0.0/16,fd00:96::/112".to_owned(),
             format!("--audit-policy-file={}", path("audit.yaml")),
             format!("--audit-log-path={}", self.audit_log().display()),
-            // its address is the only one, and dead connections are to be noticed
+            // no other server to go to: tests need to notice dead connections
             "--goaway-chance=0".to_owned(),
         ];
         let mut process = self.daemon("kube-apiserver", &arguments)?;
-        wait::until("ready kube-apiserver", PATIENCE, || {
+        wait::until("ready kube-apiserver", TIMEOUT, || {
             if let Err(error) = process.check_running() {
                 return Ok(Some(Err(error)));
             }
@@ -264,11 +265,11 @@ impl Envtest {
     fn check_ready(&self) -> Result<()> {
         ensure!(self.authority().exists(), "no certificate yet");
         let objects = self.objects()?;
-        let answer = objects.with(|client| async move {
+        let response = objects.with(|client| async move {
             let request = Request::get("/readyz").body(Vec::new())?;
             anyhow::Ok(client.request_text(request).await?)
         })?;
-        answer.context("GET /readyz")?;
+        response.context("GET /readyz")?;
         for namespace in ["default", "kube-system"] {
             objects
                 .get("v1", "Namespace", "", namespace)?
@@ -287,7 +288,7 @@ impl Envtest {
             "--bind-address=127.0.0.1".to_owned(),
             format!("--cert-dir={}", self.directory.join("manager").display()),
             "--leader-elect=false".to_owned(),
-            // the others would take our endpoint slices for theirs
+            // other controllers would delete the tests' EndpointSlices
             "--controllers=node-ipam-controller".to_owned(),
             "--allocate-node-cidrs=true".to_owned(),
             format!("--cluster-cidr={}", self.cluster_cidrs.join(",")),
@@ -314,11 +315,11 @@ impl Envtest {
         Process::daemon(command, &self.directory.join(format!("{name}.log")))
     }
 
-    /// A request to etcd's HTTP gateway.
-    fn ask_etcd(&self, path: &str, body: &Value) -> Result<Value> {
+    /// Sends a request to etcd's HTTP gateway.
+    fn request_etcd(&self, path: &str, body: &Value) -> Result<Value> {
         let address = self.etcd;
         let body = body.to_string();
-        let ask = || -> Result<String> {
+        let exchange = || -> Result<String> {
             let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
             stream.set_read_timeout(Some(Duration::from_secs(30)))?;
             write!(
@@ -326,23 +327,23 @@ impl Envtest {
                 "POST {path} HTTP/1.0\r\nHost: etcd\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
                 body.len()
             )?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
+            let mut response = String::new();
+            stream.read_to_string(&mut response)?;
+            Ok(response)
         };
-        let answer = match &self.place {
-            Some(place) => place.namespace().enter(ask)?,
-            None => ask(),
+        let response = match &self.place {
+            Some(place) => place.namespace().enter(exchange)?,
+            None => exchange(),
         };
-        let answer = answer.with_context(|| format!("ask etcd at {address}"))?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("etcd gives no answer")?;
+        let response = response.with_context(|| format!("request to etcd at {address}"))?;
+        let (head, body) = response.split_once("\r\n\r\n").context("etcd's response has no body")?;
         let status = head.lines().next().unwrap_or_default();
-        ensure!(status.contains(" 200 "), "etcd answers {path} with {status}: {body}");
-        serde_json::from_str(body).with_context(|| format!("etcd's answer to {path}: {body}"))
+        ensure!(status.contains(" 200 "), "etcd responded to {path} with {status}: {body}");
+        serde_json::from_str(body).with_context(|| format!("etcd's response to {path}: {body}"))
     }
 }
 
-/// Of loopback; nobody holds them, so somebody else may take one before we do.
+/// Free ports on loopback. They are not reserved: another process may take one first.
 fn free_ports() -> Result<[SocketAddr; 4]> {
     let listeners = [(); 4].map(|()| TcpListener::bind("127.0.0.1:0"));
     let mut found = [SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0); 4];

@@ -1,5 +1,5 @@
-//! The API server of a cluster: the real one ([`Envtest`]) where `KUBEBUILDER_ASSETS` says where it is, or else the one of the
-//! tests ([`Server`]).
+//! API servers for tests: the real one ([`Envtest`]) if `KUBEBUILDER_ASSETS` names its binaries,
+//! else `dataplane-fake-apiserver` ([`Server`]).
 
 mod choice;
 mod envtest;

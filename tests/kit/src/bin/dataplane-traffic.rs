@@ -1,10 +1,10 @@
-//! Servers and clients for pods: see [`dataplane_testkit::traffic`].
+//! Test servers and clients for pods: see [`dataplane_testkit::traffic`].
 
 use anyhow::Result;
 use clap::Parser as _;
 use dataplane_testkit::traffic::{self, Command};
 
-/// Small servers and clients that count what arrives
+/// Small servers and clients that record what arrives
 #[derive(Debug, clap::Parser)]
 #[command(version)]
 struct Arguments {

@@ -23,30 +23,30 @@ use super::{
 };
 use crate::bins;
 
-/// How long an agent may take to be ready, and to take up a change. The kernel verifies programs for seconds, for every
-/// node of a cluster at once, on a machine that may have other things to do.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Timeout for an agent to become ready or to apply a change. The verifier takes seconds for each
+/// node of the cluster, all at once, on a machine that may be busy.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// What runs, or has run, as the agent of a node.
+/// The agent of a node, running or stopped.
 #[derive(Debug)]
 pub struct Agent {
     place: Place,
     config: PathBuf,
     socket: PathBuf,
     log: PathBuf,
-    under: Vec<String>,
+    wrapper: Vec<String>,
     process: Option<Process>,
 }
 
 impl Agent {
-    /// Writes its configuration; starts nothing.
+    /// Writes the configuration; starts nothing.
     pub(super) fn new(place: Place, directory: &Path, config: &Value) -> Result<Self> {
         let agent = Self {
             place,
             config: directory.join("agent.yaml"),
             socket: directory.join("run/agent.sock"),
             log: directory.join("agent.log"),
-            under: Vec::new(),
+            wrapper: Vec::new(),
             process: None,
         };
         fs::write(&agent.config, serde_norway::to_string(config)?)?;
@@ -55,23 +55,24 @@ impl Agent {
 
     pub fn start(&mut self) -> Result<()> {
         if self.process.is_some() {
-            bail!("the agent of {} runs already", self.place.namespace().name());
+            bail!("the agent of {} is already running", self.place.namespace().name());
         }
         let config = self.config.to_str().context("a path that is not UTF-8")?;
         let agent = bins::agent()?;
         let agent = agent.to_str().context("a path that is not UTF-8")?;
-        let words = self.under.iter().map(String::as_str).chain([agent, "run", "--config", config]);
-        let words: Vec<&str> = words.collect();
-        self.process = Some(self.place.daemon(words[0], &words[1..], &self.log)?);
+        let command = self.wrapper.iter().map(String::as_str).chain([agent, "run", "--config", config]);
+        let command: Vec<&str> = command.collect();
+        self.process = Some(self.place.daemon(command[0], &command[1..], &self.log)?);
         Ok(())
     }
 
-    /// From the next start on, this program starts it: one that takes something away from it first.
-    pub fn start_under(&mut self, program: Vec<String>) {
-        self.under = program;
+    /// From the next start on, runs the agent under this program, which drops a privilege or limits
+    /// a resource first.
+    pub fn set_wrapper(&mut self, program: Vec<String>) {
+        self.wrapper = program;
     }
 
-    /// Waits until it says that it is ready.
+    /// Waits until the agent reports that it is ready.
     pub fn await_ready(&mut self) -> Result<StatusView> {
         self.until("ready agent", |agent| {
             let status = agent.status()?;
@@ -82,13 +83,13 @@ impl Agent {
         })
     }
 
-    /// Waits for something this agent does; its end, and the end of its log, if it does not.
+    /// Waits for `condition`. Fails at once if the agent ends; errors contain the end of its log.
     pub fn until<T>(
         &mut self,
         what: &str,
         mut condition: impl FnMut(&Self) -> Result<Option<T>>,
     ) -> Result<T> {
-        let waited = wait::until(what, PATIENCE, || {
+        let waited = wait::until(what, TIMEOUT, || {
             if let Some(process) = &mut self.process
                 && let Err(error) = process.check_running()
             {
@@ -99,20 +100,20 @@ impl Agent {
         waited.with_context(|| format!("log of the agent:\n{}", self.log_tail()))?
     }
 
-    /// As a crash ends it: without a word.
+    /// Ends the agent with SIGKILL, as a crash would.
     pub fn kill(&mut self) -> Result<()> {
         self.process.take().context("the agent does not run")?.kill()
     }
 
-    /// As a service manager ends it.
+    /// Ends the agent with SIGTERM, as a service manager does.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
-        self.process.take().context("the agent does not run")?.terminate(PATIENCE)
+        self.process.take().context("the agent does not run")?.terminate(TIMEOUT)
     }
 
-    /// Lets it run when we end.
-    pub(super) fn leave(&mut self) {
+    /// Leaves the agent running when this process ends.
+    pub(super) fn detach(&mut self) {
         if let Some(process) = self.process.take() {
-            process.leave();
+            process.detach();
         }
     }
 
@@ -128,26 +129,26 @@ impl Agent {
         tail(&self.log, 25)
     }
 
-    /// What `dataplane-agent status -o json` shows.
+    /// The output of `dataplane-agent status -o json`.
     pub fn status(&self) -> Result<StatusView> {
         self.ask(&View::Status)
     }
 
-    /// Asks for a view.
+    /// Requests a view.
     pub fn ask<T: DeserializeOwned>(&self, view: &View) -> Result<T> {
-        let mut answer: Value = serde_json::from_str(&self.exchange(&serde_json::to_string(view)?)?)?;
-        match answer.get_mut("result") {
+        let mut response: Value = serde_json::from_str(&self.exchange(&serde_json::to_string(view)?)?)?;
+        match response.get_mut("result") {
             Some(result) => Ok(serde_json::from_value(result.take())?),
-            None => bail!("the agent answers: {answer}"),
+            None => bail!("the agent returned an error: {response}"),
         }
     }
 
-    /// The events there are now.
+    /// The events recorded so far.
     pub fn stream(&self, view: &View) -> Result<Vec<EventLine>> {
         let mut stream = self.send(&serde_json::to_string(view)?)?;
         let mut lines = Vec::new();
         let mut text = String::new();
-        while stream.read_line(&mut text).context("read the agent's answer")? != 0 {
+        while stream.read_line(&mut text).context("read the agent's response")? != 0 {
             match serde_json::from_str(&text)? {
                 EventLine::End => break,
                 line => lines.push(line),
@@ -157,16 +158,16 @@ impl Agent {
         Ok(lines)
     }
 
-    /// One line there, one line back.
+    /// Sends one line and returns the response line.
     pub fn exchange(&self, line: &str) -> Result<String> {
-        let mut answer = String::new();
-        self.send(line)?.read_line(&mut answer).context("read the agent's answer")?;
-        Ok(answer)
+        let mut response = String::new();
+        self.send(line)?.read_line(&mut response).context("read the agent's response")?;
+        Ok(response)
     }
 
     fn send(&self, line: &str) -> Result<BufReader<UnixStream>> {
         let stream = UnixStream::connect(&self.socket).with_context(|| self.socket.display().to_string())?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         let mut stream = BufReader::new(stream);
         writeln!(stream.get_mut(), "{line}")?;
         Ok(stream)

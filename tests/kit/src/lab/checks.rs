@@ -1,4 +1,5 @@
-//! Many claims about one cluster: all are looked at, all that do not hold are named, with what the nodes know.
+//! Several checks of one cluster: all run, all failures are reported together with the nodes'
+//! diagnostics.
 
 use std::time::Instant;
 
@@ -11,32 +12,33 @@ use super::{
 };
 use crate::traffic::report::{Datagrams, Request};
 
-/// Collects what does not hold.
+/// Collects failed checks.
 #[derive(Debug)]
 pub struct Checks {
     what: String,
-    held: u32,
+    passed: u32,
     failures: Vec<String>,
 }
 
 impl Checks {
-    /// `what` names the situation.
+    /// `what` names the situation in which the checks run.
     pub fn of(what: impl Into<String>) -> Self {
-        Self { what: what.into(), held: 0, failures: Vec::new() }
+        Self { what: what.into(), passed: 0, failures: Vec::new() }
     }
 
-    /// Looks at a claim.
-    pub fn that(&mut self, claim: impl AsRef<str>, look: impl FnOnce() -> Result<()>) {
+    /// Runs a check; `claim` is the behaviour it expects.
+    pub fn that(&mut self, claim: impl AsRef<str>, check: impl FnOnce() -> Result<()>) {
         let began = Instant::now();
-        match look() {
-            Ok(()) => self.held += 1,
+        match check() {
+            Ok(()) => self.passed += 1,
             Err(error) => {
                 self.failures.push(format!("{} ({:.1?}): {error:#}", claim.as_ref(), began.elapsed()));
             }
         }
     }
 
-    /// Ends clients that ran all the while: every request was answered, every datagram came back.
+    /// Stops clients that ran in the background and checks that every request was answered and
+    /// every datagram returned.
     pub fn nothing_lost(
         &mut self,
         family: Family,
@@ -45,25 +47,30 @@ impl Checks {
     ) {
         self.that(format!("no request failed ({family})"), || {
             let requests = requests.stop()?;
-            ensure!(!requests.is_empty(), "nothing was asked");
-            ensure!(failures(&requests).is_empty(), "{:?} of {}", failures(&requests), requests.len());
+            ensure!(!requests.is_empty(), "no request was sent");
+            ensure!(
+                failures(&requests).is_empty(),
+                "{:?} of {} requests failed",
+                failures(&requests),
+                requests.len()
+            );
             Ok(())
         });
         self.that(format!("no datagram was lost ({family})"), || datagrams.finish()?.check());
     }
 
-    /// Fails if anything did.
+    /// Fails if any check failed.
     pub fn finish(self, cluster: &Cluster) -> Result<()> {
-        let Self { what, held, failures } = self;
+        let Self { what, passed, failures } = self;
         if failures.is_empty() {
             return Ok(());
         }
         bail!(
-            "{what}: {} of {} claims do not hold:\n- {}\n{}",
+            "{what}: {} of {} checks failed:\n- {}\n{}",
             failures.len(),
-            failures.len() + held as usize,
+            failures.len() + passed as usize,
             failures.join("\n- "),
-            cluster.evidence()
+            cluster.diagnostics()
         )
     }
 }

@@ -1,4 +1,4 @@
-//! A cluster: fabric, nodes with agents that know of each other, pods.
+//! A cluster: fabric, nodes with agents, pods.
 
 use std::{
     fs,
@@ -14,13 +14,13 @@ use serde_json::{Value, json};
 
 use super::{
     fabric::{Fabric, Segment},
-    feed::{Control, Feed, Source, required},
     netns::Namespace,
     node::Node,
     objects::Service,
     pod::Pod,
     process::Place,
-    site::Site,
+    publisher::{Control, ObjectPublisher, Source, required},
+    resources::Resources,
 };
 
 /// The setting `routing` of the agents.
@@ -41,21 +41,22 @@ impl Routing {
     }
 }
 
-/// What a cluster is to be.
+/// Parameters of a cluster.
 #[derive(Clone, Debug)]
 pub struct Spec {
-    /// Not used by any other running cluster.
+    /// Unique among running clusters.
     pub name: String,
-    /// Where each node is.
+    /// The segment of each node.
     pub nodes: Vec<Segment>,
     pub source: Source,
     pub routing: Routing,
     pub connect_tcp: bool,
     pub connect_udp: bool,
-    /// Uplinks handle services in their drivers, and what is on the wire is complete, as on one of copper.
+    /// Run native XDP on the uplinks. Transmit checksum offload is then off, as veth would
+    /// otherwise pass packets with incomplete checksums to XDP.
     pub xdp: bool,
     pub mtu: u32,
-    /// Of the link to the outside host.
+    /// MTU of the link to the outside host.
     pub outside_mtu: u32,
     pub masquerade_except: Vec<IpNet>,
     /// Further keys of the agents' configuration.
@@ -63,7 +64,7 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// In a few words, for messages.
+    /// One line for messages.
     pub fn describe(&self) -> String {
         let on = |on: bool| if on { "on" } else { "off" };
         format!(
@@ -76,7 +77,7 @@ impl Spec {
         )
     }
 
-    /// So many nodes on one segment; a name of its own.
+    /// A cluster of `nodes` nodes on one segment, with a unique name.
     pub fn new(nodes: usize) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -96,21 +97,21 @@ impl Spec {
     }
 }
 
-/// A running cluster. It ends with its handle, unless kept.
+/// A running cluster. Dropping it removes it, unless [`Self::keep`] was called.
 #[derive(Debug)]
 pub struct Cluster {
-    // ends before what it runs on
+    // dropped in this order: processes before the namespaces they run in
     nodes: Vec<Node>,
-    feed: Feed,
+    publisher: ObjectPublisher,
     fabric: Fabric,
-    site: Site,
+    resources: Resources,
     spec: Spec,
 }
 
 impl Cluster {
-    /// Makes it; returns when every agent is ready.
+    /// Creates a cluster; returns when every agent is ready.
     pub fn create(spec: &Spec) -> Result<Self> {
-        let mut cluster = Self::lay_out(spec)?;
+        let mut cluster = Self::create_stopped(spec)?;
         for node in &mut cluster.nodes {
             node.agent_mut().start()?;
         }
@@ -121,15 +122,15 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Makes all but the agents' processes.
-    pub fn lay_out(spec: &Spec) -> Result<Self> {
-        let site = Site::claim(&spec.name)?;
-        let mut fabric = Fabric::create(&site, spec.mtu, spec.outside_mtu)?;
+    /// Creates a cluster without starting its agents.
+    pub fn create_stopped(spec: &Spec) -> Result<Self> {
+        let resources = Resources::claim(&spec.name)?;
+        let mut fabric = Fabric::create(&resources, spec.mtu, spec.outside_mtu)?;
         if spec.xdp {
-            fabric.use_drivers()?;
+            fabric.enable_native_xdp()?;
         }
-        let feed = Feed::create(&site, &fabric, spec.mtu, &spec.source)?;
-        let mut cluster = Self { nodes: Vec::new(), feed, fabric, site, spec: spec.clone() };
+        let publisher = ObjectPublisher::create(&resources, &fabric, spec.mtu, &spec.source)?;
+        let mut cluster = Self { nodes: Vec::new(), publisher, fabric, resources, spec: spec.clone() };
         for segment in &spec.nodes {
             cluster.add_node(*segment)?;
         }
@@ -139,40 +140,41 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// One more machine, known to nobody, with no agent running; its index.
+    /// Adds a machine without a Node object and without a running agent; returns its index.
     pub fn add_node(&mut self, segment: Segment) -> Result<usize> {
         let number = self.nodes.last().map_or(1, |node| node.number() + 1);
-        let access = self.feed.access()?;
-        let node = Node::create(&self.site, &self.fabric, &self.spec, number, segment, access)?;
-        self.feed.tell_all(&node)?;
+        let access = self.publisher.access()?;
+        let node = Node::create(&self.resources, &self.fabric, &self.spec, number, segment, access)?;
+        self.publisher.publish_all_to(&node)?;
         self.nodes.push(node);
         Ok(self.nodes.len() - 1)
     }
 
-    /// Tells of the Node with this index: that there is one, or what it has become.
+    /// Creates or updates the Node object of the node with this index.
     pub fn register(&mut self, index: usize) -> Result<()> {
         let (name, object) = {
             let node = self.node(index)?;
             (format!("node-{}", node.name()), node.object())
         };
-        self.feed.apply(&self.nodes, &name, &[object])
+        self.publisher.apply(&self.nodes, &name, &[object])
     }
 
-    /// The Node with this index is no more; the machine is still there.
+    /// Deletes the Node object of the node with this index; the machine stays.
     pub fn unregister(&mut self, index: usize) -> Result<()> {
         let name = format!("node-{}", self.node(index)?.name());
-        self.feed.withdraw(&self.nodes, &name)
+        self.publisher.withdraw(&self.nodes, &name)
     }
 
-    /// The machine with this index goes, with all that runs on it. What is told of it stays: see [`Self::unregister`].
+    /// Removes the machine with this index and all that runs on it. Its Node object stays: see
+    /// [`Self::unregister`].
     pub fn remove_node(&mut self, index: usize) -> Result<()> {
         let namespace = self.node(index)?.place().namespace().name().to_owned();
         drop(self.nodes.remove(index));
         Namespace::delete(&namespace)
     }
 
-    pub(super) const fn site(&self) -> &Site {
-        &self.site
+    pub(super) const fn resources(&self) -> &Resources {
+        &self.resources
     }
 
     fn node(&self, index: usize) -> Result<&Node> {
@@ -191,40 +193,40 @@ impl Cluster {
         &self.fabric
     }
 
-    /// Name of a namespace of this cluster's.
+    /// Name of a namespace of this cluster.
     pub(super) fn namespace(&self, what: &str) -> String {
-        self.site.namespace(what)
+        self.resources.namespace(what)
     }
 
-    /// The host beyond the gateway, as a place for processes.
+    /// The host beyond the gateway, to run processes there.
     pub fn outside(&self) -> Result<Place> {
         Place::new(
             self.fabric.outside().clone(),
-            &self.site.cgroup()?.join("outside"),
-            &self.site.directory().join("logs"),
+            &self.resources.cgroup()?.join("outside"),
+            &self.resources.directory().join("logs"),
         )
     }
 
-    /// Makes a pod on the node with this index.
+    /// Creates a pod on the node with this index.
     pub fn pod(&self, node: usize, name: &str) -> Result<Pod> {
         self.pod_with(node, name, json!({}))
     }
 
-    /// A pod for which the runtime asks more: `runtimeConfig` of the plugin.
+    /// As [`Self::pod`], with a `runtimeConfig` for the plugin.
     pub fn pod_with(&self, node: usize, name: &str, runtime_config: Value) -> Result<Pod> {
-        let pod = self.node(node)?.pod(&self.site, name, runtime_config)?;
-        let known = Known {
+        let pod = self.node(node)?.pod(&self.resources, name, runtime_config)?;
+        let record = PodRecord {
             namespace: pod.place().namespace().name().to_owned(),
             cgroup: pod.place().cgroup().to_owned(),
             logs: pod.place().logs().to_owned(),
         };
-        let directory = self.site.directory().join("pods");
+        let directory = self.resources.directory().join("pods");
         fs::create_dir_all(&directory)?;
-        fs::write(directory.join(name), serde_json::to_string(&known)?)?;
+        fs::write(directory.join(name), serde_json::to_string(&record)?)?;
         Ok(pod)
     }
 
-    /// Tells every agent of a service and waits until each has it.
+    /// Publishes a service and waits until every agent has applied it.
     pub fn apply(&mut self, service: &Service) -> Result<()> {
         self.apply_objects(&format!("service-{}", service.name), &service.objects())?;
         for node in &mut self.nodes {
@@ -234,88 +236,94 @@ impl Cluster {
         Ok(())
     }
 
-    /// Makes these the objects of this name, for all agents; waits for nobody.
+    /// Publishes `objects` under `name` in place of those published under it before. Does not wait
+    /// for the agents.
     pub fn apply_objects(&mut self, name: &str, objects: &[Value]) -> Result<()> {
-        self.feed.apply(&self.nodes, name, objects)
+        self.publisher.apply(&self.nodes, name, objects)
     }
 
-    /// Has agents told of something; returns when all of them go by it. Of so many objects that they make something of, and
-    /// did not know as they are: what is told again is no change to wait for.
-    pub fn change(&mut self, objects: usize, tell: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+    /// Runs `publish`, and waits until every agent has applied it. `objects`: how many objects it
+    /// changes that agents use; an object published again unchanged does not count.
+    pub fn change(&mut self, objects: usize, publish: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         let agents = self.nodes.iter();
         let before: Vec<u64> =
             agents.map(|node| Ok(node.agent().status()?.status.revision)).collect::<Result<_>>()?;
-        tell(self)?;
+        publish(self)?;
         for (node, before) in self.nodes.iter_mut().zip(before) {
             node.agent_mut().until("the change in the tables", |agent| {
                 let status = agent.status()?.status;
-                let is_heard = status.revision >= before + objects as u64;
-                Ok((is_heard && status.applied_revision == status.revision).then_some(()))
+                let is_received = status.revision >= before + objects as u64;
+                Ok((is_received && status.applied_revision == status.revision).then_some(()))
             })?;
         }
         Ok(())
     }
 
-    /// The objects of this name are gone: `service-<name>` are those of a service.
+    /// Deletes the objects published under `name`; [`Self::apply`] uses `service-<name>`.
     pub fn withdraw(&mut self, name: &str) -> Result<()> {
-        self.feed.withdraw(&self.nodes, name)
+        self.publisher.withdraw(&self.nodes, name)
     }
 
-    /// Where agents hear of objects, in a few words.
+    /// Where agents get their objects, for messages.
     pub fn describe_source(&self) -> String {
-        match self.feed.control() {
+        match self.publisher.control() {
             None => "manifests".to_owned(),
             Some(control) => control.server().describe().unwrap_or_else(|error| format!("{error:#}")),
         }
     }
 
-    /// The API server, where there is one.
+    /// The API server.
+    ///
+    /// # Errors
+    /// The cluster's source is manifests.
     pub fn control(&self) -> Result<&Control> {
-        required(self.feed.control())
+        required(self.publisher.control())
     }
 
-    /// As [`Self::control`], to be changed.
+    /// As [`Self::control`], mutable.
     pub fn control_mut(&mut self) -> Result<&mut Control> {
-        required(self.feed.control_mut())
+        required(self.publisher.control_mut())
     }
 
-    /// Leaves it running.
+    /// Leaves the cluster running when this process ends.
     pub fn keep(mut self) -> Result<()> {
-        self.site.keep()?;
+        self.resources.keep()?;
         for node in &mut self.nodes {
-            node.agent_mut().leave();
+            node.agent_mut().detach();
         }
         Ok(())
     }
 }
 
-/// IPv4 and IPv6 address of the service with this number.
+/// IPv4 and IPv6 cluster IP of the service with this number.
 pub fn service_addresses(number: u16) -> [IpAddr; 2] {
-    // the first addresses of a cluster belong to its own services
+    // the first addresses of the range are those of the cluster's own services
     let host = number + 0x100;
     let [high, low] = host.to_be_bytes();
     [Ipv4Addr::new(10, 96, high, low).into(), Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, host).into()]
 }
 
-/// What is remembered of a pod for [`attach_to_pod`].
+/// A pod's record on disk for [`attach_to_pod`].
 #[derive(Serialize, Deserialize)]
-struct Known {
+struct PodRecord {
     namespace: String,
     cgroup: PathBuf,
     logs: PathBuf,
 }
 
-/// The place of a pod of a cluster another program made; the names of those there are if it is none of them.
+/// The place of a pod of a cluster that another program created. The error lists the pods there
+/// are.
 pub fn attach_to_pod(cluster: &str, pod: &str) -> Result<Place> {
     let directory = Path::new("/run/dataplane-lab").join(cluster).join("pods");
     let file = directory.join(pod);
     let Ok(text) = fs::read_to_string(&file) else {
-        let entries = fs::read_dir(&directory).with_context(|| format!("cluster {cluster} does not run"))?;
+        let entries =
+            fs::read_dir(&directory).with_context(|| format!("cluster {cluster} is not running"))?;
         let mut names: Vec<String> =
             entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
         names.sort();
         anyhow::bail!("cluster {cluster} has no pod {pod}; it has {}", names.join(", "));
     };
-    let known: Known = serde_json::from_str(&text)?;
-    Place::new(Namespace::open(&known.namespace)?, &known.cgroup, &known.logs)
+    let record: PodRecord = serde_json::from_str(&text)?;
+    Place::new(Namespace::open(&record.namespace)?, &record.cgroup, &record.logs)
 }

@@ -1,4 +1,4 @@
-//! Drives the CNI plugin as its specification says a runtime does: environment, JSON on stdin, exit code.
+//! Calls the CNI plugin as a container runtime does: environment, JSON on stdin, exit code.
 
 use std::{
     io::Write as _,
@@ -12,19 +12,19 @@ use serde_json::{Value, json};
 use super::process::Place;
 use crate::bins;
 
-/// A runtime on a node.
+/// The container runtime of a node.
 #[derive(Clone, Debug)]
 pub(super) struct Runtime {
     place: Place,
     socket: PathBuf,
 }
 
-/// What is asked for.
+/// The container of a call.
 pub(super) struct Container<'a> {
     pub(super) id: &'a str,
     pub(super) netns: &'a Path,
     pub(super) pod: &'a str,
-    /// What the runtime fills in for the plugin's capabilities.
+    /// `runtimeConfig`: values for the plugin's capabilities.
     pub(super) runtime_config: &'a Value,
 }
 
@@ -33,7 +33,7 @@ impl Runtime {
         Self { place, socket }
     }
 
-    /// Runs the plugin; what it printed, if anything.
+    /// Runs the plugin and returns its result, `Null` if it printed none.
     pub(super) fn call(
         &self,
         command: &str,

@@ -1,10 +1,11 @@
-//! What the nodes hang on: layer-2 segments, a gateway between them, and a host beyond it.
+//! The network between nodes: layer-2 segments, a gateway between them, and a host beyond it.
 //!
 //! ```text
 //! node ── bridge (segment 1: 172.18.0.0/24, fd00:18::/64) ──┐
-//! node ── bridge (segment 2: 172.19.0.0/24, fd00:19::/64) ──┴─ gateway ── outside (192.0.2.1, 2001:db8:ffff::1)
+//! node ── bridge (segment 2: 172.19.0.0/24, fd00:19::/64) ──┴─ gateway ── outside
 //! ```
-//! Neither gateway nor outside has a route to a pod: what comes back to a pod from there was masqueraded.
+//! The outside host is 192.0.2.1 and 2001:db8:ffff::1. Neither it nor the gateway has a route to a
+//! pod: a pod gets replies from there only if its packets were masqueraded.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -14,18 +15,18 @@ use std::{
 use anyhow::Result;
 
 use super::{
-    driver::Ports,
     family::Family,
     netns::{Namespace, veth},
-    site::Site,
+    resources::Resources,
+    xdp_ports::XdpPorts,
 };
 
-/// Address of the outside host.
+/// IPv4 address of the outside host.
 pub const OUTSIDE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-/// Address of the outside host.
+/// IPv6 address of the outside host.
 pub const OUTSIDE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1);
 
-/// Of the outside host.
+/// Address of the outside host.
 pub const fn outside(family: Family) -> IpAddr {
     match family {
         Family::V4 => IpAddr::V4(OUTSIDE_V4),
@@ -38,9 +39,9 @@ pub const fn outside(family: Family) -> IpAddr {
 pub struct Segment(u8);
 
 impl Segment {
-    /// Where nodes are unless told otherwise.
+    /// The default segment of nodes.
     pub const FIRST: Self = Self(1);
-    /// Reached from the first through the gateway only.
+    /// Reached from the first segment through the gateway.
     pub const SECOND: Self = Self(2);
 
     const fn bridge(self) -> &'static str {
@@ -66,16 +67,16 @@ pub struct Fabric {
     bridges: Namespace,
     gateway: Namespace,
     outside: Namespace,
-    /// `None`: no driver runs a program.
-    ports: Option<Mutex<Ports>>,
+    /// `None`: no bridge port has an XDP program.
+    ports: Option<Mutex<XdpPorts>>,
 }
 
 impl Fabric {
-    /// `outside_mtu` is that of the link between gateway and outside.
-    pub(super) fn create(site: &Site, mtu: u32, outside_mtu: u32) -> Result<Self> {
-        let bridges = Namespace::create(&site.namespace("fabric"))?;
-        let gateway = Namespace::create(&site.namespace("gateway"))?;
-        let outside = Namespace::create(&site.namespace("outside"))?;
+    /// `outside_mtu`: MTU of the link between gateway and outside host.
+    pub(super) fn create(resources: &Resources, mtu: u32, outside_mtu: u32) -> Result<Self> {
+        let bridges = Namespace::create(&resources.namespace("fabric"))?;
+        let gateway = Namespace::create(&resources.namespace("gateway"))?;
+        let outside = Namespace::create(&resources.namespace("outside"))?;
         for segment in [Segment::FIRST, Segment::SECOND] {
             let bridge = segment.bridge();
             bridges.ip(&format!(
@@ -88,18 +89,18 @@ impl Fabric {
         Ok(fabric)
     }
 
-    /// The router: has the addresses the nodes' default routes point at.
+    /// The router, with the addresses of the nodes' default routes.
     pub const fn gateway(&self) -> &Namespace {
         &self.gateway
     }
 
-    /// The host beyond the router.
+    /// The namespace of the host beyond the router.
     pub const fn outside(&self) -> &Namespace {
         &self.outside
     }
 
-    /// Gives `namespace` a device `name` on the segment.
-    pub(super) fn plug(
+    /// Creates a device `name` in `namespace` whose peer is a bridge port of the segment.
+    pub(super) fn add_device(
         &self,
         namespace: &Namespace,
         name: &str,
@@ -112,36 +113,42 @@ impl Fabric {
         namespace.ip(&format!("link set {name} mtu {mtu} up"))?;
         if let Some(ports) = &self.ports {
             namespace.offload(name, "tx", "off")?;
-            let mut ports = ports.lock().map_err(|_poisoned| anyhow::anyhow!("a port failed before"))?;
+            let mut ports = ports
+                .lock()
+                .map_err(|_poisoned| anyhow::anyhow!("a thread panicked while it held the ports"))?;
             ports.attach(&self.bridges, port)?;
         }
         Ok(())
     }
 
-    /// From now on [`Self::plug`] gives devices whose drivers may run programs: what they see has complete checksums, as what
-    /// comes by a wire, from the outside host as well.
-    pub(super) fn use_drivers(&mut self) -> Result<()> {
-        self.ports = Some(Mutex::new(Ports::load()?));
+    /// Prepares [`Self::add_device`] for native XDP: the peer port gets an XDP program, and
+    /// transmit checksum offload is off, also on the outside host, so that XDP sees complete
+    /// checksums.
+    pub(super) fn enable_native_xdp(&mut self) -> Result<()> {
+        self.ports = Some(Mutex::new(XdpPorts::load()?));
         self.outside.offload("eth0", "tx", "off")
     }
 
-    /// Leaves the port of a node to somebody who puts a program of his own into its driver: the namespace it is in.
-    pub fn take_port(&self, port: &str) -> Result<&Namespace> {
+    /// Detaches our XDP program from a port, so that the caller can attach another; returns the
+    /// port's namespace.
+    pub fn release_port(&self, port: &str) -> Result<&Namespace> {
         if let Some(ports) = &self.ports {
-            let mut ports = ports.lock().map_err(|_poisoned| anyhow::anyhow!("a port failed before"))?;
+            let mut ports = ports
+                .lock()
+                .map_err(|_poisoned| anyhow::anyhow!("a thread panicked while it held the ports"))?;
             ports.detach(port)?;
         }
         Ok(&self.bridges)
     }
 
-    /// Takes a port of a bridge out of service, or back.
+    /// Sets a bridge port up or down.
     pub(super) fn set_port(&self, port: &str, is_up: bool) -> Result<()> {
         self.bridges.ip(&format!("link set {port} {}", if is_up { "up" } else { "down" })).map(drop)
     }
 
     fn connect_gateway(&self, mtu: u32) -> Result<()> {
         for (segment, device) in [(Segment::FIRST, "seg1"), (Segment::SECOND, "seg2")] {
-            self.plug(&self.gateway, device, segment, &format!("gw-{device}"), mtu)?;
+            self.add_device(&self.gateway, device, segment, &format!("gw-{device}"), mtu)?;
             let [v4, v6] = segment.gateway();
             self.gateway
                 .ip(&format!("addr add {v4}/24 dev {device}\naddr add {v6}/64 dev {device} nodad"))?;

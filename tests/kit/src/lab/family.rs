@@ -1,4 +1,4 @@
-//! Everything is done twice.
+//! IP families. Tests run every check for both.
 
 use std::{fmt, net::IpAddr};
 
@@ -16,7 +16,7 @@ impl Family {
         matches!((self, address), (Self::V4, IpAddr::V4(_)) | (Self::V6, IpAddr::V6(_)))
     }
 
-    /// Bytes of its header and of one of ICMP: what an echo request has besides its data.
+    /// Bytes of the IP and ICMP header of an echo request.
     pub const fn echo_overhead(self) -> usize {
         match self {
             Self::V4 => 28,

@@ -1,5 +1,5 @@
-//! What kernels count of packets that ended for a reason of their own: beside our counters, all there is to explain a
-//! loss by.
+//! Counters of packets that the kernel lost or sent again. They explain losses that no counter of
+//! ours shows.
 
 use std::fmt::Write as _;
 
@@ -7,9 +7,9 @@ use anyhow::Result;
 
 use super::netns::Namespace;
 
-/// Parts of names of counters (net/ipv4/proc.c, net/ipv6/proc.c, net/sctp/proc.c) that move when a packet is lost, or when
-/// somebody had to send it again.
-const SIGNS: [&str; 18] = [
+/// Parts of the names of counters (net/ipv4/proc.c, net/ipv6/proc.c, net/sctp/proc.c) that increase
+/// when a packet is lost or sent again.
+const LOSS_COUNTERS: [&str; 18] = [
     "AddrErrors",
     "Blackhole",
     "Checksum",
@@ -30,8 +30,8 @@ const SIGNS: [&str; 18] = [
     "Sndbuf",
 ];
 
-/// Counters of all namespaces whose names begin with `prefix`, and of the neighbour tables, which all of them share. What
-/// is zero is left out.
+/// Non-zero counters of all namespaces whose names begin with `prefix`, and of the neighbour
+/// tables, which are global.
 pub(super) fn losses(prefix: &str) -> String {
     let mut text = String::new();
     let names = Namespace::all_named(prefix).unwrap_or_default();
@@ -62,7 +62,7 @@ pub(super) fn losses(prefix: &str) -> String {
 
 fn of_namespace(namespace: &Namespace) -> Result<Vec<String>> {
     let mut counters = Vec::new();
-    // not every kernel has SCTP, or IPv6
+    // these are missing without SCTP or IPv6
     for file in ["/proc/net/snmp", "/proc/net/netstat"] {
         counters.extend(in_pairs_of_lines(&namespace.read_proc(file)?));
     }
@@ -73,7 +73,7 @@ fn of_namespace(namespace: &Namespace) -> Result<Vec<String>> {
     Ok(counters)
 }
 
-/// Of a line of names and a line of values for each group: the group, a name, its value.
+/// Parses pairs of lines, one with names and one with values, into group, name and value.
 pub(super) fn pairs_of_lines(text: &str) -> impl Iterator<Item = (&str, &str, &str)> {
     let mut lines = text.lines().filter_map(|line| line.split_once(": "));
     let pairs = std::iter::from_fn(move || Some((lines.next()?, lines.next()?)));
@@ -83,18 +83,20 @@ pub(super) fn pairs_of_lines(text: &str) -> impl Iterator<Item = (&str, &str, &s
 }
 
 fn in_pairs_of_lines(text: &str) -> Vec<String> {
-    pairs_of_lines(text).filter_map(|(group, name, value)| sign(&format!("{group}{name}"), value)).collect()
+    pairs_of_lines(text)
+        .filter_map(|(group, name, value)| loss_counter(&format!("{group}{name}"), value))
+        .collect()
 }
 
-/// A name and a value in each line.
+/// Parses lines of a name and a value.
 fn in_lines(text: &str) -> Vec<String> {
     let pairs = text.lines().filter_map(|line| line.split_once(char::is_whitespace));
-    pairs.filter_map(|(name, value)| sign(name, value.trim())).collect()
+    pairs.filter_map(|(name, value)| loss_counter(name, value.trim())).collect()
 }
 
-fn sign(name: &str, value: &str) -> Option<String> {
-    let is_sign = SIGNS.iter().any(|sign| name.contains(sign));
-    (is_sign && value != "0").then(|| format!("{name} {value}"))
+fn loss_counter(name: &str, value: &str) -> Option<String> {
+    let is_loss = LOSS_COUNTERS.iter().any(|part| name.contains(part));
+    (is_loss && value != "0").then(|| format!("{name} {value}"))
 }
 
 /// Errors and drops of devices (net/core/net-procfs.c).
@@ -103,7 +105,7 @@ fn of_devices(text: &str) -> Vec<String> {
     for line in text.lines() {
         let Some((device, values)) = line.split_once(':') else { continue };
         let values: Vec<&str> = values.split_whitespace().collect();
-        let columns = [("received wrongly", 2), ("not received", 3), ("sent wrongly", 10), ("not sent", 11)];
+        let columns = [("rx_errors", 2), ("rx_dropped", 3), ("tx_errors", 10), ("tx_dropped", 11)];
         for (what, column) in columns {
             if let Some(value) = values.get(column).filter(|value| **value != "0") {
                 counters.push(format!("{} {what} {value}", device.trim()));
@@ -113,7 +115,8 @@ fn of_devices(text: &str) -> Vec<String> {
     counters
 }
 
-/// Sums over processors of what a neighbour table counts, in hexadecimal (net/core/neighbour.c).
+/// Failure counters of a neighbour table, summed over CPUs; hexadecimal in the file
+/// (net/core/neighbour.c).
 fn neighbours(text: &str) -> Vec<String> {
     let mut lines = text.lines().map(str::split_whitespace);
     let names: Vec<&str> = lines.next().into_iter().flatten().collect();
@@ -122,10 +125,10 @@ fn neighbours(text: &str) -> Vec<String> {
         .collect();
     let sum = |column| rows.iter().filter_map(|row: &Vec<u64>| row.get(column)).sum::<u64>();
     let columns = names.iter().enumerate().map(|(column, name)| (*name, sum(column)));
-    let signs = columns.filter(|(name, sum)| {
+    let losses = columns.filter(|(name, sum)| {
         ["res_failed", "unresolved_discards", "table_fulls", "forced_gc_runs"].contains(name) && *sum > 0
     });
-    signs.map(|(name, sum)| format!("{name} {sum}")).collect()
+    losses.map(|(name, sum)| format!("{name} {sum}")).collect()
 }
 
 #[cfg(test)]
@@ -133,14 +136,14 @@ mod tests {
     use super::{in_lines, in_pairs_of_lines, neighbours, of_devices};
 
     #[test]
-    fn what_has_moved_is_told_by_name() {
+    fn non_zero_loss_counters_are_listed() {
         let pairs = "Udp: InDatagrams NoPorts InErrors RcvbufErrors\nUdp: 7 0 2 2\n";
         assert_eq!(in_pairs_of_lines(pairs), ["UdpInErrors 2", "UdpRcvbufErrors 2"]);
         let lines = "SctpChecksumErrors              \t1\nSctpOutOfBlues\t0\nSctpAborteds\t3\n";
         assert_eq!(in_lines(lines), ["SctpChecksumErrors 1"]);
         let devices =
             "Inter-|   Receive  |  Transmit\n face |bytes\n  eth0: 9 8 0 3 0 0 0 0 7 6 0 5 0 0 0 0\n";
-        assert_eq!(of_devices(devices), ["eth0 not received 3", "eth0 not sent 5"]);
+        assert_eq!(of_devices(devices), ["eth0 rx_dropped 3", "eth0 tx_dropped 5"]);
         let table = "entries  res_failed unresolved_discards\n00000002 0000000f 00000000\n00000002 00000011 00000000\n";
         assert_eq!(neighbours(table), ["res_failed 32"]);
     }

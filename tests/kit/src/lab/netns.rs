@@ -1,7 +1,7 @@
-//! Network namespaces: made, configured, entered. Knows nothing of nodes and pods.
+//! Network namespaces: created, configured, entered. Knows no nodes and pods.
 //!
-//! Named ones (`/run/netns/<name>`), so that `ip netns exec` and a CNI plugin find them. Devices are created inside
-//! namespaces from the start: the root namespace never sees one.
+//! They are named (`/run/netns/<name>`), so that `ip netns exec` and a CNI plugin find them.
+//! Devices are created inside namespaces: the root namespace never has one.
 
 use std::{
     fs::{self, File},
@@ -17,10 +17,10 @@ use nix::sched::{CloneFlags, setns};
 
 use super::losses::pairs_of_lines;
 
-/// Where named namespaces are bound.
+/// The directory of named namespaces.
 const DIRECTORY: &str = "/run/netns";
 
-/// A named network namespace. Does not end by itself: see [`Namespace::delete`].
+/// A named network namespace. Dropping it does not remove it: see [`Namespace::delete`].
 #[derive(Clone, Debug)]
 pub struct Namespace {
     name: String,
@@ -28,7 +28,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes it, with loopback up and without duplicate address detection on devices to come.
+    /// Creates a namespace with loopback up; new devices skip duplicate address detection.
     pub fn create(name: &str) -> Result<Self> {
         run(Command::new("ip").args(["netns", "add", name]))?;
         let namespace = Self::open(name)?;
@@ -41,7 +41,7 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// One that exists.
+    /// Opens an existing namespace.
     pub fn open(name: &str) -> Result<Self> {
         let path = Path::new(DIRECTORY).join(name);
         let file = File::open(&path).with_context(|| format!("open namespace {}", path.display()))?;
@@ -52,17 +52,17 @@ impl Namespace {
         &self.name
     }
 
-    /// What a runtime calls `CNI_NETNS`.
+    /// The path, also used as `CNI_NETNS`.
     pub fn path(&self) -> PathBuf {
         Path::new(DIRECTORY).join(&self.name)
     }
 
-    /// The namespace itself, whatever its name.
+    /// An open file of the namespace; it works also after the name was deleted.
     pub fn file(&self) -> Arc<File> {
         Arc::clone(&self.file)
     }
 
-    /// Commands of `ip`, one per line, all in one process; their output.
+    /// Runs commands of `ip`, one per line, in one process; returns the output.
     pub fn ip(&self, commands: &str) -> Result<String> {
         let mut child = Command::new("ip")
             .args(["-n", &self.name, "-batch", "-"])
@@ -75,12 +75,12 @@ impl Namespace {
         let output = child.wait_with_output()?;
         if !output.status.success() {
             let problem = String::from_utf8_lossy(&output.stderr);
-            bail!("in namespace {}: ip {}: {}", self.name, commands.trim(), problem.trim());
+            bail!("namespace {}: ip {}: {}", self.name, commands.trim(), problem.trim());
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Features of a device, as `tx off`.
+    /// Sets an offload feature of a device, for example `tx off`.
     pub fn offload(&self, device: &str, feature: &str, value: &str) -> Result<()> {
         self.enter(|| run(Command::new("ethtool").args(["-K", device, feature, value])))?
             .with_context(|| format!("ethtool in namespace {} (package ethtool)", self.name))
@@ -98,7 +98,7 @@ impl Namespace {
         })
     }
 
-    /// Writes below `/proc/sys`, which shows each thread its own namespace.
+    /// Writes sysctls of this namespace: `/proc/sys` shows each thread its own namespace.
     pub fn sysctls(&self, values: &[(&str, &str)]) -> Result<()> {
         self.enter(|| {
             for (key, value) in values {
@@ -109,9 +109,9 @@ impl Namespace {
         })?
     }
 
-    /// A file below `/proc/net` or `/proc/sys` as this namespace sees it.
+    /// Reads a file below `/proc/net` or `/proc/sys` in this namespace.
     pub fn read_proc(&self, path: &str) -> Result<String> {
-        // `/proc/net` is the process's, `/proc/thread-self/net` the thread's
+        // `/proc/net` belongs to the main thread, `/proc/thread-self/net` to this one
         let path = match path.strip_prefix("/proc/net/") {
             Some(rest) => format!("/proc/thread-self/net/{rest}"),
             None => path.to_owned(),
@@ -119,19 +119,19 @@ impl Namespace {
         self.enter(|| fs::read_to_string(&path).with_context(|| format!("read {path}")))?
     }
 
-    /// A counter of `/proc/net/snmp`, as `Tcp`, `RetransSegs`.
+    /// Reads a counter of `/proc/net/snmp`, for example `Tcp`, `RetransSegs`.
     pub fn snmp(&self, protocol: &str, counter: &str) -> Result<u64> {
         let text = self.read_proc("/proc/net/snmp")?;
         let value = pairs_of_lines(&text).find(|(group, name, _)| (*group, *name) == (protocol, counter));
         Ok(value.with_context(|| format!("/proc/net/snmp has no {protocol} {counter}"))?.2.parse()?)
     }
 
-    /// Its name goes now, the namespace itself when the last process has left it.
+    /// Deletes the name now; the kernel removes the namespace when the last process has left it.
     pub fn delete(name: &str) -> Result<()> {
         run(Command::new("ip").args(["netns", "del", name]))
     }
 
-    /// Names of all that begin with `prefix`.
+    /// Names of all namespaces that begin with `prefix`.
     pub fn all_named(prefix: &str) -> Result<Vec<String>> {
         let entries = match fs::read_dir(DIRECTORY) {
             Ok(entries) => entries,
@@ -143,7 +143,7 @@ impl Namespace {
     }
 }
 
-/// A device in each of two namespaces, each the other's far end.
+/// Creates a veth pair with one end in each of two namespaces.
 pub(super) fn veth(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<()> {
     run(Command::new("ip").args([
         "link",

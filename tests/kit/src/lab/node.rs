@@ -22,7 +22,7 @@ use super::{
     objects::{self, Manifests, Service},
     pod::Pod,
     process::{Place, Process},
-    site::{Site, mount_bpffs},
+    resources::{Resources, mount_bpffs},
 };
 use crate::traffic::HTTP;
 
@@ -32,9 +32,9 @@ pub struct Node {
     name: String,
     number: u8,
     segment: Segment,
-    /// Of its address in the segment.
+    /// Host number of its address in the segment.
     host: u8,
-    /// Of its range in those of all nodes.
+    /// Number of its pod CIDR.
     range: u8,
     place: Place,
     manifests: Manifests,
@@ -42,9 +42,9 @@ pub struct Node {
 }
 
 impl Node {
-    /// `number` counts from 1; `access`: URLs of the API server and a kubeconfig, where there is one.
+    /// `number` starts at 1. `access`: URLs of the API server and a kubeconfig, if there is one.
     pub(super) fn create(
-        site: &Site,
+        resources: &Resources,
         fabric: &Fabric,
         spec: &Spec,
         number: u8,
@@ -52,9 +52,9 @@ impl Node {
         access: Option<(Vec<String>, String)>,
     ) -> Result<Self> {
         let name = format!("node{number}");
-        let namespace = Namespace::create(&site.namespace(&name))?;
-        let directory = site.directory().join(&name);
-        let place = Place::new(namespace, &site.cgroup()?.join(&name), &directory.join("logs"))?;
+        let namespace = Namespace::create(&resources.namespace(&name))?;
+        let directory = resources.directory().join(&name);
+        let place = Place::new(namespace, &resources.cgroup()?.join(&name), &directory.join("logs"))?;
         for child in ["run", "state"] {
             fs::create_dir_all(directory.join(child))?;
         }
@@ -67,7 +67,7 @@ impl Node {
             config["source"] = json!("kubernetes");
             config["api_server"] = json!(urls);
             config["kubeconfig"] = json!(file);
-            // this machine's own directories are not the node's
+            // the agent must not install into this machine's own directories
             config["cni"] = json!({"bin_dir": directory.join("opt/cni/bin"), "conf_dir": directory.join("etc/cni/net.d")});
         }
         let agent = Agent::new(place.clone(), &directory, &config)?;
@@ -78,7 +78,7 @@ impl Node {
 
     fn connect(&self, fabric: &Fabric, mtu: u32) -> Result<()> {
         let namespace = self.place.namespace();
-        fabric.plug(namespace, "eth0", self.segment, &self.name, mtu)?;
+        fabric.add_device(namespace, "eth0", self.segment, &self.name, mtu)?;
         let [v4, v6] = self.segment.gateway();
         namespace.ip(&format!(
             "addr add {}/24 dev eth0\n\
@@ -99,17 +99,17 @@ impl Node {
         self.number
     }
 
-    /// Another range for its pods; for the Node object to tell.
+    /// Changes its pod CIDR; takes effect with the next update of the Node object.
     pub const fn set_range(&mut self, range: u8) {
         self.range = range;
     }
 
-    /// Another address of its device; for the Node object to tell.
+    /// Changes the address of its device; the Node object has it from its next update on.
     pub fn set_host(&mut self, host: u8) -> Result<()> {
         let (old_v4, old_v6) = (self.v4(), self.v6());
         self.host = host;
         let [gateway_v4, gateway_v6] = self.segment.gateway();
-        // the last address of a prefix takes the routes with it
+        // deleting the last address of a prefix deletes its routes
         self.place.namespace().ip(&format!(
             "addr add {}/24 dev eth0\n\
              addr add {}/64 dev eth0 nodad\n\
@@ -125,7 +125,7 @@ impl Node {
         Ok(())
     }
 
-    /// Where host processes run.
+    /// The place of host processes.
     pub const fn place(&self) -> &Place {
         &self.place
     }
@@ -146,7 +146,7 @@ impl Node {
         self.segment.ipv6(self.host)
     }
 
-    /// IPv4, IPv6.
+    /// IPv4 and IPv6 address.
     pub fn addresses(&self) -> [IpAddr; 2] {
         [self.v4().into(), self.v6().into()]
     }
@@ -158,7 +158,7 @@ impl Node {
         }
     }
 
-    /// Of the HTTP of a traffic server on the host.
+    /// HTTP address of a traffic server on the host.
     pub fn web(&self, family: Family) -> SocketAddr {
         SocketAddr::new(self.address(family), HTTP)
     }
@@ -174,32 +174,32 @@ impl Node {
         objects::node(&self.name, &self.addresses(), &self.pod_cidrs())
     }
 
-    /// Puts objects into the file `<name>.yaml` of the directory the agent watches.
+    /// Writes objects to the file `<name>.yaml` of the directory that the agent watches.
     pub fn apply(&self, name: &str, objects: &[Value]) -> Result<()> {
         self.manifests.write(name, objects)
     }
 
-    /// As [`Self::apply`], of any text.
+    /// As [`Self::apply`], with any text.
     pub fn apply_text(&self, name: &str, text: &str) -> Result<()> {
         self.manifests.write_text(name, text)
     }
 
-    /// Removes the file.
+    /// Removes the file `<name>.yaml`.
     pub fn withdraw(&self, name: &str) -> Result<()> {
         self.manifests.remove(name)
     }
 
-    /// Waits until the agent has the service in the datapath with exactly these backends.
+    /// Waits until the agent has applied the service with exactly these backends.
     pub fn await_service(&mut self, wanted: &Service) -> Result<()> {
         self.await_services(std::slice::from_ref(wanted))
     }
 
-    /// Waits until the agent has all of these in the datapath, each with exactly its backends.
+    /// Waits until the agent has applied all these services, each with exactly its backends.
     pub fn await_services(&mut self, wanted: &[Service]) -> Result<()> {
         self.agent.until("services in the datapath", |agent| {
-            // a list of thousands takes the agent time that it needs
+            // the list is costly with thousands of services: request it only when all are known
             let known = agent.status()?.status.objects.services;
-            ensure!(known as usize >= wanted.len(), "the agent knows {known} services of {}", wanted.len());
+            ensure!(known as usize >= wanted.len(), "the agent knows {known} of {} services", wanted.len());
             let views: Vec<ServiceView> = agent.ask(&View::Services)?;
             let mut by_name: HashMap<&str, Vec<&ServiceView>> = HashMap::new();
             for view in &views {
@@ -207,9 +207,10 @@ impl Node {
             }
             for service in wanted {
                 let found = by_name.get(service.name.as_str()).map_or(&[][..], Vec::as_slice);
-                if found.len() != service.ports.len() || !found.iter().all(|view| is_as_wanted(view, service))
+                if found.len() != service.ports.len()
+                    || !found.iter().all(|view| matches_service(view, service))
                 {
-                    bail!("service {} is {found:?}", service.name);
+                    bail!("service {} differs: {found:?}", service.name);
                 }
             }
             let status = agent.status()?.status;
@@ -217,7 +218,7 @@ impl Node {
         })
     }
 
-    /// Waits until the agent has services of all these names in the datapath, whatever they are.
+    /// Waits until the agent has applied services of all these names, whatever their backends.
     pub fn await_names(&mut self, wanted: &[String]) -> Result<()> {
         self.agent.until("services in the datapath", |agent| {
             let views: Vec<ServiceView> = agent.ask(&View::Services)?;
@@ -229,12 +230,12 @@ impl Node {
         })
     }
 
-    /// Starts the traffic server as a process of the host.
+    /// Starts the traffic server as a host process.
     pub fn serve(&self) -> Result<Process> {
         self.place.serve(&self.name)
     }
 
-    /// A pod's object, bound to this node.
+    /// A Pod object, bound to this node.
     pub fn pod_object(&self, name: &str, annotations: &Value) -> Value {
         json!({
             "apiVersion": "v1", "kind": "Pod",
@@ -243,20 +244,20 @@ impl Node {
         })
     }
 
-    pub(super) fn pod(&self, site: &Site, name: &str, runtime_config: Value) -> Result<Pod> {
-        let namespace = Namespace::create(&site.namespace(&format!("pod-{name}")))?;
+    pub(super) fn pod(&self, resources: &Resources, name: &str, runtime_config: Value) -> Result<Pod> {
+        let namespace = Namespace::create(&resources.namespace(&format!("pod-{name}")))?;
         let place = Place::new(namespace, &self.place.cgroup().join("pods").join(name), self.place.logs())?;
         let runtime = Runtime::new(self.place.clone(), self.agent.socket().to_owned());
         let netns = place.namespace().name().to_owned();
         Pod::create(name, &self.name, place, runtime, runtime_config).or_else(|error| {
-            // as a runtime tries again: with a new sandbox
+            // the next attempt gets a new sandbox, as from a container runtime
             Namespace::delete(&netns)?;
             Err(error.context(format!("on {}; log of its agent:\n{}", self.name, self.agent.log_tail())))
         })
     }
 }
 
-fn is_as_wanted(view: &ServiceView, wanted: &Service) -> bool {
+fn matches_service(view: &ServiceView, wanted: &Service) -> bool {
     let is_port =
         wanted.ports.iter().any(|port| port.port == view.port && port.protocol.name() == view.protocol);
     let mut found: Vec<IpAddr> = view.backends.iter().map(|backend| backend.address).collect();

@@ -1,4 +1,4 @@
-//! Kubernetes objects as `kubectl get -o yaml` writes them, and the directory they are put into.
+//! Kubernetes objects as `kubectl get -o yaml` writes them, and the manifest directory of an agent.
 
 use std::{
     collections::BTreeMap,
@@ -18,10 +18,10 @@ use crate::traffic::{ECHO, HTTP};
 /// Ports of [`Service::of`].
 pub const WEB_PORT: u16 = 80;
 pub const ECHO_PORT: u16 = 7;
-/// Kubernetes splits the endpoints of a service into slices of this size.
+/// Kubernetes splits the endpoints of a service into slices of at most this size.
 const SLICE: usize = 100;
 
-/// A transport protocol, as objects spell it.
+/// A transport protocol, as Kubernetes objects name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Tcp,
@@ -39,7 +39,7 @@ impl Protocol {
     }
 }
 
-/// A port of a service, and the port behind it.
+/// A port of a service, with its target port.
 #[derive(Clone, Debug)]
 pub struct ServicePort {
     pub name: &'static str,
@@ -48,7 +48,7 @@ pub struct ServicePort {
     pub target: u16,
 }
 
-/// A pod that serves.
+/// A pod as a backend.
 #[derive(Clone, Debug)]
 pub struct Backend {
     pub pod: String,
@@ -56,7 +56,7 @@ pub struct Backend {
     pub addresses: Vec<IpAddr>,
 }
 
-/// A service and what stands behind it.
+/// A service and its backends.
 #[derive(Clone, Debug)]
 pub struct Service {
     pub name: String,
@@ -66,8 +66,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// What the pods of these tests serve ([`crate::traffic`]), behind one service: HTTP over TCP, and an echo over TCP
-    /// and UDP.
+    /// A service for the traffic server ([`crate::traffic`]) in these pods: HTTP over TCP, and an
+    /// echo over TCP and UDP.
     pub fn of(pods: &[&Pod]) -> Self {
         let port = |name, port, protocol, target| ServicePort { name, port, protocol, target };
         Self {
@@ -82,7 +82,7 @@ impl Service {
         }
     }
 
-    /// Where it is asked: its address of a family, and a port.
+    /// Its frontend: the address of a family, and a port.
     pub fn at(&self, family: Family, port: u16) -> SocketAddr {
         let address = self.addresses.iter().find(|address| family.is_of(address));
         SocketAddr::new(*address.expect("a service of both families"), port)
@@ -204,7 +204,7 @@ fn metadata(name: &str, labels: &Value) -> Value {
     })
 }
 
-/// The same for the same object, as long as it is the same object.
+/// A UID that is the same in every manifest of the object.
 fn uid(kind: &str, name: &str) -> String {
     let hash = |seed: u64| {
         let bytes = kind.bytes().chain(name.bytes());
@@ -225,11 +225,11 @@ const fn family(address: &IpAddr) -> &'static str {
     if address.is_ipv4() { "IPv4" } else { "IPv6" }
 }
 
-/// A directory an agent watches. A file changes in one step: whoever reads sees the old or the new.
+/// A manifest directory that an agent watches. Files are replaced atomically.
 #[derive(Clone, Debug)]
 pub(super) struct Manifests {
     directory: PathBuf,
-    /// On the same file system, and not watched.
+    /// On the same file system, but not watched.
     draft: PathBuf,
 }
 
@@ -239,7 +239,7 @@ impl Manifests {
         Ok(Self { directory, draft })
     }
 
-    /// Writes `<name>.yaml`: a document, or a List of several.
+    /// Writes `<name>.yaml`: one document, or a List of several objects.
     pub(super) fn write(&self, name: &str, objects: &[Value]) -> Result<()> {
         let text = match objects {
             [object] => serde_norway::to_string(object),
@@ -260,11 +260,11 @@ impl Manifests {
     }
 }
 
-/// Counts by key, for reports of who answered how often.
-pub fn distribution<T: Ord>(answers: impl IntoIterator<Item = T>) -> BTreeMap<T, u64> {
+/// Counts occurrences.
+pub fn distribution<T: Ord>(items: impl IntoIterator<Item = T>) -> BTreeMap<T, u64> {
     let mut counts = BTreeMap::new();
-    for answer in answers {
-        *counts.entry(answer).or_default() += 1;
+    for item in items {
+        *counts.entry(item).or_default() += 1;
     }
     counts
 }

@@ -42,8 +42,8 @@ impl Pod {
         let result = match runtime.call("ADD", &container, None) {
             Ok(result) => result,
             Err(error) => {
-                // nothing may be left of what failed halfway; if this fails too, the first reason is the better one
-                let _undone = runtime.call("DEL", &container, None);
+                // undo a partial ADD, as a runtime does; the first error is the one to report
+                let _result_of_undo = runtime.call("DEL", &container, None);
                 return Err(error);
             }
         };
@@ -65,7 +65,7 @@ impl Pod {
         &self.name
     }
 
-    /// Name of its node.
+    /// Name of the pod's node.
     pub fn node(&self) -> &str {
         &self.node
     }
@@ -82,7 +82,7 @@ impl Pod {
         self.v6
     }
 
-    /// IPv4, IPv6.
+    /// IPv4 and IPv6 address.
     pub fn addresses(&self) -> [IpAddr; 2] {
         [self.v4.into(), self.v6.into()]
     }
@@ -94,17 +94,17 @@ impl Pod {
         }
     }
 
-    /// Of the traffic server's HTTP.
+    /// HTTP address of the traffic server.
     pub const fn web(&self, family: Family) -> SocketAddr {
         SocketAddr::new(self.address(family), HTTP)
     }
 
-    /// Of the traffic server's echo, TCP and UDP.
+    /// Echo address of the traffic server, TCP and UDP.
     pub const fn echo(&self, family: Family) -> SocketAddr {
         SocketAddr::new(self.address(family), ECHO)
     }
 
-    /// Name of the host's side of its device.
+    /// Name of the host's end of the pod's veth pair.
     pub fn host_device(&self) -> Result<&str> {
         let interfaces = self.result.get("interfaces").and_then(Value::as_array).into_iter().flatten();
         let mut hosts = interfaces.filter(|interface| interface.get("sandbox").is_none_or(|at| at == ""));
@@ -112,28 +112,28 @@ impl Pod {
         name.with_context(|| format!("no device of the host in {}", self.result))
     }
 
-    /// As a service lists it.
+    /// The pod as a backend of a service.
     pub fn backend(&self) -> Backend {
         Backend { pod: self.name.clone(), node: self.node.clone(), addresses: self.addresses().to_vec() }
     }
 
-    /// Starts the server of `dataplane-traffic` here; listens on its default ports.
+    /// Starts the traffic server in the pod, on its default ports.
     pub fn serve(&self) -> Result<Process> {
         self.place.serve(&self.name)
     }
 
-    /// Starts a server of HTTP over SCTP at its address of a family.
+    /// Starts an HTTP server over SCTP at the pod's address of a family.
     pub fn serve_sctp(&self, family: Family) -> Result<Process> {
         let address = self.address(family).to_string();
         self.place.start_traffic(&["serve", "--name", &self.name, "--bind", &address, "--sctp"])
     }
 
-    /// CNI CHECK with the result of ADD.
+    /// Calls CNI CHECK with the result of ADD.
     pub fn check(&self) -> Result<()> {
         self.call("CHECK", Some(&self.result)).map(drop)
     }
 
-    /// As a runtime ends a pod: DEL, then its namespace.
+    /// Removes the pod as a runtime does: DEL, then the namespace.
     pub fn delete(self) -> Result<()> {
         self.call("DEL", Some(&self.result))?;
         Namespace::delete(self.place.namespace().name())

@@ -1,7 +1,8 @@
-//! Processes in their place: a network namespace and a cgroup, entered before the program starts, so that its first
-//! socket already belongs there.
+//! Processes in a network namespace and a cgroup. Both are entered before the program starts, so
+//! that its first socket already belongs to them.
 //!
-//! A [`Process`] ends with its handle. One whose owner crashed is found through its cgroup by [`super::site`].
+//! Dropping a [`Process`] kills it. [`super::resources`] finds processes of a crashed owner by
+//! their cgroup.
 
 use std::{
     ffi::OsStr,
@@ -23,7 +24,7 @@ use nix::sched::{CloneFlags, setns};
 
 use super::{netns::Namespace, wait};
 
-/// Where a program runs.
+/// Where a program runs: network namespace, cgroup, log directory.
 #[derive(Clone, Debug)]
 pub struct Place {
     namespace: Namespace,
@@ -32,7 +33,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// Makes the cgroup, and the directory for what programs complain about.
+    /// Creates the cgroup and the log directory.
     pub(super) fn new(namespace: Namespace, cgroup: &Path, logs: &Path) -> Result<Self> {
         fs::create_dir_all(cgroup).with_context(|| format!("make cgroup {}", cgroup.display()))?;
         fs::create_dir_all(logs).with_context(|| format!("make directory {}", logs.display()))?;
@@ -47,12 +48,12 @@ impl Place {
         &self.cgroup
     }
 
-    /// Where programs that run here log.
+    /// The log directory.
     pub fn logs(&self) -> &Path {
         &self.logs
     }
 
-    /// A command that will run here.
+    /// A command that enters this place before it executes the program.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
         let namespace = self.namespace.file();
         let procs = self.cgroup.join("cgroup.procs");
@@ -60,18 +61,18 @@ impl Place {
             OpenOptions::new().write(true).open(&procs).with_context(|| procs.display().to_string())?;
         let mut command = Command::new(program);
         let enter = move || {
-            // "0" is whoever writes it
+            // "0" means the writing process
             (&cgroup).write_all(b"0")?;
             setns(&*namespace, CloneFlags::CLONE_NEWNET)?;
             Ok(())
         };
-        // SAFETY: between fork and exec only `write` and `setns` are called, on descriptors opened before; neither
-        // allocates nor takes a lock.
+        // SAFETY: between fork and exec only `write` and `setns` are called, on descriptors opened
+        // before; neither allocates nor takes a lock.
         unsafe { command.pre_exec(enter) };
         Ok(command)
     }
 
-    /// Runs a program to its end; an error holds what it printed.
+    /// Runs a program to its end and returns its stdout. The error contains its output.
     pub fn run(&self, program: impl AsRef<OsStr>, arguments: &[&str]) -> Result<String> {
         let program = program.as_ref();
         let output = self.output(program, arguments)?;
@@ -91,7 +92,7 @@ impl Place {
         Ok(text)
     }
 
-    /// Runs a program to its end.
+    /// Runs a program to its end and returns its output, whatever the exit status.
     pub fn output(&self, program: impl AsRef<OsStr>, arguments: &[&str]) -> Result<Output> {
         let program = program.as_ref();
         let mut command = self.command(program)?;
@@ -99,14 +100,15 @@ impl Place {
         command.output().with_context(|| format!("run {}", program.display()))
     }
 
-    /// Starts a program that needs nobody: all it prints goes to `log`.
+    /// Starts a program without stdin that writes its output to `log`.
     pub fn daemon(&self, program: impl AsRef<OsStr>, arguments: &[&str], log: &Path) -> Result<Process> {
         let mut command = self.command(program.as_ref())?;
         command.args(arguments);
         Process::daemon(command, log)
     }
 
-    /// Starts a program. It reads a pipe that closes with the handle; its stderr is logged.
+    /// Starts a program with a pipe as stdin that closes when the handle is dropped; its stderr is
+    /// logged.
     pub fn start(&self, program: impl AsRef<OsStr>, arguments: &[&str]) -> Result<Process> {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let program = Path::new(program.as_ref());
@@ -127,10 +129,10 @@ pub struct Process {
     lines: Arc<Lines>,
     log: PathBuf,
     what: String,
-    is_left: bool,
+    is_detached: bool,
 }
 
-/// What it has printed so far.
+/// Output so far, and whether stdout was closed.
 #[derive(Debug, Default)]
 struct Lines {
     state: Mutex<(Vec<String>, bool)>,
@@ -155,7 +157,7 @@ impl Process {
         Ok(process)
     }
 
-    /// A program that needs nobody: all it prints goes to `log`.
+    /// Starts a command without stdin that writes its output to `log`.
     pub(crate) fn daemon(mut command: Command, log: &Path) -> Result<Self> {
         command.stdin(Stdio::null()).stdout(open_log(log)?).stderr(open_log(log)?);
         Self::spawn(command, log)
@@ -163,14 +165,14 @@ impl Process {
 
     fn spawn(mut command: Command, log: &Path) -> Result<Self> {
         let what = format!("{} ({})", Path::new(command.get_program()).display(), log.display());
-        // Ctrl-C is for us: we end them in order
+        // not the terminal's process group: Ctrl-C ends only this process, which ends its children
         let child = command.process_group(0).spawn().with_context(|| format!("start {what}"))?;
-        Ok(Self { child, stdin: None, lines: Arc::default(), log: log.to_owned(), what, is_left: false })
+        Ok(Self { child, stdin: None, lines: Arc::default(), log: log.to_owned(), what, is_detached: false })
     }
 
-    /// Lets it run on without us.
-    pub fn leave(mut self) {
-        self.is_left = true;
+    /// Leaves the process running when the handle is dropped.
+    pub fn detach(mut self) {
+        self.is_detached = true;
     }
 
     pub fn pid(&self) -> u32 {
@@ -181,14 +183,14 @@ impl Process {
         &self.log
     }
 
-    /// Everything printed so far.
+    /// All lines printed so far.
     pub fn lines(&self) -> Vec<String> {
         self.lines.state.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
-    /// The first line for which `wanted` gives something, printed already or soon.
+    /// Waits for the first line for which `wanted` returns a value; lines printed before count.
     pub fn wait_line<T>(&self, deadline: Duration, mut wanted: impl FnMut(&str) -> Option<T>) -> Result<T> {
-        let deadline = wait::patient(deadline);
+        let deadline = wait::scale(deadline);
         let end = Instant::now() + deadline;
         let mut seen = 0;
         let mut state = self.lines.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -199,17 +201,17 @@ impl Process {
             }
             seen = state.0.len();
             if state.1 {
-                bail!("{} ended without the line waited for; {}", self.what, self.tail());
+                bail!("{} ended without printing the expected line; {}", self.what, self.tail());
             }
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                bail!("{}: the line waited for did not come within {deadline:?}; {}", self.what, self.tail());
+                bail!("{} did not print the expected line within {deadline:?}; {}", self.what, self.tail());
             }
             state = self.lines.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    /// Closes its stdin and waits for its end; what it printed.
+    /// Closes its stdin, waits until it ends, and returns its lines.
     pub fn finish(mut self, deadline: Duration) -> Result<Vec<String>> {
         drop(self.stdin.take());
         let status = self.wait(deadline)?;
@@ -224,13 +226,13 @@ impl Process {
         Ok(printed)
     }
 
-    /// Waits for its end.
+    /// Waits until it ends.
     pub fn wait(&mut self, deadline: Duration) -> Result<ExitStatus> {
         let what = format!("end of {}", self.what);
         wait::until(&what, deadline, || Ok(self.child.try_wait()?))
     }
 
-    /// Whether it still runs; if not, why that is a failure.
+    /// Fails if the process has ended.
     pub fn check_running(&mut self) -> Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
@@ -238,7 +240,7 @@ impl Process {
         }
     }
 
-    /// Ends it without asking, as a crash would.
+    /// Kills it with SIGKILL, as a crash would. Fails if it had ended before.
     pub fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
         let status = self.child.wait()?;
@@ -248,7 +250,7 @@ impl Process {
         Ok(())
     }
 
-    /// Asks it to end, as a service manager would.
+    /// Sends SIGTERM, as a service manager does, and waits until it ends.
     pub fn terminate(&mut self, deadline: Duration) -> Result<ExitStatus> {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id())?);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
@@ -262,11 +264,11 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if self.is_left {
+        if self.is_detached {
             return;
         }
-        // it may have ended; nothing to be done about anything else
-        let _gone = self.child.kill();
+        // it may have ended already; other errors cannot be handled here
+        let _may_have_ended = self.child.kill();
         let _reaped = self.child.wait();
     }
 }
@@ -276,7 +278,7 @@ fn open_log(path: &Path) -> Result<File> {
     file.with_context(|| format!("open log {}", path.display()))
 }
 
-/// The last lines of a file.
+/// The last lines of a file, or the error of reading it.
 pub fn tail(path: &Path, lines: usize) -> String {
     let text = match fs::read(path) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),

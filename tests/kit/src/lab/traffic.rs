@@ -1,4 +1,4 @@
-//! Traffic from and to a place, by `dataplane-traffic` and `ping`, and what became of it.
+//! Traffic from and to a place, by `dataplane-traffic` and `ping`, and its results.
 
 use std::{
     collections::BTreeMap,
@@ -19,15 +19,17 @@ use super::{
 };
 use crate::{
     bins,
-    traffic::report::{Datagrams, Echo, Heard, Held, Outcome, Probe, Ready, Request, Resolved},
+    traffic::report::{
+        Datagrams, Echo, HeldConnections, Outcome, Probe, ProbeResult, Ready, Request, Resolved,
+    },
 };
 
-/// How long a tool may take to start: opening a thousand connections included.
+/// Timeout for a tool to start; it may open a thousand connections.
 const START: Duration = Duration::from_secs(30);
-/// How long it may take to end, once told: its own patience included.
+/// Timeout for a tool to end, including its own timeout.
 const END: Duration = Duration::from_secs(30);
 
-/// A client that runs until it is told to end, and then reports.
+/// A client that runs until it is stopped, and then reports.
 #[derive(Debug)]
 pub struct Client<T> {
     process: Process,
@@ -35,10 +37,10 @@ pub struct Client<T> {
 }
 
 impl<T: DeserializeOwned> Client<T> {
-    /// Ends it; its report.
+    /// Stops the client and returns its report.
     pub fn finish(self) -> Result<T> {
         let lines = self.process.finish(END)?;
-        let line = lines.last().context("the client reported nothing")?;
+        let line = lines.last().context("the client printed no report")?;
         serde_json::from_str(line).with_context(|| format!("a client's report: {line}"))
     }
 
@@ -48,26 +50,26 @@ impl<T: DeserializeOwned> Client<T> {
 }
 
 impl Client<Datagrams> {
-    /// Waits until `server` has given back a datagram that was sent after a moment (of [`crate::traffic::now_us`]), where the
-    /// client was told to say (`--each`).
+    /// Waits for an echo of `server` to a datagram that was sent after `after_us` (a time of
+    /// [`crate::traffic::now_us`]). The client must run with `--each`.
     pub fn wait_echo(&self, server: &str, after_us: u64, deadline: Duration) -> Result<Echo> {
-        let is_it = |echo: &Echo| echo.server == server && echo.sent_us > after_us;
-        let waited = self.process.wait_line(deadline, |line| serde_json::from_str(line).ok().filter(is_it));
-        waited.with_context(|| format!("an echo of {server}"))
+        let matches = |echo: &Echo| echo.server == server && echo.sent_us > after_us;
+        let waited = self.process.wait_line(deadline, |line| serde_json::from_str(line).ok().filter(matches));
+        waited.with_context(|| format!("wait for an echo of {server}"))
     }
 
-    /// Ends it; every echo, where it was told to say (`--each`), and its report.
+    /// Stops the client and returns every echo and the report. The client must run with `--each`.
     pub fn finish_each(self) -> Result<(Vec<Echo>, Datagrams)> {
         let lines = self.process.finish(END)?;
-        let (report, echoes) = lines.split_last().context("the client reported nothing")?;
-        // the first line says that it is ready
+        let (report, echoes) = lines.split_last().context("the client printed no report")?;
+        // the first line is `Ready`
         let echoes = echoes.iter().skip(1).map(|line| serde_json::from_str(line).context("an echo"));
         Ok((echoes.collect::<Result<_>>()?, serde_json::from_str(report).context("a client's report")?))
     }
 }
 
 impl Client<Vec<Request>> {
-    /// The requests that have ended so far.
+    /// The requests completed so far.
     pub fn so_far(&self) -> Result<Vec<Request>> {
         requests(&self.process.lines())
     }
@@ -78,7 +80,8 @@ impl Client<Vec<Request>> {
             .wait_line(deadline, |line| serde_json::from_str(line).ok().filter(|request| wanted(request)))
     }
 
-    /// Waits for so many answers to requests that began after a moment (of [`crate::traffic::now_us`]).
+    /// Waits for `count` responses to requests that began after `after_us` (a time of
+    /// [`crate::traffic::now_us`]).
     pub fn wait_answers(&self, count: usize, after_us: u64, deadline: Duration) -> Result<()> {
         wait::until("answers", deadline, || {
             let since = self.so_far()?.iter().filter(|request| request.began_us > after_us).count();
@@ -86,13 +89,13 @@ impl Client<Vec<Request>> {
         })
     }
 
-    /// Ends it; all its requests.
+    /// Stops the client and returns all its requests.
     pub fn stop(self) -> Result<Vec<Request>> {
         requests(&self.process.finish(END)?)
     }
 }
 
-/// What `ping` says.
+/// The summary of `ping`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ping {
     pub sent: u32,
@@ -100,12 +103,13 @@ pub struct Ping {
 }
 
 impl Place {
-    /// Starts a server that tells its `name`, on the default ports of `dataplane-traffic serve`.
+    /// Starts a server that responds with its `name`, on the default ports of `dataplane-traffic
+    /// serve`.
     pub fn serve(&self, name: &str) -> Result<Process> {
         self.start_traffic(&["serve", "--name", name])
     }
 
-    /// As [`Self::serve`]; INITs of SCTP are answered as well, by raw sockets.
+    /// As [`Self::serve`]; also answers SCTP INITs, through raw sockets.
     pub fn serve_raw_sctp(&self, name: &str) -> Result<Process> {
         self.start_traffic(&["serve", "--name", name, "--raw-sctp"])
     }
@@ -117,7 +121,7 @@ impl Place {
         Ok(process)
     }
 
-    /// So many HTTP requests, one after the other.
+    /// Sends `count` HTTP requests, one after the other.
     pub fn get(&self, server: SocketAddr, count: u32) -> Result<Vec<Request>> {
         self.get_bytes(server, count, 0)
     }
@@ -127,13 +131,13 @@ impl Place {
         self.requests(server, count, bytes, &[])
     }
 
-    /// As [`Self::get`], from this address of the place.
+    /// As [`Self::get`], from this source address.
     pub fn get_from(&self, server: SocketAddr, count: u32, from: IpAddr) -> Result<Vec<Request>> {
         self.requests(server, count, 0, &["--from", &from.to_string()])
     }
 
-    /// As [`Self::get_bytes`], each request with an association of SCTP.
-    pub fn get_by_sctp(&self, server: SocketAddr, count: u32, bytes: usize) -> Result<Vec<Request>> {
+    /// As [`Self::get_bytes`], over SCTP with an association per request.
+    pub fn get_over_sctp(&self, server: SocketAddr, count: u32, bytes: usize) -> Result<Vec<Request>> {
         self.requests(server, count, bytes, &["--sctp"])
     }
 
@@ -144,8 +148,8 @@ impl Place {
         text.lines().map(|line| serde_json::from_str(line).context("a client's line")).collect()
     }
 
-    /// So many HTTP requests, all of which must be answered by `name` (anybody, if `None`), which must have seen the client
-    /// as `seen_as`.
+    /// Sends `count` HTTP requests and checks each response: from the server `name` (any, if
+    /// `None`), which saw the client as `seen_as`.
     pub fn get_as(&self, server: SocketAddr, count: u32, name: Option<&str>, seen_as: IpAddr) -> Result<()> {
         let requests = self.get(server, count)?;
         for request in &requests {
@@ -158,10 +162,10 @@ impl Place {
                         bail!("request to {server} was answered by {}", answer.name);
                     }
                     if answer.client.ip() != seen_as {
-                        bail!("request to {server} was seen as from {}, not {seen_as}", answer.client);
+                        bail!("server of {server} saw the client as {}, not {seen_as}", answer.client);
                     }
                     if answer.server != server {
-                        bail!("the socket to {server} says that its peer is {}", answer.server);
+                        bail!("the peer address of the socket to {server} is {}", answer.server);
                     }
                 }
             }
@@ -169,15 +173,15 @@ impl Place {
         Ok(())
     }
 
-    /// HTTP requests at an interval until stopped.
+    /// Sends HTTP requests at an interval until stopped.
     pub fn keep_getting(&self, server: SocketAddr, interval: Duration) -> Result<Client<Vec<Request>>> {
         let (server, interval) = (server.to_string(), interval.as_millis().to_string());
         let process = self.start(bins::traffic()?, &["http", &server, "--interval-ms", &interval])?;
         Ok(Client { process, report: PhantomData })
     }
 
-    /// As [`Self::keep_getting`], by so many clients at once, each for itself.
-    pub fn all_keep_getting(
+    /// As [`Self::keep_getting`], with several concurrent clients.
+    pub fn keep_getting_concurrently(
         &self,
         server: SocketAddr,
         clients: u32,
@@ -189,15 +193,21 @@ impl Place {
         Ok(Client { process: self.start(bins::traffic()?, &arguments)?, report: PhantomData })
     }
 
-    /// Holds TCP connections with an echo on each at an interval; returns when all are open.
-    pub fn hold(&self, server: SocketAddr, connections: u32, interval: Duration) -> Result<Client<Held>> {
+    /// Holds TCP connections open with an echo on each at an interval; returns when all are open.
+    pub fn hold(
+        &self,
+        server: SocketAddr,
+        connections: u32,
+        interval: Duration,
+    ) -> Result<Client<HeldConnections>> {
         let (server, connections) = (server.to_string(), connections.to_string());
         let interval = interval.as_millis().to_string();
         let arguments = ["hold", &server, "--connections", &connections, "--interval-ms", &interval];
         Ok(Client { process: self.start_traffic(&arguments)?, report: PhantomData })
     }
 
-    /// Sends datagrams at an interval until finished; `more` are arguments of `dataplane-traffic datagrams`.
+    /// Sends datagrams at an interval until stopped; `more` are arguments of `dataplane-traffic
+    /// datagrams`.
     pub fn keep_sending(
         &self,
         server: SocketAddr,
@@ -209,7 +219,7 @@ impl Place {
         Ok(Client { process: self.start_traffic(&arguments)?, report: PhantomData })
     }
 
-    /// Sends so many datagrams; `more` are arguments of `dataplane-traffic datagrams`.
+    /// Sends `count` datagrams; `more` are arguments of `dataplane-traffic datagrams`.
     pub fn send(&self, server: SocketAddr, count: u32, more: &[&str]) -> Result<Datagrams> {
         let (server, count) = (server.to_string(), count.to_string());
         let arguments = [&["datagrams", &server, "--count", &count, "--interval-ms", "1"], more].concat();
@@ -217,8 +227,8 @@ impl Place {
         serde_json::from_str(text.lines().last().unwrap_or_default()).context("a client's report")
     }
 
-    /// Asks all of these at once; an answer to each, in the same order.
-    pub fn probe(&self, probes: &[Probe]) -> Result<Vec<Heard>> {
+    /// Runs all probes concurrently; returns their results in the same order.
+    pub fn probe(&self, probes: &[Probe]) -> Result<Vec<ProbeResult>> {
         let mut command = self.command(bins::traffic()?)?;
         command.arg("probe").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().context("start dataplane-traffic")?;
@@ -229,16 +239,17 @@ impl Place {
         drop(stdin);
         let output = child.wait_with_output()?;
         let text = String::from_utf8_lossy(&output.stdout);
-        let mut heard: Vec<Heard> = text.lines().map_while(|line| serde_json::from_str(line).ok()).collect();
-        if !output.status.success() || heard.len() != probes.len() {
+        let mut results: Vec<ProbeResult> =
+            text.lines().map_while(|line| serde_json::from_str(line).ok()).collect();
+        if !output.status.success() || results.len() != probes.len() {
             let problem = String::from_utf8_lossy(&output.stderr);
-            bail!("{} answers to {} questions: {}: {problem}", heard.len(), probes.len(), output.status);
+            bail!("{} results of {} probes: {}: {problem}", results.len(), probes.len(), output.status);
         }
-        heard.sort_by_key(|heard| probes.iter().position(|probe| probe.number == heard.number));
-        Ok(heard)
+        results.sort_by_key(|result| probes.iter().position(|probe| probe.number == result.number));
+        Ok(results)
     }
 
-    /// Asks a DNS server; `more` are arguments of `dataplane-traffic dns`.
+    /// Queries a DNS server; `more` are arguments of `dataplane-traffic dns`.
     pub fn resolve(&self, server: SocketAddr, name: &str, more: &[&str]) -> Result<Vec<IpAddr>> {
         let server = server.to_string();
         let text = self.run(bins::traffic()?, &[&["dns", &server, name], more].concat())?;
@@ -252,7 +263,7 @@ impl Place {
         Ok(self.output("ping", &["-n", "-c", "1", "-W", &within, &to])?.status.success())
     }
 
-    /// Echo requests with so many bytes of data, not to be fragmented.
+    /// Sends echo requests with `bytes` bytes of data that must not be fragmented.
     pub fn ping(&self, address: IpAddr, count: u32, bytes: usize) -> Result<Ping> {
         let (to, count, bytes) = (address.to_string(), count.to_string(), bytes.to_string());
         let arguments = ["-n", "-c", &count, "-i", "0.02", "-W", "2", "-M", "do", "-s", &bytes, &to];
@@ -269,7 +280,7 @@ impl Place {
 }
 
 impl Datagrams {
-    /// Every one came back.
+    /// Fails unless every datagram was echoed once by the right server.
     pub fn check(&self) -> Result<()> {
         if !self.is_complete() {
             bail!("datagrams: {self:?}");
@@ -279,16 +290,16 @@ impl Datagrams {
 }
 
 impl Ping {
-    /// Nothing was lost.
+    /// Fails if an echo reply is missing.
     pub fn check(self) -> Result<()> {
         if self.sent == 0 || self.sent != self.received {
-            bail!("ping: {} of {} came back", self.received, self.sent);
+            bail!("ping: {} of {} replies received", self.received, self.sent);
         }
         Ok(())
     }
 }
 
-/// Who answered how often.
+/// Number of responses by server name.
 pub fn names(requests: &[Request]) -> BTreeMap<String, u64> {
     distribution(requests.iter().filter_map(|request| match &request.outcome {
         Outcome::Answer(answer) => Some(answer.name.clone()),
@@ -296,7 +307,7 @@ pub fn names(requests: &[Request]) -> BTreeMap<String, u64> {
     }))
 }
 
-/// How requests failed, and how often.
+/// Number of failures by kind.
 pub fn failures(requests: &[Request]) -> BTreeMap<String, u64> {
     distribution(requests.iter().filter_map(|request| match &request.outcome {
         Outcome::Answer(_) => None,

@@ -1,4 +1,4 @@
-//! Waiting for conditions, never for time to pass.
+//! Waits for conditions instead of fixed times.
 
 use std::{
     env,
@@ -9,19 +9,19 @@ use std::{
 
 use anyhow::{Result, bail};
 
-/// How often a condition is looked at.
+/// Interval between two evaluations of a condition.
 const INTERVAL: Duration = Duration::from_millis(10);
 
-/// Makes every deadline so many times longer: for machines that are emulated.
-const PATIENCE: &str = "DATAPLANE_PATIENCE";
+/// Multiplies every deadline, for emulated machines.
+const FACTOR_VARIABLE: &str = "DATAPLANE_TIMEOUT_FACTOR";
 
-/// Looks until `condition` gives a value; an error it gave last is the evidence when the deadline passes.
+/// Evaluates `condition` until it returns a value; after the deadline, fails with its last error.
 pub fn until<T>(
     what: &str,
     deadline: Duration,
     mut condition: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
-    let deadline = patient(deadline);
+    let deadline = scale(deadline);
     let end = Instant::now() + deadline;
     loop {
         let last = match condition() {
@@ -31,17 +31,21 @@ pub fn until<T>(
         };
         if Instant::now() >= end {
             match last {
-                Some(error) => return Err(error.context(format!("{what}: not within {deadline:?}"))),
-                None => bail!("{what}: not within {deadline:?}"),
+                Some(error) => {
+                    return Err(error.context(format!("timed out after {deadline:?} waiting for: {what}")));
+                }
+                None => bail!("timed out after {deadline:?} waiting for: {what}"),
             }
         }
         thread::sleep(INTERVAL);
     }
 }
 
-/// The deadline on this machine.
-pub(super) fn patient(deadline: Duration) -> Duration {
+/// The deadline multiplied for this machine.
+pub(super) fn scale(deadline: Duration) -> Duration {
     static FACTOR: OnceLock<u32> = OnceLock::new();
     deadline
-        * *FACTOR.get_or_init(|| env::var(PATIENCE).ok().and_then(|factor| factor.parse().ok()).unwrap_or(1))
+        * *FACTOR.get_or_init(|| {
+            env::var(FACTOR_VARIABLE).ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
+        })
 }

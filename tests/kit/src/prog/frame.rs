@@ -1,16 +1,16 @@
-//! Packets: built from what a test says, read back into what it can compare.
+//! Builds packets for tests, and parses packets for comparison.
 
 use std::net::{IpAddr, SocketAddr};
 
 use dataplane_common::{checksum, crc32c, net::Protocol};
 
-/// Link address of frames a test sends, and of the host side of pods.
+/// Destination MAC address of test frames; source MAC address of packets to pods.
 pub const HOST_MAC: [u8; 6] = [0x0e, 0xda, 0x7a, 0, 0, 1];
-/// Link address of every node's overlay device.
+/// MAC address of every node's overlay device.
 pub const OVERLAY_MAC: [u8; 6] = [0x0e, 0xda, 0x7a, 0, 0, 2];
 const SENDER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
 
-/// A packet to be built. Fields not named by a test have the values of a plain packet.
+/// A packet to build. Fields that a test does not set have the values of a plain packet.
 #[derive(Clone, Debug)]
 pub struct Frame {
     pub src: SocketAddr,
@@ -18,10 +18,10 @@ pub struct Frame {
     pub protocol: u8,
     pub hop_limit: u8,
     pub tcp_flags: u8,
-    /// Type of SCTP's only chunk.
+    /// Type of the only SCTP chunk.
     pub chunk: u8,
     pub payload: Vec<u8>,
-    /// ICMP type and code; the echo identifier is the source's port.
+    /// ICMP type and code; the echo identifier is the source port.
     pub icmp: (u8, u8),
     /// IPv4: options; IPv6: extension headers, the first of which `first_extension` names.
     pub extra: Vec<u8>,
@@ -29,13 +29,13 @@ pub struct Frame {
     /// Fragment offset in units of 8 bytes, and whether more follow.
     pub fragment: Option<(u16, bool)>,
     pub id: u16,
-    /// IPv4: nobody on the way may send it in fragments. Of IPv6 that is true anyway.
-    pub whole: bool,
+    /// IPv4: DF, do not fragment. IPv6 routers never fragment.
+    pub dont_fragment: bool,
     /// UDP over IPv4 without a checksum; SCTP with one that the device has yet to compute.
     pub no_checksum: bool,
 }
 
-/// What a frame says, when all of it is right.
+/// The fields of a valid frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parsed {
     pub eth_dst: [u8; 6],
@@ -44,10 +44,10 @@ pub struct Parsed {
     pub dst: IpAddr,
     pub protocol: u8,
     pub hop_limit: u8,
-    /// Zero for protocols without ports; echo: the identifier, twice.
+    /// 0 for protocols without ports; echo: both are the identifier.
     pub src_port: u16,
     pub dst_port: u16,
-    /// Behind the transport header.
+    /// The bytes after the transport header.
     pub payload: Vec<u8>,
 }
 
@@ -67,7 +67,7 @@ impl Frame {
             first_extension: None,
             fragment: None,
             id: 0x4242,
-            whole: false,
+            dont_fragment: false,
             no_checksum: false,
         }
     }
@@ -91,13 +91,13 @@ impl Frame {
         Self { icmp, ..Self::new(protocol, SocketAddr::new(src, id), SocketAddr::new(dst, id)) }
     }
 
-    /// The answer to an echo request.
+    /// An echo reply with the identifier `id`.
     pub fn pong(src: IpAddr, dst: IpAddr, id: u16) -> Self {
         let icmp = if src.is_ipv4() { (0, 0) } else { (129, 0) };
         Self { icmp, ..Self::ping(src, dst, id) }
     }
 
-    /// "Too big" (fragmentation needed) from `router` to `dst`, about the packet `about`.
+    /// "Fragmentation needed" or "packet too big" from `router` to `dst` about the packet `about`.
     pub fn too_big(router: IpAddr, dst: IpAddr, about: &[u8]) -> Self {
         let icmp = if router.is_ipv4() { (3, 4) } else { (2, 0) };
         let carried = &about[14..about.len().min(14 + 68)];
@@ -113,7 +113,7 @@ impl Frame {
                 frame.extend(0x0800_u16.to_be_bytes());
                 let header_len = 20 + self.extra.len();
                 let fragment = self.fragment.map_or(0, |(offset, more)| offset | u16::from(more) << 13)
-                    | u16::from(self.whole) << 14;
+                    | u16::from(self.dont_fragment) << 14;
                 let mut header = vec![0x40 | (header_len / 4) as u8, 0];
                 header.extend(((header_len + transport.len()) as u16).to_be_bytes());
                 header.extend(self.id.to_be_bytes());
@@ -176,7 +176,7 @@ impl Frame {
                 bytes.extend([0, 1]);
                 2
             }
-            Protocol::SCTP => return self.association(),
+            Protocol::SCTP => return self.sctp_packet(),
             _ => {
                 bytes.extend(&self.payload);
                 return bytes;
@@ -191,8 +191,8 @@ impl Frame {
         bytes
     }
 
-    /// SCTP's header and chunk. The tag of what begins an association is zero.
-    fn association(&self) -> Vec<u8> {
+    /// SCTP header and chunk. The verification tag of INIT is zero.
+    fn sctp_packet(&self) -> Vec<u8> {
         let mut bytes = [self.src.port().to_be_bytes(), self.dst.port().to_be_bytes()].concat();
         bytes.extend(if self.chunk == 1 { [0; 4] } else { [0xca, 0xfe, 0xba, 0xbe] });
         bytes.extend([0, 0, 0, 0, self.chunk, 0]);
@@ -206,13 +206,13 @@ impl Frame {
     }
 }
 
-/// What SCTP's checksum says of a packet; its field counts as zero.
+/// The SCTP checksum of a packet; its checksum field counts as zero.
 fn sctp_checksum(transport: &[u8]) -> [u8; 4] {
     let (head, tail) = transport.split_at(8);
     crc32c::of(&[head, &[0; 4], &tail[4..]].concat()).to_le_bytes()
 }
 
-/// Sum of the pseudo-header; zero for ICMP over IPv4, which has none.
+/// Checksum of the pseudo-header; zero for ICMP over IPv4, which has none.
 pub(crate) fn pseudo_sum(src: IpAddr, dst: IpAddr, protocol: u8, len: usize) -> u64 {
     if protocol == Protocol::ICMP {
         return 0;
@@ -230,10 +230,9 @@ pub(crate) fn pseudo_sum(src: IpAddr, dst: IpAddr, protocol: u8, len: usize) -> 
 }
 
 impl Parsed {
-    /// Reads a frame without fragments or extensions.
+    /// Parses a frame without fragments or extension headers.
     ///
-    /// # Errors
-    /// The sentence says what is wrong with it: a length or a checksum.
+    /// A description of a wrong length or checksum.
     pub fn read(frame: &[u8]) -> Result<Self, String> {
         let ether_type = u16::from_be_bytes([frame[12], frame[13]]);
         let (src, dst, protocol, hop_limit, transport) = match ether_type {
@@ -294,7 +293,7 @@ impl Parsed {
         })
     }
 
-    /// `address:port` of both ends.
+    /// Source and destination address and port.
     pub fn tuple(&self) -> (SocketAddr, SocketAddr) {
         (SocketAddr::new(self.src, self.src_port), SocketAddr::new(self.dst, self.dst_port))
     }

@@ -1,8 +1,8 @@
-//! Runs the loaded programs on packets, without a device: packet in; packet, verdict and counters out
-//! (`BPF_PROG_TEST_RUN`).
+//! Runs loaded programs on packets without a device (`BPF_PROG_TEST_RUN`): packet in; packet,
+//! verdict and counters out.
 //!
-//! [`Rig`] owns a datapath of its own: no pins, small maps, nothing attached. [`frame`] builds packets and reads them back,
-//! checking every checksum on the way.
+//! [`Rig`] is a separate datapath: no pins, small maps, nothing attached. [`frame`] builds packets
+//! and parses them, with a check of every checksum.
 
 pub mod frame;
 mod rig;

@@ -1,4 +1,4 @@
-//! A datapath of its own for one test: the agent's object, small maps, no pins, nothing attached.
+//! A separate datapath for one test: the agent's object, small maps, no pins, nothing attached.
 
 mod flows;
 mod tables;
@@ -25,33 +25,32 @@ use crate::sys_bpf::{TestRun, sums_of_array};
 /// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE`.
 const SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
 
-/// Flows the table of a rig holds.
+/// Size of a rig's flow table.
 pub const FLOWS: u32 = 64;
 
-/// What the kernel is told to do with a packet.
+/// What the program tells the kernel to do with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Next program, then on its way.
+    /// `TCX_NEXT` or `XDP_PASS`.
     Next,
     Drop,
     Redirect,
-    /// Out of the device it came by, from its driver.
-    TurnRound,
+    /// `XDP_TX`: transmit on the device it arrived on.
+    Transmit,
 }
 
-/// What became of a packet.
+/// The result of a program run.
 #[derive(Clone, Debug)]
 pub struct Run {
     pub action: Action,
-    /// Name of the verdict or drop reason: the one counter that moved.
+    /// Name of the verdict or drop reason: the one counter that increased.
     pub outcome: &'static str,
     pub frame: Vec<u8>,
 }
 
 impl Run {
-    /// The packet that came out.
+    /// The output packet.
     ///
-    /// # Panics
     /// If a length or checksum of it is wrong.
     pub fn packet(&self) -> Parsed {
         match Parsed::read(&self.frame) {
@@ -61,7 +60,7 @@ impl Run {
     }
 }
 
-/// A node with everything switched on.
+/// A node configuration with every feature enabled.
 pub fn node_config() -> NodeConfig {
     NodeConfig {
         host_mac: MacAddr::new(HOST_MAC),
@@ -79,16 +78,16 @@ pub fn node_config() -> NodeConfig {
 /// The loaded datapath and its tables.
 pub struct Rig {
     ebpf: Ebpf,
-    /// A program is loaded when a test first runs it: the verifier takes most of a test's time.
+    /// Programs are loaded when a test first runs them: the verifier takes most of a test's time.
     loaded: Vec<HookId>,
-    /// Device a packet in the driver comes by: 1 is a namespace's loopback.
+    /// Ingress device of XDP packets; 1 is the namespace's loopback.
     pub ifindex: u32,
 }
 
 impl Rig {
     /// Loads the datapath for a node with these addresses.
     pub fn new(node: &NodeConfig, ipv4: IpAddr, ipv6: IpAddr) -> Result<Self> {
-        // cluster IPs may be anywhere
+        // no range of cluster IPs: any address may be one
         let addresses = NodeAddresses { ipv4: ipv4.into(), ipv6: ipv6.into(), ..NodeAddresses::default() };
         Self::with_config(node, &addresses)
     }
@@ -131,7 +130,7 @@ impl Rig {
     pub fn run(&mut self, hook: HookId, frame: &[u8]) -> Result<Run> {
         self.load(hook)?;
         let before = self.counters()?;
-        // a fragment may become a larger one
+        // a packet may grow: a reordered fragment is replaced by a longer one
         let mut out = vec![0; frame.len() + 2_048];
         let mut options =
             TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
@@ -140,7 +139,7 @@ impl Rig {
             let context = [0, frame.len() as u32, 0, self.ifindex, 0, 0].map(u32::to_ne_bytes).concat();
             options.ctx_in = Some(&context);
             let program: &mut Xdp = self.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?;
-            let actions = &[(1, Action::Drop), (2, Action::Next), (3, Action::TurnRound)];
+            let actions = &[(1, Action::Drop), (2, Action::Next), (3, Action::Transmit)];
             (program.test_run(options)?, actions)
         } else {
             let program: &mut SchedClassifier =
@@ -149,25 +148,26 @@ impl Rig {
         };
         out.truncate(result.data_size_out as usize);
         let after = self.counters()?;
-        let moved: Vec<usize> = (0..before.len()).filter(|index| before[*index] != after[*index]).collect();
+        let increased: Vec<usize> =
+            (0..before.len()).filter(|index| before[*index] != after[*index]).collect();
         ensure!(
-            moved.len() == 1 && after[moved[0]] == before[moved[0]] + 1,
-            "one counter moves by one: {moved:?}"
+            increased.len() == 1 && after[increased[0]] == before[increased[0]] + 1,
+            "exactly one counter must increase, by one: {increased:?}"
         );
-        ensure!(moved[0] as u32 / reason::OUTCOMES == hook as u32, "the counter is the hook's own");
-        let outcome =
-            Outcome::from_number((moved[0] as u32 % reason::OUTCOMES) as u8).context("known outcome")?;
+        ensure!(increased[0] as u32 / reason::OUTCOMES == hook as u32, "the counter belongs to another hook");
+        let outcome = Outcome::from_number((increased[0] as u32 % reason::OUTCOMES) as u8)
+            .context("unknown outcome")?;
         let returned = result.return_value as i32;
         let action = actions.iter().find(|(number, _)| *number == returned);
         let (_, action) = *action.with_context(|| format!("unknown action {returned}"))?;
         Ok(Run { action, outcome: outcome.name(), frame: out })
     }
 
-    /// As [`Self::run`], of a packet whose sum the device has computed: whether the kernel can check it (Linux 6.16).
+    /// As [`Self::run`], with `CHECKSUM_COMPLETE`; returns whether the kernel can check the result
+    /// (Linux 6.16).
     ///
-    /// # Errors
-    /// If the sum the kernel keeps is not that of the packet that comes out.
-    pub fn run_summed_up(&mut self, hook: HookId, frame: &[u8]) -> Result<bool> {
+    /// The kernel's checksum does not match the output packet.
+    pub fn run_checksum_complete(&mut self, hook: HookId, frame: &[u8]) -> Result<bool> {
         self.load(hook)?;
         let program: &mut SchedClassifier =
             self.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?;
@@ -176,12 +176,12 @@ impl Rig {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
             Err(error) => {
-                Err(error).with_context(|| format!("{} on a packet that is summed up", hook.name()))
+                Err(error).with_context(|| format!("{} on a packet with CHECKSUM_COMPLETE", hook.name()))
             }
         }
     }
 
-    /// The last of what the programs reported since this was asked before.
+    /// The last event that the programs reported since the previous call.
     pub fn last_event(&mut self) -> Result<Option<Event>> {
         let mut ring = RingBuf::try_from(self.ebpf.map_mut(map::EVENTS).context("EVENTS")?)?;
         let mut last = None;
@@ -211,7 +211,7 @@ impl Rig {
         {
             return Ok(sums);
         }
-        // before Linux 5.13 one by one
+        // before Linux 5.13: one value at a time
         let counters: PerCpuArray<&MapData, u64> = PerCpuArray::try_from(counters)?;
         (0..reason::COUNTERS).map(|index| Ok(counters.get(&index, 0)?.iter().sum())).collect()
     }

@@ -1,4 +1,5 @@
-//! A network namespace in which the driver's program finds ways: an uplink, the other node and a gateway as its neighbours.
+//! A network namespace in which `bpf_fib_lookup` finds next hops: an uplink with the other node and
+//! a gateway as neighbours.
 
 use std::fs;
 
@@ -22,10 +23,10 @@ pub fn ip(arguments: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Puts the calling thread into a namespace that ends with it, and the rig onto an uplink there, which has the frames' link
-/// address.
+/// Moves the calling thread into a new namespace with an uplink, which has the MAC address of test
+/// frames and is the rig's ingress device. The namespace ends with the thread.
 pub fn uplink(rig: &mut Rig, families: &[Family]) -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
+    unshare(CloneFlags::CLONE_NEWNET).context("create a network namespace")?;
     let mac = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
     ip(&format!("link add wire0 address {} type veth peer name wire1", mac(HOST_MAC)))?;
     for device in ["lo", "wire1", "wire0"] {

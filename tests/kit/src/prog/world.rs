@@ -1,4 +1,5 @@
-//! A node as most tests want it: two pods, itself, two other nodes (one on the wire, one through the overlay), services.
+//! The node that most tests use: two pods, the host, two other nodes (one with native routing, one
+//! through the overlay), services.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,7 +11,7 @@ use dataplane_common::{
 
 use super::rig::{Rig, node_config};
 
-/// Every behaviour is shown for both.
+/// The IP family; tests run for both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     V4,
@@ -21,22 +22,22 @@ impl Family {
     pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
 }
 
-/// The addresses of one family.
+/// Addresses of one family.
 #[derive(Clone, Copy, Debug)]
 pub struct World {
-    /// Pods of this node, behind devices 11 and 12.
+    /// Pods of this node with the devices 11 and 12.
     pub pod: IpAddr,
     pub other_pod: IpAddr,
-    /// In this node's pod CIDR, but nobody's.
-    pub nobody: IpAddr,
+    /// An address of this node's pod CIDR that no pod has.
+    pub unassigned: IpAddr,
     pub host: IpAddr,
-    /// A pod of a node on the wire, and that node.
+    /// A pod of a node reached by native routing, and that node.
     pub wire_pod: IpAddr,
     pub wire_node: IpAddr,
-    /// A pod of a node behind the overlay.
+    /// A pod of a node reached through the overlay.
     pub overlay_pod: IpAddr,
     pub outside: IpAddr,
-    /// Outside, but not masqueraded.
+    /// An outside address in a range excepted from masquerade.
     pub exempt: IpAddr,
     /// TCP, UDP and SCTP 80: one backend, `wire_pod` 8080 (slot 0).
     pub service: SocketAddr,
@@ -61,7 +62,7 @@ impl World {
         Self {
             pod: ip("10.1.0.2", "fd00:10:0::2"),
             other_pod: ip("10.1.0.3", "fd00:10:0::3"),
-            nobody: ip("10.1.0.99", "fd00:10:0::99"),
+            unassigned: ip("10.1.0.99", "fd00:10:0::99"),
             host: ip("172.18.0.2", "fd00:18::2"),
             wire_pod: ip("10.1.1.5", "fd00:10:1::5"),
             wire_node: ip("172.18.0.3", "fd00:18::3"),
@@ -79,7 +80,7 @@ impl World {
         rig.pod(self.other_pod, 12, OTHER_POD_MAC)?;
         rig.host(self.host)?;
         let (pods, node) = if self.pod.is_ipv4() { (24, 32) } else { (64, 128) };
-        rig.route((self.nobody, pods), RouteKind::Local, None, 0)?;
+        rig.route((self.unassigned, pods), RouteKind::Local, None, 0)?;
         rig.route((self.wire_pod, pods), RouteKind::Native, Some(self.wire_node), 1_500)?;
         rig.route((self.wire_node, node), RouteKind::Native, Some(self.wire_node), 1_500)?;
         rig.route((self.overlay_pod, pods), RouteKind::Overlay, Some("172.19.0.4".parse()?), 1_450)?;
@@ -94,7 +95,7 @@ impl World {
         Ok(())
     }
 
-    /// Number of the backend of `service`.
+    /// ID of the backend of `service`.
     pub fn backend(&self) -> u32 {
         if self.pod.is_ipv4() { 0 } else { 100 }
     }
@@ -102,13 +103,12 @@ impl World {
 
 /// A rig for a node of both families, and the addresses of one of them.
 ///
-/// # Errors
-/// Without root: nothing can be loaded.
+/// Loading fails without root.
 pub fn rig(family: Family) -> Result<(Rig, World)> {
     rig_with(family, &node_config())
 }
 
-/// As [`rig`], of another configuration.
+/// As [`rig`], with another configuration.
 pub fn rig_with(family: Family, node: &NodeConfig) -> Result<(Rig, World)> {
     let (v4, v6) = (World::new(Family::V4), World::new(Family::V6));
     let mut rig = Rig::new(node, v4.host, v6.host)?;
@@ -117,7 +117,7 @@ pub fn rig_with(family: Family, node: &NodeConfig) -> Result<(Rig, World)> {
     Ok((rig, World::new(family)))
 }
 
-/// A socket address.
+/// Shorthand for [`SocketAddr::new`].
 pub fn at(ip: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(ip, port)
 }

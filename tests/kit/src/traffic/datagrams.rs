@@ -1,4 +1,4 @@
-//! UDP with sequence numbers: what was lost, came twice, or came from somebody else.
+//! UDP echo with sequence numbers: counts lost, duplicated and misdirected datagrams.
 
 use std::{
     io::{Error, Result as IoResult},
@@ -18,10 +18,10 @@ use super::{
     http::{kind, now_us},
     print,
     report::{Datagrams, Echo, Ready},
-    told_to_end,
+    stdin_closed,
 };
 
-/// How many lost numbers are reported.
+/// Maximum number of lost datagrams that are listed.
 const SHOWN: usize = 20;
 
 pub(super) struct Plan {
@@ -51,10 +51,10 @@ pub(super) async fn run(plan: &Plan) -> Result<()> {
     let mut tally = Tally::default();
     print(&Ready { ready: true })?;
     let mut ticks = interval(plan.interval.max(Duration::from_micros(100)));
-    // a delay of ours is not to become a burst
+    // do not send a burst after a delay of this process
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut buffer = vec![0; 65_536];
-    let end = told_to_end();
+    let end = stdin_closed();
     tokio::pin!(end);
     while plan.count.is_none_or(|count| tally.report.sent < count) {
         tokio::select! {
@@ -62,7 +62,7 @@ pub(super) async fn run(plan: &Plan) -> Result<()> {
             _ = ticks.tick() => tally.send(plan, &socket).await?,
             got = plan.receive(&socket, &mut buffer) => tally.take(plan, got, &buffer)?,
         }
-        if std::mem::take(&mut tally.is_ended) {
+        if std::mem::take(&mut tally.is_aborted) {
             socket = plan.socket().await?;
             tally.report.ended += 1;
         }
@@ -77,14 +77,14 @@ pub(super) async fn run(plan: &Plan) -> Result<()> {
     print(&tally.finish())
 }
 
-/// A socket for each: what a resolver does.
+/// Uses a new socket for each datagram, as a resolver does.
 async fn fresh(plan: &Plan) -> Result<()> {
     let mut tally = Tally::default();
     print(&Ready { ready: true })?;
     let mut buffer = vec![0; 65_536];
     let mut ticks = interval(plan.interval.max(Duration::from_micros(100)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let end = told_to_end();
+    let end = stdin_closed();
     tokio::pin!(end);
     while plan.count.is_none_or(|count| tally.report.sent < count) {
         tokio::select! {
@@ -140,8 +140,8 @@ struct Tally {
     report: Datagrams,
     seen: Vec<bool>,
     sent_us: Vec<u64>,
-    /// The socket is connected to nobody any more.
-    is_ended: bool,
+    /// The kernel has aborted the socket.
+    is_aborted: bool,
 }
 
 impl Tally {
@@ -156,10 +156,11 @@ impl Tally {
         Ok(())
     }
 
-    /// A socket that the kernel has ended says so, once if it is asked for datagrams, always if it is given some.
+    /// Records an error. A socket that the kernel has aborted returns an error to the next receive
+    /// and to every send.
     fn fail(&mut self, operation: &str, error: &Error) {
         if [ECONNABORTED, EDESTADDRREQ].map(Some).contains(&error.raw_os_error()) {
-            self.is_ended = true;
+            self.is_aborted = true;
             return;
         }
         *self.report.errors.entry(format!("{operation}: {}", kind(error))).or_default() += 1;
@@ -203,7 +204,7 @@ impl Tally {
 }
 
 impl Plan {
-    /// Number and server of an echo of ours.
+    /// Sequence number and server of an echo to this client.
     fn number(&self, echo: &[u8]) -> Option<(u64, String)> {
         let text = str::from_utf8(echo).ok()?;
         let number = text.split(':').nth(1)?.parse().ok()?;

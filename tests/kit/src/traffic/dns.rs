@@ -1,4 +1,4 @@
-//! Just enough of a resolver (RFC 1035): one question, the addresses of its answer.
+//! A minimal DNS client (RFC 1035): one question, the addresses of its answer.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{print, report::Resolved};
 
-/// What is asked for.
+/// The record type to query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum RecordType {
     A,
@@ -35,13 +35,13 @@ pub(super) async fn run(
     name: &str,
     record: RecordType,
     tcp: bool,
-    patience: Duration,
+    deadline: Duration,
 ) -> Result<()> {
     let question = question(std::process::id() as u16, name, record);
     let answer =
         async { if tcp { over_tcp(server, &question).await } else { over_udp(server, &question).await } };
-    let answer = timeout(patience, answer).await.context("no answer in time")??;
-    let addresses = addresses(&question, &answer).context("the answer is malformed")??;
+    let answer = timeout(deadline, answer).await.context("no response in time")??;
+    let addresses = addresses(&question, &answer).context("the response is malformed")??;
     print(&Resolved { addresses })
 }
 
@@ -53,7 +53,7 @@ async fn over_udp(server: SocketAddr, question: &[u8]) -> Result<Vec<u8>> {
     let mut answer = vec![0; 4_096];
     let (read, from) = socket.recv_from(&mut answer).await?;
     if from != server {
-        bail!("asked {server}, answered by {from}");
+        bail!("sent a query to {server}, received a response from {from}");
     }
     answer.truncate(read);
     Ok(answer)
@@ -87,15 +87,15 @@ fn question(id: u16, name: &str, record: RecordType) -> Vec<u8> {
     message
 }
 
-/// `None`: shorter than it says.
+/// `None`: the message is truncated.
 fn addresses(question: &[u8], answer: &[u8]) -> Option<Result<Vec<IpAddr>>> {
     let word = |at: usize| Some(u16::from_be_bytes(answer.get(at..at + 2)?.try_into().ok()?));
     if answer.get(..2)? != &question[..2] {
-        return Some(Err(anyhow::anyhow!("the answer is to another question")));
+        return Some(Err(anyhow::anyhow!("the response has another ID")));
     }
     let code = word(2)? & 0xf;
     if code != 0 {
-        return Some(Err(anyhow::anyhow!("the server says error {code}")));
+        return Some(Err(anyhow::anyhow!("the server returned error {code}")));
     }
     let mut at = question.len();
     let mut found = Vec::new();
@@ -113,7 +113,7 @@ fn addresses(question: &[u8], answer: &[u8]) -> Option<Result<Vec<IpAddr>>> {
     Some(Ok(found))
 }
 
-/// A name is labels up to an empty one or a pointer.
+/// Skips a name: labels up to an empty one or a pointer.
 fn skip_name(message: &[u8], mut at: usize) -> Option<usize> {
     loop {
         match *message.get(at)? {
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_read_behind_a_compressed_name() {
+    fn addresses_after_a_compressed_name_are_read() {
         let question = question(7, "web.test", RecordType::A);
         let mut answer = question.clone();
         answer[2] = 0x81;

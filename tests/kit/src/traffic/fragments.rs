@@ -1,5 +1,5 @@
-//! Datagrams in fragments made by hand, in an order that no kernel sends: by raw sockets, from the port of a common one, which
-//! hears the answers.
+//! Sends datagrams as fragments in an order that no kernel uses: with raw sockets, from the port of
+//! a normal UDP socket, which receives the responses.
 
 use std::{
     io::{Error, ErrorKind, Result as IoResult},
@@ -16,33 +16,33 @@ use nix::sys::socket::{
 use crate::prog::pseudo_sum;
 
 const UDP: u8 = 17;
-/// Says in an IPv6 header that a fragment header follows.
+/// IPv6 next header: fragment header.
 const FRAGMENT: u8 = 44;
 const UDP_HEADER: usize = 8;
 const HOP_LIMIT: u8 = 64;
-/// Bytes of a datagram, its header among them, in each fragment but the last: a packet of it passes everywhere, and the next
-/// one begins at a multiple of eight.
+/// Bytes of a datagram in each fragment but the last, with the UDP header: a multiple of 8 that
+/// fits the minimum IPv6 MTU.
 const PART: usize = 1_232;
 
-/// In which order the fragments of a datagram are sent.
+/// Order in which the fragments of a datagram are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Order {
-    /// As kernels do
+    /// First to last, as kernels do
     Forwards,
-    /// The last one first
+    /// Last to first
     Backwards,
 }
 
-/// Sends a datagram from this port.
+/// Sends a datagram from this source port.
 pub(super) fn send(server: SocketAddr, order: Order, port: u16, payload: &[u8]) -> IoResult<()> {
     let source = SocketAddr::new(own_address(server)?, port);
     let datagram = datagram(source, server, payload)?;
-    let mut packets = fragments(source.ip(), server.ip(), &datagram, number());
+    let mut packets = fragments(source.ip(), server.ip(), &datagram, next_id());
     if order == Order::Backwards {
         packets.reverse();
     }
     let family = if server.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    // of this protocol whoever sends writes the IP header
+    // with this protocol the sender writes the IP header
     let socket = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)?;
     let to: SockaddrStorage = SocketAddr::new(server.ip(), 0).into();
     packets.iter().try_for_each(|packet| {
@@ -51,13 +51,14 @@ pub(super) fn send(server: SocketAddr, order: Order, port: u16, payload: &[u8]) 
     })
 }
 
-/// Of a datagram, which its fragments share. Who runs next has others: what is on its way keeps its own.
-fn number() -> u32 {
+/// A new fragment ID. Processes use different IDs, as fragments of an earlier one may still be in
+/// flight.
+fn next_id() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     std::process::id().wrapping_mul(64).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// What a common socket would send from.
+/// The source address that the kernel selects.
 fn own_address(server: SocketAddr) -> IoResult<IpAddr> {
     let any = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any)?;
@@ -74,7 +75,7 @@ fn datagram(source: SocketAddr, server: SocketAddr, payload: &[u8]) -> IoResult<
     }
     bytes.extend(payload);
     let pseudo = pseudo_sum(source.ip(), server.ip(), UDP, length);
-    // zero says that there is none
+    // zero means no checksum
     let sum = match !checksum::fold(checksum::sum(&bytes) + pseudo) {
         0 => 0xffff,
         sum => sum,
@@ -83,20 +84,21 @@ fn datagram(source: SocketAddr, server: SocketAddr, payload: &[u8]) -> IoResult<
     Ok(bytes)
 }
 
-/// The packets of a datagram, the first one first.
-fn fragments(source: IpAddr, destination: IpAddr, datagram: &[u8], number: u32) -> Vec<Vec<u8>> {
+/// The fragments of a datagram, in order.
+fn fragments(source: IpAddr, destination: IpAddr, datagram: &[u8], id: u32) -> Vec<Vec<u8>> {
     let parts = datagram.chunks(PART).enumerate();
     let fragment = |(index, part): (usize, &[u8])| {
         let at = index * PART;
         let more = at + part.len() < datagram.len();
         let mut packet = match (source, destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                // in units of eight bytes below three bits, of which the lowest says that more follow
+                // 3 bits of flags, the lowest of which is "more fragments", above the offset in
+                // units of 8 bytes
                 let offset = (at / 8) as u16 | u16::from(more) << 13;
                 let length = 20 + part.len() as u16;
-                // the kernel writes the checksum
+                // the kernel fills in the checksum
                 let mut header = vec![0x45, 0];
-                for field in [length, number as u16, offset] {
+                for field in [length, id as u16, offset] {
                     header.extend(field.to_be_bytes());
                 }
                 header.extend([HOP_LIMIT, UDP, 0, 0]);
@@ -113,9 +115,9 @@ fn fragments(source: IpAddr, destination: IpAddr, datagram: &[u8], number: u32) 
                     header.extend(octets(address));
                 }
                 header.extend([UDP, 0]);
-                // the offset in units of eight bytes lies above three bits
+                // the offset in units of 8 bytes is above 3 bits
                 header.extend((at as u16 | u16::from(more)).to_be_bytes());
-                header.extend(number.to_be_bytes());
+                header.extend(id.to_be_bytes());
                 header
             }
         };

@@ -1,4 +1,4 @@
-//! Many TCP connections that are kept, with a question and its echo on each at an interval.
+//! Many TCP connections report open, with an echo on each at an interval.
 
 use std::{
     cell::Cell,
@@ -19,12 +19,12 @@ use tokio::{
 use super::{
     http::kind,
     print,
-    report::{Held, Ready},
-    told_to_end,
+    report::{HeldConnections, Ready},
+    stdin_closed,
 };
 
-/// Connections opened at once, so that a listener's backlog does not overflow.
-const WAVE: u32 = 64;
+/// Connections opened concurrently: fewer than a listener's backlog.
+const BATCH: u32 = 64;
 
 struct Connection {
     number: u32,
@@ -40,46 +40,46 @@ pub(super) async fn run(
     server: SocketAddr,
     count: u32,
     interval: Duration,
-    patience: Duration,
+    deadline: Duration,
 ) -> Result<()> {
     let mut connections = Vec::new();
-    for first in (0..count).step_by(WAVE as usize) {
-        let mut wave = JoinSet::new();
-        for number in first..count.min(first + WAVE) {
-            wave.spawn(async move { timeout(patience, Connection::open(number, server)).await });
+    for first in (0..count).step_by(BATCH as usize) {
+        let mut batch = JoinSet::new();
+        for number in first..count.min(first + BATCH) {
+            batch.spawn(async move { timeout(deadline, Connection::open(number, server)).await });
         }
-        for opened in wave.join_all().await {
-            connections.push(opened.context("connect: no answer")?.context("connect")?);
+        for opened in batch.join_all().await {
+            connections.push(opened.context("connect: timed out")?.context("connect")?);
         }
     }
     print(&Ready { ready: true })?;
-    print(&LocalSet::new().run_until(hold(connections, interval, patience)).await)
+    print(&LocalSet::new().run_until(hold(connections, interval, deadline)).await)
 }
 
-async fn hold(connections: Vec<Connection>, interval: Duration, patience: Duration) -> Held {
+async fn hold(connections: Vec<Connection>, interval: Duration, deadline: Duration) -> HeldConnections {
     let ending = Rc::new(Cell::new(false));
-    let mut held = Held { connections: connections.len() as u32, ..Held::default() };
+    let mut report = HeldConnections { connections: connections.len() as u32, ..HeldConnections::default() };
     let mut tasks = JoinSet::new();
     for mut connection in connections {
-        *held.servers.entry(connection.server.clone()).or_default() += 1;
+        *report.servers.entry(connection.server.clone()).or_default() += 1;
         let ending = Rc::clone(&ending);
         tasks.spawn_local(async move {
-            let end = connection.talk(&ending, interval, patience).await;
+            let end = connection.keep_echoing(&ending, interval, deadline).await;
             (connection, end)
         });
     }
-    told_to_end().await;
+    stdin_closed().await;
     ending.set(true);
     for (connection, end) in tasks.join_all().await {
-        held.sent += connection.sent;
-        held.received += connection.received;
-        held.misdirected += connection.misdirected;
-        held.slowest_us = held.slowest_us.max(connection.slowest.as_micros() as u64);
+        report.sent += connection.sent;
+        report.received += connection.received;
+        report.misdirected += connection.misdirected;
+        report.slowest_us = report.slowest_us.max(connection.slowest.as_micros() as u64);
         if let Err(error) = end {
-            *held.broken.entry(kind(&error).to_owned()).or_default() += 1;
+            *report.broken.entry(kind(&error).to_owned()).or_default() += 1;
         }
     }
-    held
+    report
 }
 
 impl Connection {
@@ -96,18 +96,23 @@ impl Connection {
         Ok(Self { number, stream, server: name, sent: 0, received: 0, misdirected: 0, slowest })
     }
 
-    async fn talk(&mut self, ending: &Cell<bool>, interval: Duration, patience: Duration) -> IoResult<()> {
-        // spread over the interval: a thousand questions at once would measure the queue
+    async fn keep_echoing(
+        &mut self,
+        ending: &Cell<bool>,
+        interval: Duration,
+        deadline: Duration,
+    ) -> IoResult<()> {
+        // spread over the interval: a burst of a thousand echoes would measure the queue
         sleep(interval.mul_f64(f64::from(self.number % 1_000) / 1_000.0)).await;
         loop {
             let began = Instant::now();
-            match timeout(patience, self.ask()).await {
+            match timeout(deadline, self.echo_once()).await {
                 Ok(done) => done?,
                 Err(elapsed) => return Err(Error::new(ErrorKind::TimedOut, elapsed)),
             }
             let took = began.elapsed();
             self.slowest = self.slowest.max(took);
-            // at the end as in the middle: every connection is heard once more
+            // also after stdin was closed, every connection completes one more echo
             if ending.get() {
                 return Ok(());
             }
@@ -115,15 +120,15 @@ impl Connection {
         }
     }
 
-    async fn ask(&mut self) -> IoResult<()> {
-        let mut question = [0; 16];
-        question[..8].copy_from_slice(&u64::from(self.number).to_be_bytes());
-        question[8..].copy_from_slice(&self.sent.to_be_bytes());
+    async fn echo_once(&mut self) -> IoResult<()> {
+        let mut message = [0; 16];
+        message[..8].copy_from_slice(&u64::from(self.number).to_be_bytes());
+        message[8..].copy_from_slice(&self.sent.to_be_bytes());
         self.sent += 1;
-        self.stream.write_all(&question).await?;
+        self.stream.write_all(&message).await?;
         let mut echo = [0; 16];
         self.stream.read_exact(&mut echo).await?;
-        if echo == question {
+        if echo == message {
             self.received += 1;
         } else {
             self.misdirected += 1;

@@ -1,4 +1,4 @@
-//! The HTTP client: a connection per request, as a browser that trusts no cache.
+//! The HTTP client: a connection per request.
 
 use std::{
     io::{Error, ErrorKind, Result as IoResult},
@@ -18,22 +18,22 @@ use tokio::{
 use super::{
     print,
     report::{Answer, Failure, Outcome, Request},
-    sctp, told_to_end,
+    sctp, stdin_closed,
 };
 
-/// Failures in a row after which no more of a number of requests are tried.
-const HOPELESS: u32 = 5;
+/// Consecutive failures after which a client with a count stops.
+const MAX_FAILURES: u32 = 5;
 
 pub(super) struct Client {
     pub(super) server: SocketAddr,
     pub(super) transport: Transport,
-    /// The socket's own address, where it is not the kernel's to choose; of TCP.
+    /// Source address; `None`: the kernel's choice. TCP only.
     pub(super) from: Option<IpAddr>,
     pub(super) bytes: usize,
     pub(super) timeout: Duration,
 }
 
-/// What HTTP goes over.
+/// The transport of HTTP.
 #[derive(Clone, Copy)]
 pub(super) enum Transport {
     Tcp,
@@ -42,22 +42,22 @@ pub(super) enum Transport {
 
 pub(super) async fn run(client: &Client, clients: u32, count: Option<u64>, interval: Duration) -> Result<()> {
     let Some(count) = count else {
-        // spread over the interval, as they would be
+        // spread over the interval
         let all = (0..clients).map(|number| async move {
             sleep(interval * number / clients).await;
             endless(client, interval).await
         });
         return tokio::select! {
-            () = told_to_end() => Ok(()),
+            () = stdin_closed() => Ok(()),
             failed = try_join_all(all) => failed.map(drop),
         };
     };
-    let mut unanswered = 0;
+    let mut failed_in_a_row = 0;
     for _ in 0..count {
         let request = client.request().await?;
         print(&request)?;
-        unanswered = if request.answer().is_some() { 0 } else { unanswered + 1 };
-        if unanswered == HOPELESS {
+        failed_in_a_row = if request.answer().is_some() { 0 } else { failed_in_a_row + 1 };
+        if failed_in_a_row == MAX_FAILURES {
             break;
         }
         sleep(interval).await;
@@ -100,7 +100,10 @@ impl Client {
         stream.read_to_end(&mut response).await?;
         parse(&response, server).ok_or_else(|| {
             let text = String::from_utf8_lossy(&response[..response.len().min(200)]).into_owned();
-            Error::new(ErrorKind::InvalidData, format!("no complete answer of ours: {text:?}"))
+            Error::new(
+                ErrorKind::InvalidData,
+                format!("not a complete response of the traffic server: {text:?}"),
+            )
         })
     }
 
@@ -139,7 +142,7 @@ pub(super) fn kind(error: &Error) -> &'static str {
     }
 }
 
-/// Of the monotonic clock, which all processes share.
+/// Microseconds of the monotonic clock, the same for all processes.
 pub fn now_us() -> Result<u64> {
     let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
     Ok(u64::try_from(now.as_micros())?)

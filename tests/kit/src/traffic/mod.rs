@@ -1,18 +1,20 @@
-//! Small servers and clients that know what they have sent, and so what was lost, came twice or went astray.
+//! Small servers and clients that record what they send, and so detect what is lost, duplicated or
+//! misdirected.
 //!
-//! `dataplane-traffic` runs one of them inside a pod's or a node's namespace and cgroup. What it learns it prints as
-//! lines of JSON ([`report`]). Clients that run until they are told end when their stdin closes. Knows no cluster.
+//! `dataplane-traffic` runs one of them in the namespace and cgroup of a pod or node. It prints
+//! results as lines of JSON ([`report`]). Clients without a count end when their stdin closes.
+//! Knows no cluster.
 
 mod datagrams;
 mod dns;
 mod fragments;
 mod hold;
 mod http;
-mod init;
 mod probe;
-mod raw;
+mod raw_sctp;
 pub mod report;
 mod sctp;
+mod sctp_packet;
 mod serve;
 
 use std::{net::SocketAddr, time::Duration};
@@ -28,11 +30,11 @@ pub use http::now_us;
 pub const HTTP: u16 = 8080;
 /// Port of the server's echo.
 pub const ECHO: u16 = 7000;
-/// Port at which the server answers SCTP's INIT, where it was told to.
+/// Port at which the server answers SCTP INITs, if enabled.
 pub const SCTP: u16 = 3_868;
 
-/// Longest that a single answer is waited for unless an argument says otherwise.
-const PATIENCE_MS: u64 = 3_000;
+/// Default timeout of a single response.
+const TIMEOUT_MS: u64 = 3_000;
 
 /// What to run.
 #[derive(Debug, clap::Subcommand)]
@@ -49,33 +51,33 @@ pub enum Command {
         /// Listen on this address only
         #[arg(long, default_value = "::")]
         bind: std::net::IpAddr,
-        /// Nothing but HTTP, over SCTP
+        /// Serve only HTTP, over SCTP
         #[arg(long)]
         sctp: bool,
-        /// Answer SCTP's INIT as well, by raw sockets: for kernels without SCTP
+        /// Answer SCTP INITs as well, with raw sockets: for kernels without SCTP
         #[arg(long, conflicts_with = "sctp")]
         raw_sctp: bool,
     },
-    /// One connection per HTTP request; a line for each
+    /// HTTP with a connection per request; a line for each
     Http {
         server: SocketAddr,
-        /// So many, each for itself, until stdin closes
+        /// Number of concurrent clients, until stdin closes
         #[arg(long, default_value_t = 1, conflicts_with = "count")]
         clients: u32,
-        /// End after so many; otherwise when stdin closes
+        /// Number of requests; without it, until stdin closes
         #[arg(long)]
         count: Option<u64>,
         #[arg(long, default_value_t = 0)]
         interval_ms: u64,
-        /// Bytes of the body to ask for; 0: the server's name
+        /// Bytes of the body to request
         #[arg(long, default_value_t = 0)]
         bytes: usize,
-        #[arg(long, default_value_t = PATIENCE_MS)]
+        #[arg(long, default_value_t = TIMEOUT_MS)]
         timeout_ms: u64,
         /// Over SCTP
         #[arg(long, conflicts_with = "from")]
         sctp: bool,
-        /// From this address of the host
+        /// Source address
         #[arg(long)]
         from: Option<std::net::IpAddr>,
     },
@@ -86,11 +88,11 @@ pub enum Command {
         connections: u32,
         #[arg(long, default_value_t = 100)]
         interval_ms: u64,
-        /// How long the last echoes are waited for
-        #[arg(long, default_value_t = PATIENCE_MS)]
+        /// Timeout of the last echoes
+        #[arg(long, default_value_t = TIMEOUT_MS)]
         timeout_ms: u64,
     },
-    /// UDP echo with sequence numbers, until stdin closes or so many were sent
+    /// UDP echo with sequence numbers, for a number of datagrams or until stdin closes
     Datagrams {
         server: SocketAddr,
         #[arg(long)]
@@ -103,22 +105,22 @@ pub enum Command {
         /// Use `connect()`; otherwise each datagram names its destination
         #[arg(long)]
         connected: bool,
-        /// A socket of its own for each datagram
+        /// Use a new socket for each datagram
         #[arg(long, conflicts_with = "connected")]
         fresh: bool,
-        /// By a raw socket, in fragments that are sent in this order
+        /// Send fragments in this order with a raw socket
         #[arg(long, conflicts_with_all = ["connected", "fresh"])]
         fragments: Option<Order>,
-        /// A line for each echo, before the report
+        /// Print a line for each echo, before the report
         #[arg(long)]
         each: bool,
-        /// How long the last echoes are waited for
-        #[arg(long, default_value_t = PATIENCE_MS)]
+        /// Timeout of the last echoes
+        #[arg(long, default_value_t = TIMEOUT_MS)]
         timeout_ms: u64,
     },
-    /// Ask the questions read from stdin, a line of JSON each, all at once; a line for each
+    /// Run the probes read from stdin, a line of JSON each, concurrently; a line for each
     Probe,
-    /// Ask a DNS server
+    /// Query a DNS server
     Dns {
         server: SocketAddr,
         name: String,
@@ -126,12 +128,12 @@ pub enum Command {
         record: RecordType,
         #[arg(long)]
         tcp: bool,
-        #[arg(long, default_value_t = PATIENCE_MS)]
+        #[arg(long, default_value_t = TIMEOUT_MS)]
         timeout_ms: u64,
     },
 }
 
-/// Runs it to its end.
+/// Runs the command to its end.
 pub async fn run(command: Command) -> Result<()> {
     let ms = Duration::from_millis;
     match command {
@@ -184,21 +186,21 @@ pub async fn run(command: Command) -> Result<()> {
     }
 }
 
-/// Until whoever started us closes our stdin.
-async fn told_to_end() {
+/// Waits until stdin closes.
+async fn stdin_closed() {
     let mut rest = Vec::new();
-    // an unreadable stdin is as good as a closed one
+    // an error of stdin counts as closed
     let _closed = tokio::io::stdin().read_to_end(&mut rest).await;
 }
 
-/// Prints a report. Whoever started us may have gone: then nobody wants it.
+/// Prints a report as a line of JSON.
 #[expect(clippy::print_stdout, reason = "reports go to stdout")]
 fn print(report: &impl serde::Serialize) -> Result<()> {
     println!("{}", serde_json::to_string(report).context("write a report")?);
     Ok(())
 }
 
-/// An address as its family writes it: a dual-stack socket shows IPv4 peers as mapped.
+/// The address without IPv4 mapping: a dual-stack socket shows IPv4 peers as mapped.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

@@ -1,7 +1,9 @@
-//! Many questions at once: who answers, whom the server saw, and how a question ends that nobody answers.
+//! Many concurrent probes: which servers respond, which client address they saw, and how a request
+//! without response fails.
 //!
-//! Reads a question per line until its stdin closes, then asks; every question is asked from a socket of its own until it
-//! was answered by as many servers as it wants. What is refused is asked twice, silence is not.
+//! Reads a probe per line until stdin closes, then runs them. A probe repeats its request from a
+//! new socket until enough servers have responded. It is repeated after a refusal, but not after a
+//! timeout.
 
 use std::{
     io::{Error, ErrorKind, Result as IoResult},
@@ -21,77 +23,79 @@ use tokio::{
 
 use super::{
     http::{self, kind},
-    print, raw,
-    report::{Heard, Probe, Transport},
-    serve::WHO,
+    print, raw_sctp,
+    report::{Probe, ProbeResult, Transport},
+    serve::NAME_REQUEST,
 };
 
-/// Questions that are being asked at a time.
-const AT_ONCE: usize = 24;
-/// Asked at least so often, so that somebody who should not answer has the chance to.
-const LEAST: u32 = 6;
-/// Asked at most so often: one of three servers is missed then once in 10¹¹ runs.
-const MOST: u32 = 64;
-/// Answers of the wrong kind after which no more are wanted.
-const ENOUGH: u32 = 2;
+/// Maximum number of concurrent probes.
+const MAX_CONCURRENT: usize = 24;
+/// Minimum number of requests: a server that should not respond gets the chance to.
+const MIN_REQUESTS: u32 = 6;
+/// Maximum number of requests: the chance to miss one of three servers is below 10⁻¹¹.
+const MAX_REQUESTS: u32 = 64;
+/// Failed requests after which a probe ends.
+const MAX_FAILURES: u32 = 2;
 
 pub(super) async fn run() -> Result<()> {
     let mut lines = BufReader::new(stdin()).lines();
     let mut probes: Vec<Probe> = Vec::new();
     while let Some(line) = lines.next_line().await? {
-        probes.push(serde_json::from_str(&line).with_context(|| format!("a question: {line}"))?);
+        probes.push(serde_json::from_str(&line).with_context(|| format!("a probe: {line}"))?);
     }
-    let turns = Arc::new(Semaphore::new(AT_ONCE));
+    let permits = Arc::new(Semaphore::new(MAX_CONCURRENT));
     let mut tasks = JoinSet::new();
     for probe in probes {
-        let turns = Arc::clone(&turns);
+        let permits = Arc::clone(&permits);
         tasks.spawn(async move {
-            let _turn = turns.acquire().await;
-            ask(&probe).await
+            let _permit = permits.acquire().await;
+            run_probe(&probe).await
         });
     }
     tasks.join_all().await.iter().try_for_each(print)
 }
 
-async fn ask(probe: &Probe) -> Heard {
-    let mut heard = Heard { number: probe.number, ..Heard::default() };
-    let patience = Duration::from_millis(probe.patience_ms);
-    for asked in 1..=MOST {
+async fn run_probe(probe: &Probe) -> ProbeResult {
+    let mut result = ProbeResult { number: probe.number, ..ProbeResult::default() };
+    let deadline = Duration::from_millis(probe.timeout_ms);
+    for attempt in 1..=MAX_REQUESTS {
         let answer = match probe.transport {
-            Transport::Tcp => timeout(patience, over_tcp(probe.server, patience)).await,
-            Transport::Udp => timeout(patience, over_udp(probe.server, port(probe, asked))).await,
-            Transport::Sctp => Ok(over_sctp(probe.server, patience).await),
+            Transport::Tcp => timeout(deadline, over_tcp(probe.server, deadline)).await,
+            Transport::Udp => timeout(deadline, over_udp(probe.server, port(probe, attempt))).await,
+            Transport::Sctp => Ok(over_sctp(probe.server, deadline).await),
         };
         match answer {
-            Ok(Ok((name, source))) => *heard.answers.entry(name).or_default().entry(source).or_default() += 1,
-            Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => heard.refused += 1,
-            Ok(Err(error)) if error.kind() == ErrorKind::ConnectionAborted => heard.aborted += 1,
-            Ok(Err(error)) if is_over(&error, probe.transport) => heard.silent += 1,
-            Ok(Err(error)) => *heard.failed.entry(failure(&error)).or_default() += 1,
-            Err(_elapsed) => heard.silent += 1,
+            Ok(Ok((name, source))) => {
+                *result.answers.entry(name).or_default().entry(source).or_default() += 1
+            }
+            Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => result.refused += 1,
+            Ok(Err(error)) if error.kind() == ErrorKind::ConnectionAborted => result.aborted += 1,
+            Ok(Err(error)) if is_timeout(&error, probe.transport) => result.silent += 1,
+            Ok(Err(error)) => *result.failed.entry(failure(&error)).or_default() += 1,
+            Err(_elapsed) => result.silent += 1,
         }
-        let failed: u32 = heard.refused + heard.aborted + heard.failed.values().sum::<u32>();
-        let is_complete = asked >= LEAST && heard.answers.len() >= probe.servers;
-        if is_complete || heard.silent > 0 || failed >= ENOUGH {
+        let failed: u32 = result.refused + result.aborted + result.failed.values().sum::<u32>();
+        let is_complete = attempt >= MIN_REQUESTS && result.answers.len() >= probe.servers;
+        if is_complete || result.silent > 0 || failed >= MAX_FAILURES {
             break;
         }
     }
-    heard
+    result
 }
 
-async fn over_tcp(server: SocketAddr, patience: Duration) -> IoResult<(String, IpAddr)> {
+async fn over_tcp(server: SocketAddr, deadline: Duration) -> IoResult<(String, IpAddr)> {
     let client =
-        http::Client { server, transport: http::Transport::Tcp, from: None, bytes: 0, timeout: patience };
+        http::Client { server, transport: http::Transport::Tcp, from: None, bytes: 0, timeout: deadline };
     let answer = client.get().await?;
     if answer.server != server {
-        return Err(Error::other(format!("the socket says that its peer is {}", answer.server)));
+        return Err(Error::other(format!("the peer address of the socket is {}", answer.server)));
     }
     Ok((answer.name, answer.client.ip()))
 }
 
-/// To ask from: 0 is whichever is free.
-fn port(probe: &Probe, asked: u32) -> u16 {
-    probe.ports.map_or(0, |first| first + (asked % u32::from(Probe::PORTS)) as u16)
+/// The source port; 0: any free port.
+fn port(probe: &Probe, attempt: u32) -> u16 {
+    probe.ports.map_or(0, |first| first + (attempt % u32::from(Probe::PORTS)) as u16)
 }
 
 async fn over_udp(server: SocketAddr, port: u16) -> IoResult<(String, IpAddr)> {
@@ -100,21 +104,21 @@ async fn over_udp(server: SocketAddr, port: u16) -> IoResult<(String, IpAddr)> {
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let socket = UdpSocket::bind((any, port)).await?;
-    // only a connected socket hears of a refusal, and only of answers from whom it asked
+    // only a connected socket receives ICMP errors, and only it drops datagrams of other peers
     socket.connect(server).await?;
-    socket.send(WHO).await?;
+    socket.send(NAME_REQUEST).await?;
     let mut buffer = [0; 256];
     let length = socket.recv(&mut buffer).await?;
-    str::from_utf8(&buffer[..length]).ok().and_then(name_and_peer).ok_or_else(not_ours)
+    str::from_utf8(&buffer[..length]).ok().and_then(name_and_peer).ok_or_else(unexpected_response)
 }
 
-async fn over_sctp(server: SocketAddr, patience: Duration) -> IoResult<(String, IpAddr)> {
-    let answer = spawn_blocking(move || raw::ask(server, patience)).await??;
-    name_and_peer(&answer).ok_or_else(not_ours)
+async fn over_sctp(server: SocketAddr, deadline: Duration) -> IoResult<(String, IpAddr)> {
+    let answer = spawn_blocking(move || raw_sctp::request(server, deadline)).await??;
+    name_and_peer(&answer).ok_or_else(unexpected_response)
 }
 
-/// SCTP's questions look at the clock themselves. TCP's own patience is longer than any of ours.
-fn is_over(error: &Error, transport: Transport) -> bool {
+/// `raw_sctp` has its own timeout. The kernel's timeout for TCP is longer than ours.
+fn is_timeout(error: &Error, transport: Transport) -> bool {
     transport == Transport::Sctp && error.kind() == ErrorKind::TimedOut
 }
 
@@ -123,8 +127,8 @@ fn name_and_peer(answer: &str) -> Option<(String, IpAddr)> {
     Some((name.to_owned(), peer.parse::<SocketAddr>().ok()?.ip()))
 }
 
-fn not_ours() -> Error {
-    Error::new(ErrorKind::InvalidData, "no answer of ours")
+fn unexpected_response() -> Error {
+    Error::new(ErrorKind::InvalidData, "not a response of the traffic server")
 }
 
 fn failure(error: &Error) -> String {

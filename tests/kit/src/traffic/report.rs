@@ -1,4 +1,4 @@
-//! What clients print and tests read.
+//! Reports that clients print and tests parse.
 
 use std::{
     collections::BTreeMap,
@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-/// The first line of a client or server that has come as far as it must before anything is asked of it.
+/// The first line of a client or server: it is ready to send or to serve.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
     pub ready: bool,
@@ -16,14 +16,14 @@ pub struct Ready {
 /// An HTTP request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
-    /// Microseconds of the monotonic clock when it began, and when it ended.
+    /// Begin and end in microseconds of the monotonic clock.
     pub began_us: u64,
     pub ended_us: u64,
     #[serde(flatten)]
     pub outcome: Outcome,
 }
 
-/// How a request ended.
+/// The result of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -31,10 +31,10 @@ pub enum Outcome {
     Failed(Failure),
 }
 
-/// An answer to a request.
+/// A response to a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
-    /// The server's.
+    /// Name of the server.
     pub name: String,
     /// The client as the server saw it.
     pub client: SocketAddr,
@@ -44,7 +44,7 @@ pub struct Answer {
     pub bytes: usize,
 }
 
-/// Why there was no answer.
+/// Why there was no response.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// `refused`, `reset`, `timeout`, `unreachable`, `not_permitted` or `other`.
@@ -52,53 +52,54 @@ pub struct Failure {
     pub message: String,
 }
 
-/// TCP connections that were held.
+/// Report of TCP connections held open.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Held {
+pub struct HeldConnections {
     pub connections: u32,
-    /// Connections that ended, and why.
+    /// Number of connections that broke, by reason.
     pub broken: BTreeMap<String, u32>,
     pub sent: u64,
-    /// Echoes that came back as they were.
+    /// Correct echoes.
     pub received: u64,
-    /// Echoes of something else.
+    /// Echoes with other content.
     pub misdirected: u64,
-    /// Longest from question to echo.
+    /// Longest round trip.
     pub slowest_us: u64,
-    /// Connections by server.
+    /// Number of connections by server.
     pub servers: BTreeMap<String, u32>,
 }
 
-/// Datagrams that were sent and came back.
+/// Report of datagrams that were sent and echoed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Datagrams {
     pub sent: u64,
     pub received: u64,
     pub lost: u64,
     pub duplicated: u64,
-    /// From somebody who was not asked, or with somebody else's content.
+    /// From another peer, or with another content.
     pub misdirected: u64,
-    /// Sends and receives that were refused, and why.
+    /// Failed sends and receives, by reason.
     pub errors: BTreeMap<String, u64>,
-    /// Numbers of the first lost ones.
+    /// Sequence numbers of the first lost datagrams.
     pub first_lost: Vec<u64>,
-    /// When these were sent, in microseconds of the monotonic clock.
+    /// Send times of the first lost datagrams in microseconds of the monotonic clock.
     pub first_lost_us: Vec<u64>,
-    /// Echoes by server.
+    /// Number of echoes by server.
     pub servers: BTreeMap<String, u64>,
-    /// Of each server: when the last datagram was sent that it gave back, in microseconds of the monotonic clock.
+    /// For each server: the send time of the last datagram that it echoed, in microseconds of the
+    /// monotonic clock.
     pub latest_us: BTreeMap<String, u64>,
-    /// Times the kernel ended a connected socket, and its owner connected anew.
+    /// How often the kernel aborted a connected socket and the client connected a new one.
     pub ended: u64,
 }
 
-/// A datagram that came back.
+/// An echo of a datagram.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Echo {
-    /// Microseconds of the monotonic clock.
+    /// Send and receive time in microseconds of the monotonic clock.
     pub sent_us: u64,
     pub received_us: u64,
-    /// Who gave it back.
+    /// The server that echoed it.
     pub server: String,
 }
 
@@ -108,28 +109,28 @@ pub struct Resolved {
     pub addresses: Vec<IpAddr>,
 }
 
-/// How a question is asked.
+/// The transport of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Transport {
     Tcp,
     Udp,
-    /// By its first packets: INIT and INIT ACK.
+    /// INIT and INIT ACK only.
     Sctp,
 }
 
-/// A question.
+/// A request to a server, repeated until enough servers have answered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probe {
-    /// Its answer has the same.
+    /// The result has the same number.
     pub number: usize,
     pub server: SocketAddr,
     pub transport: Transport,
-    /// Asked until so many have answered.
+    /// Number of servers after whose responses the probe ends.
     pub servers: usize,
-    /// Longest that an answer is waited for.
-    pub patience_ms: u64,
-    /// First of [`Self::PORTS`] ports it asks from over UDP, one after the other; `None`: from whichever is free.
+    /// Timeout of a response.
+    pub timeout_ms: u64,
+    /// First of [`Self::PORTS`] source ports over UDP, used in turn; `None`: any free port.
     pub ports: Option<u16>,
 }
 
@@ -137,18 +138,19 @@ impl Probe {
     pub const PORTS: u16 = 32;
 }
 
-/// What came of a question, asked several times.
+/// The result of a probe.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Heard {
+pub struct ProbeResult {
     pub number: usize,
-    /// Who answered, under which address it saw the client, how often.
+    /// Number of responses by server name and by the client address the server saw.
     pub answers: BTreeMap<String, BTreeMap<IpAddr, u32>>,
     /// RST, or ICMP "port unreachable".
     pub refused: u32,
-    /// ABORT: there is SCTP at that address, and nobody at that port.
+    /// ABORT: SCTP is present at the address, but the port is closed.
     pub aborted: u32,
+    /// No response.
     pub silent: u32,
-    /// Everything else, by kind.
+    /// Other failures, by kind.
     pub failed: BTreeMap<String, u32>,
 }
 
@@ -160,14 +162,14 @@ impl Request {
         }
     }
 
-    /// The server of this name has answered it.
+    /// Whether the server of this name responded.
     pub fn is_from(&self, name: &str) -> bool {
         self.answer().is_some_and(|answer| answer.name == name)
     }
 }
 
 impl Datagrams {
-    /// Every one came back, once, from whom it should.
+    /// Whether every datagram was echoed once, by the right server.
     pub fn is_complete(&self) -> bool {
         let Self { sent, received, lost, duplicated, misdirected, errors, .. } = self;
         *sent > 0

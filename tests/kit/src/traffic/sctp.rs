@@ -1,7 +1,7 @@
-//! SCTP in TCP's clothes: one-to-one sockets (RFC 6458 §4) are listened at, connected, read and written as TCP's are.
+//! SCTP one-to-one sockets (RFC 6458 §4) with the interface of TCP sockets.
 //!
-//! An association tells the other end every address it has, and no translation of addresses changes that: sockets here are of
-//! one family, and a server's is at one address.
+//! An association announces every address of an endpoint to its peer, and address translation does
+//! not change that list. Sockets here have one family, and a server has one address.
 
 use std::{io::Result, net::SocketAddr};
 

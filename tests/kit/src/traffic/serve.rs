@@ -1,7 +1,8 @@
-//! The server: says who it is and whom it sees, and gives back what it gets.
+//! The server: responds with its name and the peer's address, and echoes data.
 //!
-//! HTTP `GET /` answers `NAME PEER`, `GET /bytes/N` as many bytes. The TCP echo greets with its name on a line. The UDP
-//! echo appends a space and its name; to the datagram `who?` it answers as HTTP does. So it does to SCTP's INIT.
+//! HTTP `GET /` returns `NAME PEER` in headers, `GET /bytes/N` a body of N bytes. The TCP echo
+//! begins with a line with its name. The UDP echo appends a space and its name; to the datagram
+//! `who?` it responds with `NAME PEER`, as it does to an SCTP INIT.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,18 +13,19 @@ use tokio::{
     task::spawn_blocking,
 };
 
-use super::{canonical, print, raw, report::Ready, sctp};
+use super::{canonical, print, raw_sctp, report::Ready, sctp};
 
-/// The datagram that asks the echo for its name and the peer's address.
-pub(super) const WHO: &[u8] = b"who?";
+/// The datagram that requests the server's name and the peer's address.
+pub(super) const NAME_REQUEST: &[u8] = b"who?";
 
-/// `init`: the port at which INITs of SCTP are answered, if they are.
+/// `init`: the port at which SCTP INITs are answered, if any.
 pub(super) async fn run(name: &str, bind: IpAddr, http: u16, echo: u16, init: Option<u16>) -> Result<()> {
     let web = listen(bind, http).await?;
     let tcp = listen(bind, echo).await?;
     let address = SocketAddr::new(bind, echo);
     let udp = UdpSocket::bind(address).await.with_context(|| format!("bind UDP {address}"))?;
-    let associations = init.map(|port| Ok::<_, anyhow::Error>((raw::Server::both()?, port))).transpose()?;
+    let associations =
+        init.map(|port| Ok::<_, anyhow::Error>((raw_sctp::Server::both()?, port))).transpose()?;
     print(&Ready { ready: true })?;
     tokio::try_join!(
         answer_inits(name, associations),
@@ -34,15 +36,15 @@ pub(super) async fn run(name: &str, bind: IpAddr, http: u16, echo: u16, init: Op
     Ok(())
 }
 
-/// As HTTP over TCP; nothing else.
+/// Serves only HTTP, over SCTP.
 pub(super) async fn over_sctp(name: &str, at: SocketAddr) -> Result<()> {
     let web = sctp::listen(at).with_context(|| format!("listen on SCTP {at}"))?;
     print(&Ready { ready: true })?;
     accept(web, name, |stream, peer, name| async move { answer(stream, peer, &name).await }).await
 }
 
-/// Until one of them fails; at once, if there are none.
-async fn answer_inits(name: &str, servers: Option<([raw::Server; 2], u16)>) -> Result<()> {
+/// Runs until a server fails; returns at once if there are none.
+async fn answer_inits(name: &str, servers: Option<([raw_sctp::Server; 2], u16)>) -> Result<()> {
     let Some((servers, port)) = servers else { return Ok(()) };
     let [v4, v6] = servers.map(|server| {
         let name = name.to_owned();
@@ -63,9 +65,9 @@ async fn accept<F: Future<Output = std::io::Result<()>> + Send + 'static>(
 ) -> Result<()> {
     loop {
         let (stream, peer) = listener.accept().await?;
-        // SCTP knows another option of this purpose; nothing here waits for it
+        // fails for SCTP, which has another option; small messages are not delayed there
         let _not_of_sctp = stream.set_nodelay(true);
-        // what becomes of a connection is its client's to tell
+        // the client reports errors of a connection
         tokio::spawn(serve(stream, canonical(peer), name.to_owned()));
     }
 }
@@ -107,10 +109,10 @@ async fn echo_stream(mut stream: TcpStream, name: &str) -> std::io::Result<()> {
 async fn echo_datagrams(socket: UdpSocket, name: &str) -> Result<()> {
     let mut buffer = vec![0; 65_536];
     loop {
-        // an error is that of an earlier answer nobody wanted
+        // an error is an ICMP error about an earlier response
         let Ok((read, peer)) = socket.recv_from(&mut buffer).await else { continue };
         let answer = match &buffer[..read] {
-            WHO => format!("{name} {}", canonical(peer)).into_bytes(),
+            NAME_REQUEST => format!("{name} {}", canonical(peer)).into_bytes(),
             datagram => [datagram, b" ", name.as_bytes()].concat(),
         };
         let _refused = socket.send_to(&answer, peer).await;

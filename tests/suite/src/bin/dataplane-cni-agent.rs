@@ -1,7 +1,10 @@
-//! The agent's CNI server and its socket, with the real kernel and without a datapath: what `tests/cni.rs` drives.
+//! The agent's CNI server with its socket, the real kernel and a recorder in place of the datapath:
+//! for the tests in `tests/cni`.
 //!
-//! What the datapath would be told is written to `wiring.log` in the run directory; a file `fail-attach`, `fail-detach`
-//! or `fail-check` there makes it refuse. A file `sweep` stands for the timer, and is gone once it was done. The real datapath is proved by the namespace tests.
+//! Calls to the datapath are written to `datapath.log` in the run directory. A file `fail-attach`,
+//! `fail-detach` or `fail-check` there makes the call fail. Creating a file `sweep` triggers the
+//! periodic release of vanished pods; it is deleted when that is done. The netns tests cover the
+//! real datapath.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -51,72 +54,73 @@ async fn main() -> Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
     let instance = Instance::acquire(&run_dir)?;
     sysctl::prepare_node(&[])?;
-    // before notes are read: see `Server::start`
+    // before pending deletes are read: see `Server::start`
     let listener = instance.listen()?;
-    let wiring = Recorder { directory: run_dir.clone() };
+    let recorder = Recorder { directory: run_dir.clone() };
     let (server, recovery) =
-        Server::start(Netlink::connect()?, Arc::new(wiring.clone()), &state_dir, &run_dir).await?;
+        Server::start(Netlink::connect()?, Arc::new(recorder.clone()), &state_dir, &run_dir).await?;
     for device in &recovery.pods {
-        wiring.write("recover", device).context("wiring.log")?;
+        recorder.write("recover", device).context("datapath.log")?;
     }
     server.configure(PodNetwork { ranges, mtu, sources });
     let (_status, status) = watch::channel(Status::starting("test"));
     let (queries, _unanswered) = mpsc::channel(1);
     let api = Api::new(status.clone(), queries, Arc::new(Metrics::new(status)));
     api.set_cni(Arc::new(server.clone()));
-    tokio::spawn(sweep_when_told(server, run_dir.join("sweep")));
+    tokio::spawn(sweep_on_request(server, run_dir.join("sweep")));
     server::serve(listener, api, Limits::default()).await;
     Ok(())
 }
 
-async fn sweep_when_told(server: Server, told: PathBuf) {
+async fn sweep_on_request(server: Server, request: PathBuf) {
     loop {
         tokio::time::sleep(Duration::from_millis(20)).await;
-        if told.exists() {
+        if request.exists() {
             server.release_vanished().await;
-            let _gone = std::fs::remove_file(&told);
+            let _removed = std::fs::remove_file(&request);
         }
     }
 }
 
-/// Remembers what the datapath would have been told.
+/// Records the calls to the datapath.
 #[derive(Clone, Debug)]
 struct Recorder {
     directory: PathBuf,
 }
 
 impl Recorder {
-    fn told(
+    fn record(
         &self,
-        what: &'static str,
+        operation: &'static str,
         device: &PodDevice,
     ) -> BoxFuture<'static, Result<(), PodDatapathError>> {
-        let refused = Path::exists(&self.directory.join(format!("fail-{what}")));
-        let written = self.write(what, device);
+        let refused = Path::exists(&self.directory.join(format!("fail-{operation}")));
+        let written = self.write(operation, device);
         async move {
             written.map_err(|error| PodDatapathError(error.to_string()))?;
-            if refused { Err(PodDatapathError("the test wants it so".to_owned())) } else { Ok(()) }
+            if refused { Err(PodDatapathError("failure requested by the test".to_owned())) } else { Ok(()) }
         }
         .boxed()
     }
 
-    fn write(&self, what: &str, device: &PodDevice) -> std::io::Result<()> {
+    fn write(&self, operation: &str, device: &PodDevice) -> std::io::Result<()> {
         let PodDevice { name, ifindex, mac, addresses, pod, .. } = device;
         let pod = pod.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
         let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-        let line = format!("{what} {name} {ifindex} {mac} {} {pod}\n", addresses.join(","));
-        let mut log = OpenOptions::new().create(true).append(true).open(self.directory.join("wiring.log"))?;
+        let line = format!("{operation} {name} {ifindex} {mac} {} {pod}\n", addresses.join(","));
+        let mut log =
+            OpenOptions::new().create(true).append(true).open(self.directory.join("datapath.log"))?;
         log.write_all(line.as_bytes())
     }
 }
 
 impl PodDatapath for Recorder {
     fn attach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), PodDatapathError>> {
-        self.told("attach", device)
+        self.record("attach", device)
     }
 
     fn detach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), PodDatapathError>> {
-        self.told("detach", device)
+        self.record("detach", device)
     }
 
     fn annotations<'a>(&'a self, _pod: &'a Pod) -> BoxFuture<'a, Result<PodAnnotations, PodDatapathError>> {
@@ -124,6 +128,6 @@ impl PodDatapath for Recorder {
     }
 
     fn check<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), PodDatapathError>> {
-        self.told("check", device)
+        self.record("check", device)
     }
 }

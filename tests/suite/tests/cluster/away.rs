@@ -161,7 +161,7 @@ fn watches_break_in_every_way_and_nothing_is_missed() -> Result<()> {
     let _servers = [near.serve()?, late.serve()?];
     let both: [&[&Pod]; 2] = [&[&near, &late], &[&near]];
     cluster.apply(&Service::of(both[1]))?;
-    if cluster.control()?.server().small().is_none() {
+    if cluster.control()?.server().fake().is_none() {
         run::skip("the real API server does not break on demand");
         return Ok(());
     }
@@ -181,7 +181,7 @@ fn watches_break_in_every_way_and_nothing_is_missed() -> Result<()> {
     let mut checks = Checks::of(spec.describe());
     for (round, (what, requests, fault)) in faults.into_iter().enumerate() {
         for how in [WatchEnd::Closed, WatchEnd::Reset] {
-            let server = cluster.control()?.server().small().context("the small server")?;
+            let server = cluster.control()?.server().fake().context("the small server")?;
             server.faults().next(5, requests.clone(), fault.clone());
             server.compact();
             server.drop_watches(how);
@@ -189,12 +189,12 @@ fn watches_break_in_every_way_and_nothing_is_missed() -> Result<()> {
                 .apply(&Service::of(both[round % 2]))
                 .and_then(|()| cluster.apply(&Service::of(both[1 - round % 2])));
             checks.that(format!("answers that are {what}, watches that end {how:?}"), || arrived);
-            cluster.control()?.server().small().context("the small server")?.faults().clear();
+            cluster.control()?.server().fake().context("the small server")?.faults().clear();
         }
     }
     let web = Service::of(both[1]);
     cluster.apply(&web)?;
-    let server = cluster.control()?.server().small().context("the small server")?;
+    let server = cluster.control()?.server().fake().context("the small server")?;
     for line in [
         r#"{"type":"ADDED","object":{"apiVersion":"v1","kind":"Service","metadata":17}}"#,
         r#"{"type":"MODIFIED","object":{"kind":"Service"}}"#,

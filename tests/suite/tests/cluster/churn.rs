@@ -159,7 +159,7 @@ struct Count {
 /// Clients of a node.
 struct Load {
     requests: Client<Vec<Request>>,
-    held: Client<dataplane_testkit::traffic::report::Held>,
+    held: Client<dataplane_testkit::traffic::report::HeldConnections>,
     talks: Vec<Talk>,
 }
 
@@ -237,7 +237,8 @@ fn start(client: &Pod, index: usize, at_connect: bool) -> Result<Load> {
         }
     }
     let held = client.place().hold(web.at(family, ECHO_PORT), HELD, Duration::from_millis(200))?;
-    let requests = client.place().all_keep_getting(web.at(family, WEB_PORT), CLIENTS / 2, REQUESTS)?;
+    let requests =
+        client.place().keep_getting_concurrently(web.at(family, WEB_PORT), CLIENTS / 2, REQUESTS)?;
     Ok(Load { requests, held, talks })
 }
 

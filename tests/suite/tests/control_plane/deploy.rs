@@ -317,9 +317,9 @@ fn the_manifests_capabilities_are_enough_for_pods_and_traffic() -> Result<()> {
     let confine =
         ["setpriv", "--no-new-privs", "--inh-caps=-all", "--bounding-set", &set].map(str::to_owned).to_vec();
 
-    let mut cluster = Cluster::lay_out(&Spec::new(2))?;
+    let mut cluster = Cluster::create_stopped(&Spec::new(2))?;
     for node in cluster.nodes_mut() {
-        node.agent_mut().start_under(confine.clone());
+        node.agent_mut().set_wrapper(confine.clone());
         node.agent_mut().start()?;
     }
     for node in cluster.nodes_mut() {

@@ -11,7 +11,7 @@ const ECHO: u16 = 7000;
 #[test]
 fn nodes_reach_each_other_and_the_outside_and_everything_is_counted() -> Result<()> {
     let spec = Spec { nodes: vec![Segment::FIRST, Segment::FIRST, Segment::SECOND], ..Spec::new(3) };
-    let cluster = Cluster::lay_out(&spec)?;
+    let cluster = Cluster::create_stopped(&spec)?;
     let [near, far, routed] = cluster.nodes() else { unreachable!("three were asked for") };
     let outside = cluster.outside()?;
     let _servers = [far.serve()?, routed.serve()?, outside.serve("outside")?];
@@ -47,7 +47,7 @@ fn nodes_reach_each_other_and_the_outside_and_everything_is_counted() -> Result<
 
 #[test]
 fn what_is_lost_or_refused_is_noticed() -> Result<()> {
-    let cluster = Cluster::lay_out(&Spec::new(2))?;
+    let cluster = Cluster::create_stopped(&Spec::new(2))?;
     let [near, far] = cluster.nodes() else { unreachable!("two were asked for") };
     let server = far.serve()?;
     let far_v4 = far.addresses()[0];
@@ -67,11 +67,11 @@ fn what_is_lost_or_refused_is_noticed() -> Result<()> {
 #[test]
 fn nothing_is_left_behind() -> Result<()> {
     let spec = Spec::new(1);
-    let cluster = Cluster::lay_out(&spec)?;
+    let cluster = Cluster::create_stopped(&spec)?;
     let server = cluster.nodes()[0].serve()?;
     let pid = server.pid();
     // as if the owner of the process had crashed
-    server.leave();
+    server.detach();
     let directory = Path::new("/run/dataplane-lab").join(&spec.name);
     let cgroup = cluster.nodes()[0].place().cgroup().to_owned();
     assert!(directory.exists() && cgroup.exists());

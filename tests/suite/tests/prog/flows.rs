@@ -1,4 +1,5 @@
-//! The flow table: pairs live and die together, who goes when it is full, what a removed backend means.
+//! The flow table: both tuples of a flow are added and removed together, which flow is evicted from
+//! a full table, what the removal of a backend does.
 
 use anyhow::Result;
 use dataplane_common::{
@@ -16,18 +17,18 @@ const FIN_ACK: u8 = 0x11;
 const RST: u8 = 0x04;
 
 #[test]
-fn a_removed_udp_backend_is_left_at_the_next_packet() -> Result<()> {
+fn udp_flow_changes_backend_when_its_backend_is_removed() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let client = at(world.pod, 40_000);
         let run = rig.run(HookId::FromPod, &Frame::udp(client, world.service).build())?;
         assert_eq!(run.packet().dst, world.wire_pod);
-        // as the agent does it: the new list, then the generation of what is gone
+        // the agent's order: first the new list, then the generation of the removed backend
         rig.service(world.service, Protocol::UDP, 50, &[at(world.overlay_pod, 8080)], 0)?;
         rig.raise_generation(world.backend())?;
         let run = rig.run(HookId::FromPod, &Frame::udp(client, world.service).build())?;
         assert_eq!((run.outcome, run.packet().dst), ("to_overlay", world.overlay_pod));
-        // what the old backend still says is understood
+        // a late reply of the old backend is translated back
         let run = rig.run(HookId::FromWire, &Frame::udp(at(world.wire_pod, 8080), client).build())?;
         assert_eq!(run.packet().tuple(), (world.service, client));
     }
@@ -35,7 +36,7 @@ fn a_removed_udp_backend_is_left_at_the_next_packet() -> Result<()> {
 }
 
 #[test]
-fn an_established_tcp_connection_stays_with_its_backend() -> Result<()> {
+fn established_tcp_connection_keeps_its_removed_backend() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let client = at(world.pod, 40_000);
@@ -43,15 +44,15 @@ fn an_established_tcp_connection_stays_with_its_backend() -> Result<()> {
         rig.service(world.service, Protocol::TCP, 50, &[at(world.overlay_pod, 8080)], 0)?;
         rig.raise_generation(world.backend())?;
         let run = rig.run(HookId::FromPod, &Frame::tcp(client, world.service, ACK).build())?;
-        assert_eq!(run.packet().dst, world.wire_pod, "a removed pod drains its connections");
+        assert_eq!(run.packet().dst, world.wire_pod, "connections to a removed pod drain");
         let run = rig.run(HookId::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
-        assert_eq!(run.packet().dst, world.overlay_pod, "a new connection does not go there");
+        assert_eq!(run.packet().dst, world.overlay_pod, "a new connection gets another backend");
     }
     Ok(())
 }
 
 #[test]
-fn the_ports_of_an_ended_connection_may_be_used_again() -> Result<()> {
+fn tuple_of_a_closed_connection_is_reused() -> Result<()> {
     let (mut rig, world) = rig(Family::V4)?;
     let (client, backend) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
     rig.run(HookId::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
@@ -68,37 +69,38 @@ fn the_ports_of_an_ended_connection_may_be_used_again() -> Result<()> {
     assert_eq!(
         run.packet().tuple(),
         (client, backend),
-        "the old reply tuple is taken over, no other port is needed"
+        "the old reply tuple is reused, with the same source port"
     );
     let run = rig.run(HookId::FromWire, &Frame::tcp(backend, client, SYN_ACK).build())?;
     assert_eq!(run.packet().tuple(), (world.service, client));
     Ok(())
 }
 
-/// Whoever ended it: the client that begins anew has given the old connection up, and may get another backend.
+/// Whichever side closed it: a client that connects again has given up the old connection, and may
+/// get another backend.
 #[test]
-fn a_new_connection_with_the_ports_of_an_ended_one_chooses_anew() -> Result<()> {
+fn new_connection_with_the_ports_of_a_closed_one_selects_a_backend_again() -> Result<()> {
     for (hook, flags) in [(HookId::FromPod, FIN_ACK), (HookId::FromWire, FIN_ACK), (HookId::FromWire, RST)] {
         let (mut rig, world) = rig(Family::V4)?;
         let (client, backend) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
         rig.run(HookId::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
         rig.run(HookId::FromWire, &Frame::tcp(backend, client, SYN_ACK).build())?;
         rig.run(HookId::FromPod, &Frame::tcp(client, world.service, ACK).build())?;
-        // its backend still serves: nothing but the end of the connection lets it move
+        // its backend still serves: only the end of the connection permits another selection
         rig.service(world.service, Protocol::TCP, 50, &[at(world.overlay_pod, 8080)], 0)?;
         let run = rig.run(HookId::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
-        assert_eq!(run.packet().dst, world.wire_pod, "not ended");
+        assert_eq!(run.packet().dst, world.wire_pod, "not closed");
         let last = if hook == HookId::FromPod { (client, world.service) } else { (backend, client) };
         rig.run(hook, &Frame::tcp(last.0, last.1, flags).build())?;
         let run = rig.run(HookId::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
-        assert_eq!(run.packet().dst, world.overlay_pod, "ended at {}", hook.name());
+        assert_eq!(run.packet().dst, world.overlay_pod, "closed at {}", hook.name());
     }
     Ok(())
 }
 
-/// A client that has said all waits for its answer: nobody else gets the tuple under which that arrives.
+/// A client that has closed its side still waits for the reply: its tuple is not reused.
 #[test]
-fn an_answer_to_who_has_ended_finds_him() -> Result<()> {
+fn reply_reaches_a_client_that_has_closed_its_side() -> Result<()> {
     for family in Family::BOTH {
         let few = NodeConfig { snat_first: Port::new(61_000), snat_last: Port::new(61_000), ..node_config() };
         let (mut rig, world) = rig_with(family, &few)?;
@@ -118,22 +120,23 @@ fn an_answer_to_who_has_ended_finds_him() -> Result<()> {
     Ok(())
 }
 
-/// The record of a flow is written after its tuples are claimed: who looks meanwhile finds an odd epoch.
+/// The flow is written after its tuples are inserted; until then its slot has another epoch.
 #[test]
-fn a_reply_that_is_just_being_claimed_is_not_taken_over() -> Result<()> {
+fn reply_tuple_of_an_unwritten_flow_is_not_reused() -> Result<()> {
     let (mut rig, world) = rig(Family::V4)?;
     let (client, backend) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
-    rig.claim_as_if_at_work(backend, client, Protocol::TCP)?;
+    rig.insert_unwritten_flow(backend, client, Protocol::TCP)?;
     let run = rig.run(HookId::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
     let (src, dst) = run.packet().tuple();
     assert_eq!((src.ip(), dst), (client.ip(), backend));
-    assert_ne!(src.port(), client.port(), "told apart by a source port");
+    assert_ne!(src.port(), client.port(), "another source port");
     Ok(())
 }
 
-/// A node that comes back gets a new row, with its gates closed: they open with the next packet of what goes on.
+/// A node that returns gets a new route row without flow hints. The next packet of an existing flow
+/// sets them again.
 #[test]
-fn connections_outlive_the_row_of_their_client() -> Result<()> {
+fn connections_survive_a_new_route_row_of_their_client() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         rig.host_with_node_ports(world.host)?;
@@ -159,7 +162,7 @@ const fn client_bits(family: Family) -> u32 {
 }
 
 #[test]
-fn the_port_of_an_ended_connection_may_ask_the_backend_itself() -> Result<()> {
+fn client_may_connect_to_the_backend_directly_from_the_port_of_a_closed_connection() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let (client, backend) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
@@ -167,24 +170,28 @@ fn the_port_of_an_ended_connection_may_ask_the_backend_itself() -> Result<()> {
         rig.run(HookId::FromWire, &Frame::tcp(backend, client, SYN_ACK).build())?;
         rig.run(HookId::FromPod, &Frame::tcp(client, world.service, FIN_ACK).build())?;
         let run = rig.run(HookId::FromWire, &Frame::tcp(backend, client, FIN_ACK).build())?;
-        assert_eq!(run.packet().tuple(), (world.service, client), "it is not over yet");
-        // its socket was translated when it connected, or there is no service
+        assert_eq!(run.packet().tuple(), (world.service, client), "the flow still exists");
+        // with connect-time translation, or without a service
         let run = rig.run(HookId::FromPod, &Frame::tcp(client, backend, SYN).build())?;
         assert_eq!(run.packet().tuple(), (client, backend));
         for flags in [SYN_ACK, ACK] {
             let run = rig.run(HookId::FromWire, &Frame::tcp(backend, client, flags).build())?;
-            assert_eq!(run.packet().tuple(), (backend, client), "it asked no service");
+            assert_eq!(run.packet().tuple(), (backend, client), "a direct connection is not translated");
         }
         let run = rig.run(HookId::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
         assert_eq!(run.packet().tuple(), (client, backend));
         let run = rig.run(HookId::FromWire, &Frame::tcp(backend, client, SYN_ACK).build())?;
-        assert_eq!(run.packet().tuple(), (world.service, client), "and now it asks it again");
+        assert_eq!(
+            run.packet().tuple(),
+            (world.service, client),
+            "a new connection through the service is translated"
+        );
     }
     Ok(())
 }
 
 #[test]
-fn two_services_with_one_backend_do_not_share_a_reply() -> Result<()> {
+fn two_services_with_one_backend_have_separate_replies() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let (client, backend) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
@@ -195,7 +202,7 @@ fn two_services_with_one_backend_do_not_share_a_reply() -> Result<()> {
         let second = rig.run(HookId::FromPod, &Frame::tcp(client, twin, SYN).build())?.packet().tuple();
         assert_eq!(first, (client, backend));
         assert_eq!(second.0.ip(), client.ip());
-        assert_ne!(second.0.port(), client.port(), "told apart by a source port");
+        assert_ne!(second.0.port(), client.port(), "another source port");
         for (tuple, service) in [(first, world.service), (second, twin)] {
             let run = rig.run(HookId::FromWire, &Frame::tcp(tuple.1, tuple.0, SYN_ACK).build())?;
             assert_eq!(run.packet().tuple(), (service, client));
@@ -205,7 +212,7 @@ fn two_services_with_one_backend_do_not_share_a_reply() -> Result<()> {
 }
 
 #[test]
-fn a_full_table_keeps_established_connections_and_names_the_refusal() -> Result<()> {
+fn full_table_keeps_established_connections_and_counts_the_drop() -> Result<()> {
     let (mut rig, world) = rig(Family::V4)?;
     let backend = at(world.wire_pod, 8080);
     for port in 0..FLOWS as u16 {
@@ -219,9 +226,9 @@ fn a_full_table_keeps_established_connections_and_names_the_refusal() -> Result<
     let late = Frame::tcp(at(world.pod, 30_000), world.service, SYN).build();
     let run = rig.run(HookId::FromPod, &late)?;
     assert_eq!(run.outcome, "flow_table_full");
-    assert_eq!(rig.flows()?.len(), FLOWS as usize, "nobody was thrown out");
+    assert_eq!(rig.flows()?.len(), FLOWS as usize, "no flow was evicted");
 
-    // one of them has been closing for a while: it gives way, both halves of it
+    // a flow that has been closing for a while is evicted, with both tuples
     let closing = at(world.pod, 10_007);
     rig.age_flows(|flow| {
         if flow.forward.src_port.get() == closing.port() {
@@ -233,67 +240,75 @@ fn a_full_table_keeps_established_connections_and_names_the_refusal() -> Result<
     let mut tries = 0;
     while rig.run(HookId::FromPod, &late)?.outcome == "flow_table_full" {
         tries += 1;
-        assert!(tries < FLOWS, "every slot has been looked at");
+        assert!(tries < FLOWS, "every slot was probed");
     }
     assert_eq!(rig.flows()?.len(), FLOWS as usize);
     let run = rig.run(HookId::FromWire, &Frame::tcp(backend, closing, ACK).build())?;
-    assert_eq!(run.packet().src, world.wire_pod, "no flow restores it: the pair is gone whole");
+    assert_eq!(run.packet().src, world.wire_pod, "not translated: both tuples were evicted");
     Ok(())
 }
 
-/// Ports of the node are few: those of connections that are past serve again, long before their flows make room.
+/// SNAT ports of closed connections are reused long before their flows are evicted.
 #[test]
-fn ports_of_connections_that_are_past_serve_others() -> Result<()> {
+fn snat_ports_of_closed_connections_are_reused() -> Result<()> {
     for family in Family::BOTH {
         let few = NodeConfig { snat_first: Port::new(61_000), snat_last: Port::new(61_001), ..node_config() };
         let (mut rig, world) = rig_with(family, &few)?;
         let server = at(world.outside, 443);
         let client = |port| at(world.pod, port);
-        let asks = |rig: &mut Rig, port, flags| -> Result<Run> {
+        let send = |rig: &mut Rig, port, flags| -> Result<Run> {
             rig.run(HookId::ToWire, &Frame::tcp(client(port), server, flags).build())
         };
         let mut used = Vec::new();
-        // a port is tried at random: until both are taken
+        // ports are probed at random: repeat until both are allocated
         for port in 10_000..10_100 {
-            let run = asks(&mut rig, port, SYN)?;
+            let run = send(&mut rig, port, SYN)?;
             if run.outcome == "masqueraded" {
                 let between = run.packet().tuple().0;
                 rig.run(HookId::FromWire, &Frame::tcp(server, between, SYN_ACK).build())?;
                 used.push((port, between));
             }
         }
-        assert_eq!(used.len(), 2, "as many as there are ports: {used:?}");
-        assert_eq!(asks(&mut rig, 20_000, SYN)?.outcome, "ports_exhausted");
+        assert_eq!(used.len(), 2, "one connection per port: {used:?}");
+        assert_eq!(send(&mut rig, 20_000, SYN)?.outcome, "ports_exhausted");
 
-        let (gone, between) = used[0];
+        let (closed, between) = used[0];
         rig.age_flows(|flow| {
-            if flow.forward.src_port.get() == gone {
+            if flow.forward.src_port.get() == closed {
                 flow.state = State::Closing as u32;
                 flow.last_seen = flow.last_seen.saturating_sub(6);
             }
         })?;
-        let heir = (20_000..20_100).find_map(|port| {
-            let run = asks(&mut rig, port, SYN).ok()?;
+        let successor = (20_000..20_100).find_map(|port| {
+            let run = send(&mut rig, port, SYN).ok()?;
             (run.outcome == "masqueraded").then(|| (port, run.packet().tuple().0))
         });
-        let (heir, port_of_heir) = heir.expect("so many tries find one of two ports");
-        assert_eq!(port_of_heir, between);
+        let (successor, port_of_successor) = successor.expect("100 probes find one of two ports");
+        assert_eq!(port_of_successor, between);
         let run = rig.run(HookId::FromWire, &Frame::tcp(server, between, SYN_ACK).build())?;
-        assert_eq!(run.packet().dst_port, heir, "the reply is the new connection's");
-        assert_eq!(rig.flows()?.len(), 2, "the old one went whole");
-        assert_eq!(asks(&mut rig, gone, ACK)?.outcome, "ports_exhausted", "it would be a new connection");
-        assert_eq!(asks(&mut rig, used[1].0, ACK)?.packet().tuple().0, used[1].1, "the other is untouched");
+        assert_eq!(run.packet().dst_port, successor, "the reply belongs to the new connection");
+        assert_eq!(rig.flows()?.len(), 2, "the old flow was removed completely");
+        assert_eq!(
+            send(&mut rig, closed, ACK)?.outcome,
+            "ports_exhausted",
+            "a packet of the old connection would need a new flow"
+        );
+        assert_eq!(
+            send(&mut rig, used[1].0, ACK)?.packet().tuple().0,
+            used[1].1,
+            "the other connection is unchanged"
+        );
     }
     Ok(())
 }
 
 #[test]
-fn half_open_flows_give_way_to_new_ones() -> Result<()> {
+fn half_open_flows_are_evicted_for_new_ones() -> Result<()> {
     let (mut rig, world) = rig(Family::V4)?;
     for port in 0..FLOWS as u16 {
         let client = at(world.pod, 10_000 + port);
         rig.run(HookId::FromPod, &Frame::tcp(client, world.service, SYN).build())?;
-        // that the backend answers says nothing of the client, whose address may not be his
+        // a SYN-ACK does not prove the client's address: the flow stays half-open
         if port % 2 == 0 {
             rig.run(HookId::FromWire, &Frame::tcp(at(world.wire_pod, 8080), client, SYN_ACK).build())?;
         }
@@ -302,7 +317,7 @@ fn half_open_flows_give_way_to_new_ones() -> Result<()> {
     for port in 0..FLOWS as u16 {
         let run =
             rig.run(HookId::FromPod, &Frame::tcp(at(world.pod, 20_000 + port), world.service, SYN).build())?;
-        assert_eq!(run.outcome, "to_wire", "a flood of openings does not lock out the next");
+        assert_eq!(run.outcome, "to_wire", "a SYN flood does not block new connections");
     }
     let flows = rig.flows()?;
     assert_eq!(flows.len(), FLOWS as usize);

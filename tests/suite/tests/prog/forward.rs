@@ -1,4 +1,4 @@
-//! Packets that need no translation: every hook sends them on without looking for a flow.
+//! Packets without translation: every hook forwards them without a flow lookup.
 
 use anyhow::Result;
 use dataplane_common::reason::HookId;
@@ -9,7 +9,7 @@ use dataplane_testkit::prog::{
 };
 
 #[test]
-fn pod_to_pod_of_the_node_goes_straight_into_the_pod() -> Result<()> {
+fn packet_between_pods_of_a_node_is_redirected_to_the_pod() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let frame = Frame::tcp(at(world.pod, 1000), at(world.other_pod, 80), 0x02);
@@ -19,13 +19,13 @@ fn pod_to_pod_of_the_node_goes_straight_into_the_pod() -> Result<()> {
         assert_eq!((packet.eth_dst, packet.eth_src), (OTHER_POD_MAC, HOST_MAC));
         assert_eq!(packet.hop_limit, 63);
         assert_eq!(packet.tuple(), (frame.src, frame.dst));
-        assert!(rig.flows()?.is_empty(), "no flow for a packet that needs none");
+        assert!(rig.flows()?.is_empty(), "forwarding creates no flow");
     }
     Ok(())
 }
 
 #[test]
-fn pod_to_pod_of_another_node_goes_to_the_wire_or_the_overlay() -> Result<()> {
+fn packet_to_a_pod_of_another_node_goes_to_the_uplink_or_the_overlay() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         for (dst, outcome) in
@@ -46,7 +46,7 @@ fn pod_to_pod_of_another_node_goes_to_the_wire_or_the_overlay() -> Result<()> {
 }
 
 #[test]
-fn pings_between_pods_are_forwarded_like_any_packet() -> Result<()> {
+fn pings_between_pods_are_forwarded() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let run = rig.run(HookId::FromPod, &Frame::ping(world.pod, world.other_pod, 7).build())?;
@@ -58,7 +58,7 @@ fn pings_between_pods_are_forwarded_like_any_packet() -> Result<()> {
 }
 
 #[test]
-fn pod_to_its_node_goes_to_the_stack_unchanged() -> Result<()> {
+fn packet_from_a_pod_to_its_node_goes_to_the_stack_unchanged() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let frame = Frame::tcp(at(world.pod, 1000), at(world.host, 10_250), 0x02).build();
@@ -70,20 +70,20 @@ fn pod_to_its_node_goes_to_the_stack_unchanged() -> Result<()> {
 }
 
 #[test]
-fn an_address_nobody_has_is_dropped_by_name() -> Result<()> {
+fn packet_to_an_unassigned_address_is_dropped_as_no_endpoint() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
-        let run = rig.run(HookId::FromPod, &Frame::udp(at(world.pod, 1), at(world.nobody, 2)).build())?;
+        let run = rig.run(HookId::FromPod, &Frame::udp(at(world.pod, 1), at(world.unassigned, 2)).build())?;
         assert_eq!((run.action, run.outcome), (Action::Drop, "no_endpoint"));
         rig.remove_endpoint(world.other_pod)?;
         let run = rig.run(HookId::FromPod, &Frame::udp(at(world.pod, 1), at(world.other_pod, 2)).build())?;
-        assert_eq!(run.outcome, "no_endpoint", "a pod that is gone is nobody");
+        assert_eq!(run.outcome, "no_endpoint", "the address of a removed pod");
     }
     Ok(())
 }
 
 #[test]
-fn packets_from_other_nodes_enter_the_pod() -> Result<()> {
+fn packets_from_other_nodes_are_redirected_to_the_pod() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         for hook in [HookId::FromWire, HookId::FromOverlay] {
@@ -98,7 +98,7 @@ fn packets_from_other_nodes_enter_the_pod() -> Result<()> {
 }
 
 #[test]
-fn what_is_not_ours_is_left_to_the_kernel() -> Result<()> {
+fn packets_to_unmanaged_addresses_go_to_the_stack() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let run =
@@ -106,7 +106,7 @@ fn what_is_not_ours_is_left_to_the_kernel() -> Result<()> {
         assert_eq!((run.action, run.outcome), (Action::Next, "stack_unmanaged"));
         let run = rig.run(HookId::FromWire, &Frame::udp(at(world.outside, 1), at(world.host, 22)).build())?;
         assert_eq!((run.action, run.outcome), (Action::Next, "stack_host"));
-        // the tunnel brings only what its sender believes to be here
+        // another node sent it through the tunnel, but the address is not here
         let run = rig
             .run(HookId::FromOverlay, &Frame::udp(at(world.overlay_pod, 1), at(world.outside, 2)).build())?;
         assert_eq!((run.action, run.outcome), (Action::Drop, "no_endpoint"));
@@ -115,21 +115,21 @@ fn what_is_not_ours_is_left_to_the_kernel() -> Result<()> {
 }
 
 #[test]
-fn the_last_hop_is_the_kernels_to_answer() -> Result<()> {
+fn packet_with_an_expired_ttl_goes_to_the_stack() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         for dst in [world.other_pod, world.wire_pod, world.overlay_pod] {
             let frame = Frame { hop_limit: 1, ..Frame::udp(at(world.pod, 1), at(dst, 2)) }.build();
             let run = rig.run(HookId::FromPod, &frame)?;
             assert_eq!((run.action, run.outcome), (Action::Next, "stack_ttl_expired"));
-            assert_eq!(run.frame, frame, "the kernel's answer quotes the packet as it was");
+            assert_eq!(run.frame, frame, "the kernel's ICMP error quotes the unchanged packet");
         }
     }
     Ok(())
 }
 
 #[test]
-fn a_packet_too_big_for_the_path_is_the_kernels_to_answer() -> Result<()> {
+fn packet_above_the_path_mtu_goes_to_the_stack() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let headers = if family == Family::V4 { 28 } else { 48 };
@@ -143,7 +143,7 @@ fn a_packet_too_big_for_the_path_is_the_kernels_to_answer() -> Result<()> {
 }
 
 #[test]
-fn arp_discovery_and_groups_belong_to_the_kernel() -> Result<()> {
+fn arp_neighbour_discovery_and_multicast_go_to_the_stack() -> Result<()> {
     let (mut rig, world) = rig(Family::V6)?;
     let mut arp = vec![0xff; 12];
     arp.extend([0x08, 0x06]);
@@ -157,7 +157,7 @@ fn arp_discovery_and_groups_belong_to_the_kernel() -> Result<()> {
 }
 
 #[test]
-fn the_hosts_own_packets_pass_unchanged() -> Result<()> {
+fn packets_of_the_host_pass_unchanged() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let to_pod = Frame::tcp(at(world.host, 40_000), at(world.pod, 80), 0x02).build();
@@ -169,7 +169,8 @@ fn the_hosts_own_packets_pass_unchanged() -> Result<()> {
         let overlay = Frame::tcp(at(world.host, 40_000), at(world.overlay_pod, 443), 0x02).build();
         let run = rig.run(HookId::ToOverlay, &overlay)?;
         assert_eq!((run.action, run.outcome), (Action::Next, "delivered"));
-        // a device that gets a frame from its own address, which all of them share, takes it for a loop
+        // all overlay devices have the same MAC address: a frame from that address would be taken
+        // for a loop
         assert_eq!((run.packet().eth_dst, run.packet().eth_src), (OVERLAY_MAC, HOST_MAC));
         let run = rig.run(HookId::ToOverlay, &Frame::udp(at(world.host, 1), at(world.outside, 2)).build())?;
         assert_eq!((run.action, run.outcome), (Action::Drop, "no_endpoint"));

@@ -1,5 +1,5 @@
-//! Services as the outside and the node's own pods reach them: node ports, addresses of load balancers, policies, who may
-//! ask, and who keeps whom.
+//! Services as clients outside and pods of the node use them: node ports, load balancer IPs,
+//! traffic policies, source ranges, session affinity, DSR.
 
 use std::{
     collections::HashSet,
@@ -18,15 +18,16 @@ use dataplane_testkit::prog::{Action, Family, Frame, Rig, World, at, rig};
 const SYN: u8 = 0x02;
 const SYN_ACK: u8 = 0x12;
 const NODE_PORT: u16 = 30_080;
-/// First slot of the services made here: its number less one.
+/// First slot of the services; their ID is one higher.
 const SLOT: u32 = 200;
 
-/// Packets out of the cluster go by the routes of the machine that runs the test, which may have none.
+/// Whether the packet leaves the cluster. The outcome depends on the routes of the machine that
+/// runs the test.
 fn is_outside(outcome: &str) -> bool {
     ["to_outside", "stack_outside"].contains(&outcome)
 }
 
-/// A node port with these backends, for everyone, at the address the host is known by.
+/// A node port with these backends, for all clients, at the host's address.
 fn node_port(rig: &mut Rig, world: &World, backends: &[SocketAddr], flags: u32) -> Result<SocketAddr> {
     rig.host_with_node_ports(world.host)?;
     let frontend = at(world.host, NODE_PORT);
@@ -38,7 +39,7 @@ fn node_port(rig: &mut Rig, world: &World, backends: &[SocketAddr], flags: u32) 
 }
 
 #[test]
-fn a_client_outside_reaches_a_backend_elsewhere_by_way_of_the_node() -> Result<()> {
+fn node_port_with_a_backend_on_another_node_replaces_the_source() -> Result<()> {
     for family in Family::BOTH {
         for (hook, client) in [
             (HookId::FromWire, family_outside(family)),
@@ -52,7 +53,7 @@ fn a_client_outside_reaches_a_backend_elsewhere_by_way_of_the_node() -> Result<(
             let run = rig.run(hook, &Frame::tcp(client, frontend, SYN).build())?;
             assert_eq!((run.action, run.outcome), (Action::Redirect, "to_wire"), "{client}");
             let (between, dst) = run.packet().tuple();
-            assert_eq!((between.ip(), dst), (world.host, backend), "under the node's address: {client}");
+            assert_eq!((between.ip(), dst), (world.host, backend), "with the node as source: {client}");
             assert!((61_000..=61_999).contains(&between.port()), "{between}");
             assert_eq!(rig.flows()?[0].flags, FlowFlags::SERVICE | FlowFlags::SOURCE);
 
@@ -72,9 +73,9 @@ fn family_outside(family: Family) -> IpAddr {
     World::new(family).outside
 }
 
-/// Direct server return, at the node that is asked: the packet goes on as it came.
+/// DSR at the addressed node: the packet is forwarded unchanged.
 #[test]
-fn a_direct_return_leaves_the_packet_to_the_backends_node() -> Result<()> {
+fn dsr_forwards_the_unchanged_packet_to_the_backends_node() -> Result<()> {
     for family in Family::BOTH {
         for (backend, outcome) in
             [(World::new(family).wire_pod, "to_wire"), (World::new(family).overlay_pod, "to_overlay")]
@@ -90,12 +91,16 @@ fn a_direct_return_leaves_the_packet_to_the_backends_node() -> Result<()> {
             }
             let state =
                 |rig: &mut Rig| -> Result<u32> { Ok(rig.flow_of(client, frontend, Protocol::TCP)?.state) };
-            assert_eq!(state(&mut rig)?, State::Established as u32, "who acknowledges has heard the answer");
-            // it stays with its backend, whatever the service has by now
+            assert_eq!(
+                state(&mut rig)?,
+                State::Established as u32,
+                "a client that sends ACK has received the SYN-ACK"
+            );
+            // the flow keeps its backend after a change of the service
             node_port(&mut rig, &world, &[at(world.other_pod, 8080)], direct)?;
             let run = rig.run(HookId::FromWire, &Frame::tcp(client, frontend, 0x10).build())?;
             assert_eq!((run.outcome, run.packet().tuple()), (outcome, (client, frontend)));
-            // who asks on this node is translated as ever
+            // a client on this node is translated without DSR
             let own = at(world.pod, 40_000);
             let run = rig.run(HookId::FromPod, &Frame::tcp(own, frontend, SYN).build())?;
             assert_eq!(run.packet().tuple(), (own, at(world.other_pod, 8080)));
@@ -104,26 +109,26 @@ fn a_direct_return_leaves_the_packet_to_the_backends_node() -> Result<()> {
     Ok(())
 }
 
-/// Nodes that do not agree on the backend hand its client's packets to each other. One that has learnt better looks again, with
-/// the next packet that asks for the connection.
+/// Nodes with different backends for a flow forward its packets to each other. A node whose service
+/// has changed selects again for the next SYN.
 #[test]
-fn a_direct_return_that_nobody_answers_is_chosen_anew() -> Result<()> {
+fn dsr_flow_without_reply_selects_a_backend_again() -> Result<()> {
     let (mut rig, world) = rig(Family::V4)?;
     let direct = ServiceFlags::HASH | ServiceFlags::DSR;
     let frontend = node_port(&mut rig, &world, &[at(world.wire_pod, 8080)], direct)?;
-    let asks = Frame::tcp(at(world.outside, 40_000), frontend, SYN).build();
-    assert_eq!(rig.run(HookId::FromWire, &asks)?.outcome, "to_wire");
+    let syn = Frame::tcp(at(world.outside, 40_000), frontend, SYN).build();
+    assert_eq!(rig.run(HookId::FromWire, &syn)?.outcome, "to_wire");
     rig.service_with(frontend, Protocol::TCP, SLOT + 1, &[at(world.overlay_pod, 8080)], |key, service| {
         *key = key.at_node();
         service.flags = direct;
     })?;
-    assert_eq!(rig.run(HookId::FromWire, &asks)?.outcome, "to_overlay");
+    assert_eq!(rig.run(HookId::FromWire, &syn)?.outcome, "to_overlay");
     Ok(())
 }
 
-/// Loopback is the host's own: that a frame has come in says nothing of who may ask there.
+/// Loopback addresses belong to the host: packets from a device do not reach frontends there.
 #[test]
-fn a_port_at_loopback_is_not_for_others() -> Result<()> {
+fn frontend_at_a_loopback_address_is_not_reachable_from_devices() -> Result<()> {
     for (family, loopback) in [(Family::V4, "127.0.0.1"), (Family::V6, "::1")] {
         let (mut rig, world) = rig(family)?;
         let frontend = at(loopback.parse()?, 8080);
@@ -138,9 +143,9 @@ fn a_port_at_loopback_is_not_for_others() -> Result<()> {
     Ok(())
 }
 
-/// And at the node of the backend: it answers in the name of the node that was asked.
+/// DSR at the backend's node: the reply has the address of the addressed node as source.
 #[test]
-fn a_direct_return_is_answered_where_the_backend_is() -> Result<()> {
+fn dsr_backend_replies_from_the_addressed_nodes_address() -> Result<()> {
     for family in Family::BOTH {
         for hook in [HookId::FromWire, HookId::FromOverlay] {
             let (mut rig, world) = rig(family)?;
@@ -150,7 +155,7 @@ fn a_direct_return_is_answered_where_the_backend_is() -> Result<()> {
             let client = at(world.outside, 40_000);
             let request = Frame::tcp(client, asked, SYN).build();
             let run = rig.run(hook, &request)?;
-            assert_eq!(run.frame, request, "without direct return it is none of ours: {}", run.outcome);
+            assert_eq!(run.frame, request, "without DSR it is not translated: {}", run.outcome);
             node_port(&mut rig, &world, &[backend], ServiceFlags::HASH | ServiceFlags::DSR)?;
             let run = rig.run(hook, &request)?;
             assert_eq!((run.outcome, run.packet().tuple()), ("to_pod", (client, backend)));
@@ -163,7 +168,7 @@ fn a_direct_return_is_answered_where_the_backend_is() -> Result<()> {
 }
 
 #[test]
-fn a_backend_on_the_node_sees_who_asks() -> Result<()> {
+fn backend_on_the_addressed_node_sees_the_client_address() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let backend = at(world.pod, 8080);
@@ -179,7 +184,7 @@ fn a_backend_on_the_node_sees_who_asks() -> Result<()> {
 }
 
 #[test]
-fn a_node_port_is_only_where_node_ports_are() -> Result<()> {
+fn node_port_exists_only_at_node_port_addresses() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         node_port(&mut rig, &world, &[at(world.pod, 8080)], 0)?;
@@ -202,7 +207,7 @@ fn a_node_port_is_only_where_node_ports_are() -> Result<()> {
 }
 
 #[test]
-fn the_address_of_a_load_balancer_is_nobodys_and_answers() -> Result<()> {
+fn load_balancer_ip_on_no_device_is_translated() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let (vip, backend) = (at(world.exempt, 443), at(world.wire_pod, 8443));
@@ -212,7 +217,7 @@ fn the_address_of_a_load_balancer_is_nobodys_and_answers() -> Result<()> {
         assert_eq!(run.outcome, "to_wire");
         let (between, dst) = run.packet().tuple();
         assert_eq!((between.ip(), dst), (world.host, backend));
-        // what is not asked here is other machines' business
+        // other ports of the address are not ours
         let stray = Frame::tcp(client, at(world.exempt, 80), SYN).build();
         let run = rig.run(HookId::FromWire, &stray)?;
         assert_eq!((run.action, run.outcome, run.frame), (Action::Next, "stack_unmanaged", stray));
@@ -220,9 +225,10 @@ fn the_address_of_a_load_balancer_is_nobodys_and_answers() -> Result<()> {
     Ok(())
 }
 
-/// With `externalTrafficPolicy: Local`: backends of the node for the others, all for those on the node.
+/// `externalTrafficPolicy: Local`: clients outside get backends of the node, clients on the node
+/// get all.
 #[test]
-fn a_local_policy_is_for_those_who_come_from_outside() -> Result<()> {
+fn external_policy_local_applies_to_clients_outside_only() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let (here, there) = (at(world.pod, 8080), at(world.wire_pod, 8080));
@@ -241,42 +247,55 @@ fn a_local_policy_is_for_those_who_come_from_outside() -> Result<()> {
         assert_eq!((run.outcome, run.packet().tuple()), ("to_pod", (client, here)));
         let own = at(world.other_pod, 40_000);
         let run = rig.run(HookId::FromPod, &Frame::tcp(own, frontend, SYN).build())?;
-        assert_eq!((run.outcome, run.packet().tuple()), ("to_wire", (own, there)), "the short circuit");
+        assert_eq!(
+            (run.outcome, run.packet().tuple()),
+            ("to_wire", (own, there)),
+            "clients on the node get any backend"
+        );
 
         outside(&mut rig, &[])?;
         let late = at(world.outside, 40_001);
         let run = rig.run(HookId::FromWire, &Frame::tcp(late, frontend, SYN).build())?;
-        assert_eq!((run.action, run.outcome), (Action::Drop, "no_local_backend"), "in silence");
+        assert_eq!(
+            (run.action, run.outcome),
+            (Action::Drop, "no_local_backend"),
+            "dropped without a message"
+        );
         let run = rig.run(HookId::FromWire, &Frame::tcp(client, frontend, 0x10).build())?;
-        assert_eq!(run.packet().tuple(), (client, here), "a connection that is there goes on");
+        assert_eq!(run.packet().tuple(), (client, here), "an established connection continues");
     }
     Ok(())
 }
 
 #[test]
-fn only_source_ranges_may_ask() -> Result<()> {
+fn only_clients_in_source_ranges_are_accepted() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let vip = at(world.exempt, 443);
         rig.service(vip, Protocol::TCP, SLOT, &[at(world.other_pod, 8443)], ServiceFlags::SOURCE_RANGES)?;
-        let asks = |rig: &mut Rig, hook, client, port| -> Result<&'static str> {
+        let send = |rig: &mut Rig, hook, client, port| -> Result<&'static str> {
             Ok(rig.run(hook, &Frame::tcp(at(client, port), vip, SYN).build())?.outcome)
         };
-        // of another service
-        rig.allow(SLOT + 2, (world.outside, if family == Family::V4 { 24 } else { 64 }))?;
-        assert_eq!(asks(&mut rig, HookId::FromWire, world.outside, 1)?, "source_range");
-        assert_eq!(asks(&mut rig, HookId::FromPod, world.pod, 1)?, "source_range", "pods too");
-        rig.allow(SLOT + 1, (world.outside, if family == Family::V4 { 24 } else { 64 }))?;
-        assert_eq!(asks(&mut rig, HookId::FromWire, world.outside, 1)?, "to_pod");
-        assert_eq!(asks(&mut rig, HookId::FromPod, world.pod, 1)?, "source_range");
-        rig.allow(SLOT + 1, (world.outside, 0))?;
-        assert_eq!(asks(&mut rig, HookId::FromPod, world.pod, 1)?, "to_pod", "a range of everybody");
+        // a range of another service
+        rig.allow_source_range(SLOT + 2, (world.outside, if family == Family::V4 { 24 } else { 64 }))?;
+        assert_eq!(send(&mut rig, HookId::FromWire, world.outside, 1)?, "source_range");
+        assert_eq!(send(&mut rig, HookId::FromPod, world.pod, 1)?, "source_range", "pods too");
+        rig.allow_source_range(SLOT + 1, (world.outside, if family == Family::V4 { 24 } else { 64 }))?;
+        assert_eq!(send(&mut rig, HookId::FromWire, world.outside, 1)?, "to_pod");
+        assert_eq!(send(&mut rig, HookId::FromPod, world.pod, 1)?, "source_range");
+        rig.allow_source_range(SLOT + 1, (world.outside, 0))?;
+        assert_eq!(send(&mut rig, HookId::FromPod, world.pod, 1)?, "to_pod", "a range of all clients");
     }
     Ok(())
 }
 
-/// Backends of a service with affinity, and who gets which.
-fn affine(rig: &mut Rig, world: &World, backends: std::ops::Range<u16>, flags: u32) -> Result<SocketAddr> {
+/// A service with session affinity and these backends.
+fn service_with_affinity(
+    rig: &mut Rig,
+    world: &World,
+    backends: std::ops::Range<u16>,
+    flags: u32,
+) -> Result<SocketAddr> {
     let frontend = at(world.service.ip(), 8_000);
     let all: Vec<_> = (8_000..8_030).map(|port| at(world.wire_pod, port)).collect();
     rig.service_with(frontend, Protocol::TCP, SLOT, &all, |_, service| {
@@ -289,11 +308,11 @@ fn affine(rig: &mut Rig, world: &World, backends: std::ops::Range<u16>, flags: u
 }
 
 #[test]
-fn a_client_with_affinity_keeps_its_backend_as_long_as_the_service_has_it() -> Result<()> {
+fn session_affinity_keeps_the_backend_until_it_is_removed() -> Result<()> {
     for family in Family::BOTH {
         for flags in [0, ServiceFlags::HASH] {
             let (mut rig, world) = rig(family)?;
-            let frontend = affine(&mut rig, &world, 0..30, flags)?;
+            let frontend = service_with_affinity(&mut rig, &world, 0..30, flags)?;
             let mut port = 1_000;
             let mut ask = |rig: &mut Rig, client: IpAddr| -> Result<SocketAddr> {
                 port += 1;
@@ -304,16 +323,16 @@ fn a_client_with_affinity_keeps_its_backend_as_long_as_the_service_has_it() -> R
             for _ in 0..20 {
                 assert_eq!(ask(&mut rig, world.pod)?, first);
             }
-            // all but the one it has
+            // remove the client's backend
             let own = first.port() - 8_000;
             let rest = if own < 15 { own + 1..30 } else { 0..own };
-            affine(&mut rig, &world, rest, flags)?;
+            service_with_affinity(&mut rig, &world, rest, flags)?;
             let second = ask(&mut rig, world.pod)?;
-            assert_ne!(second, first, "the service has it no more");
+            assert_ne!(second, first, "the backend was removed");
             for _ in 0..20 {
                 assert_eq!(ask(&mut rig, world.pod)?, second);
             }
-            // another client is another choice: of five, not all choose the same of so many
+            // selection is per client: five clients do not all get the same of 30 backends
             let others: HashSet<_> =
                 (1..=5).map(|host| ask(&mut rig, neighbour(world.pod, host))).collect::<Result<_>>()?;
             assert!(others.len() > 1, "{others:?}");
@@ -322,7 +341,7 @@ fn a_client_with_affinity_keeps_its_backend_as_long_as_the_service_has_it() -> R
     Ok(())
 }
 
-/// Another address beside this one.
+/// Another address in the same range.
 fn neighbour(ip: IpAddr, host: u8) -> IpAddr {
     match ip {
         IpAddr::V4(ip) => {

@@ -1,15 +1,16 @@
-//! Messages about packets, in every direction of translation: path MTU discovery works through services and masquerade.
+//! ICMP errors in every direction of translation: path MTU discovery works through services and
+//! masquerade.
 
 use anyhow::Result;
 use dataplane_common::{net::Protocol, reason::HookId};
 use dataplane_testkit::prog::{Family, Frame, Run, at, rig};
 
-/// Offset of the packet that an error carries: behind Ethernet, IP and ICMP.
+/// Offset of the packet that an ICMP error quotes: after Ethernet, IP and ICMP header.
 fn carried(family: Family) -> usize {
     if family == Family::V4 { 14 + 20 + 8 } else { 14 + 40 + 8 }
 }
 
-/// Addresses and ports of the packet inside, as bytes.
+/// Source, destination and ports of the quoted packet, as bytes.
 fn inside(run: &Run, family: Family) -> (Vec<u8>, Vec<u8>, [u8; 4]) {
     let at = carried(family);
     let (src, dst, ports) = if family == Family::V4 { (12, 16, 20) } else { (8, 24, 40) };
@@ -31,7 +32,7 @@ fn ports(src: u16, dst: u16) -> [u8; 4] {
 }
 
 #[test]
-fn too_big_about_a_translated_request_names_the_service() -> Result<()> {
+fn too_big_about_a_translated_request_quotes_the_service() -> Result<()> {
     for family in Family::BOTH {
         for protocol in [Protocol::TCP, Protocol::UDP] {
             let (mut rig, world) = rig(family)?;
@@ -42,11 +43,11 @@ fn too_big_about_a_translated_request_names_the_service() -> Result<()> {
                 rig.run(HookId::FromWire, &Frame::too_big(world.wire_node, world.pod, &sent).build())?;
             assert_eq!(run.outcome, "to_pod");
             let outer = run.packet();
-            assert_eq!((outer.src, outer.dst), (world.wire_node, world.pod), "a router keeps its address");
+            assert_eq!((outer.src, outer.dst), (world.wire_node, world.pod), "the router's address is kept");
             assert_eq!(
                 inside(&run, family),
                 (octets(world.pod), octets(world.service.ip()), ports(40_000, 80)),
-                "the application's own packet"
+                "the packet that the application sent"
             );
         }
     }
@@ -69,7 +70,7 @@ fn too_big_about_a_masqueraded_packet_reaches_the_pod() -> Result<()> {
 }
 
 #[test]
-fn an_error_from_the_backend_itself_comes_from_the_service() -> Result<()> {
+fn error_of_the_backend_has_the_service_as_source() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let client = at(world.pod, 40_000);
@@ -86,7 +87,7 @@ fn an_error_from_the_backend_itself_comes_from_the_service() -> Result<()> {
 }
 
 #[test]
-fn a_pods_error_about_a_reply_reaches_the_backend() -> Result<()> {
+fn error_of_a_pod_about_a_reply_reaches_the_backend() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let (client, backend) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
@@ -101,7 +102,7 @@ fn a_pods_error_about_a_reply_reaches_the_backend() -> Result<()> {
 }
 
 #[test]
-fn errors_about_untranslated_packets_pass_as_they_are() -> Result<()> {
+fn errors_about_untranslated_packets_pass_unchanged() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let sent = Frame::udp(at(world.pod, 1), at(world.wire_pod, 2)).build();

@@ -1,8 +1,10 @@
-//! The loaded programs on packets, without devices: packet in; packet, verdict and counters out. Needs root.
+//! Runs the loaded programs on packets, without devices: packet in; packet, verdict and counters
+//! out. Needs root.
 //!
-//! Tests share nothing, so they run beside each other and beside other binaries.
+//! Tests share nothing and run in parallel.
 
 mod budget;
+mod checksum_complete;
 mod flows;
 mod forward;
 mod fragments;
@@ -15,6 +17,5 @@ mod sctp;
 mod service_range;
 mod services;
 mod sockets;
-mod summed_up;
 mod too_big;
 mod xdp;

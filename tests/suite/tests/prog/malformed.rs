@@ -1,4 +1,5 @@
-//! Packets that are broken, unusual, or in pieces: a named verdict, never a wrong delivery.
+//! Malformed, unusual and fragmented packets: every one has a named outcome, none is delivered
+//! wrongly.
 
 use anyhow::Result;
 use dataplane_common::{net::Protocol, reason::HookId};
@@ -17,7 +18,7 @@ fn from_pod(rig: &mut Rig, frame: &[u8]) -> Result<(Action, &'static str)> {
 }
 
 #[test]
-fn lengths_that_lie_are_dropped() -> Result<()> {
+fn ipv4_packets_with_wrong_lengths_are_dropped() -> Result<()> {
     let (mut rig, world) = rig(Family::V4)?;
     let good = Frame::udp(at(world.pod, 1), at(world.other_pod, 2)).build();
     let mut longer = good.clone();
@@ -31,14 +32,14 @@ fn lengths_that_lie_are_dropped() -> Result<()> {
         header[14] = first;
         assert_eq!(from_pod(&mut rig, &header)?, (Action::Drop, "bad_header"), "first byte {first:#x}");
     }
-    // bytes behind the packet are padding of the link (RFC 894), not a lie
+    // bytes after the packet are padding of the link (RFC 894)
     let padded = [&good[..], &[0; 18]].concat();
     assert_eq!(from_pod(&mut rig, &padded)?.1, "to_pod");
     Ok(())
 }
 
 #[test]
-fn ipv6_lengths_that_lie_are_dropped() -> Result<()> {
+fn ipv6_packets_with_wrong_lengths_are_dropped() -> Result<()> {
     let (mut rig, world) = rig(Family::V6)?;
     let good = Frame::udp(at(world.pod, 1), at(world.other_pod, 2)).build();
     let mut longer = good.clone();
@@ -51,7 +52,7 @@ fn ipv6_lengths_that_lie_are_dropped() -> Result<()> {
 }
 
 #[test]
-fn a_transport_header_cut_short_cannot_be_translated() -> Result<()> {
+fn truncated_transport_header_is_dropped() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let frame = Frame { protocol: Protocol::TCP, ..Frame::udp(at(world.pod, 1), world.service) };
@@ -71,7 +72,7 @@ fn a_transport_header_cut_short_cannot_be_translated() -> Result<()> {
 }
 
 #[test]
-fn options_and_extension_headers_are_stepped_over() -> Result<()> {
+fn options_and_extension_headers_are_skipped() -> Result<()> {
     let (mut rig, v4) = rig(Family::V4)?;
     let frame = Frame { extra: vec![1, 1, 1, 0], ..Frame::udp(at(v4.pod, 1000), v4.service) };
     let run = rig.run(HookId::FromPod, &frame.build())?;
@@ -88,13 +89,13 @@ fn options_and_extension_headers_are_stepped_over() -> Result<()> {
     };
     let run = rig.run(HookId::FromPod, &frame.build())?;
     assert_eq!(run.outcome, "to_wire");
-    assert_eq!(run.frame[54..70], chain, "extension headers stay");
+    assert_eq!(run.frame[54..70], chain, "extension headers are kept");
     assert_eq!(run.frame[70..74], [1000_u16.to_be_bytes(), 8080_u16.to_be_bytes()].concat());
     Ok(())
 }
 
 #[test]
-fn too_many_extension_headers_are_dropped_by_name() -> Result<()> {
+fn packet_with_too_many_extension_headers_is_dropped() -> Result<()> {
     let (mut rig, world) = rig(Family::V6)?;
     let mut extra = [Protocol::DESTINATION, 0, 1, 4, 0, 0, 0, 0].repeat(8);
     extra[56] = Protocol::UDP;
@@ -108,7 +109,7 @@ fn too_many_extension_headers_are_dropped_by_name() -> Result<()> {
 }
 
 #[test]
-fn fragments_follow_their_first() -> Result<()> {
+fn later_fragments_get_the_translation_of_the_first() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let client = at(world.pod, 1000);
@@ -124,10 +125,10 @@ fn fragments_follow_their_first() -> Result<()> {
             std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
         };
         let dst = if family == Family::V4 { 30..34 } else { 38..54 };
-        assert_eq!(run.frame[dst], backend[..], "sent after its first");
-        assert!(run.frame.ends_with(b"payload"), "its data is not taken for ports");
+        assert_eq!(run.frame[dst], backend[..], "same destination as the first fragment");
+        assert!(run.frame.ends_with(b"payload"), "its data is unchanged");
 
-        // between pods nobody needs the ports
+        // between pods ports are not needed
         let plain = Frame { fragment: Some((2, false)), ..Frame::udp(client, at(world.other_pod, 9)) };
         assert_eq!(from_pod(&mut rig, &plain.build())?.1, "to_pod");
     }
@@ -135,7 +136,7 @@ fn fragments_follow_their_first() -> Result<()> {
 }
 
 #[test]
-fn protocols_without_ports_are_routed() -> Result<()> {
+fn protocols_without_ports_are_routed_and_masqueraded() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let gre = Frame { protocol: GRE, ..Frame::udp(at(world.pod, 0), at(world.other_pod, 0)) };
@@ -147,9 +148,9 @@ fn protocols_without_ports_are_routed() -> Result<()> {
     Ok(())
 }
 
-/// Any bytes at any hook end in one counted outcome; none is redirected unless it is a packet that may be.
+/// Any bytes at any hook have exactly one counted outcome.
 #[test]
-fn no_bytes_are_without_an_outcome() -> Result<()> {
+fn arbitrary_bytes_have_exactly_one_outcome() -> Result<()> {
     let (rig, world) = rig(Family::V4)?;
     let rig = std::cell::RefCell::new(rig);
     let seeds = [
@@ -173,7 +174,7 @@ fn no_bytes_are_without_an_outcome() -> Result<()> {
     let mut runner = TestRunner::new(Config { cases: 2_000, failure_persistence: None, ..Config::default() });
     let edits = proptest::collection::vec((12_usize..90, any::<u8>()), 0..6);
     runner
-        // a frame that ends within its IP header is refused by BPF_PROG_TEST_RUN itself (Linux 6.18)
+        // BPF_PROG_TEST_RUN rejects a frame that ends within its IP header (Linux 6.18)
         .run(&(0..seeds.len(), 0..hooks.len(), edits, 54_usize..200), |(seed, hook, edits, cut)| {
             let mut frame = seeds[seed].clone();
             for (at, byte) in edits {

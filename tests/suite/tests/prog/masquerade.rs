@@ -1,29 +1,30 @@
-//! Pods that talk to the outside, and what comes back.
+//! Masquerade of packets from pods to the outside, and of the replies.
 
 use anyhow::Result;
 use dataplane_common::{net::Protocol, reason::HookId};
 use dataplane_testkit::prog::{Action, Family, Frame, POD_MAC, at, rig};
 
 #[test]
-fn a_pod_goes_out_as_its_node_and_the_reply_finds_it() -> Result<()> {
+fn pod_is_masqueraded_and_the_reply_reaches_it() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let (pod, outside) = (at(world.pod, 40_000), at(world.outside, 443));
         for frame in [Frame::tcp(pod, outside, 0x02), Frame::udp(pod, outside)] {
             let run = rig.run(HookId::FromPod, &frame.build())?;
-            assert_eq!(
-                (run.action, run.outcome),
-                (Action::Next, "stack_outside"),
-                "the kernel chooses the way"
-            );
+            assert_eq!((run.action, run.outcome), (Action::Next, "stack_outside"), "the kernel routes it");
             let run = rig.run(HookId::ToWire, &frame.build())?;
             assert_eq!((run.action, run.outcome), (Action::Next, "masqueraded"));
             let (src, dst) = run.packet().tuple();
             assert_eq!((src.ip(), dst), (world.host, outside));
             assert!((61_000..=61_999).contains(&src.port()), "{src}");
-            // with the node's source, the kernel would take it for a packet that claims to come from itself
+            // the source is replaced at egress only: the stack drops received packets with its own
+            // source address
             let next = rig.run(HookId::FromPod, &frame.build())?;
-            assert_eq!((next.outcome, next.frame), ("stack_outside", frame.build()), "known flow");
+            assert_eq!(
+                (next.outcome, next.frame),
+                ("stack_outside", frame.build()),
+                "packet of an existing flow"
+            );
 
             let reply = match frame.protocol {
                 Protocol::TCP => Frame::tcp(outside, src, 0x12),
@@ -38,31 +39,31 @@ fn a_pod_goes_out_as_its_node_and_the_reply_finds_it() -> Result<()> {
     Ok(())
 }
 
-/// Where clouds have what they tell their machines: the address of one link, and the way back from there is the node's.
+/// The metadata address of clouds is link-local, but packets of pods to it leave the node.
 #[test]
-fn a_pod_asks_for_metadata_as_its_node() -> Result<()> {
+fn link_local_metadata_address_is_masqueraded() -> Result<()> {
     let (mut rig, world) = rig(Family::V4)?;
     let (pod, metadata) = (at(world.pod, 40_000), "169.254.169.254:80".parse()?);
-    let asks = Frame::tcp(pod, metadata, 0x02);
-    assert_eq!(rig.run(HookId::FromPod, &asks.build())?.outcome, "stack_link_local");
-    let run = rig.run(HookId::ToWire, &asks.build())?;
+    let request = Frame::tcp(pod, metadata, 0x02);
+    assert_eq!(rig.run(HookId::FromPod, &request.build())?.outcome, "stack_link_local");
+    let run = rig.run(HookId::ToWire, &request.build())?;
     assert_eq!((run.outcome, run.packet().src), ("masqueraded", world.host));
     let reply = Frame::tcp(metadata, run.packet().tuple().0, 0x12);
     let run = rig.run(HookId::FromWire, &reply.build())?;
     assert_eq!((run.outcome, run.packet().tuple()), ("to_pod", (metadata, pod)));
-    // to the other addresses of its link the host speaks for itself
+    // packets of the host to its link are not masqueraded
     let neighbour = Frame::udp(at(world.host, 5_353), "224.0.0.251:5353".parse()?);
     assert_eq!(rig.run(HookId::ToWire, &neighbour.build())?.outcome, "stack_link_local");
     Ok(())
 }
 
-/// A message of ICMP without an identifier we know of has nothing to be rewritten but its address.
+/// ICMP messages without a known identifier: only the address is rewritten.
 #[test]
-fn other_messages_of_icmp_are_masqueraded_as_they_are() -> Result<()> {
+fn other_icmp_messages_are_masqueraded_by_address_only() -> Result<()> {
     const TIMESTAMP: (u8, u8) = (13, 0);
     let (mut rig, world) = rig(Family::V4)?;
-    let asks = Frame { icmp: TIMESTAMP, ..Frame::ping(world.pod, world.outside, 7) };
-    let run = rig.run(HookId::ToWire, &asks.build())?;
+    let request = Frame { icmp: TIMESTAMP, ..Frame::ping(world.pod, world.outside, 7) };
+    let run = rig.run(HookId::ToWire, &request.build())?;
     assert_eq!((run.outcome, run.packet().src), ("masqueraded", world.host));
     let reply = Frame { icmp: (14, 0), ..Frame::ping(world.outside, world.host, 7) };
     let run = rig.run(HookId::FromWire, &reply.build())?;
@@ -71,7 +72,7 @@ fn other_messages_of_icmp_are_masqueraded_as_they_are() -> Result<()> {
 }
 
 #[test]
-fn a_ping_keeps_an_identifier_of_its_own() -> Result<()> {
+fn pings_of_two_pods_get_different_identifiers() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let out = |rig: &mut dataplane_testkit::prog::Rig, pod| -> Result<u16> {
@@ -92,7 +93,7 @@ fn a_ping_keeps_an_identifier_of_its_own() -> Result<()> {
 }
 
 #[test]
-fn exempt_destinations_see_the_pod() -> Result<()> {
+fn excepted_destinations_see_the_pod_address() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         for dst in [world.exempt, world.wire_pod] {
@@ -105,7 +106,7 @@ fn exempt_destinations_see_the_pod() -> Result<()> {
 }
 
 #[test]
-fn a_service_with_a_backend_outside_is_undone_twice() -> Result<()> {
+fn reply_of_a_backend_outside_is_translated_back_twice() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let (client, frontend, backend) =
@@ -123,7 +124,7 @@ fn a_service_with_a_backend_outside_is_undone_twice() -> Result<()> {
 }
 
 #[test]
-fn a_range_of_ports_in_use_is_exhausted_by_name() -> Result<()> {
+fn flow_without_a_free_snat_port_is_dropped_as_ports_exhausted() -> Result<()> {
     use dataplane_common::abi::{MacAddr, NodeAddresses, NodeConfig, NodeFlags, Port};
     use dataplane_testkit::prog::Rig;
     let node = NodeConfig {
@@ -150,6 +151,6 @@ fn a_range_of_ports_in_use_is_exhausted_by_name() -> Result<()> {
     // another destination has the whole range again
     let elsewhere = at("192.0.2.2".parse()?, 53);
     assert_eq!(rig.run(HookId::ToWire, &Frame::udp(at(pod, 99), elsewhere).build())?.outcome, "masqueraded");
-    assert_eq!(rig.flows()?.len(), 3, "a refused flow leaves nothing behind");
+    assert_eq!(rig.flows()?.len(), 3, "a rejected flow leaves no row");
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! SCTP, in packet order: ports are rewritten and the checksum with them, associations stay where they are, new ones choose.
-//! Every packet that comes out is read with its CRC-32C computed anew.
+//! SCTP in packet order: ports and checksum are rewritten, associations keep their backend, new
+//! ones select. The CRC-32C of every output packet is checked.
 
 use anyhow::Result;
 use dataplane_common::{abi::ServiceFlags, flow::State, net::Protocol, reason::HookId};
@@ -21,7 +21,7 @@ const fn headers(family: Family) -> usize {
 }
 
 #[test]
-fn an_association_with_a_service_begins_goes_on_and_ends() -> Result<()> {
+fn association_with_a_service_is_translated_from_init_to_shutdown() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let (client, backend) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
@@ -47,7 +47,7 @@ fn an_association_with_a_service_begins_goes_on_and_ends() -> Result<()> {
 }
 
 #[test]
-fn packets_of_any_length_leave_with_their_checksum() -> Result<()> {
+fn checksum_is_updated_for_packets_of_any_length() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         for len in (0..70).chain([255, 256, 1_023, 1_436, 2_900]) {
@@ -62,9 +62,9 @@ fn packets_of_any_length_leave_with_their_checksum() -> Result<()> {
     Ok(())
 }
 
-/// A frame may end behind its packet, and the packet may begin behind options.
+/// A frame may have padding after the packet, and the packet may have options.
 #[test]
-fn only_the_packet_itself_is_summed() -> Result<()> {
+fn checksum_covers_the_sctp_packet_only() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let client = at(world.pod, 40_000);
@@ -86,9 +86,9 @@ fn only_the_packet_itself_is_summed() -> Result<()> {
     Ok(())
 }
 
-/// Pods leave it to the device, which computes it over the field as well.
+/// With checksum offload the pod leaves the field zero and the device computes the checksum.
 #[test]
-fn a_checksum_still_to_be_computed_stays_zero() -> Result<()> {
+fn offloaded_checksum_stays_zero() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let client = at(world.pod, 40_000);
@@ -97,19 +97,19 @@ fn a_checksum_still_to_be_computed_stays_zero() -> Result<()> {
         assert_eq!(run.packet().tuple(), (client, at(world.wire_pod, 8080)));
         let (sent, came) = (&frame[headers(family)..], &run.frame[headers(family)..]);
         assert_eq!(came[8..12], [0; 4]);
-        assert_eq!(came[4..], sent[4..], "nothing but the ports");
+        assert_eq!(came[4..], sent[4..], "only the ports change");
     }
     Ok(())
 }
 
 #[test]
-fn the_same_port_behind_a_service_is_left_alone() -> Result<()> {
+fn packet_is_not_changed_when_port_and_target_port_are_equal() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let frontend = at(world.service.ip(), 9_999);
         rig.service(frontend, Protocol::SCTP, 200, &[at(world.wire_pod, 9_999)], 0)?;
         let mut frame = Frame::sctp(at(world.pod, 40_000), frontend, INIT).build();
-        // wrong it came, wrong it goes: the receiver shall see that
+        // a wrong checksum stays wrong, so that the receiver detects it
         frame[headers(family) + 9] ^= 0x55;
         let run = rig.run(HookId::FromPod, &frame)?;
         assert_eq!(run.outcome, "to_wire");
@@ -119,7 +119,7 @@ fn the_same_port_behind_a_service_is_left_alone() -> Result<()> {
 }
 
 #[test]
-fn what_was_wrong_stays_wrong() -> Result<()> {
+fn wrong_checksum_stays_wrong_after_translation() -> Result<()> {
     let (mut rig, world) = rig(Family::V4)?;
     let mut frame = Frame::sctp(at(world.pod, 40_000), world.service, DATA).build();
     *frame.last_mut().unwrap() ^= 1;
@@ -130,7 +130,7 @@ fn what_was_wrong_stays_wrong() -> Result<()> {
 }
 
 #[test]
-fn a_service_is_its_protocols_own() -> Result<()> {
+fn services_of_different_protocols_at_one_port_are_separate() -> Result<()> {
     let (mut rig, world) = rig(Family::V4)?;
     let (client, frontend) = (at(world.pod, 40_000), at(world.service.ip(), 7_000));
     rig.service(frontend, Protocol::SCTP, 200, &[at(world.wire_pod, 1)], 0)?;
@@ -143,7 +143,7 @@ fn a_service_is_its_protocols_own() -> Result<()> {
 }
 
 #[test]
-fn node_ports_and_host_ports_lead_to_pods_here_and_elsewhere() -> Result<()> {
+fn node_port_and_host_port_are_translated_to_local_and_remote_pods() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let (client, host_port, node_port) =
@@ -161,7 +161,7 @@ fn node_ports_and_host_ports_lead_to_pods_here_and_elsewhere() -> Result<()> {
         let run = rig.run(HookId::FromWire, &Frame::sctp(client, node_port, INIT).build())?;
         let (between, dst) = run.packet().tuple();
         assert_eq!((run.outcome, between.ip(), dst), ("to_wire", world.host, there));
-        assert!((61_000..=61_999).contains(&between.port()), "a port of the node's: {between}");
+        assert!((61_000..=61_999).contains(&between.port()), "an SNAT port: {between}");
         let run = rig.run(HookId::FromWire, &Frame::sctp(there, between, INIT_ACK).build())?;
         assert_eq!(run.packet().tuple(), (node_port, client));
     }
@@ -169,13 +169,13 @@ fn node_ports_and_host_ports_lead_to_pods_here_and_elsewhere() -> Result<()> {
 }
 
 #[test]
-fn a_pod_goes_out_as_its_node_by_a_port_of_the_nodes() -> Result<()> {
+fn pods_are_masqueraded_with_different_snat_ports() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let outside = at(world.outside, 36_412);
         let mut ports = Vec::new();
         for (pod, mac) in [(world.pod, POD_MAC), (world.other_pod, dataplane_testkit::prog::OTHER_POD_MAC)] {
-            // both from the same port, as signalling likes it
+            // both from the same port, as is usual in signalling
             let pod = at(pod, 36_412);
             let run = rig.run(HookId::ToWire, &Frame::sctp(pod, outside, INIT).build())?;
             let (src, dst) = run.packet().tuple();
@@ -191,7 +191,7 @@ fn a_pod_goes_out_as_its_node_by_a_port_of_the_nodes() -> Result<()> {
 }
 
 #[test]
-fn a_pod_reaches_itself_through_its_service() -> Result<()> {
+fn hairpin_through_a_service_is_translated() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let client = at(world.pod, 40_000);
@@ -205,12 +205,12 @@ fn a_pod_reaches_itself_through_its_service() -> Result<()> {
 }
 
 #[test]
-fn who_asks_a_service_without_backends_is_refused_unless_it_aborts() -> Result<()> {
+fn init_to_a_service_without_backends_gets_port_unreachable() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let client = at(world.pod, 40_000);
         for no_checksum in [false, true] {
-            // 16 bytes of parameters: what an INIT has at least (RFC 9260 §3.3.2)
+            // 16 bytes of fixed fields: the minimum of an INIT (RFC 9260 §3.3.2)
             let init = Frame {
                 no_checksum,
                 payload: vec![0xab; 16],
@@ -223,12 +223,13 @@ fn who_asks_a_service_without_backends_is_refused_unless_it_aborts() -> Result<(
             assert_eq!((message.src, message.dst), (world.service.ip(), world.pod));
             let icmp = &run.frame[headers(family)..];
             assert_eq!(icmp[..2], if family == Family::V4 { [3, 3] } else { [1, 4] }, "port unreachable");
-            // as far as the initiate tag, by which its sender knows it
+            // quoted up to the initiate tag, by which the sender matches it
             assert_eq!(message.payload, request[14..headers(family) + 20]);
         }
         rig.cluster_ip(world.service.ip())?;
-        let stranger = Frame { payload: vec![0; 16], ..Frame::sctp(client, at(world.service.ip(), 9), INIT) };
-        let run = rig.run(HookId::FromPod, &stranger.build())?;
+        let other_port =
+            Frame { payload: vec![0; 16], ..Frame::sctp(client, at(world.service.ip(), 9), INIT) };
+        let run = rig.run(HookId::FromPod, &other_port.build())?;
         assert_eq!((run.action, run.outcome), (Action::Redirect, "no_port"));
         let abort = Frame { payload: vec![0; 16], ..Frame::sctp(client, world.empty_service, ABORT) };
         assert_eq!(rig.run(HookId::FromPod, &abort.build())?.action, Action::Drop);
@@ -238,7 +239,7 @@ fn who_asks_a_service_without_backends_is_refused_unless_it_aborts() -> Result<(
 }
 
 #[test]
-fn an_association_stays_with_its_backend_and_a_new_one_chooses() -> Result<()> {
+fn association_keeps_its_removed_backend_and_a_new_one_selects() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let (client, old) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
@@ -248,7 +249,7 @@ fn an_association_stays_with_its_backend_and_a_new_one_chooses() -> Result<()> {
         rig.raise_generation(world.backend())?;
         for chunk in [DATA, HEARTBEAT] {
             let run = rig.run(HookId::FromPod, &Frame::sctp(client, world.service, chunk).build())?;
-            assert_eq!(run.packet().dst, old.ip(), "a removed pod drains its associations");
+            assert_eq!(run.packet().dst, old.ip(), "associations to a removed pod drain");
         }
         let run = rig.run(HookId::FromPod, &Frame::sctp(client, world.service, INIT).build())?;
         assert_eq!((run.outcome, run.packet().dst), ("to_overlay", world.overlay_pod));
@@ -257,12 +258,12 @@ fn an_association_stays_with_its_backend_and_a_new_one_chooses() -> Result<()> {
 }
 
 #[test]
-fn messages_about_an_association_find_both_ends() -> Result<()> {
+fn icmp_errors_about_an_association_reach_the_client() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let client = at(world.pod, 40_000);
         let sent = rig.run(HookId::FromPod, &Frame::sctp(client, world.service, INIT).build())?.frame;
-        // with no more of the transport header than must be (RFC 792)
+        // the minimum quotes 8 bytes of the transport header (RFC 792)
         for carried in [headers(family) + 8, sent.len()] {
             let run = rig.run(
                 HookId::FromWire,
@@ -277,20 +278,21 @@ fn messages_about_an_association_find_both_ends() -> Result<()> {
     Ok(())
 }
 
-/// In fragments the checksum is for the whole, of which no fragment knows the length.
+/// The checksum covers the whole packet, which is not available in a fragment: fragments are
+/// translated only if ports stay the same.
 #[test]
-fn fragments_are_translated_where_ports_may_stay() -> Result<()> {
+fn fragments_are_translated_only_if_ports_stay_the_same() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let (client, kept) = (at(world.pod, 40_000), at(world.service.ip(), 9_999));
         rig.service(kept, Protocol::SCTP, 200, &[at(world.wire_pod, 9_999)], 0)?;
-        let [first, last] = in_two(kept, client);
+        let [first, last] = two_fragments(kept, client);
         for fragment in [&first, &last] {
             let run = rig.run(HookId::FromPod, &fragment.build())?;
             assert_eq!(run.outcome, "to_wire");
             assert_eq!(destination(&run.frame, family), octets(&world));
         }
-        let [first, last] = in_two(world.service, client);
+        let [first, last] = two_fragments(world.service, client);
         let run = rig.run(HookId::FromPod, &first.build())?;
         assert_eq!((run.action, run.outcome), (Action::Drop, "fragment_checksum"));
         assert_eq!(rig.run(HookId::FromPod, &last.build())?.outcome, "to_wire");
@@ -298,7 +300,7 @@ fn fragments_are_translated_where_ports_may_stay() -> Result<()> {
     Ok(())
 }
 
-fn in_two(service: std::net::SocketAddr, client: std::net::SocketAddr) -> [Frame; 2] {
+fn two_fragments(service: std::net::SocketAddr, client: std::net::SocketAddr) -> [Frame; 2] {
     let whole = Frame { payload: vec![1; 48], id: service.port(), ..Frame::sctp(client, service, DATA) };
     // 16 bytes of headers and 16 of payload, then 32
     let first = Frame { payload: vec![1; 16], fragment: Some((0, true)), ..whole.clone() };
@@ -320,12 +322,12 @@ fn octets(world: &World) -> Vec<u8> {
     }
 }
 
-/// Their gate is one of its own: traffic of other protocols looks for no flow because of it.
+/// SCTP has its own flow hint: it adds no flow lookups for other protocols.
 #[test]
-fn only_associations_open_their_gate() -> Result<()> {
+fn sctp_flow_sets_only_the_sctp_flow_hint() -> Result<()> {
     let (mut rig, world): (Rig, World) = rig(Family::V4)?;
     rig.run(HookId::FromPod, &Frame::sctp(at(world.pod, 40_000), world.service, INIT).build())?;
-    assert!(rig.gate_open(world.pod, Protocol::SCTP)?);
-    assert!(!rig.gate_open(world.pod, Protocol::TCP)? && !rig.gate_open(world.pod, Protocol::UDP)?);
+    assert!(rig.may_have_flow(world.pod, Protocol::SCTP)?);
+    assert!(!rig.may_have_flow(world.pod, Protocol::TCP)? && !rig.may_have_flow(world.pod, Protocol::UDP)?);
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Ports of frontends that the host has connected from: its sockets hear what they are answered. With real sockets, in a namespace
-//! of its own.
+//! Frontend ports that the host also uses as source ports: replies reach the host's sockets. With
+//! real sockets in a separate namespace.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -19,9 +19,10 @@ const ACK: u8 = 0x10;
 const SYN_ACK: u8 = 0x12;
 const SLOT: u32 = 200;
 
-/// The host and who is outside have their addresses at the loopback of a namespace. The host's port 40000 leads to a pod.
+/// The addresses of the host and of an outside server are on the loopback device of a new
+/// namespace. The host's port 40000 is a frontend of a pod.
 fn node(family: Family) -> Result<(Rig, World, SocketAddr)> {
-    unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
+    unshare(CloneFlags::CLONE_NEWNET).context("create a network namespace")?;
     let (mut rig, world) = rig(family)?;
     let bits = if family == Family::V4 { "32" } else { "128 nodad" };
     ip("link set lo up")?;
@@ -35,7 +36,7 @@ fn node(family: Family) -> Result<(Rig, World, SocketAddr)> {
 }
 
 #[test]
-fn answers_to_the_host_are_not_taken_for_requests() -> Result<()> {
+fn replies_to_a_host_socket_are_not_translated_as_requests() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world, frontend) = node(family)?;
         let server = at(world.outside, 443);
@@ -51,11 +52,11 @@ fn answers_to_the_host_are_not_taken_for_requests() -> Result<()> {
             assert_eq!((run.action, run.outcome), (Action::Next, "stack_host"));
             assert_eq!(run.packet().tuple(), (server, frontend));
         }
-        // who asks is served, whatever the port is used for
-        let asks = at(world.outside, 444);
-        let run = rig.run(HookId::FromWire, &Frame::tcp(asks, frontend, SYN).build())?;
+        // a SYN is a request to the frontend, although a host socket uses the port
+        let new_client = at(world.outside, 444);
+        let run = rig.run(HookId::FromWire, &Frame::tcp(new_client, frontend, SYN).build())?;
         assert_eq!((run.outcome, run.packet().dst), ("to_pod", world.pod));
-        // and so is a connection whose beginning was not seen, of which the host knows nothing
+        // and so is an ACK of a connection that no host socket has
         let midway = at(world.outside, 445);
         let run = rig.run(HookId::FromWire, &Frame::tcp(midway, frontend, ACK).build())?;
         assert_eq!((run.outcome, run.packet().dst), ("to_pod", world.pod));
@@ -63,9 +64,10 @@ fn answers_to_the_host_are_not_taken_for_requests() -> Result<()> {
     Ok(())
 }
 
-/// A process that listens where a frontend is does not hear of it: as with kube-proxy's rules, the frontend comes first.
+/// A host process that listens on a frontend's port gets no packets: as with kube-proxy, the
+/// frontend has precedence.
 #[test]
-fn who_merely_listens_owns_no_connection() -> Result<()> {
+fn frontend_has_precedence_over_a_listening_host_socket() -> Result<()> {
     let (mut rig, world, frontend) = node(Family::V4)?;
     let _listener = TcpListener::bind(frontend)?;
     for flags in [SYN, ACK] {

@@ -1,5 +1,5 @@
-//! Packets that are too big for their way once they are translated: the sender hears it from us, where the stack would not
-//! say it (RFC 1191, RFC 8201).
+//! Packets above the path MTU after translation: the datapath sends the ICMP error where the stack
+//! would not (RFC 1191, RFC 8201).
 
 use std::net::SocketAddr;
 
@@ -9,11 +9,11 @@ use dataplane_testkit::prog::{Action, Family, Frame, Parsed, Rig, Run, World, at
 
 const NODE_PORT: u16 = 30_080;
 const SLOT: u32 = 200;
-/// What the tunnel takes (`World`).
+/// MTU of the tunnel (`World`).
 const TUNNEL: u16 = 1_450;
 
 /// A node port with a backend behind the tunnel.
-fn asked(family: Family) -> Result<(Rig, World, SocketAddr)> {
+fn node_port_behind_tunnel(family: Family) -> Result<(Rig, World, SocketAddr)> {
     let (mut rig, world) = rig(family)?;
     rig.host_with_node_ports(world.host)?;
     let frontend = at(world.host, NODE_PORT);
@@ -24,14 +24,14 @@ fn asked(family: Family) -> Result<(Rig, World, SocketAddr)> {
     Ok((rig, world, frontend))
 }
 
-/// A datagram that makes an IP packet of so many bytes.
+/// A datagram with DF in an IP packet of this size.
 fn datagram(client: SocketAddr, server: SocketAddr, size: usize) -> Frame {
     let headers = if client.is_ipv4() { 20 + 8 } else { 40 + 8 };
-    Frame { whole: true, payload: vec![0x55; size - headers], ..Frame::udp(client, server) }
+    Frame { dont_fragment: true, payload: vec![0x55; size - headers], ..Frame::udp(client, server) }
 }
 
-/// MTU and beginning of the packet that a "too big" carries, whose checksums are right.
-fn said(run: &Run, family: Family) -> (Parsed, u16, Vec<u8>) {
+/// The parsed ICMP error, its MTU and the packet it quotes.
+fn too_big_message(run: &Run, family: Family) -> (Parsed, u16, Vec<u8>) {
     let message = run.packet();
     let l4 = if family == Family::V4 { 14 + 20 } else { 14 + 40 };
     let kind = if family == Family::V4 { [3, 4] } else { [2, 0] };
@@ -43,58 +43,59 @@ fn said(run: &Run, family: Family) -> (Parsed, u16, Vec<u8>) {
 }
 
 #[test]
-fn the_client_of_a_node_port_hears_what_the_tunnel_takes() -> Result<()> {
+fn client_of_a_node_port_gets_the_mtu_of_the_tunnel() -> Result<()> {
     for family in Family::BOTH {
-        let (mut rig, world, frontend) = asked(family)?;
+        let (mut rig, world, frontend) = node_port_behind_tunnel(family)?;
         let client = at(world.outside, 40_000);
         let run = rig.run(HookId::FromWire, &datagram(client, frontend, TUNNEL.into()).build())?;
-        assert_eq!(run.outcome, "to_overlay", "just fits");
+        assert_eq!(run.outcome, "to_overlay", "exactly the MTU");
         for protocol in [Protocol::UDP, Protocol::TCP] {
             let frame = Frame { protocol, ..datagram(client, frontend, usize::from(TUNNEL) + 1) }.build();
             let run = rig.run(HookId::FromWire, &frame)?;
             assert_eq!((run.action, run.outcome), (Action::Redirect, "too_big"), "{protocol}");
-            let (message, mtu, carried) = said(&run, family);
+            let (message, mtu, carried) = too_big_message(&run, family);
             assert_eq!((message.src, message.dst, mtu), (world.host, world.outside, TUNNEL));
-            assert_eq!(carried, frame[14..14 + carried.len()], "the packet as its sender knows it");
+            assert_eq!(carried, frame[14..14 + carried.len()], "the packet as the client sent it");
             assert!(carried.len() >= if family == Family::V4 { 28 } else { 48 }, "with its ports");
         }
     }
     Ok(())
 }
 
-/// IPv4 without DF: the tunnel's own packet goes in fragments.
+/// IPv4 without DF: the outer packet is fragmented.
 #[test]
-fn what_may_be_fragmented_goes_into_the_tunnel() -> Result<()> {
-    let (mut rig, world, frontend) = asked(Family::V4)?;
-    let frame = Frame { whole: false, ..datagram(at(world.outside, 40_000), frontend, 1_500) };
+fn packet_without_df_goes_into_the_tunnel() -> Result<()> {
+    let (mut rig, world, frontend) = node_port_behind_tunnel(Family::V4)?;
+    let frame = Frame { dont_fragment: false, ..datagram(at(world.outside, 40_000), frontend, 1_500) };
     let run = rig.run(HookId::FromWire, &frame.build())?;
     assert_eq!(run.outcome, "to_overlay");
     assert_eq!(run.packet().tuple().1, at(world.overlay_pod, 8080));
     Ok(())
 }
 
-/// The first fragment of IPv6 names the ports, and is answered; the datagram is sent again in smaller ones.
+/// The first IPv6 fragment has the ports, and gets the ICMP error; the sender then sends smaller
+/// fragments.
 #[test]
-fn fragments_of_ipv6_that_are_too_big_are_answered() -> Result<()> {
-    let (mut rig, world, frontend) = asked(Family::V6)?;
+fn first_ipv6_fragment_above_the_mtu_gets_the_icmp_error() -> Result<()> {
+    let (mut rig, world, frontend) = node_port_behind_tunnel(Family::V6)?;
     let client = at(world.outside, 40_000);
     let first =
         Frame { fragment: Some((0, true)), payload: vec![1; 1_440], ..Frame::udp(client, frontend) }.build();
     let run = rig.run(HookId::FromWire, &first)?;
     assert_eq!((run.action, run.outcome), (Action::Redirect, "too_big"));
-    let (message, mtu, carried) = said(&run, Family::V6);
+    let (message, mtu, carried) = too_big_message(&run, Family::V6);
     assert_eq!((message.dst, mtu), (world.outside, TUNNEL));
     assert_eq!(carried, first[14..14 + 40 + 16], "fragment header and ports");
     let later =
         Frame { fragment: Some((181, false)), payload: vec![1; 1_440], ..Frame::udp(client, frontend) };
     let run = rig.run(HookId::FromWire, &later.build())?;
-    assert_eq!((run.action, run.outcome), (Action::Drop, "too_big"), "one message for all");
+    assert_eq!((run.action, run.outcome), (Action::Drop, "too_big"), "one ICMP error per packet");
     Ok(())
 }
 
-/// A pod keeps its address: the stack takes the packet, and says it.
+/// Without SNAT the stack receives the packet and sends the ICMP error.
 #[test]
-fn a_pod_hears_from_the_stack() -> Result<()> {
+fn pod_gets_the_icmp_error_from_the_stack() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let frontend = at(world.service.ip(), 99);

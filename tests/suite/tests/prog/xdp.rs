@@ -1,5 +1,5 @@
-//! The driver's program: what turns round there, and what it leaves to tc. With the kernel's real routes and neighbours, in
-//! a namespace of its own.
+//! The XDP program: which packets it transmits on the same device, and which it passes to tc. With
+//! real routes and neighbours, in a separate namespace.
 
 use std::net::SocketAddr;
 
@@ -14,8 +14,8 @@ const SYN_ACK: u8 = 0x12;
 const NODE_PORT: u16 = 30_080;
 const SLOT: u32 = 200;
 
-/// A node in a namespace of the calling thread, which ends with it: an uplink with the frame's link address, the other
-/// node and a gateway as neighbours on it. Node port 30080 leads to the other node's pod.
+/// A node in a namespace of the calling thread: an uplink with the frame's MAC address, with the
+/// other node and a gateway as neighbours. Node port 30080 has a backend on the other node.
 fn node(family: Family, flags: u32) -> Result<(Rig, World, SocketAddr)> {
     let (mut rig, world) = rig(family)?;
     uplink(&mut rig, &[family])?;
@@ -31,19 +31,19 @@ fn node(family: Family, flags: u32) -> Result<(Rig, World, SocketAddr)> {
 }
 
 #[test]
-fn a_connection_to_another_node_turns_round_both_ways() -> Result<()> {
+fn connection_to_a_backend_on_another_node_is_transmitted_both_ways() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world, frontend) = node(family, 0)?;
         let client = at(world.outside, 40_000);
         let run = rig.run(HookId::XdpWire, &Frame::tcp(client, frontend, SYN).build())?;
-        assert_eq!((run.action, run.outcome), (Action::TurnRound, "to_wire"));
+        assert_eq!((run.action, run.outcome), (Action::Transmit, "to_wire"));
         let request = run.packet();
         assert_eq!((request.eth_dst, request.eth_src, request.hop_limit), (NODE_MAC, HOST_MAC, 63));
         let (between, dst) = request.tuple();
-        assert_eq!((between.ip(), dst), (world.host, at(world.wire_pod, 8080)), "under the node's address");
+        assert_eq!((between.ip(), dst), (world.host, at(world.wire_pod, 8080)), "with the node as source");
 
         let run = rig.run(HookId::XdpWire, &Frame::tcp(dst, between, SYN_ACK).build())?;
-        assert_eq!((run.action, run.outcome), (Action::TurnRound, "to_outside"));
+        assert_eq!((run.action, run.outcome), (Action::Transmit, "to_outside"));
         let reply = run.packet();
         assert_eq!((reply.eth_dst, reply.eth_src, reply.hop_limit), (GATEWAY_MAC, HOST_MAC, 63));
         assert_eq!(reply.tuple(), (frontend, client));
@@ -53,21 +53,21 @@ fn a_connection_to_another_node_turns_round_both_ways() -> Result<()> {
 }
 
 #[test]
-fn datagrams_with_and_without_a_checksum() -> Result<()> {
+fn datagrams_with_and_without_a_checksum_are_transmitted() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world, frontend) = node(family, 0)?;
         for no_checksum in [false, true] {
-            // IPv6 has none without (RFC 8200 §8.1)
+            // in IPv6 the checksum is mandatory (RFC 8200 §8.1)
             if no_checksum && family == Family::V6 {
                 continue;
             }
             let client = at(world.outside, 40_000 + u16::from(no_checksum));
             let frame = Frame { no_checksum, ..Frame::udp(client, frontend) }.build();
             let run = rig.run(HookId::XdpWire, &frame)?;
-            assert_eq!(run.action, Action::TurnRound);
+            assert_eq!(run.action, Action::Transmit);
             assert_eq!(run.packet().tuple().1, at(world.wire_pod, 8080));
             if no_checksum {
-                assert_eq!(run.frame[40..42], [0, 0], "none stays none");
+                assert_eq!(run.frame[40..42], [0, 0], "a missing checksum stays zero");
             }
         }
     }
@@ -75,7 +75,7 @@ fn datagrams_with_and_without_a_checksum() -> Result<()> {
 }
 
 #[test]
-fn an_association_turns_round_if_its_checksum_is_there() -> Result<()> {
+fn association_with_a_checksum_is_transmitted() -> Result<()> {
     const INIT: u8 = 1;
     const INIT_ACK: u8 = 2;
     for family in Family::BOTH {
@@ -83,27 +83,28 @@ fn an_association_turns_round_if_its_checksum_is_there() -> Result<()> {
         let client = at(world.outside, 40_000);
         let backend = at(world.wire_pod, 8080);
         let run = rig.run(HookId::XdpWire, &Frame::sctp(client, frontend, INIT).build())?;
-        assert_eq!((run.action, run.outcome), (Action::TurnRound, "to_wire"));
+        assert_eq!((run.action, run.outcome), (Action::Transmit, "to_wire"));
         let (between, dst) = run.packet().tuple();
         assert_eq!((between.ip(), dst), (world.host, backend));
         for payload in [0, 1, 2, 3, 1_400] {
             let reply = Frame { payload: vec![7; payload], ..Frame::sctp(backend, between, INIT_ACK) };
             let run = rig.run(HookId::XdpWire, &reply.build())?;
-            assert_eq!((run.action, run.outcome), (Action::TurnRound, "to_outside"));
+            assert_eq!((run.action, run.outcome), (Action::Transmit, "to_outside"));
             assert_eq!(run.packet().tuple(), (frontend, client));
         }
-        // from a machine beside ours, that left it to a device: tc still knows that
-        let unsummed = Frame { no_checksum: true, ..Frame::sctp(client, frontend, INIT) }.build();
-        let run = rig.run(HookId::XdpWire, &unsummed)?;
-        assert_eq!((run.action, run.outcome, run.frame), (Action::Next, "left_to_tc", unsummed));
+        // checksum left to the device, by a virtual machine on the same host: only tc has that
+        // information
+        let no_checksum = Frame { no_checksum: true, ..Frame::sctp(client, frontend, INIT) }.build();
+        let run = rig.run(HookId::XdpWire, &no_checksum)?;
+        assert_eq!((run.action, run.outcome, run.frame), (Action::Next, "left_to_tc", no_checksum));
         assert_eq!(rig.flows()?.len(), 1);
     }
     Ok(())
 }
 
-/// Either program may see any packet of a connection.
+/// Any packet of a connection may be handled by either program.
 #[test]
-fn the_driver_and_tc_share_their_connections() -> Result<()> {
+fn xdp_and_tc_share_flows() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world, frontend) = node(family, 0)?;
         let client = at(world.outside, 40_000);
@@ -119,25 +120,25 @@ fn the_driver_and_tc_share_their_connections() -> Result<()> {
 }
 
 #[test]
-fn what_is_not_its_business_goes_on_to_tc_as_it_came() -> Result<()> {
+fn other_packets_are_passed_to_tc_unchanged() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world, frontend) = node(family, 0)?;
         let client = at(world.outside, 40_000);
         let hops = Frame { hop_limit: 1, ..Frame::tcp(client, frontend, SYN) };
-        let mut stranger = Frame::tcp(client, frontend, SYN).build();
-        stranger[5] = 0x66;
+        let mut other_mac = Frame::tcp(client, frontend, SYN).build();
+        other_mac[5] = 0x66;
         let frames = [
             ("to a pod", Frame::tcp(client, at(world.pod, 80), SYN).build()),
             ("to the host", Frame::tcp(client, at(world.host, 22), SYN).build()),
-            ("to nobody of ours", Frame::tcp(client, at(world.exempt, 80), SYN).build()),
+            ("to an unmanaged address", Frame::tcp(client, at(world.exempt, 80), SYN).build()),
             ("a ping", Frame::ping(client.ip(), world.host, 7).build()),
-            ("the last hop", hops.build()),
-            ("for another machine", stranger),
-            ("a service nobody is behind", {
+            ("expired TTL", hops.build()),
+            ("to another MAC address", other_mac),
+            ("a service without backends", {
                 rig.service(at(world.exempt, 443), Protocol::TCP, SLOT + 10, &[], 0)?;
                 Frame::tcp(client, at(world.exempt, 443), SYN).build()
             }),
-            ("a backend of this node", {
+            ("a backend on this node", {
                 rig.service(at(world.exempt, 444), Protocol::TCP, SLOT + 11, &[at(world.pod, 1)], 0)?;
                 Frame::tcp(client, at(world.exempt, 444), SYN).build()
             }),
@@ -151,7 +152,7 @@ fn what_is_not_its_business_goes_on_to_tc_as_it_came() -> Result<()> {
             assert_eq!((run.action, run.outcome), (Action::Next, "left_to_tc"), "{what}");
             assert_eq!(run.frame, frame, "{what}");
         }
-        // the choice made for a backend of this node is kept
+        // the selected backend on this node is kept
         let frame = Frame::tcp(client, at(world.exempt, 444), SYN).build();
         assert_eq!(rig.run(HookId::FromWire, &frame)?.packet().tuple(), (client, at(world.pod, 1)));
     }
@@ -159,7 +160,7 @@ fn what_is_not_its_business_goes_on_to_tc_as_it_came() -> Result<()> {
 }
 
 #[test]
-fn who_may_not_ask_ends_in_the_driver() -> Result<()> {
+fn client_outside_the_source_ranges_is_dropped() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world, frontend) = node(family, ServiceFlags::SOURCE_RANGES)?;
         let frame = Frame::tcp(at(world.outside, 40_000), frontend, SYN).build();
@@ -170,9 +171,9 @@ fn who_may_not_ask_ends_in_the_driver() -> Result<()> {
     Ok(())
 }
 
-/// A way the kernel does not know, or one by another device, is tc's.
+/// Packets without a route, or with a route over another device, are passed to tc.
 #[test]
-fn only_the_device_it_came_by_leads_back() -> Result<()> {
+fn packet_with_a_route_over_another_device_is_passed_to_tc() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world, frontend) = node(family, 0)?;
         let client = at(world.outside, 40_000);

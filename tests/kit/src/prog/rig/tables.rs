@@ -1,4 +1,4 @@
-//! Rows of the tables, as the agent writes them.
+//! Writes rows into the tables as the agent does.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -21,7 +21,7 @@ impl Rig {
         Ok(self.hash(map::ENDPOINTS)?.insert(Addr::from(addr), Endpoint::host(), 0)?)
     }
 
-    /// An address of the host with frontends at it, as the agent writes it.
+    /// A host address with frontends.
     pub fn host_with_frontends(&mut self, addr: IpAddr) -> Result<()> {
         let endpoint = Endpoint::host().with_frontends().with_all_flow_hints();
         Ok(self.hash(map::ENDPOINTS)?.insert(Addr::from(addr), endpoint, 0)?)
@@ -31,8 +31,8 @@ impl Rig {
         Ok(self.hash::<Addr, Endpoint>(map::ENDPOINTS)?.remove(&Addr::from(addr))?)
     }
 
-    /// Whether packets of `protocol` to `addr` look for a flow.
-    pub fn gate_open(&mut self, addr: IpAddr, protocol: u8) -> Result<bool> {
+    /// Whether the flow hints of `addr` have `protocol`.
+    pub fn may_have_flow(&mut self, addr: IpAddr, protocol: u8) -> Result<bool> {
         Ok(self
             .hash::<Addr, Endpoint>(map::ENDPOINTS)?
             .get(&addr.into(), 0)?
@@ -40,7 +40,7 @@ impl Rig {
             .may_have_flow(protocol))
     }
 
-    /// `prefix` is written for its own family.
+    /// The length of `prefix` is that of its own family.
     pub fn route(
         &mut self,
         prefix: (IpAddr, u32),
@@ -62,14 +62,14 @@ impl Rig {
         Ok(routes.insert(&Key::new(bits, prefix.0.into()), route, 0)?)
     }
 
-    /// An address of the host at which node ports are, as the agent writes it.
+    /// A host address with node ports.
     pub fn host_with_node_ports(&mut self, addr: IpAddr) -> Result<()> {
         let endpoint = Endpoint::host().with_node_ports().with_all_flow_hints();
         Ok(self.hash(map::ENDPOINTS)?.insert(Addr::from(addr), endpoint, 0)?)
     }
 
-    /// Lets clients of this range ask the service of this number.
-    pub fn allow(&mut self, service_id: u32, range: (IpAddr, u32)) -> Result<()> {
+    /// Adds a source range to the service with this ID.
+    pub fn allow_source_range(&mut self, service_id: u32, range: (IpAddr, u32)) -> Result<()> {
         let bits = if range.0.is_ipv4() { range.1 + Addr::V4_PREFIX_BITS } else { range.1 };
         let key = Key::new(32 + bits, SourceRange { service_id, addr: range.0.into() });
         let mut ranges: LpmTrie<&mut MapData, SourceRange, u32> =
@@ -77,7 +77,7 @@ impl Rig {
         Ok(ranges.insert(&key, 1, 0)?)
     }
 
-    /// A service whose backends take the slots from `first_slot` on, each with its slot as its number.
+    /// A service whose backends have the slots from `first_slot` on, with the slot as ID.
     pub fn service(
         &mut self,
         frontend: SocketAddr,
@@ -89,7 +89,7 @@ impl Rig {
         self.service_with(frontend, protocol, first_slot, backends, |_, service| service.flags = flags)
     }
 
-    /// As [`Self::service`], with whatever else its row says.
+    /// As [`Self::service`], with changes to its row.
     pub fn service_with(
         &mut self,
         frontend: SocketAddr,
@@ -123,23 +123,23 @@ impl Rig {
         Ok(self.hash(map::SERVICES)?.insert(key, service.with_checksum(&key), 0)?)
     }
 
-    /// The row of a frontend, as it is.
+    /// Reads the row of a frontend.
     pub fn service_row(&mut self, frontend: SocketAddr, protocol: u8) -> Result<Service> {
         Ok(self.hash(map::SERVICES)?.get(&frontend_key(frontend, protocol), 0)?)
     }
 
-    /// Writes the row of a frontend, with whatever seal it has.
+    /// Writes the row of a frontend with its checksum unchanged.
     pub fn put_service_row(&mut self, frontend: SocketAddr, protocol: u8, row: Service) -> Result<()> {
         Ok(self.hash(map::SERVICES)?.insert(frontend_key(frontend, protocol), row, 0)?)
     }
 
-    /// Says that the address is a cluster IP.
+    /// Marks the address as a cluster IP.
     pub fn cluster_ip(&mut self, addr: IpAddr) -> Result<()> {
         let key = ServiceKey::of_address(addr.into());
         Ok(self.hash(map::SERVICES)?.insert(key, Service::default().with_checksum(&key), 0)?)
     }
 
-    /// Makes flows to the backend stale, as the agent does when it is gone.
+    /// Makes flows to the backend stale, as the agent does when it deletes the backend.
     pub fn raise_generation(&mut self, backend: u32) -> Result<()> {
         let mut generations = self.array::<u32>(map::BACKEND_GENERATIONS)?;
         let generation = generations.get(&backend, 0)?;

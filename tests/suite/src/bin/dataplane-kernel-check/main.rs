@@ -1,4 +1,5 @@
-//! Finds out what the running kernel makes of the datapath; `cargo xtask kernels` runs it in QEMU. Needs root.
+//! Checks how the datapath works on the running kernel; `cargo xtask kernels` runs it in QEMU.
+//! Needs root.
 
 mod kernel;
 
@@ -7,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 
-/// Finds out what the running kernel makes of the datapath
+/// Checks how the datapath works on the running kernel
 #[derive(Debug, Parser)]
 struct Arguments {
     what: What,
@@ -22,14 +23,14 @@ enum What {
 }
 
 fn main() -> Result<ExitCode> {
-    let mut told = kernel::Told::nothing();
+    let mut findings = kernel::Findings::new();
     match Arguments::parse().what {
         What::Programs => {
-            kernel::kernel(&mut told)?;
-            kernel::programs(&mut told)?;
-            kernel::hooks(&mut told)?;
+            kernel::kernel(&mut findings)?;
+            kernel::programs(&mut findings)?;
+            kernel::hooks(&mut findings)?;
         }
-        What::Traffic => kernel::traffic(&mut told)?,
+        What::Traffic => kernel::traffic(&mut findings)?,
     }
-    Ok(if told.is_fine() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if findings.is_supported() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use dataplane_testkit::{
-    lab::{Cluster, Family, Place, Pod, Process, Spec, at_end},
-    traffic::report::{Heard, Probe, Transport},
+    lab::{Cluster, Family, Place, Pod, Process, Spec, at_exit},
+    traffic::report::{Probe, ProbeResult, Transport},
 };
 use serde_json::Value;
 
@@ -58,8 +58,8 @@ pub(crate) fn on_both(test: impl Fn(&mut Bed) -> Result<()>) -> Result<()> {
 
 /// Runs a test on a bed of this mode, alone; its error with what the nodes know.
 pub(crate) fn on(mode: Mode, test: impl FnOnce(&mut Bed) -> Result<()>) -> Result<()> {
-    static AT_END: Once = Once::new();
-    AT_END.call_once(|| at_end(take_down));
+    static AT_EXIT: Once = Once::new();
+    AT_EXIT.call_once(|| at_exit(take_down));
     let mut shared = BEDS[mode as usize].lock().unwrap_or_else(PoisonError::into_inner);
     // whoever fails here has no bed to give back
     let mut bed = match shared.take() {
@@ -197,7 +197,7 @@ pub(crate) fn answers_over(
     place: &Place,
     server: SocketAddr,
     names: &[String],
-) -> Result<Heard> {
+) -> Result<ProbeResult> {
     let heard = ask(transport, place, server, names.len(), REFUSAL_MS)?;
     let answered: Vec<&String> = heard.answers.keys().collect();
     let mut wanted: Vec<&String> = names.iter().collect();
@@ -241,8 +241,8 @@ fn ask(
     place: &Place,
     server: SocketAddr,
     servers: usize,
-    patience_ms: u64,
-) -> Result<Heard> {
-    let probe = Probe { number: 0, server, transport, servers, patience_ms, ports: None };
+    timeout_ms: u64,
+) -> Result<ProbeResult> {
+    let probe = Probe { number: 0, server, transport, servers, timeout_ms, ports: None };
     place.probe(&[probe])?.pop().context("no answer to a question")
 }

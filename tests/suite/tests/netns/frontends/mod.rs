@@ -137,7 +137,7 @@ enum End {
 /// Nobody is answered, and this is how it ends.
 fn fails(place: &Place, server: SocketAddr, how: End) -> Result<()> {
     let probe =
-        Probe { number: 0, server, transport: Transport::Tcp, servers: 1, patience_ms: 1_000, ports: None };
+        Probe { number: 0, server, transport: Transport::Tcp, servers: 1, timeout_ms: 1_000, ports: None };
     let heard = place.probe(&[probe])?;
     let is_it = heard.iter().all(|heard| {
         let ends = [(End::Refused, heard.refused), (End::Silent, heard.silent)];

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::{Result, ensure};
 use dataplane_testkit::{
     lab::{Checks, Client, Family, Place, Spec},
-    traffic::report::{Datagrams, Held},
+    traffic::report::{Datagrams, HeldConnections},
 };
 use serde_json::json;
 
@@ -19,7 +19,7 @@ const SOCKETS: [&str; 2] = ["--connected", "--size=64"];
 /// What goes on all the while.
 struct Flows {
     who: String,
-    held: Client<Held>,
+    held: Client<HeldConnections>,
     datagrams: Vec<(&'static str, Client<Datagrams>)>,
 }
 

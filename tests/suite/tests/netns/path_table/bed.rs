@@ -95,8 +95,8 @@ impl Bed {
     /// Of a cluster whose services are kube-proxy's.
     pub(crate) fn peer(program: &Path, frontends: &[Frontend], policies: &[Policy]) -> Result<Self> {
         let needs = Needs { users: vec![kube_proxy_user()], ..Needs::default() };
-        let cluster = Cluster::lay_out(&Spec { source: Source::Kubernetes(needs), ..Spec::new(3) })?;
-        cluster.route_plainly()?;
+        let cluster = Cluster::create_stopped(&Spec { source: Source::Kubernetes(needs), ..Spec::new(3) })?;
+        cluster.add_static_routes()?;
         let made = PODS.iter().zip(1..).map(|(&(name, node), number)| {
             let node = &cluster.nodes()[node];
             let pod = cluster.plain_pod(node, name, number)?;
@@ -196,7 +196,7 @@ impl Bed {
 
     /// What the agents know of a failure.
     pub(crate) fn evidence(&self) -> String {
-        if self.mode == Mode::KubeProxy { String::new() } else { self.cluster.evidence() }
+        if self.mode == Mode::KubeProxy { String::new() } else { self.cluster.diagnostics() }
     }
 
     pub(crate) fn place(&self, asker: Asker) -> &Place {

@@ -7,7 +7,7 @@ use std::{
 
 use comfy_table::Table;
 use dataplane_oracle::{Protocol, Verdict};
-use dataplane_testkit::traffic::report::Heard;
+use dataplane_testkit::traffic::report::ProbeResult;
 
 use super::{
     bed::Bed,
@@ -43,7 +43,7 @@ pub(crate) struct Judged {
 }
 
 /// Longest that an answer is waited for.
-pub(crate) const fn patience_ms(expected: &Verdict) -> u64 {
+pub(crate) const fn timeout_ms(expected: &Verdict) -> u64 {
     match expected {
         Verdict::Delivered(_) | Verdict::Rejected | Verdict::NotTranslated => SPEAKS_MS,
         Verdict::Dropped | Verdict::NoFrontend => SILENT_MS,
@@ -59,7 +59,7 @@ pub(crate) fn servers(expected: &Verdict) -> usize {
 }
 
 impl Sheet {
-    pub(crate) fn add(&mut self, cell: Cell, expected: &Verdict, heard: &Heard, bed: &Bed) {
+    pub(crate) fn add(&mut self, cell: Cell, expected: &Verdict, heard: &ProbeResult, bed: &Bed) {
         let is_right = match bed.mode() {
             // its rules for what leaves the host have a third way to refuse: the packet is not taken
             Mode::KubeProxy
@@ -122,8 +122,8 @@ impl Judged {
 }
 
 /// Exactly those who may answer did, each of them saw who it should, and nothing else was heard.
-fn is_right(protocol: Protocol, expected: &Verdict, heard: &Heard, bed: &Bed) -> bool {
-    let Heard { answers, refused, aborted, silent, failed, .. } = heard;
+fn is_right(protocol: Protocol, expected: &Verdict, heard: &ProbeResult, bed: &Bed) -> bool {
+    let ProbeResult { answers, refused, aborted, silent, failed, .. } = heard;
     let answers: BTreeSet<(String, IpAddr)> = answers
         .iter()
         .flat_map(|(name, sources)| sources.keys().map(move |source| (name.clone(), *source)))
@@ -147,8 +147,8 @@ const fn is_answerless(expected: &Verdict) -> bool {
     matches!(expected, Verdict::Rejected | Verdict::Dropped)
 }
 
-fn is_not_permitted(heard: &Heard) -> bool {
-    let Heard { answers, refused, aborted, silent, failed, .. } = heard;
+fn is_not_permitted(heard: &ProbeResult) -> bool {
+    let ProbeResult { answers, refused, aborted, silent, failed, .. } = heard;
     answers.is_empty() && refused + aborted + silent == 0 && failed.keys().eq(["not_permitted"])
 }
 
@@ -158,8 +158,8 @@ fn wanted(expected: &Verdict, bed: &Bed) -> String {
     each.collect::<Vec<_>>().join("\n")
 }
 
-fn seen(heard: &Heard) -> String {
-    let Heard { answers, refused, aborted, silent, failed, .. } = heard;
+fn seen(heard: &ProbeResult) -> String {
+    let ProbeResult { answers, refused, aborted, silent, failed, .. } = heard;
     let mut parts = Vec::new();
     for (name, sources) in answers {
         parts.extend(sources.iter().map(|(source, count)| format!("{name} seeing {source} ({count})")));

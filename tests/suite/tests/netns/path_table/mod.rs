@@ -22,13 +22,13 @@ use dataplane_oracle::{Protocol, Verdict};
 use dataplane_testkit::{
     lab::{Place, Routing},
     run,
-    traffic::report::{Heard, Probe, Transport},
+    traffic::report::{Probe, ProbeResult, Transport},
 };
 
 use self::{
     bed::Bed,
     cells::{Asker, Cell, Frontend, Policy},
-    judge::{Sheet, patience_ms},
+    judge::{Sheet, timeout_ms},
 };
 
 /// What the datapath serves. One that is not here is not part of the services, either.
@@ -167,7 +167,7 @@ fn ask(bed: &Bed, cells: &[Cell]) -> Result<Sheet> {
 
 /// A cell, and the first of the ports it is asked from.
 type Question = (Cell, Option<u16>);
-type Asked = (Cell, Verdict, Heard);
+type Asked = (Cell, Verdict, ProbeResult);
 
 /// Over UDP every cell has ports of its own: a backend that is asked from one port through two names, on two nodes, answers
 /// under the first, as UDP has no end. They are above the ports of nodes and below those of masquerade.
@@ -194,7 +194,7 @@ fn ask_from(bed: &Bed, place: &Place, questions: &[Question]) -> Result<Vec<Aske
             Protocol::Sctp => Transport::Sctp,
         },
         servers: judge::servers(expected),
-        patience_ms: patience_ms(expected),
+        timeout_ms: timeout_ms(expected),
         ports: *ports,
     };
     let probes: Vec<Probe> = questions.iter().zip(&expected).enumerate().map(probe).collect();

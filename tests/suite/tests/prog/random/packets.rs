@@ -123,7 +123,7 @@ impl Packet {
             world.overlay_pod,
             world.outside,
             world.exempt,
-            world.nobody,
+            world.unassigned,
             world.wire_node,
         ];
         let address = everywhere[self.to];

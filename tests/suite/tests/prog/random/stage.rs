@@ -178,7 +178,7 @@ fn furnish(rig: &mut Rig, family: Family, world: &World, base: u32) -> Result<()
         add(at(world.host, HOST_PORT), &[web(world.pod)], Scope::Any, ServiceFlags::HOST_PORT, 0)?;
         add(at(guarded, 80), &anybody[1..3], Scope::Any, ServiceFlags::SOURCE_RANGES, 0)?;
         // the row's number is one more than its first slot
-        rig.allow(first - 1, (world.exempt, if family == Family::V4 { 32 } else { 128 }))?;
+        rig.allow_source_range(first - 1, (world.exempt, if family == Family::V4 { 32 } else { 128 }))?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
-//! SCTP with real sockets, which the kernel of this machine may not have: a service whose port is another than its pods',
-//! behind a cluster address and a node port, so that every packet's ports and checksum are rewritten.
+//! SCTP with real sockets, which the development machine's kernel may not have: a service with
+//! different port and target port, at its cluster IP and a node port, so that ports and checksum of
+//! every packet are rewritten.
 
 use std::net::SocketAddr;
 
@@ -15,15 +16,16 @@ use dataplane_testkit::{
 const NAME: &str = "sctp";
 const PORT: u16 = 80;
 const NODE_PORT: u16 = 30_412;
-/// Bytes of an answer: several packets.
+/// Bytes of a response: several packets.
 const BYTES: usize = 20_000;
 
-/// Tells what becomes of associations between `client`, the outside and these servers, one on each of the cluster's nodes.
-pub(super) fn try_out(
+/// Reports the result of associations from `client` and from outside to these servers, one on each
+/// of the cluster's nodes.
+pub(super) fn check(
     cluster: &mut Cluster,
     client: &Pod,
     [near, far]: [&Pod; 2],
-    tell: &mut impl FnMut(&str, Result<()>) -> Result<()>,
+    report: &mut impl FnMut(&str, Result<()>) -> Result<()>,
 ) -> Result<()> {
     let mut servers = Vec::new();
     for family in Family::BOTH {
@@ -48,20 +50,20 @@ pub(super) fn try_out(
     let (outside, both) = (cluster.outside()?, [near.name(), far.name()]);
     let [node, other] = [&cluster.nodes()[0], &cluster.nodes()[1]];
     for family in Family::BOTH {
-        let mut tell = |what: &str, result| tell(&format!("{what}, {family}"), result);
+        let mut report = |what: &str, result| report(&format!("{what}, {family}"), result);
         let pod = |pod: &Pod| SocketAddr::new(pod.address(family), HTTP);
         let node_port = |address| SocketAddr::new(address, NODE_PORT);
-        tell("to near", associations(client.place(), pod(near), &both[..1]))?;
-        tell("to far", associations(client.place(), pod(far), &both[1..]))?;
+        report("to near", associations(client.place(), pod(near), &both[..1]))?;
+        report("to far", associations(client.place(), pod(far), &both[1..]))?;
         let at = service.at(family, PORT);
-        tell("pod to service", associations(client.place(), at, &both))?;
-        tell("pod to service, back to itself", associations(near.place(), at, &both))?;
-        tell("host to service", associations(node.place(), at, &both))?;
+        report("pod to service", associations(client.place(), at, &both))?;
+        report("pod to service, with hairpin", associations(near.place(), at, &both))?;
+        report("host to service", associations(node.place(), at, &both))?;
         let here = node_port(node.address(family));
-        tell("pod to node port", associations(client.place(), here, &both))?;
-        tell("outside to node port", associations(&outside, here, &both))?;
+        report("pod to node port", associations(client.place(), here, &both))?;
+        report("outside to node port", associations(&outside, here, &both))?;
         let there = node_port(other.address(family));
-        tell("pod to another node's port", associations(client.place(), there, &both))?;
+        report("pod to another node's port", associations(client.place(), there, &both))?;
     }
     for server in &mut servers {
         server.check_running()?;
@@ -69,10 +71,10 @@ pub(super) fn try_out(
     Ok(())
 }
 
-/// Every association brings an answer, and each of `servers` is asked.
+/// Fails unless every association gets a response and every one of `servers` answered some.
 fn associations(from: &Place, to: SocketAddr, servers: &[&str]) -> Result<()> {
-    let requests = from.get_by_sctp(to, REQUESTS, BYTES)?;
+    let requests = from.get_over_sctp(to, REQUESTS, BYTES)?;
     answered_by(&requests, servers)?;
-    ensure!(requests.len() == REQUESTS as usize, "{} of {REQUESTS} were asked", requests.len());
+    ensure!(requests.len() == REQUESTS as usize, "{} of {REQUESTS} requests were sent", requests.len());
     Ok(())
 }

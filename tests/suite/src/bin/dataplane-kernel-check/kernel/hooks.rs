@@ -1,4 +1,5 @@
-//! Every place programs are attached to, by the agent's own loader, in a network namespace of this thread.
+//! Attaches programs to every hook with the agent's own loader, in a network namespace of this
+//! thread.
 
 use std::{fs, path::Path};
 
@@ -9,19 +10,19 @@ use dataplane_agent::datapath::{
 };
 use nix::sched::{CloneFlags, unshare};
 
-use super::{Finding, Told};
+use super::{Finding, Findings};
 use dataplane_testkit::prog::node_config;
 
-/// Below the cgroup file system; a directory of our own, so that no socket but ours is looked at.
+/// A separate cgroup, so that the programs affect no other sockets.
 const CGROUP: &str = "dataplane-kernel-check";
 
-/// Attaches all programs, and takes them off again.
-pub(crate) fn hooks(told: &mut Told) -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
+/// Attaches and detaches all programs.
+pub(crate) fn hooks(findings: &mut Findings) -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET).context("create a network namespace")?;
     let directory = tempfile::tempdir()?;
     let found = attach(&directory.path().join("bpf"));
-    cleanup(&directory.path().join("bpf")).context("take the programs off")?;
-    found?.iter().try_for_each(|finding| told.tell(finding))
+    cleanup(&directory.path().join("bpf")).context("detach the programs")?;
+    found?.iter().try_for_each(|finding| findings.report(finding))
 }
 
 fn attach(bpffs: &Path) -> Result<Vec<Finding>> {
@@ -56,7 +57,7 @@ fn attach(bpffs: &Path) -> Result<Vec<Finding>> {
         XdpState::Off => anyhow::bail!("xdp is off"),
     });
     let cgroup = default_cgroup()?.join(CGROUP);
-    fs::create_dir_all(&cgroup).with_context(|| format!("make cgroup {}", cgroup.display()))?;
+    fs::create_dir_all(&cgroup).with_context(|| format!("create cgroup {}", cgroup.display()))?;
     let attached = datapath.attach_cgroup(&cgroup).and_then(|()| datapath.detach_cgroup());
     fs::remove_dir(&cgroup).with_context(|| format!("remove cgroup {}", cgroup.display()))?;
     let (how, refused) = match attached {

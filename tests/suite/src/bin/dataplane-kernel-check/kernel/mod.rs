@@ -1,6 +1,7 @@
-//! What a kernel makes of the datapath: for `cargo xtask kernels`, which runs this in a machine of its own.
+//! Checks of a kernel for `cargo xtask kernels`, which runs this in a virtual machine.
 //!
-//! Findings go to stdout, one JSON object per line behind [`MARK`], since a kernel's console has other lines too.
+//! Findings go to stdout, one JSON object per line after [`MARK`], because a kernel console has
+//! other lines, too.
 
 mod associations;
 mod hooks;
@@ -16,10 +17,10 @@ pub(crate) use hooks::hooks;
 pub(crate) use programs::programs;
 pub(crate) use traffic::traffic;
 
-/// Begins the line of a finding.
+/// Prefix of the line of a finding.
 const MARK: &str = "FINDING ";
 
-/// One thing found out about the kernel.
+/// A result of the check.
 #[derive(Debug, Serialize)]
 #[serde(tag = "of", rename_all = "snake_case")]
 pub(crate) enum Finding {
@@ -28,18 +29,18 @@ pub(crate) enum Finding {
     },
     Program {
         name: &'static str,
-        /// What the verifier walked; told from Linux 5.16.
+        /// Instructions that the verifier processed; known since Linux 5.16.
         verified: Option<u32>,
-        /// Why the kernel refuses it.
+        /// Why the kernel rejects it.
         refused: Option<String>,
     },
-    /// How programs come to a place.
+    /// How programs are attached to a hook.
     Hook {
         place: &'static str,
         how: Option<&'static str>,
         refused: Option<String>,
     },
-    /// What became of some traffic.
+    /// Result of one kind of traffic.
     Traffic {
         mode: &'static str,
         what: String,
@@ -48,8 +49,8 @@ pub(crate) enum Finding {
 }
 
 impl Finding {
-    /// Whether the datapath can work with it.
-    fn is_fine(&self) -> bool {
+    /// Whether the datapath works with it.
+    fn is_supported(&self) -> bool {
         match self {
             Self::Kernel { .. } => true,
             Self::Program { refused, .. } | Self::Hook { refused, .. } => refused.is_none(),
@@ -58,31 +59,31 @@ impl Finding {
     }
 }
 
-/// Takes findings as they come: what is found out is told even if what follows hangs.
-pub(crate) struct Told {
-    is_fine: bool,
+/// Prints findings at once, so that they are not lost if a later check hangs.
+pub(crate) struct Findings {
+    is_supported: bool,
 }
 
-impl Told {
-    pub(crate) const fn nothing() -> Self {
-        Self { is_fine: true }
+impl Findings {
+    pub(crate) const fn new() -> Self {
+        Self { is_supported: true }
     }
 
-    /// Prints it.
-    fn tell(&mut self, finding: &Finding) -> Result<()> {
-        self.is_fine &= finding.is_fine();
+    /// Prints a finding.
+    fn report(&mut self, finding: &Finding) -> Result<()> {
+        self.is_supported &= finding.is_supported();
         println!("{MARK}{}", serde_json::to_string(finding)?);
         Ok(())
     }
 
-    /// Whether all of it was fine.
-    pub(crate) const fn is_fine(&self) -> bool {
-        self.is_fine
+    /// Whether the datapath works with everything found so far.
+    pub(crate) const fn is_supported(&self) -> bool {
+        self.is_supported
     }
 }
 
 /// The running kernel.
-pub(crate) fn kernel(told: &mut Told) -> Result<()> {
+pub(crate) fn kernel(findings: &mut Findings) -> Result<()> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release")?;
-    told.tell(&Finding::Kernel { release: release.trim().to_owned() })
+    findings.report(&Finding::Kernel { release: release.trim().to_owned() })
 }

@@ -1,4 +1,4 @@
-//! Every program, each for itself: one refusal must not hide the next.
+//! Loads every program separately, so that one rejection does not hide another.
 
 use anyhow::{Context as _, Result, bail};
 use aya::{
@@ -7,21 +7,21 @@ use aya::{
 };
 use dataplane_common::abi::names::{NODE, program};
 
-use super::{Finding, Told};
+use super::{Finding, Findings};
 use dataplane_testkit::prog::node_config;
 
-/// Characters of the verifier's log that are told; its end says why.
+/// Characters of the verifier log to report; the end has the reason.
 const LOG_TAIL: usize = 2_000;
 
-/// Loads every program as shipped: everything switched on, logging off.
-pub(crate) fn programs(told: &mut Told) -> Result<()> {
+/// Loads every program as released: every feature enabled, logging off.
+pub(crate) fn programs(findings: &mut Findings) -> Result<()> {
     let mut ebpf = EbpfLoader::new()
         .override_global(NODE, &node_config(), true)
         .override_global("AYA_LOG_LEVEL", &0_u8, false)
         .load(dataplane_agent::datapath::OBJECT)
         .context("load the object's maps")?;
     for name in program::DEVICE.into_iter().chain(program::SOCKET) {
-        told.tell(&finding(name, ebpf.program_mut(name).context(name)?)?)?;
+        findings.report(&finding(name, ebpf.program_mut(name).context(name)?)?)?;
     }
     Ok(())
 }

@@ -2,37 +2,37 @@
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Finding, Told, associations};
+use super::{Finding, Findings, associations};
 use dataplane_testkit::{
     lab::{Cluster, ECHO_PORT, Family, Place, Pod, Routing, Service, Spec, WEB_PORT, failures, names},
     traffic::report::Request,
 };
 
-/// Requests to a service: that one of two backends gets none of them by chance happens once in a million runs.
+/// Requests to a service. The chance that one of two backends gets none is one in a million.
 pub(super) const REQUESTS: u32 = 20;
-/// Bytes of a datagram that travels in pieces.
-const IN_PIECES: [&str; 2] = ["--size", "3000"];
+/// A datagram that is sent in fragments.
+const FRAGMENTED: [&str; 2] = ["--size", "3000"];
 
-/// One way to run a cluster.
+/// A configuration of the cluster.
 #[derive(Clone, Copy)]
 struct Mode {
     name: &'static str,
     routing: Routing,
-    /// Whether sockets are translated at `connect()`; else packets are.
+    /// Connect-time translation; else translation per packet.
     at_connect: bool,
 }
 
-/// Between them, both ways over the wire and both ways of translation.
+/// Together they cover both routing modes and both kinds of translation.
 const MODES: [Mode; 2] = [
     Mode { name: "native, translated at connect", routing: Routing::Native, at_connect: true },
     Mode { name: "VXLAN, translated per packet", routing: Routing::Vxlan, at_connect: false },
 ];
 
-/// Tries both, whatever becomes of the first.
-pub(crate) fn traffic(told: &mut Told) -> Result<()> {
+/// Runs both modes, even if the first fails.
+pub(crate) fn traffic(findings: &mut Findings) -> Result<()> {
     for mode in MODES {
-        if let Err(error) = try_out(mode, told) {
-            told.tell(&finding(mode, "cluster".to_owned(), Err(error)))?;
+        if let Err(error) = check_mode(mode, findings) {
+            findings.report(&finding(mode, "cluster".to_owned(), Err(error)))?;
         }
     }
     Ok(())
@@ -42,7 +42,7 @@ fn finding(mode: Mode, what: String, result: Result<()>) -> Finding {
     Finding::Traffic { mode: mode.name, what, failed: result.err().map(|error| format!("{error:#}")) }
 }
 
-fn try_out(mode: Mode, told: &mut Told) -> Result<()> {
+fn check_mode(mode: Mode, findings: &mut Findings) -> Result<()> {
     let spec = Spec {
         routing: mode.routing,
         connect_tcp: mode.at_connect,
@@ -57,26 +57,33 @@ fn try_out(mode: Mode, told: &mut Told) -> Result<()> {
     let host = cluster.nodes()[0].place();
 
     for family in Family::BOTH {
-        let mut tell = |what: &str, result| told.tell(&finding(mode, format!("{what}, {family}"), result));
+        let mut report =
+            |what: &str, result| findings.report(&finding(mode, format!("{what}, {family}"), result));
         for pod in [&near, &far] {
             let name = pod.name();
-            tell(&format!("ping {name}"), ping(client.place(), pod, family))?;
-            tell(&format!("TCP to {name}"), requests(client.place(), pod.web(family), &[name]))?;
-            for more in [&[][..], &IN_PIECES] {
+            report(&format!("ping {name}"), ping(client.place(), pod, family))?;
+            report(&format!("TCP to {name}"), requests(client.place(), pod.web(family), &[name]))?;
+            for more in [&[][..], &FRAGMENTED] {
                 let what = format!("UDP to {name} {}", more.join(" "));
-                tell(what.trim_end(), datagrams(client.place(), pod.echo(family), more))?;
+                report(what.trim_end(), datagrams(client.place(), pod.echo(family), more))?;
             }
         }
         let both = [near.name(), far.name()];
-        for (who, place) in [("pod", client.place()), ("host", host)] {
-            tell(&format!("{who} TCP to service"), requests(place, service.at(family, WEB_PORT), &both))?;
-            tell(&format!("{who} UDP to service"), datagrams(place, service.at(family, ECHO_PORT), &[]))?;
+        for (client, place) in [("pod", client.place()), ("host", host)] {
+            report(
+                &format!("{client} TCP to service"),
+                requests(place, service.at(family, WEB_PORT), &both),
+            )?;
+            report(
+                &format!("{client} UDP to service"),
+                datagrams(place, service.at(family, ECHO_PORT), &[]),
+            )?;
         }
-        // a pod that may be its own backend
-        tell("TCP to service, back to itself", requests(near.place(), service.at(family, WEB_PORT), &both))?;
+        // hairpin: the client is one of the backends
+        report("TCP to service, with hairpin", requests(near.place(), service.at(family, WEB_PORT), &both))?;
     }
-    let mut tell = |what: &str, result| told.tell(&finding(mode, format!("SCTP {what}"), result));
-    associations::try_out(&mut cluster, &client, [&near, &far], &mut tell)
+    let mut report = |what: &str, result| findings.report(&finding(mode, format!("SCTP {what}"), result));
+    associations::check(&mut cluster, &client, [&near, &far], &mut report)
 }
 
 fn ping(from: &Place, to: &Pod, family: Family) -> Result<()> {
@@ -87,7 +94,7 @@ fn requests(from: &Place, to: std::net::SocketAddr, servers: &[&str]) -> Result<
     answered_by(&from.get_bytes(to, REQUESTS, 20_000)?, servers)
 }
 
-/// Every request is answered, and by all of `servers`.
+/// Fails unless every request is answered and every one of `servers` answered some.
 pub(super) fn answered_by(requests: &[Request], servers: &[&str]) -> Result<()> {
     ensure!(failures(requests).is_empty(), "{:?}", failures(requests));
     let answered = names(requests);

@@ -1,4 +1,4 @@
-//! A cluster as Linux alone makes it, with kube-proxy for its services: what ours is held against. Knows no agent.
+//! A cluster of plain Linux routing and kube-proxy, which tests compare with ours. Uses no agent.
 
 use std::{fs, net::IpAddr, path::Path, time::Duration};
 
@@ -14,25 +14,26 @@ use super::{
 };
 use crate::apiserver::User;
 
-/// What kube-proxy needs to begin with on a busy machine.
-const START: Duration = Duration::from_secs(60);
+/// Timeout for kube-proxy to write its rules on a busy machine.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Who kube-proxy is to the API server: the user that has its rights from the start.
+/// kube-proxy's user, which has its permissions by default.
 pub fn kube_proxy_user() -> User {
     User { name: "system:kube-proxy".to_owned(), groups: Vec::new() }
 }
 
-/// A pod without a plugin: a namespace behind a device of its node.
+/// A pod without the CNI plugin: a namespace connected to its node by a veth pair.
 #[derive(Debug)]
 pub struct PlainPod {
     pub place: Place,
-    /// IPv4, IPv6.
+    /// IPv4 and IPv6 address.
     pub addresses: [IpAddr; 2],
 }
 
 impl Cluster {
-    /// Makes routers of the nodes that know each other's pods. For clusters none of whose agents runs.
-    pub fn route_plainly(&self) -> Result<()> {
+    /// Makes the nodes forward, with static routes to each other's pods. Only for clusters without
+    /// running agents.
+    pub fn add_static_routes(&self) -> Result<()> {
         for node in self.nodes() {
             let namespace = node.place().namespace();
             namespace.sysctls(&[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")])?;
@@ -45,8 +46,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// The pod with this number in its node's range. Its gateway is the node under its own address, which so is the one it
-    /// masquerades behind.
+    /// Creates a pod with the address of this number in the node's pod CIDR. Its gateway is the
+    /// node's own address, so that kube-proxy masquerades behind that.
     pub fn plain_pod(&self, node: &Node, name: &str, number: u8) -> Result<PlainPod> {
         let namespace = Namespace::create(&self.namespace(&format!("pod-{name}")))?;
         let host = node.place().namespace();
@@ -70,7 +71,7 @@ impl Cluster {
         Ok(PlainPod { place, addresses })
     }
 
-    /// Runs kube-proxy on a node, from this file; the API server must know [`kube_proxy_user`].
+    /// Runs this kube-proxy binary on a node; the API server must know [`kube_proxy_user`].
     pub fn kube_proxy(&self, program: &Path, node: &Node) -> Result<Process> {
         let logs = node.place().logs();
         let kubeconfig = logs.join("kube-proxy.kubeconfig");
@@ -82,11 +83,11 @@ impl Cluster {
             "mode": "nftables",
             "hostnameOverride": node.name(),
             "clientConnection": {"kubeconfig": kubeconfig},
-            // pods of other nodes are strangers, as they are where a pod is masqueraded on its way to them
+            // packets from pods of other nodes are masqueraded, as our datapath does
             "detectLocalMode": "NodeCIDR",
             "nodePortAddresses": ["primary"],
             "oomScoreAdj": 0,
-            // the machine's own limits are not a node's to set
+            // these limits apply to the whole machine: leave them unchanged
             "conntrack": {
                 "maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": zero, "tcpCloseWaitTimeout": zero,
                 "udpTimeout": zero, "udpStreamTimeout": zero,
@@ -94,15 +95,15 @@ impl Cluster {
         });
         let file = logs.join("kube-proxy.yaml");
         fs::write(&file, serde_norway::to_string(&config)?)?;
-        let file = file.to_str().context("a path that is no text")?;
+        let file = file.to_str().context("a path that is not UTF-8")?;
         node.place().daemon(program, &["--config", file], &logs.join("kube-proxy.log"))
     }
 }
 
-/// Waits until kube-proxy's rules of both families on this node name all of these.
+/// Waits until kube-proxy's rules of both families on this node contain all these services.
 pub fn await_rules(node: &Node, names: &[String]) -> Result<()> {
     let what = format!("rules of kube-proxy on {}", node.name());
-    let waited = wait::until(&what, START, || {
+    let waited = wait::until(&what, START_TIMEOUT, || {
         for family in ["ip", "ip6"] {
             let rules = node.place().run("nft", &["list", "table", family, "kube-proxy"])?;
             let missing = names.iter().find(|name| !rules.contains(&format!("/{name}")));

@@ -1,4 +1,5 @@
-//! SCTP's first packets (RFC 9260 §3.3), as bytes: INIT, INIT ACK and ABORT, each the only chunk of its packet. Knows no socket.
+//! The SCTP packets of a handshake (RFC 9260 §3.3): INIT, INIT ACK and ABORT, each as the only
+//! chunk of its packet. Opens no socket.
 
 use dataplane_common::crc32c;
 
@@ -8,16 +9,17 @@ const ABORT: u8 = 6;
 
 /// Bytes of the common header.
 const HEADER: usize = 12;
-/// Bytes of a chunk's own header, and of what INIT and INIT ACK have before their parameters.
+/// Bytes of a chunk header, and of the fixed fields of INIT and INIT ACK.
 const CHUNK: usize = 4;
 const FIXED: usize = 16;
 
-/// What every INIT ACK must have.
+/// The parameter that every INIT ACK must have.
 const STATE_COOKIE: u16 = 7;
-/// A type of nobody's. Who does not know it is to skip it without a word: so its highest bits say.
+/// An unassigned parameter type for our response. Its highest bits tell receivers that do not know
+/// it to skip it silently.
 const ANSWER: u16 = 0xbf_5a;
 
-/// A packet that was read: right in length and checksum.
+/// A parsed packet with valid length and checksum.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Packet {
     pub(super) from: u16,
@@ -29,21 +31,21 @@ pub(super) struct Packet {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Chunk {
-    /// `tag`: what the other end shall put on what it sends.
+    /// `tag`: verification tag of packets to the sender.
     Init {
         tag: u32,
     },
-    /// With an answer of ours.
+    /// `answer`: the traffic server's response.
     InitAck {
         tag: u32,
         answer: String,
     },
     Abort,
-    /// By its type.
+    /// Any other chunk type.
     Other(u8),
 }
 
-/// Ports of source and destination of a packet or of its beginning, as a message of ICMP has it.
+/// Source and destination port of a packet, or of its beginning as quoted in an ICMP error.
 pub(super) fn ports(packet: &[u8]) -> Option<(u16, u16)> {
     let port = |at: usize| Some(u16::from_be_bytes(packet.get(at..at + 2)?.try_into().ok()?));
     Some((port(0)?, port(2)?))
@@ -60,7 +62,7 @@ impl Packet {
         bytes
     }
 
-    /// The error says what is wrong with it.
+    /// The error describes what is wrong with the packet.
     pub(super) fn read(bytes: &[u8]) -> Result<Self, &'static str> {
         let (from, to) = ports(bytes).ok_or("an SCTP packet without ports")?;
         let word = |at: usize| {
@@ -91,7 +93,7 @@ impl Chunk {
         let (kind, body) = match self {
             Self::Init { tag } => (INIT, fixed(*tag)),
             Self::InitAck { tag, answer } => {
-                // nobody will show the cookie to us
+                // the client never returns the cookie
                 let parameters = [parameter(STATE_COOKIE, &[0; 4]), parameter(ANSWER, answer.as_bytes())];
                 (INIT_ACK, [fixed(*tag), parameters.concat()].concat())
             }
@@ -106,7 +108,7 @@ impl Chunk {
     }
 }
 
-/// Tag, a window, one stream each way, the first number.
+/// Initiate tag, receiver window, one stream in each direction, initial TSN.
 fn fixed(tag: u32) -> Vec<u8> {
     let mut bytes = tag.to_be_bytes().to_vec();
     bytes.extend(0x1_0000_u32.to_be_bytes());
@@ -115,7 +117,7 @@ fn fixed(tag: u32) -> Vec<u8> {
     bytes
 }
 
-/// Padded, as every one must be that others may follow.
+/// A parameter, padded to 4 bytes.
 fn parameter(kind: u16, value: &[u8]) -> Vec<u8> {
     let mut bytes = kind.to_be_bytes().to_vec();
     bytes.extend(((CHUNK + value.len()) as u16).to_be_bytes());
@@ -124,14 +126,14 @@ fn parameter(kind: u16, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Of the body of an INIT ACK.
+/// The traffic server's response in the body of an INIT ACK.
 fn answer(body: &[u8]) -> Result<String, &'static str> {
     let mut rest = body.get(FIXED..).ok_or("an INIT ACK that is cut off")?;
     loop {
-        let (kind, len) = ports(rest).ok_or("an INIT ACK without an answer of ours")?;
+        let (kind, len) = ports(rest).ok_or("an INIT ACK without the traffic server's parameter")?;
         let value = rest.get(CHUNK..len.into()).ok_or("a parameter of SCTP that is cut off")?;
         if kind == ANSWER {
-            return String::from_utf8(value.to_vec()).map_err(|_not_text| "an answer that is no text");
+            return String::from_utf8(value.to_vec()).map_err(|_not_text| "a response that is not UTF-8");
         }
         rest = rest.get(usize::from(len).next_multiple_of(4)..).unwrap_or_default();
     }
@@ -146,9 +148,9 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read() {
+    fn written_packets_are_parsed_unchanged() {
         let answer = |text: &str| Chunk::InitAck { tag: 7, answer: text.to_owned() };
-        let chunks = [Chunk::Init { tag: 7 }, answer("near"), answer("asker [::1]:9"), Chunk::Abort];
+        let chunks = [Chunk::Init { tag: 7 }, answer("near"), answer("server [::1]:9"), Chunk::Abort];
         for chunk in chunks.into_iter().chain([Chunk::Other(0)]) {
             let packet = packet(chunk);
             let bytes = packet.write();
@@ -158,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn one_bit_that_is_wrong_is_noticed() {
+    fn every_flipped_bit_and_truncation_is_detected() {
         let bytes = packet(Chunk::InitAck { tag: 7, answer: "near".to_owned() }).write();
         for bit in 0..bytes.len() * 8 {
             let mut wrong = bytes.clone();
@@ -170,9 +172,9 @@ mod tests {
         }
     }
 
-    /// An INIT of another stack's: RFC 9260 §3.3.2 by hand, summed by `vectors_of_rfc_3720`'s function.
+    /// The expected bytes are written out from RFC 9260 §3.3.2.
     #[test]
-    fn an_init_is_as_the_rfc_has_it() {
+    fn init_has_the_layout_of_rfc_9260() {
         let bytes = packet(Chunk::Init { tag: 0x0102_0304 }).write();
         assert_eq!(bytes[..8], [0x9c, 0x40, 0, 80, 0xca, 0xfe, 0xba, 0xbe]);
         assert_eq!(bytes[12..20], [1, 0, 0, 20, 1, 2, 3, 4]);

@@ -1,4 +1,5 @@
-//! How a cluster's agents hear of its objects: by files in a directory of each, or from an API server on the fabric.
+//! Publishes a cluster's objects to its agents: as files in a directory of each node, or through an
+//! API server on the fabric.
 
 use std::collections::BTreeMap;
 
@@ -11,16 +12,16 @@ use super::{
     netns::Namespace,
     node::Node,
     process::Place,
-    site::Site,
+    resources::Resources,
 };
 use crate::apiserver::{ApiServer, Needs, Objects, User};
 
-/// Number of the API server on the first segment.
+/// Host number of the API server in the first segment.
 const HOST: u8 = 253;
-/// Its port on the fabric's bridge.
+/// The API server's bridge port.
 const PORT: &str = "api";
 
-/// As they are installed.
+/// Manifests with the agent's permissions, as installed.
 const ROLES: [&str; 2] = [
     include_str!("../../../../deploy/base/namespace.yaml"),
     include_str!("../../../../deploy/base/rbac.yaml"),
@@ -29,14 +30,14 @@ const ROLES: [&str; 2] = [
 /// The setting `source` of the agents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// A directory for each.
+    /// A directory per agent.
     Manifests,
-    /// One API server for all.
+    /// One API server for all agents.
     Kubernetes(Needs),
 }
 
 impl Source {
-    /// An API server nothing else is asked of.
+    /// An API server with default options.
     pub fn kubernetes() -> Self {
         Self::Kubernetes(Needs::default())
     }
@@ -56,22 +57,22 @@ pub struct Control {
     objects: Objects,
 }
 
-/// What has been told, by name, and to whom.
+/// Published objects by name, and the API server if there is one.
 #[derive(Debug)]
-pub(super) struct Feed {
-    told: BTreeMap<String, Vec<Value>>,
+pub(super) struct ObjectPublisher {
+    published: BTreeMap<String, Vec<Value>>,
     control: Option<Control>,
 }
 
-/// Who the agents are to the API server.
+/// The agents' service account.
 pub fn agent_user() -> User {
     User::service_account("dataplane-system", "dataplane-agent")
 }
 
 impl Control {
-    fn create(site: &Site, fabric: &Fabric, mtu: u32, needs: &Needs) -> Result<Self> {
-        let namespace = Namespace::create(&site.namespace(PORT))?;
-        fabric.plug(&namespace, "eth0", Segment::FIRST, PORT, mtu)?;
+    fn create(resources: &Resources, fabric: &Fabric, mtu: u32, needs: &Needs) -> Result<Self> {
+        let namespace = Namespace::create(&resources.namespace(PORT))?;
+        fabric.add_device(&namespace, "eth0", Segment::FIRST, PORT, mtu)?;
         let (v4, v6) = (Segment::FIRST.ipv4(HOST), Segment::FIRST.ipv6(HOST));
         let [gateway_v4, gateway_v6] = Segment::FIRST.gateway();
         namespace.ip(&format!(
@@ -80,8 +81,8 @@ impl Control {
              route add default via {gateway_v4}\n\
              route add default via {gateway_v6}"
         ))?;
-        let directory = site.directory().join(PORT);
-        let place = Place::new(namespace, &site.cgroup()?.join(PORT), &directory.join("logs"))?;
+        let directory = resources.directory().join(PORT);
+        let place = Place::new(namespace, &resources.cgroup()?.join(PORT), &directory.join("logs"))?;
         let mut needs = needs.clone();
         needs.users.push(agent_user());
         let server = ApiServer::start(&place, v4.into(), &directory, &needs)?;
@@ -98,24 +99,24 @@ impl Control {
         &mut self.server
     }
 
-    /// Its objects, as somebody who may do everything; they are reached however the fabric is.
+    /// A client with all permissions. It does not use the fabric.
     pub const fn objects(&self) -> &Objects {
         &self.objects
     }
 
-    /// Puts its cable out or in: connections stay, and nothing comes through.
+    /// Disconnects or connects the API server: connections stay open, but no packet passes.
     pub fn set_connected(&self, fabric: &Fabric, is_connected: bool) -> Result<()> {
         fabric.set_port(PORT, is_connected)
     }
 }
 
-impl Feed {
-    pub(super) fn create(site: &Site, fabric: &Fabric, mtu: u32, source: &Source) -> Result<Self> {
+impl ObjectPublisher {
+    pub(super) fn create(resources: &Resources, fabric: &Fabric, mtu: u32, source: &Source) -> Result<Self> {
         let control = match source {
             Source::Manifests => None,
-            Source::Kubernetes(needs) => Some(Control::create(site, fabric, mtu, needs)?),
+            Source::Kubernetes(needs) => Some(Control::create(resources, fabric, mtu, needs)?),
         };
-        Ok(Self { told: BTreeMap::new(), control })
+        Ok(Self { published: BTreeMap::new(), control })
     }
 
     pub(super) const fn control(&self) -> Option<&Control> {
@@ -126,42 +127,42 @@ impl Feed {
         self.control.as_mut()
     }
 
-    /// Where agents ask, and as whom: URLs and a kubeconfig.
+    /// URLs and kubeconfig of the API server for agents.
     pub(super) fn access(&self) -> Result<Option<(Vec<String>, String)>> {
         let Some(control) = &self.control else { return Ok(None) };
         Ok(Some((control.server.urls(), control.server.kubeconfig(&agent_user())?)))
     }
 
-    /// Makes these the objects of this name; what there was of it besides is gone.
+    /// Publishes `objects` under `name` in place of those published under it before.
     pub(super) fn apply(&mut self, nodes: &[Node], name: &str, objects: &[Value]) -> Result<()> {
-        let before = self.told.insert(name.to_owned(), objects.to_vec()).unwrap_or_default();
+        let before = self.published.insert(name.to_owned(), objects.to_vec()).unwrap_or_default();
         match &self.control {
             None => nodes.iter().try_for_each(|node| node.apply(name, objects)),
             Some(control) => {
                 control.objects.apply(objects)?;
                 let kept: Vec<_> = objects.iter().map(identity).collect();
-                let gone: Vec<Value> =
+                let deleted: Vec<Value> =
                     before.into_iter().filter(|object| !kept.contains(&identity(object))).collect();
-                control.objects.delete(&gone)
+                control.objects.delete(&deleted)
             }
         }
     }
 
-    /// The objects of this name are gone.
+    /// Deletes the objects published under `name`.
     pub(super) fn withdraw(&mut self, nodes: &[Node], name: &str) -> Result<()> {
-        let Some(gone) = self.told.remove(name) else { bail!("there are no objects {name}") };
+        let Some(deleted) = self.published.remove(name) else { bail!("no objects are published as {name}") };
         match &self.control {
             None => nodes.iter().try_for_each(|node| node.withdraw(name)),
-            Some(control) => control.objects.delete(&gone),
+            Some(control) => control.objects.delete(&deleted),
         }
     }
 
-    /// Tells a node that has just come.
-    pub(super) fn tell_all(&self, node: &Node) -> Result<()> {
+    /// Writes all published objects for a new node.
+    pub(super) fn publish_all_to(&self, node: &Node) -> Result<()> {
         if self.control.is_some() {
             return Ok(());
         }
-        self.told.iter().try_for_each(|(name, objects)| node.apply(name, objects))
+        self.published.iter().try_for_each(|(name, objects)| node.apply(name, objects))
     }
 }
 
@@ -170,7 +171,7 @@ fn identity(object: &Value) -> [Value; 4] {
     [&object["apiVersion"], &object["kind"], &metadata["namespace"], &metadata["name"]].map(Clone::clone)
 }
 
-/// What agents may do: what `deploy/` grants them.
+/// The agents' RBAC objects from `deploy/`.
 fn agent_roles() -> Result<Vec<Value>> {
     let mut objects = Vec::new();
     for text in ROLES {
@@ -184,7 +185,7 @@ fn agent_roles() -> Result<Vec<Value>> {
     Ok(objects)
 }
 
-/// Of [`Feed::control`], where a scenario cannot do without.
+/// The API server, or an error that says that the cluster has none.
 pub(super) fn required<T>(control: Option<T>) -> Result<T> {
     control.context("this cluster has no API server: its source is manifests")
 }

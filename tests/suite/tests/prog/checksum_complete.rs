@@ -1,21 +1,21 @@
-//! Packets the device has summed up as they came (`CHECKSUM_COMPLETE`): the kernel checks the sum it keeps against the packet that
-//! comes out (`BPF_F_TEST_SKB_CHECKSUM_COMPLETE`, Linux 6.16).
+//! Packets with `CHECKSUM_COMPLETE`: the kernel compares its checksum with the output packet
+//! (`BPF_F_TEST_SKB_CHECKSUM_COMPLETE`, Linux 6.16).
 
 use anyhow::Result;
 use dataplane_common::reason::HookId;
 use dataplane_testkit::prog::{Family, Frame, Rig, at, rig};
 
-/// Runs the packet, and says whether this kernel can check.
+/// Runs the packet; returns whether this kernel can check.
 fn run(rig: &mut Rig, hook: HookId, frame: &Frame) -> Result<bool> {
-    let checked = rig.run_summed_up(hook, &frame.build())?;
+    let checked = rig.run_checksum_complete(hook, &frame.build())?;
     if !checked {
-        println!("skipped: this kernel does not check sums of test runs");
+        println!("skipped: this kernel does not check CHECKSUM_COMPLETE in test runs");
     }
     Ok(checked)
 }
 
 #[test]
-fn the_sum_of_a_packet_follows_its_bytes() -> Result<()> {
+fn checksum_complete_matches_the_translated_packet() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let (client, backend) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
@@ -32,7 +32,7 @@ fn the_sum_of_a_packet_follows_its_bytes() -> Result<()> {
             ..Frame::udp(backend, client)
         };
         let arriving = [
-            // as it is, but for its hop limit
+            // not translated: only the hop limit changes
             Frame::udp(outside, client),
             Frame::tcp(backend, client, 0x12),
             Frame::udp(backend, client),

@@ -1,4 +1,4 @@
-//! What a cluster has to say about a failure: logs, drop counters, events, problems.
+//! Diagnostics of a cluster after a failure: logs, drop counters, events, problems.
 
 use std::fmt::Write as _;
 
@@ -10,28 +10,28 @@ use dataplane_agent::api::{
 
 use super::{agent::Agent, cluster::Cluster, losses::losses, node::Node};
 
-/// Events that are shown of a node.
+/// Number of events shown per node.
 const EVENTS: usize = 10;
 
 impl Cluster {
-    /// Adds to an error what is known: see [`Self::evidence`].
+    /// Adds the cluster's diagnostics to an error.
     pub fn explain<T>(&self, result: Result<T>) -> Result<T> {
-        result.map_err(|error| Error::context(error, self.evidence()))
+        result.map_err(|error| Error::context(error, self.diagnostics()))
     }
 
-    /// What every node knows, and what kernels have counted of losses.
-    pub fn evidence(&self) -> String {
-        let nodes = self.nodes().iter().map(Node::evidence).collect::<Vec<_>>().join("\n");
-        format!("{nodes}\n--- kernels ---\n{}", losses(&self.site().namespace("")))
+    /// Diagnostics of every node, and the kernel's loss counters.
+    pub fn diagnostics(&self) -> String {
+        let nodes = self.nodes().iter().map(Node::diagnostics).collect::<Vec<_>>().join("\n");
+        format!("{nodes}\n--- kernels ---\n{}", losses(&self.resources().namespace("")))
     }
 }
 
 impl Node {
-    /// Problems, drops with their counters and last events, and the end of the agent's log.
-    pub fn evidence(&self) -> String {
+    /// Problems, drop counters, the last drop events, and the end of the agent's log.
+    pub fn diagnostics(&self) -> String {
         let mut text = format!("--- {} ---\n", self.name());
         match self.agent().status() {
-            Err(error) => text.push_str(&format!("its agent does not answer: {error:#}\n")),
+            Err(error) => text.push_str(&format!("the agent does not respond: {error:#}\n")),
             Ok(status) => {
                 for not_ready in &status.status.not_ready {
                     line(&mut text, "not ready", &format!("{}: {}", not_ready.check, not_ready.reason));
@@ -55,11 +55,11 @@ impl Node {
         text
     }
 
-    /// Packets of a hook that ended in an outcome, so far.
+    /// Number of packets with this verdict or drop reason at a hook.
     pub fn count(&self, hook: &str, outcome: &str) -> Result<u64> {
         let outcomes = self.agent().status()?.outcomes;
-        let is_it = |count: &&CountView| count.hook == hook && count.outcome == outcome;
-        Ok(outcomes.iter().filter(is_it).map(|count| count.packets).sum())
+        let matches = |count: &&CountView| count.hook == hook && count.outcome == outcome;
+        Ok(outcomes.iter().filter(matches).map(|count| count.packets).sum())
     }
 }
 
@@ -67,12 +67,12 @@ fn line(text: &mut String, what: &str, value: &str) {
     let _written = writeln!(text, "{what}: {value}");
 }
 
-/// The last packets that were dropped, as sentences.
+/// The last drop events, as JSON.
 fn drops(agent: &Agent) -> Vec<String> {
     let view = View::Events(EventFilter { dropped: true, ..EventFilter::default() });
     let lines = match agent.stream(&view) {
         Ok(lines) => lines,
-        Err(error) => return vec![format!("(not readable: {error:#})")],
+        Err(error) => return vec![format!("(cannot read events: {error:#})")],
     };
     let events: Vec<String> = lines
         .into_iter()

@@ -1,8 +1,9 @@
-//! What a cluster leaves on the machine, and its removal: by its owner, on Ctrl-C, or by a later run.
+//! The resources of a cluster on the machine, and their removal: by the owner, on a signal, or by a
+//! later run.
 //!
-//! All of it carries the cluster's name: `/run/dataplane-lab/<cluster>/`, namespaces `dpl-<cluster>-*`, the cgroup
-//! `dataplane-lab/<cluster>`. The owner holds a lock; a name whose lock is free and that is not marked as kept has lost
-//! its owner.
+//! All of them carry the cluster's name: `/run/dataplane-lab/<cluster>/`, namespaces
+//! `dpl-<cluster>-*`, the cgroup `dataplane-lab/<cluster>`. The owner holds a lock file: a cluster
+//! whose lock is free and that is not marked as kept has lost its owner.
 
 use std::{
     collections::BTreeSet,
@@ -26,39 +27,40 @@ use super::{interrupt, netns::Namespace, wait};
 
 const ROOT: &str = "/run/dataplane-lab";
 const CGROUP: &str = "dataplane-lab";
-/// In the directory of a cluster that stays after its owner has ended.
+/// Marks a cluster directory as kept: it stays after its owner has ended.
 const KEPT: &str = "kept";
 
-/// Names of clusters this process owns.
+/// Names of the clusters of this process.
 static OWNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// Held by who removes clusters of this process. Once it is interrupted nobody else does: owners wait here for the end.
+/// Held during removal of clusters of this process. After a signal it is held until the process
+/// ends, and owners wait for it.
 static REMOVAL: Mutex<()> = Mutex::new(());
 
-/// A name that is ours, and the places that go with it.
+/// A claimed cluster name and its resources.
 #[derive(Debug)]
-pub(super) struct Site {
+pub(super) struct Resources {
     name: String,
     is_kept: bool,
     _lock: Flock<File>,
 }
 
-impl Site {
-    /// Takes the name, after removing what others left behind.
+impl Resources {
+    /// Claims the name, after removing what crashed programs left behind.
     pub(super) fn claim(name: &str) -> Result<Self> {
         interrupt::install()?;
-        sweep()?;
-        // somebody who looks for leftovers may hold it for a moment
+        remove_orphans()?;
+        // another process that looks for leftovers may hold the lock for a moment
         let claimed = wait::until("its lock", Duration::from_secs(2), || lock(name));
-        let lock = claimed.with_context(|| format!("a cluster {name} is in use"))?;
+        let lock = claimed.with_context(|| format!("cluster {name} is in use"))?;
         if directory(name).exists() {
-            bail!("a cluster {name} was kept: take it down first");
+            bail!("cluster {name} was kept: take it down first");
         }
         OWNED.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
-        let site = Self { name: name.to_owned(), is_kept: false, _lock: lock };
-        fs::create_dir_all(site.directory())?;
-        fs::create_dir_all(site.cgroup()?)?;
-        Ok(site)
+        let resources = Self { name: name.to_owned(), is_kept: false, _lock: lock };
+        fs::create_dir_all(resources.directory())?;
+        fs::create_dir_all(resources.cgroup()?)?;
+        Ok(resources)
     }
 
     pub(super) fn directory(&self) -> PathBuf {
@@ -74,7 +76,7 @@ impl Site {
         format!("{}{what}", prefix(&self.name))
     }
 
-    /// Leaves everything as it is when the owner ends.
+    /// Marks the cluster as kept: dropping the owner removes nothing.
     pub(super) fn keep(&mut self) -> Result<()> {
         fs::write(self.directory().join(KEPT), "")?;
         self.is_kept = true;
@@ -82,27 +84,27 @@ impl Site {
     }
 }
 
-impl Drop for Site {
+impl Drop for Resources {
     fn drop(&mut self) {
-        let _alone = REMOVAL.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = REMOVAL.lock().unwrap_or_else(PoisonError::into_inner);
         OWNED.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
         if self.is_kept {
             return;
         }
         if let Err(error) = remove(&self.name) {
-            tracing::warn!(cluster = self.name, "not removed completely: {error:#}");
+            tracing::warn!(cluster = self.name, "cannot remove cluster completely: {error:#}");
         }
     }
 }
 
-/// Mounts a BPF file system of its own at `path`.
+/// Mounts a new BPF file system at `path`.
 pub(super) fn mount_bpffs(path: &Path) -> Result<()> {
     fs::create_dir_all(path)?;
     mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
         .with_context(|| format!("mount a bpf file system at {}", path.display()))
 }
 
-/// Removes a cluster that was kept; whether there was one.
+/// Removes a kept cluster; returns whether there was one.
 pub fn take_down(name: &str) -> Result<bool> {
     if !directory(name).exists() {
         return Ok(false);
@@ -112,20 +114,21 @@ pub fn take_down(name: &str) -> Result<bool> {
     Ok(true)
 }
 
-/// Removes the clusters of this process, which is about to end: the caller ends it while it holds what it gets.
+/// Removes the clusters of this process, which is about to end. The caller ends it while it holds
+/// the returned lock.
 pub(super) fn remove_owned() -> MutexGuard<'static, ()> {
-    let alone = REMOVAL.lock().unwrap_or_else(PoisonError::into_inner);
+    let guard = REMOVAL.lock().unwrap_or_else(PoisonError::into_inner);
     let owned = OWNED.lock().unwrap_or_else(PoisonError::into_inner).clone();
     for name in owned {
         if let Err(error) = remove(&name) {
-            eprintln!("cluster {name} is not removed completely: {error:#}");
+            eprintln!("cannot remove cluster {name} completely: {error:#}");
         }
     }
-    alone
+    guard
 }
 
-/// Removes the clusters of programs that ended without doing so.
-fn sweep() -> Result<()> {
+/// Removes clusters whose owners ended without removing them.
+fn remove_orphans() -> Result<()> {
     fs::create_dir_all(ROOT)?;
     for entry in fs::read_dir(ROOT)? {
         let file = entry?.file_name();
@@ -140,13 +143,13 @@ fn sweep() -> Result<()> {
     Ok(())
 }
 
-/// `None`: somebody else has it.
+/// Takes the lock of a cluster; `None`: another process holds it.
 fn lock(name: &str) -> Result<Option<Flock<File>>> {
     let path = lock_file(name);
     loop {
         let file = OpenOptions::new().create(true).append(true).open(&path).context("open a lock")?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            // whoever removed the cluster removed the file with it: then this is a lock nobody looks at
+            // the lock file was deleted by the process that removed the cluster: try the new one
             Ok(lock) if lock.metadata()?.nlink() == 0 => {}
             Ok(lock) => return Ok(Some(lock)),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Ok(None),
@@ -155,7 +158,7 @@ fn lock(name: &str) -> Result<Option<Flock<File>>> {
     }
 }
 
-/// With its lock held.
+/// Removes a cluster. The caller holds its lock.
 fn remove(name: &str) -> Result<()> {
     let cgroup = cgroup_root()?.join(name);
     remove_cgroup(&cgroup)?;
@@ -166,29 +169,28 @@ fn remove(name: &str) -> Result<()> {
     for mount in mounts_below(&directory)? {
         umount2(&mount, MntFlags::MNT_DETACH).with_context(|| format!("unmount {}", mount.display()))?;
     }
-    absent_is_fine(fs::remove_dir_all(&directory)).with_context(|| directory.display().to_string())?;
-    absent_is_fine(fs::remove_file(lock_file(name))).context("remove a lock")
+    ignore_not_found(fs::remove_dir_all(&directory)).with_context(|| directory.display().to_string())?;
+    ignore_not_found(fs::remove_file(lock_file(name))).context("remove a lock")
 }
 
-/// Ends what runs in a cgroup, and removes it with all below it.
+/// Kills the processes of a cgroup, and removes it with all its descendants.
 fn remove_cgroup(cgroup: &Path) -> Result<()> {
     wait::until("removal of a cluster's cgroup", Duration::from_secs(10), || {
         let groups = cgroups_below(cgroup)?;
         for group in &groups {
             for pid in fs::read_to_string(group.join("cgroup.procs"))?.lines() {
-                // it may have ended by itself
-                let _gone = kill(Pid::from_raw(pid.parse()?), Signal::SIGKILL);
+                let _may_have_ended = kill(Pid::from_raw(pid.parse()?), Signal::SIGKILL);
             }
         }
-        // a process that was killed may still be leaving; and if we are interrupted, one more may be starting
+        // busy while a killed process is exiting, or a new one is starting
         for group in groups.iter().rev() {
-            absent_is_fine(fs::remove_dir(group)).with_context(|| group.display().to_string())?;
+            ignore_not_found(fs::remove_dir(group)).with_context(|| group.display().to_string())?;
         }
         Ok(Some(()))
     })
 }
 
-/// Parents before children; none if it does not exist.
+/// A cgroup and its descendants, parents first; empty if it does not exist.
 fn cgroups_below(cgroup: &Path) -> Result<Vec<PathBuf>> {
     if !cgroup.exists() {
         return Ok(Vec::new());
@@ -229,7 +231,7 @@ fn prefix(name: &str) -> String {
     format!("dpl-{name}-")
 }
 
-fn absent_is_fine(result: std::io::Result<()>) -> std::io::Result<()> {
+fn ignore_not_found(result: std::io::Result<()>) -> std::io::Result<()> {
     match result {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         result => result,

@@ -1,7 +1,7 @@
-//! SCTP's handshake by raw sockets, for kernels without SCTP: the first packet of an association and the first answer.
+//! The SCTP handshake with raw sockets, for kernels without SCTP: INIT and the first response.
 //!
-//! Such a socket has no port: it gets every packet between two addresses, and its owner takes what is for him. Nothing of the
-//! kernel answers beside it as long as the kernel has no SCTP of its own. No hook for sockets sees it, either.
+//! A raw socket has no port: it receives every packet between two addresses, and its owner filters.
+//! The kernel does not respond as long as it has no SCTP. Socket hooks do not run for it.
 
 use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
@@ -24,79 +24,80 @@ use nix::{
     },
 };
 
-use super::init::{self, Chunk, Packet};
+use super::sctp_packet::{self, Chunk, Packet};
 
-/// Longest packet that is read: ours are much shorter.
+/// Size of receive buffers; our packets are much shorter.
 const LONGEST: usize = 2_048;
-/// Ports of clients: those the kernel gives its own.
+/// Source ports: the kernel's ephemeral range.
 const PORTS: std::ops::Range<u16> = 32_768..60_999;
 
-/// Asks for an association, and leaves it once it was answered; what the answer says.
+/// Sends an INIT, aborts the association after the response, and returns the server's answer.
 ///
-/// # Errors
-/// What ICMP says of the INIT, as a connected socket would hear it; `ConnectionAborted`: the other end has nobody at that
-/// port; `TimedOut`: silence; `InvalidData`: an answer to this INIT that is not what it should be.
-pub(super) fn ask(server: SocketAddr, patience: Duration) -> IoResult<String> {
-    let deadline = Instant::now() + patience;
-    let question = Question::new(server)?;
-    question.send(0, Chunk::Init { tag: question.tag })?;
+/// The ICMP error about the INIT, as a connected socket would receive it; `ConnectionAborted`: the
+/// port is closed; `TimedOut`: no response; `InvalidData`: an invalid response to this INIT.
+pub(super) fn request(server: SocketAddr, timeout: Duration) -> IoResult<String> {
+    let deadline = Instant::now() + timeout;
+    let handshake = Handshake::new(server)?;
+    handshake.send(0, Chunk::Init { tag: handshake.tag })?;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(ErrorKind::TimedOut.into());
         }
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        poll(&mut [PollFd::new(question.socket.as_fd(), PollFlags::POLLIN)], timeout)?;
-        question.hear_refusals()?;
-        while let Some(bytes) = question.receive()? {
-            let Some((peer, answer)) = question.judge(&bytes)? else { continue };
-            // who does not end it leaves a half-open association to everyone on the way
-            question.send(peer, Chunk::Abort)?;
+        poll(&mut [PollFd::new(handshake.socket.as_fd(), PollFlags::POLLIN)], timeout)?;
+        handshake.check_error_queue()?;
+        while let Some(bytes) = handshake.receive()? {
+            let Some((peer, answer)) = handshake.parse_response(&bytes)? else { continue };
+            // without ABORT every node on the path keeps a half-open association
+            handshake.send(peer, Chunk::Abort)?;
             return Ok(answer);
         }
     }
 }
 
-/// An INIT that wants an answer.
-struct Question {
+/// An INIT without response so far.
+struct Handshake {
     socket: OwnedFd,
     server: SocketAddr,
     port: u16,
-    /// What the answer must carry.
+    /// The verification tag of the response.
     tag: u32,
 }
 
-impl Question {
+impl Handshake {
     fn new(server: SocketAddr) -> IoResult<Self> {
         static NEXT: AtomicU16 = AtomicU16::new(0);
-        let chance = RandomState::new().build_hasher().finish();
+        let random = RandomState::new().build_hasher().finish();
         let number = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(std::process::id() as u16);
         let port = PORTS.start + number % (PORTS.end - PORTS.start);
         let socket = raw(server.ip(), SockFlag::SOCK_NONBLOCK)?;
-        // an error is then known with the packet it is about: others between the same two addresses are not ours
+        // an error then comes with the packet it is about: other handshakes between the same
+        // addresses get theirs, too
         match server {
             SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?,
             SocketAddr::V6(_) => setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?,
         }
         connect(socket.as_raw_fd(), &to(server.ip()))?;
-        // a tag of zero is an INIT's
-        Ok(Self { socket, server, port, tag: chance as u32 | 1 })
+        // tag zero is reserved for INIT
+        Ok(Self { socket, server, port, tag: random as u32 | 1 })
     }
 
     fn send(&self, tag: u32, chunk: Chunk) -> IoResult<()> {
         let bytes = Packet { from: self.port, to: self.server.port(), tag, chunk }.write();
         loop {
             match send(self.socket.as_raw_fd(), &bytes, MsgFlags::empty()) {
-                // somebody else was refused between the same two addresses
+                // an error about another handshake between the same two addresses
                 Err(Errno::ECONNREFUSED) => {}
-                // dropped on its way out of the host, which only who asks for errors is told: silence, for any other
+                // dropped by a program on egress: reported only with RECVERR, a normal socket would
+                // time out
                 Ok(_) | Err(Errno::ENOBUFS) => return Ok(()),
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// What there is; none of it may be ours.
+    /// The next packet; it may belong to another handshake.
     fn receive(&self) -> IoResult<Option<Vec<u8>>> {
         let mut buffer = [0; LONGEST];
         let mut parts = [IoSliceMut::new(&mut buffer)];
@@ -105,14 +106,14 @@ impl Question {
         match read {
             Ok(len) => Ok(Some(transport(self.server.ip(), &buffer[..len]).to_vec())),
             Err(Errno::EAGAIN) => Ok(None),
-            // as above: ours comes by the queue
+            // as above: errors of this handshake are in the error queue
             Err(Errno::ECONNREFUSED) => Ok(Some(Vec::new())),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// The error that is about this question, if there is one.
-    fn hear_refusals(&self) -> IoResult<()> {
+    /// Returns the ICMP error about this handshake, if there is one.
+    fn check_error_queue(&self) -> IoResult<()> {
         loop {
             let mut buffer = [0; LONGEST];
             let mut space = cmsg_space!(sock_extended_err, sockaddr_in6);
@@ -135,40 +136,48 @@ impl Question {
                 _ => None,
             });
             let len = message.bytes;
-            let is_ours = init::ports(&buffer[..len]) == Some((self.port, self.server.port()));
-            if let Some(number) = number.filter(|_| is_ours) {
+            let is_this_handshake =
+                sctp_packet::ports(&buffer[..len]) == Some((self.port, self.server.port()));
+            if let Some(number) = number.filter(|_| is_this_handshake) {
                 return Err(Error::from_raw_os_error(number));
             }
         }
     }
 
-    /// Tag of who answers, and the answer; `None`: it is for somebody else.
-    fn judge(&self, bytes: &[u8]) -> IoResult<Option<(u32, String)>> {
-        let Some((from, _)) = init::ports(bytes).filter(|(_, to)| *to == self.port) else { return Ok(None) };
+    /// Verification tag and content of the response; `None`: it belongs to another handshake.
+    fn parse_response(&self, bytes: &[u8]) -> IoResult<Option<(u32, String)>> {
+        let Some((from, _)) = sctp_packet::ports(bytes).filter(|(_, to)| *to == self.port) else {
+            return Ok(None);
+        };
         let wrong = |what: &str| Error::new(ErrorKind::InvalidData, what.to_owned());
         if from != self.server.port() {
-            return Err(wrong(&format!("answered by port {from}")));
+            return Err(wrong(&format!("response from port {from}")));
         }
         let packet = Packet::read(bytes).map_err(wrong)?;
         match packet.chunk {
-            // our own, come back
-            Chunk::Init { tag } if packet.tag == 0 && tag == self.tag => Err(wrong("the question came back")),
-            _ if packet.tag != self.tag => Err(wrong(&format!("answered with tag {:#x}", packet.tag))),
+            // our own INIT
+            Chunk::Init { tag } if packet.tag == 0 && tag == self.tag => {
+                Err(wrong("our own INIT was returned"))
+            }
+            _ if packet.tag != self.tag => Err(wrong(&format!("response with tag {:#x}", packet.tag))),
             Chunk::InitAck { tag, answer } => Ok(Some((tag, answer))),
             Chunk::Abort => Err(ErrorKind::ConnectionAborted.into()),
-            Chunk::Init { .. } | Chunk::Other(_) => Err(wrong(&format!("answered by {:?}", packet.chunk))),
+            Chunk::Init { .. } | Chunk::Other(_) => {
+                Err(wrong(&format!("unexpected response {:?}", packet.chunk)))
+            }
         }
     }
 }
 
-/// A server: says its name and whom it sees to who asks for an association at `port`, of any address, and aborts all others.
+/// A server that answers INITs at `port` of any address with its name and the client's address, and
+/// aborts all others.
 pub(super) struct Server {
     socket: OwnedFd,
     any: IpAddr,
 }
 
 impl Server {
-    /// Of both families.
+    /// A server for each family.
     pub(super) fn both() -> Result<[Self; 2]> {
         Ok([Self::of(Ipv4Addr::UNSPECIFIED.into())?, Self::of(Ipv6Addr::UNSPECIFIED.into())?])
     }
@@ -184,7 +193,7 @@ impl Server {
     pub(super) fn run(&self, name: &str, port: u16) -> Result<()> {
         loop {
             let Some((client, own, bytes)) = self.receive()? else { continue };
-            // not ours to say: it was not what it should be, or no question
+            // ignore packets that are invalid or no INIT
             let Ok(Packet { from, to, tag: 0, chunk: Chunk::Init { tag } }) = Packet::read(&bytes) else {
                 continue;
             };
@@ -194,12 +203,12 @@ impl Server {
                 Chunk::Abort
             };
             let answer = Packet { from: to, to: from, tag, chunk }.write();
-            // whom it does not reach will say so
+            // the client reports a lost response
             let _unsent = self.answer(own, client, &answer);
         }
     }
 
-    /// Who asks, at which address, what.
+    /// Client, own address and SCTP packet.
     fn receive(&self) -> Result<Option<(IpAddr, IpAddr, Vec<u8>)>> {
         let mut buffer = [0; LONGEST];
         let mut space = cmsg_space!(in6_pktinfo);
@@ -220,14 +229,14 @@ impl Server {
         });
         let len = message.bytes;
         let packet = &buffer[..len];
-        // of IPv4 there is the header
+        // IPv4 packets begin with the IP header
         let header = packet.get(16..20).and_then(|octets| <[u8; 4]>::try_from(octets).ok());
         let own = if self.any.is_ipv4() { header.map(IpAddr::from) } else { info };
         let transport = transport(self.any, packet).to_vec();
         Ok(client.zip(own).map(|(client, own)| (client, own, transport)))
     }
 
-    /// From the address that was asked.
+    /// Sends from the address that the client used.
     fn answer(&self, own: IpAddr, client: IpAddr, bytes: &[u8]) -> nix::Result<()> {
         let socket = raw(self.any, SockFlag::empty())?;
         bind(socket.as_raw_fd(), &to(own))?;
@@ -240,7 +249,7 @@ fn raw(of: IpAddr, flags: SockFlag) -> nix::Result<OwnedFd> {
     socket(family, SockType::Raw, flags | SockFlag::SOCK_CLOEXEC, SockProtocol::Sctp)
 }
 
-/// Raw sockets take no port.
+/// An address with port 0: raw sockets have none.
 fn to(ip: IpAddr) -> SockaddrStorage {
     SocketAddr::new(ip, 0).into()
 }
@@ -250,7 +259,7 @@ fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
     v4.or_else(|| Some(IpAddr::V6(address.as_sockaddr_in6()?.ip())))
 }
 
-/// What a socket of this family got, without the header that only IPv4 shows.
+/// The SCTP packet: without the IP header, which only IPv4 sockets receive.
 fn transport(family: IpAddr, packet: &[u8]) -> &[u8] {
     let header = match packet.first() {
         Some(first) if family.is_ipv4() => usize::from(first & 0xf) * 4,

@@ -1,7 +1,8 @@
-//! The other end of an uplink whose driver runs a program.
+//! XDP programs on the bridge ports that are the peers of uplinks.
 //!
-//! A pair's end that turns packets round is only heard by an end that has a program too (`drivers/net/veth.c`,
-//! `veth_xdp_flush`): the datapath's own, with empty tables, lets everything pass.
+//! A veth device receives what its peer sends with `XDP_TX` only if it has an XDP program too
+//! (`drivers/net/veth.c`, `veth_xdp_flush`). The datapath's own program with empty tables passes
+//! every packet.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +16,8 @@ use dataplane_common::abi::names::{NODE, map, program};
 use super::netns::Namespace;
 use crate::prog::node_config;
 
-/// The large ones of the tables.
-const EMPTY: [&str; 10] = [
+/// Maps that are large by default.
+const LARGE_MAPS: [&str; 10] = [
     map::ENDPOINTS,
     map::SERVICES,
     map::BACKENDS,
@@ -29,23 +30,23 @@ const EMPTY: [&str; 10] = [
     map::FRAGMENTS,
 ];
 
-/// Programs on ports, which go with it.
+/// The programs. Dropping it detaches them.
 #[derive(Debug)]
-pub(super) struct Ports {
+pub(super) struct XdpPorts {
     ebpf: Ebpf,
     links: BTreeMap<String, XdpLinkId>,
 }
 
-impl Ports {
+impl XdpPorts {
     pub(super) fn load() -> Result<Self> {
         let node = node_config();
         let mut loader = EbpfLoader::new();
         loader.override_global(NODE, &node, true).override_global("AYA_LOG_LEVEL", &0_u8, false);
-        for name in EMPTY {
+        for name in LARGE_MAPS {
             loader.map_max_entries(name, 1);
         }
         let mut ebpf = loader.load(dataplane_agent::datapath::OBJECT).context("load the object")?;
-        xdp(&mut ebpf)?.load().context("load the program of a port")?;
+        xdp(&mut ebpf)?.load().context("load the program of a bridge port")?;
         Ok(Self { ebpf, links: BTreeMap::new() })
     }
 
@@ -53,15 +54,15 @@ impl Ports {
         let program = xdp(&mut self.ebpf)?;
         let link = namespace
             .enter(|| program.attach(device, XdpMode::Driver))?
-            .with_context(|| format!("the driver of {device}"))?;
+            .with_context(|| format!("attach to the driver of {device}"))?;
         self.links.insert(device.to_owned(), link);
         Ok(())
     }
 
-    /// Takes the program off a port, if it has one.
+    /// Detaches the program of a port, if it has one.
     pub(super) fn detach(&mut self, device: &str) -> Result<()> {
         match self.links.remove(device) {
-            Some(link) => xdp(&mut self.ebpf)?.detach(link).with_context(|| format!("leave {device}")),
+            Some(link) => xdp(&mut self.ebpf)?.detach(link).with_context(|| format!("detach from {device}")),
             None => Ok(()),
         }
     }
