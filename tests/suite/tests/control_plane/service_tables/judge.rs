@@ -35,7 +35,7 @@ fn clients() -> Vec<(usize, Client<'static>)> {
             clients.push((node, Location::Outside { via: name }, cluster::outside_addresses()[family]));
         }
     }
-    clients.into_iter().map(|(node, at, address)| (node, Client { at, address })).collect()
+    clients.into_iter().map(|(node, location, address)| (node, Client { location, address })).collect()
 }
 
 /// Where a service may be asked at all, whether or not it is.
