@@ -1,8 +1,9 @@
-//! `/metrics`, `/healthz`, `/readyz`: HTTP on a thread and runtime of its own, so that a stuck agent still answers.
+//! `/metrics`, `/healthz`, `/readyz`: HTTP on its own thread and runtime, so that a stuck agent
+//! still answers.
 //!
-//! Owns the listener and the judgement "alive": the task that owns the state answers a ping now and then. "Ready" is
-//! said by that task itself ([`Status::not_ready`]); what it last said is shown together with how long ago it was
-//! alive. Knows no table and no socket of the local API.
+//! The agent is alive while the node task answers pings. It is ready if the node task says so
+//! ([`Status::not_ready`]); `/readyz` also shows the time since the last ping. Knows no table and
+//! no API socket.
 
 use std::{
     net::SocketAddr,
@@ -26,22 +27,23 @@ use crate::{
     metrics::Metrics,
 };
 
-/// Between two pings of the task that owns the state.
+/// Interval of pings to the node task.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
-/// Silence of that task after which the agent counts as dead. A first sync of a large cluster takes seconds.
-const DEAD_AFTER: Duration = Duration::from_secs(60);
+/// Time without an answer after which `/healthz` fails. The first sync of a large cluster takes
+/// seconds.
+const LIVENESS_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What the answers are made of.
+/// State of the HTTP handlers.
 #[derive(Clone, Debug)]
 struct Sources {
     status: watch::Receiver<Status>,
-    pulse: Arc<Pulse>,
+    heartbeat: Arc<Heartbeat>,
     metrics: Arc<Metrics>,
 }
 
-/// When the task that owns the state last answered.
+/// Time of the last ping that the node task answered.
 #[derive(Debug)]
-struct Pulse {
+struct Heartbeat {
     start: Instant,
     /// Milliseconds after `start`.
     last: AtomicU64,
@@ -54,67 +56,67 @@ pub struct Health {
 }
 
 impl Health {
-    /// Where it listens: the port asked for, or the one the kernel chose for port 0.
+    /// The bound address; for port 0 with the port that the kernel chose.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Listens on `address` and answers until the process ends.
+    /// Serves on `address` until the process ends.
     pub fn start(
         address: SocketAddr,
         status: watch::Receiver<Status>,
         queries: mpsc::Sender<Query>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, HttpError> {
-        let sources = Sources { status, pulse: Arc::new(Pulse::new()), metrics };
-        let pinging = ping(queries, Arc::clone(&sources.pulse));
+        let sources = Sources { status, heartbeat: Arc::new(Heartbeat::new()), metrics };
+        let pings = send_pings(queries, Arc::clone(&sources.heartbeat));
         let router = Router::new()
             .route("/metrics", get(metrics_text))
             .route("/healthz", get(healthz))
             .route("/readyz", get(readyz))
             .with_state(sources);
-        Ok(Self { address: http::serve(address, router, pinging)? })
+        Ok(Self { address: http::serve(address, router, pings)? })
     }
 }
 
-impl Pulse {
+impl Heartbeat {
     fn new() -> Self {
         Self { start: Instant::now(), last: AtomicU64::new(0) }
     }
 
-    fn beat(&self) {
+    fn record(&self) {
         self.last.store(self.start.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
-    fn silence(&self) -> Duration {
+    fn age(&self) -> Duration {
         self.start.elapsed().saturating_sub(Duration::from_millis(self.last.load(Ordering::Relaxed)))
     }
 }
 
-async fn ping(queries: mpsc::Sender<Query>, pulse: Arc<Pulse>) {
+async fn send_pings(queries: mpsc::Sender<Query>, heartbeat: Arc<Heartbeat>) {
     let mut interval = time::interval(PING_INTERVAL);
     interval.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        let (answer, answered) = oneshot::channel();
-        if queries.send(Query::Ping(answer)).await.is_ok() && answered.await.is_ok() {
-            pulse.beat();
+        let (reply, result) = oneshot::channel();
+        if queries.send(Query::Ping(reply)).await.is_ok() && result.await.is_ok() {
+            heartbeat.record();
         }
     }
 }
 
 async fn metrics_text(State(sources): State<Sources>) -> Response {
-    // a scrape reads maps: milliseconds that must not delay a probe
+    // a scrape reads maps for milliseconds: it must not delay probes
     match tokio::task::spawn_blocking(move || sources.metrics.encode()).await {
         Ok(text) => http::openmetrics(text),
-        Err(error) => http::failure("metrics", &error),
+        Err(error) => http::failure("cannot collect metrics", &error),
     }
 }
 
 async fn healthz(State(sources): State<Sources>) -> Response {
-    let silence = sources.pulse.silence();
-    let alive = silence < DEAD_AFTER;
-    http::judgement(alive, &json!({ "alive": alive, "silent_seconds": silence.as_secs() }))
+    let age = sources.heartbeat.age();
+    let alive = age < LIVENESS_TIMEOUT;
+    http::probe_response(alive, &json!({ "alive": alive, "lastHeartbeatSecondsAgo": age.as_secs() }))
 }
 
 async fn readyz(State(sources): State<Sources>) -> Response {
@@ -123,9 +125,9 @@ async fn readyz(State(sources): State<Sources>) -> Response {
         "ready": status.is_ready(),
         "node": status.node,
         "revision": status.revision,
-        "applied_revision": status.applied_revision,
-        "not_ready": status.not_ready,
-        "silent_seconds": sources.pulse.silence().as_secs(),
+        "appliedRevision": status.applied_revision,
+        "notReady": status.not_ready,
+        "lastHeartbeatSecondsAgo": sources.heartbeat.age().as_secs(),
     });
-    http::judgement(status.is_ready(), &body)
+    http::probe_response(status.is_ready(), &body)
 }

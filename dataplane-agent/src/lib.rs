@@ -1,13 +1,12 @@
-//! The per-node agent.
+//! The agent of a node.
 //!
-//! One way through: [`source`] → [`state`] (one writer, plain types) → [`compile`] (pure: state → desired entries) →
-//! [`reconcile`] (desired against actual) → [`datapath`] tables. Boundaries a reviewer can grep: `aya::` only under
-//! `datapath/`, `rtnetlink::` only under `netlink/`, Kubernetes types only where the API server is spoken to: `source/`,
-//! `cluster/`, `lifecycle/`, `allocate/` and `announce.rs`.
+//! Data flow: [`source`] → [`state`] (one writer, plain types) → [`compile`] (pure: state → desired
+//! rows) → [`reconcile`] (desired against actual rows) → [`datapath`] tables. `aya::` is used only
+//! under `datapath/`, `rtnetlink::` only under `netlink/`, Kubernetes types only by clients of the
+//! API server: `source/`, `cluster/`, `lifecycle/`, `allocate/` and `event_recorder.rs`.
 #![forbid(unsafe_code)]
 
 pub mod allocate;
-pub mod announce;
 pub mod api;
 pub mod app;
 pub mod cli;
@@ -16,6 +15,7 @@ pub mod cni;
 pub mod compile;
 pub mod config;
 pub mod datapath;
+pub mod event_recorder;
 pub mod health;
 pub mod http;
 pub mod lifecycle;

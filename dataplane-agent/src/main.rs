@@ -1,4 +1,4 @@
-//! The agent's command line.
+//! Command line of the agent.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
@@ -11,7 +11,7 @@ use dataplane_agent::{
     panics,
 };
 
-/// Pod network and services of a Kubernetes node, in eBPF.
+/// Kubernetes pod network and Service load balancing in eBPF.
 #[derive(Debug, Parser)]
 #[command(name = "dataplane-agent", version)]
 struct Args {
@@ -21,9 +21,9 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the agent of this node
+    /// Run the agent on this node
     Run(Box<RunArgs>),
-    /// Give each node its ranges of pod addresses, on a cluster that does not
+    /// Assign pod CIDRs to nodes, for clusters whose controller manager does not
     Allocate(Box<AllocateArgs>),
     #[command(flatten)]
     Cli(cli::Command),

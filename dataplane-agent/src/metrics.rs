@@ -1,7 +1,7 @@
-//! Metrics, as Prometheus reads them.
+//! Prometheus metrics.
 //!
-//! Two kinds: what requests count as they are served (families kept here), and what is read at scrape time from the
-//! published status, the datapath and the IPAM ([`AtScrape`]): nothing keeps a second copy of a number in step.
+//! Request metrics are counted as requests are served. All others are read at scrape time from the
+//! published status, the datapath and the IPAM ([`AtScrape`]), so no number is kept twice.
 
 use std::{
     fmt,
@@ -32,23 +32,24 @@ use crate::{
     source::{Problems, Progress},
 };
 
-/// Before every name.
+/// Prefix of every name.
 const PREFIX: &str = "dataplane";
-/// Upper bounds of the duration histograms in seconds: a view takes microseconds, a CNI ADD tens of milliseconds.
-const SECONDS: [f64; 12] = [0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
-/// Those of the way into the tables: milliseconds.
-const EVENT_SECONDS: [f64; 12] =
+/// Buckets of request durations: a view takes microseconds, a CNI ADD tens of milliseconds.
+const REQUEST_BUCKETS: [f64; 12] =
+    [0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+/// Buckets from an event to the tables.
+const EVENT_BUCKETS: [f64; 12] =
     [0.000_25, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
-/// Those of the way from a pod's change to the tables of a node, most of it the control plane's.
-const TRIGGER_SECONDS: [f64; 15] =
+/// Buckets from a change in the cluster to the tables; most of the time is the control plane's.
+const TRIGGER_BUCKETS: [f64; 15] =
     [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0];
-/// Listing the flows reads the whole index: at most this often for the sake of a number.
-const FLOWS_EVERY: Duration = Duration::from_secs(10);
+/// Shortest time between two counts of flows: counting reads the whole flow index.
+const FLOWS_REFRESH: Duration = Duration::from_secs(10);
 
 type Durations = Family<[(&'static str, String); 1], Histogram, fn() -> Histogram>;
 type Results = Family<[(&'static str, String); 2], Counter>;
 
-/// The registry and what is counted while serving.
+/// The registry, and the metrics of requests.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -57,29 +58,29 @@ pub struct Metrics {
     cni_seconds: Durations,
     api_requests: Results,
     api_seconds: Durations,
-    programming: ProgrammingLatency,
+    latency: LatencyHistograms,
 }
 
-/// How long changes take into the tables, in seconds. Clones count into the same.
+/// Histograms of the time until the tables hold a change, in seconds. Clones share them.
 #[derive(Clone, Debug)]
-pub struct ProgrammingLatency {
-    /// From the event's arrival.
+pub struct LatencyHistograms {
+    /// From the arrival of the event.
     pub from_event: Histogram,
-    /// From the change in the cluster that led to it.
+    /// From the change in the cluster.
     pub from_trigger: Histogram,
 }
 
-/// How a request ended, as a label.
+/// Value of the label `result`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestResult {
     Ok,
     Error,
 }
 
-/// Read at scrape time.
+/// Metrics that are read at scrape time.
 struct AtScrape {
     status: watch::Receiver<Status>,
-    live: OnceLock<Arc<dyn DatapathReader>>,
+    datapath: OnceLock<Arc<dyn DatapathReader>>,
     cni: OnceLock<Arc<dyn CniServer>>,
     source: OnceLock<Problems>,
     progress: OnceLock<Progress>,
@@ -87,13 +88,13 @@ struct AtScrape {
 }
 
 impl Metrics {
-    /// Metrics of an agent that publishes `status`. They are whole once [`Self::set_datapath_reader`] and [`Self::set_cni`]
-    /// were called, which is after HTTP must answer.
+    /// Metrics of an agent that publishes `status`. Other parts are added with the setters below,
+    /// because HTTP starts before them.
     pub fn new(status: watch::Receiver<Status>) -> Self {
         let mut registry = Registry::with_prefix(PREFIX);
         let scrape = Arc::new(AtScrape {
             status,
-            live: OnceLock::new(),
+            datapath: OnceLock::new(),
             cni: OnceLock::new(),
             source: OnceLock::new(),
             progress: OnceLock::new(),
@@ -101,92 +102,84 @@ impl Metrics {
         });
         registry.register_collector(Box::new(Arc::clone(&scrape)));
         let cni_requests = Results::default();
-        registry.register(
-            "cni_requests",
-            "Requests of the CNI plugin by verb and result",
-            cni_requests.clone(),
-        );
+        registry.register("cni_requests", "Requests of the CNI plugin", cni_requests.clone());
         let cni_seconds = Durations::new_with_constructor(histogram);
         registry.register_with_unit(
             "cni_request_duration",
-            "Time to answer the CNI plugin",
+            "Duration of requests of the CNI plugin",
             Unit::Seconds,
             cni_seconds.clone(),
         );
         let api_requests = Results::default();
-        registry.register(
-            "api_requests",
-            "Requests of the local API by kind and result",
-            api_requests.clone(),
-        );
+        registry.register("api_requests", "Requests for views of the local API", api_requests.clone());
         let api_seconds = Durations::new_with_constructor(histogram);
         registry.register_with_unit(
             "api_request_duration",
-            "Time to answer the local API",
+            "Duration of requests for views of the local API",
             Unit::Seconds,
             api_seconds.clone(),
         );
-        let programming = ProgrammingLatency {
-            from_event: Histogram::new(EVENT_SECONDS),
-            from_trigger: Histogram::new(TRIGGER_SECONDS),
+        let latency = LatencyHistograms {
+            from_event: Histogram::new(EVENT_BUCKETS),
+            from_trigger: Histogram::new(TRIGGER_BUCKETS),
         };
         registry.register_with_unit(
-            "event_to_table",
-            "Time from the arrival of an object to its being in the tables",
+            "event_apply_duration",
+            "Time from the arrival of an event of the source until the tables hold the change",
             Unit::Seconds,
-            programming.from_event.clone(),
+            latency.from_event.clone(),
         );
         registry.register_with_unit(
-            "network_programming",
-            "Time from a change in the cluster (last-change-trigger-time of an EndpointSlice) to its being in the tables",
+            "network_programming_duration",
+            "Time from the last-change-trigger-time of an EndpointSlice until the tables hold the change",
             Unit::Seconds,
-            programming.from_trigger.clone(),
+            latency.from_trigger.clone(),
         );
-        Self { registry, scrape, cni_requests, cni_seconds, api_requests, api_seconds, programming }
+        Self { registry, scrape, cni_requests, cni_seconds, api_requests, api_seconds, latency }
     }
 
-    /// What counts how long changes take into the tables.
-    pub fn programming(&self) -> ProgrammingLatency {
-        self.programming.clone()
+    /// The histograms of programming latency.
+    pub fn latency(&self) -> LatencyHistograms {
+        self.latency.clone()
     }
 
-    /// From now on the datapath can be read. The first call counts.
-    pub fn set_datapath_reader(&self, live: Arc<dyn DatapathReader>) {
-        let _first = self.scrape.live.set(live);
+    /// Adds the metrics of the datapath. The first call counts.
+    pub fn set_datapath_reader(&self, datapath: Arc<dyn DatapathReader>) {
+        let _first = self.scrape.datapath.set(datapath);
     }
 
-    /// From now on the address ranges can be read. The first call counts.
+    /// Adds the metrics of the IPAM. The first call counts.
     pub fn set_cni(&self, cni: Arc<dyn CniServer>) {
         let _first = self.scrape.cni.set(cni);
     }
 
-    /// From now on what the source could not use is counted. The first call counts.
+    /// Adds the count of source problems. The first call counts.
     pub fn set_source(&self, problems: Problems) {
         let _first = self.scrape.source.set(problems);
     }
 
-    /// From now on how far the source is behind the cluster is measured. The first call counts.
+    /// Adds the metrics of the API server watches. The first call counts.
     pub fn set_progress(&self, progress: Progress) {
         let _first = self.scrape.progress.set(progress);
     }
 
-    /// A request of the CNI plugin was answered.
-    pub fn cni_request(&self, verb: &str, result: RequestResult, took: Duration) {
+    /// Counts an answered request of the CNI plugin.
+    pub fn cni_request(&self, verb: &str, result: RequestResult, duration: Duration) {
         self.cni_requests.get_or_create(&[("verb", verb.to_owned()), ("result", result.name())]).inc();
-        self.cni_seconds.get_or_create(&[("verb", verb.to_owned())]).observe(took.as_secs_f64());
+        self.cni_seconds.get_or_create(&[("verb", verb.to_owned())]).observe(duration.as_secs_f64());
     }
 
-    /// A request of the CLI was answered.
-    pub fn api_request(&self, request: &str, result: RequestResult, took: Duration) {
-        self.api_requests.get_or_create(&[("request", request.to_owned()), ("result", result.name())]).inc();
-        self.api_seconds.get_or_create(&[("request", request.to_owned())]).observe(took.as_secs_f64());
+    /// Counts an answered request for a view.
+    pub fn api_request(&self, view: &str, result: RequestResult, duration: Duration) {
+        self.api_requests.get_or_create(&[("view", view.to_owned()), ("result", result.name())]).inc();
+        self.api_seconds.get_or_create(&[("view", view.to_owned())]).observe(duration.as_secs_f64());
     }
 
-    /// Everything, in the OpenMetrics text format.
+    /// All metrics in the OpenMetrics text format.
     pub fn encode(&self) -> String {
         let mut out = String::new();
         if let Err(error) = text::encode(&mut out, &self.registry) {
-            tracing::error!(%error, "encode metrics");
+            tracing::error!(%error, "cannot encode metrics; the scrape is incomplete");
         }
         out
     }
@@ -209,7 +202,7 @@ impl<T, E> From<&Result<T, E>> for RequestResult {
 }
 
 fn histogram() -> Histogram {
-    Histogram::new(SECONDS)
+    Histogram::new(REQUEST_BUCKETS)
 }
 
 impl fmt::Debug for AtScrape {
@@ -226,7 +219,11 @@ impl Collector for AtScrape {
         encode_tables(&mut out, &status)?;
         encode_reconcile(&mut out, &status)?;
         if let Some(source) = self.source.get() {
-            out.counter("source_problems", "Problems the source came upon, gone or not", source.ever())?;
+            out.counter(
+                "source_problems",
+                "Problems found in objects of the source since the agent started",
+                source.total(),
+            )?;
         }
         if let Some(progress) = self.progress.get() {
             encode_progress(&mut out, progress)?;
@@ -239,90 +236,110 @@ impl Collector for AtScrape {
 fn encode_agent(out: &mut Encoder<'_>, status: &Status) -> fmt::Result {
     let build =
         [("version", status.version.clone()), ("abi", status.abi.to_string()), ("node", status.node.clone())];
-    out.gauges("build_info", "The agent that runs", [(build, 1)])?;
-    out.gauge("ready", "Whether the agent is ready", u64::from(status.is_ready()))?;
-    out.gauge("synced", "Whether the source has delivered everything once", u64::from(status.synced))?;
-    out.gauge("state_revision", "Revision of the state", status.revision)?;
-    out.gauge("applied_revision", "Revision that is in the tables completely", status.applied_revision)?;
-    out.gauge("pins_adopted", "Pins taken over from an earlier agent", u64::from(status.pins_adopted))?;
+    out.gauges("build_info", "Version, table layout and node of the agent; the value is 1", [(build, 1)])?;
+    out.gauge("ready", "1 if the agent is ready, else 0", u64::from(status.is_ready()))?;
+    out.gauge("synced", "1 if the source has delivered every object once, else 0", u64::from(status.synced))?;
+    out.gauge("state_revision", "Revision of the cluster state in the agent", status.revision)?;
+    out.gauge(
+        "applied_revision",
+        "Revision of the cluster state that the tables hold completely",
+        status.applied_revision,
+    )?;
+    out.gauge("pins_adopted", "Pinned tables adopted from an earlier agent", u64::from(status.pins_adopted))?;
     let objects = [
         ("node", status.objects.nodes),
         ("service", status.objects.services),
         ("endpoint_slice", status.objects.endpoint_slices),
         ("pod", status.objects.pods),
     ];
-    out.gauges("objects", "Objects known", objects.map(|(kind, count)| ([("kind", kind)], count)))?;
+    out.gauges(
+        "objects",
+        "Objects in the state of the agent, by kind",
+        objects.map(|(kind, count)| ([("kind", kind)], count)),
+    )?;
     let problems = [Origin::Source, Origin::Reconcile, Origin::Datapath, Origin::Node].map(|origin| {
         let count = status.problems.iter().filter(|problem| problem.origin == origin).count();
         ([("origin", origin.name())], count as u64)
     });
-    out.gauges("problems", "What is wrong now, by the part of the agent that found it", problems)
+    out.gauges("problems", "Current problems, by the part of the agent that found them", problems)
 }
 
 fn encode_progress(out: &mut Encoder<'_>, progress: &Progress) -> fmt::Result {
     let age = progress.behind_since().and_then(|since| since.elapsed().ok()).unwrap_or_default();
-    out.gauge("source_age_seconds", "Age of the state: 0 while the cluster is watched", age.as_secs())?;
-    out.counter("source_relists", "How often everything of a kind was asked for again", progress.relists())?;
-    let errors = progress.watch_errors();
-    out.counter(
-        "source_watch_errors",
-        "Requests to the API server that failed, watches that broke off",
-        errors,
+    out.gauge(
+        "source_age_seconds",
+        "Age of the cluster state in seconds; 0 while every watch is up to date",
+        age.as_secs(),
     )?;
-    out.counter("source_failovers", "How often another API server was taken", progress.failovers())
+    out.counter("source_relists", "Complete lists of a kind after the first", progress.relists())?;
+    let errors = progress.watch_errors();
+    out.counter("source_watch_errors", "Failed requests to the API server, and broken watches", errors)?;
+    out.counter("source_failovers", "Changes to another API server", progress.failovers())
 }
 
 fn encode_tables(out: &mut Encoder<'_>, status: &Status) -> fmt::Result {
     let rows = |value: fn(&crate::api::views::TableView) -> u64| {
         status.tables.iter().map(move |table| ([("table", table.name.clone())], value(table)))
     };
-    out.gauges("table_entries", "Entries in use", rows(|table| table.used))?;
-    out.gauges("table_capacity", "Entries there is room for", rows(|table| table.capacity))?;
-    out.counters("table_writes", "Entries written", rows(|table| table.writes))?;
-    out.counters("table_removals", "Entries removed", rows(|table| table.removals))
+    out.gauges("table_entries", "Rows in the table", rows(|table| table.used))?;
+    out.gauges("table_capacity", "Largest number of rows of the table", rows(|table| table.capacity))?;
+    out.counters(
+        "table_writes",
+        "Rows written to the table since the agent started",
+        rows(|table| table.writes),
+    )?;
+    out.counters(
+        "table_removals",
+        "Rows removed from the table since the agent started",
+        rows(|table| table.removals),
+    )
 }
 
 fn encode_reconcile(out: &mut Encoder<'_>, status: &Status) -> fmt::Result {
     let reconcile = &status.reconcile;
-    out.counter("reconcile_errors", "Writes that failed", reconcile.errors)?;
-    out.counter("reconcile_retries", "Writes repeated after a failure", reconcile.retries)?;
-    out.counter("reconcile_drift", "Entries an audit found changed", reconcile.drift)?;
-    out.gauge("reconcile_pending", "Keys that wait for a retry", reconcile.pending)
+    out.counter("reconcile_errors", "Failed writes to tables", reconcile.errors)?;
+    out.counter("reconcile_retries", "Writes to tables repeated after a failure", reconcile.retries)?;
+    out.counter(
+        "reconcile_drift",
+        "Table rows that an audit found changed by another process",
+        reconcile.drift,
+    )?;
+    out.gauge("reconcile_pending", "Table keys that wait for a retry", reconcile.pending)
 }
 
 impl AtScrape {
     fn encode_datapath(&self, out: &mut Encoder<'_>) -> fmt::Result {
-        let Some(live) = self.live.get() else { return Ok(()) };
-        match live.counts() {
+        let Some(datapath) = self.datapath.get() else { return Ok(()) };
+        match datapath.counts() {
             Ok(counts) => {
                 let rows = counts.into_iter().map(|count| {
-                    let end = if count.dropped { "dropped" } else { "passed" };
+                    let action = if count.dropped { "drop" } else { "pass" };
                     (
-                        [("hook", count.hook), ("outcome", count.outcome), ("end", end.to_owned())],
+                        [("hook", count.hook), ("outcome", count.outcome), ("action", action.to_owned())],
                         count.packets,
                     )
                 });
-                out.counters("packets", "Packets by hook and outcome", rows)?;
+                out.counters("packets", "Packets by hook, verdict or drop reason, and action", rows)?;
             }
-            Err(error) => tracing::warn!(%error, "metrics: read the counters"),
+            Err(error) => tracing::warn!(%error, "cannot read packet counters for /metrics"),
         }
-        match self.flows(live.as_ref()) {
-            Ok(flows) => out.gauge("flows", "Connections translated per packet", flows),
+        match self.flows(datapath.as_ref()) {
+            Ok(flows) => out.gauge("flows", "Flows (connections translated per packet)", flows),
             Err(error) => {
-                tracing::warn!(%error, "metrics: read the flows");
+                tracing::warn!(%error, "cannot count flows for /metrics");
                 Ok(())
             }
         }
     }
 
-    fn flows(&self, live: &dyn DatapathReader) -> Result<u64, String> {
+    fn flows(&self, datapath: &dyn DatapathReader) -> Result<u64, String> {
         let mut cached = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((read, count)) = *cached
-            && read.elapsed() < FLOWS_EVERY
+            && read.elapsed() < FLOWS_REFRESH
         {
             return Ok(count);
         }
-        let count = live.flows()?.len() as u64;
+        let count = datapath.flows()?.len() as u64;
         *cached = Some((Instant::now(), count));
         Ok(count)
     }
@@ -331,12 +348,20 @@ impl AtScrape {
         let Some(cni) = self.cni.get() else { return Ok(()) };
         let ranges = cni.ranges();
         let label = |cidr: &ipnet::IpNet| [("cidr", cidr.to_string())];
-        out.gauges("ipam_used", "Pod addresses handed out", ranges.iter().map(|r| (label(&r.cidr), r.used)))?;
-        out.gauges("ipam_free", "Pod addresses left", ranges.iter().map(|r| (label(&r.cidr), r.free)))
+        out.gauges(
+            "ipam_addresses_used",
+            "Pod addresses in use, by pod CIDR",
+            ranges.iter().map(|r| (label(&r.cidr), r.used)),
+        )?;
+        out.gauges(
+            "ipam_addresses_free",
+            "Free pod addresses, by pod CIDR",
+            ranges.iter().map(|r| (label(&r.cidr), r.free)),
+        )
     }
 }
 
-/// Writes metrics that live no longer than a scrape.
+/// Encodes metrics that exist only during a scrape.
 struct Encoder<'a>(DescriptorEncoder<'a>);
 
 impl Encoder<'_> {

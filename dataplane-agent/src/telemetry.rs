@@ -1,6 +1,5 @@
-//! Logging: one `tracing` subscriber on stderr, and a bridge for the crates that speak `log` (aya, aya-log, rtnetlink).
-//!
-//! Owns nothing but the set-up. Everything after that is `tracing` macros where things happen.
+//! Sets up logging: a `tracing` subscriber on stderr, and a bridge for crates that use `log` (aya,
+//! aya-log, rtnetlink).
 
 use std::{io, str::FromStr};
 
@@ -9,7 +8,7 @@ use tracing::level_filters::LevelFilter;
 use tracing_log::LogTracer;
 use tracing_subscriber::{EnvFilter, filter::ParseError, fmt, util::SubscriberInitExt};
 
-/// How a log line looks.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -20,18 +19,18 @@ pub enum LogFormat {
     Json,
 }
 
-/// Why logging cannot be set up.
+/// Error while logging is set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    #[error("log filter {filter:?}: {source}")]
+    #[error("invalid log filter {filter:?}: {source}")]
     Filter { filter: String, source: ParseError },
-    #[error("log: another logger is installed already")]
+    #[error("cannot install the logger: another one is installed already")]
     Installed,
 }
 
-/// Not a format.
+/// An unknown log format.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("log format {0:?} is none of text, json")]
+#[error("unknown log format {0:?}: must be text or json")]
 pub struct UnknownFormat(String);
 
 impl FromStr for LogFormat {
@@ -46,10 +45,10 @@ impl FromStr for LogFormat {
     }
 }
 
-/// Starts logging what `filter` lets through (`info`, `dataplane_agent::reconcile=debug,info`, ...).
+/// Starts logging. `filter` is `info`, `dataplane_agent::reconcile=debug,info`, ...
 pub fn init(filter: &str, format: LogFormat) -> Result<(), TelemetryError> {
     let filter = parse(filter)?;
-    // what no directive can let through is dropped in `log` already, before it is formatted
+    // disabled levels are dropped by `log` before they are formatted
     let level = filter.max_level_hint().unwrap_or(LevelFilter::TRACE);
     LogTracer::builder()
         .with_max_level(as_log_level(level))
@@ -88,14 +87,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_filter_that_is_none_is_refused_by_name() {
+    fn invalid_filter_is_refused_and_named() {
         let error = parse("dataplane_agent=loud").unwrap_err();
         assert!(error.to_string().contains("dataplane_agent=loud"), "{error}");
         assert!(parse("dataplane_agent::reconcile=debug,info").is_ok());
     }
 
     #[test]
-    fn a_format_that_is_none_is_refused() {
+    fn unknown_format_is_refused() {
         assert_eq!("json".parse(), Ok(LogFormat::Json));
         assert_eq!("xml".parse::<LogFormat>(), Err(UnknownFormat("xml".to_owned())));
     }

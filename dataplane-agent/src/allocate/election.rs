@@ -1,7 +1,8 @@
-//! Leading: keeps the Lease, and says until when this allocator may write.
+//! Leader election: renews the Lease and publishes until when this allocator may write.
 //!
-//! Owns the requests about the Lease; the rules are [`super::lease`]'s. What it says ([`Leadership`]) ends by itself:
-//! one that cannot reach the API server leads no more before anyone else begins.
+//! Owns the requests for the Lease; the rules are in [`super::lease`]. The published [`Leadership`]
+//! expires by itself: an allocator that cannot reach the API server stops leading before another
+//! one starts.
 
 use std::time::{Duration, Instant};
 
@@ -22,98 +23,98 @@ use super::{
 };
 use crate::cluster::explain;
 
-/// What is said of leading.
+/// The leadership as published to the controller.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Leadership {
-    /// We lead until then, if nothing more is heard.
+    /// This allocator leads until then, unless the Lease is renewed.
     pub(super) until: Option<Instant>,
-    /// Which time somebody leads: one that leads again leads anew.
+    /// Incremented each time this allocator becomes the leader.
     pub(super) term: u64,
-    /// Who leads, as far as known.
+    /// The current leader, if known.
     pub(super) holder: Option<String>,
-    /// The Lease has been read or written at least once.
-    pub(super) heard: bool,
+    /// The Lease was read or written at least once.
+    pub(super) lease_seen: bool,
 }
 
 impl Leadership {
-    pub(super) fn leads(&self, now: Instant) -> bool {
+    pub(super) fn is_leader(&self, now: Instant) -> bool {
         self.until.is_some_and(|until| now < until)
     }
 }
 
-/// Keeps the Lease.
+/// Acquires and renews the Lease.
 #[derive(Debug)]
 pub(super) struct Election {
     leases: Api<Lease>,
     name: String,
-    terms: super::lease::Terms,
+    timing: super::lease::LeaseTiming,
     candidate: Candidate,
-    /// As it was last read or written, to be written only if it is still so.
+    /// The Lease as last read or written: the next write fails if it changed.
     lease: Option<Lease>,
-    says: watch::Sender<Leadership>,
-    /// What the log says is wrong already.
-    trouble: Option<String>,
+    leadership: watch::Sender<Leadership>,
+    /// The error last logged.
+    last_error: Option<String>,
 }
 
-/// Why the Lease was neither read nor written.
+/// Why a Lease request failed.
 #[derive(Debug, thiserror::Error)]
 enum ElectionError {
     #[error("{}", explain(.0))]
     Api(#[from] kube::Error),
-    #[error("no answer within {0:?}")]
-    Silence(Duration),
+    #[error("no response within {0:?}")]
+    Timeout(Duration),
 }
 
 impl Election {
     pub(super) fn new(client: Client, settings: &Settings) -> (Self, watch::Receiver<Leadership>) {
-        let (says, heard) = watch::channel(Leadership::default());
+        let (leadership, receiver) = watch::channel(Leadership::default());
         let election = Self {
             leases: Api::namespaced(client, &settings.lease_namespace),
             name: settings.lease_name.clone(),
-            terms: settings.terms,
-            candidate: Candidate::new(settings.identity.clone(), settings.terms),
+            timing: settings.lease_timing,
+            candidate: Candidate::new(settings.identity.clone(), settings.lease_timing),
             lease: None,
-            says,
-            trouble: None,
+            leadership,
+            last_error: None,
         };
-        (election, heard)
+        (election, receiver)
     }
 
-    /// Leads or waits to, for ever. May be dropped at any time; then [`Self::release`].
+    /// Runs the election. May be dropped at any time; then call [`Self::release`].
     pub(super) async fn run(&mut self) {
         loop {
             let began = Instant::now();
-            // half of the deadline: two attempts, should the API server hang once
-            let patience = self.terms.renew_deadline / 2;
-            let done = match timeout(patience, self.attempt()).await {
-                Ok(done) => done,
-                Err(_elapsed) => Err(ElectionError::Silence(patience)),
+            // half of the deadline, so that one attempt may hang
+            let attempt_timeout = self.timing.renew_deadline / 2;
+            let result = match timeout(attempt_timeout, self.try_acquire_or_renew()).await {
+                Ok(result) => result,
+                Err(_elapsed) => Err(ElectionError::Timeout(attempt_timeout)),
             };
-            self.complain(done.as_ref().err());
-            self.say(began, done.is_ok());
-            sleep(self.wait()).await;
+            self.log_error(result.as_ref().err());
+            self.publish(began, result.is_ok());
+            sleep(self.retry_delay()).await;
         }
     }
 
-    /// A step of the election: reads the Lease unless we hold it, writes it if the rules say so.
-    async fn attempt(&mut self) -> Result<(), ElectionError> {
-        if self.candidate.leads() && self.lease.is_some() && self.write(Instant::now()).await.is_ok() {
+    /// One step: reads the Lease unless this allocator holds it, and writes it if the rules say so.
+    async fn try_acquire_or_renew(&mut self) -> Result<(), ElectionError> {
+        if self.candidate.is_leader() && self.lease.is_some() && self.write(Instant::now()).await.is_ok() {
             return Ok(());
         }
-        // somebody else wrote it, or it is gone, or nobody knows: look again
+        // the Lease was changed or deleted, or the state is unknown: read it
         self.lease = self.leases.get_opt(&self.name).await?;
         let now = Instant::now();
-        self.candidate.see(self.lease.as_ref().map(record).as_ref(), now);
+        self.candidate.observe(self.lease.as_ref().map(record).as_ref(), now);
         self.write(now).await
     }
 
     async fn write(&mut self, now: Instant) -> Result<(), ElectionError> {
         let Step::Write(record) = self.candidate.step(now, Timestamp::now()) else { return Ok(()) };
-        self.put(&record).await
+        self.write_lease(&record).await
     }
 
-    /// Writes the Lease as last read: somebody else's write in between makes it fail.
-    async fn put(&mut self, next: &Record) -> Result<(), ElectionError> {
+    /// Writes the Lease; fails if it changed since it was read.
+    async fn write_lease(&mut self, next: &Record) -> Result<(), ElectionError> {
         let written = match self.lease.clone() {
             Some(mut lease) => {
                 fill(lease.spec.get_or_insert_default(), next);
@@ -127,65 +128,67 @@ impl Election {
                 self.leases.create(&PostParams::default(), &lease).await?
             }
         };
-        self.candidate.see(Some(&record(&written)), Instant::now());
+        self.candidate.observe(Some(&record(&written)), Instant::now());
         self.lease = Some(written);
         Ok(())
     }
 
-    /// Says who leads. What was begun at `began` and succeeded counts from then: nobody can have seen it earlier.
-    fn say(&self, began: Instant, succeeded: bool) {
+    /// Publishes the leadership. A renewal counts from `began`, because others may have observed it
+    /// since then.
+    fn publish(&self, began: Instant, succeeded: bool) {
         let now = Instant::now();
-        let leads = self.candidate.leads();
-        self.says.send_modify(|said| {
-            let led = said.leads(now);
+        let leads = self.candidate.is_leader();
+        self.leadership.send_modify(|current| {
+            let led = current.is_leader(now);
             if leads && succeeded {
                 if !led {
-                    said.term += 1;
-                    tracing::info!(term = said.term, "leads");
+                    current.term += 1;
+                    tracing::info!(term = current.term, "became leader");
                 }
-                said.until = Some(began + self.terms.renew_deadline);
+                current.until = Some(began + self.timing.renew_deadline);
             } else if !leads || !led {
-                if said.until.is_some() {
-                    tracing::warn!(holder = self.candidate.holder(), "leads no more");
+                if current.until.is_some() {
+                    tracing::warn!(holder = self.candidate.holder(), "stopped leading");
                 }
-                said.until = None;
+                current.until = None;
             }
             let holder = self.candidate.holder().map(str::to_owned);
-            if holder != said.holder {
-                tracing::info!(holder, "the Lease has another holder");
-                said.holder = holder;
+            if holder != current.holder {
+                tracing::info!(holder, "leader changed");
+                current.holder = holder;
             }
-            said.heard |= succeeded;
+            current.lease_seen |= succeeded;
         });
     }
 
-    /// Until the next attempt: a part of it is chance, so that candidates do not come all at once. While leading not
-    /// later than leading ends.
-    fn wait(&self) -> Duration {
-        let chance = Timestamp::now().subsec_nanosecond().unsigned_abs() % 1_000;
-        let wait = self.terms.retry.mul_f64(1.0 + f64::from(chance) / 5_000.0);
-        let left = self.says.borrow().until.map(|until| until.saturating_duration_since(Instant::now()));
-        left.filter(|left| !left.is_zero()).map_or(wait, |left| wait.min(left))
+    /// Delay before the next attempt, with jitter; while leading, not later than the term ends.
+    fn retry_delay(&self) -> Duration {
+        let jitter = Timestamp::now().subsec_nanosecond().unsigned_abs() % 1_000;
+        let retry_delay = self.timing.retry_period.mul_f64(1.0 + f64::from(jitter) / 5_000.0);
+        let left =
+            self.leadership.borrow().until.map(|until| until.saturating_duration_since(Instant::now()));
+        left.filter(|left| !left.is_zero()).map_or(retry_delay, |left| retry_delay.min(left))
     }
 
-    fn complain(&mut self, error: Option<&ElectionError>) {
+    fn log_error(&mut self, error: Option<&ElectionError>) {
         let reason = error.map(ToString::to_string);
         if let Some(reason) = &reason
-            && self.trouble.as_ref() != Some(reason)
+            && self.last_error.as_ref() != Some(reason)
         {
-            tracing::warn!(lease = self.name, reason, "the Lease is not renewed");
+            tracing::warn!(lease = self.name, reason, "cannot acquire or renew Lease; retrying");
         }
-        self.trouble = reason;
+        self.last_error = reason;
     }
 
-    /// Lets another one lead at once. Nothing may be written after that.
+    /// Releases the Lease, so that another allocator can lead at once. Nothing may be written
+    /// afterwards.
     pub(super) async fn release(mut self) {
-        self.says.send_modify(|said| said.until = None);
+        self.leadership.send_modify(|current| current.until = None);
         let Some(record) = self.candidate.release(Timestamp::now()) else { return };
-        match timeout(self.terms.retry, self.put(&record)).await {
-            Ok(Ok(())) => tracing::info!("the Lease is released"),
-            Ok(Err(error)) => tracing::warn!(%error, "release the Lease"),
-            Err(_elapsed) => tracing::warn!("release the Lease: no answer"),
+        match timeout(self.timing.retry_period, self.write_lease(&record)).await {
+            Ok(Ok(())) => tracing::info!("released Lease"),
+            Ok(Err(error)) => tracing::warn!(%error, "cannot release Lease; it expires by itself"),
+            Err(_elapsed) => tracing::warn!("cannot release Lease: no response; it expires by itself"),
         }
     }
 }

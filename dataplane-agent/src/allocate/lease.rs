@@ -1,79 +1,84 @@
-//! Who leads: the rules of a Lease as every Kubernetes component keeps them, without the requests.
+//! The rules of leader election by a Lease, as in all Kubernetes components, without requests.
 //!
-//! Pure. Times written into the Lease are for people: a candidate counts from when *it* saw the Lease change, so that
-//! clocks of machines may differ (client-go's `leaderelection`). Knows no API server; [`super::election`] asks it what
-//! to write.
+//! Pure. Times in the Lease are informational: a candidate measures from when *it* observed the
+//! Lease change, so that clocks may differ (client-go's `leaderelection`). [`super::election`]
+//! sends the requests.
 
 use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 
-/// How long leading lasts.
+/// The timing of an election.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Terms {
-    /// A leader that has not renewed for so long is replaced.
+pub struct LeaseTiming {
+    /// A leader that has not renewed the Lease for this long is replaced.
     pub duration: Duration,
-    /// A leader that could not renew for so long leads no more: before anyone else begins.
+    /// A leader that could not renew for this long stops leading, before another one starts.
     pub renew_deadline: Duration,
-    /// Between two attempts.
-    pub retry: Duration,
-    /// A write of the leader is over, as far as it knows, after so long: before anyone else begins.
-    pub patience: Duration,
+    /// Delay between two attempts.
+    pub retry_period: Duration,
+    /// Timeout of a leader's write: it ends before another leader starts.
+    pub request_timeout: Duration,
 }
 
-impl Terms {
+impl LeaseTiming {
     /// In the proportions of client-go: 15, 10 and 2 seconds.
     pub fn new(duration: Duration) -> Self {
-        Self { duration, renew_deadline: duration * 2 / 3, retry: duration * 2 / 15, patience: duration / 5 }
+        Self {
+            duration,
+            renew_deadline: duration * 2 / 3,
+            retry_period: duration * 2 / 15,
+            request_timeout: duration / 5,
+        }
     }
 }
 
-/// What a Lease says.
+/// The content of a Lease.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
-    /// Empty: nobody.
+    /// Empty: no holder.
     pub holder: String,
     pub duration_seconds: i32,
     pub acquired: Option<Timestamp>,
     pub renewed: Option<Timestamp>,
-    /// How often it went from one holder to another.
+    /// Number of changes of the holder.
     pub transitions: i32,
 }
 
-/// What to do about the Lease that was seen.
+/// What to do with the observed Lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Make or write it, so: who succeeds leads.
+    /// Create or update it with this content: the writer that succeeds leads.
     Write(Record),
-    /// Another one leads.
+    /// Another candidate leads.
     Wait,
 }
 
-/// One who leads or would.
+/// A leader or candidate.
 #[derive(Debug)]
 pub struct Candidate {
     identity: String,
-    terms: Terms,
-    /// The Lease as it was last seen to change, and when.
+    timing: LeaseTiming,
+    /// The Lease at its last observed change, and when.
     observed: Option<(Record, Instant)>,
 }
 
 impl Candidate {
-    pub const fn new(identity: String, terms: Terms) -> Self {
-        Self { identity, terms, observed: None }
+    pub const fn new(identity: String, timing: LeaseTiming) -> Self {
+        Self { identity, timing, observed: None }
     }
 
-    /// Who holds the Lease as far as known.
+    /// The observed holder of the Lease.
     pub fn holder(&self) -> Option<&str> {
         self.observed.as_ref().map(|(record, _)| record.holder.as_str()).filter(|holder| !holder.is_empty())
     }
 
-    pub fn leads(&self) -> bool {
+    pub fn is_leader(&self) -> bool {
         self.holder() == Some(self.identity.as_str())
     }
 
-    /// The Lease is as given; `None`: there is none.
-    pub fn see(&mut self, record: Option<&Record>, now: Instant) {
+    /// Records the observed Lease; `None`: it does not exist.
+    pub fn observe(&mut self, record: Option<&Record>, now: Instant) {
         match (record, &self.observed) {
             (None, _) => self.observed = None,
             (Some(record), Some((known, _))) if known == record => {}
@@ -81,33 +86,33 @@ impl Candidate {
         }
     }
 
-    /// What to do now. `clock` is what this machine believes the time to be; it is written and never compared.
+    /// What to do now. `clock` is the wall clock: it is written but never compared.
     pub fn step(&self, now: Instant, clock: Timestamp) -> Step {
         let mut next = Record {
             holder: self.identity.clone(),
-            duration_seconds: self.terms.duration.as_secs() as i32,
+            duration_seconds: self.timing.duration.as_secs() as i32,
             acquired: Some(clock),
             renewed: Some(clock),
             transitions: 0,
         };
-        let Some((record, seen)) = &self.observed else { return Step::Write(next) };
-        if self.leads() {
+        let Some((record, observed_at)) = &self.observed else { return Step::Write(next) };
+        if self.is_leader() {
             next.acquired = record.acquired;
             next.transitions = record.transitions;
             return Step::Write(next);
         }
-        let lasts = Duration::from_secs(record.duration_seconds.try_into().unwrap_or_default());
-        if !record.holder.is_empty() && now < *seen + lasts {
+        let duration = Duration::from_secs(record.duration_seconds.try_into().unwrap_or_default());
+        if !record.holder.is_empty() && now < *observed_at + duration {
             return Step::Wait;
         }
         next.transitions = record.transitions.saturating_add(1);
         Step::Write(next)
     }
 
-    /// What to write when a leader ends: the next one need not wait. `None`: we do not lead.
+    /// What to write when a leader stops, so that the next need not wait. `None`: not the leader.
     pub fn release(&self, clock: Timestamp) -> Option<Record> {
-        let (record, _) = self.observed.as_ref().filter(|_| self.leads())?;
-        // zero seconds are no valid duration
+        let (record, _) = self.observed.as_ref().filter(|_| self.is_leader())?;
+        // the API rejects a duration of 0
         Some(Record {
             holder: String::new(),
             duration_seconds: 1,
@@ -125,7 +130,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn candidate(identity: &str) -> Candidate {
-        Candidate::new(identity.to_owned(), Terms::new(SECOND * 15))
+        Candidate::new(identity.to_owned(), LeaseTiming::new(SECOND * 15))
     }
 
     fn clock(second: i64) -> Timestamp {
@@ -140,56 +145,56 @@ mod tests {
     }
 
     #[test]
-    fn who_finds_no_lease_makes_it_and_renews_it_as_it_was_acquired() {
+    fn candidate_creates_missing_lease_and_renews_it() {
         let (mut a, now) = (candidate("a"), Instant::now());
         let first = written(a.step(now, clock(100)));
         assert_eq!((first.holder.as_str(), first.transitions, first.duration_seconds), ("a", 0, 15));
-        a.see(Some(&first), now);
-        assert!(a.leads());
+        a.observe(Some(&first), now);
+        assert!(a.is_leader());
         let renewed = written(a.step(now + SECOND, clock(102)));
         assert_eq!((renewed.acquired, renewed.renewed), (Some(clock(100)), Some(clock(102))));
         assert_eq!(renewed.transitions, 0);
     }
 
     #[test]
-    fn another_takes_over_fifteen_seconds_after_it_saw_the_last_renewal() {
+    fn candidate_takes_over_lease_duration_after_last_observed_renewal() {
         let (mut a, mut b, now) = (candidate("a"), candidate("b"), Instant::now());
         let record = written(a.step(now, clock(100)));
-        a.see(Some(&record), now);
-        b.see(Some(&record), now + SECOND);
-        b.see(Some(&record), now + SECOND * 10);
+        a.observe(Some(&record), now);
+        b.observe(Some(&record), now + SECOND);
+        b.observe(Some(&record), now + SECOND * 10);
         assert_eq!(b.step(now + SECOND * 15, clock(0)), Step::Wait);
         let taken = written(b.step(now + SECOND * 16, clock(116)));
         assert_eq!((taken.holder.as_str(), taken.transitions), ("b", 1));
         assert_eq!(taken.acquired, Some(clock(116)));
-        a.see(Some(&taken), now + SECOND * 16);
-        assert!(!a.leads());
+        a.observe(Some(&taken), now + SECOND * 16);
+        assert!(!a.is_leader());
     }
 
     #[test]
-    fn clocks_that_differ_by_hours_change_nothing() {
+    fn clock_skew_has_no_effect() {
         for skew in [-7_200, 7_200] {
             let (mut a, mut b, now) = (candidate("a"), candidate("b"), Instant::now());
             let mut record = written(a.step(now, clock(10_000 + skew)));
             for second in 0..30 {
                 let now = now + SECOND * second;
-                a.see(Some(&record), now);
+                a.observe(Some(&record), now);
                 record = written(a.step(now, clock(10_000 + skew + i64::from(second))));
-                b.see(Some(&record), now);
+                b.observe(Some(&record), now);
                 assert_eq!(b.step(now, clock(10_000)), Step::Wait, "second {second}");
             }
         }
     }
 
     #[test]
-    fn a_released_lease_is_taken_at_once() {
+    fn released_lease_is_acquired_at_once() {
         let (mut a, mut b, now) = (candidate("a"), candidate("b"), Instant::now());
         let record = written(a.step(now, clock(100)));
         assert_eq!(a.release(clock(100)), None, "nothing was acquired yet");
-        a.see(Some(&record), now);
+        a.observe(Some(&record), now);
         let released = a.release(clock(105)).unwrap();
         assert_eq!((released.holder.as_str(), released.duration_seconds), ("", 1));
-        b.see(Some(&released), now);
+        b.observe(Some(&released), now);
         assert_eq!(written(b.step(now, clock(105))).transitions, 1);
     }
 }

@@ -1,8 +1,8 @@
-//! Which node has which ranges, and which it is to get.
+//! Which node has which ranges, and which are reserved for it.
 //!
-//! Pure: hears what nodes have, says what to write. A range promised to a node stays promised until the node has
-//! ranges or is gone: a write whose outcome nobody knows is repeated with the same ranges, so that it cannot give two.
-//! What a node has is never changed; what is wrong with it is a [`Finding`].
+//! Pure: takes the observed nodes, returns the ranges to write. A reserved range stays reserved
+//! until the node has ranges or is deleted: a write with unknown outcome is repeated with the same
+//! ranges. Assigned ranges are never changed; problems with them are [`Finding`]s.
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, time::Instant};
 
@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::pool::Pool;
 
-/// A node as the ledger needs it.
+/// The fields of a node the ledger needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeFacts {
     pub name: String,
@@ -22,37 +22,37 @@ pub struct NodeFacts {
     pub internal_ips: Vec<IpAddr>,
 }
 
-/// Something an operator must know of a node.
+/// A problem of a node for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
-    /// Two nodes have one range, whole or in part.
+    /// The ranges of two nodes overlap.
     Overlap { range: IpNet, other: String, other_range: IpNet },
-    /// A range that is in no cluster CIDR of its family: somebody else assigns ranges too.
+    /// A range outside of all cluster CIDRs: another allocator is active.
     Outside { range: IpNet, cluster: Option<IpNet> },
-    /// Ranges are written once: a node that has one family will never get the other.
-    MissingFamily { cluster: IpNet, has: Vec<IpNet> },
-    /// Pods could get the address of a node.
+    /// The node lacks a family. `spec.podCIDRs` is immutable, so it never gets one.
+    MissingFamily { cluster: IpNet, assigned: Vec<IpNet> },
+    /// A node address is inside of a cluster CIDR: a pod could get the same address.
     AddressInside { address: IpAddr, cluster: IpNet },
-    /// There is no range left.
+    /// A cluster CIDR has no free range.
     Exhausted { cluster: IpNet, capacity: u128 },
 }
 
-/// Who has what.
+/// The ranges of all nodes.
 #[derive(Debug)]
 pub struct RangeLedger {
     /// At most one per family.
     pools: Vec<Pool>,
-    nodes: BTreeMap<String, Entry>,
+    nodes: BTreeMap<String, NodeEntry>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct NodeEntry {
     uid: String,
     resource_version: String,
-    /// What the node has.
-    has: Vec<IpNet>,
-    /// What it is to get.
-    promised: Vec<IpNet>,
+    /// Assigned ranges (`spec.podCIDRs`).
+    assigned: Vec<IpNet>,
+    /// Ranges reserved for the node.
+    reserved: Vec<IpNet>,
     addresses: Vec<IpAddr>,
 }
 
@@ -65,40 +65,40 @@ impl RangeLedger {
         &self.pools
     }
 
-    /// The node is as given.
+    /// Records the observed node.
     pub fn observe(&mut self, node: &NodeFacts, now: Instant) {
-        let mut promised = Vec::new();
+        let mut reserved = Vec::new();
         if let Some(mut before) = self.nodes.remove(&node.name) {
             if node.pod_cidrs.is_empty() && before.uid == node.uid {
-                promised = std::mem::take(&mut before.promised);
+                reserved = std::mem::take(&mut before.reserved);
             }
-            self.give_back(before.has.iter().chain(&before.promised), now);
+            self.release(before.assigned.iter().chain(&before.reserved), now);
         }
         for range in &node.pod_cidrs {
-            self.pools.iter_mut().for_each(|pool| pool.take(range));
+            self.pools.iter_mut().for_each(|pool| pool.occupy(range));
         }
         self.nodes.insert(
             node.name.clone(),
-            Entry {
+            NodeEntry {
                 uid: node.uid.clone(),
                 resource_version: node.resource_version.clone(),
-                has: node.pod_cidrs.clone(),
-                promised,
+                assigned: node.pod_cidrs.clone(),
+                reserved,
                 addresses: node.internal_ips.clone(),
             },
         );
     }
 
-    /// The node is gone, and what it had is free.
+    /// Removes a node and releases its ranges.
     pub fn remove(&mut self, name: &str, now: Instant) {
-        if let Some(gone) = self.nodes.remove(name) {
-            self.give_back(gone.has.iter().chain(&gone.promised), now);
+        if let Some(removed) = self.nodes.remove(name) {
+            self.release(removed.assigned.iter().chain(&removed.reserved), now);
         }
     }
 
-    fn give_back<'a>(&mut self, ranges: impl Iterator<Item = &'a IpNet>, now: Instant) {
+    fn release<'a>(&mut self, ranges: impl Iterator<Item = &'a IpNet>, now: Instant) {
         for range in ranges {
-            self.pools.iter_mut().for_each(|pool| pool.give_back(range, now));
+            self.pools.iter_mut().for_each(|pool| pool.release(range, now));
         }
     }
 
@@ -107,53 +107,53 @@ impl RangeLedger {
         self.nodes.keys().map(String::as_str)
     }
 
-    /// Identity and version of a node that has no range yet.
-    pub fn needy(&self, name: &str) -> Option<(&str, &str)> {
-        let entry = self.nodes.get(name).filter(|entry| entry.has.is_empty())?;
+    /// UID and resourceVersion of a node without a range.
+    pub fn unassigned(&self, name: &str) -> Option<(&str, &str)> {
+        let entry = self.nodes.get(name).filter(|entry| entry.assigned.is_empty())?;
         Some((&entry.uid, &entry.resource_version))
     }
 
-    /// The node was written without a change of its ranges, and is of this version now.
-    pub fn touched(&mut self, name: &str, resource_version: String) {
+    /// Records the new version of a node whose ranges did not change.
+    pub fn set_resource_version(&mut self, name: &str, resource_version: String) {
         if let Some(entry) = self.nodes.get_mut(name) {
             entry.resource_version = resource_version;
         }
     }
 
-    /// Identity of a node.
+    /// UID of a node.
     pub fn uid(&self, name: &str) -> Option<&str> {
         self.nodes.get(name).map(|entry| entry.uid.as_str())
     }
 
-    /// The ranges to write for a node: one of each family, the same ones until it has them.
+    /// Reserves the ranges of a node: one per family, the same until it has them.
     ///
     /// # Errors
     ///
-    /// A family has none left; then the others keep theirs.
-    pub fn promise(&mut self, name: &str, now: Instant) -> Result<Vec<IpNet>, Finding> {
+    /// A family is exhausted; nothing is reserved then.
+    pub fn reserve(&mut self, name: &str, now: Instant) -> Result<Vec<IpNet>, Finding> {
         let Some(entry) = self.nodes.get_mut(name) else { return Ok(Vec::new()) };
-        if !entry.promised.is_empty() || !entry.has.is_empty() {
-            return Ok(entry.promised.clone());
+        if !entry.reserved.is_empty() || !entry.assigned.is_empty() {
+            return Ok(entry.reserved.clone());
         }
-        // nothing is taken from one family that another cannot complete
+        // reserve all families or none
         if let Some(full) = self.pools.iter().find(|pool| pool.used() == pool.capacity()) {
             return Err(Finding::Exhausted { cluster: full.cluster(), capacity: full.capacity() });
         }
-        entry.promised = self.pools.iter_mut().filter_map(|pool| pool.give(now)).collect();
-        Ok(entry.promised.clone())
+        entry.reserved = self.pools.iter_mut().filter_map(|pool| pool.allocate(now)).collect();
+        Ok(entry.reserved.clone())
     }
 
-    /// What is wrong with what a node has.
+    /// The problems of a node.
     pub fn findings(&self, name: &str) -> Vec<Finding> {
         let Some(entry) = self.nodes.get(name) else { return Vec::new() };
         let mut findings = Vec::new();
-        for &range in &entry.has {
+        for &range in &entry.assigned {
             let of_family = self.pools.iter().find(|pool| same_family(&pool.cluster(), &range));
             if of_family.is_none_or(|pool| !pool.contains(&range)) {
                 findings.push(Finding::Outside { range, cluster: of_family.map(Pool::cluster) });
             }
             for (other, theirs) in self.nodes.iter().filter(|(other, _)| *other != name) {
-                let shared = theirs.has.iter().find(|one| one.contains(&range) || range.contains(*one));
+                let shared = theirs.assigned.iter().find(|one| one.contains(&range) || range.contains(*one));
                 if let Some(&other_range) = shared {
                     findings.push(Finding::Overlap { range, other: other.clone(), other_range });
                 }
@@ -161,8 +161,9 @@ impl RangeLedger {
         }
         for pool in &self.pools {
             let cluster = pool.cluster();
-            if !entry.has.is_empty() && !entry.has.iter().any(|range| same_family(&cluster, range)) {
-                findings.push(Finding::MissingFamily { cluster, has: entry.has.clone() });
+            if !entry.assigned.is_empty() && !entry.assigned.iter().any(|range| same_family(&cluster, range))
+            {
+                findings.push(Finding::MissingFamily { cluster, assigned: entry.assigned.clone() });
             }
             if let Some(&address) = entry.addresses.iter().find(|address| cluster.contains(*address)) {
                 findings.push(Finding::AddressInside { address, cluster });
@@ -177,7 +178,7 @@ pub(super) fn same_family(one: &IpNet, other: &IpNet) -> bool {
 }
 
 impl Finding {
-    /// The other node it is about.
+    /// The other node of an overlap.
     pub fn other(&self) -> Option<&str> {
         match self {
             Self::Overlap { other, .. } => Some(other),
@@ -185,7 +186,7 @@ impl Finding {
         }
     }
 
-    /// The reason of the Event.
+    /// The reason of the Event, and the label of the metric.
     pub const fn reason(&self) -> &'static str {
         match self {
             Self::Overlap { .. } => "PodCIDROverlap",
@@ -202,35 +203,35 @@ impl fmt::Display for Finding {
         match self {
             Self::Overlap { range, other, other_range } => write!(
                 f,
-                "pod CIDR {range} overlaps {other_range} of node {other}: pods of one of them are not reached; \
+                "pod CIDR {range} overlaps {other_range} of node {other}: pods of one of them are unreachable; \
                  drain one node, delete its Node object and let it register again"
             ),
             Self::Outside { range, cluster: Some(cluster) } => write!(
                 f,
-                "pod CIDR {range} is outside of cluster CIDR {cluster}: another allocator runs, or --cluster-cidr is not \
-                 what it was"
+                "pod CIDR {range} is outside of cluster CIDR {cluster}: another allocator is active, or --cluster-cidr \
+                 was changed"
             ),
             Self::Outside { range, cluster: None } => write!(
                 f,
-                "pod CIDR {range} is of a family --cluster-cidr does not have: another allocator runs, or \
-                 --cluster-cidr is not what it was"
+                "pod CIDR {range} is of a family that --cluster-cidr does not contain: another allocator is active, \
+                 or --cluster-cidr was changed"
             ),
-            Self::MissingFamily { cluster, has } => {
-                let has: Vec<_> = has.iter().map(ToString::to_string).collect();
+            Self::MissingFamily { cluster, assigned } => {
+                let assigned: Vec<_> = assigned.iter().map(ToString::to_string).collect();
                 write!(
                     f,
-                    "the node has pod CIDR {} and none of {cluster}, and pod CIDRs cannot be changed: delete its Node \
-                     object and let it register again",
-                    has.join(", ")
+                    "node has pod CIDR {} but none of {cluster}, and spec.podCIDRs is immutable: delete the Node \
+                     object and let the node register again",
+                    assigned.join(", ")
                 )
             }
             Self::AddressInside { address, cluster } => write!(
                 f,
-                "node address {address} is inside of cluster CIDR {cluster}: pods could get the same address"
+                "node address {address} is inside of cluster CIDR {cluster}: a pod could get the same address"
             ),
             Self::Exhausted { cluster, capacity } => write!(
                 f,
-                "all {capacity} ranges of cluster CIDR {cluster} are taken: the node gets no pod CIDR until another node \
+                "all {capacity} ranges of cluster CIDR {cluster} are assigned: the node gets no pod CIDR until another node \
                  is deleted"
             ),
         }

@@ -1,6 +1,7 @@
-//! What the allocator counts, and where it says so: `/metrics`, `/healthz`, `/readyz`.
+//! Metrics and health endpoints of the allocator: `/metrics`, `/healthz`, `/readyz`.
 //!
-//! On a thread of its own, as the agent's, so that a stuck allocator still answers. Knows neither nodes nor Lease.
+//! Served by a thread of its own, so that a stuck allocator still responds. Knows neither nodes nor
+//! Lease.
 
 use std::{
     net::SocketAddr,
@@ -23,14 +24,14 @@ use tokio::sync::watch;
 use super::{election::Leadership, ledger::Finding, pool::Pool};
 use crate::http::{self, HttpError};
 
-/// Before every name.
+/// Prefix of all names.
 const PREFIX: &str = "dataplane_allocator";
-/// Silence after which the allocator counts as dead.
-const DEAD_AFTER: Duration = Duration::from_secs(60);
+/// Time without a heartbeat after which `/healthz` fails.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(60);
 
 type Label = [(&'static str, &'static str); 1];
 
-/// The numbers.
+/// The metrics and health state.
 #[derive(Debug)]
 pub(super) struct AllocatorMetrics {
     registry: Registry,
@@ -40,10 +41,10 @@ pub(super) struct AllocatorMetrics {
     assignments: Counter,
     conflicts: Family<Label, Counter>,
     start: Instant,
-    /// Milliseconds after `start` of the last sign of life.
+    /// Milliseconds from `start` to the last heartbeat.
     alive: AtomicU64,
-    /// What was chosen has been compared with the nodes.
-    checked: AtomicBool,
+    /// The settings were checked against the nodes.
+    set_checked: AtomicBool,
 }
 
 impl Default for AllocatorMetrics {
@@ -51,27 +52,41 @@ impl Default for AllocatorMetrics {
         let mut registry = Registry::with_prefix(PREFIX);
         let (leader, assignments) = (Gauge::default(), Counter::default());
         let (used, free, conflicts) = (Family::default(), Family::default(), Family::default());
-        registry.register("leader", "Whether this allocator leads", leader.clone());
+        registry.register("leader", "Whether this allocator is the leader (1) or not (0)", leader.clone());
         registry.register(
             "ranges_used",
-            "Node ranges in use, as the leader knows them",
+            "Node ranges in use, by address family; exported by the leader",
             Family::clone(&used),
         );
-        registry.register("ranges_free", "Node ranges left, as the leader knows them", Family::clone(&free));
-        registry.register("assignments", "Nodes that were given ranges", assignments.clone());
+        registry.register(
+            "ranges_free",
+            "Free node ranges, by address family; exported by the leader",
+            Family::clone(&free),
+        );
+        registry.register("assignments", "Nodes that were assigned pod CIDRs", assignments.clone());
         registry.register(
             "conflicts",
-            "Times something was found wrong with a node, by what it was",
+            "Problems found with pod CIDRs of nodes, by reason",
             Family::clone(&conflicts),
         );
-        let (alive, checked) = (AtomicU64::new(0), AtomicBool::new(false));
-        Self { registry, leader, used, free, assignments, conflicts, start: Instant::now(), alive, checked }
+        let (alive, set_checked) = (AtomicU64::new(0), AtomicBool::new(false));
+        Self {
+            registry,
+            leader,
+            used,
+            free,
+            assignments,
+            conflicts,
+            start: Instant::now(),
+            alive,
+            set_checked,
+        }
     }
 }
 
 impl AllocatorMetrics {
-    /// This allocator leads, and the ranges are so.
-    pub(super) fn leading(&self, pools: &[Pool]) {
+    /// This allocator leads; sets the range gauges.
+    pub(super) fn set_leading(&self, pools: &[Pool]) {
         self.leader.set(1);
         for pool in pools {
             let label = [("family", if pool.cluster().addr().is_ipv4() { "ipv4" } else { "ipv6" })];
@@ -81,37 +96,38 @@ impl AllocatorMetrics {
         }
     }
 
-    /// Somebody else knows.
-    pub(super) fn not_leading(&self) {
+    /// Another allocator leads: only the leader exports range gauges.
+    pub(super) fn set_not_leading(&self) {
         self.leader.set(0);
         self.used.clear();
         self.free.clear();
     }
 
-    pub(super) fn assigned(&self) {
+    pub(super) fn count_assignment(&self) {
         self.assignments.inc();
     }
 
-    pub(super) fn found(&self, finding: &Finding) {
+    pub(super) fn count_finding(&self, finding: &Finding) {
         self.conflicts.get_or_create(&[("reason", finding.reason())]).inc();
     }
 
-    /// What was chosen fits the nodes.
-    pub(super) fn checked(&self) {
-        self.checked.store(true, Ordering::Relaxed);
+    /// The settings fit the nodes.
+    pub(super) fn set_checked(&self) {
+        self.set_checked.store(true, Ordering::Relaxed);
     }
 
-    /// The allocator's tasks have their turn.
-    pub(super) fn beat(&self) {
+    /// Records that the allocator's tasks make progress.
+    pub(super) fn heartbeat(&self) {
         self.alive.store(self.start.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
-    fn silence(&self) -> Duration {
+    fn since_heartbeat(&self) -> Duration {
         self.start.elapsed().saturating_sub(Duration::from_millis(self.alive.load(Ordering::Relaxed)))
     }
 }
 
-/// Answers on `address` until the process ends. Returns where: the kernel chooses for port 0.
+/// Serves on `address` until the process ends. Returns the bound address (port 0 is chosen by the
+/// kernel).
 pub(super) fn serve(
     address: SocketAddr,
     allocator_metrics: Arc<AllocatorMetrics>,
@@ -136,15 +152,18 @@ async fn metrics(State((allocator_metrics, _)): Shared) -> Response {
 }
 
 async fn healthz(State((allocator_metrics, _)): Shared) -> Response {
-    let silence = allocator_metrics.silence();
-    let alive = silence < DEAD_AFTER;
-    http::judgement(alive, &json!({ "alive": alive, "silent_seconds": silence.as_secs() }))
+    let since_heartbeat = allocator_metrics.since_heartbeat();
+    let alive = since_heartbeat < HEARTBEAT_TIMEOUT;
+    http::probe_response(
+        alive,
+        &json!({ "alive": alive, "lastHeartbeatSecondsAgo": since_heartbeat.as_secs() }),
+    )
 }
 
-/// Ready is who could lead: it knows the nodes fit, and has heard of the Lease.
+/// Ready to lead: the settings fit the nodes, and the Lease was read.
 async fn readyz(State((allocator_metrics, leadership)): Shared) -> Response {
-    let said = leadership.borrow().clone();
-    let ready = allocator_metrics.checked.load(Ordering::Relaxed) && said.heard;
-    let leads = said.leads(Instant::now());
-    http::judgement(ready, &json!({ "ready": ready, "leads": leads, "leader": said.holder }))
+    let current = leadership.borrow().clone();
+    let ready = allocator_metrics.set_checked.load(Ordering::Relaxed) && current.lease_seen;
+    let leads = current.is_leader(Instant::now());
+    http::probe_response(ready, &json!({ "ready": ready, "leads": leads, "leader": current.holder }))
 }

@@ -1,8 +1,8 @@
-//! `allocate`: gives each node its ranges of pod addresses, on clusters that do not.
+//! `allocate`: assigns pod CIDRs to nodes, on clusters whose controller manager does not.
 //!
-//! A program of its own kind: it runs anywhere, touches no kernel, and knows only Nodes and a Lease. The rules are
-//! pure ([`pool`]: ranges, [`ledger`]: nodes, [`lease`]: who leads); [`election`] and [`controller`] carry them to the
-//! API server, [`metrics`] shows them.
+//! A separate program: it runs anywhere, does not touch the kernel, and uses only Nodes and a
+//! Lease. The rules are pure ([`pool`]: ranges, [`ledger`]: nodes, [`lease`]: leadership);
+//! [`election`] and [`controller`] send the requests, [`metrics`] exports the state.
 
 mod controller;
 mod election;
@@ -24,8 +24,8 @@ use tokio::{
 pub use settings::AllocateArgs;
 
 use crate::{
-    announce::Announcer,
     cluster::{self, ClusterError, explain},
+    event_recorder::EventRecorder,
     http::HttpError,
     telemetry::{self, TelemetryError},
 };
@@ -34,23 +34,23 @@ use election::{Election, Leadership};
 use metrics::AllocatorMetrics;
 use settings::{Settings, SettingsError};
 
-/// Between two attempts to see the nodes for the first time.
-const RETRY: Duration = Duration::from_secs(2);
-/// An API server that does not answer keeps nobody for longer.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Between two signs of life.
-const BEAT: Duration = Duration::from_secs(2);
+/// Delay between attempts to list the nodes at start.
+const RETRY_PERIOD: Duration = Duration::from_secs(2);
+/// Timeout of the first list.
+const LIST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval of the heartbeat.
+const HEARTBEAT: Duration = Duration::from_secs(2);
 
-/// Why nothing is allocated.
+/// Why the allocator cannot run.
 #[derive(Debug, thiserror::Error)]
 enum AllocateError {
     #[error(transparent)]
     Settings(#[from] SettingsError),
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
-    #[error("start the runtime: {0}")]
+    #[error("cannot start async runtime: {0}")]
     Runtime(#[source] std::io::Error),
-    #[error("catch signals: {0}")]
+    #[error("cannot install signal handler: {0}")]
     Signals(#[source] std::io::Error),
     #[error(transparent)]
     Cluster(#[from] ClusterError),
@@ -58,7 +58,7 @@ enum AllocateError {
     Http(#[from] HttpError),
 }
 
-/// Allocates until it is told to stop. One sentence to stderr if it cannot.
+/// Runs until it is signalled. Prints one sentence to stderr on failure.
 pub fn run(args: &AllocateArgs) -> ExitCode {
     match start(args) {
         Ok(()) => ExitCode::SUCCESS,
@@ -79,25 +79,25 @@ fn start(args: &AllocateArgs) -> Result<(), AllocateError> {
 
 async fn allocate(settings: Settings) -> Result<(), AllocateError> {
     let clusters: Vec<_> = settings.pools.iter().map(|pool| pool.cluster().to_string()).collect();
-    tracing::info!(identity = settings.identity, cluster_cidrs = ?clusters, "allocator");
+    tracing::info!(identity = settings.identity, cluster_cidrs = ?clusters, "starting allocator");
     let mut terminate = signal(SignalKind::terminate()).map_err(AllocateError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AllocateError::Signals)?;
     let client = cluster::connect(&settings.access).await?;
     let allocator_metrics = Arc::new(AllocatorMetrics::default());
     let (mut election, leadership) = Election::new(client.clone(), &settings);
     let address = metrics::serve(settings.http, Arc::clone(&allocator_metrics), leadership.clone())?;
-    tracing::info!(%address, "metrics and health");
+    tracing::info!(%address, "serving metrics and health");
     let stopped = tokio::select! {
         done = work(client, settings, leadership, &mut election, allocator_metrics) => done,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
-    // the controller is gone: nothing is written any more, and another one may lead
+    // the controller has stopped: nothing is written any more
     election.release().await;
     stopped
 }
 
-/// For ever, unless the cluster is another one than was meant.
+/// Runs until the settings turn out not to fit the cluster.
 async fn work(
     client: kube::Client,
     settings: Settings,
@@ -105,19 +105,19 @@ async fn work(
     election: &mut Election,
     allocator_metrics: Arc<AllocatorMetrics>,
 ) -> Result<(), AllocateError> {
-    let beats = Arc::clone(&allocator_metrics);
-    let beating = async move {
-        let mut beat = interval(BEAT);
+    let heartbeat_metrics = Arc::clone(&allocator_metrics);
+    let heartbeats = async move {
+        let mut heartbeat = interval(HEARTBEAT);
         loop {
-            beat.tick().await;
-            beats.beat();
+            heartbeat.tick().await;
+            heartbeat_metrics.heartbeat();
         }
     };
     let working = async move {
         check(&client, &settings).await?;
-        allocator_metrics.checked();
-        let announcer = Announcer::start(client.clone(), "dataplane-allocator", &settings.identity);
-        let controller = Controller::new(client, settings, leadership, announcer, allocator_metrics);
+        allocator_metrics.set_checked();
+        let recorder = EventRecorder::start(client.clone(), "dataplane-allocator", &settings.identity);
+        let controller = Controller::new(client, settings, leadership, recorder, allocator_metrics);
         tokio::select! {
             () = election.run() => {}
             () = controller.run() => {}
@@ -126,23 +126,23 @@ async fn work(
     };
     tokio::select! {
         done = working => done,
-        () = beating => Ok(()),
+        () = heartbeats => Ok(()),
     }
 }
 
-/// Compares what was chosen with the nodes that are there. Asks until there is an answer.
+/// Checks the settings against the existing nodes. Retries until the API server responds.
 async fn check(client: &kube::Client, settings: &Settings) -> Result<(), SettingsError> {
-    let mut trouble = None;
+    let mut last_error = None;
     loop {
-        let reason = match timeout(PATIENCE, nodes::list(client)).await {
+        let reason = match timeout(LIST_TIMEOUT, nodes::list(client)).await {
             Ok(Ok(nodes)) => return settings.check(&nodes),
             Ok(Err(error)) => explain(&error),
-            Err(_elapsed) => format!("no answer within {PATIENCE:?}"),
+            Err(_elapsed) => format!("no response within {LIST_TIMEOUT:?}"),
         };
-        if trouble.as_ref() != Some(&reason) {
-            tracing::warn!(reason, "nodes cannot be listed yet");
+        if last_error.as_ref() != Some(&reason) {
+            tracing::warn!(reason, "cannot list nodes; retrying");
         }
-        trouble = Some(reason);
-        sleep(RETRY).await;
+        last_error = Some(reason);
+        sleep(RETRY_PERIOD).await;
     }
 }

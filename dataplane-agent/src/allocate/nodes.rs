@@ -1,4 +1,4 @@
-//! Nodes as the API server has them, and as the allocator needs them.
+//! Reads Node objects into [`NodeFacts`].
 
 use std::net::IpAddr;
 
@@ -8,10 +8,10 @@ use kube::{Api, Client, api::ListParams};
 
 use super::ledger::NodeFacts;
 
-/// Nodes of one answer.
+/// Nodes per page.
 const PAGE: u32 = 500;
 
-/// All nodes as they are now.
+/// Lists all nodes.
 pub(super) async fn list(client: &Client) -> Result<Vec<NodeFacts>, kube::Error> {
     let api: Api<Node> = Api::all(client.clone());
     let mut nodes = Vec::new();
@@ -26,7 +26,7 @@ pub(super) async fn list(client: &Client) -> Result<Vec<NodeFacts>, kube::Error>
     }
 }
 
-/// Leaves away what is large and not asked for.
+/// Drops large fields that are not used.
 pub(super) fn trim(node: &mut Node) {
     node.metadata.managed_fields = None;
     node.metadata.annotations = None;
@@ -39,7 +39,8 @@ pub(super) fn trim(node: &mut Node) {
     }
 }
 
-/// What is not an address or a range cannot be in conflict with one: it is left out.
+/// Extracts the fields of a node. Unparsable addresses and ranges are ignored: they cannot
+/// conflict.
 pub(super) fn facts(node: &Node) -> NodeFacts {
     let spec = node.spec.clone().unwrap_or_default();
     let mut ranges: Vec<String> = spec.pod_cidrs.unwrap_or_default();

@@ -1,8 +1,8 @@
-//! The node ranges of one family: which are taken, which rest, which comes next.
+//! The node ranges of one family: which are in use, which wait for reuse, which is next.
 //!
-//! Pure: knows no node and no clock. A range that is taken need not be one we would give: nodes keep what they have,
-//! larger or smaller than the mask of today. Ranges are CIDRs, so any two are apart or one is inside the other; what
-//! covers an address is found by asking for each length in use.
+//! Pure: knows no node and no clock. A range in use may be larger or smaller than today's mask,
+//! because nodes keep their ranges. Ranges are CIDRs: any two are disjoint or nested, so the range
+//! that covers an address is found by one lookup per prefix length in use.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,14 +12,14 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// Why there is no pool.
+/// Why a pool cannot be created.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PoolError {
-    #[error("node mask /{mask} is shorter than cluster CIDR {cluster}: not one node would fit")]
+    #[error("node mask /{mask} is shorter than cluster CIDR {cluster}: no node range fits")]
     MaskTooShort { cluster: IpNet, mask: u8 },
-    #[error("node mask /{mask} leaves no room for pods in {cluster}: at most /{longest}")]
+    #[error("node mask /{mask} leaves no pod addresses in {cluster}: at most /{longest} is allowed")]
     MaskTooLong { cluster: IpNet, mask: u8, longest: u8 },
-    #[error("cluster CIDR {0} has bits set after its prefix: {meant} is meant?", meant = .0.trunc())]
+    #[error("cluster CIDR {0} has bits set after its prefix: did you mean {masked}?", masked = .0.trunc())]
     HostBits(IpNet),
 }
 
@@ -28,22 +28,23 @@ pub enum PoolError {
 pub struct Pool {
     cluster: IpNet,
     mask: u8,
-    /// Ranges in use as (first address, length), with how many hold them: more than one is a conflict we keep.
-    taken: BTreeMap<(u128, u8), u32>,
-    /// Lengths among them.
+    /// Ranges in use as (first address, prefix length), with the number of nodes that have them:
+    /// more than one is a conflict.
+    in_use: BTreeMap<(u128, u8), u32>,
+    /// Prefix lengths in use, with their counts.
     lengths: BTreeMap<u8, u32>,
-    /// Given back a moment ago, by when their rest is over.
-    resting: BTreeMap<(u128, u8), Instant>,
-    /// Where the search goes on: the number of a range.
+    /// Recently released ranges, and when they may be reused.
+    released: BTreeMap<(u128, u8), Instant>,
+    /// Index of the range where the next search starts.
     next: u128,
-    rest: Duration,
+    reuse_delay: Duration,
 }
 
 impl Pool {
-    /// Ranges of length `mask` of `cluster`. A range that was given back is not given again for `rest`, if there are
-    /// others: routes to it may be on their way out of the other nodes still.
-    pub fn new(cluster: IpNet, mask: u8, rest: Duration) -> Result<Self, PoolError> {
-        // two addresses of a range are none a pod can have, and a pod needs one
+    /// Creates a pool of ranges of length `mask` in `cluster`. A released range is not reused for
+    /// `reuse_delay` if there are others: other nodes may still have routes to it.
+    pub fn new(cluster: IpNet, mask: u8, reuse_delay: Duration) -> Result<Self, PoolError> {
+        // two addresses of a range are reserved, and a pod needs one
         let longest = cluster.max_prefix_len() - 2;
         if cluster.trunc() != cluster {
             return Err(PoolError::HostBits(cluster));
@@ -57,11 +58,11 @@ impl Pool {
         Ok(Self {
             cluster,
             mask,
-            taken: BTreeMap::new(),
+            in_use: BTreeMap::new(),
             lengths: BTreeMap::new(),
-            resting: BTreeMap::new(),
+            released: BTreeMap::new(),
             next: 0,
-            rest,
+            reuse_delay,
         })
     }
 
@@ -69,16 +70,16 @@ impl Pool {
         self.cluster
     }
 
-    /// How many ranges there are.
+    /// Number of ranges.
     pub fn capacity(&self) -> u128 {
         1 << (self.mask - self.cluster.prefix_len())
     }
 
-    /// How many of them are taken, whole or in part.
+    /// Number of ranges in use, fully or partly.
     pub fn used(&self) -> u128 {
         let mut used = 0;
         let mut end = None;
-        for &(first, length) in self.taken.keys() {
+        for &(first, length) in self.in_use.keys() {
             let last = self.last(first, length);
             if end.is_none_or(|end| first > end) {
                 used += 1_u128 << (self.mask - length);
@@ -88,29 +89,29 @@ impl Pool {
         used
     }
 
-    /// Whether the range belongs here: of this family and inside the cluster's.
+    /// Whether the range is inside of the cluster CIDR.
     pub fn contains(&self, range: &IpNet) -> bool {
         self.cluster.contains(range)
     }
 
-    /// Takes a range somebody has already. Ranges outside of the cluster's are not ours to count.
-    pub fn take(&mut self, range: &IpNet) {
+    /// Marks a range as in use. Ranges outside of the cluster CIDR are ignored.
+    pub fn occupy(&mut self, range: &IpNet) {
         let Some(block) = self.block(range) else { return };
-        *self.taken.entry(block).or_default() += 1;
+        *self.in_use.entry(block).or_default() += 1;
         *self.lengths.entry(block.1).or_default() += 1;
-        self.resting.remove(&block);
-        // after a restart nobody knows what was given last; the highest is the best guess
-        self.next = self.next.max(self.number(self.last(block.0, block.1)) + 1) % self.capacity();
+        self.released.remove(&block);
+        // the last allocated range is unknown after a restart; the highest is the best guess
+        self.next = self.next.max(self.index(self.last(block.0, block.1)) + 1) % self.capacity();
     }
 
-    /// Gives back what [`Self::take`] or [`Self::give`] took.
-    pub fn give_back(&mut self, range: &IpNet, now: Instant) {
+    /// Releases a range from [`Self::occupy`] or [`Self::allocate`].
+    pub fn release(&mut self, range: &IpNet, now: Instant) {
         let Some(block) = self.block(range) else { return };
-        let Some(holders) = self.taken.get_mut(&block) else { return };
-        *holders -= 1;
-        if *holders == 0 {
-            self.taken.remove(&block);
-            self.resting.insert(block, now + self.rest);
+        let Some(nodes) = self.in_use.get_mut(&block) else { return };
+        *nodes -= 1;
+        if *nodes == 0 {
+            self.in_use.remove(&block);
+            self.released.insert(block, now + self.reuse_delay);
         }
         if let Some(count) = self.lengths.get_mut(&block.1) {
             *count -= 1;
@@ -120,68 +121,70 @@ impl Pool {
         }
     }
 
-    /// The next free range, taken from now on; `None`: there is none left.
-    pub fn give(&mut self, now: Instant) -> Option<IpNet> {
-        self.resting.retain(|_, until| *until > now);
-        let number = self.search(true).or_else(|| self.search(false))?;
-        let range = self.range(number);
-        self.take(&range);
-        self.next = (number + 1) % self.capacity();
+    /// Allocates the next free range; `None`: the pool is exhausted.
+    pub fn allocate(&mut self, now: Instant) -> Option<IpNet> {
+        self.released.retain(|_, until| *until > now);
+        let index = self.search(true).or_else(|| self.search(false))?;
+        let range = self.range(index);
+        self.occupy(&range);
+        self.next = (index + 1) % self.capacity();
         Some(range)
     }
 
-    /// The number of the first range from `next` on, once around, that is free and, if asked, has rested.
-    fn search(&self, rested: bool) -> Option<u128> {
+    /// Index of the first free range from `next` on. `skip_released`: without ranges that wait for
+    /// reuse.
+    fn search(&self, skip_released: bool) -> Option<u128> {
         let capacity = self.capacity();
-        let resting: BTreeSet<u8> = self.resting.keys().map(|(_, length)| *length).collect();
-        let mut passed = 0;
-        while passed < capacity {
-            let number = (self.next + passed) % capacity;
-            let address = self.first(number);
-            let taken = self.lengths.keys().filter_map(|&length| self.covers(&self.taken, address, length));
-            let rests = resting.iter().filter_map(|&length| self.covers(&self.resting, address, length));
-            let covered = if rested { taken.chain(rests).max() } else { taken.max() };
-            let Some(last) = covered else { return Some(number) };
-            passed += self.number(last) + 1 - number;
+        let released: BTreeSet<u8> = self.released.keys().map(|(_, length)| *length).collect();
+        let mut skipped = 0;
+        while skipped < capacity {
+            let index = (self.next + skipped) % capacity;
+            let address = self.first(index);
+            let in_use = self.lengths.keys().filter_map(|&length| self.covers(&self.in_use, address, length));
+            let waiting = released.iter().filter_map(|&length| self.covers(&self.released, address, length));
+            let covered = if skip_released { in_use.chain(waiting).max() } else { in_use.max() };
+            let Some(last) = covered else { return Some(index) };
+            skipped += self.index(last) + 1 - index;
         }
         None
     }
 
-    /// The last address of the block of `length` that covers `address`, if there is one.
+    /// The last address of the block of this prefix length that covers `address`, if it is in
+    /// `blocks`.
     fn covers<V>(&self, blocks: &BTreeMap<(u128, u8), V>, address: u128, length: u8) -> Option<u128> {
-        let first = address & !self.ones(length);
+        let first = address & !self.host_bits(length);
         blocks.contains_key(&(first, length)).then(|| self.last(first, length))
     }
 
-    /// The whole ranges of ours a range lies in or is made of.
+    /// The block of pool ranges that contains a range, or that it consists of.
     fn block(&self, range: &IpNet) -> Option<(u128, u8)> {
         if !self.contains(range) {
             return None;
         }
         let length = range.prefix_len().min(self.mask);
-        Some((number_of(range.network()) & !self.ones(length), length))
+        Some((address_bits(range.network()) & !self.host_bits(length), length))
     }
 
-    /// The bits of an address that are not of a prefix of this length.
-    fn ones(&self, length: u8) -> u128 {
+    /// The host bits of a prefix of this length.
+    fn host_bits(&self, length: u8) -> u128 {
         let bits = u32::from(self.cluster.max_prefix_len() - length);
         1_u128.checked_shl(bits).map_or(u128::MAX, |beyond| beyond - 1)
     }
 
     fn last(&self, first: u128, length: u8) -> u128 {
-        first | self.ones(length)
+        first | self.host_bits(length)
     }
 
-    fn first(&self, number: u128) -> u128 {
-        number_of(self.cluster.network()) + number * (self.ones(self.mask) + 1)
+    fn first(&self, index: u128) -> u128 {
+        address_bits(self.cluster.network()) + index * (self.host_bits(self.mask) + 1)
     }
 
-    fn number(&self, address: u128) -> u128 {
-        (address - number_of(self.cluster.network())) / (self.ones(self.mask) + 1)
+    fn index(&self, address: u128) -> u128 {
+        (address - address_bits(self.cluster.network())) / (self.host_bits(self.mask) + 1)
     }
 
-    fn range(&self, number: u128) -> IpNet {
-        let first = self.first(number);
+    fn range(&self, index: u128) -> IpNet {
+        let first = self.first(index);
         match self.cluster {
             IpNet::V4(_) => Ipv4Net::new_assert(Ipv4Addr::from_bits(first as u32), self.mask).into(),
             IpNet::V6(_) => Ipv6Net::new_assert(Ipv6Addr::from_bits(first), self.mask).into(),
@@ -189,7 +192,7 @@ impl Pool {
     }
 }
 
-fn number_of(address: IpAddr) -> u128 {
+fn address_bits(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(address) => address.to_bits().into(),
         IpAddr::V6(address) => address.to_bits(),

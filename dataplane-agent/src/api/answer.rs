@@ -1,7 +1,7 @@
-//! What a request line means, and its answer.
+//! Dispatches requests of the local API and produces their answers.
 //!
-//! Owns the hand-over: views to those who know (the published status, the task that owns the state, the datapath), the
-//! verbs of the CNI to its server. Knows no connection.
+//! Views come from the published status, the node task or the datapath; CNI requests go to the CNI
+//! server. Knows no connection.
 
 use std::{
     fmt,
@@ -29,48 +29,52 @@ use super::{
 };
 use crate::metrics::{Metrics, RequestResult};
 
-/// How long the task that owns the state may take. Longer means that it is stuck.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Names are made anew for an unknown address at most this often: outside addresses never get one.
-const NAMES_EVERY: Duration = Duration::from_secs(3);
-/// Names are believed for this long: an address may get another owner.
-const NAMES_LAST: Duration = Duration::from_secs(30);
+/// Longest wait for an answer of the node task; after that it counts as stuck.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Shortest time between two refreshes of names for an unknown address: addresses outside of the
+/// cluster stay unknown.
+const NAMES_MIN_REFRESH: Duration = Duration::from_secs(3);
+/// Age after which names are refreshed: an address may get another owner.
+const NAMES_MAX_AGE: Duration = Duration::from_secs(30);
 
-/// What a client gets.
+/// Answer to a request.
 #[derive(Debug)]
 pub enum Answer {
     One(Value),
     Stream(EventStream),
 }
 
-/// Why there is no answer to a view.
+/// Error of a view.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     #[error("the agent is stopping")]
     Stopping,
-    #[error("the agent did not answer within {} s: it is stuck", PATIENCE.as_secs())]
+    #[error(
+        "the agent did not answer within {QUERY_TIMEOUT:?}; check its log, and restart it if this persists"
+    )]
     Stuck,
     #[error("the datapath is not loaded yet")]
     NoDatapath,
     #[error("{0}")]
     Datapath(String),
-    #[error("the answer cannot be written: {0}")]
+    #[error("cannot serialise the answer: {0}")]
     Json(#[from] serde_json::Error),
 }
 
-/// All an answer is made of. Starts before the datapath and the CNI server are there: what needs them says so.
+/// Answers requests. It starts before the datapath and the CNI server; requests that need them fail
+/// until then.
 pub struct Api {
     status: watch::Receiver<Status>,
     queries: mpsc::Sender<Query>,
     metrics: Arc<Metrics>,
     history: History,
-    live: OnceLock<Arc<dyn DatapathReader>>,
+    datapath: OnceLock<Arc<dyn DatapathReader>>,
     cni: OnceLock<Arc<dyn CniServer>>,
     names: Mutex<(Option<Instant>, Arc<Names>)>,
 }
 
 impl Api {
-    /// An API over what `status` and `queries` lead to.
+    /// Answers from `status`, and asks the node task through `queries`.
     pub fn new(
         status: watch::Receiver<Status>,
         queries: mpsc::Sender<Query>,
@@ -81,39 +85,39 @@ impl Api {
             queries,
             metrics,
             history: History::default(),
-            live: OnceLock::new(),
+            datapath: OnceLock::new(),
             cni: OnceLock::new(),
             names: Mutex::new((None, Arc::default())),
         })
     }
 
-    /// From now on the datapath can be read, here and by the metrics. Call it once, inside the runtime.
-    pub fn set_datapath_reader(&self, live: Arc<dyn DatapathReader>) {
-        self.metrics.set_datapath_reader(Arc::clone(&live));
-        tokio::spawn(self.history.clone().record(live.events()));
-        let _first = self.live.set(live);
+    /// Sets the datapath for views and metrics. Call it once, inside the runtime.
+    pub fn set_datapath_reader(&self, datapath: Arc<dyn DatapathReader>) {
+        self.metrics.set_datapath_reader(Arc::clone(&datapath));
+        tokio::spawn(self.history.clone().record(datapath.events()));
+        let _first = self.datapath.set(datapath);
     }
 
-    /// From now on pods can be added. Call it once.
+    /// Sets the CNI server. Call it once.
     pub fn set_cni(&self, cni: Arc<dyn CniServer>) {
         self.metrics.set_cni(Arc::clone(&cni));
         let _first = self.cni.set(cni);
     }
 
-    /// The answer to one line. Never fails: what is wrong is the answer.
+    /// Answers one request line. An error is an answer, too.
     pub async fn answer(self: &Arc<Self>, line: &[u8]) -> Answer {
         match serde_json::from_slice::<Value>(line) {
-            // what the CLI asks names a view; everything else is the plugin's
-            Ok(request) if request.get("view").is_some() => self.cli(request).await,
-            Ok(request) if request.is_object() => Answer::One(self.plugin(request).await),
+            // requests of the CLI name a view; all others are the CNI plugin's
+            Ok(request) if request.get("view").is_some() => self.answer_cli(request).await,
+            Ok(request) if request.is_object() => Answer::One(self.answer_cni(request).await),
             Ok(_) => Answer::One(error("bad request: not a JSON object")),
             Err(problem) => Answer::One(error(&format!("bad request: {problem}"))),
         }
     }
 
-    async fn plugin(&self, request: Value) -> Value {
+    async fn answer_cni(&self, request: Value) -> Value {
         let Some(cni) = self.cni.get() else {
-            return error("the agent is starting: it cannot add or remove pods yet");
+            return error("the agent is starting and cannot add or remove pods yet; retry");
         };
         let started = Instant::now();
         let answer = cni.answer(request).await;
@@ -121,7 +125,7 @@ impl Api {
         answer.response
     }
 
-    async fn cli(self: &Arc<Self>, request: Value) -> Answer {
+    async fn answer_cli(self: &Arc<Self>, request: Value) -> Answer {
         let started = Instant::now();
         let view = match serde_json::from_value::<View>(request) {
             Ok(view) => view,
@@ -136,9 +140,9 @@ impl Api {
     async fn view(self: &Arc<Self>, view: View) -> Result<Answer, ApiError> {
         match view {
             View::Status => result(&self.status().await?),
-            View::Services => result(&self.ask(Query::Services).await?),
-            View::Endpoints => result(&self.ask(Query::Endpoints).await?),
-            View::Routes => result(&self.ask(Query::Routes).await?),
+            View::Services => result(&self.query(Query::Services).await?),
+            View::Endpoints => result(&self.query(Query::Endpoints).await?),
+            View::Routes => result(&self.query(Query::Routes).await?),
             View::Flows(filter) => result(&self.flows(filter).await?),
             View::Events(filter) => Ok(Answer::Stream(EventStream::new(Arc::clone(self), filter))),
         }
@@ -147,16 +151,16 @@ impl Api {
     async fn status(&self) -> Result<StatusView, ApiError> {
         let status = self.status.borrow().clone();
         // a starting agent has a status too
-        let outcomes = match self.read(|live| live.counts()).await {
+        let outcomes = match self.read(|datapath| datapath.counts()).await {
             Err(ApiError::NoDatapath) => Vec::new(),
-            counts => most_first(counts?),
+            counts => largest_first(counts?),
         };
         let ipam = self.cni.get().map(|cni| cni.ranges()).unwrap_or_default();
         Ok(StatusView { ready: status.is_ready(), status, outcomes, ipam })
     }
 
     async fn flows(&self, filter: FlowFilter) -> Result<FlowList, ApiError> {
-        let mut flows = self.read(|live| live.flows()).await?;
+        let mut flows = self.read(|datapath| datapath.flows()).await?;
         let names = self.names().await;
         let total = flows.len();
         for flow in &mut flows {
@@ -168,23 +172,23 @@ impl Api {
         Ok(FlowList { matching, total, flows })
     }
 
-    /// Asks the task that owns the state.
-    async fn ask<T>(&self, query: impl FnOnce(oneshot::Sender<T>) -> Query) -> Result<T, ApiError> {
-        let (answer, answered) = oneshot::channel();
-        let asked = async {
-            self.queries.send(query(answer)).await.map_err(|_closed| ApiError::Stopping)?;
-            answered.await.map_err(|_dropped| ApiError::Stopping)
+    /// Sends a query to the node task and waits for its answer.
+    async fn query<T>(&self, query: impl FnOnce(oneshot::Sender<T>) -> Query) -> Result<T, ApiError> {
+        let (reply, result) = oneshot::channel();
+        let exchange = async {
+            self.queries.send(query(reply)).await.map_err(|_closed| ApiError::Stopping)?;
+            result.await.map_err(|_dropped| ApiError::Stopping)
         };
-        timeout(PATIENCE, asked).await.map_err(|_elapsed| ApiError::Stuck)?
+        timeout(QUERY_TIMEOUT, exchange).await.map_err(|_elapsed| ApiError::Stuck)?
     }
 
-    /// Reads the datapath, on a thread that may block.
+    /// Reads the datapath on a blocking thread.
     async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&dyn DatapathReader) -> Result<T, String> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let live = Arc::clone(self.live.get().ok_or(ApiError::NoDatapath)?);
-        spawn_blocking(move || read(live.as_ref()))
+        let datapath = Arc::clone(self.datapath.get().ok_or(ApiError::NoDatapath)?);
+        spawn_blocking(move || read(datapath.as_ref()))
             .await
             .map_err(|panicked| ApiError::Datapath(panicked.to_string()))?
             .map_err(ApiError::Datapath)
@@ -194,27 +198,31 @@ impl Api {
         &self.history
     }
 
-    /// What is known by name, as of a while ago.
+    /// Names, at most [`NAMES_MAX_AGE`] old.
     pub(super) async fn names(&self) -> Arc<Names> {
         let (made, names) = self.names.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if made.is_some_and(|made| made.elapsed() < NAMES_LAST) { names } else { self.make_names().await }
+        if made.is_some_and(|made| made.elapsed() < NAMES_MAX_AGE) {
+            names
+        } else {
+            self.refresh_names().await
+        }
     }
 
-    /// Names made since `names` were, or made now unless that was done a moment ago.
+    /// Names newer than `names`; `None` if they were refreshed less than [`NAMES_MIN_REFRESH`] ago.
     pub(super) async fn fresher_names(&self, names: &Arc<Names>) -> Option<Arc<Names>> {
         let (made, current) = self.names.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if !Arc::ptr_eq(&current, names) {
             return Some(current);
         }
-        let due = made.is_none_or(|made| made.elapsed() >= NAMES_EVERY);
-        if due { Some(self.make_names().await) } else { None }
+        let due = made.is_none_or(|made| made.elapsed() >= NAMES_MIN_REFRESH);
+        if due { Some(self.refresh_names().await) } else { None }
     }
 
-    /// Without an answer there are no names, and no reason not to show the rest.
-    async fn make_names(&self) -> Arc<Names> {
-        let services = self.ask(Query::Services).await.unwrap_or_default();
-        let endpoints = self.ask(Query::Endpoints).await.unwrap_or_default();
-        let names = Arc::new(Names::of(&services, &endpoints, &self.status.borrow()));
+    /// Without an answer of the node task the names are empty: views are shown without them.
+    async fn refresh_names(&self) -> Arc<Names> {
+        let services = self.query(Query::Services).await.unwrap_or_default();
+        let endpoints = self.query(Query::Endpoints).await.unwrap_or_default();
+        let names = Arc::new(Names::new(&services, &endpoints, &self.status.borrow()));
         *self.names.lock().unwrap_or_else(PoisonError::into_inner) =
             (Some(Instant::now()), Arc::clone(&names));
         names
@@ -227,7 +235,7 @@ impl fmt::Debug for Api {
     }
 }
 
-/// An answer that is an error.
+/// The form of an error answer.
 pub(super) fn error(message: &str) -> Value {
     json!({ "error": message })
 }
@@ -236,7 +244,7 @@ fn result(value: &impl Serialize) -> Result<Answer, ApiError> {
     Ok(Answer::One(json!({ "result": serde_json::to_value(value)? })))
 }
 
-fn most_first(mut counts: Vec<CountView>) -> Vec<CountView> {
+fn largest_first(mut counts: Vec<CountView>) -> Vec<CountView> {
     counts.sort_by_key(|count| std::cmp::Reverse(count.packets));
     counts
 }

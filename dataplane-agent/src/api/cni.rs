@@ -1,4 +1,4 @@
-//! The seam to the CNI server: the verbs of the plugin, handed over as they came.
+//! Interface to the CNI server.
 
 use std::fmt;
 
@@ -8,18 +8,18 @@ use serde_json::Value;
 use super::views::IpamView;
 use crate::metrics::RequestResult;
 
-/// Who answers the plugin and hands out addresses.
+/// Serves the CNI plugin.
 pub trait CniServer: fmt::Debug + Send + Sync {
-    /// Answers a request of `dataplane_cni::protocol`. Never fails: a failure is an answer.
+    /// Answers a request of `dataplane_cni::protocol`. An error is an answer, too.
     fn answer(&self, request: Value) -> BoxFuture<'_, CniAnswer>;
-    /// The ranges pods get their addresses from.
+    /// Usage of the pod CIDRs.
     fn ranges(&self) -> Vec<IpamView>;
 }
 
-/// What the plugin gets, and what is counted.
+/// Answer to the plugin, and the labels of its metrics.
 #[derive(Clone, Debug)]
 pub struct CniAnswer {
-    /// `add`, `del`, ..., for the metrics.
+    /// `add`, `del`, ...
     pub verb: &'static str,
     pub result: RequestResult,
     pub response: Value,

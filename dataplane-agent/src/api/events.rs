@@ -1,4 +1,4 @@
-//! The answer to `events`: what was kept, then what comes, filtered and named.
+//! The answer to `events`: recorded events, then new ones, filtered and with names.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -11,41 +11,41 @@ use super::{
     views::EventView,
 };
 
-/// Lines for one client.
+/// Stream of event lines for one client.
 #[derive(Debug)]
 pub struct EventStream {
     api: Arc<Api>,
     filter: EventFilter,
-    kept: VecDeque<EventView>,
-    /// Absent if the client wanted only what was kept; taken when the stream has ended.
-    coming: Option<broadcast::Receiver<Observation>>,
+    recorded: VecDeque<EventView>,
+    /// New events; `None` without `follow`, or after the stream has ended.
+    live: Option<broadcast::Receiver<Observation>>,
     ended: bool,
 }
 
 impl EventStream {
     pub(super) fn new(api: Arc<Api>, filter: EventFilter) -> Self {
-        let (kept, coming) = api.history().follow();
-        let coming = filter.follow.then_some(coming);
-        Self { api, filter, kept: kept.into(), coming, ended: false }
+        let (recorded, live) = api.history().follow();
+        let live = filter.follow.then_some(live);
+        Self { api, filter, recorded: recorded.into(), live, ended: false }
     }
 
     /// The next line; `None` after [`EventLine::End`].
     pub(super) async fn next(&mut self) -> Option<EventLine> {
-        while let Some(event) = self.kept.pop_front() {
+        while let Some(event) = self.recorded.pop_front() {
             if self.filter.matches(&event) {
-                return Some(EventLine::Event(self.named(event).await));
+                return Some(EventLine::Event(self.with_names(event).await));
             }
         }
-        while let Some(coming) = &mut self.coming {
-            match coming.recv().await {
+        while let Some(live) = &mut self.live {
+            match live.recv().await {
                 Ok(Observation::Event(event)) if self.filter.matches(&event) => {
-                    return Some(EventLine::Event(self.named(event).await));
+                    return Some(EventLine::Event(self.with_names(event).await));
                 }
                 Ok(Observation::Event(_)) => {}
                 Ok(Observation::Lost(lost)) | Err(RecvError::Lagged(lost)) => {
                     return Some(EventLine::Lost(lost));
                 }
-                Err(RecvError::Closed) => self.coming = None,
+                Err(RecvError::Closed) => self.live = None,
             }
         }
         if self.ended {
@@ -55,7 +55,7 @@ impl EventStream {
         Some(EventLine::End)
     }
 
-    async fn named(&self, mut event: EventView) -> EventView {
+    async fn with_names(&self, mut event: EventView) -> EventView {
         let names = self.api.names().await;
         if !names.name_event(&mut event)
             && let Some(names) = self.api.fresher_names(&names).await

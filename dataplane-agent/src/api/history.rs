@@ -1,4 +1,5 @@
-//! The last events, so that who asks after something went wrong still sees it; and those to come, without a gap.
+//! The most recent packet events, for clients that connect after a problem, and a feed of new ones
+//! without a gap.
 
 use std::{
     collections::VecDeque,
@@ -13,12 +14,12 @@ use super::{
     views::EventView,
 };
 
-/// Events kept.
-const KEPT: usize = 1_024;
-/// Events a listener may lag behind.
+/// Number of recorded events.
+const CAPACITY: usize = 1_024;
+/// Number of events that a subscriber may lag behind.
 const BACKLOG: usize = 1_024;
 
-/// A ring of events and its listeners. Clones share it.
+/// A ring of events and its subscribers. Clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct History {
     events: Arc<Mutex<VecDeque<EventView>>>,
@@ -39,23 +40,23 @@ impl History {
         }
     }
 
-    /// What is kept, oldest first, and everything after that, each once.
+    /// Recorded events, oldest first, and a receiver of all later ones.
     pub(super) fn follow(&self) -> (Vec<EventView>, broadcast::Receiver<Observation>) {
         let events = self.lock();
         (events.iter().cloned().collect(), self.sender.subscribe())
     }
 
     fn push(&self, observation: Observation) {
-        // one lock over both, or a follower between them would miss the event or see it twice
+        // one lock for both: a subscriber in between would miss the event or see it twice
         let mut events = self.lock();
         if let Observation::Event(event) = &observation {
-            if events.len() == KEPT {
+            if events.len() == CAPACITY {
                 events.pop_front();
             }
             events.push_back(event.clone());
         }
-        // fails if nobody listens
-        let _listeners = self.sender.send(observation);
+        // fails without subscribers
+        let _no_subscribers = self.sender.send(observation);
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<EventView>> {

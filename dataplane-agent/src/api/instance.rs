@@ -1,6 +1,6 @@
-//! One agent per run directory: a lock that dies with its process, and the socket beside it.
+//! One agent per run directory: a file lock that ends with its process, and the API socket.
 //!
-//! Owns the two files. The lock, not the socket, says whether an agent runs: a socket file outlives a killed agent.
+//! The lock, not the socket, says whether an agent runs: a socket file outlives a killed agent.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -19,34 +19,34 @@ use tokio::net::UnixListener;
 const SOCKET: &str = "agent.sock";
 const LOCK: &str = "agent.lock";
 
-/// Why this process cannot be the agent of the run directory.
+/// Error while the run directory is claimed.
 #[derive(Debug, thiserror::Error)]
 pub enum InstanceError {
-    #[error("run_dir {run_dir}: another agent is running (pid {pid})")]
+    #[error("run_dir {run_dir} is in use by another agent (pid {pid}); stop it, or choose another run_dir")]
     Running { run_dir: PathBuf, pid: String },
-    #[error("{operation} {path}: {source}")]
+    #[error("cannot {operation} {path}: {source}")]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
 }
 
-/// The right to be the agent of a run directory, while it lives.
+/// Holds the lock of a run directory.
 #[derive(Debug)]
 pub struct Instance {
     run_dir: PathBuf,
     _lock: Flock<File>,
 }
 
-/// Where the socket of an agent is.
+/// Path of the API socket.
 pub fn socket_path(run_dir: &Path) -> PathBuf {
     run_dir.join(SOCKET)
 }
 
-/// Files an agent leaves in its run directory.
+/// Files that an agent leaves in its run directory.
 pub fn leftovers(run_dir: &Path) -> [PathBuf; 2] {
     [run_dir.join(SOCKET), run_dir.join(LOCK)]
 }
 
 impl Instance {
-    /// Makes the directory and takes the lock.
+    /// Creates the directory and takes the lock.
     pub fn acquire(run_dir: &Path) -> Result<Self, InstanceError> {
         fs::create_dir_all(run_dir).map_err(io_error("create", run_dir))?;
         let path = run_dir.join(LOCK);
@@ -68,7 +68,8 @@ impl Instance {
         }
     }
 
-    /// Listens on the socket. A client meets the old one's remains or the new one, never a gap or a wrong mode.
+    /// Listens on the socket. It is replaced atomically, so clients never find it absent or with a
+    /// wrong mode.
     pub fn listen(&self) -> Result<UnixListener, InstanceError> {
         let path = socket_path(&self.run_dir);
         let fresh = self.run_dir.join(format!("{SOCKET}.{}", std::process::id()));
@@ -82,14 +83,14 @@ impl Instance {
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        // the lock file stays: removing it would let two agents lock two files of one name
+        // the lock file stays: if it were removed, two agents could lock two files of the same name
         if let Err(error) = remove(&socket_path(&self.run_dir)) {
-            tracing::warn!(%error, "stop");
+            tracing::warn!(%error, "cannot remove the API socket on exit");
         }
     }
 }
 
-/// The process that is the agent of `run_dir`, if one runs. Creates nothing.
+/// PID of the agent that runs with `run_dir`. Creates nothing.
 pub fn running(run_dir: &Path) -> Result<Option<String>, InstanceError> {
     let path = run_dir.join(LOCK);
     let mut file = match File::open(&path) {
@@ -123,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_agent_is_refused_by_the_first_ones_pid() {
+    fn second_agent_is_refused_and_the_error_names_the_pid_of_the_first() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(running(directory.path()).unwrap(), None);
         let first = Instance::acquire(directory.path()).unwrap();
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_socket_of_a_killed_agent_is_taken_over() {
+    async fn stale_socket_of_a_killed_agent_is_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let dead = std::os::unix::net::UnixListener::bind(socket_path(directory.path())).unwrap();
         drop(dead);

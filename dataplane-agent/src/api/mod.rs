@@ -1,8 +1,8 @@
-//! The local API: one Unix socket, root only, that serves the CNI plugin and the CLI.
+//! The local API: a Unix socket for root that serves the CNI plugin and the CLI.
 //!
-//! [`server`] owns connections and limits, [`answer`] what a line means; [`instance`] the files in the run directory.
-//! Those who know are behind seams: the task that owns the state publishes [`views::Status`] and answers [`query`]s,
-//! the datapath is read through [`live`], and the verbs of the plugin go to [`cni`].
+//! [`server`] owns connections and limits, [`answer`] the requests, [`instance`] the files in the
+//! run directory. The data comes from others: the node task publishes [`views::Status`] and answers
+//! each [`query`], [`datapath`] reads the eBPF maps, and [`cni`] passes the plugin's requests on.
 
 pub mod answer;
 pub mod cni;

@@ -1,7 +1,8 @@
-//! Names for numbers: which service, pod or device an address or interface number of an event or a flow is.
+//! Names of services, pods and devices for the addresses, IDs and interface indices of events and
+//! flows.
 //!
-//! Made from the same views people list, once per request; a stream of events makes them anew when it meets an
-//! address that had none.
+//! Built from the views `services`, `endpoints` and `status`; refreshed when an address has no
+//! name.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,11 +11,11 @@ use std::{
 
 use super::views::{EndpointView, EventView, FlowView, FrontendKind, PeerView, ServiceView, Status};
 
-/// What is known by name at one moment.
+/// A snapshot of names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Names {
     frontends: HashMap<(IpAddr, u16, String), String>,
-    /// By family, port and protocol: they are at all of these addresses.
+    /// By family (is IPv4), port and protocol.
     node_ports: HashMap<(bool, u16, String), String>,
     node_addresses: HashSet<IpAddr>,
     services: HashMap<u32, String>,
@@ -23,13 +24,13 @@ pub(super) struct Names {
 }
 
 impl Names {
-    pub(super) fn of(services: &[ServiceView], endpoints: &[EndpointView], status: &Status) -> Self {
+    pub(super) fn new(services: &[ServiceView], endpoints: &[EndpointView], status: &Status) -> Self {
         let mut names = Self::default();
         for service in services {
             let name = format!("{}/{}", service.namespace, service.name);
             for frontend in &service.frontends {
                 let (address, port, protocol) = (frontend.address, frontend.port, service.protocol.clone());
-                if frontend.kind == FrontendKind::Node {
+                if frontend.kind == FrontendKind::NodePort {
                     names.node_ports.insert((address.is_ipv4(), port, protocol), name.clone());
                 } else {
                     names.frontends.insert((address, port, protocol), name.clone());
@@ -41,7 +42,7 @@ impl Names {
             if let Some(pod) = &endpoint.pod {
                 names.pods.insert(endpoint.address, format!("{}/{}", pod.namespace, pod.name));
             }
-            if endpoint.node_ports {
+            if endpoint.accepts_node_ports {
                 names.node_addresses.insert(endpoint.address);
             }
             if let Some(device) = &endpoint.device {
@@ -54,11 +55,11 @@ impl Names {
         names
     }
 
-    /// Fills in what is known. True if the device and both ends now have all the names they can have.
+    /// Adds names to an event. Returns true if its device and both ends have one.
     pub(super) fn name_event(&self, event: &mut EventView) -> bool {
         event.device = self.devices.get(&event.ifindex).cloned();
-        event.source_name = event.source.and_then(|peer| self.end(peer, &event.protocol));
-        event.destination_name = event.destination.and_then(|peer| self.end(peer, &event.protocol));
+        event.source_name = event.source.and_then(|peer| self.name_of(peer, &event.protocol));
+        event.destination_name = event.destination.and_then(|peer| self.name_of(peer, &event.protocol));
         let device_known = event.ifindex == 0 || event.device.is_some();
         device_known && event.source_name.is_some() && event.destination_name.is_some()
     }
@@ -67,15 +68,15 @@ impl Names {
         flow.service = flow.service_id.and_then(|id| self.services.get(&id).cloned());
     }
 
-    /// A service by its frontend, else a pod by its address.
-    fn end(&self, peer: PeerView, protocol: &str) -> Option<String> {
+    /// The service of a frontend, else the pod of an address.
+    fn name_of(&self, peer: PeerView, protocol: &str) -> Option<String> {
         let PeerView { address, port } = peer;
-        // an address of its own goes before a node port there, as it does in the datapath
+        // a frontend with this address takes precedence over a node port, as in the datapath
         let at_address = self.frontends.get(&(address, port, protocol.to_owned()));
-        let takes_node_ports = address.is_loopback() || self.node_addresses.contains(&address);
+        let accepts_node_ports = address.is_loopback() || self.node_addresses.contains(&address);
         let service = at_address.or_else(|| {
             let node_port = self.node_ports.get(&(address.is_ipv4(), port, protocol.to_owned()));
-            node_port.filter(|_| takes_node_ports)
+            node_port.filter(|_| accepts_node_ports)
         });
         if let Some(service) = service {
             return Some(format!("Service {service}"));
@@ -99,8 +100,8 @@ mod tests {
                 address: end.ip(),
                 port: end.port(),
                 clients: ClientsView::All,
-                local: false,
-                guarded: false,
+                local_only: false,
+                has_source_ranges: false,
                 backends: 1,
             }
         };
@@ -119,37 +120,37 @@ mod tests {
             affinity_timeout: None,
             backends: Vec::new(),
         };
-        let endpoint = |address: &str, node_ports| EndpointView {
+        let endpoint = |address: &str, accepts_node_ports| EndpointView {
             address: address.parse().unwrap(),
             pod: None,
             device: None,
             ifindex: 0,
             mac: None,
             flow_hints: Vec::new(),
-            node_ports,
+            accepts_node_ports,
         };
         let web = service(
             "web",
             &[
-                (FrontendKind::Cluster, "10.96.0.1:80"),
-                (FrontendKind::External, "203.0.113.1:80"),
+                (FrontendKind::ClusterIp, "10.96.0.1:80"),
+                (FrontendKind::ExternalIp, "203.0.113.1:80"),
                 (FrontendKind::LoadBalancer, "[2001:db8::9]:80"),
-                (FrontendKind::Node, "0.0.0.0:30080"),
+                (FrontendKind::NodePort, "0.0.0.0:30080"),
             ],
         );
-        let host_port = service("hostport:pod", &[(FrontendKind::Host, "192.0.2.7:30080")]);
+        let host_port = service("hostport:pod", &[(FrontendKind::HostPort, "192.0.2.7:30080")]);
         let endpoints = [("192.0.2.5", true), ("192.0.2.6", false), ("192.0.2.7", true), ("fd00::5", true)];
-        let endpoints = endpoints.map(|(address, node_ports)| endpoint(address, node_ports));
-        Names::of(&[web, host_port], &endpoints, &Status::starting("n1"))
+        let endpoints = endpoints.map(|(address, accepts_node_ports)| endpoint(address, accepts_node_ports));
+        Names::new(&[web, host_port], &endpoints, &Status::starting("n1"))
     }
 
     fn name(end: &str, protocol: &str) -> Option<String> {
         let end: SocketAddr = end.parse().unwrap();
-        names().end(PeerView { address: end.ip(), port: end.port() }, protocol)
+        names().name_of(PeerView { address: end.ip(), port: end.port() }, protocol)
     }
 
     #[test]
-    fn a_service_is_known_at_every_frontend() {
+    fn service_is_named_at_every_frontend() {
         for end in
             ["10.96.0.1:80", "203.0.113.1:80", "[2001:db8::9]:80", "192.0.2.5:30080", "127.0.0.1:30080"]
         {
@@ -158,8 +159,9 @@ mod tests {
     }
 
     #[test]
-    fn a_node_port_is_only_where_the_node_takes_them() {
-        // an address left out by `node_ports.addresses`, another node, a family the service does not have
+    fn node_port_is_named_only_at_addresses_that_accept_node_ports() {
+        // an address left out by `node_ports.addresses`, another node, a family the service does
+        // not have
         for end in ["192.0.2.6:30080", "192.0.2.99:30080", "[fd00::5]:30080", "192.0.2.5:80"] {
             assert_eq!(name(end, "TCP"), None, "{end}");
         }

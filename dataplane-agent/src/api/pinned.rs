@@ -1,4 +1,4 @@
-//! [`DatapathReader`] of the real datapath: its counters, flows and events, in words.
+//! [`DatapathReader`] of the pinned eBPF maps: counters, flows and events.
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
@@ -16,14 +16,14 @@ use crate::datapath::{
     flows::{self, flows},
 };
 
-/// What the datapath of this node holds and says.
+/// The pinned maps of this node.
 pub struct PinnedDatapath {
     tables: Tables,
     counters: Counters,
     events: Arc<Events>,
 }
 
-/// Why it cannot be read.
+/// Error while the maps are opened.
 #[derive(Debug, thiserror::Error)]
 pub enum PinnedDatapathError {
     #[error(transparent)]
@@ -33,7 +33,7 @@ pub enum PinnedDatapathError {
 }
 
 impl PinnedDatapath {
-    /// Opens what is pinned, with handles of its own, and starts reading the events.
+    /// Opens the pinned maps and starts reading events.
     pub fn open(pins: &Pins) -> Result<Self, PinnedDatapathError> {
         let events = Arc::new(Events::start(pins)?);
         Ok(Self { tables: Tables::open(pins)?, counters: Counters::open(pins)?, events })
@@ -48,12 +48,12 @@ impl fmt::Debug for PinnedDatapath {
 
 impl DatapathReader for PinnedDatapath {
     fn counts(&self) -> Result<Vec<CountView>, String> {
-        let counts = self.counters.read().map_err(|error| format!("read the counters: {error}"))?;
+        let counts = self.counters.read().map_err(|error| format!("cannot read packet counters: {error}"))?;
         Ok(counts.into_iter().map(count).collect())
     }
 
     fn flows(&self) -> Result<Vec<FlowView>, String> {
-        let rows = flows(&self.tables).map_err(|error| format!("list the flows: {error}"))?;
+        let rows = flows(&self.tables).map_err(|error| format!("cannot list flows: {error}"))?;
         Ok(rows.into_iter().map(flow).collect())
     }
 
@@ -96,12 +96,12 @@ fn flow(row: FlowRow) -> FlowView {
         translated_source: peer(row.translated_source),
         translated_destination: peer(row.translated_destination),
         state: match row.state {
-            State::HalfOpen => "half_open",
+            State::HalfOpen => "halfOpen",
             State::Established => "established",
             State::Closing => "closing",
             State::Answered => "answered",
-            State::EndedForward => "ended_by_client",
-            State::EndedReply => "ended_by_server",
+            State::EndedForward => "endedByClient",
+            State::EndedReply => "endedByServer",
         }
         .to_owned(),
         age_seconds: row.age,
@@ -112,7 +112,7 @@ fn flow(row: FlowRow) -> FlowView {
 }
 
 fn event(packet: PacketEvent) -> EventView {
-    // `::` is what stays of an address that was not reached in parsing
+    // `::`: the address was not parsed
     let end = |address: IpAddr, port| {
         let parsed = !(address.is_ipv6() && address.is_unspecified());
         parsed.then_some(PeerView { address, port })
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_is_told_in_words() {
+    fn event_has_names_and_no_address_that_was_not_parsed() {
         let packet = PacketEvent {
             timestamp: 5,
             hook: HookId::FromPod,
@@ -158,7 +158,7 @@ mod tests {
         assert!(event.dropped);
         assert_eq!((event.hook.as_str(), event.outcome.as_str()), ("from_pod", "truncated"));
         assert_eq!(event.protocol, "TCP");
-        assert_eq!(event.destination, None, "an address that was not parsed is none");
+        assert_eq!(event.destination, None);
         assert_eq!(event.source.unwrap().port, 1);
     }
 }

@@ -1,4 +1,4 @@
-//! What can be asked of the agent besides the verbs of the CNI, and the filters of the long lists.
+//! Requests of the CLI, and their filters.
 
 use std::net::IpAddr;
 
@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::views::{EventView, FlowView, PeerView};
 
-/// A question of the CLI.
+/// A request for a view.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "view", rename_all = "snake_case")]
+#[serde(tag = "view", rename_all = "camelCase")]
 pub enum View {
     /// Answered by a [`super::views::StatusView`].
     Status,
@@ -20,62 +20,63 @@ pub enum View {
     Routes,
     /// A [`FlowList`].
     Flows(FlowFilter),
-    /// [`EventLine`]s: those of the last minutes, and with `follow` all that come, until the client leaves.
+    /// A stream of [`EventLine`]: recorded events, and with `follow` new ones until the client
+    /// disconnects.
     Events(EventFilter),
 }
 
-/// Which flows. What is absent does not restrict.
+/// Filter of flows; an absent field matches all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub struct FlowFilter {
-    /// Either end, before or after the translation.
+    /// Address of either end, before or after translation.
     pub address: Option<IpAddr>,
     pub port: Option<u16>,
     /// `tcp`, `udp`, ...
     pub protocol: Option<String>,
     /// `namespace/name`.
     pub service: Option<String>,
-    /// No more than this many.
+    /// Largest number of flows to return.
     pub limit: Option<usize>,
 }
 
-/// Which events.
+/// Filter of packet events; an absent field matches all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub struct EventFilter {
-    /// Go on with what happens from now on.
+    /// Continue with new events.
     pub follow: bool,
-    /// Only packets that ended.
+    /// Only dropped packets.
     pub dropped: bool,
-    /// Either end.
+    /// Address of either end.
     pub address: Option<IpAddr>,
     /// Name of a verdict or drop reason.
     pub outcome: Option<String>,
 }
 
-/// The flows that were asked for.
+/// The answer to [`View::Flows`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowList {
-    /// How many match: more than are listed if there was a limit.
+    /// Number of flows that match; more than are listed if there was a limit.
     pub matching: usize,
-    /// How many there are.
+    /// Number of all flows.
     pub total: usize,
     pub flows: Vec<FlowView>,
 }
 
 /// A line of the answer to [`View::Events`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "camelCase")]
 pub enum EventLine {
     Event(EventView),
-    /// The client or the network of this many events was too slow.
+    /// Number of events lost because the client was too slow.
     Lost(u64),
-    /// No more lines come.
+    /// End of the stream.
     End,
 }
 
 impl View {
-    /// Its name in metrics.
+    /// Name in requests and metrics.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Status => "status",

@@ -1,7 +1,8 @@
-//! The socket server: connections, lines, limits. What a line means is [`super::answer`]'s business.
+//! The socket server: connections, request lines, limits. Requests are handled by
+//! [`super::answer`].
 //!
-//! Every connection is a task of its own and every wait on a client has a limit, so that a client that hangs costs its
-//! own connection and nothing else. Only root (and the user the agent runs as) is heard.
+//! Every connection has its own task, and every wait for a client has a timeout: a client that
+//! hangs blocks only its own connection. Only root and the user of the agent are accepted.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -21,59 +22,59 @@ use super::{
     events::EventStream,
 };
 
-/// Limits on what a client may cost.
+/// Limits of the server.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes of a request line.
+    /// Longest request line in bytes.
     pub line: u64,
-    /// Connections at a time.
+    /// Most connections at a time.
     pub connections: usize,
-    /// For a whole request line to arrive, and for a line of the answer to be taken.
-    pub patience: Duration,
+    /// Longest wait for a request line, and for the client to read an answer line.
+    pub timeout: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { line: 1 << 20, connections: 256, patience: Duration::from_secs(30) }
+        Self { line: 1 << 20, connections: 256, timeout: Duration::from_secs(30) }
     }
 }
 
-/// What ends a connection early.
+/// Error that closes a connection.
 #[derive(Debug, thiserror::Error)]
 enum ConnectionError {
-    #[error("peer credentials: {0}")]
+    #[error("cannot read the credentials of the client: {0}")]
     Credentials(#[source] io::Error),
-    #[error("user {0} is not root")]
+    #[error("user {0} is not root: only root may use the API socket")]
     NotRoot(u32),
     #[error("the request line is longer than {0} bytes")]
     TooLong(u64),
-    #[error("no whole request line within {0:?}")]
-    Silent(Duration),
-    #[error("the client did not take the answer within {0:?}")]
-    Stuck(Duration),
+    #[error("no complete request line within {0:?}")]
+    RequestTimeout(Duration),
+    #[error("the client did not read the answer within {0:?}")]
+    AnswerTimeout(Duration),
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
 /// Serves until the task is dropped.
 pub async fn serve(listener: UnixListener, api: Arc<Api>, limits: Limits) {
-    let places = Arc::new(Semaphore::new(limits.connections));
+    let permits = Arc::new(Semaphore::new(limits.connections));
     loop {
-        // waiting for a place leaves newcomers in the kernel's queue; places come free, because patience ends
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        // at the limit, new connections wait in the kernel's queue
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
                 let api = Arc::clone(&api);
                 tokio::spawn(async move {
                     if let Err(error) = connection(stream, &api, limits).await {
-                        tracing::debug!(%error, "local API: connection ended");
+                        tracing::debug!(%error, "API socket: connection closed with an error");
                     }
-                    drop(place);
+                    drop(permit);
                 });
             }
             Err(error) => {
-                // out of descriptors, or a client that went: neither is a reason to stop, nor to spin
-                tracing::warn!(%error, "local API: accept");
+                // out of file descriptors, or the client has gone: go on after a pause
+                tracing::warn!(%error, "API socket: cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -107,20 +108,20 @@ struct Client {
 }
 
 impl Client {
-    /// The next line without its end; `None`: the client has no more requests.
+    /// The next request line without its newline; `None`: the client has closed the connection.
     async fn read_line(&mut self) -> Result<Option<Vec<u8>>, ConnectionError> {
-        let Limits { line: limit, patience, .. } = self.limits;
+        let Limits { line: limit, timeout: longest, .. } = self.limits;
         let mut line = Vec::new();
-        // one byte more than allowed, to tell a line that is too long from one that just fits
+        // one byte more than allowed, to detect a line that is too long
         let mut allowed = (&mut self.reader).take(limit + 1);
-        timeout(patience, allowed.read_until(b'\n', &mut line))
+        timeout(longest, allowed.read_until(b'\n', &mut line))
             .await
-            .map_err(|_elapsed| ConnectionError::Silent(patience))??;
+            .map_err(|_elapsed| ConnectionError::RequestTimeout(longest))??;
         if line.pop_if(|last| *last == b'\n').is_none() {
             if line.len() as u64 > limit {
                 return Err(ConnectionError::TooLong(limit));
             }
-            // the client closed its side; what it left without an end of line is a request all the same
+            // end of file: a last line without a newline is a request, too
             return Ok(Some(line).filter(|line| !line.is_empty()));
         }
         Ok(Some(line))
@@ -129,26 +130,26 @@ impl Client {
     async fn write_line(&mut self, value: &impl Serialize) -> Result<(), ConnectionError> {
         let mut line = serde_json::to_vec(value).map_err(io::Error::from)?;
         line.push(b'\n');
-        let patience = self.limits.patience;
-        timeout(patience, self.writer.write_all(&line))
+        let longest = self.limits.timeout;
+        timeout(longest, self.writer.write_all(&line))
             .await
-            .map_err(|_elapsed| ConnectionError::Stuck(patience))??;
+            .map_err(|_elapsed| ConnectionError::AnswerTimeout(longest))??;
         Ok(())
     }
 
-    /// Tells the client why it is not heard any more.
+    /// Sends the error to the client before the connection is closed.
     async fn refuse(&mut self, error: ConnectionError) -> Result<(), ConnectionError> {
         self.write_line(&super::answer::error(&error.to_string())).await?;
         Err(error)
     }
 
-    /// Lines until the stream ends or the client leaves.
+    /// Sends lines until the stream ends or the client disconnects.
     async fn forward(&mut self, mut stream: EventStream) -> Result<(), ConnectionError> {
-        let mut left = [0; 64];
+        let mut ignored = [0; 64];
         loop {
             tokio::select! {
-                // a client of a stream says nothing more; end of file is its goodbye
-                read = self.reader.read(&mut left) => if read? == 0 { return Ok(()) },
+                // detects that the client has disconnected; input is ignored
+                read = self.reader.read(&mut ignored) => if read? == 0 { return Ok(()) },
                 line = stream.next() => match line {
                     Some(line) => self.write_line(&line).await?,
                     None => return Ok(()),

@@ -1,8 +1,8 @@
-//! `run`: the parts of the agent, started in order and wired together.
+//! `run`: starts the parts of the agent and connects them.
 //!
-//! Order matters to those who ask: the socket, health and metrics answer before anything else works, and say what is
-//! missing. Then the source speaks to the one task that owns the state ([`node`]), which does everything else.
-//! When the agent ends, nothing is taken down: the programs go on without it.
+//! The API socket, health and metrics start first, so that they can report what is missing. Then
+//! the source sends its events to the node task ([`node`]). Stopping the agent removes nothing: the
+//! programs keep running.
 
 mod datapath;
 mod latency;
@@ -11,7 +11,7 @@ mod node;
 mod pending_pods;
 mod pods;
 mod programs;
-mod reserved;
+mod reserved_ports;
 mod source;
 
 use std::{process::ExitCode, sync::Arc};
@@ -39,23 +39,23 @@ use crate::{
     telemetry::{self, TelemetryError},
 };
 
-/// Threads of the runtime: the task that owns the state, and whatever else has something to do meanwhile.
+/// Threads of the runtime: one for the node task, one for all others.
 const THREADS: usize = 2;
-/// Events of the source that may wait.
-const EVENTS: usize = 1_024;
-/// Questions that may wait.
-const QUERIES: usize = 64;
+/// Capacity of the channel of source events.
+const EVENT_QUEUE: usize = 1_024;
+/// Capacity of the channel of API queries.
+const QUERY_QUEUE: usize = 64;
 
-/// Why the agent does not run.
+/// Error that stops the agent.
 #[derive(Debug, thiserror::Error)]
 enum AppError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
-    #[error("start the runtime: {0}")]
+    #[error("cannot start the async runtime: {0}")]
     Runtime(#[source] std::io::Error),
-    #[error("catch signals: {0}")]
+    #[error("cannot install signal handlers: {0}")]
     Signals(#[source] std::io::Error),
     #[error(transparent)]
     Instance(#[from] InstanceError),
@@ -65,7 +65,7 @@ enum AppError {
     Netlink(#[from] NetlinkError),
     #[error(transparent)]
     Manifests(#[from] ManifestError),
-    #[error("the source: {0}")]
+    #[error("the source of cluster objects panicked: {0}")]
     Panicked(#[source] tokio::task::JoinError),
     #[error(transparent)]
     Node(#[from] node::NodeError),
@@ -75,7 +75,7 @@ enum AppError {
     Cluster(#[from] ClusterError),
 }
 
-/// Runs the agent until it is told to stop. One sentence to stderr if it cannot.
+/// Runs the agent until it gets SIGTERM or SIGINT. An error is printed to stderr.
 pub fn run(args: &RunArgs) -> ExitCode {
     match start(args) {
         Ok(()) => ExitCode::SUCCESS,
@@ -99,39 +99,38 @@ fn start(args: &RunArgs) -> Result<(), AppError> {
 }
 
 async fn serve_node(config: Config) -> Result<(), AppError> {
-    tracing::info!(node = config.node_name, version = env!("CARGO_PKG_VERSION"), "starting");
+    tracing::info!(node = config.node_name, version = env!("CARGO_PKG_VERSION"), "starting dataplane-agent");
     let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Signals)?;
 
     let instance = Instance::acquire(&config.run_dir)?;
-    let (status, status_seen) = watch::channel(Status::starting(&config.node_name));
-    let (queries, queries_asked) = mpsc::channel(QUERIES);
-    let metrics = Arc::new(Metrics::new(status_seen.clone()));
-    let api = Api::new(status_seen.clone(), queries.clone(), Arc::clone(&metrics));
+    let (status, status_receiver) = watch::channel(Status::starting(&config.node_name));
+    let (queries, query_receiver) = mpsc::channel(QUERY_QUEUE);
+    let metrics = Arc::new(Metrics::new(status_receiver.clone()));
+    let api = Api::new(status_receiver.clone(), queries.clone(), Arc::clone(&metrics));
     tokio::spawn(serve(instance.listen()?, Arc::clone(&api), Limits::default()));
-    let status_seen_by_lifecycle = status_seen.clone();
-    if let Some(address) = config.http {
-        let health = Health::start(address, status_seen, queries, Arc::clone(&metrics))?;
-        tracing::info!(address = %health.address(), "metrics and health");
+    if let Some(address) = config.http_bind_address {
+        let health = Health::start(address, status_receiver.clone(), queries, Arc::clone(&metrics))?;
+        tracing::info!("serving metrics and health on http://{}", health.address());
     }
 
-    let (events, events_heard) = mpsc::channel(EVENTS);
+    let (events, event_receiver) = mpsc::channel(EVENT_QUEUE);
     let problems = Problems::default();
     metrics.set_source(problems.clone());
-    let problems_seen = problems.subscribe();
+    let problem_receiver = problems.subscribe();
     let mut source = source::SourceHandle::start(&config, events, problems).await?;
     metrics.set_progress(source.progress.clone());
 
-    let (health_checks, health_checks_told) = watch::channel(HealthChecks::default());
+    let (health_checks, health_check_receiver) = watch::channel(HealthChecks::default());
     let node_problems =
-        take_care(&config, &status_seen_by_lifecycle, health_checks_told, source.client.clone())?;
+        start_lifecycle(&config, &status_receiver, health_check_receiver, source.client.clone())?;
     let inputs = node::Inputs {
         node_problems,
-        events: events_heard,
-        problems: problems_seen,
+        events: event_receiver,
+        problems: problem_receiver,
         behind: source.progress.subscribe(),
         progress: source.progress.clone(),
-        queries: queries_asked,
+        queries: query_receiver,
         monitor: Netlink::monitor()?,
     };
     let outputs = node::Outputs { status, health_checks };
@@ -139,15 +138,15 @@ async fn serve_node(config: Config) -> Result<(), AppError> {
     tokio::select! {
         done = node.run(inputs, requests) => done?,
         done = source.ended() => return done,
-        _ = terminate.recv() => tracing::info!("told to stop: the programs go on without the agent"),
-        _ = interrupt.recv() => tracing::info!("interrupted: the programs go on without the agent"),
+        _ = terminate.recv() => tracing::info!("got SIGTERM: stopping; the eBPF programs keep running"),
+        _ = interrupt.recv() => tracing::info!("got SIGINT: stopping; the eBPF programs keep running"),
     }
     source.stop().await;
     Ok(())
 }
 
-/// The node's life in the cluster, as far as it is ours to take care of.
-fn take_care(
+/// Starts [`lifecycle`]: CNI installation, the Node's condition and taint, Events, health checks.
+fn start_lifecycle(
     config: &Config,
     status: &watch::Receiver<Status>,
     health_checks: watch::Receiver<HealthChecks>,
@@ -155,7 +154,7 @@ fn take_care(
 ) -> Result<lifecycle::Problems, AppError> {
     let Cni { install, bin_dir, conf_dir } = &config.cni;
     let install = install.then(|| Install::new(bin_dir, conf_dir, &config.run_dir)).transpose()?;
-    let proxy = ProxyAddresses { health: config.healthz, mode: config.proxy_mode };
+    let proxy = ProxyAddresses { health: config.healthz_bind_address, mode: config.proxy_mode_bind_address };
     let lifecycle = Lifecycle {
         install,
         client,

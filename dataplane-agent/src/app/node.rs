@@ -1,10 +1,12 @@
-//! The task that owns the state: everything that changes tables or programs happens here, one thing after the other.
+//! The node task: it owns the state, and is the only one that changes tables and programs.
 //!
-//! It hears the source, the CNI server, the API and the kernel, and between two of them does what is due. The programs
-//! are loaded while the source begins to speak; once the node's own object is known, [`NodeDatapath`] has them.
+//! It receives events of the source, the CNI server, the API and the kernel, and runs due work
+//! between them. The programs are loaded while the source syncs; [`NodeDatapath`] takes them over
+//! once the Node object is known.
+
+mod status;
 
 use std::{
-    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -24,49 +26,41 @@ use super::{
     programs::LoadedPrograms,
 };
 use crate::{
-    api::{
-        answer::Api,
-        query::Query,
-        views::{NotReady, Origin, ProblemView, SourceView, Status, unix_seconds},
-    },
-    compile::{self, services::NodeContext},
+    api::{answer::Api, query::Query, views::Status},
     config::{Config, Source},
-    lifecycle::{self, HealthCheck, HealthChecks},
+    lifecycle::{self, HealthChecks},
     metrics::Metrics,
     netlink::{Monitor, Netlink},
     source,
-    state::{Changes, NamespacedName, Node, SourceEvent, Store},
+    state::{Changes, SourceEvent, Store},
 };
 
-/// Events of the source taken in one go, so that a burst is compiled once.
-const BURST: usize = 4_096;
-/// Changes of the network come in flocks: they are looked at together.
-const NETWORK_SETTLES: Duration = Duration::from_millis(50);
-/// Waits between attempts to make the network as it is to be.
+/// Most source events taken at once, so that a burst is compiled once.
+const EVENT_BURST: usize = 4_096;
+/// Debounces kernel notifications of network changes.
+const NETWORK_DEBOUNCE: Duration = Duration::from_millis(50);
+/// First and longest wait between attempts to set up the network.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(10);
-/// A table is compared with what it should hold this often, one after the other.
-const AUDIT: Duration = Duration::from_secs(60);
-/// The status is not made more often than this.
-const PUBLISH: Duration = Duration::from_millis(20);
+/// One table is audited each time.
+const AUDIT_INTERVAL: Duration = Duration::from_secs(60);
+/// Shortest time between two published statuses.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How the cluster autoscaler marks a node it is about to delete.
-const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
-
-/// Why the agent ends by itself.
+/// Error that stops the agent.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NodeError {
     #[error(transparent)]
     Start(#[from] StartError),
-    #[error("the kernel's word of changes of the network has ended")]
+    #[error("netlink monitor of network changes has ended")]
     Monitor,
-    #[error("the source has ended")]
+    #[error("the source of cluster objects has ended")]
     Source,
-    #[error("load the programs: {0}")]
+    #[error("task that loads the eBPF programs failed: {0}")]
     Loading(#[from] JoinError),
 }
 
-/// What the task hears.
+/// Receivers of the node task.
 pub(super) struct Inputs {
     pub events: mpsc::Receiver<SourceEvent>,
     pub problems: watch::Receiver<Vec<source::Problem>>,
@@ -77,37 +71,35 @@ pub(super) struct Inputs {
     pub monitor: Monitor,
 }
 
-/// What the task tells.
+/// Senders of the node task.
 pub(super) struct Outputs {
     pub status: watch::Sender<Status>,
     pub health_checks: watch::Sender<HealthChecks>,
 }
 
-/// The task.
+/// The node task.
 pub(super) struct NodeTask {
     config: Config,
     netlink: Netlink,
     api: Arc<Api>,
     outputs: Outputs,
     store: Store,
-    /// Programs that wait for their node to be known.
+    /// Loaded programs, until the Node object is known.
     loaded: Option<LoadedPrograms>,
-    running: Option<NodeDatapath>,
+    datapath: Option<NodeDatapath>,
     pods: PodChannel,
-    /// Pods that are being added.
-    waiting: PendingPodLookups,
-    /// Events on their way into the tables.
-    programming: ProgrammingLatency,
-    /// When the network is to be looked at; `None`: when the kernel says that something changed.
-    look: Option<Instant>,
-    /// Why the network is not as it is to be, and how long to wait before trying again.
-    trouble: Option<(String, Duration)>,
+    pending_lookups: PendingPodLookups,
+    latency: ProgrammingLatency,
+    /// When to set up the network; `None`: at the next change.
+    next_setup: Option<Instant>,
+    /// The last setup error, and the wait before the next attempt.
+    setup_failure: Option<(String, Duration)>,
     last_event: Option<Instant>,
     last_audit: Option<Instant>,
     next_audit: Instant,
     next_publish: Instant,
-    /// Something was heard or done since the status was published.
-    news: bool,
+    /// The status must be published again.
+    dirty: bool,
 }
 
 impl NodeTask {
@@ -127,22 +119,22 @@ impl NodeTask {
             outputs,
             store: Store::default(),
             loaded: None,
-            running: None,
+            datapath: None,
             pods,
-            waiting: PendingPodLookups::default(),
-            programming: ProgrammingLatency::new(metrics.programming()),
-            look: Some(now),
-            trouble: None,
+            pending_lookups: PendingPodLookups::default(),
+            latency: ProgrammingLatency::new(metrics.latency()),
+            next_setup: Some(now),
+            setup_failure: None,
             last_event: None,
             last_audit: None,
-            next_audit: now + AUDIT,
+            next_audit: now + AUDIT_INTERVAL,
             next_publish: now,
-            news: true,
+            dirty: true,
         };
         (task, requests)
     }
 
-    /// Until something ends that must not.
+    /// Runs until an input that must stay open is closed.
     pub(super) async fn run(
         mut self,
         mut inputs: Inputs,
@@ -151,282 +143,180 @@ impl NodeTask {
         let config = self.config.clone();
         let mut loading = Some(spawn_blocking(move || LoadedPrograms::load(&config)));
         loop {
-            let due = self.work(&inputs).await?;
+            let due = self.poll(&inputs).await?;
             tokio::select! {
-                loaded = done(&mut loading), if loading.is_some() => {
+                loaded = join(&mut loading), if loading.is_some() => {
                     loading = None;
                     self.loaded = Some(loaded??);
-                    self.look_by(Instant::now());
+                    self.schedule_setup(Instant::now());
                 }
                 event = inputs.events.recv() => {
-                    self.hear(event.ok_or(NodeError::Source)?, &mut inputs.events);
+                    self.on_event(event.ok_or(NodeError::Source)?, &mut inputs.events);
                 }
-                Some(request) = requests.recv() => self.pod(request),
-                Some(query) = inputs.queries.recv() => self.answer(query),
+                Some(request) = requests.recv() => self.on_pod_request(request),
+                Some(query) = inputs.queries.recv() => self.on_query(query),
                 change = inputs.monitor.changed() => {
                     change.ok_or(NodeError::Monitor)?;
-                    self.look_by(Instant::now() + NETWORK_SETTLES);
+                    self.schedule_setup(Instant::now() + NETWORK_DEBOUNCE);
                 }
-                Ok(()) = inputs.problems.changed() => self.news = true,
-                () = inputs.node_problems.changed() => self.news = true,
-                Ok(()) = inputs.behind.changed() => self.news = true,
+                Ok(()) = inputs.problems.changed() => self.dirty = true,
+                () = inputs.node_problems.changed() => self.dirty = true,
+                Ok(()) = inputs.behind.changed() => self.dirty = true,
                 () = sleep_until(due.into()) => {}
             }
         }
     }
 
-    /// Does what is due. Returns when there is more to do.
-    async fn work(&mut self, inputs: &Inputs) -> Result<Instant, NodeError> {
-        if self.look.is_some_and(|at| at <= Instant::now()) {
-            self.look = None;
+    /// Runs everything that is due. Returns when to call it again.
+    async fn poll(&mut self, inputs: &Inputs) -> Result<Instant, NodeError> {
+        if self.next_setup.is_some_and(|at| at <= Instant::now()) {
+            self.next_setup = None;
             self.set_up().await?;
         }
         let now = Instant::now();
         let mut due = self.next_audit;
-        if let Some(running) = &mut self.running {
-            due = running.work(now).map_or(due, |more| more.min(due));
-            self.programming.applied(running.applied_revision(), Instant::now(), SystemTime::now());
+        if let Some(datapath) = &mut self.datapath {
+            due = datapath.poll(now).map_or(due, |next| next.min(due));
+            self.latency.on_applied(datapath.applied_revision(), Instant::now(), SystemTime::now());
             if now >= self.next_audit {
-                if running.audit() {
+                if datapath.audit() {
                     self.last_audit = Some(now);
                 }
-                self.next_audit = now + AUDIT;
+                self.next_audit = now + AUDIT_INTERVAL;
             }
-            self.news |= running.take_news();
+            self.dirty |= datapath.take_dirty();
         }
-        if self.news {
+        if self.dirty {
             if now >= self.next_publish {
-                self.publish(inputs);
-                self.news = false;
-                self.next_publish = now + PUBLISH;
+                self.publish_status(inputs);
+                self.dirty = false;
+                self.next_publish = now + PUBLISH_INTERVAL;
             } else {
                 due = due.min(self.next_publish);
             }
         }
-        let wishes = self.waiting.look(&self.store, now);
-        Ok([self.look, wishes].into_iter().flatten().fold(due, Instant::min))
+        let lookups = self.pending_lookups.poll(&self.store, now);
+        Ok([self.next_setup, lookups].into_iter().flatten().fold(due, Instant::min))
     }
 
-    /// Makes the node's network as it is to be; loads the datapath the first time. What may pass is tried again.
+    /// Sets up the node's network, and the first time starts the datapath. Network errors are
+    /// retried.
     async fn set_up(&mut self) -> Result<(), NodeError> {
-        self.news = true;
-        let Some(own) = self.store.node(&self.config.node_name) else {
-            // nothing to do until it comes; what runs keeps running if it goes
+        self.dirty = true;
+        let Some(node) = self.store.node(&self.config.node_name) else {
+            // its arrival schedules a setup; a running datapath survives its deletion
             return Ok(());
         };
-        if self.running.is_none() && self.loaded.is_none() {
+        if self.datapath.is_none() && self.loaded.is_none() {
             return Ok(());
         }
-        let setup = match NodeNetworkPlan::make(&self.config, own, &self.netlink).await {
-            Ok(setup) => setup,
+        let plan = match NodeNetworkPlan::set_up(&self.config, node, &self.netlink).await {
+            Ok(plan) => plan,
             Err(error) => {
-                self.try_again(error.to_string());
+                self.retry_setup(error.to_string());
                 return Ok(());
             }
         };
-        match &mut self.running {
-            Some(running) => match block_in_place(|| running.update(&self.config, setup, &self.store)) {
-                Ok(()) => self.trouble = None,
-                Err(error) => self.try_again(error.to_string()),
+        match &mut self.datapath {
+            Some(datapath) => match block_in_place(|| datapath.update(&self.config, plan, &self.store)) {
+                Ok(()) => self.setup_failure = None,
+                Err(error) => self.retry_setup(error.to_string()),
             },
             None => {
                 let Some(loaded) = self.loaded.take() else { return Ok(()) };
-                let running =
-                    block_in_place(|| NodeDatapath::start(&self.config, loaded, setup, &self.store))?;
-                running.open_for_pods(&self.config, &self.netlink, &self.api, &self.pods)?;
-                self.running = Some(running);
-                self.trouble = None;
+                let datapath =
+                    block_in_place(|| NodeDatapath::start(&self.config, loaded, plan, &self.store))?;
+                datapath.start_cni_server(&self.config, &self.netlink, &self.api, &self.pods)?;
+                self.datapath = Some(datapath);
+                self.setup_failure = None;
             }
         }
         Ok(())
     }
 
-    fn try_again(&mut self, reason: String) {
-        let wait = self.trouble.as_ref().map_or(FIRST_RETRY, |(_, wait)| (*wait * 2).min(LAST_RETRY));
-        if self.trouble.as_ref().is_none_or(|(known, _)| *known != reason) {
-            tracing::warn!(reason, "the node's network is not as it is to be");
+    fn retry_setup(&mut self, reason: String) {
+        let last = self.setup_failure.as_ref();
+        let wait = last.map_or(FIRST_RETRY, |(_, wait)| (*wait * 2).min(LAST_RETRY));
+        if last.is_none_or(|(logged, _)| *logged != reason) {
+            tracing::warn!("node network setup failed, retrying in {wait:?}: {reason}");
         }
-        self.trouble = Some((reason, wait));
-        self.look_by(Instant::now() + wait);
+        self.setup_failure = Some((reason, wait));
+        self.schedule_setup(Instant::now() + wait);
     }
 
-    fn look_by(&mut self, at: Instant) {
-        self.look = Some(self.look.map_or(at, |look| look.min(at)));
+    fn schedule_setup(&mut self, at: Instant) {
+        self.next_setup = Some(self.next_setup.map_or(at, |next| next.min(at)));
     }
 
-    fn hear(&mut self, event: SourceEvent, events: &mut mpsc::Receiver<SourceEvent>) {
+    fn on_event(&mut self, event: SourceEvent, events: &mut mpsc::Receiver<SourceEvent>) {
         let now = Instant::now();
         let mut changes = self.apply(event, now);
-        for _ in 1..BURST {
+        for _ in 1..EVENT_BURST {
             let Ok(event) = events.try_recv() else { break };
             changes.merge(self.apply(event, now));
         }
         self.last_event = Some(now);
-        self.news = true;
-        self.take_in(&changes);
+        self.dirty = true;
+        self.on_changes(&changes);
     }
 
     fn apply(&mut self, event: SourceEvent, now: Instant) -> Changes {
         let trigger = ProgrammingLatency::trigger(&event);
-        let follow = self.store.is_synced();
+        let was_synced = self.store.is_synced();
         let changes = self.store.apply(event);
-        if follow && !changes.is_empty() {
-            self.programming.heard(self.store.revision(), now, trigger);
+        if was_synced && !changes.is_empty() {
+            self.latency.on_event(self.store.revision(), now, trigger);
         }
         changes
     }
 
-    fn take_in(&mut self, changes: &Changes) {
+    fn on_changes(&mut self, changes: &Changes) {
         if changes.nodes.contains(&self.config.node_name) {
-            self.look_by(Instant::now());
+            self.schedule_setup(Instant::now());
         }
         if !changes.services.is_empty() {
-            self.tell_health_checks(&changes.services);
+            self.publish_health_checks(&changes.services);
         }
-        if let Some(running) = &mut self.running {
-            running.changed(&self.store, changes);
-        }
-    }
-
-    /// What load balancers ask of these services.
-    fn tell_health_checks(&self, names: &BTreeSet<NamespacedName>) {
-        let node_context = NodeContext { node: self.config.node_name.clone(), ..NodeContext::default() };
-        let check = |name: &NamespacedName| {
-            let service = self.store.service(name)?;
-            let port = service.health_check_port?;
-            let endpoints = compile::services::local_ready(self.store.slices_of(name), &node_context);
-            Some(HealthCheck { port, endpoints })
-        };
-        self.outputs.health_checks.send_if_modified(|told| {
-            let changed: Vec<_> = names
-                .iter()
-                .map(|name| (name, check(name)))
-                .filter(|(name, check)| told.get(name) != check.as_ref())
-                .collect();
-            for (name, check) in &changed {
-                let told = Arc::make_mut(told);
-                match check {
-                    Some(check) => drop(told.insert((*name).clone(), check.clone())),
-                    None => drop(told.remove(name)),
-                }
-            }
-            !changed.is_empty()
-        });
-    }
-
-    fn pod(&mut self, request: PodRequest) {
-        if let PodRequest::PodAnnotations(pod, asker) = request {
-            let patient = self.config.source == Source::Kubernetes;
-            return self.waiting.ask(pod, asker, patient);
-        }
-        self.news = true;
-        // the CNI server starts when the datapath runs
-        if let Some(running) = &mut self.running {
-            running.pod(request);
+        if let Some(datapath) = &mut self.datapath {
+            datapath.on_changes(&self.store, changes);
         }
     }
 
-    fn answer(&mut self, query: Query) {
-        // somebody who asks and went away is nobody's trouble
-        let running = self.running.as_ref();
+    fn on_pod_request(&mut self, request: PodRequest) {
+        if let PodRequest::Annotations(pod, reply) = request {
+            let may_wait = self.config.source == Source::Kubernetes;
+            return self.pending_lookups.push(pod, reply, may_wait);
+        }
+        self.dirty = true;
+        // always there: it starts the CNI server
+        if let Some(datapath) = &mut self.datapath {
+            datapath.on_pod_request(request);
+        }
+    }
+
+    fn on_query(&mut self, query: Query) {
+        // a reply fails if the client has gone
+        let datapath = self.datapath.as_ref();
         match query {
-            Query::Ping(asker) => drop(asker.send(())),
-            Query::Services(asker) => {
-                let services = running.map(|running| running.services(&self.store));
-                drop(asker.send(services.unwrap_or_default()));
+            Query::Ping(reply) => drop(reply.send(())),
+            Query::Services(reply) => {
+                let services = datapath.map(|datapath| datapath.services(&self.store));
+                drop(reply.send(services.unwrap_or_default()));
             }
-            Query::Endpoints(asker) => {
-                drop(asker.send(running.map(NodeDatapath::endpoints).unwrap_or_default()))
+            Query::Endpoints(reply) => {
+                drop(reply.send(datapath.map(NodeDatapath::endpoints).unwrap_or_default()))
             }
-            Query::Routes(asker) => drop(asker.send(running.map(NodeDatapath::routes).unwrap_or_default())),
+            Query::Routes(reply) => drop(reply.send(datapath.map(NodeDatapath::routes).unwrap_or_default())),
         }
-    }
-
-    fn publish(&self, inputs: &Inputs) {
-        let mut status = Status {
-            started: self.outputs.status.borrow().started,
-            not_ready: self.not_ready(),
-            revision: self.store.revision(),
-            synced: self.store.is_synced(),
-            leaving: self.store.node(&self.config.node_name).and_then(leaving).map(str::to_owned),
-            last_event: self.last_event.map(Into::into),
-            last_audit: self.last_audit.map(Into::into),
-            source: SourceView {
-                name: self.config.source.name().to_owned(),
-                behind_since: inputs.progress.behind_since().map(unix_seconds),
-                relists: inputs.progress.relists(),
-                watch_errors: inputs.progress.watch_errors(),
-                failovers: inputs.progress.failovers(),
-            },
-            ..Status::starting(&self.config.node_name)
-        };
-        status.problems.extend(inputs.problems.borrow().iter().map(|problem| ProblemView {
-            origin: Origin::Source,
-            subject: problem.subject.clone(),
-            message: problem.message.clone(),
-        }));
-        status.problems.extend(inputs.node_problems.now());
-        if let Some((reason, _)) = &self.trouble {
-            status.problems.push(ProblemView {
-                origin: Origin::Datapath,
-                subject: "network".to_owned(),
-                message: reason.clone(),
-            });
-        }
-        status.objects.nodes = self.store.nodes().count() as u64;
-        status.objects.services = self.store.services().count() as u64;
-        status.objects.endpoint_slices = self.store.slice_count() as u64;
-        if let Some(running) = &self.running {
-            running.describe(&mut status, &self.store);
-        }
-        let was_ready = self.outputs.status.borrow().is_ready();
-        if status.is_ready() && !was_ready {
-            tracing::info!("ready");
-        }
-        // nobody reads it: the agent is stopping
-        let _stopping = self.outputs.status.send(status);
-    }
-
-    fn not_ready(&self) -> Vec<NotReady> {
-        let mut reasons = Vec::new();
-        let mut wait_for = |check: &str, reason: String| {
-            reasons.push(NotReady { check: check.to_owned(), reason });
-        };
-        if !self.store.is_synced() {
-            wait_for("source", "the source has not delivered everything yet".to_owned());
-        }
-        match (&self.running, &self.trouble) {
-            (Some(running), _) => reasons.extend(running.not_ready()),
-            (None, Some((reason, _))) => wait_for("network", reason.clone()),
-            (None, None) => {
-                let name = &self.config.node_name;
-                if self.store.node(name).is_none() {
-                    wait_for("node", format!("there is no Node object {name} yet"));
-                }
-                if self.loaded.is_none() {
-                    wait_for("datapath", "the programs are being loaded".to_owned());
-                }
-            }
-        }
-        reasons
     }
 }
 
-/// What came of loading the programs; never, if nobody loads.
-async fn done(
+/// Result of loading the programs; pending for ever if no task runs.
+async fn join(
     loading: &mut Option<JoinHandle<Result<LoadedPrograms, StartError>>>,
 ) -> Result<Result<LoadedPrograms, StartError>, JoinError> {
     match loading {
         Some(loading) => loading.await,
         None => std::future::pending().await,
     }
-}
-
-/// Why a node leaves the cluster, as kube-proxy sees it (`ProxyHealthServer.SyncNode`).
-fn leaving(node: &Node) -> Option<&'static str> {
-    if node.deleting {
-        return Some("its Node object is being deleted");
-    }
-    let tainted = node.taints.iter().any(|key| key == TO_BE_DELETED);
-    tainted.then_some("the cluster autoscaler takes it away")
 }

@@ -1,8 +1,8 @@
-//! Pods that are being added and wait until it is known what they ask for.
+//! Annotation lookups for pods that the API cache does not have yet.
 //!
-//! kubelet and the agent hear of a new pod from the same API server, each in its own time: who asks for a pod that has
-//! not been heard of waits a little. A pod nobody tells of (a static one, or one that is started while the API server
-//! is away) is not held up for longer: it asks for nothing.
+//! kubelet and the agent watch the same API server independently, so a CNI ADD may arrive before
+//! the pod does. Such a lookup waits for a short time. Static pods, and pods started while the API
+//! server is away, never arrive: they get no annotations.
 
 use std::time::{Duration, Instant};
 
@@ -14,49 +14,47 @@ use crate::{
     state::{NamespacedName, Store, Uid},
 };
 
-/// How long a pod may be unheard of.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Longest wait for a pod to arrive in the cache.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where the answer goes.
-type Answer = oneshot::Sender<Result<PodAnnotations, PodDatapathError>>;
+type Reply = oneshot::Sender<Result<PodAnnotations, PodDatapathError>>;
 
-/// Those who wait.
+/// Lookups that wait for their pod.
 #[derive(Debug, Default)]
 pub(super) struct PendingPodLookups {
-    questions: Vec<(Pod, Instant, Answer)>,
+    lookups: Vec<(Pod, Instant, Reply)>,
 }
 
 impl PendingPodLookups {
-    /// Takes a question. `patient`: the source tells of pods by itself, sooner or later.
-    pub(super) fn ask(&mut self, pod: Pod, answer: Answer, patient: bool) {
-        let until = Instant::now() + if patient { PATIENCE } else { Duration::ZERO };
-        self.questions.push((pod, until, answer));
+    /// Adds a lookup. `may_wait`: the source will deliver the pod, so an absent one is waited for.
+    pub(super) fn push(&mut self, pod: Pod, reply: Reply, may_wait: bool) {
+        let deadline = Instant::now() + if may_wait { LOOKUP_TIMEOUT } else { Duration::ZERO };
+        self.lookups.push((pod, deadline, reply));
     }
 
-    /// Answers whom it can. Returns when to look again, whatever is heard until then.
-    pub(super) fn look(&mut self, store: &Store, now: Instant) -> Option<Instant> {
-        for (pod, until, answer) in std::mem::take(&mut self.questions) {
+    /// Answers lookups whose pod is known or whose deadline has passed. Returns the next deadline.
+    pub(super) fn poll(&mut self, store: &Store, now: Instant) -> Option<Instant> {
+        for (pod, deadline, reply) in std::mem::take(&mut self.lookups) {
             let name = NamespacedName::new(pod.namespace.clone(), pod.name.clone());
-            // another incarnation of the name says nothing of this one
+            // a pod of the same name with another UID (a StatefulSet's predecessor) does not count
             let uid = Uid::from(pod.uid.as_str());
-            let known = store.pod(&name).filter(|known| !uid.excludes(known.owner.uid));
-            let said = match known {
-                Some(known) => {
-                    annotations::read(&known.annotations).map_err(|error| PodDatapathError(error.to_string()))
-                }
-                None if now < until => {
-                    self.questions.push((pod, until, answer));
+            let cached = store.pod(&name).filter(|cached| !uid.excludes(cached.owner.uid));
+            let result = match cached {
+                Some(cached) => annotations::read(&cached.annotations)
+                    .map_err(|error| PodDatapathError(error.to_string())),
+                None if now < deadline => {
+                    self.lookups.push((pod, deadline, reply));
                     continue;
                 }
                 None => {
-                    tracing::debug!(%pod, "nobody has told of this pod: it asks for nothing");
+                    tracing::debug!(%pod, "pod not found in the API cache in time; using no annotations");
                     Ok(PodAnnotations::default())
                 }
             };
-            // whoever asked has given up
-            let _gone = answer.send(said);
+            // fails if the CNI request timed out
+            let _caller_gone = reply.send(result);
         }
-        self.questions.iter().map(|(_, until, _)| *until).min()
+        self.lookups.iter().map(|(_, deadline, _)| *deadline).min()
     }
 }
 
@@ -65,49 +63,49 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::state::{Object, Owner, Pod as Known, SourceEvent};
+    use crate::state::{Object, Owner, Pod as CachedPod, SourceEvent};
 
-    fn asked(uid: &str) -> Pod {
+    fn requested(uid: &str) -> Pod {
         Pod { namespace: "shop".to_owned(), name: "db-0".to_owned(), uid: uid.to_owned() }
     }
 
-    fn heard_of(uid: &str, address: &str) -> SourceEvent {
-        SourceEvent::Upsert(Object::Pod(Known {
+    fn upsert(uid: &str, address: &str) -> SourceEvent {
+        SourceEvent::Upsert(Object::Pod(CachedPod {
             name: NamespacedName::new("shop", "db-0"),
             owner: Owner { uid: uid.into() },
             annotations: BTreeMap::from([(annotations::IPV4.to_owned(), address.to_owned())]),
-            ..Known::default()
+            ..CachedPod::default()
         }))
     }
 
     #[test]
-    fn a_pod_that_is_heard_of_late_gets_what_it_asks_for() {
-        let (mut waiting, mut store) = (PendingPodLookups::default(), Store::default());
-        store.apply(heard_of("old", "10.1.0.4"));
-        let (answer, mut answered) = oneshot::channel();
-        waiting.ask(asked("new"), answer, true);
+    fn lookup_waits_for_the_pod_with_the_requested_uid() {
+        let (mut pending, mut store) = (PendingPodLookups::default(), Store::default());
+        store.apply(upsert("old", "10.1.0.4"));
+        let (reply, mut result) = oneshot::channel();
+        pending.push(requested("new"), reply, true);
         let now = Instant::now();
-        assert!(waiting.look(&store, now).is_some(), "what its predecessor asked for is nothing to it");
-        assert!(answered.try_recv().is_err());
-        store.apply(heard_of("new", "10.1.0.5"));
-        assert_eq!(waiting.look(&store, now), None);
+        assert!(pending.poll(&store, now).is_some(), "annotations of the predecessor do not count");
+        assert!(result.try_recv().is_err());
+        store.apply(upsert("new", "10.1.0.5"));
+        assert_eq!(pending.poll(&store, now), None);
         assert_eq!(
-            answered.try_recv().unwrap().unwrap().addresses,
+            result.try_recv().unwrap().unwrap().addresses,
             ["10.1.0.5".parse::<std::net::IpAddr>().unwrap()]
         );
     }
 
     #[test]
-    fn a_pod_nobody_tells_of_is_not_held_up() {
-        let (mut waiting, store) = (PendingPodLookups::default(), Store::default());
-        let (answer, mut answered) = oneshot::channel();
-        waiting.ask(asked("u"), answer, true);
-        assert!(waiting.look(&store, Instant::now()).is_some());
-        assert_eq!(waiting.look(&store, Instant::now() + PATIENCE), None);
-        assert_eq!(answered.try_recv().unwrap().unwrap(), PodAnnotations::default());
-        let (answer, mut answered) = oneshot::channel();
-        waiting.ask(asked("u"), answer, false);
-        assert_eq!(waiting.look(&store, Instant::now()), None);
-        assert_eq!(answered.try_recv().unwrap().unwrap(), PodAnnotations::default());
+    fn lookup_of_an_absent_pod_times_out_without_annotations() {
+        let (mut pending, store) = (PendingPodLookups::default(), Store::default());
+        let (reply, mut result) = oneshot::channel();
+        pending.push(requested("u"), reply, true);
+        assert!(pending.poll(&store, Instant::now()).is_some());
+        assert_eq!(pending.poll(&store, Instant::now() + LOOKUP_TIMEOUT), None);
+        assert_eq!(result.try_recv().unwrap().unwrap(), PodAnnotations::default());
+        let (reply, mut result) = oneshot::channel();
+        pending.push(requested("u"), reply, false);
+        assert_eq!(pending.poll(&store, Instant::now()), None);
+        assert_eq!(result.try_recv().unwrap().unwrap(), PodAnnotations::default());
     }
 }

@@ -1,4 +1,4 @@
-//! The CNI server beside the task that owns programs and tables: [`PodDatapath`] is a channel between them.
+//! The CNI server, and its channel to the node task ([`PodDatapath`]).
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -15,76 +15,73 @@ use crate::{
     netlink::Netlink,
 };
 
-/// Requests that may wait.
-const WAITING: usize = 64;
-/// How often pods that went without a word are looked for.
-const SWEEP: Duration = Duration::from_secs(30);
+/// Capacity of the request channel.
+const QUEUE: usize = 64;
+/// Interval of the search for pod devices that vanished without a CNI DEL.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+/// Wait between attempts to recover existing pods.
+const RECOVERY_RETRY: Duration = Duration::from_secs(2);
 
-/// Between two attempts to find out which pods there are.
-const RETRY: Duration = Duration::from_secs(2);
-
-/// What the CNI server asks.
+/// Requests of the CNI server to the node task.
 #[derive(Debug)]
 pub(super) enum PodRequest {
-    Attach(PodDevice, Answer),
-    Detach(PodDevice, Answer),
-    Check(PodDevice, Answer),
-    /// What the pod asks for by its annotations.
-    PodAnnotations(Pod, oneshot::Sender<Result<PodAnnotations, PodDatapathError>>),
-    /// Every pod that was there when the agent started has been attached; or why they are not known.
-    LoadedPrograms(Result<(), CniError>),
+    Attach(PodDevice, Reply),
+    Detach(PodDevice, Reply),
+    Check(PodDevice, Reply),
+    /// Looks up the annotations of a pod.
+    Annotations(Pod, oneshot::Sender<Result<PodAnnotations, PodDatapathError>>),
+    /// All pods that existed when the agent started are attached, or why they cannot be found.
+    Recovered(Result<(), CniError>),
 }
 
-/// Where the answer goes.
-pub(super) type Answer = oneshot::Sender<Result<(), PodDatapathError>>;
+pub(super) type Reply = oneshot::Sender<Result<(), PodDatapathError>>;
 
-/// The asking end.
+/// Sends requests to the node task.
 #[derive(Clone, Debug)]
 pub(super) struct PodChannel(mpsc::Sender<PodRequest>);
 
 impl PodChannel {
     pub(super) fn new() -> (Self, mpsc::Receiver<PodRequest>) {
-        let (asking, asked) = mpsc::channel(WAITING);
-        (Self(asking), asked)
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        (Self(sender), receiver)
     }
 
-    async fn ask<T>(
+    async fn request<T>(
         &self,
         request: impl FnOnce(oneshot::Sender<Result<T, PodDatapathError>>) -> PodRequest + Send,
     ) -> Result<T, PodDatapathError> {
-        let (answer, answered) = oneshot::channel();
+        let (reply, result) = oneshot::channel();
         let stopping = || PodDatapathError("the agent is stopping".to_owned());
-        self.0.send(request(answer)).await.map_err(|_closed| stopping())?;
-        answered.await.map_err(|_dropped| stopping())?
+        self.0.send(request(reply)).await.map_err(|_closed| stopping())?;
+        result.await.map_err(|_dropped| stopping())?
     }
 }
 
 impl PodDatapath for PodChannel {
     fn attach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), PodDatapathError>> {
-        self.ask(|answer| PodRequest::Attach(device.clone(), answer)).boxed()
+        self.request(|reply| PodRequest::Attach(device.clone(), reply)).boxed()
     }
 
     fn detach<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), PodDatapathError>> {
-        self.ask(|answer| PodRequest::Detach(device.clone(), answer)).boxed()
+        self.request(|reply| PodRequest::Detach(device.clone(), reply)).boxed()
     }
 
     fn annotations<'a>(&'a self, pod: &'a Pod) -> BoxFuture<'a, Result<PodAnnotations, PodDatapathError>> {
-        self.ask(|answer| PodRequest::PodAnnotations(pod.clone(), answer)).boxed()
+        self.request(|reply| PodRequest::Annotations(pod.clone(), reply)).boxed()
     }
 
     fn check<'a>(&'a self, device: &'a PodDevice) -> BoxFuture<'a, Result<(), PodDatapathError>> {
-        self.ask(|answer| PodRequest::Check(device.clone(), answer)).boxed()
+        self.request(|reply| PodRequest::Check(device.clone(), reply)).boxed()
     }
 }
 
-/// Where the CNI server keeps its records, and where its socket is.
+/// Directories of the CNI server: its records, and its socket.
 pub(super) struct Directories {
     pub(super) state_dir: PathBuf,
     pub(super) run_dir: PathBuf,
 }
 
-/// Runs the CNI server: attaches the pods that are there, then lets the plugin in, and gives new pods what `network`
-/// says at the time.
+/// Runs the CNI server: attaches existing pods, then serves the plugin with the current `network`.
 pub(super) async fn serve_pods(
     channel: PodChannel,
     netlink: Netlink,
@@ -96,13 +93,13 @@ pub(super) async fn serve_pods(
         match start(&channel, netlink.clone(), &directories, network.clone()).await {
             Ok(server) => break server,
             Err(error) => {
-                // nobody listens: the agent is stopping
-                let _stopping = channel.0.send(PodRequest::LoadedPrograms(Err(error))).await;
-                sleep(RETRY).await;
+                // fails while the agent stops
+                let _stopping = channel.0.send(PodRequest::Recovered(Err(error))).await;
+                sleep(RECOVERY_RETRY).await;
             }
         }
     };
-    let _stopping = channel.0.send(PodRequest::LoadedPrograms(Ok(()))).await;
+    let _stopping = channel.0.send(PodRequest::Recovered(Ok(()))).await;
     api.set_cni(Arc::new(server.clone()));
     follow(&server, network).await;
 }
@@ -115,18 +112,19 @@ async fn start(
 ) -> Result<Server, CniError> {
     let datapath = Arc::new(channel.clone());
     let (server, recovery) = Server::start(netlink, datapath, state_dir, run_dir).await?;
-    tracing::info!(alive = recovery.pods.len(), gone = recovery.released.len(), "pods of before");
+    let (pods, released) = (recovery.pods.len(), recovery.released.len());
+    tracing::info!("recovered {pods} existing pods; released the addresses of {released} deleted pods");
     server.configure(network.borrow().clone());
     for pod in &recovery.pods {
         if let Err(error) = channel.attach(pod).await {
-            tracing::error!(device = pod.name, %error, "attach a pod of before");
+            tracing::error!(%error, "cannot attach programs to existing pod device {}", pod.name);
         }
     }
     Ok(server)
 }
 
 async fn follow(server: &Server, mut network: watch::Receiver<PodNetwork>) {
-    let mut sweep = interval(SWEEP);
+    let mut sweep = interval(SWEEP_INTERVAL);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {

@@ -1,4 +1,4 @@
-//! The programs before there is a node for them.
+//! The loaded eBPF programs, before they are attached.
 
 use dataplane_common::abi::names::map;
 
@@ -8,14 +8,14 @@ use crate::{
     datapath::{Datapath, DatapathConfig, EbpfLog, TcHooks},
 };
 
-/// Programs that are loaded and hooked to nothing yet, and tables that are adopted or empty.
+/// Programs that are loaded but not attached, and their tables: adopted from pins, or empty.
 pub(super) struct LoadedPrograms {
     pub(super) datapath: Datapath,
     pub(super) pins_adopted: u32,
 }
 
 impl LoadedPrograms {
-    /// Loads the datapath: seconds of the verifier's time, for which nothing needs to be known of the node.
+    /// Loads the programs. Takes seconds (verifier); needs nothing of the Node object.
     pub(super) fn load(config: &Config) -> Result<Self, StartError> {
         let wanted = DatapathConfig {
             bpffs: config.bpffs.clone(),
@@ -29,13 +29,13 @@ impl LoadedPrograms {
         let pins_adopted = map::PINNED.iter().filter(|name| pins.map(name).exists()).count() as u32;
         let mut datapath = Datapath::load(&wanted)?;
         for problem in datapath.problems() {
-            tracing::warn!(problem, "datapath");
+            tracing::warn!("datapath: {problem}");
         }
-        tracing::info!(adopted = pins_adopted, "datapath loaded");
+        tracing::info!("loaded the eBPF programs; adopted {pins_adopted} pinned tables");
         if config.log_ebpf != EbpfLog::Off
             && let Err(error) = datapath.forward_log()
         {
-            tracing::warn!(%error, "the programs' log is not forwarded");
+            tracing::warn!(%error, "cannot forward the log of the eBPF programs (key log_ebpf)");
         }
         Ok(Self { datapath, pins_adopted })
     }

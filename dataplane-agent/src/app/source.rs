@@ -1,4 +1,4 @@
-//! Which source the agent has, started.
+//! Starts the configured source of cluster objects.
 
 use std::time::Duration;
 
@@ -15,15 +15,15 @@ use crate::{
     state::SourceEvent,
 };
 
-/// A source that is told to stop has this long to write down what it knows.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// Time for a stopped source to write its cache.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A source that runs.
+/// A running source.
 pub(super) struct SourceHandle {
     task: JoinHandle<Result<(), ManifestError>>,
     stop: oneshot::Sender<()>,
     pub(super) progress: Progress,
-    /// What it asks; others may, too.
+    /// Client of the API server, shared with other tasks.
     pub(super) client: Option<Client>,
 }
 
@@ -36,8 +36,8 @@ impl SourceHandle {
     ) -> Result<Self, AppError> {
         let (stop, stopped) = oneshot::channel();
         let stopped = async {
-            // told so, or nobody is left to tell
-            let _told = stopped.await;
+            // the sender was used or dropped
+            let _either = stopped.await;
         };
         let (task, progress, client) = match config.source {
             Source::Manifests => {
@@ -62,17 +62,19 @@ impl SourceHandle {
         Ok(Self { task, stop, progress, client })
     }
 
-    /// Its end, which is an error or the agent's.
+    /// Waits until the source ends, which is an error while the agent runs.
     pub(super) async fn ended(&mut self) -> Result<(), AppError> {
         Ok((&mut self.task).await.map_err(AppError::Panicked)??)
     }
 
-    /// What it knows is on disk when this returns.
+    /// Stops the source and waits until its cache is on disk.
     pub(super) async fn stop(self) {
-        // it may have ended by itself
-        let _gone = self.stop.send(());
-        if tokio::time::timeout(FAREWELL, self.task).await.is_err() {
-            tracing::warn!("the source did not end in time: what it knows may not be on disk");
+        // fails if it has ended already
+        let _ended = self.stop.send(());
+        if tokio::time::timeout(STOP_TIMEOUT, self.task).await.is_err() {
+            tracing::warn!(
+                "the source did not stop within {STOP_TIMEOUT:?}; cached cluster state may be incomplete"
+            );
         }
     }
 }

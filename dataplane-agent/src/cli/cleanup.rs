@@ -1,8 +1,9 @@
-//! `cleanup`: removes everything an agent ever made on this node, without an agent.
+//! `cleanup`: removes everything that agents of any version created on this node. Needs no running
+//! agent.
 //!
-//! Owns the order and the report. What is ours is known by name, kind, protocol number or place, never by memory, so
-//! that it finds the remains of agents of other versions too, and finds nothing when it runs twice. Reserved ports go as far
-//! as an agent noted that they are ours. Other sysctls stay as they are: nobody knows what they were.
+//! Devices, routes, programs and files are recognised by name, kind, protocol number or path, so
+//! that a second run finds nothing. Reserved ports are removed as far as an agent recorded them.
+//! Other sysctls stay: their old values are unknown.
 
 use std::{
     collections::BTreeSet,
@@ -23,38 +24,38 @@ use crate::{
     source::kubernetes,
 };
 
-/// Below the BPF file system (see [`datapath::Pins`]).
+/// Directory below the BPF file system (see [`datapath::Pins`]).
 const PINS: &str = "dataplane";
 
-/// What to remove, and where it is.
+/// Arguments of `cleanup`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
+#[expect(clippy::struct_excessive_bools, reason = "command line flags")]
 pub struct CleanupArgs {
-    /// Only say what would be removed
+    /// Only print what would be removed
     #[arg(long)]
     pub dry_run: bool,
-    /// Even while an agent (or kube-proxy) is running
+    /// Clean up even while an agent or kube-proxy is running
     #[arg(long)]
     pub force: bool,
-    /// Remove what kube-proxy left in the kernel, and nothing of ours. Without --yes only says what would be removed
+    /// Remove rules left by kube-proxy instead; without --yes only print them
     #[arg(long)]
     pub kube_proxy: bool,
-    /// Do remove it
+    /// Confirm the removal of rules left by kube-proxy
     #[arg(long, requires = "kube_proxy")]
     pub yes: bool,
-    /// Directory of the agent's socket
+    /// Directory of the API socket (run_dir)
     #[arg(long, env = "DATAPLANE_RUN_DIR", default_value = "/run/dataplane")]
     pub run_dir: PathBuf,
-    /// Directory of the agent's state
+    /// Directory of the agent's state (state_dir)
     #[arg(long, env = "DATAPLANE_STATE_DIR", default_value = "/var/lib/dataplane")]
     pub state_dir: PathBuf,
-    /// BPF file system with the agent's pins
+    /// Mount point of the BPF file system
     #[arg(long, env = "DATAPLANE_BPFFS", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
-    /// Name of the overlay device
+    /// Name of the overlay device (vxlan.device)
     #[arg(long, env = "DATAPLANE_VXLAN_DEVICE", default_value = "dataplane0")]
-    pub overlay_device: String,
-    /// Whose directories the CNI plugin and its configuration went to: standard, microk8s or k3s
+    pub vxlan_device: String,
+    /// Distribution whose CNI directories were used: standard, microk8s or k3s
     #[arg(long, env = "DATAPLANE_CNI_PRESET", default_value = "standard")]
     pub cni_preset: CniPreset,
     /// Directory of CNI plugins [default: the preset's]
@@ -65,10 +66,10 @@ pub struct CleanupArgs {
     pub cni_conf_dir: Option<PathBuf>,
 }
 
-/// Why not everything was removed.
+/// Error of `cleanup`.
 #[derive(Debug, thiserror::Error)]
 pub enum CleanupError {
-    #[error("an agent is running (pid {pid}): stop it first, or --force")]
+    #[error("an agent is running (pid {pid}); stop it first, or use --force")]
     Running { pid: String },
     #[error(transparent)]
     Instance(#[from] InstanceError),
@@ -76,103 +77,103 @@ pub enum CleanupError {
     Netlink(#[from] NetlinkError),
     #[error(transparent)]
     Datapath(#[from] AttachError),
-    #[error("{operation} {path}: {source}")]
+    #[error("cannot {operation} {path}: {source}")]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
-    #[error("{0} things could not be removed")]
+    #[error("{0} items could not be removed; see the errors above, then run cleanup again")]
     Incomplete(usize),
 }
 
-/// Says what is done, as it is done, and remembers what failed.
+/// Prints each removal, and counts failures.
 struct Report<'a> {
     dry_run: bool,
-    say: &'a mut dyn FnMut(&str),
+    print: &'a mut dyn FnMut(&str),
     removed: usize,
     failed: usize,
 }
 
-/// Removes everything, telling `say` line by line. What fails does not keep the rest from being removed.
-pub async fn cleanup(args: &CleanupArgs, say: &mut dyn FnMut(&str)) -> Result<(), CleanupError> {
+/// Removes everything, and passes each line of output to `print`. A failure does not stop the rest.
+pub async fn cleanup(args: &CleanupArgs, print: &mut dyn FnMut(&str)) -> Result<(), CleanupError> {
     if let Some(pid) = instance::running(&args.run_dir)?
         && !args.force
     {
         return Err(CleanupError::Running { pid });
     }
-    let mut report = Report { dry_run: args.dry_run, say, removed: 0, failed: 0 };
-    // before anything: a runtime that finds a configuration adds pods
+    let mut report = Report { dry_run: args.dry_run, print, removed: 0, failed: 0 };
+    // first: without the CNI configuration, the runtime adds no pods
     cni_files(args, &mut report);
-    // then pods: without their devices no packet is in flight when programs and tables go
+    // pod devices before programs and tables: no packet is in flight when those are removed
     let network = network(args, &mut report).await;
-    report.attempt("network", network);
+    report.check("network", network);
     let datapath = programs(&args.bpffs, &mut report);
-    report.attempt("datapath", datapath);
-    // and then their ports: nobody answers for them any more
-    reserved(args, &mut report);
+    report.check("datapath", datapath);
+    // ports are released when no program uses them any more
+    reserved_ports_of_agent(args, &mut report);
     directories(args, &mut report);
-    report.end()
+    report.finish()
 }
 
-/// Plugin and configuration, where they are ours.
+/// CNI plugin and configuration, if they are ours.
 fn cni_files(args: &CleanupArgs, report: &mut Report<'_>) {
     let preset = args.cni_preset;
     let bin_dir = args.cni_bin_dir.as_deref().unwrap_or(Path::new(preset.bin_dir()));
     let conf_dir = args.cni_conf_dir.as_deref().unwrap_or(Path::new(preset.conf_dir()));
-    for path in lifecycle::ours(bin_dir, conf_dir) {
-        file(&path, report);
+    for path in lifecycle::installed_files(bin_dir, conf_dir) {
+        remove_file(&path, report);
     }
 }
 
-/// Without their devices, records and notes of pods are of no use to an agent to come, nor is what the cluster was.
+/// Pod records, pending deletes and the cached cluster state: useless without the devices.
 fn directories(args: &CleanupArgs, report: &mut Report<'_>) {
     for path in instance::leftovers(&args.run_dir) {
-        file(&path, report);
+        remove_file(&path, report);
     }
     let records = args.state_dir.join(pods::DIRECTORY);
-    files("records of pods", &records, report);
+    remove_files("pod records", &records, report);
     for path in kubernetes::files(&args.state_dir) {
-        file(&path, report);
+        remove_file(&path, report);
     }
-    let notes = DeletionQueue::in_run_dir(&args.run_dir);
-    files("notes of pods", notes.directory(), report);
-    for directory in [&records, notes.directory(), &args.run_dir, &args.state_dir] {
-        empty_directory(directory, report);
+    let pending = DeletionQueue::in_run_dir(&args.run_dir);
+    remove_files("pending pod deletions", pending.directory(), report);
+    for directory in [&records, pending.directory(), &args.run_dir, &args.state_dir] {
+        remove_empty_directory(directory, report);
     }
 }
 
-fn reserved(args: &CleanupArgs, report: &mut Report<'_>) {
-    let note = reserved_ports::file(&args.run_dir);
-    if note.exists() && report.begins(&"reserved ports") {
+fn reserved_ports_of_agent(args: &CleanupArgs, report: &mut Report<'_>) {
+    let record = reserved_ports::file(&args.run_dir);
+    if record.exists() && report.start(&"reserved ports") {
         let released = ReservedPorts::open(&args.run_dir).set(&BTreeSet::new());
-        let gone = released.map_err(|error| error.to_string());
-        report.done(gone.and_then(|_| fs::remove_file(&note).map_err(|error| error.to_string())));
+        let released = released.map_err(|error| error.to_string());
+        report.done(released.and_then(|_| fs::remove_file(&record).map_err(|error| error.to_string())));
     }
 }
 
 async fn network(args: &CleanupArgs, report: &mut Report<'_>) -> Result<(), CleanupError> {
     let netlink = Netlink::connect()?;
-    // routes before devices: deleting a device takes its routes along, and they are to be named
+    // routes before devices: deleting a device deletes its routes without listing them
     for route in netlink.agent_routes().await? {
         let KernelRoute { destination, .. } = route;
-        if report.begins(&format_args!("route {route}")) {
+        if report.start(&format_args!("route {route}")) {
             report.done(netlink.remove_route(destination).await);
         }
     }
     for link in netlink.links().await? {
-        if !is_ours(&link, &args.overlay_device) {
+        if !is_ours(&link, &args.vxlan_device) {
             continue;
         }
         for neighbour in netlink.permanent_neighbours(link.ifindex).await? {
-            if report.begins(&format_args!("neighbour {} on {}", neighbour.address, link.name)) {
+            if report.start(&format_args!("neighbour {} on {}", neighbour.address, link.name)) {
                 report.done(netlink.remove_neighbour(link.ifindex, neighbour.address).await);
             }
         }
-        if report.begins(&format_args!("device {}", link.name)) {
+        if report.start(&format_args!("device {}", link.name)) {
             report.done(netlink.delete_link(&link).await);
         }
     }
     Ok(())
 }
 
-/// A pod's device (by name, kind and link address: a name alone could be chance) or the overlay device.
+/// True for pod devices (by name, kind and MAC address) and for the overlay device.
 fn is_ours(link: &Link, overlay: &str) -> bool {
     link.is_pod_device() || (link.name == overlay && link.is_vxlan())
 }
@@ -181,22 +182,20 @@ fn programs(bpffs: &Path, report: &mut Report<'_>) -> Result<(), CleanupError> {
     if !report.dry_run {
         for removed in datapath::cleanup(bpffs)? {
             report.removed += 1;
-            (report.say)(&format!("removed {removed}"));
+            (report.print)(&format!("removed {removed}"));
         }
         return Ok(());
     }
     let mut pins = Vec::new();
     walk(&bpffs.join(PINS), &mut pins)?;
     for pin in pins {
-        report.begins(&format_args!("pin {}", pin.display()));
+        report.start(&format_args!("pin {}", pin.display()));
     }
-    (report.say)(
-        "would remove our clsact filters (priority 1, handle 0xda7a) from every device that has them",
-    );
+    (report.print)("would remove clsact filters of the agent (priority 1, handle 0xda7a) from every device");
     Ok(())
 }
 
-/// Files below a directory, which may be absent.
+/// Collects the files below a directory, which may be absent.
 fn walk(directory: &Path, files: &mut Vec<PathBuf>) -> Result<(), CleanupError> {
     for path in entries(directory)? {
         if path.is_dir() {
@@ -208,24 +207,24 @@ fn walk(directory: &Path, files: &mut Vec<PathBuf>) -> Result<(), CleanupError> 
     Ok(())
 }
 
-/// All there is in a directory, which may be absent.
-fn files(what: &str, directory: &Path, report: &mut Report<'_>) {
+/// Removes all files in a directory, which may be absent.
+fn remove_files(what: &str, directory: &Path, report: &mut Report<'_>) {
     match entries(directory) {
-        Ok(paths) => paths.iter().for_each(|path| file(path, report)),
-        Err(error) => report.attempt(what, Err(error)),
+        Ok(paths) => paths.iter().for_each(|path| remove_file(path, report)),
+        Err(error) => report.check(what, Err(error)),
     }
 }
 
-fn file(path: &Path, report: &mut Report<'_>) {
-    if fs::symlink_metadata(path).is_ok() && report.begins(&path.display()) {
+fn remove_file(path: &Path, report: &mut Report<'_>) {
+    if fs::symlink_metadata(path).is_ok() && report.start(&path.display()) {
         report.done(fs::remove_file(path));
     }
 }
 
-/// Removes a directory nobody else has put anything into.
-fn empty_directory(path: &Path, report: &mut Report<'_>) {
+/// Removes a directory if it is empty.
+fn remove_empty_directory(path: &Path, report: &mut Report<'_>) {
     if !report.dry_run && entries(path).is_ok_and(|entries| entries.is_empty()) && path.is_dir() {
-        report.begins(&path.display());
+        report.start(&path.display());
         report.done(fs::remove_dir(path));
     }
 }
@@ -244,34 +243,35 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>, CleanupError> {
 }
 
 impl Report<'_> {
-    /// Says that `what` goes. True if it is to be removed.
-    fn begins(&mut self, what: &dyn fmt::Display) -> bool {
+    /// Prints `what`. Returns true if it must be removed (no dry run).
+    fn start(&mut self, what: &dyn fmt::Display) -> bool {
         self.removed += 1;
-        (self.say)(&if self.dry_run { format!("would remove {what}") } else { format!("remove {what}") });
+        (self.print)(&if self.dry_run { format!("would remove {what}") } else { format!("remove {what}") });
         !self.dry_run
     }
 
-    /// Says if the removal that was begun failed.
+    /// Records the result of the removal that was started last.
     fn done<E: fmt::Display>(&mut self, result: Result<(), E>) {
         if let Err(error) = result {
             self.removed -= 1;
             self.failed += 1;
-            (self.say)(&format!("  failed: {error}"));
+            (self.print)(&format!("  failed: {error}"));
         }
     }
 
-    fn attempt(&mut self, what: &str, result: Result<(), CleanupError>) {
+    /// Records the error of a whole step.
+    fn check(&mut self, what: &str, result: Result<(), CleanupError>) {
         if let Err(error) = result {
             self.failed += 1;
-            (self.say)(&format!("{what}: {error}"));
+            (self.print)(&format!("cannot clean up {what}: {error}"));
         }
     }
 
-    fn end(self) -> Result<(), CleanupError> {
+    fn finish(self) -> Result<(), CleanupError> {
         match (self.failed, self.removed, self.dry_run) {
-            (0, 0, _) => (self.say)("nothing of ours is here"),
-            (0, removed, true) => (self.say)(&format!("would remove {removed} things")),
-            (0, removed, false) => (self.say)(&format!("removed {removed} things")),
+            (0, 0, _) => (self.print)("nothing to remove"),
+            (0, removed, true) => (self.print)(&format!("would remove {removed} items")),
+            (0, removed, false) => (self.print)(&format!("removed {removed} items")),
             (failed, ..) => return Err(CleanupError::Incomplete(failed)),
         }
         Ok(())
@@ -285,7 +285,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn directories_go_with_all_that_agent_and_plugin_put_there() {
+    fn cleanup_removes_files_of_agent_and_plugin_but_not_of_others() {
         let node = tempfile::tempdir().unwrap();
         let (run_dir, state_dir) = (node.path().join("run"), node.path().join("state"));
         let args = |dry_run| CleanupArgs {
@@ -294,7 +294,7 @@ mod tests {
             run_dir: run_dir.clone(),
             state_dir: state_dir.clone(),
             bpffs: node.path().join("bpf"),
-            overlay_device: String::new(),
+            vxlan_device: String::new(),
             kube_proxy: false,
             yes: false,
             cni_preset: CniPreset::Standard,
@@ -316,26 +316,26 @@ mod tests {
             fs::create_dir_all(node.path().join(directory)).unwrap();
             fs::write(node.path().join(directory).join(name), text).unwrap();
         }
-        let mut said = Vec::new();
+        let mut output = Vec::new();
         let mut run = |dry_run| {
-            let mut say = |line: &str| said.push(line.to_owned());
-            let mut report = Report { dry_run, say: &mut say, removed: 0, failed: 0 };
+            let mut print = |line: &str| output.push(line.to_owned());
+            let mut report = Report { dry_run, print: &mut print, removed: 0, failed: 0 };
             cni_files(&args(dry_run), &mut report);
             directories(&args(dry_run), &mut report);
-            report.end()
+            report.finish()
         };
         run(true).unwrap();
         assert!(run_dir.join("gone/c1@eth0").exists());
         run(false).unwrap();
-        assert!(!run_dir.exists() && !state_dir.exists(), "{said:?}");
+        assert!(!run_dir.exists() && !state_dir.exists(), "{output:?}");
         assert!(
             !node.path().join("bin/dataplane-cni").exists()
                 && !node.path().join("net.d/05-dataplane.conflist").exists()
         );
-        assert!(node.path().join("net.d/10-x.conf").exists(), "somebody else's");
+        assert!(node.path().join("net.d/10-x.conf").exists(), "a file of another plugin");
         assert!(
-            said.contains(&format!("would remove {}", run_dir.join("gone/c1@eth0").display())),
-            "{said:?}"
+            output.contains(&format!("would remove {}", run_dir.join("gone/c1@eth0").display())),
+            "{output:?}"
         );
     }
 }

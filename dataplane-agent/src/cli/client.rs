@@ -1,4 +1,4 @@
-//! The CLI's side of the local API: blocking, one request per connection.
+//! Client of the local API: blocking, one request per connection.
 
 use std::{
     io::{self, BufRead as _, BufReader, Write as _},
@@ -11,24 +11,24 @@ use serde_json::Value;
 
 use crate::api::request::{EventLine, View};
 
-/// Why there is no answer.
+/// Error of a request to the agent.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error(
-        "no agent answers on {socket}: {reason} (is it running? is its run_dir another one? see --socket)"
+        "cannot connect to the agent at {socket}: {reason}; check that it runs, and --socket against its run_dir"
     )]
     Down { socket: PathBuf, reason: &'static str },
-    #[error("socket {socket}: permission denied (only root may ask the agent)")]
+    #[error("cannot connect to the agent at {socket}: permission denied; run the command as root")]
     Denied { socket: PathBuf },
-    #[error("socket {socket}: {source}")]
+    #[error("connection to the agent at {socket} failed: {source}")]
     Io { socket: PathBuf, source: io::Error },
     #[error("the agent closed the connection without an answer")]
     NoAnswer,
-    #[error("the agent went away")]
+    #[error("the agent closed the connection before the end of the stream; it may have been restarted")]
     Gone,
-    #[error("agent: {0}")]
+    #[error("the agent returned an error: {0}")]
     Agent(String),
-    #[error("the agent's answer is not understood (is it of another version?): {0}")]
+    #[error("cannot read the agent's answer; it may have another version than this command: {0}")]
     Answer(#[from] serde_json::Error),
 }
 
@@ -39,7 +39,7 @@ pub(super) struct Client {
     stream: BufReader<UnixStream>,
 }
 
-/// How the agent answers a view.
+/// Form of an answer.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Reply {
@@ -53,16 +53,16 @@ impl Client {
         match UnixStream::connect(socket) {
             Ok(stream) => Ok(Self { socket: socket.to_owned(), stream: BufReader::new(stream) }),
             Err(error) => Err(match error.kind() {
-                io::ErrorKind::NotFound => down("there is no such socket"),
-                io::ErrorKind::ConnectionRefused => down("nobody listens"),
+                io::ErrorKind::NotFound => down("the socket does not exist"),
+                io::ErrorKind::ConnectionRefused => down("connection refused"),
                 io::ErrorKind::PermissionDenied => ClientError::Denied { socket: socket.to_owned() },
                 _ => ClientError::Io { socket: socket.to_owned(), source: error },
             }),
         }
     }
 
-    /// The answer as the agent wrote it.
-    pub(super) fn ask(mut self, view: &View) -> Result<Value, ClientError> {
+    /// Sends a request and returns its answer.
+    pub(super) fn request(mut self, view: &View) -> Result<Value, ClientError> {
         self.send(view)?;
         match serde_json::from_str(&self.line()?.ok_or(ClientError::NoAnswer)?)? {
             Reply::Result(value) => Ok(value),
@@ -70,17 +70,17 @@ impl Client {
         }
     }
 
-    /// Hands each line to `take` until there are no more, or `take` says that it has had enough.
+    /// Passes each line to `on_line` until the stream ends or `on_line` fails.
     pub(super) fn stream(
         mut self,
         view: &View,
-        mut take: impl FnMut(EventLine) -> io::Result<()>,
+        mut on_line: impl FnMut(EventLine) -> io::Result<()>,
     ) -> Result<(), ClientError> {
         self.send(view)?;
         while let Some(line) = self.line()? {
             match parse(&line)? {
                 EventLine::End => return Ok(()),
-                line => take(line).map_err(|source| self.failed(source))?,
+                line => on_line(line).map_err(|source| self.failed(source))?,
             }
         }
         Err(ClientError::Gone)
@@ -103,7 +103,7 @@ impl Client {
     }
 }
 
-/// A line of a stream, or the error that came instead.
+/// Parses a line of a stream, which may be an error.
 fn parse<T: DeserializeOwned>(line: &str) -> Result<T, ClientError> {
     match serde_json::from_str(line) {
         Ok(item) => Ok(item),

@@ -1,58 +1,59 @@
-//! `cleanup --kube-proxy`: removes what kube-proxy left in the kernel, and nothing else.
+//! `cleanup --kube-proxy`: removes rules that kube-proxy left in the kernel, and nothing else.
 //!
-//! First says what would go; only `--yes` removes it. Owns the words; what is kube-proxy's is
-//! [`lifecycle::kube_proxy`](crate::lifecycle::kube_proxy)'s to know. Our own things are not touched, and an agent may run.
+//! Prints them; removes them only with `--yes`.
+//! [`lifecycle::kube_proxy`](crate::lifecycle::kube_proxy) finds and removes them. The agent may
+//! run at the same time.
 
-use crate::lifecycle::kube_proxy::{Leftovers, LeftoversError, running};
+use crate::lifecycle::kube_proxy::{Leftovers, LeftoversError, running_mode};
 
-/// Why it was not removed.
+/// Error of `cleanup --kube-proxy`.
 #[derive(Debug, thiserror::Error)]
 pub enum KubeProxyError {
     #[error(transparent)]
     Leftovers(#[from] LeftoversError),
-    #[error("kube-proxy runs here (mode {0}) and would write its rules again: stop it first, or --force")]
+    #[error(
+        "kube-proxy is running (mode {0}) and would write its rules again; stop it first, or use --force"
+    )]
     Running(String),
-    #[error("some are there still ({0}): somebody writes them again")]
+    #[error("rules are back after removal ({0}); stop the process that writes them")]
     Again(String),
 }
 
-/// Whether to do it.
+/// Flags of the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Resolve {
+pub(super) struct Flags {
     pub(super) yes: bool,
     pub(super) force: bool,
 }
 
-/// Tells `say` what would be removed, or is.
-pub(super) fn clean(resolve: Resolve, say: &mut dyn FnMut(&str)) -> Result<(), KubeProxyError> {
-    let mode = running();
+/// Finds and removes leftovers; passes each line of output to `print`.
+pub(super) fn clean(flags: Flags, print: &mut dyn FnMut(&str)) -> Result<(), KubeProxyError> {
+    let mode = running_mode();
     let found = Leftovers::find()?;
     if let Some(mode) = mode {
-        if resolve.yes && !resolve.force {
+        if flags.yes && !flags.force {
             return Err(KubeProxyError::Running(mode));
         }
-        say(&format!("kube-proxy runs here (mode {mode}): it would write its rules again"));
+        print(&format!("kube-proxy is running (mode {mode}): it would write its rules again"));
     }
     let lines = found.lines();
-    let verb = if resolve.yes { "remove" } else { "would remove" };
+    let verb = if flags.yes { "remove" } else { "would remove" };
     for line in &lines {
-        say(&format!("{verb} {line}"));
+        print(&format!("{verb} {line}"));
     }
     if found.ipvs {
-        say(
-            "there are IPVS virtual servers, kube-proxy's or not: `ipvsadm -C` removes all of them; left alone",
-        );
+        print("not removed: IPVS virtual servers, which may be of another program; `ipvsadm -C` removes all");
     }
-    match (lines.len(), resolve.yes) {
-        (0, _) => say("nothing of kube-proxy's is here"),
-        (count, false) => say(&format!("would remove {count} things: --yes removes them")),
+    match (lines.len(), flags.yes) {
+        (0, _) => print("nothing to remove: kube-proxy left no rules"),
+        (count, false) => print(&format!("would remove {count} items; --yes removes them")),
         (count, true) => {
             found.remove()?;
-            let left = Leftovers::find()?;
-            if !left.is_empty() {
-                return Err(KubeProxyError::Again(left.summary()));
+            let remaining = Leftovers::find()?;
+            if !remaining.is_empty() {
+                return Err(KubeProxyError::Again(remaining.summary()));
             }
-            say(&format!("removed {count} things"));
+            print(&format!("removed {count} items"));
         }
     }
     Ok(())

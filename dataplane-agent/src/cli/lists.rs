@@ -16,7 +16,7 @@ const BACKENDS_SHOWN: usize = 8;
 
 pub(super) fn services(services: &[ServiceView]) -> String {
     let mut rows =
-        table(["SERVICE", "PORT", "PROTOCOL", "FRONTENDS", "ID", "GENERATION", "SELECTION", "BACKENDS"]);
+        table(["SERVICE", "PORT", "PROTOCOL", "FRONTENDS", "ID", "GENERATION", "LOAD-BALANCING", "BACKENDS"]);
     for service in services {
         let port = if service.port_name.is_empty() {
             service.port.to_string()
@@ -30,37 +30,37 @@ pub(super) fn services(services: &[ServiceView]) -> String {
             list(frontends(&service.frontends)),
             service.id.to_string(),
             service.generation.to_string(),
-            selection(service),
+            load_balancing(service),
             backends(service),
         ]);
     }
     text(&rows)
 }
 
-/// Each frontend once, a node port once for both families, with what holds there.
+/// Each frontend once (a node port once for both families), with its restrictions.
 fn frontends(frontends: &[FrontendView]) -> Vec<String> {
     let mut texts: Vec<String> = Vec::with_capacity(frontends.len());
-    for frontend in frontends.iter().filter(|frontend| frontend.clients != ClientsView::Outside) {
-        let outside = frontends.iter().find(|other| {
-            other.clients == ClientsView::Outside
+    for frontend in frontends.iter().filter(|frontend| frontend.clients != ClientsView::External) {
+        let external = frontends.iter().find(|other| {
+            other.clients == ClientsView::External
                 && (other.kind, other.address, other.port) == (frontend.kind, frontend.address, frontend.port)
         });
-        let place = match frontend.kind {
-            FrontendKind::Node => format!("node:{}", frontend.port),
+        let address = match frontend.kind {
+            FrontendKind::NodePort => format!("node:{}", frontend.port),
             _ => SocketAddr::new(frontend.address, frontend.port).to_string(),
         };
         let mut notes = Vec::new();
-        if frontend.guarded {
+        if frontend.has_source_ranges {
             notes.push("source ranges".to_owned());
         }
-        if frontend.local {
-            notes.push(format!("local{}", none(frontend)));
+        if frontend.local_only {
+            notes.push(format!("local{}", no_local_backend(frontend)));
         }
-        if let Some(outside) = outside {
-            let what = if outside.local { "local" } else { "all" };
-            notes.push(format!("outside: {what}{}", none(outside)));
+        if let Some(external) = external {
+            let scope = if external.local_only { "local" } else { "all" };
+            notes.push(format!("external: {scope}{}", no_local_backend(external)));
         }
-        let text = if notes.is_empty() { place } else { format!("{place} ({})", notes.join(", ")) };
+        let text = if notes.is_empty() { address } else { format!("{address} ({})", notes.join(", ")) };
         if !texts.contains(&text) {
             texts.push(text);
         }
@@ -68,23 +68,23 @@ fn frontends(frontends: &[FrontendView]) -> Vec<String> {
     texts
 }
 
-/// What becomes of clients of a frontend that leads to nobody on this node, where the service has others.
-fn none(frontend: &FrontendView) -> &'static str {
-    if frontend.local && frontend.backends == 0 { ": none here, dropped" } else { "" }
+/// Note on a frontend of traffic policy Local without a backend on this node.
+fn no_local_backend(frontend: &FrontendView) -> &'static str {
+    if frontend.local_only && frontend.backends == 0 { ": no backend on this node, dropped" } else { "" }
 }
 
-fn selection(service: &ServiceView) -> String {
+fn load_balancing(service: &ServiceView) -> String {
     let mut words = vec![service.load_balancing.clone()];
     if service.forwarding == "dsr" {
         words.push(service.forwarding.clone());
     }
-    words.extend(service.affinity_timeout.map(|seconds| format!("sticky {seconds}s")));
+    words.extend(service.affinity_timeout.map(|seconds| format!("affinity {seconds}s")));
     words.join(", ")
 }
 
 fn backends(service: &ServiceView) -> String {
     if service.backends.is_empty() {
-        return "none: new connections are refused (no_backend)".to_owned();
+        return "none: new connections are rejected (no_backend)".to_owned();
     }
     let shown = service.backends.iter().take(BACKENDS_SHOWN);
     let mut cell = list(shown.map(|backend| SocketAddr::new(backend.address, backend.port)));
@@ -95,11 +95,11 @@ fn backends(service: &ServiceView) -> String {
 }
 
 pub(super) fn endpoints(endpoints: &[EndpointView]) -> String {
-    let mut rows = table(["ADDRESS", "POD", "DEVICE", "MAC", "GATES OPEN"]);
+    let mut rows = table(["ADDRESS", "POD", "DEVICE", "MAC", "FLOW-HINTS"]);
     for endpoint in endpoints {
         let pod = match &endpoint.pod {
             Some(pod) => format!("{}/{}", pod.namespace, pod.name),
-            None if endpoint.node_ports => "(this node, takes node ports)".to_owned(),
+            None if endpoint.accepts_node_ports => "(this node, accepts node ports)".to_owned(),
             None => "(this node)".to_owned(),
         };
         rows.add_row([
@@ -114,7 +114,7 @@ pub(super) fn endpoints(endpoints: &[EndpointView]) -> String {
 }
 
 pub(super) fn routes(routes: &[RouteView]) -> String {
-    let mut rows = table(["PREFIX", "KIND", "NEXT HOP", "DEVICE", "MTU", "NODE"]);
+    let mut rows = table(["PREFIX", "KIND", "NEXT-HOP", "DEVICE", "MTU", "NODE"]);
     for route in routes {
         rows.add_row([
             route.prefix.to_string(),
@@ -139,18 +139,19 @@ const fn kind(kind: RouteKindView) -> &'static str {
 }
 
 pub(super) fn flows(list: &FlowList) -> String {
-    let mut rows = table(["PROTOCOL", "FROM", "TO", "LEAVES AS", "SERVICE", "STATE", "AGE", "IDLE"]);
+    let mut rows =
+        table(["PROTOCOL", "SOURCE", "DESTINATION", "TRANSLATED-TO", "SERVICE", "STATE", "AGE", "IDLE"]);
     for flow in &list.flows {
-        // only what the translation changed
+        // the source only if it was translated
         let source = (flow.translated_source != flow.source)
             .then(|| format!("{} → ", peer(flow.translated_source, &flow.protocol)));
-        let target = peer(flow.translated_destination, &flow.protocol);
+        let destination = peer(flow.translated_destination, &flow.protocol);
         rows.add_row([
             flow.protocol.clone(),
             peer(flow.source, &flow.protocol),
             peer(flow.destination, &flow.protocol),
-            format!("{}{target}", source.unwrap_or_default()),
-            or_dash(flow.service.clone().or_else(|| flow.service_id.map(|id| format!("number {id}")))),
+            format!("{}{destination}", source.unwrap_or_default()),
+            or_dash(flow.service.clone().or_else(|| flow.service_id.map(|id| format!("ID {id}")))),
             flow.state.clone(),
             duration(Duration::from_secs(flow.age_seconds.into())),
             duration(Duration::from_secs(flow.idle_seconds.into())),
@@ -158,7 +159,11 @@ pub(super) fn flows(list: &FlowList) -> String {
     }
     let mut out = text(&rows);
     if list.matching > list.flows.len() {
-        out.push_str(&format!("... {} of {} shown (see --limit)\n", list.flows.len(), list.matching));
+        out.push_str(&format!(
+            "... showing {} of {} matching flows; --limit shows more\n",
+            list.flows.len(),
+            list.matching
+        ));
     } else if list.matching < list.total {
         out.push_str(&format!("{} of {} flows match\n", list.matching, list.total));
     }
@@ -177,8 +182,8 @@ mod tests {
             address: end.ip(),
             port: end.port(),
             clients,
-            local: clients == ClientsView::Outside,
-            guarded: kind == FrontendKind::LoadBalancer,
+            local_only: clients == ClientsView::External,
+            has_source_ranges: kind == FrontendKind::LoadBalancer,
             backends,
         }
     }
@@ -196,7 +201,7 @@ mod tests {
             port_name: "http".to_owned(),
             cluster_ips: vec!["10.96.0.10".parse().unwrap(), "fd00:96::a".parse().unwrap()],
             frontends: ["10.96.0.10:80", "[fd00:96::a]:80"]
-                .map(|end| frontend(FrontendKind::Cluster, end, ClientsView::All, backends as u32))
+                .map(|end| frontend(FrontendKind::ClusterIp, end, ClientsView::All, backends as u32))
                 .into(),
             port: 80,
             protocol: "TCP".to_owned(),
@@ -227,46 +232,46 @@ mod tests {
                 "10.96.0.10:80, [fd00:96::a]:80",
                 "7",
                 "3",
-                "maglev, dsr, sticky 60s",
+                "maglev, dsr, affinity 60s",
                 "10.1.0.1:8080, 10.1.0.2:8080"
             ]
         );
     }
 
     #[test]
-    fn many_backends_are_counted_and_none_is_said() {
+    fn more_than_eight_backends_are_abbreviated_and_none_is_explained() {
         assert!(services(&[service(20)]).contains("10.1.0.8:8080, and 12 more"));
-        assert!(services(&[service(0)]).contains("none: new connections are refused (no_backend)"));
+        assert!(services(&[service(0)]).contains("none: new connections are rejected (no_backend)"));
     }
 
     #[test]
-    fn a_frontend_says_what_holds_there() {
-        use ClientsView::{All, Here, Outside};
-        use FrontendKind::{Cluster, External, LoadBalancer, Node};
-        let local = FrontendView { local: true, ..frontend(Cluster, "10.96.0.10:80", All, 1) };
+    fn frontend_shows_source_ranges_and_traffic_policy() {
+        use ClientsView::{All, External, Internal};
+        use FrontendKind::{ClusterIp, ExternalIp, LoadBalancer, NodePort};
+        let local = FrontendView { local_only: true, ..frontend(ClusterIp, "10.96.0.10:80", All, 1) };
         let shown = frontends(&[
             local,
-            frontend(External, "203.0.113.1:80", All, 3),
-            frontend(LoadBalancer, "192.0.2.9:80", Here, 3),
-            frontend(LoadBalancer, "192.0.2.9:80", Outside, 0),
-            frontend(Node, "0.0.0.0:30080", Here, 3),
-            frontend(Node, "0.0.0.0:30080", Outside, 1),
-            frontend(Node, "[::]:30080", Here, 3),
-            frontend(Node, "[::]:30080", Outside, 1),
+            frontend(ExternalIp, "203.0.113.1:80", All, 3),
+            frontend(LoadBalancer, "192.0.2.9:80", Internal, 3),
+            frontend(LoadBalancer, "192.0.2.9:80", External, 0),
+            frontend(NodePort, "0.0.0.0:30080", Internal, 3),
+            frontend(NodePort, "0.0.0.0:30080", External, 1),
+            frontend(NodePort, "[::]:30080", Internal, 3),
+            frontend(NodePort, "[::]:30080", External, 1),
         ]);
         assert_eq!(
             shown,
             [
                 "10.96.0.10:80 (local)",
                 "203.0.113.1:80",
-                "192.0.2.9:80 (source ranges, outside: local: none here, dropped)",
-                "node:30080 (outside: local)",
+                "192.0.2.9:80 (source ranges, external: local: no backend on this node, dropped)",
+                "node:30080 (external: local)",
             ]
         );
     }
 
     #[test]
-    fn a_flow_shows_its_source_again_only_if_it_was_rewritten() {
+    fn flow_shows_the_translated_source_only_if_it_differs() {
         let plain = FlowView {
             protocol: "TCP".to_owned(),
             source: end("10.1.0.5:4000"),
@@ -284,12 +289,12 @@ mod tests {
         let out = flows(&FlowList { matching: 5, total: 9, flows: vec![plain, masqueraded] });
         let lines: Vec<&str> = out.lines().collect();
         assert_eq!(columns(lines[1])[3..6], ["10.1.1.2:8080", "default/web", "established"]);
-        assert_eq!(columns(lines[2])[3..5], ["192.0.2.1:61000 → 10.1.1.2:8080", "number 7"]);
-        assert_eq!(lines[3], "... 2 of 5 shown (see --limit)");
+        assert_eq!(columns(lines[2])[3..5], ["192.0.2.1:61000 → 10.1.1.2:8080", "ID 7"]);
+        assert_eq!(lines[3], "... showing 2 of 5 matching flows; --limit shows more");
     }
 
     #[test]
-    fn an_address_of_the_host_has_no_device() {
+    fn host_address_has_no_device() {
         let host = EndpointView {
             address: "192.0.2.1".parse().unwrap(),
             pod: None,
@@ -297,15 +302,15 @@ mod tests {
             ifindex: 0,
             mac: None,
             flow_hints: vec!["tcp".to_owned()],
-            node_ports: true,
+            accepts_node_ports: true,
         };
         let out = endpoints(&[host]);
-        let row = ["192.0.2.1", "(this node, takes node ports)", "-", "-", "tcp"];
+        let row = ["192.0.2.1", "(this node, accepts node ports)", "-", "-", "tcp"];
         assert_eq!(columns(out.lines().nth(1).unwrap()), row);
     }
 
     #[test]
-    fn a_route_without_a_next_hop_has_a_dash() {
+    fn route_without_a_next_hop_has_a_dash() {
         let local = RouteView {
             prefix: "10.1.0.0/24".parse().unwrap(),
             kind: RouteKindView::Local,

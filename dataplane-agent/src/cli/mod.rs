@@ -1,7 +1,7 @@
-//! The commands that ask a running agent, or clean up after one.
+//! The commands that query a running agent, and `cleanup`.
 //!
-//! Owns arguments and presentation: tables for people, `-o json` (what the agent answered, as it is) for programs.
-//! Knows the agent only through the views of its local API.
+//! Output is a table, or with `-o json` the agent's answer unchanged. Knows the agent only by the
+//! views of its API.
 
 mod cleanup;
 mod client;
@@ -35,148 +35,150 @@ use crate::{
     datapath::{Pins, pins::PinsError},
 };
 use client::Client;
-use kube_proxy::Resolve;
+use kube_proxy::Flags;
 
-/// What can be asked.
+/// Commands other than `run` and `allocate`.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum Command {
-    /// How the agent is: ready or why not, routing, problems, tables, drops
-    Status(Ask),
-    /// Services and their backends, as the datapath has them
-    Services(Ask),
-    /// Addresses of this node and the pods they belong to
-    Endpoints(Ask),
-    /// Where packets to other nodes go
-    Routes(Ask),
-    /// Connections that are translated packet by packet
+    /// Show the state of the agent: readiness, problems, routing, tables, dropped packets
+    Status(ClientArgs),
+    /// List Services with their frontends and backends
+    Services(ClientArgs),
+    /// List addresses of this node and the pods they belong to
+    Endpoints(ClientArgs),
+    /// List routes to other nodes
+    Routes(ClientArgs),
+    /// List flows: connections that are translated per packet
     Flows(FlowsArgs),
-    /// What happened to packets: drops with their reason
+    /// Print packet events: verdicts and drop reasons
     Events(EventsArgs),
-    /// Remove everything the agent ever made on this node: programs, tables, devices, routes, files; or what kube-proxy left
+    /// Remove everything that the agent created on this node: programs, tables, devices, routes,
+    /// files
     Cleanup(CleanupArgs),
-    /// Mount a BPF file system unless there is one; for the init container of a node without systemd
+    /// Mount a BPF file system unless one is mounted; for nodes without systemd
     MountBpffs(MountArgs),
-    /// Version of the agent and of its tables
+    /// Print the version of the agent and of its table layout
     Version,
 }
 
-/// Whom to ask, and how to answer.
+/// Arguments of commands that query the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
-pub struct Ask {
-    /// Socket of the agent
+pub struct ClientArgs {
+    /// API socket of the agent
     #[arg(long, env = "DATAPLANE_SOCKET", default_value = "/run/dataplane/agent.sock")]
     pub socket: PathBuf,
-    /// Form of the answer
+    /// Output format
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,
 }
 
-/// Form of an answer.
+/// Output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// For people
+    /// A table
     #[default]
     Table,
-    /// For programs
+    /// JSON, as the agent sends it
     Json,
 }
 
-/// Which flows.
+/// Arguments of `flows`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct FlowsArgs {
     #[command(flatten)]
-    ask: Ask,
-    /// Only those with this address at either end, before or after the translation
+    client: ClientArgs,
+    /// Only flows from or to this address, before or after translation
     #[arg(long)]
     address: Option<IpAddr>,
-    /// Only those with this port at either end
+    /// Only flows from or to this port
     #[arg(long)]
     port: Option<u16>,
-    /// Only this protocol (tcp, udp, sctp, icmp, icmpv6)
+    /// Only flows of this protocol (tcp, udp, sctp, icmp, icmpv6)
     #[arg(long)]
     protocol: Option<String>,
-    /// Only those to this service (namespace/name)
+    /// Only flows to this Service (namespace/name)
     #[arg(long)]
     service: Option<String>,
-    /// Show no more than this many
+    /// Largest number of flows to show
     #[arg(long, default_value_t = 1_000)]
     limit: usize,
 }
 
-/// Which events.
+/// Arguments of `events`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct EventsArgs {
     #[command(flatten)]
-    ask: Ask,
-    /// Go on with what happens from now on
+    client: ClientArgs,
+    /// Continue with new events
     #[arg(short, long)]
     follow: bool,
-    /// Only packets that were dropped
+    /// Only dropped packets
     #[arg(long)]
     dropped: bool,
     /// Only packets from or to this address
     #[arg(long)]
     address: Option<IpAddr>,
-    /// Only this verdict or drop reason (`no_backend`, ...)
+    /// Only packets with this verdict or drop reason (no_backend, ...)
     #[arg(long)]
     outcome: Option<String>,
 }
 
-/// Where.
+/// Arguments of `mount-bpffs`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct MountArgs {
-    /// BPF file system for the agent's pins
+    /// Mount point of the BPF file system
     #[arg(long, env = "DATAPLANE_BPFFS", default_value = "/sys/fs/bpf")]
     bpffs: PathBuf,
 }
 
-/// Why a command failed.
+/// Error of a command.
 #[derive(Debug, thiserror::Error)]
 enum CliError {
     #[error(transparent)]
     Client(#[from] ClientError),
-    #[error("clean up: {0}")]
+    #[error("cleanup failed: {0}")]
     Cleanup(#[from] CleanupError),
-    #[error("clean up after kube-proxy: {0}")]
+    #[error("cleanup of kube-proxy's rules failed: {0}")]
     KubeProxy(#[from] KubeProxyError),
     #[error(transparent)]
     Pins(#[from] PinsError),
-    #[error("the agent's answer is not understood (is it of another version?): {0}")]
+    #[error("cannot read the agent's answer; it may have another version than this command: {0}")]
     Answer(#[from] serde_json::Error),
-    #[error("write the answer: {0}")]
+    #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
 }
 
-/// Runs a command: the answer to stdout, one sentence to stderr if there is none. Not from inside a runtime.
+/// Runs a command. Output goes to stdout, errors to stderr. Must not be called inside an async
+/// runtime.
 pub fn run(command: Command) -> ExitCode {
     let done = match command {
-        Command::Status(ask) => show(&ask, &View::Status, status::status),
-        Command::Services(ask) => show(&ask, &View::Services, |rows: &Vec<_>| lists::services(rows)),
-        Command::Endpoints(ask) => show(&ask, &View::Endpoints, |rows: &Vec<_>| lists::endpoints(rows)),
-        Command::Routes(ask) => show(&ask, &View::Routes, |rows: &Vec<_>| lists::routes(rows)),
-        Command::Flows(args) => show(&args.ask, &View::Flows(args.filter()), lists::flows),
-        Command::Events(args) => events(&args),
-        Command::Cleanup(args) => clean(&args),
+        Command::Status(args) => show(&args, &View::Status, status::status),
+        Command::Services(args) => show(&args, &View::Services, |rows: &Vec<_>| lists::services(rows)),
+        Command::Endpoints(args) => show(&args, &View::Endpoints, |rows: &Vec<_>| lists::endpoints(rows)),
+        Command::Routes(args) => show(&args, &View::Routes, |rows: &Vec<_>| lists::routes(rows)),
+        Command::Flows(args) => show(&args.client, &View::Flows(args.filter()), lists::flows),
+        Command::Events(args) => print_events(&args),
+        Command::Cleanup(args) => run_cleanup(&args),
         Command::MountBpffs(args) => Pins::new(&args.bpffs).prepare().map_err(CliError::Pins),
         Command::Version => print(&version()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if left(&error) => ExitCode::SUCCESS,
-        Err(error) => complain(&error),
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => report_error(&error),
     }
 }
 
-/// `... | head` has seen enough: no failure.
-fn left(error: &CliError) -> bool {
+/// The reader of stdout has closed it (`... | head`): not a failure.
+fn is_broken_pipe(error: &CliError) -> bool {
     let (CliError::Output(source) | CliError::Client(ClientError::Io { source, .. })) = error else {
         return false;
     };
     source.kind() == io::ErrorKind::BrokenPipe
 }
 
-fn complain(error: &CliError) -> ExitCode {
-    // if stderr is closed too, the exit code says it
+fn report_error(error: &CliError) -> ExitCode {
+    // stderr may be closed, too
     let _closed = writeln!(io::stderr(), "dataplane-agent: {error}");
     ExitCode::FAILURE
 }
@@ -186,26 +188,26 @@ fn version() -> String {
 }
 
 fn show<T: DeserializeOwned>(
-    ask: &Ask,
+    args: &ClientArgs,
     view: &View,
     table: impl FnOnce(&T) -> String,
 ) -> Result<(), CliError> {
-    let answer = Client::connect(&ask.socket)?.ask(view)?;
-    match ask.output {
+    let answer = Client::connect(&args.socket)?.request(view)?;
+    match args.output {
         Output::Table => print(&table(&serde_json::from_value(answer)?)),
         Output::Json => print(&format!("{}\n", serde_json::to_string_pretty(&answer)?)),
     }
 }
 
-fn events(args: &EventsArgs) -> Result<(), CliError> {
+fn print_events(args: &EventsArgs) -> Result<(), CliError> {
     let view = View::Events(args.filter());
     let clock = Clock::read()?;
-    Client::connect(&args.ask.socket)?.stream(&view, |line| {
-        let text = match (args.ask.output, &line) {
+    Client::connect(&args.client.socket)?.stream(&view, |line| {
+        let text = match (args.client.output, &line) {
             (Output::Json, line) => serde_json::to_string(line)?,
             (_, EventLine::Event(event)) => format!("{} {}", clock.time(event), text::sentence(event)),
             (_, EventLine::Lost(lost)) => {
-                format!("({lost} events lost: they came faster than they were read)")
+                format!("({lost} events lost: they arrived faster than they were read)")
             }
             (_, EventLine::End) => return Ok(()),
         };
@@ -216,17 +218,17 @@ fn events(args: &EventsArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-fn clean(args: &CleanupArgs) -> Result<(), CliError> {
-    // on with the work if nobody reads along any more
-    let mut say = |line: &str| {
+fn run_cleanup(args: &CleanupArgs) -> Result<(), CliError> {
+    // the cleanup continues if stdout is closed
+    let mut print = |line: &str| {
         let _closed = writeln!(io::stdout(), "{line}");
     };
     if args.kube_proxy {
         let yes = args.yes && !args.dry_run;
-        return Ok(kube_proxy::clean(Resolve { yes, force: args.force }, &mut say)?);
+        return Ok(kube_proxy::clean(Flags { yes, force: args.force }, &mut print)?);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(cleanup(args, &mut say))?;
+    runtime.block_on(cleanup(args, &mut print))?;
     Ok(())
 }
 
@@ -236,9 +238,10 @@ fn print(text: &str) -> Result<(), CliError> {
     Ok(out.flush()?)
 }
 
-/// KeyedMutex the datapath's clock into the time of day. Read once: the wall clock may be set while events are followed.
+/// Converts the monotonic clock of events to wall-clock time. Read once: the wall clock may be set
+/// while events are printed.
 struct Clock {
-    /// Since the epoch, of the monotonic clock's zero.
+    /// Wall-clock time at the monotonic clock's zero.
     boot: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! `status` as sections for people.
+//! Text output of `status`.
 
 use std::{
     fmt::{self, Write},
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::api::views::{Moment, SourceView, Status, StatusView, unix_seconds};
 
-/// Drop reasons shown; `-o json` has every counter.
+/// Most drop reasons shown; `-o json` has every counter.
 const DROPS_SHOWN: usize = 10;
 
 pub(super) fn status(view: &StatusView) -> String {
@@ -33,37 +33,41 @@ fn write_all(out: &mut String, view: &StatusView) -> fmt::Result {
 fn write_head(out: &mut String, status: &Status) -> fmt::Result {
     let up = duration(status.started.elapsed());
     writeln!(out, "Node       {}", status.node)?;
-    writeln!(out, "Agent      {} (tables v{}), pid {}, up {up}", status.version, status.abi, status.pid)?;
+    writeln!(
+        out,
+        "Agent      {} (table layout v{}), pid {}, up {up}",
+        status.version, status.abi, status.pid
+    )?;
     writeln!(out, "Ready      {}", if status.is_ready() { "yes" } else { "no" })?;
-    for missing in &status.not_ready {
-        writeln!(out, "           {}: {}", missing.check, missing.reason)?;
+    for failing in &status.not_ready {
+        writeln!(out, "           {}: {}", failing.check, failing.reason)?;
     }
     let applied = if status.applied_revision == status.revision {
-        "all applied".to_owned()
+        "applied".to_owned()
     } else {
         format!("applied up to {}", status.applied_revision)
     };
-    let synced = if status.synced { "source synced" } else { "source not synced yet" };
+    let synced = if status.synced { "source synced" } else { "source not synced" };
     writeln!(out, "Revision   {}, {applied}, {synced}", status.revision)?;
     writeln!(out, "Source     {}", source(&status.source))?;
     let objects = status.objects;
     writeln!(
         out,
-        "Objects    {} nodes, {} services, {} endpoint slices, {} pods here",
+        "Objects    {} nodes, {} services, {} endpoint slices, {} pods on this node",
         objects.nodes, objects.services, objects.endpoint_slices, objects.pods
     )?;
     let ago = |moment: Option<Moment>| match moment {
         Some(moment) => format!("{} ago", duration(moment.elapsed())),
         None => "never".to_owned(),
     };
-    writeln!(out, "Last event {}; last audit {}", ago(status.last_event), ago(status.last_audit))?;
+    writeln!(out, "Last event {}, last audit {}", ago(status.last_event), ago(status.last_audit))?;
     let reconcile = status.reconcile;
     writeln!(
         out,
-        "Writes     {} failed, {} retried, {} waiting; {} entries found changed by an audit",
+        "Writes     {} failed, {} retried, {} pending; audits found {} changed rows",
         reconcile.errors, reconcile.retries, reconcile.pending, reconcile.drift
     )?;
-    writeln!(out, "Adopted    {} pins of an earlier agent", status.pins_adopted)
+    writeln!(out, "Adopted    {} pinned tables of an earlier agent", status.pins_adopted)
 }
 
 fn source(source: &SourceView) -> String {
@@ -75,17 +79,17 @@ fn source(source: &SourceView) -> String {
         None => "watching the cluster".to_owned(),
         Some(since) => {
             let age = unix_seconds(SystemTime::now()).saturating_sub(*since);
-            format!("the state is {} old", duration(Duration::from_secs(age)))
+            format!("state is {} old", duration(Duration::from_secs(age)))
         }
     };
-    format!("{name}: {state}; {relists} lists again, {watch_errors} failures, {failovers} changes of server")
+    format!("{name}: {state}; {relists} relists, {watch_errors} watch errors, {failovers} failovers")
 }
 
 fn write_problems(out: &mut String, status: &Status) -> fmt::Result {
     if status.problems.is_empty() {
         return Ok(());
     }
-    let mut rows = table(["PROBLEM IN", "SUBJECT", "MESSAGE"]);
+    let mut rows = table(["ORIGIN", "SUBJECT", "PROBLEM"]);
     for problem in &status.problems {
         rows.add_row([problem.origin.name(), &problem.subject, &problem.message]);
     }
@@ -93,19 +97,19 @@ fn write_problems(out: &mut String, status: &Status) -> fmt::Result {
 }
 
 fn write_network(out: &mut String, view: &StatusView) -> fmt::Result {
-    let mut rows = table(["UPLINK", "MTU", "SERVICES AT", "ADDRESSES"]);
+    let mut rows = table(["UPLINK", "MTU", "SERVICE-HOOK", "ADDRESSES"]);
     for uplink in &view.status.uplinks {
         rows.add_row([
             uplink.device.clone(),
             uplink.mtu.to_string(),
-            uplink.services_at.clone(),
+            uplink.service_hook.clone(),
             list(&uplink.addresses),
         ]);
     }
     if !view.status.uplinks.is_empty() {
         write!(out, "\n{}", text(&rows))?;
     }
-    let mut rows = table(["OTHER NODE", "ROUTING", "ADDRESSES", "POD CIDRS"]);
+    let mut rows = table(["NODE", "ROUTING", "INTERNAL-IPS", "POD-CIDRS"]);
     for node in &view.status.nodes {
         rows.add_row([
             node.name.clone(),
@@ -117,7 +121,7 @@ fn write_network(out: &mut String, view: &StatusView) -> fmt::Result {
     if !view.status.nodes.is_empty() {
         write!(out, "\n{}", text(&rows))?;
     }
-    let mut rows = table(["POD ADDRESSES", "USED", "FREE"]);
+    let mut rows = table(["POD-CIDR", "USED", "FREE"]);
     for range in &view.ipam {
         rows.add_row([range.cidr.to_string(), range.used.to_string(), range.free.to_string()]);
     }
@@ -128,7 +132,7 @@ fn write_network(out: &mut String, view: &StatusView) -> fmt::Result {
 }
 
 fn write_tables(out: &mut String, status: &Status) -> fmt::Result {
-    let mut rows = table(["TABLE", "USED", "CAPACITY", "USE", "WRITES", "REMOVALS"]);
+    let mut rows = table(["TABLE", "USED", "CAPACITY", "USE%", "WRITES", "REMOVALS"]);
     for row in &status.tables {
         let percent = (row.used * 100).checked_div(row.capacity).map(|percent| format!("{percent}%"));
         rows.add_row([
@@ -149,9 +153,9 @@ fn write_tables(out: &mut String, status: &Status) -> fmt::Result {
 fn write_drops(out: &mut String, view: &StatusView) -> fmt::Result {
     let drops: Vec<_> = view.outcomes.iter().filter(|count| count.dropped).collect();
     if drops.is_empty() {
-        return writeln!(out, "\nNo packet was dropped.");
+        return writeln!(out, "\nNo packets dropped.");
     }
-    let mut rows = table(["DROPPED", "REASON", "AT", "MEANING"]);
+    let mut rows = table(["DROPPED", "REASON", "HOOK", "DESCRIPTION"]);
     for count in drops.iter().take(DROPS_SHOWN) {
         rows.add_row([&count.packets.to_string(), &count.outcome, &count.hook, &count.text]);
     }
@@ -173,15 +177,15 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_is_not_ready_says_why() {
+    fn agent_that_is_not_ready_shows_the_failing_check() {
         let out = status(&view());
         assert!(out.contains("Ready      no\n           start: the agent is starting\n"), "{out}");
-        assert!(out.contains("source not synced yet"), "{out}");
-        assert!(out.ends_with("\nNo packet was dropped.\n"), "{out}");
+        assert!(out.contains("source not synced"), "{out}");
+        assert!(out.ends_with("\nNo packets dropped.\n"), "{out}");
     }
 
     #[test]
-    fn problems_tables_and_drops_have_their_sections() {
+    fn problems_tables_and_drops_have_a_section_each() {
         let mut view = view();
         view.status.problems = vec![ProblemView {
             origin: Origin::Source,

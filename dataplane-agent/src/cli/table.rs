@@ -1,16 +1,16 @@
-//! Tables for people: aligned columns, as wide as the terminal, no lines.
+//! Text tables: aligned columns without rules, as wide as the terminal.
 
 use std::io::IsTerminal as _;
 
 use comfy_table::{Cell, ContentArrangement, Table, presets};
 
-/// A table with these headings.
+/// An empty table with these headings.
 pub(super) fn table<const N: usize>(headings: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(headings.map(Cell::new));
     match width() {
         Some(width) => table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width),
-        // a pipe: long lines are better than broken ones
+        // not a terminal: do not wrap
         None => table.set_content_arrangement(ContentArrangement::Disabled),
     };
     for column in table.column_iter_mut() {
@@ -19,7 +19,7 @@ pub(super) fn table<const N: usize>(headings: [&str; N]) -> Table {
     table
 }
 
-/// The rows, without the spaces that pad the last column.
+/// The table as text, without trailing spaces.
 pub(super) fn text(table: &Table) -> String {
     let mut text = String::new();
     for line in table.lines() {
@@ -29,7 +29,7 @@ pub(super) fn text(table: &Table) -> String {
     text
 }
 
-/// Items in one cell: a line each on a terminal that would have to break them anyway.
+/// Items in one cell, separated by commas; a dash if there are none.
 pub(super) fn list(items: impl IntoIterator<Item = impl ToString>) -> String {
     let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
     if items.is_empty() { "-".to_owned() } else { items.join(", ") }

@@ -1,4 +1,4 @@
-//! Words and cells: how an event, an end of a connection, a duration and a moment are written.
+//! Text of events, addresses, durations and times.
 
 use std::{fmt::Write, net::SocketAddr, time::Duration};
 
@@ -17,7 +17,7 @@ fn has_ports(protocol: &str) -> bool {
     matches!(protocol, "TCP" | "UDP" | "SCTP")
 }
 
-/// One event, for people.
+/// An event as a sentence.
 pub(super) fn sentence(event: &EventView) -> String {
     let mut out = String::new();
     let verb = if event.dropped { "drop" } else { "pass" };
@@ -41,7 +41,7 @@ fn write_sentence(out: &mut String, verb: &str, event: &EventView) -> std::fmt::
             peer(destination, &event.protocol),
             event.protocol
         )?,
-        _ => out.push_str(": no addresses"),
+        _ => out.push_str(": addresses unknown"),
     }
     if event.length != 0 {
         write!(out, ", {} bytes", event.length)?;
@@ -66,7 +66,7 @@ pub(super) fn duration(duration: Duration) -> String {
     }
 }
 
-/// Time of day in UTC of a moment given as time since the epoch.
+/// UTC time of day of a time since the epoch.
 pub(super) fn time_of_day(since_epoch: Duration) -> String {
     let seconds = since_epoch.as_secs() % 86_400;
     let (hours, minutes, seconds) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drop_reads_as_a_sentence() {
+    fn drop_is_printed_as_a_sentence() {
         assert_eq!(
             sentence(&event()),
             "drop no_backend at from_pod (dp0123456789a): 10.1.0.5:43210 → 10.96.0.10:80 TCP, 74 bytes \
@@ -105,24 +105,24 @@ mod tests {
     }
 
     #[test]
-    fn an_event_of_a_packet_that_could_not_be_parsed_says_so() {
+    fn event_of_an_unparsed_packet_has_no_addresses() {
         let event =
             EventView { source: None, destination: None, destination_name: None, device: None, ..event() };
         assert_eq!(
             sentence(&event),
-            "drop no_backend at from_pod (device 7): no addresses, 74 bytes. The service has no ready backend."
+            "drop no_backend at from_pod (device 7): addresses unknown, 74 bytes. The service has no ready backend."
         );
     }
 
     #[test]
-    fn ports_are_shown_only_where_there_are_ports() {
+    fn port_is_shown_only_for_protocols_with_ports() {
         let end = PeerView { address: "fd00::1".parse().unwrap(), port: 7 };
         assert_eq!(peer(end, "UDP"), "[fd00::1]:7");
         assert_eq!(peer(end, "ICMPv6"), "fd00::1");
     }
 
     #[test]
-    fn durations_keep_two_units_at_most() {
+    fn durations_have_at_most_two_units() {
         let text = |seconds| duration(Duration::from_secs(seconds));
         assert_eq!(
             [text(5), text(119), text(600), text(11_100), text(360_000)],

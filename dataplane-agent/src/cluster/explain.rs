@@ -1,72 +1,74 @@
-//! What went wrong with the API server, in one sentence for people.
+//! Describes errors of API server requests in one sentence for operators.
 
 use kube::core::Status;
 
 use super::failover::{Unreachable, innermost};
 
-/// One sentence: what the server refuses to whom, or which server cannot be reached and why.
+/// Describes the error: the missing permission, or which server is unreachable and why.
 pub fn explain(error: &kube::Error) -> String {
     match error {
-        kube::Error::Api(status) => refusal(status),
+        kube::Error::Api(status) => explain_status(status),
         kube::Error::Service(error) => match error.downcast_ref::<Unreachable>() {
             Some(unreachable) => unreachable.to_string(),
-            None => format!("the API server cannot be asked: {}", innermost(error.as_ref())),
+            None => format!("cannot send request to API server: {}", innermost(error.as_ref())),
         },
-        kube::Error::ReadEvents(error) => format!("the watch broke off: {}", innermost(error)),
-        kube::Error::HyperError(error) => format!("the answer broke off: {}", innermost(error)),
-        kube::Error::SerdeError(error) => format!("the API server's answer cannot be read: {error}"),
-        kube::Error::Auth(error) => format!("the credentials cannot be used: {}", innermost(error)),
-        other => format!("the API server cannot be asked: {other}"),
+        kube::Error::ReadEvents(error) => format!("watch connection failed: {}", innermost(error)),
+        kube::Error::HyperError(error) => {
+            format!("connection failed while reading the response: {}", innermost(error))
+        }
+        kube::Error::SerdeError(error) => format!("cannot decode response of API server: {error}"),
+        kube::Error::Auth(error) => format!("cannot use credentials: {}", innermost(error)),
+        other => format!("request to API server failed: {other}"),
     }
 }
 
-fn refusal(status: &Status) -> String {
-    let said = if status.message.is_empty() { &status.reason } else { &status.message };
+fn explain_status(status: &Status) -> String {
+    let message = if status.message.is_empty() { &status.reason } else { &status.message };
     match status.code {
         401 => format!(
-            "the API server does not know us (401 {said}): the token or the client certificate is missing, expired \
-             or of another cluster"
+            "API server rejected the credentials (401 {message}): check that the token or client certificate is \
+             present, not expired, and of this cluster"
         ),
-        403 => match Denied::parse(said) {
+        403 => match DeniedRequest::parse(message) {
             Some(denied) => denied.to_string(),
-            None => format!("the API server refuses this (403): {said}"),
+            None => format!("API server denied the request (403): {message}"),
         },
-        429 => format!("the API server has too much to do (429): {said}"),
-        code => format!("the API server answers {code}: {said}"),
+        429 => format!("API server is overloaded (429): {message}"),
+        code => format!("API server responded with status {code}: {message}"),
     }
 }
 
-/// What is refused to whom. Only the message says the verb: `Status` has no field for it.
+/// A denied request (RBAC). Only the message contains the verb: `Status` has no field for it.
 #[derive(Debug, PartialEq, Eq)]
-struct Denied<'a> {
+struct DeniedRequest<'a> {
     user: &'a str,
     verb: &'a str,
     resource: &'a str,
     group: &'a str,
-    /// "at the cluster scope", or in which namespace; and what the authorizer adds.
-    place: &'a str,
+    /// "at the cluster scope" or the namespace, and what the authorizer appends.
+    scope: &'a str,
 }
 
-impl<'a> Denied<'a> {
-    /// Of `… User "u" cannot list resource "r" in API group "g" at the cluster scope`, as k8s.io/apiserver's
-    /// `responsewriters.Forbidden` writes it.
+impl<'a> DeniedRequest<'a> {
+    /// Parses `… User "u" cannot list resource "r" in API group "g" at the cluster scope`, the
+    /// format of k8s.io/apiserver's `responsewriters.Forbidden`.
     fn parse(message: &'a str) -> Option<Self> {
         let (user, rest) = message.split_once("User \"")?.1.split_once("\" cannot ")?;
         let (verb, rest) = rest.split_once(" resource \"")?;
         let (resource, rest) = rest.split_once("\" in API group \"")?;
-        let (group, place) = rest.split_once('"')?;
-        Some(Self { user, verb, resource, group, place: place.trim() })
+        let (group, scope) = rest.split_once('"')?;
+        Some(Self { user, verb, resource, group, scope: scope.trim() })
     }
 }
 
-impl std::fmt::Display for Denied<'_> {
+impl std::fmt::Display for DeniedRequest<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { user, verb, resource, group, place } = self;
+        let Self { user, verb, resource, group, scope } = self;
         let (main, sub) = resource.split_once('/').map_or((*resource, ""), |(main, sub)| (main, sub));
         let dot = if group.is_empty() { "" } else { "." };
         let slash = if sub.is_empty() { "" } else { "/" };
-        write!(f, "the API server refuses {verb} of {main}{dot}{group}{slash}{sub} to {user} {place}: ")?;
-        write!(f, "its role has to allow verb {verb:?} on resource {resource:?} in API group {group:?}")
+        write!(f, "API server denied {verb} of {main}{dot}{group}{slash}{sub} to {user} {scope}: ")?;
+        write!(f, "grant verb {verb:?} on resource {resource:?} in API group {group:?} to its role")
     }
 }
 
@@ -79,24 +81,24 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_permission_is_named() {
+    fn missing_permission_is_named() {
         let cases = [
             (
                 "endpointslices.discovery.k8s.io is forbidden: User \
                  \"system:serviceaccount:kube-system:dataplane\" cannot list resource \"endpointslices\" in API \
                  group \"discovery.k8s.io\" at the cluster scope",
-                "the API server refuses list of endpointslices.discovery.k8s.io to \
-                 system:serviceaccount:kube-system:dataplane at the cluster scope: its role has to allow verb \
-                 \"list\" on resource \"endpointslices\" in API group \"discovery.k8s.io\"",
+                "API server denied list of endpointslices.discovery.k8s.io to \
+                 system:serviceaccount:kube-system:dataplane at the cluster scope: grant verb \
+                 \"list\" on resource \"endpointslices\" in API group \"discovery.k8s.io\" to its role",
             ),
             (
                 "nodes \"n1\" is forbidden: User \"u\" cannot patch resource \"nodes/status\" in API group \"\" at \
                  the cluster scope: RBAC: clusterrole.rbac.authorization.k8s.io \"x\" not found",
-                "the API server refuses patch of nodes/status to u at the cluster scope: RBAC: \
-                 clusterrole.rbac.authorization.k8s.io \"x\" not found: its role has to allow verb \"patch\" on \
-                 resource \"nodes/status\" in API group \"\"",
+                "API server denied patch of nodes/status to u at the cluster scope: RBAC: \
+                 clusterrole.rbac.authorization.k8s.io \"x\" not found: grant verb \"patch\" on \
+                 resource \"nodes/status\" in API group \"\" to its role",
             ),
-            ("no", "the API server refuses this (403): no"),
+            ("no", "API server denied the request (403): no"),
         ];
         for (message, sentence) in cases {
             assert_eq!(explain(&status(403, message)), sentence);
@@ -104,10 +106,10 @@ mod tests {
     }
 
     #[test]
-    fn other_refusals_say_their_code() {
+    fn other_errors_contain_status_code() {
         let unknown = explain(&status(401, "Unauthorized"));
-        assert!(unknown.starts_with("the API server does not know us (401 Unauthorized)"), "{unknown}");
-        assert_eq!(explain(&status(410, "too old")), "the API server answers 410: too old");
-        assert_eq!(explain(&status(500, "")), "the API server answers 500: Reason");
+        assert!(unknown.starts_with("API server rejected the credentials (401 Unauthorized)"), "{unknown}");
+        assert_eq!(explain(&status(410, "too old")), "API server responded with status 410: too old");
+        assert_eq!(explain(&status(500, "")), "API server responded with status 500: Reason");
     }
 }

@@ -1,7 +1,7 @@
-//! The way to the API server: one client that goes to another server when the one it uses fails.
+//! The client of the API server, which switches to another server when one fails.
 //!
-//! Owns addresses, credentials ([`access`]), the choice between servers ([`failover`]), and the words for what goes
-//! wrong ([`explain()`]). Knows no object: what is asked for is up to those who hold the client.
+//! Owns addresses and credentials ([`access`]), the choice of the server ([`failover`]), and the
+//! description of errors ([`explain()`]). Knows no object type.
 
 mod access;
 mod explain;
@@ -16,23 +16,23 @@ pub use explain::explain;
 pub use failover::{FailoverStats, Unreachable};
 pub use kube::Client;
 
-/// Why there is no client.
+/// Why a client cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
-    #[error("kubeconfig {path}: {source}")]
+    #[error("cannot read kubeconfig {path}: {source}")]
     Kubeconfig { path: PathBuf, source: Box<kube::config::KubeconfigError> },
-    #[error("service account: {0}")]
+    #[error("cannot use service account: {0}")]
     ServiceAccount(#[source] Box<kube::config::InClusterError>),
     #[error(
-        "no way to an API server: the agent is not in a pod with a service account; name api_server, and kubeconfig \
+        "no API server configured: outside of a pod with a service account, set api_server, and kubeconfig \
          for the credentials"
     )]
-    NoWay,
-    #[error("API server {url}: {source}")]
+    NoServer,
+    #[error("cannot create client of API server {url}: {source}")]
     Client { url: Uri, source: Box<kube::Error> },
 }
 
-/// A client of the cluster. Answers come from one of the servers, whichever works; nothing is asked here.
+/// Creates a client of the cluster. Sends no request.
 pub async fn connect(access: &Access) -> Result<Client, ClusterError> {
     let config = access.config().await?;
     let urls =

@@ -1,4 +1,4 @@
-//! Real sockets: servers that answer, refuse, hang up, fall silent.
+//! The client against servers on real sockets that respond, fail, close or do not listen.
 
 use std::{
     net::SocketAddr,
@@ -15,24 +15,24 @@ use tokio::{
 
 use super::*;
 
-/// What a server does with a request.
+/// The behaviour of a test server.
 #[derive(Clone, Copy)]
-enum Answer {
+enum Behaviour {
     Version(&'static str),
-    Trouble,
+    Unavailable,
     HangUp,
 }
 
-/// As k8s.io/apiserver writes it.
-const TROUBLE: &str =
+/// The format of k8s.io/apiserver.
+const UNAVAILABLE: &str =
     r#"{"kind":"Status","status":"Failure","message":"starting","reason":"ServiceUnavailable","code":503}"#;
 
-/// A server of one answer, and how often it was asked.
-async fn server(answer: Answer) -> (Uri, Arc<AtomicUsize>) {
+/// A server with this behaviour, and its request counter.
+async fn server(behaviour: Behaviour) -> (Uri, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = url(listener.local_addr().unwrap());
-    let asked = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&asked);
+    let requests = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&requests);
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let count = Arc::clone(&count);
@@ -40,8 +40,8 @@ async fn server(answer: Answer) -> (Uri, Arc<AtomicUsize>) {
                 let mut buffer = [0; 4096];
                 while stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {
                     count.fetch_add(1, Ordering::SeqCst);
-                    let (status, body) = match answer {
-                        Answer::Version(version) => {
+                    let (status, body) = match behaviour {
+                        Behaviour::Version(version) => {
                             let fields =
                                 ["major", "minor", "gitCommit", "gitTreeState", "buildDate", "goVersion"]
                                     .map(|field| format!("\"{field}\":\"\","))
@@ -51,8 +51,8 @@ async fn server(answer: Answer) -> (Uri, Arc<AtomicUsize>) {
                             );
                             ("200 OK", body)
                         }
-                        Answer::Trouble => ("503 Service Unavailable", TROUBLE.to_owned()),
-                        Answer::HangUp => return,
+                        Behaviour::Unavailable => ("503 Service Unavailable", UNAVAILABLE.to_owned()),
+                        Behaviour::HangUp => return,
                     };
                     let head = format!(
                         "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
@@ -63,15 +63,15 @@ async fn server(answer: Answer) -> (Uri, Arc<AtomicUsize>) {
             });
         }
     });
-    (url, asked)
+    (url, requests)
 }
 
 fn url(address: SocketAddr) -> Uri {
     format!("http://{address}").parse().unwrap()
 }
 
-/// An address nobody listens at.
-async fn nobody() -> Uri {
+/// An address without a listener.
+async fn closed_port() -> Uri {
     url(TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap())
 }
 
@@ -84,60 +84,60 @@ async fn version(client: &Client) -> Result<String, String> {
 }
 
 #[tokio::test]
-async fn a_server_that_works_is_found_and_remembered() {
-    let (works, asked) = server(Answer::Version("v1")).await;
-    let (hangs_up, hung_up) = server(Answer::HangUp).await;
-    let access = access(&[&nobody().await, &hangs_up, &works]);
+async fn working_server_is_found_and_remembered() {
+    let (works, requests) = server(Behaviour::Version("v1")).await;
+    let (hangs_up, hung_up) = server(Behaviour::HangUp).await;
+    let access = access(&[&closed_port().await, &hangs_up, &works]);
     let client = connect(&access).await.unwrap();
     for _ in 0..10 {
         assert_eq!(version(&client).await.unwrap(), "v1");
     }
-    assert_eq!(asked.load(Ordering::SeqCst), 10);
-    assert!(hung_up.load(Ordering::SeqCst) <= 1, "a server that failed is left alone");
+    assert_eq!(requests.load(Ordering::SeqCst), 10);
+    assert!(hung_up.load(Ordering::SeqCst) <= 1, "a failed server is not used again");
     assert!(access.failover_stats.failovers() <= 2);
 }
 
 #[tokio::test]
-async fn a_server_in_trouble_is_left() {
-    let (trouble, _) = server(Answer::Trouble).await;
-    let (works, _) = server(Answer::Version("v1")).await;
-    let access = access(&[&trouble, &works]);
+async fn failing_server_is_switched() {
+    let (unavailable, _) = server(Behaviour::Unavailable).await;
+    let (works, _) = server(Behaviour::Version("v1")).await;
+    let access = access(&[&unavailable, &works]);
     let client = connect(&access).await.unwrap();
     let first = version(&client).await;
-    // which of the two is asked first is left to chance
+    // the first server is random
     match first {
         Ok(version) => assert_eq!(version, "v1"),
-        Err(said) => assert_eq!(said, "the API server answers 503: starting"),
+        Err(error) => assert_eq!(error, "API server responded with status 503: starting"),
     }
     assert_eq!(version(&client).await.unwrap(), "v1");
 }
 
 #[tokio::test]
-async fn every_server_that_failed_is_named() {
-    let (one, other) = (nobody().await, nobody().await);
+async fn error_names_every_failed_server() {
+    let (one, other) = (closed_port().await, closed_port().await);
     let client = connect(&access(&[&one, &other])).await.unwrap();
     let sentence = version(&client).await.unwrap_err();
-    assert!(sentence.starts_with("no API server can be asked: "), "{sentence}");
+    assert!(sentence.starts_with("cannot reach any API server: "), "{sentence}");
     for url in [one, other] {
         assert!(sentence.contains(&format!("{url} (Connection refused")), "{sentence}");
     }
 }
 
 #[tokio::test]
-async fn what_may_have_been_done_is_not_done_twice() {
-    let (one, asked_one) = server(Answer::HangUp).await;
-    let (other, asked_other) = server(Answer::HangUp).await;
+async fn request_that_may_have_been_executed_is_not_repeated() {
+    let (one, requests_one) = server(Behaviour::HangUp).await;
+    let (other, requests_other) = server(Behaviour::HangUp).await;
     let client = connect(&access(&[&one, &other])).await.unwrap();
     let request = http::Request::post("/api/v1/namespaces").body(b"{}".to_vec()).unwrap();
     client.request_text(request).await.unwrap_err();
-    assert_eq!(asked_one.load(Ordering::SeqCst) + asked_other.load(Ordering::SeqCst), 1);
+    assert_eq!(requests_one.load(Ordering::SeqCst) + requests_other.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]
-async fn without_servers_and_credentials_the_way_is_explained() {
+async fn missing_configuration_is_explained() {
     let error = connect(&Access::default()).await.err().unwrap().to_string();
-    assert!(error.contains("name api_server"), "{error}");
+    assert!(error.contains("set api_server"), "{error}");
     let nowhere = Access { kubeconfig: Some("/nowhere/kubeconfig".into()), ..Access::default() };
     let error = connect(&nowhere).await.err().unwrap().to_string();
-    assert!(error.starts_with("kubeconfig /nowhere/kubeconfig: "), "{error}");
+    assert!(error.starts_with("cannot read kubeconfig /nowhere/kubeconfig: "), "{error}");
 }

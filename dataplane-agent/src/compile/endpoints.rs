@@ -1,18 +1,18 @@
-//! Local pods and the host's own addresses → entries of `ENDPOINTS`.
+//! Local pods and the host's addresses → entries of `ENDPOINTS`.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 use dataplane_common::abi::{Addr, Endpoint, MacAddr};
 
-/// A pod's device, as far as the datapath asks.
+/// The part of a pod's device that the datapath uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodDevice {
     pub addresses: Vec<IpAddr>,
     /// Host-side device.
     pub ifindex: u32,
-    /// Link address inside the pod.
+    /// MAC address of the device inside the pod.
     pub mac: MacAddr,
-    /// What goes to the pod is limited by the queue of its device.
+    /// Ingress bandwidth is limited by the queue of the host-side device.
     pub shaped: bool,
 }
 
@@ -22,13 +22,13 @@ pub fn pod(device: &PodDevice) -> Vec<(Addr, Endpoint)> {
     distinct(device.addresses.iter().copied()).map(|addr| (addr, endpoint)).collect()
 }
 
-/// The entry of each address of a pod.
+/// The value shared by all entries of a pod.
 pub fn endpoint(device: &PodDevice) -> Endpoint {
     let endpoint = Endpoint::pod(device.ifindex, device.mac);
     if device.shaped { endpoint.with_queue() } else { endpoint }
 }
 
-/// The entries of the host. An address may be on several devices; it is one address all the same.
+/// The entries of the host. An address on several devices is one entry.
 pub fn host(addresses: impl IntoIterator<Item = IpAddr>) -> Vec<(Addr, Endpoint)> {
     distinct(addresses).map(|addr| (addr, Endpoint::host())).collect()
 }
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_families_of_a_pod_lead_to_its_device() {
+    fn pod_has_entry_per_address_family() {
         let mac = MacAddr::new([2, 0, 0, 0, 0, 1]);
         let addresses = ["10.1.0.2", "fd01::2"].map(|ip| ip.parse().unwrap()).to_vec();
         let entries = pod(&PodDevice { addresses: addresses.clone(), ifindex: 7, mac, shaped: false });
@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_on_two_devices_is_one_entry() {
+    fn host_address_on_two_devices_is_one_entry() {
         let ip = "10.0.0.1".parse().unwrap();
         assert_eq!(host([ip, ip]), [(ip.into(), Endpoint::host())]);
     }

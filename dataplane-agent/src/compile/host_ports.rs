@@ -1,6 +1,6 @@
-//! Ports of the node that lead to its pods (`hostPort`) → frontends at the node's addresses.
+//! Host ports of pods (`hostPort`) → frontends at the node's addresses.
 //!
-//! A pod's mapped ports are to the tables what a service of one backend is; its name is one no Service can have.
+//! A host port is a frontend with one backend, under a name that no Service can have.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -10,34 +10,34 @@ use dataplane_common::abi::{Addr, Port, Scope, ServiceFlags, ServiceKey};
 use super::services::{Backend, Frontend, PortEntries, ServiceEntries, ServicePortKey};
 use crate::state::{Forwarding, LoadBalancing, Name, NamespacedName, TransportProtocol};
 
-/// Where the host's own processes look for a port that is asked for on every address.
+/// Loopback addresses, for clients on the host itself.
 const LOOPBACK: [IpAddr; 2] =
     [IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)];
 
-/// A colon is in no name of an object.
+/// Object names cannot contain a colon.
 const PREFIX: &str = "hostport:";
 
-/// Under which name the ports of a pod stand in the tables.
+/// The name of a pod's host ports in the tables.
 pub fn name(namespace: &str, pod: &str) -> NamespacedName {
     NamespacedName::new(namespace, format!("{PREFIX}{pod}"))
 }
 
-/// Whether it is such a name.
-pub fn is_of_pod(name: &NamespacedName) -> bool {
+/// Whether the name is one of a pod's host ports.
+pub fn is_host_ports_name(name: &NamespacedName) -> bool {
     name.name.starts_with(PREFIX)
 }
 
-/// The entries for a pod's ports, on a host with these addresses. `None`: there are none.
+/// The entries of a pod's host ports, on a host with these addresses. `None`: there are none.
 pub fn compile(
     name: &NamespacedName,
     ports: &[PortMapping],
     pod: &[IpAddr],
     host: impl IntoIterator<Item = IpAddr>,
 ) -> Option<ServiceEntries> {
-    let everywhere: BTreeSet<IpAddr> = host.into_iter().chain(LOOPBACK).collect();
+    let all_addresses: BTreeSet<IpAddr> = host.into_iter().chain(LOOPBACK).collect();
     let entries = |mapping: &PortMapping| {
-        let at: BTreeSet<IpAddr> =
-            mapping.host_ip.map_or_else(|| everywhere.clone(), |address| BTreeSet::from([address]));
+        let host_addresses: BTreeSet<IpAddr> =
+            mapping.host_ip.map_or_else(|| all_addresses.clone(), |address| BTreeSet::from([address]));
         let protocol = match mapping.protocol {
             PortProtocol::Tcp => TransportProtocol::Tcp,
             PortProtocol::Udp => TransportProtocol::Udp,
@@ -51,15 +51,18 @@ pub fn compile(
             forwarding: Forwarding::Snat,
             source_ranges: Vec::new(),
             groups: Vec::new(),
-            // the pod is the only one there is
-            serving: Vec::new(),
+            // the pod is the only backend
+            serving_udp: Vec::new(),
         };
-        // a family the pod does not have is not answered for
-        for address in at {
+        // no frontend in a family the pod does not have
+        for address in host_addresses {
             let backends: Vec<Backend> = pod
                 .iter()
-                .filter(|own| own.is_ipv4() == address.is_ipv4())
-                .map(|own| Backend { addr: Addr::from(*own), port: Port::new(mapping.container_port) })
+                .filter(|pod_address| pod_address.is_ipv4() == address.is_ipv4())
+                .map(|pod_address| Backend {
+                    addr: Addr::from(*pod_address),
+                    port: Port::new(mapping.container_port),
+                })
                 .collect();
             if backends.is_empty() {
                 continue;
@@ -76,7 +79,7 @@ pub fn compile(
     };
     let mut compiled: Vec<PortEntries> = Vec::with_capacity(ports.len());
     for port in ports.iter().map(entries) {
-        // the same port on two addresses is one port with the frontends of both
+        // the same host port on two addresses is one port with the frontends of both
         match compiled.iter_mut().find(|earlier| earlier.key == port.key) {
             Some(earlier) if targets(earlier) == targets(&port) => {
                 for group in &port.groups {
@@ -85,7 +88,7 @@ pub fn compile(
                     }
                 }
             }
-            // two targets for one port: the first is meant, as it is for the runtime's own plugin
+            // two container ports for one host port: the first applies, as in the portmap plugin
             Some(_) => {}
             None => compiled.push(port),
         }
@@ -94,7 +97,7 @@ pub fn compile(
     (!compiled.is_empty()).then_some(ServiceEntries { ports: compiled })
 }
 
-/// The ports of the pod behind a port of the host.
+/// The container ports behind a host port.
 fn targets(port: &PortEntries) -> BTreeSet<Port> {
     port.groups.iter().flat_map(|group| &group.backends).map(|backend| backend.port).collect()
 }
@@ -120,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_is_on_every_address_of_the_pods_families() {
+    fn host_port_is_on_all_host_addresses_in_pod_families() {
         let both = ["10.1.0.2", "fd01::2"];
         let mut all = listed(&[mapping(None, 8080)], &both);
         all.sort();
@@ -130,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn one_port_on_two_addresses_is_one_port() {
+    fn host_port_on_two_addresses_is_one_port() {
         let ports = [mapping(Some("192.168.1.1"), 8080), mapping(Some("127.0.0.1"), 8080)];
         let mut both = listed(&ports, &["10.1.0.2"]);
         both.sort();
@@ -138,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_port_of_another_protocol_is_another_port() {
+    fn host_ports_of_different_protocols_are_distinct() {
         let ports = [PortProtocol::Tcp, PortProtocol::Udp, PortProtocol::Sctp]
             .map(|protocol| PortMapping { protocol, ..mapping(Some("192.168.1.1"), 8080) });
         let entries = compile(&name("default", "web"), &ports, &[ip("10.1.0.2")], []).unwrap();
@@ -147,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_without_ports_has_no_entries() {
+    fn pod_without_host_ports_has_no_entries() {
         assert_eq!(compile(&name("default", "web"), &[], &[ip("10.1.0.2")], []), None);
     }
 }

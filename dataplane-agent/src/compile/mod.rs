@@ -1,4 +1,4 @@
-//! From objects to the entries they mean. Pure: same input, same output, no clock, no table, no kernel.
+//! Compiles objects to the desired table entries. Pure: no clock, no table, no kernel.
 
 pub mod endpoints;
 pub mod host_ports;

@@ -1,6 +1,6 @@
-//! Nodes → where packets to them go: entries of `ROUTES`, and routes of the kernel for what the host itself sends.
+//! Nodes → entries of `ROUTES`, and kernel routes for traffic of the host itself.
 //!
-//! One node at a time, so that a node that comes or goes costs the same in every cluster.
+//! Compiles one node at a time: adding or removing a node costs the same in every cluster.
 
 use std::net::IpAddr;
 
@@ -13,13 +13,13 @@ use crate::{
     state::Node,
 };
 
-/// How other nodes are reached.
+/// How packets to other nodes are sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RoutingMode {
-    /// Natively where the node is a neighbour, else through the overlay.
+    /// Natively to neighbours on an uplink, through the overlay otherwise.
     #[default]
     Auto,
-    /// Natively, or not at all.
+    /// Natively; other nodes are unreachable.
     Native,
     /// Through the overlay.
     Vxlan,
@@ -32,7 +32,7 @@ pub struct Overlay {
     pub mtu: u32,
 }
 
-/// What this node has to reach others with.
+/// The network of this node, for routes to other nodes.
 #[derive(Clone, Copy, Debug)]
 pub struct Network<'a> {
     /// This node.
@@ -42,7 +42,7 @@ pub struct Network<'a> {
     pub overlay: Option<Overlay>,
 }
 
-/// How one node is reached.
+/// The routes to one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeRoutes {
     pub datapath: Vec<(RoutePrefix, Route)>,
@@ -50,27 +50,30 @@ pub struct NodeRoutes {
     pub problems: Vec<Problem>,
 }
 
-/// Why part of a node cannot be reached.
+/// Why part of a node is unreachable.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
     pub node: String,
-    /// As in the Node object.
+    /// Path of the field in the Node object.
     pub field: &'static str,
     pub message: String,
 }
 
-/// The way to an address or prefix.
+/// The path to an address or prefix.
 enum Path<'a> {
     Native { next_hop: IpAddr, uplink: &'a Uplink },
-    Overlay { tunnel_end: IpAddr, source: Option<IpAddr>, device: Overlay },
+    Overlay { tunnel_endpoint: IpAddr, source: Option<IpAddr>, device: Overlay },
 }
 
-/// Routes to another node: its pods and its own addresses.
+/// Routes to another node: its pod CIDRs and its own addresses.
 pub fn remote(node: &Node, network: &Network<'_>) -> NodeRoutes {
     let mut routes = NodeRoutes::default();
     for cidr in &node.pod_cidrs {
         if let Some(own) = network.own.pod_cidrs.iter().find(|own| overlap(own, cidr)) {
-            let message = format!("{cidr} overlaps {own} of this node ({})", network.own.name);
+            let message = format!(
+                "{cidr} overlaps {own} of this node ({}); pods in it are unreachable",
+                network.own.name
+            );
             routes.problem(node, "spec.podCIDRs", message);
             continue;
         }
@@ -79,7 +82,9 @@ pub fn remote(node: &Node, network: &Network<'_>) -> NodeRoutes {
                 routes.datapath.push((prefix(cidr), path.route()));
                 routes.kernel.push(path.kernel_route(*cidr));
             }
-            Err(message) => routes.problem(node, "status.addresses", format!("pods of {cidr}: {message}")),
+            Err(message) => {
+                routes.problem(node, "status.addresses", format!("pods in {cidr} are unreachable: {message}"))
+            }
         }
     }
     for ip in &node.internal_ips {
@@ -88,37 +93,39 @@ pub fn remote(node: &Node, network: &Network<'_>) -> NodeRoutes {
             routes.problem(node, "status.addresses", message);
             continue;
         }
-        // the kernel finds nodes by itself: no route of ours for them
+        // the kernel has its own routes to nodes
         match path(node, (*ip).into(), network) {
             Ok(path) => routes.datapath.push((prefix(&(*ip).into()), path.route())),
-            Err(message) => routes.problem(node, "status.addresses", format!("{ip}: {message}")),
+            Err(message) => {
+                routes.problem(node, "status.addresses", format!("{ip} is unreachable: {message}"))
+            }
         }
     }
     routes
 }
 
-/// This node's own pods: an address of theirs without an endpoint does not exist.
-pub fn own(node: &Node) -> Vec<(RoutePrefix, Route)> {
+/// Routes of this node's pod CIDRs: packets to an address without an endpoint are dropped.
+pub fn local(node: &Node) -> Vec<(RoutePrefix, Route)> {
     node.pod_cidrs.iter().map(|cidr| (prefix(cidr), terminal(RouteKind::Local))).collect()
 }
 
-/// Destinations outside the cluster that see pods by their own addresses.
+/// Destinations outside the cluster that are not masqueraded.
 pub fn exceptions(cidrs: &[IpNet]) -> Vec<(RoutePrefix, Route)> {
     cidrs.iter().map(|cidr| (prefix(cidr), terminal(RouteKind::NoMasquerade))).collect()
 }
 
-/// Where cluster IPs come from: an address without a service does not exist.
-pub fn services(cidrs: &[IpNet]) -> Vec<(RoutePrefix, Route)> {
+/// Ranges of cluster IPs: packets to an address without a Service are dropped.
+pub fn service_cidrs(cidrs: &[IpNet]) -> Vec<(RoutePrefix, Route)> {
     cidrs.iter().map(|cidr| (prefix(cidr), terminal(RouteKind::Services))).collect()
 }
 
-/// The prefix as the route table has it.
+/// Converts a network to a table key.
 pub fn prefix(network: &IpNet) -> RoutePrefix {
     let base = if network.addr().is_ipv4() { Addr::V4_PREFIX_BITS } else { 0 };
     RoutePrefix { addr: network.network().into(), bits: base + u32::from(network.prefix_len()) }
 }
 
-/// The prefix as people write it.
+/// Converts a table key to a network.
 pub fn network(prefix: &RoutePrefix) -> Option<IpNet> {
     let ip = prefix.addr.to_ip();
     let base = if ip.is_ipv4() { Addr::V4_PREFIX_BITS } else { 0 };
@@ -143,12 +150,13 @@ fn path<'a>(node: &Node, destination: IpNet, network: &Network<'a>) -> Result<Pa
     }
 }
 
-/// A neighbour on an uplink. IPv4 packets may take an IPv6 next hop (RFC 5549), not the other way round.
+/// A path over a neighbour on an uplink. IPv4 packets may use an IPv6 next hop (RFC 5549), not the
+/// reverse.
 fn native<'a>(node: &Node, destination: IpNet, network: &Network<'a>) -> Result<Path<'a>, String> {
     let ipv6 = destination.addr().is_ipv6();
     let mut hops: Vec<IpAddr> =
         node.internal_ips.iter().copied().filter(|ip| ip.is_ipv6() || !ipv6).collect();
-    // a node's own address is its own next hop, and its own family comes first
+    // a node address is its own next hop; otherwise the destination's family is preferred
     hops.sort_by_key(|ip| (*ip != destination.addr(), ip.is_ipv6() != ipv6));
     for next_hop in hops {
         let neighbours = |uplink: &&Uplink| uplink.mac.is_some() && uplink.reaches(next_hop);
@@ -156,29 +164,31 @@ fn native<'a>(node: &Node, destination: IpNet, network: &Network<'a>) -> Result<
             return Ok(Path::Native { next_hop, uplink });
         }
     }
-    Err("no InternalIP is in a subnet of an uplink of this node, so native routing is impossible".to_owned())
+    Err("native routing is impossible: no InternalIP of the node is in a subnet of an uplink of this node"
+        .to_owned())
 }
 
-/// Through the tunnel, between addresses of a family both nodes have; over IPv4 it costs fewer bytes.
+/// A path through the tunnel, between addresses of a family both nodes have; IPv4 has the smaller
+/// header.
 fn overlay<'a>(node: &Node, destination: IpNet, network: &Network<'a>) -> Result<Path<'a>, String> {
-    let Some(device) = network.overlay else { return Err("there is no overlay device".to_owned()) };
+    let Some(device) = network.overlay else { return Err("this node has no overlay device".to_owned()) };
     let own = &network.own.internal_ips;
-    let mut ends: Vec<IpAddr> = node.internal_ips.clone();
-    ends.retain(|end| own.iter().any(|ip| ip.is_ipv4() == end.is_ipv4()));
-    ends.sort_by_key(IpAddr::is_ipv6);
-    let Some(tunnel_end) = ends.first().copied() else {
-        return Err("it has no InternalIP of a family this node has one of".to_owned());
+    let mut tunnel_endpoints: Vec<IpAddr> = node.internal_ips.clone();
+    tunnel_endpoints.retain(|end| own.iter().any(|ip| ip.is_ipv4() == end.is_ipv4()));
+    tunnel_endpoints.sort_by_key(IpAddr::is_ipv6);
+    let Some(tunnel_endpoint) = tunnel_endpoints.first().copied() else {
+        return Err("the node and this node have no InternalIP of the same family".to_owned());
     };
     let source = own.iter().copied().find(|ip| ip.is_ipv4() == destination.addr().is_ipv4());
-    Ok(Path::Overlay { tunnel_end, source, device })
+    Ok(Path::Overlay { tunnel_endpoint, source, device })
 }
 
 impl Path<'_> {
     fn route(&self) -> Route {
         let (next_hop, ifindex, kind, mtu) = match self {
             Self::Native { next_hop, uplink } => (next_hop, uplink.ifindex, RouteKind::Native, uplink.mtu),
-            Self::Overlay { tunnel_end, device, .. } => {
-                (tunnel_end, device.ifindex, RouteKind::Overlay, device.mtu)
+            Self::Overlay { tunnel_endpoint, device, .. } => {
+                (tunnel_endpoint, device.ifindex, RouteKind::Overlay, device.mtu)
             }
         };
         Route { next_hop: (*next_hop).into(), ifindex, kind: kind as u32, mtu, flow_hints: FlowHints::NONE }
@@ -250,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_neighbour_is_reached_natively_over_its_own_family() {
+    fn neighbour_is_routed_natively_in_same_family() {
         let routes = routes(
             RoutingMode::Auto,
             &node("b", &["192.168.1.2", "fd00::2"], &["10.1.1.0/24", "fd01:0:0:1::/64"]),
@@ -270,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_behind_a_router_is_reached_through_the_overlay() {
+    fn node_behind_router_is_routed_through_overlay() {
         let routes =
             routes(RoutingMode::Auto, &node("b", &["192.168.2.2"], &["10.1.1.0/24", "fd01:0:0:1::/64"]));
         assert_eq!(
@@ -287,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv4_takes_an_ipv6_next_hop_but_ipv6_no_ipv4_one() {
+    fn ipv4_may_use_ipv6_next_hop_but_not_reverse() {
         let only_v6 = routes(RoutingMode::Native, &node("b", &["fd00::2"], &["10.1.1.0/24"]));
         assert_eq!(only_v6.kernel[0].gateway, Some("fd00::2".parse().unwrap()));
         let only_v4 = routes(RoutingMode::Native, &node("b", &["192.168.1.2"], &["fd01:0:0:1::/64"]));
@@ -296,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn native_mode_names_the_node_it_cannot_reach() {
+    fn native_mode_reports_unreachable_node() {
         let routes = routes(RoutingMode::Native, &node("far", &["192.168.2.2"], &["10.1.1.0/24"]));
         assert!(routes.datapath.is_empty() && routes.kernel.is_empty());
         assert!(routes.problems.iter().all(|problem| problem.node == "far"));
@@ -304,14 +314,14 @@ mod tests {
     }
 
     #[test]
-    fn a_range_that_overlaps_ours_is_a_problem_and_no_route() {
+    fn overlapping_pod_cidr_is_a_problem_and_has_no_route() {
         let routes = routes(RoutingMode::Auto, &node("b", &["192.168.1.2"], &["10.1.0.0/16"]));
         assert!(routes.kernel.is_empty());
         assert!(routes.problems[0].message.contains("10.1.0.0/24 of this node"), "{:?}", routes.problems);
     }
 
     #[test]
-    fn prefixes_survive_the_round_trip() {
+    fn prefix_conversion_round_trips() {
         for text in ["10.1.2.0/24", "0.0.0.0/0", "fd00::/8", "::/0", "10.0.0.1/32"] {
             let cidr: IpNet = text.parse().unwrap();
             assert_eq!(network(&prefix(&cidr)), Some(cidr));

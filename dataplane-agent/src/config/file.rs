@@ -1,4 +1,5 @@
-//! The file: YAML, flattened to dotted keys, each given to [`Settings::fill`] as text.
+//! Reads the YAML file: flattens it to dotted keys, and passes each value to [`Settings::fill`] as
+//! text.
 
 use std::{fs, path::Path};
 
@@ -9,26 +10,26 @@ use super::{
     keys::{FillError, KEYS, Settings},
 };
 
-/// How alike two keys are when one was meant to be the other (1 = the same).
-const ALIKE: f64 = 0.6;
+/// Similarity above which a key is suggested for an unknown one (1: equal).
+const SUGGESTION_THRESHOLD: f64 = 0.6;
 
-/// Takes from the file what nobody with precedence has chosen.
+/// Fills keys that no flag or variable has set.
 pub(super) fn fill(settings: &mut Settings, path: &Path) -> Result<(), ConfigError> {
     let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
     let root =
         serde_norway::from_str(&text).map_err(|source| ConfigError::Syntax { path: path.into(), source })?;
     if !matches!(root, Value::Null | Value::Mapping(_)) {
-        return Err(ConfigError::NoMapping { path: path.into(), found: form(&root) });
+        return Err(ConfigError::NoMapping { path: path.into(), found: type_name(&root) });
     }
-    walk("", &root, &mut |key, value| take(settings, path, key, value))
+    walk("", &root, &mut |key, value| set(settings, path, key, value))
 }
 
-/// Calls `leaf` for everything that is not a mapping.
+/// Calls `leaf` for every value that is not a mapping.
 fn walk<E>(at: &str, value: &Value, leaf: &mut impl FnMut(&str, &Value) -> Result<(), E>) -> Result<(), E> {
     match value {
         Value::Mapping(mapping) => {
             for (name, value) in mapping {
-                let name = scalar(name).unwrap_or_else(|| form(name).to_owned());
+                let name = scalar(name).unwrap_or_else(|| type_name(name).to_owned());
                 let key = if at.is_empty() { name } else { format!("{at}.{name}") };
                 walk(&key, value, leaf)?;
             }
@@ -40,19 +41,19 @@ fn walk<E>(at: &str, value: &Value, leaf: &mut impl FnMut(&str, &Value) -> Resul
     }
 }
 
-fn take(settings: &mut Settings, path: &Path, key: &str, value: &Value) -> Result<(), ConfigError> {
+fn set(settings: &mut Settings, path: &Path, key: &str, value: &Value) -> Result<(), ConfigError> {
     if !KEYS.contains(&key) {
         return Err(ConfigError::UnknownKey { path: path.into(), key: key.to_owned(), hint: hint(key) });
     }
-    let refuse = |reason| ConfigError::Form { path: path.into(), key: key.to_owned(), reason };
+    let invalid = |reason| ConfigError::Form { path: path.into(), key: key.to_owned(), reason };
     let text = match value {
-        Value::Null => return Err(refuse("has no value; leave the key out for its default".to_owned())),
+        Value::Null => return Err(invalid("has no value; remove the key to use its default".to_owned())),
         Value::Sequence(items) => {
             let items: Option<Vec<_>> = items.iter().map(scalar).collect();
-            items.ok_or_else(|| refuse("must be a list of plain values".to_owned()))?.join(",")
+            items.ok_or_else(|| invalid("must be a list of plain values".to_owned()))?.join(",")
         }
         value => scalar(value)
-            .ok_or_else(|| refuse(format!("must be a plain value or a list, not {}", form(value))))?,
+            .ok_or_else(|| invalid(format!("must be a plain value or a list, not {}", type_name(value))))?,
     };
     settings.fill(key, &text).map_err(|error| match error {
         FillError::Unknown => {
@@ -73,24 +74,24 @@ fn scalar(value: &Value) -> Option<String> {
     }
 }
 
-/// What helps whoever wrote the key: the one that was meant, or those that could be.
+/// Help for an unknown key: the most similar one, or the keys of its section.
 fn hint(key: &str) -> String {
     if in_section(key).next().is_some() {
-        return format!("it is a section of {}", list(in_section(key)));
+        return format!("it is a section with the keys {}", list(in_section(key)));
     }
-    if let Some(meant) = meant(key) {
-        return format!("is {meant} meant?");
+    if let Some(similar) = most_similar(key) {
+        return format!("did you mean {similar}?");
     }
     match key.split_once('.') {
         Some((section, _)) if in_section(section).next().is_some() => {
-            format!("{section} has {}", list(in_section(section)))
+            format!("section {section} has the keys {}", list(in_section(section)))
         }
-        _ => format!("known are {}", list(KEYS.into_iter())),
+        _ => format!("known keys are {}", list(KEYS.into_iter())),
     }
 }
 
-fn meant(key: &str) -> Option<&'static str> {
-    // right name, wrong section
+fn most_similar(key: &str) -> Option<&'static str> {
+    // the right name in the wrong section
     let name = |key: &str| key.rsplit('.').next().map(str::to_owned);
     let mut same_name = KEYS.into_iter().filter(|known| name(known) == name(key));
     if let (Some(known), None) = (same_name.next(), same_name.next()) {
@@ -98,7 +99,7 @@ fn meant(key: &str) -> Option<&'static str> {
     }
     KEYS.into_iter()
         .map(|known| (strsim::normalized_damerau_levenshtein(known, key), known))
-        .filter(|(alike, _)| *alike >= ALIKE)
+        .filter(|(similarity, _)| *similarity >= SUGGESTION_THRESHOLD)
         .max_by(|(one, _), (other, _)| one.total_cmp(other))
         .map(|(_, known)| known)
 }
@@ -111,7 +112,7 @@ fn list(keys: impl Iterator<Item = &'static str>) -> String {
     keys.collect::<Vec<_>>().join(", ")
 }
 
-const fn form(value: &Value) -> &'static str {
+const fn type_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "nothing",
         Value::Bool(_) => "a boolean",

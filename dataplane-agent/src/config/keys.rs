@@ -1,6 +1,7 @@
-//! The keys: a flag, a variable and a place in the file for each, under names derived from one another.
+//! The configuration keys: each has a flag, an environment variable and a key in the file.
 //!
-//! `vxlan.vni` in the file is `--vxlan-vni` and `DATAPLANE_VXLAN_VNI`; a test holds them together.
+//! `vxlan.vni` in the file is `--vxlan-vni` and `DATAPLANE_VXLAN_VNI`; a test checks that the names
+//! correspond.
 
 use std::{ops::RangeInclusive, path::PathBuf};
 
@@ -17,7 +18,7 @@ use crate::{
     telemetry::LogFormat,
 };
 
-/// Every key of the file; a dot leads into a section.
+/// Every key of the file; a dot separates section and key.
 pub const KEYS: [&str; 46] = [
     "node_name",
     "source",
@@ -59,54 +60,57 @@ pub const KEYS: [&str; 46] = [
     "capacity.source_ranges",
     "capacity.affinity",
     "capacity.events_bytes",
-    "http",
-    "healthz",
-    "proxy_mode",
+    "http_bind_address",
+    "healthz_bind_address",
+    "proxy_mode_bind_address",
     "log",
     "log_format",
     "log_ebpf",
 ];
 
-/// What was chosen; `None` where nobody did.
+/// Values that were set; `None`: not set.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Settings {
-    /// Name of this node's Node object [default: the host name]
+    /// Name of this node's Node object [default: the host name in lower case]
     #[arg(long, env = "DATAPLANE_NODE_NAME", value_name = "NAME", value_parser = parse::node_name)]
     pub node_name: Option<String>,
-    /// Where the cluster's objects come from: manifests or kubernetes [default: manifests]
+    /// Source of cluster objects: manifests (a directory) or kubernetes (the API server) [default:
+    /// manifests]
     #[arg(long, env = "DATAPLANE_SOURCE", value_name = "SOURCE", value_parser = parse::from_str::<Source>)]
     pub source: Option<Source>,
-    /// Directory of Kubernetes objects as YAML or JSON [default: /etc/dataplane/manifests]
+    /// Directory of Kubernetes manifests in YAML or JSON [default: /etc/dataplane/manifests]
     #[arg(long, env = "DATAPLANE_MANIFESTS", value_name = "DIR", value_parser = parse::path)]
     pub manifests: Option<PathBuf>,
-    /// API servers, asked one after the other [default: the one the credentials name]
+    /// URLs of the API servers, tried in turn [default: the server of the kubeconfig]
     #[arg(long, env = "DATAPLANE_API_SERVER", value_name = "URL,..", value_parser = parse::servers)]
     pub api_server: Option<Servers>,
-    /// Credentials for them, or auto: the pod's service account [default: auto]
+    /// Kubeconfig file, or auto for the pod's service account [default: auto]
     #[arg(long, env = "DATAPLANE_KUBECONFIG", value_name = "FILE", value_parser = parse::kubeconfig)]
     pub kubeconfig: Option<KubeconfigPath>,
-    /// Directory of what outlives the agent [default: /var/lib/dataplane]
+    /// Directory of persistent state: pod address leases and the cached cluster state [default:
+    /// /var/lib/dataplane]
     #[arg(long, env = "DATAPLANE_STATE_DIR", value_name = "DIR", value_parser = parse::path)]
     pub state_dir: Option<PathBuf>,
-    /// Directory of the agent's socket [default: /run/dataplane]
+    /// Directory of the API socket [default: /run/dataplane]
     #[arg(long, env = "DATAPLANE_RUN_DIR", value_name = "DIR", value_parser = parse::path)]
     pub run_dir: Option<PathBuf>,
-    /// BPF file system [default: /sys/fs/bpf]
+    /// Mount point of the BPF file system [default: /sys/fs/bpf]
     #[arg(long, env = "DATAPLANE_BPFFS", value_name = "DIR", value_parser = parse::path)]
     pub bpffs: Option<PathBuf>,
-    /// Cgroup whose sockets are translated at connect, or auto [default: auto]
+    /// Cgroup whose sockets are translated at connect(), or auto for the root cgroup [default:
+    /// auto]
     #[arg(long, env = "DATAPLANE_CGROUP", value_name = "DIR", value_parser = parse::cgroup)]
     pub cgroup: Option<CgroupPath>,
-    /// Devices other nodes are reached by: auto, or names [default: auto]
+    /// Network devices that lead to other nodes, or auto [default: auto]
     #[arg(long, env = "DATAPLANE_UPLINKS", value_name = "DEVICE,..", value_parser = parse::uplinks)]
     pub uplinks: Option<Uplinks>,
-    /// Services asked from outside are handled in the uplinks' drivers: off or native [default: off]
+    /// XDP acceleration of service traffic from outside: off or native [default: off]
     #[arg(long, env = "DATAPLANE_XDP", value_name = "MODE", value_parser = parse::from_str::<XdpUse>)]
     pub xdp: Option<XdpUse>,
-    /// How pods of other nodes are reached: auto, native or vxlan [default: auto]
+    /// Routing mode to pods of other nodes: auto, native or vxlan [default: auto]
     #[arg(long, env = "DATAPLANE_ROUTING", value_name = "MODE", value_parser = parse::from_str::<Routing>)]
     pub routing: Option<Routing>,
-    /// Network identifier of the overlay [default: 1]
+    /// VXLAN network identifier of the overlay [default: 1]
     #[arg(long, env = "DATAPLANE_VXLAN_VNI", value_name = "N", value_parser = parse::vni)]
     pub vxlan_vni: Option<u32>,
     /// UDP port of the overlay [default: 8472]
@@ -115,40 +119,43 @@ pub struct Settings {
     /// Name of the overlay device [default: dataplane0]
     #[arg(long, env = "DATAPLANE_VXLAN_DEVICE", value_name = "DEVICE", value_parser = parse::device)]
     pub vxlan_device: Option<String>,
-    /// MTU of pods, or auto [default: auto]
+    /// MTU of pods, or auto for the uplink's less the tunnel overhead [default: auto]
     #[arg(long, env = "DATAPLANE_MTU", value_name = "BYTES", value_parser = parse::mtu)]
     pub mtu: Option<Mtu>,
-    /// Whether what leaves the cluster gets the node's address [default: true]
+    /// Masquerade packets from pods to destinations outside of the cluster [default: true]
     #[arg(long, env = "DATAPLANE_MASQUERADE_ENABLED", value_name = "BOOL", value_parser = parse::flag)]
     pub masquerade_enabled: Option<bool>,
-    /// Destinations that see the pod's own address [default: none]
+    /// Destinations without masquerading [default: none]
     #[arg(long, env = "DATAPLANE_MASQUERADE_EXCEPT", value_name = "CIDR,..", value_parser = parse::cidrs)]
     pub masquerade_except: Option<Cidrs>,
-    /// Ports of the node for masqueraded connections [default: 61000-65535]
+    /// Source ports of translated connections [default: 61000-65535]
     #[arg(long, env = "DATAPLANE_MASQUERADE_PORTS", value_name = "FIRST-LAST", value_parser = parse::ports)]
     pub masquerade_ports: Option<RangeInclusive<u16>>,
-    /// Whether TCP chooses a service's backend at connect [default: true]
+    /// Choose the backend of TCP connections at connect() [default: true]
     #[arg(long, env = "DATAPLANE_CONNECT_TIME_TCP", value_name = "BOOL", value_parser = parse::flag)]
     pub connect_time_tcp: Option<bool>,
-    /// Whether UDP does [default: false]
+    /// Choose the backend of UDP datagrams at connect() and sendmsg() [default: false]
     #[arg(long, env = "DATAPLANE_CONNECT_TIME_UDP", value_name = "BOOL", value_parser = parse::flag)]
     pub connect_time_udp: Option<bool>,
-    /// How backends are chosen where a Service does not say: random or maglev [default: random]
-    #[arg(long, env = "DATAPLANE_SERVICES_LOAD_BALANCING", value_name = "HOW", value_parser = parse::from_str::<LoadBalancing>)]
+    /// Load balancing of Services without the annotation: random or maglev [default: random]
+    #[arg(long, env = "DATAPLANE_SERVICES_LOAD_BALANCING", value_name = "ALGORITHM", value_parser = parse::from_str::<LoadBalancing>)]
     pub services_load_balancing: Option<LoadBalancing>,
-    /// How clients from outside get to backends on other nodes, where a Service does not say: snat or dsr [default: snat]
-    #[arg(long, env = "DATAPLANE_SERVICES_FORWARDING", value_name = "HOW", value_parser = parse::from_str::<Forwarding>)]
+    /// Forwarding to backends on other nodes for Services without the annotation: snat or dsr
+    /// [default: snat]
+    #[arg(long, env = "DATAPLANE_SERVICES_FORWARDING", value_name = "MODE", value_parser = parse::from_str::<Forwarding>)]
     pub services_forwarding: Option<Forwarding>,
-    /// Addresses of this node that take node ports: all, primary, or those within CIDRs [default: all]
-    #[arg(long, env = "DATAPLANE_NODE_PORTS_ADDRESSES", value_name = "WHICH", value_parser = parse::node_ports)]
+    /// Addresses of this node that accept node ports: all, primary (the InternalIPs) or CIDRs
+    /// [default: all]
+    #[arg(long, env = "DATAPLANE_NODE_PORTS_ADDRESSES", value_name = "ADDRESSES", value_parser = parse::node_ports)]
     pub node_ports_addresses: Option<NodePortAddresses>,
-    /// Whether processes of the node find them at its loopback addresses too [default: true]
+    /// Serve node ports at loopback addresses, for processes of the node [default: true]
     #[arg(long, env = "DATAPLANE_NODE_PORTS_LOOPBACK", value_name = "BOOL", value_parser = parse::flag)]
     pub node_ports_loopback: Option<bool>,
-    /// Whether the CNI plugin and its configuration are placed [default: with source kubernetes]
+    /// Install the CNI plugin and its configuration [default: true with source kubernetes, else
+    /// false]
     #[arg(long, env = "DATAPLANE_CNI_INSTALL", value_name = "BOOL", value_parser = parse::flag)]
     pub cni_install: Option<bool>,
-    /// Whose directories they go to: standard, microk8s or k3s [default: standard]
+    /// Distribution whose CNI directories are used: standard, microk8s or k3s [default: standard]
     #[arg(long, env = "DATAPLANE_CNI_PRESET", value_name = "NAME", value_parser = parse::from_str::<CniPreset>)]
     pub cni_preset: Option<CniPreset>,
     /// Directory of CNI plugins [default: the preset's]
@@ -157,60 +164,65 @@ pub struct Settings {
     /// Directory of CNI configurations [default: the preset's]
     #[arg(long, env = "DATAPLANE_CNI_CONF_DIR", value_name = "DIR", value_parser = parse::path)]
     pub cni_conf_dir: Option<PathBuf>,
-    /// Pods and addresses of this node [default: 4096]
+    /// Capacity of the endpoint table: addresses of pods and of this node [default: 4096]
     #[arg(long, env = "DATAPLANE_CAPACITY_ENDPOINTS", value_name = "N", value_parser = parse::capacity)]
     pub capacity_endpoints: Option<u32>,
-    /// Prefixes of other nodes and masquerade exceptions [default: 32768]
+    /// Capacity of the route table: prefixes of other nodes and masquerade exceptions [default:
+    /// 32768]
     #[arg(long, env = "DATAPLANE_CAPACITY_ROUTES", value_name = "N", value_parser = parse::capacity)]
     pub capacity_routes: Option<u32>,
-    /// Service addresses, and their ports [default: 131072]
+    /// Capacity of the service table: frontends of all Services [default: 131072]
     #[arg(long, env = "DATAPLANE_CAPACITY_SERVICES", value_name = "N", value_parser = parse::capacity)]
     pub capacity_services: Option<u32>,
-    /// Backend slots of all services [default: 262144]
+    /// Capacity of the backend table: backend slots of all Services [default: 262144]
     #[arg(long, env = "DATAPLANE_CAPACITY_BACKENDS", value_name = "N", value_parser = parse::capacity)]
     pub capacity_backends: Option<u32>,
-    /// Distinct backends [default: 262144]
+    /// Capacity of the table of distinct backends [default: 262144]
     #[arg(long, env = "DATAPLANE_CAPACITY_BACKEND_GENERATIONS", value_name = "N", value_parser = parse::capacity)]
     pub capacity_backend_generations: Option<u32>,
-    /// Connections that are translated per packet [default: 131072]
+    /// Capacity of the flow table: connections translated per packet [default: 131072]
     #[arg(long, env = "DATAPLANE_CAPACITY_FLOWS", value_name = "N", value_parser = parse::capacity)]
     pub capacity_flows: Option<u32>,
-    /// Fragmented packets on their way [default: 4096]
+    /// Capacity of the fragment table: packets being reassembled [default: 4096]
     #[arg(long, env = "DATAPLANE_CAPACITY_FRAGMENTS", value_name = "N", value_parser = parse::capacity)]
     pub capacity_fragments: Option<u32>,
-    /// Service addresses datagram sockets have sent to [default: 65536]
+    /// Capacity of the table of Service addresses that datagram sockets have sent to [default:
+    /// 65536]
     #[arg(long, env = "DATAPLANE_CAPACITY_DATAGRAM_ORIGINS", value_name = "N", value_parser = parse::capacity)]
     pub capacity_datagram_origins: Option<u32>,
-    /// Source ranges of all services [default: 16384]
+    /// Capacity of the source range table: loadBalancerSourceRanges of all Services [default:
+    /// 16384]
     #[arg(long, env = "DATAPLANE_CAPACITY_SOURCE_RANGES", value_name = "N", value_parser = parse::capacity)]
     pub capacity_source_ranges: Option<u32>,
-    /// Clients of services with session affinity [default: 65536]
+    /// Capacity of the affinity table: clients of Services with session affinity [default: 65536]
     #[arg(long, env = "DATAPLANE_CAPACITY_AFFINITY", value_name = "N", value_parser = parse::capacity)]
     pub capacity_affinity: Option<u32>,
-    /// Bytes of packet events that wait to be read [default: 262144]
+    /// Bytes of the ring buffer of packet events, a power of two [default: 262144]
     #[arg(long, env = "DATAPLANE_CAPACITY_EVENTS_BYTES", value_name = "N", value_parser = parse::events_bytes)]
     pub capacity_events_bytes: Option<u32>,
-    /// Where metrics and health are served, or off [default: 127.0.0.1:9964]
-    #[arg(long, env = "DATAPLANE_HTTP", value_name = "ADDRESS:PORT", value_parser = parse::http)]
-    pub http: Option<Http>,
-    /// Where kube-proxy's /healthz is answered, or off [default: 0.0.0.0:10256 with source kubernetes, else off]
-    #[arg(long, env = "DATAPLANE_HEALTHZ", value_name = "ADDRESS:PORT", value_parser = parse::http)]
-    pub healthz: Option<Http>,
-    /// Where kube-proxy's /proxyMode is answered, or off [default: 127.0.0.1:10249 with source kubernetes, else off]
-    #[arg(long, env = "DATAPLANE_PROXY_MODE", value_name = "ADDRESS:PORT", value_parser = parse::http)]
-    pub proxy_mode: Option<Http>,
-    /// What is logged [default: info]
+    /// Address of /metrics, /healthz and /readyz, or off [default: 127.0.0.1:9964]
+    #[arg(long, env = "DATAPLANE_HTTP_BIND_ADDRESS", value_name = "ADDRESS:PORT", value_parser = parse::http)]
+    pub http_bind_address: Option<Http>,
+    /// Address of kube-proxy's /healthz and /livez, or off [default: 0.0.0.0:10256 with source
+    /// kubernetes, else off]
+    #[arg(long, env = "DATAPLANE_HEALTHZ_BIND_ADDRESS", value_name = "ADDRESS:PORT", value_parser = parse::http)]
+    pub healthz_bind_address: Option<Http>,
+    /// Address of kube-proxy's /proxyMode, or off [default: 127.0.0.1:10249 with source kubernetes,
+    /// else off]
+    #[arg(long, env = "DATAPLANE_PROXY_MODE_BIND_ADDRESS", value_name = "ADDRESS:PORT", value_parser = parse::http)]
+    pub proxy_mode_bind_address: Option<Http>,
+    /// Log filter: a level, or target=level pairs [default: info]
     #[arg(long, env = "DATAPLANE_LOG", value_name = "FILTER", value_parser = parse::log)]
     pub log: Option<String>,
-    /// Form of the log: text or json [default: text]
+    /// Log format: text or json [default: text]
     #[arg(long, env = "DATAPLANE_LOG_FORMAT", value_name = "FORMAT", value_parser = parse::from_str::<LogFormat>)]
     pub log_format: Option<LogFormat>,
-    /// What the eBPF programs log: off, error, warn, info, debug or trace [default: off]
+    /// Log level of the eBPF programs: off, error, warn, info, debug or trace [default: off]
     #[arg(long, env = "DATAPLANE_LOG_EBPF", value_name = "LEVEL", value_parser = parse::from_str::<EbpfLog>)]
     pub log_ebpf: Option<EbpfLog>,
 }
 
-/// What the file can say of a key.
+/// Error of [`Settings::fill`].
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum FillError {
     Unknown,
@@ -218,7 +230,7 @@ pub(super) enum FillError {
 }
 
 impl Settings {
-    /// Takes a value for a key that nobody with precedence has chosen. An invalid value is refused even so.
+    /// Sets a key unless it is set already. The value is checked in both cases.
     pub(super) fn fill(&mut self, key: &str, text: &str) -> Result<(), FillError> {
         match key {
             "node_name" => fill(&mut self.node_name, parse::node_name(text)),
@@ -263,9 +275,9 @@ impl Settings {
             "capacity.source_ranges" => fill(&mut self.capacity_source_ranges, parse::capacity(text)),
             "capacity.affinity" => fill(&mut self.capacity_affinity, parse::capacity(text)),
             "capacity.events_bytes" => fill(&mut self.capacity_events_bytes, parse::events_bytes(text)),
-            "http" => fill(&mut self.http, parse::http(text)),
-            "healthz" => fill(&mut self.healthz, parse::http(text)),
-            "proxy_mode" => fill(&mut self.proxy_mode, parse::http(text)),
+            "http_bind_address" => fill(&mut self.http_bind_address, parse::http(text)),
+            "healthz_bind_address" => fill(&mut self.healthz_bind_address, parse::http(text)),
+            "proxy_mode_bind_address" => fill(&mut self.proxy_mode_bind_address, parse::http(text)),
             "log" => fill(&mut self.log, parse::log(text)),
             "log_format" => fill(&mut self.log_format, parse::from_str(text)),
             "log_ebpf" => fill(&mut self.log_ebpf, parse::from_str(text)),

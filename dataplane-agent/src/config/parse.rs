@@ -1,4 +1,4 @@
-//! From text to a value of one key. The same for flags, variables and the file, so that they refuse the same things.
+//! Parsers of configuration values, shared by flags, variables and the file.
 
 use std::{fmt::Display, net::SocketAddr, ops::RangeInclusive, path::PathBuf, str::FromStr};
 
@@ -13,40 +13,40 @@ use crate::netlink::Uplinks;
 const DEVICE_NAME_MAX: usize = 15;
 /// Longest name of a Kubernetes object (RFC 1123 subdomain).
 const OBJECT_NAME_MAX: usize = 253;
-/// IPv6 needs this much of every link (RFC 8200 §5); pods have IPv6.
+/// Minimum link MTU of IPv6 (RFC 8200 §5).
 const MTU_MIN: u32 = 1_280;
 const MTU_MAX: u32 = 65_535;
-/// Sixteen million entries of the smallest table are more than a gigabyte: a slip, not a wish.
+/// 16 million rows of the smallest table take more than a gigabyte: a typing error.
 const CAPACITY_MAX: u32 = 1 << 24;
-/// The kernel takes multiples of a page that are powers of two.
+/// The kernel requires ring buffer sizes that are powers of two and multiples of a page.
 const EVENTS_BYTES: RangeInclusive<u32> = 1 << 12..=1 << 28;
 
-/// What a value must be.
+/// An invalid value; the text says what it must be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Invalid(String);
 
-/// A path, or found by the agent.
+/// A path; `None`: auto.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CgroupPath(pub Option<PathBuf>);
 
-/// A path, or the service account of the pod the agent is in.
+/// A path; `None`: the pod's service account.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KubeconfigPath(pub Option<PathBuf>);
 
-/// A list, which may be empty.
+/// URLs of API servers; may be empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Servers(pub Vec<Uri>);
 
-/// An MTU, or that of the uplink.
+/// An MTU; `None`: auto.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mtu(pub Option<u32>);
 
-/// A list, which may be empty.
+/// CIDRs; may be empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cidrs(pub Vec<IpNet>);
 
-/// Where HTTP is served, if it is.
+/// A listen address; `None`: off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Http(pub Option<SocketAddr>);
 
@@ -62,7 +62,7 @@ impl Invalid {
     }
 }
 
-/// Anything that says itself what is wrong.
+/// Parses a type whose `FromStr` error is the message.
 pub(super) fn from_str<T: FromStr<Err: Display>>(text: &str) -> Result<T, Invalid> {
     text.parse().map_err(|error: T::Err| Invalid(error.to_string()))
 }
@@ -113,7 +113,7 @@ pub(super) fn servers(text: &str) -> Result<Servers, Invalid> {
     for url in text.split(',').map(|text| server(text.trim())) {
         let url = url?;
         if servers.contains(&url) {
-            return Err(Invalid::new(format!("{url} is there twice")));
+            return Err(Invalid::new(format!("{url} is listed twice")));
         }
         servers.push(url);
     }
@@ -130,7 +130,7 @@ fn server(text: &str) -> Result<Uri, Invalid> {
                 || url.port_u16().is_some_and(|port| port > 0))
             && url.query().is_none()
     });
-    url.ok_or_else(|| Invalid::new(format!("{text:?} is not the URL of a server like https://10.0.0.1:6443")))
+    url.ok_or_else(|| Invalid::new(format!("{text:?} is not a server URL such as https://10.0.0.1:6443")))
 }
 
 pub(super) fn uplinks(text: &str) -> Result<Uplinks, Invalid> {
@@ -187,18 +187,15 @@ pub(super) fn node_ports(text: &str) -> Result<NodePortAddresses, Invalid> {
 
 fn cidr(text: &str) -> Result<IpNet, Invalid> {
     let Ok(cidr) = text.trim().parse::<IpNet>() else {
-        return Err(Invalid::new(format!("{text:?} is not a CIDR like 10.0.0.0/8 or fd00::/8")));
+        return Err(Invalid::new(format!("{text:?} is not a CIDR such as 10.0.0.0/8 or fd00::/8")));
     };
     if cidr.trunc() != cidr {
-        return Err(Invalid::new(format!(
-            "{text} has bits set after its prefix: {} is meant?",
-            cidr.trunc()
-        )));
+        return Err(Invalid::new(format!("{text} has host bits set; did you mean {}?", cidr.trunc())));
     }
     Ok(cidr)
 }
 
-/// Below 1024 are the node's own services; they are bound, not translated.
+/// Ports below 1024 are refused: servers of the node bind them.
 pub(super) fn ports(text: &str) -> Result<RangeInclusive<u16>, Invalid> {
     let range = text
         .split_once('-')
@@ -231,12 +228,12 @@ pub(super) fn http(text: &str) -> Result<Http, Invalid> {
     }
     text.parse()
         .map(|at| Http(Some(at)))
-        .map_err(|_address| Invalid::new("must be off, or ADDRESS:PORT like 127.0.0.1:9964 or [::1]:9964"))
+        .map_err(|_address| Invalid::new("must be off, or ADDRESS:PORT such as 127.0.0.1:9964 or [::1]:9964"))
 }
 
 pub(super) fn log(text: &str) -> Result<String, Invalid> {
     EnvFilter::try_new(text).map(|_filter| text.to_owned()).map_err(|error| {
-        Invalid(format!("must be a filter like info or dataplane_agent=debug,info: {error}"))
+        Invalid(format!("must be a filter such as info or dataplane_agent=debug,info: {error}"))
     })
 }
 

@@ -1,12 +1,13 @@
-//! Every key from every place, and what is refused.
+//! Keys from every place, and invalid values.
 
 use std::{collections::BTreeSet, path::Path};
 
 use clap::{CommandFactory, Parser};
 
 use super::*;
+use crate::state::{Forwarding, LoadBalancing};
 
-/// `run` as the binary will have it.
+/// `run` as in the binary.
 #[derive(Debug, Parser)]
 struct Cli {
     #[command(flatten)]
@@ -60,7 +61,7 @@ capacity:
   source_ranges: 8
   affinity: 8
   events_bytes: 4096
-http: off
+http_bind_address: off
 log: debug
 log_format: json
 log_ebpf: trace
@@ -104,7 +105,7 @@ fn every_key_of_the_file_reaches_the_configuration() {
         events_bytes: 4096,
     };
     assert_eq!(config.capacity, capacity);
-    assert_eq!(config.http, None);
+    assert_eq!(config.http_bind_address, None);
     assert_eq!(config.log, "debug");
     assert_eq!(config.log_format, LogFormat::Json);
     assert_eq!(config.log_ebpf, EbpfLog::Trace);
@@ -118,7 +119,7 @@ fn an_empty_file_means_the_defaults() {
         assert_eq!(config.vxlan, Vxlan { vni: 1, port: 8472, device: "dataplane0".to_owned() });
         assert_eq!(config.masquerade.ports, 61_000..=65_535);
         assert!(config.masquerade.enabled && config.connect_time.tcp && !config.connect_time.udp);
-        assert_eq!(config.http, Some("127.0.0.1:9964".parse().unwrap()));
+        assert_eq!(config.http_bind_address, Some("127.0.0.1:9964".parse().unwrap()));
         assert_eq!((config.source, config.api_server, config.kubeconfig), (Source::Manifests, vec![], None));
         assert_eq!((config.mtu, config.cgroup, config.uplinks), (None, None, Uplinks::Auto));
         assert_eq!(config.capacity, Capacity::default());
@@ -127,18 +128,24 @@ fn an_empty_file_means_the_defaults() {
 
 #[test]
 fn flags_override_the_file() {
-    let flags = ["--mtu=auto", "--vxlan-vni=9", "--masquerade-except=", "--http=[::1]:80", "--uplinks=a,b"];
+    let flags = [
+        "--mtu=auto",
+        "--vxlan-vni=9",
+        "--masquerade-except=",
+        "--http-bind-address=[::1]:80",
+        "--uplinks=a,b",
+    ];
     let config = with_file(EVERYTHING, &flags).unwrap();
     assert_eq!(config.mtu, None);
     assert_eq!(config.vxlan.vni, 9);
     assert_eq!(config.masquerade.except, []);
-    assert_eq!(config.http, Some("[::1]:80".parse().unwrap()));
+    assert_eq!(config.http_bind_address, Some("[::1]:80".parse().unwrap()));
     assert_eq!(config.uplinks, Uplinks::Named(vec!["a".to_owned(), "b".to_owned()]));
     assert_eq!(config.routing, Routing::Vxlan);
 }
 
 #[test]
-fn each_key_is_a_flag_and_a_variable_by_its_name() {
+fn each_key_has_a_flag_and_a_variable_named_after_it() {
     let command = Cli::command();
     let flags: BTreeSet<_> = command
         .get_arguments()
@@ -161,7 +168,7 @@ fn each_key_is_a_flag_and_a_variable_by_its_name() {
 }
 
 #[test]
-fn variables_stand_between_flags_and_file() {
+fn variables_override_the_file_and_flags_override_variables() {
     // a process of its own: variables belong to the process, and other tests run in this one
     if std::env::var_os("DATAPLANE_VXLAN_PORT").is_some() {
         let config = with_file(EVERYTHING, &["--vxlan-vni=9"]).unwrap();
@@ -169,7 +176,7 @@ fn variables_stand_between_flags_and_file() {
         return;
     }
     let status = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "config::tests::variables_stand_between_flags_and_file"])
+        .args(["--exact", "config::tests::variables_override_the_file_and_flags_override_variables"])
         .envs([("DATAPLANE_VXLAN_PORT", "6000"), ("DATAPLANE_VXLAN_VNI", "8")])
         .status()
         .unwrap();
@@ -177,30 +184,30 @@ fn variables_stand_between_flags_and_file() {
 }
 
 #[test]
-fn an_unknown_key_is_refused_with_what_was_meant() {
+fn unknown_key_is_refused_with_a_suggestion() {
     let cases = [
-        ("routng: vxlan", "/config.yaml: unknown key routng: is routing meant?"),
-        ("node-name: n1", "/config.yaml: unknown key node-name: is node_name meant?"),
-        ("vxlan: {vnii: 1}", "/config.yaml: unknown key vxlan.vnii: is vxlan.vni meant?"),
-        ("vni: 1", "/config.yaml: unknown key vni: is vxlan.vni meant?"),
-        ("vxlann: {port: 1}", "/config.yaml: unknown key vxlann.port: is vxlan.port meant?"),
+        ("routng: vxlan", "/config.yaml: unknown key routng: did you mean routing?"),
+        ("node-name: n1", "/config.yaml: unknown key node-name: did you mean node_name?"),
+        ("vxlan: {vnii: 1}", "/config.yaml: unknown key vxlan.vnii: did you mean vxlan.vni?"),
+        ("vni: 1", "/config.yaml: unknown key vni: did you mean vxlan.vni?"),
+        ("vxlann: {port: 1}", "/config.yaml: unknown key vxlann.port: did you mean vxlan.port?"),
         (
             "vxlan: 5",
-            "/config.yaml: unknown key vxlan: it is a section of vxlan.vni, vxlan.port, vxlan.device",
+            "/config.yaml: unknown key vxlan: it is a section with the keys vxlan.vni, vxlan.port, vxlan.device",
         ),
         (
             "vxlan: {zzzzzzzzzzzzz: 5}",
-            "/config.yaml: unknown key vxlan.zzzzzzzzzzzzz: vxlan has vxlan.vni, vxlan.port, vxlan.device",
+            "/config.yaml: unknown key vxlan.zzzzzzzzzzzzz: section vxlan has the keys vxlan.vni, vxlan.port, vxlan.device",
         ),
     ];
     for (yaml, message) in cases {
         assert_eq!(refusal(yaml), message, "{yaml}");
     }
-    assert!(refusal("zzzzzzzzzzz: 1").contains("known are node_name, source,"));
+    assert!(refusal("zzzzzzzzzzz: 1").contains("known keys are node_name, source,"));
 }
 
 #[test]
-fn an_impossible_value_is_refused_with_what_is_allowed() {
+fn invalid_value_is_refused_with_the_allowed_ones() {
     let cases = [
         ("mtu: 1000", "mtu: \"1000\": must be auto or 1280 to 65535"),
         ("vxlan: {vni: 16777216}", "vxlan.vni: \"16777216\": must be 1 to 16777215"),
@@ -211,30 +218,27 @@ fn an_impossible_value_is_refused_with_what_is_allowed() {
         ("routing: ospf", "routing: \"ospf\": must be auto, native or vxlan"),
         ("masquerade: {ports: 2000-1999}", "masquerade.ports: \"2000-1999\": must be FIRST-LAST within 1024"),
         ("masquerade: {ports: 80-90}", "masquerade.ports: \"80-90\": must be FIRST-LAST within 1024"),
-        (
-            "masquerade: {except: [10.0.0.1/8]}",
-            "10.0.0.1/8 has bits set after its prefix: 10.0.0.0/8 is meant?",
-        ),
+        ("masquerade: {except: [10.0.0.1/8]}", "10.0.0.1/8 has host bits set; did you mean 10.0.0.0/8?"),
         ("masquerade: {except: [ten]}", "\"ten\" is not a CIDR"),
         ("masquerade: {enabled: maybe}", "masquerade.enabled: \"maybe\": must be true or false"),
         ("node_name: Node_1", "node_name: \"Node_1\": must be the name of a Node"),
         ("node_name: ''", "node_name: \"\": must be the name of a Node"),
         ("source: etcd", "source: \"etcd\": must be manifests or kubernetes"),
         ("kubeconfig: ''", "kubeconfig: \"\": must be a path"),
-        ("api_server: 10.0.0.1", "api_server: \"10.0.0.1\": \"10.0.0.1\" is not the URL of a server"),
-        ("api_server: ['ftp://a']", "\"ftp://a\" is not the URL of a server like https://10.0.0.1:6443"),
-        ("api_server: ['https://u@a']", "\"https://u@a\" is not the URL of a server"),
-        ("api_server: ['https://a:0']", "\"https://a:0\" is not the URL of a server"),
-        ("api_server: ['https://a?b']", "\"https://a?b\" is not the URL of a server"),
-        ("api_server: ['https://a', 'https://a/']", "https://a/ is there twice"),
+        ("api_server: 10.0.0.1", "api_server: \"10.0.0.1\": \"10.0.0.1\" is not a server URL"),
+        ("api_server: ['ftp://a']", "\"ftp://a\" is not a server URL such as https://10.0.0.1:6443"),
+        ("api_server: ['https://u@a']", "\"https://u@a\" is not a server URL"),
+        ("api_server: ['https://a:0']", "\"https://a:0\" is not a server URL"),
+        ("api_server: ['https://a?b']", "\"https://a?b\" is not a server URL"),
+        ("api_server: ['https://a', 'https://a/']", "https://a/ is listed twice"),
         ("uplinks: []", "uplinks: \"\": must be auto, or names of network devices"),
         ("uplinks: [a-name-that-is-too-long]", "must be auto, or names of network devices"),
         ("capacity: {flows: 0}", "capacity.flows: \"0\": must be 1 to 16777216"),
         ("capacity: {events_bytes: 5000}", "capacity.events_bytes: \"5000\": must be a power of two"),
-        ("http: localhost", "http: \"localhost\": must be off, or ADDRESS:PORT"),
+        ("http_bind_address: localhost", "http_bind_address: \"localhost\": must be off, or ADDRESS:PORT"),
         ("log: 'a=loud'", "log: \"a=loud\": must be a filter"),
-        ("log_format: xml", "log_format: \"xml\": log format \"xml\" is none of text, json"),
-        ("log_ebpf: loud", "log_ebpf: \"loud\": log level \"loud\" is none of"),
+        ("log_format: xml", "log_format: \"xml\": unknown log format \"xml\": must be text or json"),
+        ("log_ebpf: loud", "log_ebpf: \"loud\": log level \"loud\" is not one of"),
         ("state_dir: ''", "state_dir: \"\": must be a path"),
         ("mtu:", "mtu: has no value"),
         ("uplinks: [{a: b}]", "uplinks: must be a list of plain values"),
@@ -268,21 +272,21 @@ fn values_that_collide_are_refused() {
 }
 
 #[test]
-fn a_file_that_is_none_is_named() {
+fn unreadable_file_is_refused_and_named() {
     let missing = Config::load(&args(&["--config", "/nowhere/config.yaml"])).unwrap_err().to_string();
-    assert!(missing.starts_with("read configuration /nowhere/config.yaml: "), "{missing}");
+    assert!(missing.starts_with("cannot read configuration /nowhere/config.yaml: "), "{missing}");
     assert!(refusal("mtu: [").starts_with("/config.yaml: "));
     assert!(refusal("mtu: 1500\nmtu: 1500").contains("duplicate"));
 }
 
 #[test]
-fn the_node_is_called_like_the_host_by_default() {
+fn node_name_defaults_to_the_host_name() {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().to_lowercase();
     assert_eq!(Config::load(&args(&[])).unwrap().node_name, host);
 }
 
 #[test]
-fn the_documentation_has_every_key_and_its_default() {
+fn docs_list_every_key_with_its_default() {
     let text = include_str!("../../../docs/config.md");
     let example = text.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
     let documented = with_file(example, &["--node-name=n1"]).unwrap();
@@ -292,7 +296,7 @@ fn the_documentation_has_every_key_and_its_default() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), example.replace("#node_name", "node_name")).unwrap();
     file::fill(&mut settings, file.path()).unwrap();
-    let left_out = format!("{settings:?}").split(": None").count() - 1;
-    // (mtu and cgroup are `Some`, of auto)
-    assert_eq!(left_out, 0, "{settings:?}");
+    let missing = format!("{settings:?}").split(": None").count() - 1;
+    // (mtu and cgroup are `Some(auto)`)
+    assert_eq!(missing, 0, "{settings:?}");
 }

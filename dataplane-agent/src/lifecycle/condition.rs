@@ -1,7 +1,8 @@
-//! The Node's condition `NetworkUnavailable`: False when pods can be connected, True when they cannot for a while.
+//! The Node's condition `NetworkUnavailable`: False when the agent is ready, True when it is not
+//! for a while.
 //!
-//! Pure: what to write, given how the agent is and what the Node says. Conditions of others are not touched: a patch
-//! merges by type.
+//! Pure: computes the patch from the agent's status and the Node. Other conditions are not touched,
+//! because a strategic merge patch merges conditions by type.
 
 use std::time::{Duration, Instant};
 
@@ -14,12 +15,13 @@ use serde_json::{Value, json};
 
 use crate::api::views::Status;
 
-/// The type of the condition.
+/// Type of the condition.
 pub(super) const TYPE: &str = "NetworkUnavailable";
-/// An agent that is away for less is being restarted: pods notice nothing, and the scheduler need not.
+/// Time for which the agent may be not ready: a restart does not affect pods, so the scheduler need
+/// not know.
 pub(super) const GRACE: Duration = Duration::from_secs(30);
 
-/// What the condition should say.
+/// Desired content of the condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
     pub(super) unavailable: bool,
@@ -27,28 +29,28 @@ pub(super) struct Wanted {
     pub(super) message: String,
 }
 
-/// Since when the agent is not ready, and what follows.
+/// Tracks since when the agent is not ready.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Judge {
-    /// `None`: it is ready.
+pub(super) struct ReadinessTracker {
+    /// `None`: ready.
     not_ready_since: Option<Instant>,
     grace: Duration,
 }
 
-impl Judge {
-    /// Of an agent that starts `now`.
+impl ReadinessTracker {
+    /// For an agent that starts `now`.
     pub(super) const fn new(now: Instant, grace: Duration) -> Self {
         Self { not_ready_since: Some(now), grace }
     }
 
-    /// What the condition should say; `None`: what it says already, until [`Self::due`].
-    pub(super) fn judge(&mut self, status: &Status, now: Instant) -> Option<Wanted> {
+    /// The desired condition; `None`: leave it unchanged until [`Self::deadline`].
+    pub(super) fn update(&mut self, status: &Status, now: Instant) -> Option<Wanted> {
         let Some(first) = status.not_ready.first() else {
             self.not_ready_since = None;
             return Some(Wanted {
                 unavailable: false,
                 reason: "DataplaneReady",
-                message: "dataplane connects pods and services on this node".to_owned(),
+                message: "dataplane-agent is ready: pods and Services are connected".to_owned(),
             });
         };
         let since = *self.not_ready_since.get_or_insert(now);
@@ -59,27 +61,27 @@ impl Judge {
         })
     }
 
-    /// When being not ready becomes serious.
-    pub(super) fn due(&self) -> Option<Instant> {
+    /// When the grace period ends; `None` while the agent is ready.
+    pub(super) fn deadline(&self) -> Option<Instant> {
         self.not_ready_since.map(|since| since + self.grace)
     }
 }
 
-/// What to patch into the Node's status; `None`: it says so already.
+/// The patch of the Node's status; `None`: nothing to change.
 pub(super) fn patch(node: &Node, wanted: &Wanted, clock: Timestamp) -> Option<Value> {
     let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
     let found = conditions.into_iter().find(|condition| condition.type_ == TYPE);
     let status = if wanted.unavailable { "True" } else { "False" };
-    let says = |condition: &NodeCondition| {
+    let is_equal = |condition: &NodeCondition| {
         condition.status == status
             && condition.reason.as_deref() == Some(wanted.reason)
             && condition.message.as_deref() == Some(&wanted.message)
     };
-    if found.is_some_and(says) {
+    if found.is_some_and(is_equal) {
         return None;
     }
-    let same = found.filter(|condition| condition.status == status);
-    let since = same.and_then(|condition| condition.last_transition_time.clone());
+    let unchanged = found.filter(|condition| condition.status == status);
+    let since = unchanged.and_then(|condition| condition.last_transition_time.clone());
     let condition = NodeCondition {
         type_: TYPE.to_owned(),
         status: status.to_owned(),
@@ -107,23 +109,23 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_is_no_outage_and_an_outage_is_one_after_a_while() {
+    fn agent_that_is_not_ready_is_reported_after_the_grace_period() {
         let start = Instant::now();
-        let mut judge = Judge::new(start, GRACE);
-        assert_eq!(judge.judge(&status(Some("wait")), start + GRACE / 2), None);
-        let ready = judge.judge(&status(None), start + GRACE / 2).unwrap();
+        let mut readiness = ReadinessTracker::new(start, GRACE);
+        assert_eq!(readiness.update(&status(Some("wait")), start + GRACE / 2), None);
+        let ready = readiness.update(&status(None), start + GRACE / 2).unwrap();
         assert!(!ready.unavailable);
-        assert_eq!(judge.due(), None);
+        assert_eq!(readiness.deadline(), None);
         let lost = start + GRACE * 2;
-        assert_eq!(judge.judge(&status(Some("gone")), lost), None);
-        assert_eq!(judge.due(), Some(lost + GRACE));
-        let wanted = judge.judge(&status(Some("gone")), lost + GRACE).unwrap();
+        assert_eq!(readiness.update(&status(Some("gone")), lost), None);
+        assert_eq!(readiness.deadline(), Some(lost + GRACE));
+        let wanted = readiness.update(&status(Some("gone")), lost + GRACE).unwrap();
         assert!(wanted.unavailable);
         assert_eq!((wanted.reason, wanted.message.as_str()), ("DataplaneNotReady", "source: gone"));
     }
 
     #[test]
-    fn the_time_of_a_transition_is_that_of_a_change_of_status() {
+    fn last_transition_time_changes_only_with_the_status() {
         let clock = |second| Timestamp::from_second(second).unwrap();
         let wanted = |unavailable, message: &str| Wanted {
             unavailable,
@@ -132,7 +134,7 @@ mod tests {
         };
         let first = patch(&node(&json!([])), &wanted(false, "good"), clock(100)).unwrap();
         let written = node(&first["status"]["conditions"]);
-        assert_eq!(patch(&written, &wanted(false, "good"), clock(200)), None, "nothing to say");
+        assert_eq!(patch(&written, &wanted(false, "good"), clock(200)), None, "unchanged");
         let same = patch(&written, &wanted(false, "better"), clock(200)).unwrap();
         let same = &same["status"]["conditions"][0];
         assert_eq!(same["lastTransitionTime"], "1970-01-01T00:01:40Z");
@@ -143,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn conditions_of_others_are_not_in_the_patch() {
+    fn patch_contains_no_other_conditions() {
         let others = json!([{"type": "Ready", "status": "False", "reason": "KubeletNotReady"}]);
         let wanted = Wanted { unavailable: false, reason: "DataplaneReady", message: String::new() };
         let patch = patch(&node(&others), &wanted, Timestamp::UNIX_EPOCH).unwrap();

@@ -1,6 +1,6 @@
-//! Events on the Node: ready, not ready, and what is wrong.
+//! Events on the Node: ready, not ready, and problems, derived from the agent's status.
 //!
-//! Owns what is worth one; how often one is written is [`announce`](crate::announce)'s. Learns everything from the agent's status.
+//! [`event_recorder`](crate::event_recorder) writes them and limits their rate.
 
 use std::{
     collections::BTreeMap,
@@ -9,41 +9,41 @@ use std::{
 
 use tokio::{sync::watch, time::sleep_until};
 
-use super::condition::Judge;
+use super::condition::ReadinessTracker;
 use crate::{
-    announce::{Announcement, Announcer, Weight, node},
     api::views::{Origin, ProblemView, Status},
+    event_recorder::{EventRecorder, EventType, NewEvent, node},
 };
 
-/// The status is looked at no more often: it changes with every object.
-const SETTLES: Duration = Duration::from_secs(1);
-/// What is still wrong is said again.
-const REMIND: Duration = Duration::from_secs(1_800);
-/// Problems said in one go. A broken manifest of a thousand objects is one problem to a reader.
-const MOST: usize = 10;
+/// Shortest time between two evaluations of the status, which changes often.
+const DEBOUNCE: Duration = Duration::from_secs(1);
+/// A problem that persists is reported again after this time.
+const REMINDER_INTERVAL: Duration = Duration::from_secs(1_800);
+/// Most problems reported at once: one broken manifest may cause thousands.
+const MAX_PROBLEMS: usize = 10;
 
-/// Says things about the node.
+/// Writes Events about the Node.
 pub(super) struct Reporter {
-    pub(super) announcer: Announcer,
+    pub(super) recorder: EventRecorder,
     pub(super) name: String,
     pub(super) status: watch::Receiver<Status>,
     pub(super) uid: watch::Receiver<Option<String>>,
-    pub(super) judge: Judge,
+    pub(super) readiness: ReadinessTracker,
 }
 
-/// What was said.
+/// What was reported already.
 #[derive(Default)]
-struct Said {
-    /// The last of ready and not ready.
+struct Reported {
+    /// The last reported state of the condition.
     unavailable: Option<bool>,
     problems: BTreeMap<(Origin, String, String), Instant>,
 }
 
 impl Reporter {
-    /// For ever, or until the agent ends.
+    /// Runs until the agent stops.
     pub(super) async fn run(mut self) {
-        let mut said = Said::default();
-        // an Event names the Node by its identity
+        let mut reported = Reported::default();
+        // an Event refers to the Node by its UID
         if self.uid.wait_for(Option::is_some).await.is_err() {
             return;
         }
@@ -51,61 +51,63 @@ impl Reporter {
             let now = Instant::now();
             let status = self.status.borrow_and_update().clone();
             let uid = self.uid.borrow().clone().unwrap_or_default();
-            let wanted = self.judge.judge(&status, now);
-            for (weight, reason, note) in said.news(wanted.as_ref(), &status.problems, now) {
-                let about = node(&self.name, &uid);
-                self.announcer.announce(Announcement { about, weight, reason, action: "ConnectPods", note });
+            let wanted = self.readiness.update(&status, now);
+            for (event_type, reason, note) in reported.due(wanted.as_ref(), &status.problems, now) {
+                let regarding = node(&self.name, &uid);
+                let action = "ConnectPods";
+                self.recorder.record(NewEvent { regarding, event_type, reason, action, note });
             }
-            let next = now + REMIND;
-            let next = self.judge.due().filter(|due| *due > now).map_or(next, |due| due.min(next));
+            let reminder = now + REMINDER_INTERVAL;
+            let grace = self.readiness.deadline().filter(|deadline| *deadline > now);
+            let next = grace.map_or(reminder, |deadline| deadline.min(reminder));
             tokio::select! {
                 changed = self.status.changed() => if changed.is_err() { return },
                 () = sleep_until(next.into()) => {}
             }
-            sleep_until((now + SETTLES).into()).await;
+            sleep_until((now + DEBOUNCE).into()).await;
         }
     }
 }
 
-impl Said {
-    /// What is to be said now.
-    fn news(
+impl Reported {
+    /// The Events to write now.
+    fn due(
         &mut self,
         wanted: Option<&super::condition::Wanted>,
         problems: &[ProblemView],
         now: Instant,
-    ) -> Vec<(Weight, &'static str, String)> {
-        let mut news = Vec::new();
+    ) -> Vec<(EventType, &'static str, String)> {
+        let mut events = Vec::new();
         if let Some(wanted) = wanted
             && self.unavailable != Some(wanted.unavailable)
         {
             self.unavailable = Some(wanted.unavailable);
-            let weight = if wanted.unavailable { Weight::Warning } else { Weight::Normal };
-            news.push((weight, wanted.reason, wanted.message.clone()));
+            let event_type = if wanted.unavailable { EventType::Warning } else { EventType::Normal };
+            events.push((event_type, wanted.reason, wanted.message.clone()));
         }
         let key = |problem: &ProblemView| (problem.origin, problem.subject.clone(), problem.message.clone());
         let current: Vec<_> = problems.iter().map(key).collect();
-        self.problems.retain(|known, _| current.contains(known));
+        self.problems.retain(|reported, _| current.contains(reported));
         let due = problems.iter().filter(|problem| {
-            self.problems.get(&key(problem)).is_none_or(|at| now.duration_since(*at) >= REMIND)
+            self.problems.get(&key(problem)).is_none_or(|at| now.duration_since(*at) >= REMINDER_INTERVAL)
         });
-        let due: Vec<_> = due.take(MOST).cloned().collect();
+        let due: Vec<_> = due.take(MAX_PROBLEMS).cloned().collect();
         for problem in due {
-            news.push((
-                Weight::Warning,
+            events.push((
+                EventType::Warning,
                 reason(&problem),
                 format!("{}: {}", problem.subject, problem.message),
             ));
             self.problems.insert(key(&problem), now);
         }
-        news
+        events
     }
 }
 
 const fn reason(problem: &ProblemView) -> &'static str {
     match problem.origin {
-        Origin::Source => "DataplaneObjectRefused",
-        Origin::Reconcile => "DataplaneEntryFailed",
+        Origin::Source => "DataplaneObjectRejected",
+        Origin::Reconcile => "DataplaneProgrammingFailed",
         Origin::Datapath => "DataplaneDegraded",
         Origin::Node => "DataplaneNodeProblem",
     }
@@ -120,33 +122,33 @@ mod tests {
     }
 
     #[test]
-    fn what_is_new_is_said_once_and_again_after_a_while() {
-        let (mut said, now) = (Said::default(), Instant::now());
+    fn problem_is_reported_once_and_again_after_the_reminder_interval() {
+        let (mut reported, now) = (Reported::default(), Instant::now());
         let ready = Wanted { unavailable: false, reason: "DataplaneReady", message: "good".to_owned() };
         let problems = [problem("runs")];
-        let news = said.news(Some(&ready), &problems, now);
-        assert_eq!(news.len(), 2);
-        assert_eq!(news[1], (Weight::Warning, "DataplaneNodeProblem", "kube-proxy: runs".to_owned()));
-        assert_eq!(said.news(Some(&ready), &problems, now + SETTLES), []);
-        assert_eq!(said.news(Some(&ready), &problems, now + REMIND).len(), 1);
-        assert_eq!(said.news(Some(&ready), &[], now + REMIND), []);
-        assert_eq!(said.news(Some(&ready), &problems, now + REMIND).len(), 1, "it came back");
+        let events = reported.due(Some(&ready), &problems, now);
+        assert_eq!(events.len(), 2);
+        assert_eq!(events[1], (EventType::Warning, "DataplaneNodeProblem", "kube-proxy: runs".to_owned()));
+        assert_eq!(reported.due(Some(&ready), &problems, now + DEBOUNCE), []);
+        assert_eq!(reported.due(Some(&ready), &problems, now + REMINDER_INTERVAL).len(), 1);
+        assert_eq!(reported.due(Some(&ready), &[], now + REMINDER_INTERVAL), []);
+        assert_eq!(reported.due(Some(&ready), &problems, now + REMINDER_INTERVAL).len(), 1, "it came back");
     }
 
     #[test]
-    fn not_ready_is_said_when_it_is_serious_and_ready_when_it_is_over() {
-        let (mut said, now) = (Said::default(), Instant::now());
+    fn change_of_readiness_is_reported_once() {
+        let (mut reported, now) = (Reported::default(), Instant::now());
         let wanted = |unavailable| Wanted { unavailable, reason: "R", message: "m".to_owned() };
-        assert_eq!(said.news(None, &[], now), []);
-        assert_eq!(said.news(Some(&wanted(true)), &[], now)[0].0, Weight::Warning);
-        assert_eq!(said.news(Some(&wanted(true)), &[], now), []);
-        assert_eq!(said.news(Some(&wanted(false)), &[], now)[0].0, Weight::Normal);
+        assert_eq!(reported.due(None, &[], now), []);
+        assert_eq!(reported.due(Some(&wanted(true)), &[], now)[0].0, EventType::Warning);
+        assert_eq!(reported.due(Some(&wanted(true)), &[], now), []);
+        assert_eq!(reported.due(Some(&wanted(false)), &[], now)[0].0, EventType::Normal);
     }
 
     #[test]
-    fn a_thousand_problems_are_a_few_events_at_a_time() {
-        let (mut said, now) = (Said::default(), Instant::now());
+    fn number_of_problems_reported_at_once_is_limited() {
+        let (mut reported, now) = (Reported::default(), Instant::now());
         let problems: Vec<_> = (0..1_000).map(|number| problem(&number.to_string())).collect();
-        assert_eq!(said.news(None, &problems, now).len(), MOST);
+        assert_eq!(reported.due(None, &problems, now).len(), MAX_PROBLEMS);
     }
 }

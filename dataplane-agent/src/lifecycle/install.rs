@@ -1,8 +1,8 @@
-//! The plugin and its configuration, where the container runtime looks for them.
+//! Installs the CNI plugin and its configuration for the container runtime.
 //!
-//! Files appear whole or not at all, the configuration last: kubelet calls a node ready that has one. An agent that
-//! restarts leaves it: the plugin waits for the agent by itself, and a node without configuration would be not ready for
-//! nothing. Only `cleanup` removes it. Knows no API server.
+//! Files are replaced atomically, the configuration last, because kubelet reports the node ready
+//! once it exists. It stays when the agent stops (the plugin waits for the next one); only
+//! `cleanup` removes it. Knows no API server.
 
 use std::{
     ffi::OsStr,
@@ -14,41 +14,41 @@ use std::{
 
 use serde_json::{Value, json};
 
-/// Name of the plugin: what the configuration calls its type, and of its file.
+/// Name of the plugin: its file, and its `type` in the configuration.
 pub(super) const PLUGIN: &str = "dataplane-cni";
-/// Name of the configuration. Runtimes take the first by name.
+/// File name of the configuration. Runtimes use the first file by name.
 pub(super) const CONFLIST: &str = "05-dataplane.conflist";
-/// Where the plugin looks for the agent if nobody says.
+/// Socket that the plugin uses if the configuration names none.
 const DEFAULT_SOCKET: &str = "/run/dataplane/agent.sock";
-/// What runtimes take for a configuration (go-cni, ocicni).
+/// Extensions of configuration files (go-cni, ocicni).
 const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
 
-/// Why something is not where it should be.
+/// Error of a file operation.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} {path}: {source}")]
+#[error("cannot {operation} {path}: {source}")]
 pub struct InstallError {
     operation: &'static str,
     path: PathBuf,
     source: io::Error,
 }
 
-/// What goes where.
+/// Files to install.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Install {
-    /// The plugin as it came with the agent.
+    /// The plugin binary to copy.
     pub plugin: PathBuf,
     pub bin_dir: PathBuf,
     pub conf_dir: PathBuf,
-    /// The agent's socket.
+    /// The API socket.
     pub socket: PathBuf,
 }
 
 impl Install {
-    /// The plugin that lies beside the agent's own program.
+    /// Installs the plugin binary that is in the same directory as the agent's.
     ///
     /// # Errors
     ///
-    /// The kernel does not say where that is.
+    /// `/proc/self/exe` cannot be read.
     pub fn new(bin_dir: &Path, conf_dir: &Path, run_dir: &Path) -> Result<Self, InstallError> {
         let link = Path::new("/proc/self/exe");
         let agent = fs::read_link(link).map_err(failed("read", link))?;
@@ -60,20 +60,20 @@ impl Install {
         })
     }
 
-    /// Puts the plugin where the runtime finds it, unless it is there. A pod that is being added runs the old one to its
-    /// end.
-    pub fn plugin(&self) -> Result<bool, InstallError> {
+    /// Installs the plugin; returns true if it changed. Running instances of an old plugin
+    /// continue.
+    pub fn install_plugin(&self) -> Result<bool, InstallError> {
         let target = self.bin_dir.join(PLUGIN);
         let mut plugin = File::open(&self.plugin).map_err(failed("open", &self.plugin))?;
         let mut contents = Vec::new();
         plugin.read_to_end(&mut contents).map_err(failed("read", &self.plugin))?;
-        place(&target, &contents, 0o755)
+        write_atomically(&target, &contents, 0o755)
     }
 
-    /// Puts the configuration there, unless it is. From then on kubelet starts pods.
-    pub fn conflist(&self) -> Result<bool, InstallError> {
+    /// Installs the configuration; returns true if it changed. From then on kubelet starts pods.
+    pub fn install_conflist(&self) -> Result<bool, InstallError> {
         let text = format!("{:#}\n", self.configuration());
-        place(&self.conf_dir.join(CONFLIST), text.as_bytes(), 0o644)
+        write_atomically(&self.conf_dir.join(CONFLIST), text.as_bytes(), 0o644)
     }
 
     fn configuration(&self) -> Value {
@@ -87,60 +87,60 @@ impl Install {
         json!({ "cniVersion": "1.0.0", "name": "dataplane", "plugins": [plugin] })
     }
 
-    /// Configurations the runtime would take instead of ours.
-    pub fn rivals(&self) -> Result<Vec<PathBuf>, InstallError> {
+    /// Configurations that sort before ours, so that the runtime uses them instead.
+    pub fn competing_configs(&self) -> Result<Vec<PathBuf>, InstallError> {
         let entries = match fs::read_dir(&self.conf_dir) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(failed("read", &self.conf_dir)(error)),
         };
-        let mut rivals: Vec<PathBuf> = entries
+        let mut competing: Vec<PathBuf> = entries
             .filter_map(|entry| Some(entry.ok()?.path()))
             .filter(|path| {
-                let known =
+                let is_config =
                     path.extension().and_then(OsStr::to_str).is_some_and(|end| EXTENSIONS.contains(&end));
-                known && path.file_name().is_some_and(|name| name < OsStr::new(CONFLIST))
+                is_config && path.file_name().is_some_and(|name| name < OsStr::new(CONFLIST))
             })
-            // Multus stands before its delegates on purpose, and one of them is ours
+            // Multus must come first: it delegates to our plugin
             .filter(|path| !fs::read_to_string(path).is_ok_and(|text| text.contains("multus")))
             .collect();
-        rivals.sort();
-        Ok(rivals)
+        competing.sort();
+        Ok(competing)
     }
 }
 
-/// Files of ours in these directories: what `cleanup` removes. A conflist by our name that is of another type is not.
-pub fn ours(bin_dir: &Path, conf_dir: &Path) -> Vec<PathBuf> {
+/// Installed files of ours, for `cleanup`. A conflist with our name but another plugin is not ours.
+pub fn installed_files(bin_dir: &Path, conf_dir: &Path) -> Vec<PathBuf> {
     let conflist = conf_dir.join(CONFLIST);
     let is_ours = fs::read_to_string(&conflist).is_ok_and(|text| text.contains(PLUGIN));
-    // the configuration goes first: without it nobody calls the plugin
+    // the configuration first: without it, the plugin is not called
     let mut files = Vec::from_iter(is_ours.then_some(conflist));
     files.extend(Some(bin_dir.join(PLUGIN)).filter(|path| path.exists()));
     files
 }
 
-/// Makes `path` hold `contents`, whole or as before. Returns whether it was not so.
-fn place(path: &Path, contents: &[u8], mode: u32) -> Result<bool, InstallError> {
-    let is_so = fs::read(path).is_ok_and(|found| found == contents)
+/// Writes `contents` to `path` atomically. Returns false if it was up to date.
+fn write_atomically(path: &Path, contents: &[u8], mode: u32) -> Result<bool, InstallError> {
+    let is_current = fs::read(path).is_ok_and(|found| found == contents)
         && fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o777 == mode);
-    if is_so {
+    if is_current {
         return Ok(false);
     }
     let directory = path.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(directory).map_err(failed("make", directory))?;
-    // a name no runtime takes for a configuration
+    fs::create_dir_all(directory).map_err(failed("create", directory))?;
+    // an extension that runtimes ignore
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
-    let draft = path.with_file_name(name);
+    let temporary = path.with_file_name(name);
     let write = || {
-        let mut file = File::options().write(true).create(true).truncate(true).mode(mode).open(&draft)?;
+        let mut file = File::options().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
         file.write_all(contents)?;
-        // whatever the umask left of it
+        // regardless of the umask
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.sync_all()
     };
-    write().map_err(failed("write", &draft))?;
-    fs::rename(&draft, path).map_err(failed("write", path))?;
+    write().map_err(failed("write", &temporary))?;
+    fs::rename(&temporary, path).map_err(failed("write", path))?;
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed("sync", directory))?;
     Ok(true)
 }
@@ -165,16 +165,16 @@ mod tests {
     }
 
     #[test]
-    fn plugin_and_configuration_are_placed_whole_and_once() {
+    fn plugin_and_configuration_are_written_once_and_updated_on_change() {
         let at = tempfile::tempdir().unwrap();
         let mut install = install(at.path());
-        assert!(install.plugin().unwrap());
-        assert!(!install.plugin().unwrap());
+        assert!(install.install_plugin().unwrap());
+        assert!(!install.install_plugin().unwrap());
         let program = install.bin_dir.join(PLUGIN);
         assert_eq!(fs::read(&program).unwrap(), b"program 1");
         assert_eq!(fs::metadata(&program).unwrap().permissions().mode() & 0o777, 0o755);
-        assert!(install.conflist().unwrap());
-        assert!(!install.conflist().unwrap());
+        assert!(install.install_conflist().unwrap());
+        assert!(!install.install_conflist().unwrap());
         let text = fs::read_to_string(install.conf_dir.join(CONFLIST)).unwrap();
         let found: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(found["plugins"][0]["type"], "dataplane-cni");
@@ -183,35 +183,35 @@ mod tests {
 
         fs::write(&install.plugin, "program 2").unwrap();
         install.socket = "/run/other/agent.sock".into();
-        assert!(install.plugin().unwrap() && install.conflist().unwrap());
+        assert!(install.install_plugin().unwrap() && install.install_conflist().unwrap());
         assert_eq!(fs::read(&program).unwrap(), b"program 2");
         let text = fs::read_to_string(install.conf_dir.join(CONFLIST)).unwrap();
         assert!(text.contains("/run/other/agent.sock"), "{text}");
-        let left: Vec<_> =
+        let files: Vec<_> =
             fs::read_dir(&install.conf_dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(left, [CONFLIST], "no draft stays");
+        assert_eq!(files, [CONFLIST], "no temporary file remains");
     }
 
     #[test]
-    fn a_program_in_use_is_replaced() {
+    fn running_plugin_is_replaced() {
         let at = tempfile::tempdir().unwrap();
         let mut install = install(at.path());
         install.plugin = "/bin/sleep".into();
-        install.plugin().unwrap();
+        install.install_plugin().unwrap();
         let mut running =
             std::process::Command::new(install.bin_dir.join(PLUGIN)).arg("100").spawn().unwrap();
         install.plugin = at.path().join("plugin");
-        let replaced = install.plugin();
+        let replaced = install.install_plugin();
         running.kill().unwrap();
         running.wait().unwrap();
         assert!(replaced.unwrap());
     }
 
     #[test]
-    fn configurations_before_ours_are_named_but_multus() {
+    fn configurations_that_sort_before_ours_are_found_except_multus() {
         let at = tempfile::tempdir().unwrap();
         let install = install(at.path());
-        assert_eq!(install.rivals().unwrap(), Vec::<PathBuf>::new());
+        assert_eq!(install.competing_configs().unwrap(), Vec::<PathBuf>::new());
         fs::create_dir_all(&install.conf_dir).unwrap();
         for (name, text) in [
             ("00-multus.conf", r#"{"type": "multus"}"#),
@@ -221,31 +221,31 @@ mod tests {
         ] {
             fs::write(install.conf_dir.join(name), text).unwrap();
         }
-        assert_eq!(install.rivals().unwrap(), [install.conf_dir.join("00-first.conflist")]);
+        assert_eq!(install.competing_configs().unwrap(), [install.conf_dir.join("00-first.conflist")]);
     }
 
     #[test]
-    fn only_what_is_ours_is_ours() {
+    fn only_our_files_are_found_for_removal() {
         let at = tempfile::tempdir().unwrap();
         let install = install(at.path());
-        let found = || ours(&install.bin_dir, &install.conf_dir);
+        let found = || installed_files(&install.bin_dir, &install.conf_dir);
         assert_eq!(found(), Vec::<PathBuf>::new());
-        install.plugin().unwrap();
-        install.conflist().unwrap();
+        install.install_plugin().unwrap();
+        install.install_conflist().unwrap();
         assert_eq!(found(), [install.conf_dir.join(CONFLIST), install.bin_dir.join(PLUGIN)]);
         fs::write(install.conf_dir.join(CONFLIST), r#"{"plugins": [{"type": "bridge"}]}"#).unwrap();
         assert_eq!(found(), [install.bin_dir.join(PLUGIN)]);
     }
 
     #[test]
-    fn what_cannot_be_written_is_named() {
+    fn error_names_the_file() {
         let at = tempfile::tempdir().unwrap();
         let mut install = install(at.path());
         install.bin_dir = at.path().join("plugin");
-        let error = install.plugin().unwrap_err().to_string();
+        let error = install.install_plugin().unwrap_err().to_string();
         assert!(error.contains(&install.bin_dir.display().to_string()), "{error}");
         install.plugin = at.path().join("absent");
-        let error = install.plugin().unwrap_err().to_string();
-        assert!(error.starts_with("open ") && error.contains("absent"), "{error}");
+        let error = install.install_plugin().unwrap_err().to_string();
+        assert!(error.starts_with("cannot open ") && error.contains("absent"), "{error}");
     }
 }

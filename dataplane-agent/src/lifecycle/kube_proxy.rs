@@ -1,8 +1,8 @@
-//! What kube-proxy left in this network namespace, and its removal.
+//! Finds and removes the rules that kube-proxy left in this network namespace.
 //!
-//! Owns the knowledge which tables, chains and jumps are kube-proxy's. kubelet has `KUBE-` chains of its own, and so
-//! have network policy agents: only names kube-proxy uses count. In nftables (where iptables of today lives too) things
-//! are removed by their handles; the kernel's old iptables is spoken to by its own tools, if there are any.
+//! kubelet and network policy agents have `KUBE-` chains too: only names that kube-proxy uses
+//! count. nftables rules (including those of iptables-nft) are removed by handle; iptables-legacy
+//! rules with its own tools, if installed.
 
 use std::{
     fs, io,
@@ -15,11 +15,12 @@ use std::io::{Read as _, Write as _};
 
 use crate::netlink::nftables::{Chain, Family, Jump, Nftables, Removal, Table};
 
-/// kube-proxy's own table, of each family.
+/// Name of kube-proxy's nftables table, one per family.
 const TABLE: &str = "kube-proxy";
-/// Tables iptables has.
+/// Tables of iptables.
 const IPTABLES: [&str; 4] = ["mangle", "nat", "filter", "raw"];
-/// Chains kube-proxy makes, in any of its modes (`pkg/proxy/{iptables,ipvs}/proxier.go`, `CleanupLeftovers`).
+/// Chains of kube-proxy in all of its modes (`pkg/proxy/{iptables,ipvs}/proxier.go`,
+/// `CleanupLeftovers`).
 const CHAINS: [&str; 16] = [
     "KUBE-SERVICES",
     "KUBE-EXTERNAL-SERVICES",
@@ -38,60 +39,60 @@ const CHAINS: [&str; 16] = [
     "KUBE-PORTALS-HOST",
     "KUBE-PORTALS-CONTAINER",
 ];
-/// And those of services and endpoints, which end in a hash.
+/// Prefixes of its chains of services and endpoints, which end in a hash.
 const PREFIXES: [&str; 6] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-EXT-", "KUBE-FW-", "KUBE-XLB-"];
-/// Where kube-proxy says how it works.
-const MODE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10_249);
-/// This host answers itself at once, or not at all.
-const PATIENCE: Duration = Duration::from_millis(500);
-/// Tools of the kernel's old iptables, by family.
+/// Default metrics address of kube-proxy, which serves `/proxyMode`.
+const PROXY_MODE_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10_249);
+/// Timeout of a request on loopback.
+const TIMEOUT: Duration = Duration::from_millis(500);
+/// Tools and table lists of iptables-legacy, by family.
 const LEGACY: [(&str, &str, &str); 2] = [
     ("iptables-legacy-save", "iptables-legacy-restore", "/proc/thread-self/net/ip_tables_names"),
     ("ip6tables-legacy-save", "ip6tables-legacy-restore", "/proc/thread-self/net/ip6_tables_names"),
 ];
 
-/// What is there.
+/// Rules of kube-proxy that were found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Leftovers {
     /// kube-proxy's own tables.
     pub tables: Vec<Table>,
-    /// Its chains in tables of iptables.
+    /// Its chains in tables of iptables-nft.
     pub chains: Vec<Chain>,
-    /// Rules that lead to them from chains that are not its own.
+    /// Rules in other chains that jump to its chains.
     pub jumps: Vec<Jump>,
-    /// The same in the kernel's old iptables.
+    /// Its chains and jumps in iptables-legacy.
     pub legacy: Vec<Legacy>,
-    /// The kernel has virtual servers: kube-proxy's, in its IPVS mode, or somebody else's.
+    /// There are IPVS virtual servers, of kube-proxy or another program.
     pub ipvs: bool,
 }
 
-/// kube-proxy's part of a table of the kernel's old iptables.
+/// kube-proxy's chains and jumps in one table of iptables-legacy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Legacy {
-    /// The tool that takes changes.
+    /// Name of the restore tool.
     restore: &'static str,
     table: String,
     chains: Vec<String>,
-    /// Rules that lead to them, as the tool prints them.
+    /// Rules that jump to them, in the form of the save tool.
     jumps: Vec<String>,
 }
 
-/// Why it cannot be said or done.
+/// Error while rules are read or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum LeftoversError {
-    #[error("read nftables: {0}")]
+    #[error("cannot read nftables rules: {0}")]
     Read(#[source] io::Error),
-    #[error("remove from nftables: {0}")]
+    #[error("cannot remove nftables rules: {0}")]
     Remove(#[source] io::Error),
-    #[error("{program}: {reason}")]
+    #[error("{program} failed: {reason}")]
     Tool { program: &'static str, reason: String },
 }
 
 impl Leftovers {
-    /// Looks for them.
+    /// Finds rules of kube-proxy.
     pub fn find() -> Result<Self, LeftoversError> {
         let mut found = Self { ipvs: has_ipvs(), legacy: legacy()?, ..Self::default() };
-        // a kernel without nftables has none
+        // fails on a kernel without nftables
         let Ok(mut nftables) = Nftables::open() else { return Ok(found) };
         let tables = match nftables.tables() {
             Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL) => return Ok(found),
@@ -99,32 +100,32 @@ impl Leftovers {
         };
         let of_ip = |table: &Table| [Family::IPV4, Family::IPV6].contains(&table.family);
         found.tables = tables.iter().filter(|table| of_ip(table) && table.name == TABLE).cloned().collect();
-        let theirs = |chain: &Chain| {
+        let is_owned = |chain: &Chain| {
             of_ip(&chain.table)
                 && IPTABLES.contains(&chain.table.name.as_str())
-                && is_kube_proxys(&chain.name)
+                && is_kube_proxy_chain(&chain.name)
         };
         found.chains = nftables.chains().map_err(LeftoversError::Read)?;
-        found.chains.retain(theirs);
+        found.chains.retain(is_owned);
         for table in &tables {
             if found.chains.iter().any(|chain| chain.table == *table) {
                 let jumps = nftables.jumps(table).map_err(LeftoversError::Read)?;
                 found.jumps.extend(
-                    jumps
-                        .into_iter()
-                        .filter(|jump| is_kube_proxys(&jump.to) && !is_kube_proxys(&jump.from.name)),
+                    jumps.into_iter().filter(|jump| {
+                        is_kube_proxy_chain(&jump.to) && !is_kube_proxy_chain(&jump.from.name)
+                    }),
                 );
             }
         }
         Ok(found)
     }
 
-    /// Nothing that [`Self::remove`] would remove.
+    /// True if [`Self::remove`] would remove nothing.
     pub fn is_empty(&self) -> bool {
         self.tables.is_empty() && self.chains.is_empty() && self.legacy.is_empty()
     }
 
-    /// A word about them.
+    /// A short description.
     pub fn summary(&self) -> String {
         let chains = self.chains.len() + self.legacy.iter().map(|legacy| legacy.chains.len()).sum::<usize>();
         let mut parts: Vec<String> =
@@ -138,15 +139,17 @@ impl Leftovers {
         parts.join(", ")
     }
 
-    /// Each thing that goes, in the order in which it goes.
+    /// One line per item, in the order of removal.
     pub fn lines(&self) -> Vec<String> {
         let mut lines: Vec<String> =
             self.tables.iter().map(|table| format!("nftables table {table}")).collect();
         lines.extend(self.jumps.iter().map(|Jump { from, handle, to }| {
-            format!("rule in {} {} to {to} (handle {handle})", tool(from.table.family), plain(from))
+            format!("rule in {} {} to {to} (handle {handle})", tool(from.table.family), table_and_chain(from))
         }));
         lines.extend(
-            self.chains.iter().map(|chain| format!("chain in {} {}", tool(chain.table.family), plain(chain))),
+            self.chains
+                .iter()
+                .map(|chain| format!("chain in {} {}", tool(chain.table.family), table_and_chain(chain))),
         );
         for Legacy { restore, table, chains, jumps } in &self.legacy {
             let tool = restore.trim_end_matches("-restore");
@@ -156,7 +159,7 @@ impl Leftovers {
         lines
     }
 
-    /// Removes them: first what leads there, so that no packet finds half of it.
+    /// Removes the rules; jumps first, so that no packet meets a partly removed chain.
     pub fn remove(&self) -> Result<(), LeftoversError> {
         for legacy in &self.legacy {
             legacy.remove()?;
@@ -173,10 +176,10 @@ impl Leftovers {
     }
 }
 
-/// How a running kube-proxy works, if one runs: nobody else answers so.
-pub fn running() -> Option<String> {
-    let mut stream = TcpStream::connect_timeout(&MODE, PATIENCE).ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+/// Mode of a running kube-proxy, by its `/proxyMode`; `None`: it does not run.
+pub fn running_mode() -> Option<String> {
+    let mut stream = TcpStream::connect_timeout(&PROXY_MODE_ADDRESS, TIMEOUT).ok()?;
+    stream.set_read_timeout(Some(TIMEOUT)).ok()?;
     stream.write_all(b"GET /proxyMode HTTP/1.0\r\nHost: localhost\r\n\r\n").ok()?;
     let mut answer = String::new();
     stream.take(4_096).read_to_string(&mut answer).ok()?;
@@ -184,12 +187,12 @@ pub fn running() -> Option<String> {
     ["iptables", "ipvs", "nftables", "userspace"].contains(&mode).then(|| mode.to_owned())
 }
 
-fn is_kube_proxys(chain: &str) -> bool {
+fn is_kube_proxy_chain(chain: &str) -> bool {
     CHAINS.contains(&chain) || PREFIXES.iter().any(|prefix| chain.starts_with(prefix))
 }
 
 fn has_ipvs() -> bool {
-    // three lines of headings
+    // the first three lines are headings
     fs::read_to_string("/proc/thread-self/net/ip_vs").is_ok_and(|text| text.lines().count() > 3)
 }
 
@@ -197,15 +200,15 @@ fn tool(family: Family) -> &'static str {
     if family == Family::IPV4 { "iptables" } else { "ip6tables" }
 }
 
-fn plain(chain: &Chain) -> String {
+fn table_and_chain(chain: &Chain) -> String {
     format!("{} {}", chain.table.name, chain.name)
 }
 
-/// What the kernel's old iptables has, as far as its tools are here to say it.
+/// Rules in iptables-legacy; empty if its tools are not installed.
 fn legacy() -> Result<Vec<Legacy>, LeftoversError> {
     let mut found = Vec::new();
     for (save, restore, names) in LEGACY {
-        // asking the tool would load the modules of tables nobody uses
+        // only tables in use: the tool would load the module of any other table
         let tables = fs::read_to_string(names).unwrap_or_default();
         for table in tables.lines() {
             let output = match Command::new(save).args(["-t", table]).stdin(Stdio::null()).output() {
@@ -224,21 +227,21 @@ fn legacy() -> Result<Vec<Legacy>, LeftoversError> {
 }
 
 impl Legacy {
-    /// Out of what the tool prints; `None`: there is nothing of kube-proxy's.
+    /// Parses the output of the save tool; `None`: no chains of kube-proxy.
     fn read(restore: &'static str, table: &str, saved: &str) -> Option<Self> {
         let names = saved.lines().filter_map(|line| line.strip_prefix(':')?.split(' ').next());
-        let chains: Vec<_> = names.filter(|name| is_kube_proxys(name)).map(str::to_owned).collect();
+        let chains: Vec<_> = names.filter(|name| is_kube_proxy_chain(name)).map(str::to_owned).collect();
         let jumps = saved.lines().filter(|line| {
             let mut words = line.split(' ');
             let from = words.by_ref().skip_while(|word| *word != "-A").nth(1);
             let to = words.skip_while(|word| !["-j", "-g"].contains(word)).nth(1);
-            from.is_some_and(|from| !is_kube_proxys(from)) && to.is_some_and(is_kube_proxys)
+            from.is_some_and(|from| !is_kube_proxy_chain(from)) && to.is_some_and(is_kube_proxy_chain)
         });
         let jumps = jumps.map(str::to_owned).collect();
         (!chains.is_empty()).then(|| Self { restore, table: table.to_owned(), chains, jumps })
     }
 
-    /// What the tool is told: the rules by what they are, then chains without rules.
+    /// Input of the restore tool: deletes the jumps, then flushes and deletes the chains.
     fn script(&self) -> String {
         let mut script = format!("*{}\n", self.table);
         for rule in &self.jumps {
@@ -279,19 +282,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chains_of_kubelet_and_of_policy_agents_are_not_kube_proxys() {
+    fn chains_of_kubelet_and_policy_agents_are_not_kube_proxys() {
         for name in
             ["KUBE-FIREWALL", "KUBE-KUBELET-CANARY", "KUBE-IPTABLES-HINT", "KUBE-ROUTER-INPUT", "DOCKER"]
         {
-            assert!(!is_kube_proxys(name), "{name}");
+            assert!(!is_kube_proxy_chain(name), "{name}");
         }
         for name in ["KUBE-SERVICES", "KUBE-SVC-ERIFXISQEP7F7OF4", "KUBE-SEP-X", "KUBE-PROXY-CANARY"] {
-            assert!(is_kube_proxys(name), "{name}");
+            assert!(is_kube_proxy_chain(name), "{name}");
         }
     }
 
     #[test]
-    fn the_old_iptables_is_told_exactly_what_goes() {
+    fn legacy_script_removes_only_kube_proxys_chains_and_jumps() {
         let saved = "*nat\n:PREROUTING ACCEPT [0:0]\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-A - [0:0]\n:DOCKER - [0:0]\n\
             -A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n\
             -A PREROUTING -j DOCKER\n-A KUBE-SERVICES -j KUBE-SVC-A\n-A DOCKER -j RETURN\nCOMMIT\n";

@@ -1,12 +1,13 @@
-//! Others who did this before: kube-proxy, flannel, Calico, Weave. What of them is still on the node, and what to do.
+//! Detects leftovers of kube-proxy, flannel, Calico and Weave on the node.
 //!
-//! Only looks. Finds devices, rules and directories: processes may be out of sight. Removes nothing: `cleanup
-//! --kube-proxy` does for kube-proxy, and whoever installed the others knows how.
+//! Looks for devices, rules and directories, because processes may run in other PID namespaces.
+//! Removes nothing: `cleanup --kube-proxy` removes kube-proxy's rules; other networks are
+//! uninstalled with their own tools.
 
 use std::path::Path;
 
 use super::{
-    kube_proxy::{Leftovers, running},
+    kube_proxy::{Leftovers, running_mode},
     problems::problem,
 };
 use crate::{
@@ -14,30 +15,30 @@ use crate::{
     netlink::{Link, Netlink},
 };
 
-/// A network that was here before.
-struct Other {
+/// Another pod network.
+struct OtherNetwork {
     name: &'static str,
-    /// Devices, by name or (with a star at the end) by how it begins.
+    /// Names of its devices; `*` at the end matches any suffix.
     devices: &'static [&'static str],
-    /// Made by the kernel too, by itself: mean something only while they are up.
+    /// Devices that the kernel creates too: they count only while they are up.
     shared: &'static [&'static str],
     directories: &'static [&'static str],
 }
 
-const OTHERS: [Other; 3] = [
-    Other {
+const OTHER_NETWORKS: [OtherNetwork; 3] = [
+    OtherNetwork {
         name: "flannel",
         devices: &["flannel.*", "flannel-v6.*", "flannel-wg*", "cni0"],
         shared: &[],
         directories: &["/run/flannel"],
     },
-    Other {
+    OtherNetwork {
         name: "Calico",
         devices: &["cali*", "vxlan.calico", "vxlan-v6.calico", "wireguard.cali", "wg-v6.cali"],
         shared: &["tunl0"],
         directories: &["/run/calico"],
     },
-    Other {
+    OtherNetwork {
         name: "Weave",
         devices: &["weave", "datapath", "vethwe-*", "vxlan-6784"],
         shared: &[],
@@ -45,17 +46,17 @@ const OTHERS: [Other; 3] = [
     },
 ];
 
-/// Everything that is found now.
+/// Finds all leftovers.
 pub(super) async fn scan(netlink: &Netlink) -> Vec<ProblemView> {
     let mut problems = Vec::new();
-    // half a second at most, and reading large tables of rules: not on the runtime's own threads
-    match tokio::task::spawn_blocking(|| (running(), Leftovers::find())).await {
+    // blocking: may wait for half a second and read large rule tables
+    match tokio::task::spawn_blocking(|| (running_mode(), Leftovers::find())).await {
         Ok((mode, found)) => problems.extend(kube_proxy(mode.as_deref(), &found)),
-        Err(error) => tracing::warn!(%error, "look for kube-proxy"),
+        Err(error) => tracing::warn!(%error, "cannot check for kube-proxy"),
     }
     match netlink.links().await {
-        Ok(links) => problems.extend(others(&links, &|directory| directory.is_dir())),
-        Err(error) => tracing::debug!(%error, "look for other networks"),
+        Ok(links) => problems.extend(other_networks(&links, &|directory| directory.is_dir())),
+        Err(error) => tracing::debug!(%error, "cannot check for devices of other networks"),
     }
     problems
 }
@@ -66,27 +67,27 @@ fn kube_proxy(
 ) -> Option<ProblemView> {
     let message = match (mode, found) {
         (Some(mode), _) => format!(
-            "kube-proxy runs here (mode {mode}), and both of us translate services: delete its DaemonSet, or start the node \
-             without it; then `dataplane-agent cleanup --kube-proxy` removes what it leaves"
+            "kube-proxy is running on this node (mode {mode}) and translates Services, too: delete its \
+             DaemonSet or disable it, then run `dataplane-agent cleanup --kube-proxy` to see the rules it left"
         ),
         (None, Ok(found)) if !found.is_empty() || found.ipvs => format!(
-            "kube-proxy left {} that go on translating services: `dataplane-agent cleanup --kube-proxy` shows what would \
-             be removed, with --yes removes it",
+            "kube-proxy left rules that still translate Services ({}): `dataplane-agent cleanup --kube-proxy` \
+             lists them; with --yes it removes them",
             found.summary()
         ),
         (None, Ok(_)) => return None,
         (None, Err(error)) => {
-            tracing::debug!(%error, "look for what kube-proxy left");
+            tracing::debug!(%error, "cannot check for rules left by kube-proxy");
             return None;
         }
     };
     Some(problem("kube-proxy", message))
 }
 
-fn others(links: &[Link], is_directory: &dyn Fn(&Path) -> bool) -> Vec<ProblemView> {
+fn other_networks(links: &[Link], is_directory: &dyn Fn(&Path) -> bool) -> Vec<ProblemView> {
     let mut problems = Vec::new();
-    for other in &OTHERS {
-        let mut signs: Vec<String> = links
+    for other in &OTHER_NETWORKS {
+        let mut found: Vec<String> = links
             .iter()
             .filter(|link| {
                 other.devices.iter().any(|pattern| matches(pattern, &link.name))
@@ -94,14 +95,14 @@ fn others(links: &[Link], is_directory: &dyn Fn(&Path) -> bool) -> Vec<ProblemVi
             })
             .map(|link| link.name.clone())
             .collect();
-        let devices = signs.len();
-        // hundreds of pods need not be named one by one
+        let devices = found.len();
+        // there may be hundreds of pod devices
         if devices > 3 {
-            signs.truncate(2);
-            signs.push(format!("{} more devices", devices - 2));
+            found.truncate(2);
+            found.push(format!("{} more devices", devices - 2));
         }
         if devices == 0 {
-            signs.extend(
+            found.extend(
                 other
                     .directories
                     .iter()
@@ -109,12 +110,12 @@ fn others(links: &[Link], is_directory: &dyn Fn(&Path) -> bool) -> Vec<ProblemVi
                     .map(|path| (*path).to_owned()),
             );
         }
-        if !signs.is_empty() {
+        if !found.is_empty() {
             let message = format!(
-                "{} was or is the pod network here ({}): uninstall it, drain the node and restart it, so that no pod keeps \
-                 a device of it",
+                "{} is or was the pod network of this node ({}): uninstall it, then drain and reboot the node, \
+                 so that no pod keeps a device of it",
                 other.name,
-                signs.join(", ")
+                found.join(", ")
             );
             problems.push(problem(other.name, message));
         }
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn other_networks_are_known_by_their_devices_or_directories() {
+    fn other_networks_are_found_by_devices_or_directories() {
         let links = [
             link("eth0", true),
             link("flannel.1", true),
@@ -150,29 +151,31 @@ mod tests {
             link("cali1236", true),
             link("cali1237", true),
         ];
-        let found = others(&links, &|path| path == Path::new("/run/weave"));
-        let said: Vec<_> = found.iter().map(|problem| problem.message.as_str()).collect();
+        let found = other_networks(&links, &|path| path == Path::new("/run/weave"));
+        let messages: Vec<_> = found.iter().map(|problem| problem.message.as_str()).collect();
         assert!(
-            said[0].starts_with("flannel was or is the pod network here (flannel.1, cni0): uninstall it"),
-            "{said:?}"
+            messages[0].starts_with(
+                "flannel is or was the pod network of this node (flannel.1, cni0): uninstall it"
+            ),
+            "{messages:?}"
         );
-        assert!(said[1].contains("(cali1234, cali1235, 2 more devices)"), "{said:?}");
-        assert!(said[2].contains("Weave") && said[2].contains("/run/weave"), "{said:?}");
+        assert!(messages[1].contains("(cali1234, cali1235, 2 more devices)"), "{messages:?}");
+        assert!(messages[2].contains("Weave") && messages[2].contains("/run/weave"), "{messages:?}");
     }
 
     #[test]
-    fn a_device_the_kernel_makes_by_itself_means_nothing_while_it_is_down() {
-        assert_eq!(others(&[link("tunl0", false)], &|_| false), []);
-        assert_eq!(others(&[link("tunl0", true)], &|_| false).len(), 1);
+    fn device_that_the_kernel_creates_counts_only_while_it_is_up() {
+        assert_eq!(other_networks(&[link("tunl0", false)], &|_| false), []);
+        assert_eq!(other_networks(&[link("tunl0", true)], &|_| false).len(), 1);
     }
 
     #[test]
-    fn kube_proxy_running_or_gone_is_said_with_what_to_do() {
+    fn problem_of_kube_proxy_names_the_next_step() {
         let runs = kube_proxy(Some("iptables"), &Ok(Leftovers::default())).unwrap().message;
         assert!(runs.contains("mode iptables") && runs.contains("delete its DaemonSet"), "{runs}");
-        let left = Leftovers { ipvs: true, ..Leftovers::default() };
-        let left = kube_proxy(None, &Ok(left)).unwrap().message;
-        assert!(left.contains("IPVS") && left.contains("cleanup --kube-proxy"), "{left}");
+        let found = Leftovers { ipvs: true, ..Leftovers::default() };
+        let message = kube_proxy(None, &Ok(found)).unwrap().message;
+        assert!(message.contains("IPVS") && message.contains("cleanup --kube-proxy"), "{message}");
         assert_eq!(kube_proxy(None, &Ok(Leftovers::default())), None);
     }
 }

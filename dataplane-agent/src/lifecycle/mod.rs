@@ -1,8 +1,8 @@
-//! The node's life in the cluster: the plugin for the container runtime, the Node's condition and startup taint, Events,
-//! and what others left behind.
+//! The node's part in the cluster: CNI installation, the Node's condition and startup taint,
+//! Events, health checks for load balancers, and the search for leftovers of other networks.
 //!
-//! Driven by the agent's published status and the health checks of services; tells what is wrong back to it ([`Problems`]). Nothing here
-//! moves packets, and nothing that moves packets waits for anything here.
+//! Input is the published status and the health checks of services; output goes back into the
+//! status as [`Problems`]. The datapath does not depend on anything here.
 
 mod condition;
 mod events;
@@ -20,40 +20,40 @@ use std::time::{Duration, Instant};
 use kube::Client;
 use tokio::{sync::watch, time::sleep};
 
-pub use install::{Install, InstallError, ours};
+pub use install::{Install, InstallError, installed_files};
 pub use problems::Problems;
 pub use proxy_health::ProxyAddresses;
 pub use service_health::{HealthCheck, HealthChecks};
 
-use crate::{announce::Announcer, api::views::Status, netlink::Netlink};
-use condition::Judge;
+use crate::{api::views::Status, event_recorder::EventRecorder, netlink::Netlink};
+use condition::ReadinessTracker;
 use problems::{NodeProblems, problem};
 
-/// Files that are wrong or gone are put right after so long.
-const FILES: Duration = Duration::from_secs(60);
-/// Files that could not be written are tried again.
-const FILES_RETRY: Duration = Duration::from_secs(5);
-/// What others left is looked for so often.
-const SCAN: Duration = Duration::from_secs(60);
+/// Interval of the check of installed files.
+const INSTALL_INTERVAL: Duration = Duration::from_secs(60);
+/// Wait after a failed installation.
+const INSTALL_RETRY: Duration = Duration::from_secs(5);
+/// Interval of the search for leftovers of other networks.
+const SCAN_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What to take care of.
+/// Settings of the lifecycle tasks.
 pub struct Lifecycle {
     pub node_name: String,
-    /// Plugin and configuration, if they are ours to place.
+    /// Installs the CNI plugin and its configuration, if wanted.
     pub install: Option<Install>,
     /// The API server, if there is one.
     pub client: Option<Client>,
     pub netlink: Netlink,
-    /// Where kube-proxy's health is answered.
+    /// Addresses of kube-proxy's health endpoints.
     pub proxy: ProxyAddresses,
-    /// What load balancers ask of services.
+    /// Health checks of services, for load balancers.
     pub health_checks: watch::Receiver<HealthChecks>,
-    /// An agent that is not ready for less is being restarted.
+    /// Time for which the agent may be not ready (a restart) before the Node says so.
     pub grace: Duration,
 }
 
 impl Lifecycle {
-    /// As the agent of a node does it.
+    /// Defaults: no installation, no API server, no health endpoints.
     pub fn new(node_name: &str, netlink: Netlink) -> Self {
         Self {
             node_name: node_name.to_owned(),
@@ -66,14 +66,14 @@ impl Lifecycle {
         }
     }
 
-    /// Takes care of it for as long as somebody publishes a status.
+    /// Starts the tasks. They end when the sender of `status` is dropped.
     pub fn start(self, status: &watch::Receiver<Status>) -> Problems {
         let (node_problems, problems) = NodeProblems::new();
         if let Some(install) = self.install {
-            tokio::spawn(place(install, status.clone(), node_problems.clone()));
+            tokio::spawn(keep_installed(install, status.clone(), node_problems.clone()));
         }
         if let Some(client) = self.client {
-            let announcer = Announcer::start(client.clone(), "dataplane-agent", &self.node_name);
+            let recorder = EventRecorder::start(client.clone(), "dataplane-agent", &self.node_name);
             let (writer, uid) = node::NodeWriter::new(
                 client,
                 &self.node_name,
@@ -82,30 +82,35 @@ impl Lifecycle {
                 node_problems.clone(),
             );
             tokio::spawn(writer.run());
-            let judge = Judge::new(Instant::now(), self.grace);
+            let readiness = ReadinessTracker::new(Instant::now(), self.grace);
             let reporter =
-                events::Reporter { announcer, name: self.node_name, status: status.clone(), uid, judge };
+                events::Reporter { recorder, name: self.node_name, status: status.clone(), uid, readiness };
             tokio::spawn(reporter.run());
         }
         if let Err(error) =
             proxy_health::start(self.proxy, self.health_checks, status.clone(), node_problems.clone())
         {
-            node_problems
-                .set("proxy", vec![problem("healthz", format!("its thread does not start: {error}"))]);
+            node_problems.set(
+                "proxy",
+                vec![problem("healthz", format!("cannot start the health server thread: {error}"))],
+            );
         }
-        tokio::spawn(look(self.netlink, node_problems));
+        tokio::spawn(scan_leftovers(self.netlink, node_problems));
         problems
     }
 }
 
-/// Places the plugin at once, the configuration when the agent is ready for pods; then keeps both as they are to be.
-async fn place(install: Install, mut status: watch::Receiver<Status>, node_problems: NodeProblems) {
+/// Installs the plugin at once, and the configuration when the agent is ready; restores both if
+/// they change.
+async fn keep_installed(install: Install, mut status: watch::Receiver<Status>, node_problems: NodeProblems) {
     loop {
-        let placed = put(&install, status.borrow_and_update().is_ready());
-        let wait = if placed.is_ok() { FILES } else { FILES_RETRY };
-        let problems = match placed {
+        let result = install_files(&install, status.borrow_and_update().is_ready());
+        let wait = if result.is_ok() { INSTALL_INTERVAL } else { INSTALL_RETRY };
+        let problems = match result {
             Ok(problems) => problems,
-            Err(error) => vec![problem("cni", format!("pods cannot be added: {error}"))],
+            Err(error) => {
+                vec![problem("cni", format!("cannot install the CNI plugin; no pod can be added: {error}"))]
+            }
         };
         node_problems.set("install", problems);
         let was_ready = status.borrow().is_ready();
@@ -116,26 +121,29 @@ async fn place(install: Install, mut status: watch::Receiver<Status>, node_probl
     }
 }
 
-fn put(install: &Install, is_ready: bool) -> Result<Vec<crate::api::views::ProblemView>, InstallError> {
-    if install.plugin()? {
-        tracing::info!(directory = %install.bin_dir.display(), "CNI plugin placed");
+fn install_files(
+    install: &Install,
+    is_ready: bool,
+) -> Result<Vec<crate::api::views::ProblemView>, InstallError> {
+    if install.install_plugin()? {
+        tracing::info!("installed CNI plugin {}", install.bin_dir.join(install::PLUGIN).display());
     }
-    // once there it stays while an agent restarts
-    if is_ready && install.conflist()? {
-        tracing::info!(directory = %install.conf_dir.display(), "CNI configuration placed");
+    // a restarting agent leaves it in place
+    if is_ready && install.install_conflist()? {
+        tracing::info!("installed CNI configuration {}", install.conf_dir.join(install::CONFLIST).display());
     }
-    let rivals = install.rivals()?.into_iter().map(|path| {
-        let message = "the container runtime takes this configuration before ours: remove it, or rename it so that it \
-                       comes after 05-dataplane.conflist";
+    let competing = install.competing_configs()?.into_iter().map(|path| {
+        let message = "the container runtime uses this configuration instead of 05-dataplane.conflist: \
+                       remove it, or rename it so that it sorts after 05-dataplane.conflist";
         problem(&path.display().to_string(), message.to_owned())
     });
-    Ok(rivals.collect())
+    Ok(competing.collect())
 }
 
-/// Looks for what others left, now and then.
-async fn look(netlink: Netlink, node_problems: NodeProblems) {
+/// Searches for leftovers of other networks periodically.
+async fn scan_leftovers(netlink: Netlink, node_problems: NodeProblems) {
     loop {
         node_problems.set("leftovers", leftovers::scan(&netlink).await);
-        sleep(SCAN).await;
+        sleep(SCAN_INTERVAL).await;
     }
 }

@@ -1,4 +1,4 @@
-//! What is wrong with the node itself, by subject, for those who show it.
+//! Problems of the node, collected from the lifecycle tasks for the status.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use crate::api::views::{Origin, ProblemView};
 
-/// Where the parts of the lifecycle put what is wrong. Cheap to clone.
+/// Collects the problems that lifecycle tasks find. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct NodeProblems(watch::Sender<BTreeMap<&'static str, Vec<ProblemView>>>);
 
@@ -16,26 +16,22 @@ impl NodeProblems {
         (Self(sender), Problems(receiver))
     }
 
-    /// All that is wrong in a part's eyes, from now on.
-    pub(super) fn set(&self, part: &'static str, problems: Vec<ProblemView>) {
+    /// Replaces the problems of `task`, and logs new ones.
+    pub(super) fn set(&self, task: &'static str, problems: Vec<ProblemView>) {
         self.0.send_if_modified(|node_problems| {
-            if node_problems.get(part).map_or(&[][..], Vec::as_slice) == problems {
+            if node_problems.get(task).map_or(&[][..], Vec::as_slice) == problems {
                 return false;
             }
             for problem in &problems {
-                tracing::warn!(
-                    subject = problem.subject,
-                    reason = problem.message,
-                    "the node is not as it should be"
-                );
+                tracing::warn!("{}: {}", problem.subject, problem.message);
             }
-            node_problems.insert(part, problems);
+            node_problems.insert(task, problems);
             true
         });
     }
 }
 
-/// What is wrong with the node itself.
+/// The current problems of the node.
 #[derive(Clone, Debug)]
 pub struct Problems(watch::Receiver<BTreeMap<&'static str, Vec<ProblemView>>>);
 
@@ -44,7 +40,7 @@ impl Problems {
         self.0.borrow().values().flatten().cloned().collect()
     }
 
-    /// Until it is something else. Never, once nobody looks any more.
+    /// Waits for a change; for ever once all lifecycle tasks have ended.
     pub async fn changed(&mut self) {
         if self.0.changed().await.is_err() {
             std::future::pending::<()>().await;
@@ -52,7 +48,7 @@ impl Problems {
     }
 }
 
-/// Something that is wrong with the node itself.
+/// A problem of origin `node`.
 pub(super) fn problem(subject: &str, message: String) -> ProblemView {
     ProblemView { origin: Origin::Node, subject: subject.to_owned(), message }
 }

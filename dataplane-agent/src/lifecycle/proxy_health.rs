@@ -1,9 +1,9 @@
-//! kube-proxy's health and mode, for those who ask kube-proxy: load balancers probe `/healthz` on port 10256 of every
-//! node before they send it anything, and stop when the node is on its way out.
+//! kube-proxy's health and mode endpoints: load balancers probe `/healthz` on port 10256 of every
+//! node, and stop sending connections to nodes that fail it.
 //!
-//! Same paths, codes and words as kube-proxy's (`pkg/proxy/healthcheck/proxy_health.go`). On a thread of its own, as
-//! [`crate::health`]. Owns the judgement whether tables lag; whether the node leaves comes with the published status. A
-//! port that is taken (by a kube-proxy that still runs) keeps nobody from anything: it is tried again.
+//! Same paths, codes and bodies as kube-proxy's (`pkg/proxy/healthcheck/proxy_health.go`). Runs on
+//! its own thread, as [`crate::health`]. The node fails if its tables are late or if it is leaving
+//! the cluster. A port that is in use (by a running kube-proxy) is retried.
 
 use std::{
     io,
@@ -30,16 +30,16 @@ use super::{
 };
 use crate::api::views::Status;
 
-/// Changes that are not in the tables for so long are late: twice kube-proxy's `syncPeriod`.
-const LATE: Duration = Duration::from_secs(60);
-/// What kube-proxy would say its mode is.
+/// Time without progress after which the tables are late: twice kube-proxy's `syncPeriod`.
+const LATE_AFTER: Duration = Duration::from_secs(60);
+/// Answer of `/proxyMode`.
 const MODE: &str = "ebpf";
-/// A port that is taken is tried again.
+/// Wait before a port in use is tried again.
 const RETRY: Duration = Duration::from_secs(5);
-/// As Go writes a time.
-const TIME: &str = "%Y-%m-%d %H:%M:%S.%9f +0000 UTC";
+/// Time format of Go's `Time.String`.
+const TIME_FORMAT: &str = "%Y-%m-%d %H:%M:%S.%9f +0000 UTC";
 
-/// Where to answer.
+/// Listen addresses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProxyAddresses {
     /// `/healthz` and `/livez`.
@@ -48,26 +48,26 @@ pub struct ProxyAddresses {
     pub mode: Option<SocketAddr>,
 }
 
-/// Whether the tables follow what the source says.
+/// Tracks whether the tables follow the source.
 #[derive(Debug)]
 pub(super) struct Lag {
-    /// Since when something is not in them; `None`: all is.
+    /// Last progress while the tables lack a change; `None`: they are current.
     since: Option<Instant>,
-    applied: u64,
-    /// When the tables last took something.
+    applied_revision: u64,
+    /// When the applied revision last changed.
     updated: Timestamp,
-    /// Why the node leaves the cluster, if it does.
-    leaving: Option<String>,
+    /// Why the node is leaving the cluster, if it is.
+    leaving_reason: Option<String>,
 }
 
-pub(super) type Shared = Arc<Mutex<Lag>>;
+pub(super) type SharedLag = Arc<Mutex<Lag>>;
 
-/// Whether the tables follow what the source says.
-pub(super) fn is_healthy(lag: &Shared) -> bool {
+/// True unless the tables are late.
+pub(super) fn is_healthy(lag: &SharedLag) -> bool {
     !lock(lag).is_late(Instant::now())
 }
 
-/// Answers until the process ends.
+/// Serves until the process ends.
 pub(super) fn start(
     addresses: ProxyAddresses,
     checks: watch::Receiver<HealthChecks>,
@@ -85,12 +85,12 @@ pub(super) fn start(
                     .with_state(Arc::clone(&lag));
                 tokio::spawn(serve("healthz", address, router, node_problems.clone()));
             }
-            tokio::spawn(service_health::answer(checks, Arc::clone(&lag), node_problems.clone()));
+            tokio::spawn(service_health::serve(checks, Arc::clone(&lag), node_problems.clone()));
             if let Some(address) = addresses.mode {
                 let router = Router::new().route("/proxyMode", get(|| async { MODE }));
-                tokio::spawn(serve("proxy_mode", address, router, node_problems));
+                tokio::spawn(serve("proxyMode", address, router, node_problems));
             }
-            follow(status, &lag).await;
+            observe_status(status, &lag).await;
         });
     })?;
     Ok(())
@@ -101,32 +101,34 @@ async fn serve(key: &'static str, address: SocketAddr, router: Router, node_prob
         let listener = match TcpListener::bind(address).await {
             Ok(listener) => listener,
             Err(error) => {
-                let message = format!("{address} cannot be listened on: {error}; does kube-proxy run here?");
+                let message = format!(
+                    "cannot listen on {address}, retrying: {error}; check whether kube-proxy is running"
+                );
                 node_problems.set(key, vec![problem(key, message)]);
                 sleep(RETRY).await;
                 continue;
             }
         };
         node_problems.set(key, Vec::new());
-        tracing::info!(%address, "{key}");
+        tracing::info!("serving {key} on http://{address}");
         if let Err(error) = axum::serve(listener, router.clone()).await {
-            tracing::error!(%error, "{key}: stopped");
+            tracing::error!(%error, "{key} server on {address} stopped, restarting it");
         }
         sleep(RETRY).await;
     }
 }
 
-async fn follow(mut status: watch::Receiver<Status>, lag: &Shared) {
+async fn observe_status(mut status: watch::Receiver<Status>, lag: &SharedLag) {
     loop {
         lock(lag).observe(&status.borrow_and_update(), Instant::now());
         if status.changed().await.is_err() {
-            // the agent is stopping: until its end it is what it was
+            // the agent is stopping: keep the last state
             return std::future::pending().await;
         }
     }
 }
 
-fn lock(lag: &Shared) -> std::sync::MutexGuard<'_, Lag> {
+fn lock(lag: &SharedLag) -> std::sync::MutexGuard<'_, Lag> {
     lag.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -137,58 +139,58 @@ impl Default for Lag {
 }
 
 impl Lag {
-    /// Healthy while it is starting.
+    /// Healthy while the agent starts.
     fn new() -> Self {
-        Self { since: None, applied: 0, updated: Timestamp::now(), leaving: None }
+        Self { since: None, applied_revision: 0, updated: Timestamp::now(), leaving_reason: None }
     }
 
     fn observe(&mut self, status: &Status, now: Instant) {
-        // keys that wait for a retry are told by name; the rest of the node is fine, and traffic is not to leave it
+        // keys that wait for a retry are reported as problems; they do not make the node unhealthy
         let lags = status.applied_revision < status.revision && status.reconcile.pending == 0;
         if !lags {
             self.since = None;
-        } else if self.since.is_none() || status.applied_revision != self.applied {
-            // what moves is not stuck
+        } else if self.since.is_none() || status.applied_revision != self.applied_revision {
+            // progress restarts the time
             self.since = Some(now);
         }
-        if status.applied_revision != self.applied {
-            self.applied = status.applied_revision;
+        if status.applied_revision != self.applied_revision {
+            self.applied_revision = status.applied_revision;
             self.updated = Timestamp::now();
         }
-        self.leaving.clone_from(&status.leaving);
+        self.leaving_reason.clone_from(&status.leaving_reason);
     }
 
-    /// Tables that do not follow.
+    /// Tables that are late.
     #[cfg(test)]
     pub(super) fn late() -> Self {
-        Self { since: Instant::now().checked_sub(LATE), ..Self::new() }
+        Self { since: Instant::now().checked_sub(LATE_AFTER), ..Self::new() }
     }
 
     fn is_late(&self, now: Instant) -> bool {
-        self.since.is_some_and(|since| now.duration_since(since) >= LATE)
+        self.since.is_some_and(|since| now.duration_since(since) >= LATE_AFTER)
     }
 }
 
-async fn healthz(State(lag): State<Shared>) -> Response {
+async fn healthz(State(lag): State<SharedLag>) -> Response {
     let lag = lock(&lag);
-    let eligible = lag.leaving.is_none();
+    let eligible = lag.leaving_reason.is_none();
     answer(&lag, eligible, &format!(", \"nodeEligible\": {eligible}"))
 }
 
 /// Whether the node leaves is no reason to restart anything.
-async fn livez(State(lag): State<Shared>) -> Response {
+async fn livez(State(lag): State<SharedLag>) -> Response {
     answer(&lock(&lag), true, "")
 }
 
 fn answer(lag: &Lag, eligible: bool, more: &str) -> Response {
     let now = Timestamp::now();
     let healthy = eligible && !lag.is_late(Instant::now());
-    // who is healthy is so now, whether anything changed or not: as kube-proxy has it
+    // kube-proxy reports the current time while it is healthy
     let updated = if healthy { now } else { lag.updated };
     let body = format!(
         "{{\"lastUpdated\": \"{}\",\"currentTime\": \"{}\"{more}}}",
-        updated.strftime(TIME),
-        now.strftime(TIME)
+        updated.strftime(TIME_FORMAT),
+        now.strftime(TIME_FORMAT)
     );
     let code = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let headers = [(header::CONTENT_TYPE, "application/json"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
@@ -203,7 +205,7 @@ mod tests {
         Status { revision, applied_revision, ..Status::starting("n1") }
     }
 
-    async fn ask(lag: &Shared, path: &str) -> (u16, String) {
+    async fn probe(lag: &SharedLag, path: &str) -> (u16, String) {
         let answer = if path == "/healthz" {
             healthz(State(Arc::clone(lag))).await
         } else {
@@ -215,44 +217,44 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_node_that_leaves_is_not_healthy_and_alive() {
+    async fn leaving_node_fails_healthz_but_not_livez() {
         let lag = Arc::new(Mutex::new(Lag::new()));
-        let (code, body) = ask(&lag, "/healthz").await;
-        assert_eq!(code, 200, "while it is starting");
+        let (code, body) = probe(&lag, "/healthz").await;
+        assert_eq!(code, 200, "while the agent starts");
         let read: serde_json::Value = serde_json::from_str(&body).unwrap();
         assert_eq!(read["nodeEligible"], true);
         assert_eq!(read["lastUpdated"], read["currentTime"]);
         let mut leaving = status(1, 1);
-        leaving.leaving = Some("it is being deleted".to_owned());
+        leaving.leaving_reason = Some("it is being deleted".to_owned());
         lock(&lag).observe(&leaving, Instant::now());
-        let (code, body) = ask(&lag, "/healthz").await;
+        let (code, body) = probe(&lag, "/healthz").await;
         assert_eq!(code, 503);
         assert!(body.ends_with(", \"nodeEligible\": false}"), "{body}");
-        let (code, body) = ask(&lag, "/livez").await;
+        let (code, body) = probe(&lag, "/livez").await;
         assert_eq!(code, 200);
         assert!(!body.contains("nodeEligible"), "{body}");
     }
 
     #[test]
-    fn tables_that_lag_and_do_not_move_are_late() {
+    fn tables_are_late_without_progress() {
         let (mut lag, now) = (Lag::new(), Instant::now());
         lag.observe(&status(5, 3), now);
-        assert!(!lag.is_late(now + LATE / 2));
-        assert!(lag.is_late(now + LATE));
-        lag.observe(&status(7, 3), now + LATE / 2);
-        assert!(lag.is_late(now + LATE), "more to do is no progress");
-        lag.observe(&status(7, 4), now + LATE);
-        assert!(!lag.is_late(now + LATE), "progress is");
-        lag.observe(&status(7, 7), now + LATE * 2);
-        assert!(!lag.is_late(now + LATE * 9));
+        assert!(!lag.is_late(now + LATE_AFTER / 2));
+        assert!(lag.is_late(now + LATE_AFTER));
+        lag.observe(&status(7, 3), now + LATE_AFTER / 2);
+        assert!(lag.is_late(now + LATE_AFTER), "a newer revision of the state is not progress");
+        lag.observe(&status(7, 4), now + LATE_AFTER);
+        assert!(!lag.is_late(now + LATE_AFTER), "a newer applied revision is");
+        lag.observe(&status(7, 7), now + LATE_AFTER * 2);
+        assert!(!lag.is_late(now + LATE_AFTER * 9));
     }
 
     #[test]
-    fn a_key_that_waits_for_room_drains_no_node() {
+    fn key_that_waits_for_a_retry_does_not_make_the_node_unhealthy() {
         let (mut lag, now) = (Lag::new(), Instant::now());
         let mut full = status(5, 3);
         full.reconcile.pending = 1;
         lag.observe(&full, now);
-        assert!(!lag.is_late(now + LATE * 2));
+        assert!(!lag.is_late(now + LATE_AFTER * 2));
     }
 }

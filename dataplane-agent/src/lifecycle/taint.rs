@@ -1,15 +1,15 @@
-//! The startup taint: nodes are born with it, and lose it when pods can be connected.
+//! The startup taint: kubelet registers nodes with it, and the agent removes it once it is ready.
 //!
-//! Pure: what to write. Taints are one list that everybody writes: the patch holds the version of the Node it was made
-//! from, so that a taint somebody adds meanwhile is not lost.
+//! Pure: computes the patch. It contains the Node's `resourceVersion`, because taints are one list
+//! with several writers: a concurrent change leads to a conflict, not to a lost taint.
 
 use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
 
-/// What keeps pods away until we are there, with whatever effect.
+/// Key of the taint; its effect does not matter.
 pub(super) const KEY: &str = "dataplane.local/agent-not-ready";
 
-/// What to patch into the Node; `None`: it has no such taint.
+/// The patch that removes the taint; `None`: the Node does not have it.
 pub(super) fn patch(node: &Node) -> Option<Value> {
     let taints = node.spec.as_ref()?.taints.as_ref()?;
     let others: Vec<_> = taints.iter().filter(|taint| taint.key != KEY).collect();
@@ -33,7 +33,7 @@ mod tests {
     }
 
     #[test]
-    fn only_ours_goes_whatever_its_effect() {
+    fn startup_taint_is_removed_with_any_effect_and_others_stay() {
         let other = json!({"key": "node.kubernetes.io/not-ready", "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"});
         let taints =
             json!([{"key": KEY, "effect": "NoSchedule"}, other, {"key": KEY, "effect": "NoExecute"}]);
@@ -43,7 +43,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_one_leaves_no_list_and_none_is_no_write() {
+    fn removing_the_last_taint_removes_the_list() {
         assert_eq!(
             patch(&node(&json!([{"key": KEY, "effect": "NoSchedule"}]))).unwrap()["spec"]["taints"],
             Value::Null

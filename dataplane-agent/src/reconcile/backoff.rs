@@ -1,6 +1,6 @@
-//! Which keys are to be worked on: those that changed, in that order, and those that failed, when their time has come.
+//! A work queue of keys: changed keys in order, and failed keys after their backoff.
 //!
-//! A key that fails waits longer each time, by itself: the others go on. Knows no table and no clock.
+//! Each key has its own exponential backoff; other keys go on. Knows no table and no clock.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
@@ -8,14 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The first wait; each failure doubles it.
-const FIRST: Duration = Duration::from_millis(100);
-/// An empty queue keeps room for so many keys: the first list of a cluster leaves it much larger.
-const ROOM: usize = 64;
-/// No wait is longer.
-const LONGEST: Duration = Duration::from_secs(30);
+/// First delay; each failure doubles it.
+const INITIAL_DELAY: Duration = Duration::from_millis(100);
+/// Capacity an empty queue keeps: the first list of a cluster grows it far beyond.
+const IDLE_CAPACITY: usize = 64;
+/// Maximum delay.
+const MAX_DELAY: Duration = Duration::from_secs(30);
 
-/// The work there is.
+/// Keys to work on.
 #[derive(Debug)]
 pub struct WorkQueue<K> {
     changed: VecDeque<K>,
@@ -47,20 +47,21 @@ impl<K> Default for WorkQueue<K> {
 }
 
 impl<K: Clone + Ord + Hash> WorkQueue<K> {
-    /// The key changed. One that waits after a failure is tried at once: what failed may not be wanted any more.
+    /// Adds a changed key. A key in backoff is tried at once, because its desired state may have
+    /// changed.
     pub fn push(&mut self, key: K) {
         if self.queued.insert(key.clone()) {
             self.changed.push_back(key);
         }
     }
 
-    /// The next key to work on. Its outcome is told by [`Self::settle`] or [`Self::fail`].
+    /// Returns the next key. The caller reports the outcome by [`Self::done`] or [`Self::fail`].
     pub fn pop(&mut self, now: Instant) -> Option<K> {
         if let Some(key) = self.changed.pop_front() {
             self.queued.remove(&key);
             if self.changed.is_empty() {
-                self.changed.shrink_to(ROOM);
-                self.queued.shrink_to(ROOM);
+                self.changed.shrink_to(IDLE_CAPACITY);
+                self.queued.shrink_to(IDLE_CAPACITY);
             }
             return Some(key);
         }
@@ -73,65 +74,66 @@ impl<K: Clone + Ord + Hash> WorkQueue<K> {
         Some(key)
     }
 
-    /// The key is as it should be.
-    pub fn settle(&mut self, key: &K) {
+    /// Marks a key as done.
+    pub fn done(&mut self, key: &K) {
         if let Some(failure) = self.failures.remove(key) {
             self.waiting.remove(&(failure.due, key.clone()));
         }
     }
 
-    /// The key is not as it should be: try again later.
+    /// Marks a key as failed: it is tried again after its backoff.
     pub fn fail(&mut self, key: K, message: String, now: Instant) {
         let attempts = self.failures.get(&key).map_or(0, |failure| failure.attempts);
         let due = now + self.delay(attempts);
-        self.wait(key, Failure { attempts: attempts + 1, due, message });
+        self.schedule(key, Failure { attempts: attempts + 1, due, message });
     }
 
-    /// The key cannot be made right before `due`, and that is known: no failure that counts.
+    /// Delays a key until `due` without counting a failure.
     pub fn postpone(&mut self, key: K, message: String, due: Instant) {
         let attempts = self.failures.get(&key).map_or(0, |failure| failure.attempts);
-        self.wait(key, Failure { attempts, due, message });
+        self.schedule(key, Failure { attempts, due, message });
     }
 
-    fn wait(&mut self, key: K, failure: Failure) {
-        self.settle(&key);
+    fn schedule(&mut self, key: K, failure: Failure) {
+        self.done(&key);
         self.waiting.insert((failure.due, key.clone()));
         self.failures.insert(key, failure);
     }
 
-    /// Half of the delay is chance, so that keys that failed together do not come back together.
+    /// Exponential delay with jitter, so that keys that failed together are not retried together.
     fn delay(&mut self, attempts: u32) -> Duration {
         // xorshift64 (Marsaglia 2003)
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
-        let longest = FIRST.saturating_mul(1_u32.checked_shl(attempts).unwrap_or(u32::MAX)).min(LONGEST);
-        let half = longest / 2;
+        let base =
+            INITIAL_DELAY.saturating_mul(1_u32.checked_shl(attempts).unwrap_or(u32::MAX)).min(MAX_DELAY);
+        let half = base / 2;
         half + Duration::from_nanos(self.random % half.as_nanos() as u64)
     }
 
-    /// When there is something to do again: `None` if nothing waits.
+    /// When the next key is due; `None` if the queue is empty.
     pub fn next_due(&self, now: Instant) -> Option<Instant> {
         if self.changed.is_empty() { self.waiting.first().map(|(due, _)| *due) } else { Some(now) }
     }
 
-    /// Nothing changed that has not been worked on, and nothing failed.
+    /// Whether no key is queued or failed.
     pub fn is_settled(&self) -> bool {
         self.changed.is_empty() && self.failures.is_empty()
     }
 
-    /// Keys that failed, with the last error.
+    /// Failed keys with their last error.
     pub fn problems(&self) -> impl Iterator<Item = (&K, &str)> {
         let failed = self.failures.iter().filter(|(_, failure)| failure.attempts > 0);
         failed.map(|(key, failure)| (key, failure.message.as_str()))
     }
 
-    /// How many keys failed.
+    /// Number of failed or delayed keys.
     pub fn pending(&self) -> u64 {
         self.failures.len() as u64
     }
 
-    /// Attempts made because an earlier one failed.
+    /// Number of retries.
     pub fn retries(&self) -> u64 {
         self.retries
     }
@@ -142,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_that_fails_waits_longer_each_time_and_others_do_not() {
+    fn failed_key_backs_off_exponentially_without_delaying_others() {
         let mut queue = WorkQueue::default();
         let mut now = Instant::now();
         let mut waits = Vec::new();
@@ -152,20 +154,20 @@ mod tests {
             queue.fail("bad", "no".to_owned(), now);
             queue.push("good");
             assert_eq!(queue.pop(now), Some("good"));
-            queue.settle(&"good");
+            queue.done(&"good");
             assert_eq!(queue.pop(now), None);
             let due = queue.next_due(now).unwrap();
             waits.push(due - now);
             now = due;
         }
-        assert!(waits[0] >= FIRST / 2 && waits[0] <= FIRST, "{waits:?}");
+        assert!(waits[0] >= INITIAL_DELAY / 2 && waits[0] <= INITIAL_DELAY, "{waits:?}");
         assert!(waits[5] > waits[2], "{waits:?}");
-        assert!(waits.iter().all(|wait| *wait <= LONGEST), "{waits:?}");
+        assert!(waits.iter().all(|schedule| *schedule <= MAX_DELAY), "{waits:?}");
         assert_eq!(queue.retries(), 11);
     }
 
     #[test]
-    fn a_change_is_tried_at_once_and_success_forgets_the_failure() {
+    fn changed_key_is_retried_at_once_and_success_resets_backoff() {
         let mut queue = WorkQueue::default();
         let now = Instant::now();
         queue.push(1);
@@ -173,23 +175,23 @@ mod tests {
         queue.fail(1, "no".to_owned(), now);
         queue.push(1);
         assert_eq!(queue.pop(now), Some(1));
-        queue.settle(&1);
+        queue.done(&1);
         assert!(queue.is_settled());
         assert_eq!(queue.next_due(now), None);
     }
 
     #[test]
-    fn what_a_flood_of_keys_needed_is_given_back_when_all_are_worked_on() {
+    fn empty_queue_releases_capacity() {
         let mut queue = WorkQueue::default();
         (0..10_000).for_each(|key| queue.push(key));
         let now = Instant::now();
         assert_eq!(std::iter::from_fn(|| queue.pop(now)).count(), 10_000);
-        let room = (queue.changed.capacity(), queue.queued.capacity());
-        assert!(room.0 <= 2 * ROOM && room.1 <= 2 * ROOM, "{room:?}");
+        let capacity = (queue.changed.capacity(), queue.queued.capacity());
+        assert!(capacity.0 <= 2 * IDLE_CAPACITY && capacity.1 <= 2 * IDLE_CAPACITY, "{capacity:?}");
     }
 
     #[test]
-    fn a_key_that_changes_twice_is_worked_on_once() {
+    fn queued_key_is_not_queued_twice() {
         let mut queue = WorkQueue::default();
         let now = Instant::now();
         queue.push('a');

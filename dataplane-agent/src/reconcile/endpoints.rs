@@ -1,7 +1,8 @@
-//! `ENDPOINTS`: the pods of this node and the addresses of the host.
+//! Reconciles `ENDPOINTS`: the pods of this node and the addresses of the host.
 //!
-//! The datapath writes the gates of an entry, we write the rest: entries are compared without gates, and an entry that
-//! is written over another one opens them all, because the datapath may open one at the same moment.
+//! The datapath writes the flow hints of an entry, the agent writes the rest: entries are compared
+//! without hints. Overwriting an entry sets all hints, because the datapath may set one at the same
+//! time.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -18,7 +19,7 @@ use crate::{
     datapath::table::{Table, TableError},
 };
 
-/// A pod of this node, as the CNI knows it.
+/// A pod of this node, as registered by the CNI server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalPod {
     pub namespace: String,
@@ -26,54 +27,54 @@ pub struct LocalPod {
     /// Name of the host-side device.
     pub device_name: String,
     pub device: PodDevice,
-    /// Ports of the host that lead to it.
+    /// Its host ports.
     pub port_mappings: Vec<PortMapping>,
 }
 
-/// What may be asked of addresses of the host.
+/// The frontends at addresses of the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Asked {
-    /// Addresses with frontends of their own, the host's or not.
-    pub(super) frontends: BTreeSet<Addr>,
-    /// There are node ports.
+pub(super) struct HostFrontends {
+    /// Addresses with frontends; not all of them are host addresses.
+    pub(super) addresses: BTreeSet<Addr>,
+    /// Whether any Service has a node port.
     pub(super) node_ports: bool,
-    /// This is all. Until then, what an earlier agent marked counts too.
+    /// Whether all frontends are known. Until then, flags set by an earlier agent are kept.
     pub(super) complete: bool,
 }
 
-/// Why a pod has no entries.
+/// Why the entries of a pod could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
-    #[error("address {0} of the pod is an address of this host")]
+    #[error("pod address {0} is also an address of this host")]
     HostAddress(IpAddr),
-    #[error("endpoint {address}: {source}")]
+    #[error("cannot write endpoint {address}: {source}")]
     Table { address: IpAddr, source: TableError },
 }
 
-/// What an address should be.
+/// The desired entry of an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Wanted {
+struct DesiredEndpoint {
     endpoint: Endpoint,
-    /// Attachment of the pod; `None`: the host.
+    /// Attachment ID of the pod; `None`: the host.
     pod: Option<String>,
-    /// A new entry starts with open flow_hints: flows to the address may exist.
-    open: bool,
+    /// Write all flow hints into a new entry: flows to the address may exist.
+    set_flow_hints: bool,
 }
 
-/// Wanted and actual entries.
+/// Desired and actual entries.
 #[derive(Debug)]
 pub(super) struct Endpoints {
     pub(super) table: InstrumentedTable<Addr, Endpoint>,
-    /// Without gates.
+    /// Without flow hints.
     actual: HashMap<Addr, Endpoint>,
-    wanted: HashMap<Addr, Wanted>,
+    desired: HashMap<Addr, DesiredEndpoint>,
     pub(super) pods: BTreeMap<String, LocalPod>,
     /// `None`: not known yet.
     host: Option<BTreeSet<Addr>>,
-    asked: Asked,
-    /// Addresses of the host that take node ports; `None`: all.
+    host_frontends: HostFrontends,
+    /// Host addresses that accept node port connections; `None`: all.
     node_port_addresses: Option<BTreeSet<Addr>>,
-    /// Nothing was adopted: no flow is older than this agent.
+    /// The table was empty at start: no flow is older than this agent.
     fresh: bool,
     pub(super) queue: WorkQueue<Addr>,
 }
@@ -83,10 +84,10 @@ impl Endpoints {
         Self {
             table: InstrumentedTable::new(table),
             actual: HashMap::new(),
-            wanted: HashMap::new(),
+            desired: HashMap::new(),
             pods: BTreeMap::new(),
             host: None,
-            asked: Asked::default(),
+            host_frontends: HostFrontends::default(),
             node_port_addresses: None,
             fresh: true,
             queue: WorkQueue::default(),
@@ -104,85 +105,87 @@ impl Endpoints {
     pub(super) fn set_host(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
         let entries: BTreeMap<_, _> = compile::endpoints::host(addresses)
             .into_iter()
-            .map(|(addr, endpoint)| (addr, self.marked(addr, endpoint)))
+            .map(|(addr, endpoint)| (addr, self.with_frontend_flags(addr, endpoint)))
             .collect();
         let before = self.host.take();
-        // an address that comes back has flows from before: masquerade uses the node's
-        let open = before.is_some() || !self.fresh;
+        // a re-added address may have old flows: masquerade uses host addresses
+        let set_flow_hints = before.is_some() || !self.fresh;
         for addr in before.unwrap_or_default() {
             if !entries.contains_key(&addr) {
-                self.wanted.remove(&addr);
-                self.want_pod_at(addr);
+                self.desired.remove(&addr);
+                self.restore_pod_entry(addr);
                 self.queue.push(addr);
             }
         }
         for (addr, endpoint) in &entries {
-            let known = self.wanted.get(addr).filter(|wanted| wanted.pod.is_none());
-            if known.is_none_or(|wanted| wanted.endpoint != *endpoint) {
-                self.wanted.insert(*addr, Wanted { endpoint: *endpoint, pod: None, open });
+            let known = self.desired.get(addr).filter(|desired| desired.pod.is_none());
+            if known.is_none_or(|desired| desired.endpoint != *endpoint) {
+                self.desired
+                    .insert(*addr, DesiredEndpoint { endpoint: *endpoint, pod: None, set_flow_hints });
                 self.queue.push(*addr);
             }
         }
         self.host = Some(entries.into_keys().collect());
     }
 
-    /// From now on this is asked of the addresses of the host. Told again with every change.
-    pub(super) fn set_asked(&mut self, asked: Asked) {
-        if self.asked == asked {
+    /// Sets the frontends at host addresses.
+    pub(super) fn set_host_frontends(&mut self, host_frontends: HostFrontends) {
+        if self.host_frontends == host_frontends {
             return;
         }
-        self.asked = asked;
-        self.mark_host();
+        self.host_frontends = host_frontends;
+        self.refresh_host();
     }
 
-    /// Addresses of the host that take node ports; `None`: all.
+    /// Host addresses that accept node port connections; `None`: all.
     pub(super) fn set_node_port_addresses(&mut self, addresses: Option<BTreeSet<Addr>>) {
         if self.node_port_addresses != addresses {
             self.node_port_addresses = addresses;
-            self.mark_host();
+            self.refresh_host();
         }
     }
 
-    /// The addresses of the host are the same, what marks them is not.
-    fn mark_host(&mut self) {
+    /// Recomputes the flags of the host's entries.
+    fn refresh_host(&mut self) {
         let host: Vec<IpAddr> = self.host_addresses().collect();
         if self.host.is_some() {
             self.set_host(host);
         }
     }
 
-    /// An address of the host, as what is asked of it marks it.
-    fn marked(&self, addr: Addr, mut endpoint: Endpoint) -> Endpoint {
-        let before = self.actual.get(&addr).filter(|_| !self.asked.complete);
-        if self.asked.frontends.contains(&addr) || before.is_some_and(Endpoint::has_frontends) {
+    /// The entry of a host address with its frontend flags.
+    fn with_frontend_flags(&self, addr: Addr, mut endpoint: Endpoint) -> Endpoint {
+        let before = self.actual.get(&addr).filter(|_| !self.host_frontends.complete);
+        if self.host_frontends.addresses.contains(&addr) || before.is_some_and(Endpoint::has_frontends) {
             endpoint = endpoint.with_frontends();
         }
-        let takes = self.node_port_addresses.as_ref().is_none_or(|addresses| addresses.contains(&addr));
-        if takes && (self.asked.node_ports || before.is_some_and(Endpoint::has_node_ports)) {
+        let accepts = self.node_port_addresses.as_ref().is_none_or(|addresses| addresses.contains(&addr));
+        if accepts && (self.host_frontends.node_ports || before.is_some_and(Endpoint::has_node_ports)) {
             endpoint = endpoint.with_node_ports();
         }
         endpoint
     }
 
-    /// What marks the addresses of the host is in the table. What fails is tried again by later work.
+    /// Writes the host's entries now. Failures are retried by later work.
     pub(super) fn apply_host(&mut self, now: Instant) {
         for addr in self.host.clone().unwrap_or_default() {
-            let done = self.apply(addr);
-            self.settle(addr, &done, now);
+            let result = self.apply(addr);
+            self.record_result(addr, &result, now);
         }
     }
 
-    /// Every address of the host.
+    /// All addresses of the host.
     pub(super) fn host_addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.host.iter().flatten().map(Addr::to_ip)
     }
 
-    /// The host gave the address up: a pod that has it gets it.
-    fn want_pod_at(&mut self, addr: Addr) {
+    /// Gives an address the host lost to the pod that has it.
+    fn restore_pod_entry(&mut self, addr: Addr) {
         let has = |pod: &LocalPod| pod.device.addresses.iter().any(|ip| Addr::from(*ip) == addr);
         if let Some((id, pod)) = self.pods.iter().find(|(_, pod)| has(pod)) {
             let endpoint = compile::endpoints::endpoint(&pod.device);
-            self.wanted.insert(addr, Wanted { endpoint, pod: Some(id.clone()), open: false });
+            self.desired
+                .insert(addr, DesiredEndpoint { endpoint, pod: Some(id.clone()), set_flow_hints: false });
         }
     }
 
@@ -195,14 +198,15 @@ impl Endpoints {
         let before = self.pods.insert(id.to_owned(), pod.clone());
         let mut result = Ok(());
         for (addr, endpoint) in &entries {
-            let wanted = Wanted { endpoint: *endpoint, pod: Some(id.to_owned()), open: false };
-            self.wanted.insert(*addr, wanted);
+            let desired =
+                DesiredEndpoint { endpoint: *endpoint, pod: Some(id.to_owned()), set_flow_hints: false };
+            self.desired.insert(*addr, desired);
             result = result.and(self.apply_now(*addr, now));
         }
         for ip in before.map(|pod| pod.device.addresses).unwrap_or_default() {
             let addr = Addr::from(ip);
             if entries.iter().all(|(own, _)| *own != addr) {
-                result = result.and(self.drop_pod_at(addr, id, now));
+                result = result.and(self.remove_pod_entry(addr, id, now));
             }
         }
         result
@@ -213,72 +217,74 @@ impl Endpoints {
         let addresses = pod.device.addresses.into_iter().map(Addr::from);
         let mut result = Ok(());
         for addr in addresses {
-            result = result.and(self.drop_pod_at(addr, id, now));
+            result = result.and(self.remove_pod_entry(addr, id, now));
         }
         result
     }
 
-    /// Another pod may have got the address since: then it is none of ours.
-    fn drop_pod_at(&mut self, addr: Addr, id: &str, now: Instant) -> Result<(), EndpointError> {
-        if self.wanted.get(&addr).is_none_or(|wanted| wanted.pod.as_deref() != Some(id)) {
+    /// Removes the entry unless another pod got the address since.
+    fn remove_pod_entry(&mut self, addr: Addr, id: &str, now: Instant) -> Result<(), EndpointError> {
+        if self.desired.get(&addr).is_none_or(|desired| desired.pod.as_deref() != Some(id)) {
             return Ok(());
         }
-        self.wanted.remove(&addr);
+        self.desired.remove(&addr);
         self.apply_now(addr, now)
     }
 
     pub(super) fn check_pod(&self, id: &str) -> Result<(), String> {
-        let Some(pod) = self.pods.get(id) else { return Err(format!("pod device {id} is not known")) };
+        let Some(pod) = self.pods.get(id) else {
+            return Err(format!("pod attachment {id} is not known to the agent"));
+        };
         for (addr, endpoint) in compile::endpoints::pod(&pod.device) {
             if self.actual.get(&addr) != Some(&endpoint) {
-                return Err(format!("the entry of {} is not as it should be", addr.to_ip()));
+                return Err(format!("ENDPOINTS entry of {} is missing or outdated", addr.to_ip()));
             }
         }
         Ok(())
     }
 
     fn apply_now(&mut self, addr: Addr, now: Instant) -> Result<(), EndpointError> {
-        let done = self.apply(addr);
-        self.settle(addr, &done, now);
-        done.map_err(|source| EndpointError::Table { address: addr.to_ip(), source })
+        let result = self.apply(addr);
+        self.record_result(addr, &result, now);
+        result.map_err(|source| EndpointError::Table { address: addr.to_ip(), source })
     }
 
-    fn settle(&mut self, addr: Addr, done: &Result<(), TableError>, now: Instant) {
-        match done {
-            Ok(()) => self.queue.settle(&addr),
+    fn record_result(&mut self, addr: Addr, result: &Result<(), TableError>, now: Instant) {
+        match result {
+            Ok(()) => self.queue.done(&addr),
             Err(error) => self.queue.fail(addr, error.to_string(), now),
         }
     }
 
-    /// Makes the entry what it should be.
+    /// Writes or removes the entry of an address.
     fn apply(&mut self, addr: Addr) -> Result<(), TableError> {
         let actual = self.actual.get(&addr);
-        let Some(wanted) = self.wanted.get(&addr) else {
+        let Some(desired) = self.desired.get(&addr) else {
             if actual.is_some() {
                 self.table.remove(&addr)?;
                 self.actual.remove(&addr);
             }
             return Ok(());
         };
-        if actual == Some(&wanted.endpoint) {
+        if actual == Some(&desired.endpoint) {
             return Ok(());
         }
-        let open = wanted.open
+        let set_flow_hints = desired.set_flow_hints
             || actual.is_some()
-            || wanted.endpoint.has_frontends()
-            || wanted.endpoint.has_node_ports();
-        let entry = if open { wanted.endpoint.with_all_flow_hints() } else { wanted.endpoint };
+            || desired.endpoint.has_frontends()
+            || desired.endpoint.has_node_ports();
+        let entry = if set_flow_hints { desired.endpoint.with_all_flow_hints() } else { desired.endpoint };
         self.table.insert(&addr, &entry)?;
-        self.actual.insert(addr, wanted.endpoint);
+        self.actual.insert(addr, desired.endpoint);
         Ok(())
     }
 
-    /// Pods nobody told us of do not exist.
+    /// Removes entries of unknown pods.
     pub(super) fn sweep_pods(&mut self) {
         self.sweep(|endpoint| !endpoint.is_host());
     }
 
-    /// Addresses the host does not have are not its own.
+    /// Removes host entries of addresses the host does not have.
     pub(super) fn sweep_host(&mut self) {
         if self.host.is_some() {
             self.sweep(Endpoint::is_host);
@@ -287,26 +293,27 @@ impl Endpoints {
 
     fn sweep(&mut self, which: impl Fn(&Endpoint) -> bool) {
         for (addr, endpoint) in &self.actual {
-            if which(endpoint) && !self.wanted.contains_key(addr) {
+            if which(endpoint) && !self.desired.contains_key(addr) {
                 self.queue.push(*addr);
             }
         }
     }
 
-    /// Works on one key that is due. `false`: there is none.
+    /// Reconciles one due key. Returns `false` if there is none.
     pub(super) fn work_one(&mut self, now: Instant) -> bool {
         let Some(addr) = self.queue.pop(now) else { return false };
-        let done = self.apply(addr);
-        self.settle(addr, &done, now);
+        let result = self.apply(addr);
+        self.record_result(addr, &result, now);
         true
     }
 
-    /// The pod an address belongs to.
+    /// The pod that has an address.
     pub(super) fn pod_of(&self, addr: &Addr) -> Option<&LocalPod> {
-        self.pods.get(self.wanted.get(addr)?.pod.as_ref()?)
+        self.pods.get(self.desired.get(addr)?.pod.as_ref()?)
     }
 
-    /// Compares with what is in the table; differences are repaired by later work. Returns how many there are.
+    /// Compares the table with what was written; differences are repaired by later work. Returns
+    /// their number.
     pub(super) fn audit(&mut self) -> Result<u64, TableError> {
         let entries = self.table.entries()?.into_iter();
         let found: HashMap<_, _> =

@@ -1,4 +1,4 @@
-//! A table that counts what is done to it: the numbers of metrics, and of the test that a restart writes nothing.
+//! A table with counters, for metrics and for the test that a restart writes nothing.
 
 use std::fmt;
 
@@ -48,17 +48,17 @@ impl<K, V> InstrumentedTable<K, V> {
         self.table.capacity()
     }
 
-    /// Writes and removals that failed.
+    /// Failed writes and removals.
     pub const fn errors(&self) -> u64 {
         self.errors
     }
 
-    /// Writes and removals that were done.
+    /// Successful writes and removals.
     pub const fn changes(&self) -> u64 {
         self.writes + self.removals
     }
 
-    /// The row of `status`, with the number of entries in use, which the owner of the table knows.
+    /// The table's row in `status`. `used` is the number of entries in use.
     pub fn view(&self, used: usize) -> TableView {
         TableView {
             name: self.table.name().to_owned(),

@@ -1,7 +1,8 @@
-//! Routes of the kernel: what the host's own processes reach pods by.
+//! Reconciles the kernel routes that processes of the host need to reach pods.
 //!
-//! A task of its own, because netlink answers when it likes and the tables must not wait for it. Only routes that are
-//! ours (protocol 218) are seen, and none is removed that is not known to be unwanted.
+//! A task of its own, because netlink requests may be slow and tables must not wait for them. Only
+//! routes of this agent (protocol 218) are read, and a route is removed only when it is known to be
+//! undesired.
 
 use std::{
     collections::BTreeMap,
@@ -20,19 +21,19 @@ use crate::{
     netlink::{KernelRoute, Netlink, NetlinkError},
 };
 
-/// How often the kernel's routes are read again: somebody else may have removed one of ours.
-const AUDIT: Duration = Duration::from_secs(60);
+/// How often the kernel's routes are compared, in case another program changed one.
+const AUDIT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What the reconciler says.
+/// An update from the reconciler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KernelUpdate {
-    Want(KernelRoute),
-    /// No route of ours to this destination any more.
-    Unwant(IpNet),
+    Ensure(KernelRoute),
+    /// Remove the agent's route to this destination.
+    Remove(IpNet),
     Sweep(KernelSweep),
 }
 
-/// Everything of a kind has been wanted by now: others of ours are to go.
+/// All desired routes of a kind were sent: other routes of the agent are removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KernelSweep {
     /// Routes to single addresses.
@@ -41,7 +42,7 @@ pub enum KernelSweep {
     Nodes,
 }
 
-/// The kernel, as far as it is needed here.
+/// The kernel's route table.
 pub trait RouteTable: Send + Sync {
     fn list(&self) -> impl Future<Output = Result<Vec<KernelRoute>, NetlinkError>> + Send;
     fn ensure(&self, route: &KernelRoute) -> impl Future<Output = Result<(), NetlinkError>> + Send;
@@ -62,21 +63,21 @@ impl RouteTable for Netlink {
     }
 }
 
-/// Wanted and actual routes.
+/// Desired and actual routes.
 #[derive(Debug)]
 pub struct KernelRoutes<T> {
     table: T,
     updates: UnboundedReceiver<KernelUpdate>,
     problems: watch::Sender<Vec<ProblemView>>,
-    wanted: BTreeMap<IpNet, KernelRoute>,
+    desired: BTreeMap<IpNet, KernelRoute>,
     actual: BTreeMap<IpNet, KernelRoute>,
     queue: WorkQueue<IpNet>,
-    swept: Vec<KernelSweep>,
-    read: Option<String>,
+    sweeps: Vec<KernelSweep>,
+    list_error: Option<String>,
 }
 
 impl<T: RouteTable> KernelRoutes<T> {
-    /// Does what comes through `updates`. Also gives what is wrong, whenever that changes.
+    /// Creates the reconciler, and a receiver of its current problems.
     pub fn new(
         table: T,
         updates: UnboundedReceiver<KernelUpdate>,
@@ -86,19 +87,20 @@ impl<T: RouteTable> KernelRoutes<T> {
             table,
             updates,
             problems,
-            wanted: BTreeMap::new(),
+            desired: BTreeMap::new(),
             actual: BTreeMap::new(),
             queue: WorkQueue::default(),
-            swept: Vec::new(),
-            read: None,
+            sweeps: Vec::new(),
+            list_error: None,
         };
         (routes, published)
     }
 
-    /// Until the reconciler is gone. Routes stay: the agent's end changes nothing for traffic.
+    /// Runs until the sender of updates is gone. Routes stay: stopping the agent does not affect
+    /// traffic.
     pub async fn run(mut self) {
         self.audit().await;
-        let mut next_audit = Instant::now() + AUDIT;
+        let mut next_audit = Instant::now() + AUDIT_INTERVAL;
         loop {
             self.work(Instant::now()).await;
             self.publish();
@@ -106,40 +108,40 @@ impl<T: RouteTable> KernelRoutes<T> {
             tokio::select! {
                 update = self.updates.recv() => {
                     let Some(update) = update else { return };
-                    self.take(update);
-                    self.take_waiting().await;
+                    self.on_update(update);
+                    self.drain_updates().await;
                 }
                 () = sleep_until(due.into()) => {
                     if Instant::now() >= next_audit {
                         self.audit().await;
-                        next_audit = Instant::now() + AUDIT;
+                        next_audit = Instant::now() + AUDIT_INTERVAL;
                     }
                 }
             }
         }
     }
 
-    /// A route that is replaced by an equal one in the same breath costs nothing, if both updates are taken first.
-    async fn take_waiting(&mut self) {
-        const BREATH: Duration = Duration::from_millis(5);
-        while let Ok(Some(update)) = timeout(BREATH, self.updates.recv()).await {
-            self.take(update);
+    /// Takes further updates first: a route that is removed and added at once then costs nothing.
+    async fn drain_updates(&mut self) {
+        const BATCH_WINDOW: Duration = Duration::from_millis(5);
+        while let Ok(Some(update)) = timeout(BATCH_WINDOW, self.updates.recv()).await {
+            self.on_update(update);
         }
     }
 
-    fn take(&mut self, update: KernelUpdate) {
+    fn on_update(&mut self, update: KernelUpdate) {
         match update {
-            KernelUpdate::Want(route) => {
+            KernelUpdate::Ensure(route) => {
                 let destination = route.destination.trunc();
-                self.wanted.insert(destination, route);
+                self.desired.insert(destination, route);
                 self.queue.push(destination);
             }
-            KernelUpdate::Unwant(destination) => {
-                self.wanted.remove(&destination);
+            KernelUpdate::Remove(destination) => {
+                self.desired.remove(&destination);
                 self.queue.push(destination);
             }
             KernelUpdate::Sweep(sweep) => {
-                self.swept.push(sweep);
+                self.sweeps.push(sweep);
                 self.sweep();
             }
         }
@@ -152,22 +154,22 @@ impl<T: RouteTable> KernelRoutes<T> {
             } else {
                 KernelSweep::Nodes
             };
-            if self.swept.contains(&kind) && !self.wanted.contains_key(destination) {
+            if self.sweeps.contains(&kind) && !self.desired.contains_key(destination) {
                 self.queue.push(*destination);
             }
         }
     }
 
-    /// Reads what is there. What differs from what is wanted is repaired by later work.
+    /// Reads the kernel's routes. Differences are repaired by later work.
     async fn audit(&mut self) {
         match self.table.list().await {
             Ok(routes) => {
-                self.read = None;
+                self.list_error = None;
                 self.actual = routes.into_iter().map(|route| (route.destination.trunc(), route)).collect();
             }
-            Err(error) => self.read = Some(error.to_string()),
+            Err(error) => self.list_error = Some(error.to_string()),
         }
-        for (destination, route) in &self.wanted {
+        for (destination, route) in &self.desired {
             if self.actual.get(destination) != Some(route) {
                 self.queue.push(*destination);
             }
@@ -178,7 +180,7 @@ impl<T: RouteTable> KernelRoutes<T> {
     async fn work(&mut self, now: Instant) {
         while let Some(destination) = self.queue.pop(now) {
             match self.apply(destination).await {
-                Ok(()) => self.queue.settle(&destination),
+                Ok(()) => self.queue.done(&destination),
                 Err(error) => self.queue.fail(destination, error.to_string(), now),
             }
         }
@@ -186,11 +188,11 @@ impl<T: RouteTable> KernelRoutes<T> {
 
     async fn apply(&mut self, destination: IpNet) -> Result<(), NetlinkError> {
         let actual = self.actual.get(&destination);
-        match self.wanted.get(&destination) {
-            Some(wanted) if actual == Some(wanted) => {}
-            Some(wanted) => {
-                self.table.ensure(wanted).await?;
-                self.actual.insert(destination, *wanted);
+        match self.desired.get(&destination) {
+            Some(desired) if actual == Some(desired) => {}
+            Some(desired) => {
+                self.table.ensure(desired).await?;
+                self.actual.insert(destination, *desired);
             }
             None if actual.is_some() => {
                 self.table.remove(destination).await?;
@@ -207,7 +209,7 @@ impl<T: RouteTable> KernelRoutes<T> {
             subject,
             message: message.to_owned(),
         };
-        let unread = self.read.iter().map(|message| problem("kernel routes".to_owned(), message));
+        let unread = self.list_error.iter().map(|message| problem("kernel routes".to_owned(), message));
         let failed = self.queue.problems().map(|(key, message)| problem(format!("route {key}"), message));
         let mut problems: Vec<_> = unread.chain(failed).collect();
         problems.sort_by(|a, b| a.subject.cmp(&b.subject));
@@ -230,7 +232,7 @@ mod tests {
 
     use super::*;
 
-    /// Routes in memory; every change is logged.
+    /// Routes in memory; logs every change.
     #[derive(Clone, Debug, Default)]
     struct Memory {
         inner: Arc<Mutex<Inner>>,
@@ -240,7 +242,7 @@ mod tests {
     struct Inner {
         routes: BTreeMap<IpNet, KernelRoute>,
         log: Vec<String>,
-        refuse: Option<IpNet>,
+        reject: Option<IpNet>,
     }
 
     impl RouteTable for Memory {
@@ -250,7 +252,7 @@ mod tests {
 
         async fn ensure(&self, route: &KernelRoute) -> Result<(), NetlinkError> {
             let mut inner = self.inner.lock().unwrap();
-            if inner.refuse.take_if(|refused| *refused == route.destination).is_some() {
+            if inner.reject.take_if(|rejected| *rejected == route.destination).is_some() {
                 let source = io::Error::from(io::ErrorKind::NetworkUnreachable);
                 let object = route.to_string();
                 return Err(NetlinkError::Kernel { operation: "add route", object, source });
@@ -272,7 +274,7 @@ mod tests {
         KernelRoute::on_link(destination.parse().unwrap(), 7)
     }
 
-    /// What is done to the kernel for these updates.
+    /// The changes made to the kernel for these updates.
     async fn after(memory: &Memory, updates: &[KernelUpdate]) -> Vec<String> {
         let (sender, receiver) = mpsc::unbounded_channel();
         let (routes, _problems) = KernelRoutes::new(memory.clone(), receiver);
@@ -293,30 +295,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_route_that_is_there_is_not_written_and_a_stale_one_goes_only_after_the_sweep() {
+    async fn existing_route_is_not_written_and_stale_route_is_removed_after_sweep() {
         let memory = memory(&["10.1.1.0/24", "10.1.2.0/24", "10.1.0.9/32"]);
-        let want = KernelUpdate::Want(route("10.1.1.0/24"));
-        assert_eq!(after(&memory, std::slice::from_ref(&want)).await, [] as [&str; 0]);
-        let updates = [want, KernelUpdate::Sweep(KernelSweep::Nodes)];
+        let ensure = KernelUpdate::Ensure(route("10.1.1.0/24"));
+        assert_eq!(after(&memory, std::slice::from_ref(&ensure)).await, [] as [&str; 0]);
+        let updates = [ensure, KernelUpdate::Sweep(KernelSweep::Nodes)];
         assert_eq!(after(&memory, &updates).await, ["-10.1.2.0/24"]);
-        let updates = [want, KernelUpdate::Sweep(KernelSweep::Pods)];
+        let updates = [ensure, KernelUpdate::Sweep(KernelSweep::Pods)];
         assert_eq!(after(&memory, &updates).await, ["-10.1.0.9/32"]);
     }
 
     #[tokio::test]
-    async fn a_refused_route_is_a_problem_until_it_is_made() {
+    async fn rejected_route_is_a_problem_until_added() {
         let memory = memory(&[]);
-        memory.inner.lock().unwrap().refuse = Some("10.1.1.0/24".parse().unwrap());
+        memory.inner.lock().unwrap().reject = Some("10.1.1.0/24".parse().unwrap());
         let (_sender, receiver) = mpsc::unbounded_channel();
         let (mut routes, problems) = KernelRoutes::new(memory.clone(), receiver);
         for destination in ["10.1.1.0/24", "10.1.2.0/24"] {
-            routes.take(KernelUpdate::Want(route(destination)));
+            routes.on_update(KernelUpdate::Ensure(route(destination)));
         }
         let now = Instant::now();
         routes.work(now).await;
         routes.publish();
         assert_eq!(problems.borrow()[0].subject, "route 10.1.1.0/24");
-        assert_eq!(memory.inner.lock().unwrap().log, ["+10.1.2.0/24"], "the other is made all the same");
+        assert_eq!(memory.inner.lock().unwrap().log, ["+10.1.2.0/24"], "the other route is still added");
         routes.work(routes.queue.next_due(now).unwrap()).await;
         routes.publish();
         assert!(problems.borrow().is_empty());
@@ -324,11 +326,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_route_somebody_removed_comes_back_with_the_next_audit() {
+    async fn route_removed_by_others_is_restored_by_audit() {
         let memory = memory(&[]);
         let (_sender, receiver) = mpsc::unbounded_channel();
         let (mut routes, _problems) = KernelRoutes::new(memory.clone(), receiver);
-        routes.take(KernelUpdate::Want(route("10.1.1.0/24")));
+        routes.on_update(KernelUpdate::Ensure(route("10.1.1.0/24")));
         routes.work(Instant::now()).await;
         memory.inner.lock().unwrap().routes.clear();
         routes.audit().await;

@@ -1,7 +1,8 @@
-//! `ROUTES`, and what the kernel's own routes should be.
+//! Reconciles `ROUTES`, and computes the desired kernel routes.
 //!
-//! A prefix may be wanted twice (a node's range that is an exception too): what is on this node comes before what is on
-//! others, that before ranges of cluster IPs, and those before exceptions. FlowHints are the datapath's, as in `ENDPOINTS`.
+//! A prefix may have several owners, such as a node's pod CIDR that is also an exception.
+//! Precedence: this node, its pods, other nodes, ServiceCIDRs, exceptions. Flow hints belong to the
+//! datapath, as in `ENDPOINTS`.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -15,9 +16,9 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
     backoff::WorkQueue,
-    claims::Claims,
     instrumented::InstrumentedTable,
     kernel_routes::{KernelSweep, KernelUpdate},
+    owners::KeyOwners,
 };
 use crate::{
     compile::{
@@ -29,7 +30,7 @@ use crate::{
     state::{Forwarding, LoadBalancing, Node, Store},
 };
 
-/// What this node reaches others with.
+/// The network of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeNetwork {
     /// Name of this node.
@@ -37,44 +38,44 @@ pub struct NodeNetwork {
     pub uplinks: Vec<Uplink>,
     pub mode: RoutingMode,
     pub overlay: Option<Overlay>,
-    /// Name of the overlay device, for people.
+    /// Name of the overlay device, for the API.
     pub overlay_device: String,
     /// Destinations outside the cluster that are not masqueraded.
     pub exceptions: Vec<IpNet>,
-    /// The addresses the node speaks to its pods with, at most one per family: as the CNI server has them, so that a
-    /// route it made is the one that is wanted.
+    /// Source addresses for traffic to local pods, at most one per family. The same as in the CNI
+    /// server, so that a route made by an ADD is the desired one.
     pub sources: Vec<IpAddr>,
-    /// Of services that do not choose.
+    /// Default for Services without the annotation.
     pub load_balancing: LoadBalancing,
-    /// Of services that do not choose.
+    /// Default for Services without the annotation.
     pub forwarding: Forwarding,
 }
 
-/// Who wants a route, in the order of precedence.
+/// The owners of routes, in order of precedence.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Claimant {
-    Own,
+pub(super) enum RouteOwner {
+    ThisNode,
     Pod(String),
     Node(String),
-    /// The name of a `ServiceCIDR`.
-    Services(String),
+    /// By name.
+    ServiceCidr(String),
     Exceptions,
 }
 
-/// Wanted and actual entries.
+/// Desired and actual entries.
 #[derive(Debug)]
 pub(super) struct Routes {
     pub(super) table: InstrumentedTable<RoutePrefix, Route>,
-    /// Without gates.
+    /// Without flow hints.
     pub(super) actual: HashMap<RoutePrefix, Route>,
-    claims: Claims<RoutePrefix, Claimant, Route>,
+    owners: KeyOwners<RoutePrefix, RouteOwner, Route>,
     pub(super) queue: WorkQueue<RoutePrefix>,
     pub(super) network: Option<NodeNetwork>,
-    /// This node as last heard: routes stay if its object goes.
+    /// This node's last known object: routes stay if the object is deleted.
     own: Option<Node>,
-    /// Of other nodes.
+    /// Problems of other nodes, by name.
     pub(super) problems: BTreeMap<String, Vec<Problem>>,
-    kernel_claims: Claims<IpNet, Claimant, KernelRoute>,
+    kernel_owners: KeyOwners<IpNet, RouteOwner, KernelRoute>,
     kernel: UnboundedSender<KernelUpdate>,
 }
 
@@ -86,18 +87,18 @@ impl Routes {
         Self {
             table: InstrumentedTable::new(table),
             actual: HashMap::new(),
-            claims: Claims::default(),
+            owners: KeyOwners::default(),
             queue: WorkQueue::default(),
             network: None,
             own: None,
             problems: BTreeMap::new(),
-            kernel_claims: Claims::default(),
+            kernel_owners: KeyOwners::default(),
             kernel,
         }
     }
 
     pub(super) fn adopt(&mut self) -> Result<usize, TableError> {
-        self.actual = self.found()?;
+        self.actual = self.read_table()?;
         Ok(self.actual.len())
     }
 
@@ -106,7 +107,7 @@ impl Routes {
             return;
         }
         let exceptions = routes::exceptions(&network.exceptions);
-        self.claim(&Claimant::Exceptions, exceptions);
+        self.set_routes(&RouteOwner::Exceptions, exceptions);
         self.network = Some(network);
         self.compile_all(store);
     }
@@ -115,7 +116,7 @@ impl Routes {
         let names: BTreeSet<_> = names.into_iter().collect();
         let Some(network) = &self.network else { return };
         let own = store.node(&network.own);
-        // its labels or annotations say nothing to us
+        // its labels and taints do not affect routes
         let own_changed = own.is_some_and(|node| {
             self.own.as_ref().is_none_or(|known| {
                 (&known.pod_cidrs, &known.internal_ips) != (&node.pod_cidrs, &node.internal_ips)
@@ -130,11 +131,11 @@ impl Routes {
         }
     }
 
-    /// Ranges of cluster IPs that came, went or changed.
+    /// Compiles added, changed and removed ServiceCIDRs.
     pub(super) fn service_cidrs_changed(&mut self, store: &Store, names: &BTreeSet<String>) {
         for name in names {
             let cidrs = store.service_cidr(name).map_or(&[][..], |range| &range.cidrs);
-            self.claim(&Claimant::Services(name.clone()), routes::services(cidrs));
+            self.set_routes(&RouteOwner::ServiceCidr(name.clone()), routes::service_cidrs(cidrs));
         }
     }
 
@@ -142,14 +143,14 @@ impl Routes {
         let Some(network) = &self.network else { return };
         if let Some(own) = store.node(&network.own) {
             self.own = Some(own.clone());
-            self.claim(&Claimant::Own, routes::own(own));
+            self.set_routes(&RouteOwner::ThisNode, routes::local(own));
         }
         for node in store.nodes() {
             self.compile(&node.name, store);
         }
     }
 
-    /// Without this node's own object, no way to another can be told.
+    /// Compiles the routes to a node. Requires this node's own object.
     fn compile(&mut self, name: &str, store: &Store) {
         let (Some(network), Some(own)) = (&self.network, &self.own) else { return };
         if network.own == name {
@@ -159,9 +160,9 @@ impl Routes {
             routes::Network { own, uplinks: &network.uplinks, mode: network.mode, overlay: network.overlay };
         let NodeRoutes { datapath, kernel, problems } =
             store.node(name).map(|node| routes::remote(node, &via)).unwrap_or_default();
-        let claimant = Claimant::Node(name.to_owned());
-        self.claim(&claimant, datapath);
-        self.claim_kernel(&claimant, kernel);
+        let owner = RouteOwner::Node(name.to_owned());
+        self.set_routes(&owner, datapath);
+        self.set_kernel_routes(&owner, kernel);
         if problems.is_empty() {
             self.problems.remove(name);
         } else {
@@ -169,56 +170,56 @@ impl Routes {
         }
     }
 
-    /// The host reaches its pods by a route to each address.
+    /// Sets the kernel routes to the addresses of a local pod.
     pub(super) fn set_pod(&mut self, id: &str, device: Option<&PodDevice>) {
         let sources = self.network.as_ref().map_or(&[][..], |network| &network.sources);
         let routes = device.iter().flat_map(|device| {
             device.addresses.iter().map(|ip| KernelRoute::to_pod(*ip, device.ifindex, sources))
         });
         let routes: Vec<_> = routes.collect();
-        self.claim_kernel(&Claimant::Pod(id.to_owned()), routes);
+        self.set_kernel_routes(&RouteOwner::Pod(id.to_owned()), routes);
     }
 
-    fn claim(&mut self, claimant: &Claimant, entries: Vec<(RoutePrefix, Route)>) {
-        for prefix in self.claims.set(claimant, entries) {
+    fn set_routes(&mut self, owner: &RouteOwner, entries: Vec<(RoutePrefix, Route)>) {
+        for prefix in self.owners.set(owner, entries) {
             self.queue.push(prefix);
         }
     }
 
-    fn claim_kernel(&mut self, claimant: &Claimant, routes: Vec<KernelRoute>) {
+    fn set_kernel_routes(&mut self, owner: &RouteOwner, routes: Vec<KernelRoute>) {
         let entries = routes.into_iter().map(|route| (route.destination.trunc(), route));
-        for destination in self.kernel_claims.set(claimant, entries) {
-            let update = match self.kernel_claims.winner(&destination) {
-                Some((_, route)) => KernelUpdate::Want(*route),
-                None => KernelUpdate::Unwant(destination),
+        for destination in self.kernel_owners.set(owner, entries) {
+            let update = match self.kernel_owners.effective(&destination) {
+                Some((_, route)) => KernelUpdate::Ensure(*route),
+                None => KernelUpdate::Remove(destination),
             };
-            self.tell_kernel(update);
+            self.publish_kernel_route(update);
         }
     }
 
     pub(super) fn sweep_kernel(&self, sweep: KernelSweep) {
-        self.tell_kernel(KernelUpdate::Sweep(sweep));
+        self.publish_kernel_route(KernelUpdate::Sweep(sweep));
     }
 
-    fn tell_kernel(&self, update: KernelUpdate) {
-        // nobody listens: the agent is stopping, and routes stay as they are
+    fn publish_kernel_route(&self, update: KernelUpdate) {
+        // the receiver is gone: the agent is stopping, and routes stay
         let _stopping = self.kernel.send(update);
     }
 
-    /// Prefixes nobody wants do not exist.
+    /// Removes prefixes without an owner.
     pub(super) fn sweep(&mut self) {
         for prefix in self.actual.keys() {
-            if self.claims.winner(prefix).is_none() {
+            if self.owners.effective(prefix).is_none() {
                 self.queue.push(*prefix);
             }
         }
     }
 
-    /// Works on one key that is due. `false`: there is none.
+    /// Reconciles one due key. Returns `false` if there is none.
     pub(super) fn work_one(&mut self, now: Instant) -> bool {
         let Some(prefix) = self.queue.pop(now) else { return false };
         match self.apply(&prefix) {
-            Ok(()) => self.queue.settle(&prefix),
+            Ok(()) => self.queue.done(&prefix),
             Err(error) => self.queue.fail(prefix, error.to_string(), now),
         }
         true
@@ -226,12 +227,12 @@ impl Routes {
 
     fn apply(&mut self, prefix: &RoutePrefix) -> Result<(), TableError> {
         let actual = self.actual.get(prefix);
-        match self.claims.winner(prefix) {
-            Some((_, wanted)) if actual == Some(wanted) => {}
-            Some((_, wanted)) => {
-                let entry = if actual.is_some() { wanted.with_all_flow_hints() } else { *wanted };
+        match self.owners.effective(prefix) {
+            Some((_, desired)) if actual == Some(desired) => {}
+            Some((_, desired)) => {
+                let entry = if actual.is_some() { desired.with_all_flow_hints() } else { *desired };
                 self.table.insert(prefix, &entry)?;
-                self.actual.insert(*prefix, *wanted);
+                self.actual.insert(*prefix, *desired);
             }
             None if actual.is_some() => {
                 self.table.remove(prefix)?;
@@ -242,35 +243,36 @@ impl Routes {
         Ok(())
     }
 
-    /// What is in the table, without gates.
-    fn found(&self) -> Result<HashMap<RoutePrefix, Route>, TableError> {
+    /// Reads the table, without flow hints.
+    fn read_table(&self) -> Result<HashMap<RoutePrefix, Route>, TableError> {
         let entries = self.table.entries()?.into_iter();
         Ok(entries.map(|(prefix, route)| (prefix, route.without_flow_hints())).collect())
     }
 
-    /// Compares with what is in the table; differences are repaired by later work. Returns how many there are.
+    /// Compares the table with what was written; differences are repaired by later work. Returns
+    /// their number.
     pub(super) fn audit(&mut self) -> Result<u64, TableError> {
-        let found = self.found()?;
+        let read_table = self.read_table()?;
         let mut different: BTreeSet<RoutePrefix> = BTreeSet::new();
-        different.extend(found.iter().filter(|(p, r)| self.actual.get(p) != Some(r)).map(|(p, _)| *p));
-        different.extend(self.actual.keys().filter(|prefix| !found.contains_key(prefix)));
-        self.actual = found;
+        different.extend(read_table.iter().filter(|(p, r)| self.actual.get(p) != Some(r)).map(|(p, _)| *p));
+        different.extend(self.actual.keys().filter(|prefix| !read_table.contains_key(prefix)));
+        self.actual = read_table;
         for prefix in &different {
             self.queue.push(*prefix);
         }
         Ok(different.len() as u64)
     }
 
-    /// Name of the other node a prefix belongs to.
+    /// Name of the node that a prefix belongs to.
     pub(super) fn node_of(&self, prefix: &RoutePrefix) -> Option<&str> {
-        match self.claims.winner(prefix)? {
-            (Claimant::Node(name), _) => Some(name),
-            (Claimant::Own, _) => self.own.as_ref().map(|own| own.name.as_str()),
+        match self.owners.effective(prefix)? {
+            (RouteOwner::Node(name), _) => Some(name),
+            (RouteOwner::ThisNode, _) => self.own.as_ref().map(|own| own.name.as_str()),
             _ => None,
         }
     }
 
-    /// Name of this node, if there is no object of it.
+    /// Name of this node if its object is missing.
     pub(super) fn missing_own(&self) -> Option<&str> {
         let network = self.network.as_ref().filter(|_| self.own.is_none())?;
         Some(&network.own)

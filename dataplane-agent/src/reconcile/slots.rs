@@ -1,15 +1,17 @@
-//! Ranges of the array `BACKENDS`: which are free, and which rest because a reader may still be in them.
+//! Allocates ranges of the array `BACKENDS`, with a quarantine for ranges that a reader may still
+//! use.
 //!
-//! Best fit, neighbours joined. A range that was visible is not given out again before the quarantine is over: a
-//! program that read the old entry of `SERVICES` has ended by then. Knows no table; the clock is the caller's.
+//! Best fit; adjacent free ranges are merged. A range that was visible is not allocated again
+//! before the quarantine ends: a program that read the old row of `SERVICES` has ended by then.
+//! Knows no table; the caller passes the time.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
 
-/// How long a range rests. Programs run for microseconds; this is for the worst preemption anybody has seen. Ranges that
-/// rested when an agent died are free for the next one: it starts later than any program runs.
+/// Duration of the quarantine. Programs run for microseconds; this covers the worst observed
+/// preemption. A new agent starts without quarantine: it starts later than any program runs.
 pub const QUARANTINE: Duration = Duration::from_secs(1);
 
 /// Slots `start..start + len`.
@@ -19,29 +21,31 @@ pub struct Range {
     pub len: u32,
 }
 
-/// Why there is no range of that length.
+/// Why a range cannot be allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SlotsError {
-    #[error("table BACKENDS is full: {wanted} slots wanted, {free} of {capacity} free")]
-    Full { wanted: u32, free: u32, capacity: u32 },
-    #[error("table BACKENDS: {wanted} slots are free only after the readers of old ranges have ended")]
-    Resting { wanted: u32, until: Instant },
-    #[error("table BACKENDS: {wanted} slots wanted in one piece, {free} free in pieces")]
-    Fragmented { wanted: u32, free: u32 },
+    #[error("table BACKENDS is full: {needed} slots needed, {free} of {capacity} free")]
+    Full { needed: u32, free: u32, capacity: u32 },
+    #[error(
+        "table BACKENDS: {needed} slots are in quarantine for readers of replaced ranges; retrying shortly"
+    )]
+    Quarantined { needed: u32, until: Instant },
+    #[error("table BACKENDS is fragmented: {needed} contiguous slots needed, {free} slots free")]
+    Fragmented { needed: u32, free: u32 },
 }
 
 /// The allocator.
 #[derive(Debug)]
 pub struct Slots {
     capacity: u32,
-    /// Start → length. No two touch.
+    /// Free ranges: start → length. No two are adjacent.
     free: BTreeMap<u32, u32>,
-    /// The same, by length.
+    /// Free ranges by length.
     by_length: BTreeSet<(u32, u32)>,
     free_total: u32,
-    /// In the order they were retired.
-    resting: VecDeque<(Instant, Range)>,
-    resting_total: u32,
+    /// Ranges in quarantine, oldest first.
+    quarantined: VecDeque<(Instant, Range)>,
+    quarantined_total: u32,
 }
 
 impl Range {
@@ -51,23 +55,23 @@ impl Range {
 }
 
 impl Slots {
-    /// All of `capacity` slots free.
+    /// Creates an allocator with all slots free.
     pub fn new(capacity: u32) -> Self {
         let mut slots = Self {
             capacity,
             free: BTreeMap::new(),
             by_length: BTreeSet::new(),
             free_total: 0,
-            resting: VecDeque::new(),
-            resting_total: 0,
+            quarantined: VecDeque::new(),
+            quarantined_total: 0,
         };
-        slots.give_back(Range { start: 0, len: capacity });
+        slots.release(Range { start: 0, len: capacity });
         slots
     }
 
-    /// A range of `len` slots nobody reads.
+    /// Allocates a range that no reader uses.
     pub fn allocate(&mut self, len: u32, now: Instant) -> Result<Range, SlotsError> {
-        self.wake(now);
+        self.end_quarantine(now);
         let Some((found, start)) = self.by_length.range((len, 0)..).next().copied() else {
             return Err(self.shortage(len));
         };
@@ -78,18 +82,19 @@ impl Slots {
         Ok(Range { start, len })
     }
 
-    fn shortage(&self, wanted: u32) -> SlotsError {
-        let free = self.free_total + self.resting_total;
-        if free < wanted {
-            SlotsError::Full { wanted, free, capacity: self.capacity }
-        } else if let Some((since, _)) = self.resting.front() {
-            SlotsError::Resting { wanted, until: *since + QUARANTINE }
+    fn shortage(&self, needed: u32) -> SlotsError {
+        let free = self.free_total + self.quarantined_total;
+        if free < needed {
+            SlotsError::Full { needed, free, capacity: self.capacity }
+        } else if let Some((since, _)) = self.quarantined.front() {
+            SlotsError::Quarantined { needed, until: *since + QUARANTINE }
         } else {
-            SlotsError::Fragmented { wanted, free }
+            SlotsError::Fragmented { needed, free }
         }
     }
 
-    /// Takes a particular range out of the free ones (adoption). `false`: not all of it is free, and nothing changed.
+    /// Allocates this range (adoption). Returns `false`, and changes nothing, if not all of it is
+    /// free.
     pub fn reserve(&mut self, range: Range) -> bool {
         let Some((start, len)) = self.free.range(..=range.start).next_back().map(|(s, l)| (*s, *l)) else {
             return false;
@@ -108,14 +113,14 @@ impl Slots {
         true
     }
 
-    /// A range that no entry of `SERVICES` names any more since `now`: it rests first.
-    pub fn retire(&mut self, range: Range, now: Instant) {
-        self.resting.push_back((now, range));
-        self.resting_total += range.len;
+    /// Puts a range in quarantine: no row of `SERVICES` uses it since `now`.
+    pub fn quarantine(&mut self, range: Range, now: Instant) {
+        self.quarantined.push_back((now, range));
+        self.quarantined_total += range.len;
     }
 
-    /// A range that was never visible: free at once.
-    pub fn give_back(&mut self, range: Range) {
+    /// Frees a range that was never visible.
+    pub fn release(&mut self, range: Range) {
         if range.len == 0 {
             return;
         }
@@ -134,7 +139,7 @@ impl Slots {
         self.insert_free(start, len);
     }
 
-    /// What is free of `window`.
+    /// The free parts of `window`.
     pub fn free_in(&self, window: Range) -> Vec<Range> {
         let first = self.free.range(..window.start).next_back();
         let rest = self.free.range(window.start..window.end());
@@ -145,7 +150,7 @@ impl Slots {
         first.into_iter().chain(rest).filter_map(cut).collect()
     }
 
-    /// Slots in use, resting ones included.
+    /// Slots in use, including quarantine.
     pub fn used(&self) -> u32 {
         self.capacity - self.free_total
     }
@@ -154,13 +159,13 @@ impl Slots {
         self.capacity
     }
 
-    fn wake(&mut self, now: Instant) {
-        while let Some((since, range)) = self.resting.front().copied()
+    fn end_quarantine(&mut self, now: Instant) {
+        while let Some((since, range)) = self.quarantined.front().copied()
             && now.saturating_duration_since(since) >= QUARANTINE
         {
-            self.resting.pop_front();
-            self.resting_total -= range.len;
-            self.give_back(range);
+            self.quarantined.pop_front();
+            self.quarantined_total -= range.len;
+            self.release(range);
         }
     }
 
@@ -188,57 +193,61 @@ mod tests {
     }
 
     proptest! {
-        /// Allocations never overlap each other or a resting range, and everything given back is joined again.
+        /// Allocations never overlap each other or a quarantined range, and all freed ranges are
+        /// merged.
         #[test]
         fn ranges_never_overlap(steps in proptest::collection::vec((0_u8..4, 1_u32..20, 0_u64..600), 1..200)) {
             let mut now = Instant::now();
             let mut slots = Slots::new(100);
             let mut live: Vec<Range> = Vec::new();
-            let mut resting: Vec<(Instant, Range)> = Vec::new();
+            let mut quarantined: Vec<(Instant, Range)> = Vec::new();
             for (step, len, millis) in steps {
                 now += Duration::from_millis(millis);
-                resting.retain(|(since, _)| now - *since < QUARANTINE);
+                quarantined.retain(|(since, _)| now - *since < QUARANTINE);
                 if step < 2 {
                     if let Ok(range) = slots.allocate(len, now) {
                         prop_assert!(range.len == len && range.end() <= 100);
                         prop_assert!(live.iter().all(|other| !overlaps(*other, range)));
-                        prop_assert!(resting.iter().all(|(_, other)| !overlaps(*other, range)));
+                        prop_assert!(quarantined.iter().all(|(_, other)| !overlaps(*other, range)));
                         live.push(range);
                     }
                 } else if !live.is_empty() {
                     let range = live.swap_remove(len as usize % live.len());
                     if step == 2 {
-                        slots.retire(range, now);
-                        resting.push((now, range));
+                        slots.quarantine(range, now);
+                        quarantined.push((now, range));
                     } else {
-                        slots.give_back(range);
+                        slots.release(range);
                     }
                 }
             }
             for range in live {
-                slots.give_back(range);
+                slots.release(range);
             }
-            slots.wake(now + QUARANTINE);
+            slots.end_quarantine(now + QUARANTINE);
             prop_assert_eq!(slots.allocate(100, now).unwrap(), Range { start: 0, len: 100 });
         }
     }
 
     #[test]
-    fn the_errors_say_what_would_help() {
+    fn error_names_cause_of_shortage() {
         let now = Instant::now();
         let mut slots = Slots::new(10);
         let ranges: Vec<_> = (0..5).map(|_| slots.allocate(2, now).unwrap()).collect();
-        assert!(matches!(slots.allocate(1, now), Err(SlotsError::Full { wanted: 1, free: 0, capacity: 10 })));
-        slots.retire(ranges[0], now);
-        assert_eq!(slots.allocate(1, now), Err(SlotsError::Resting { wanted: 1, until: now + QUARANTINE }));
-        slots.give_back(ranges[2]);
+        assert!(matches!(slots.allocate(1, now), Err(SlotsError::Full { needed: 1, free: 0, capacity: 10 })));
+        slots.quarantine(ranges[0], now);
+        assert_eq!(
+            slots.allocate(1, now),
+            Err(SlotsError::Quarantined { needed: 1, until: now + QUARANTINE })
+        );
+        slots.release(ranges[2]);
         let later = now + QUARANTINE;
-        slots.wake(later);
-        assert!(matches!(slots.allocate(4, later), Err(SlotsError::Fragmented { wanted: 4, free: 4 })));
+        slots.end_quarantine(later);
+        assert!(matches!(slots.allocate(4, later), Err(SlotsError::Fragmented { needed: 4, free: 4 })));
     }
 
     #[test]
-    fn a_reserved_range_is_not_given_out_and_not_reserved_twice() {
+    fn reserved_range_is_not_allocated_or_reserved_again() {
         let now = Instant::now();
         let mut slots = Slots::new(10);
         assert!(slots.reserve(Range { start: 3, len: 4 }));

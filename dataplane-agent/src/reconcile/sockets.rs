@@ -1,9 +1,10 @@
-//! Connected UDP sockets of backends that are gone.
+//! Destroys connected UDP sockets of removed backends.
 //!
-//! A socket that was translated when it connected asks nobody again: when its backend is gone, the kernel is told to end
-//! its conversation, and whoever owns it connects anew. A task of its own, because looking at the sockets of many pods
-//! takes its time and the tables must not wait for it. Which sockets were translated, the datapath remembers by their
-//! numbers: one that is connected to the same address by its own choice is never touched.
+//! A UDP socket translated at connect keeps its backend. When the backend is removed, the kernel is
+//! told to destroy the socket (`SOCK_DESTROY`), so that its process connects again. A task of its
+//! own, because scanning the sockets of many pods takes time and tables must not wait. The datapath
+//! records the cookies of translated sockets: a socket that a process connected to the same address
+//! itself is never touched.
 
 mod kernel;
 #[cfg(test)]
@@ -21,97 +22,97 @@ use tokio::{
     time::{sleep_until, timeout},
 };
 
-pub use self::kernel::{KernelSockets, Place, SocketTable, SocketsError};
+pub use self::kernel::{KernelSockets, Netns, SocketTable, SocketsError};
 use crate::{
     api::views::{Origin, ProblemView},
     netlink::SockDiagError,
 };
 
-/// Backends go in flocks: one look is for all of them.
-const BREATH: Duration = Duration::from_millis(5);
-/// A socket may have chosen its backend and not be connected yet when it is looked for: it is looked for again.
-const AGAIN: Duration = Duration::from_secs(1);
-/// After a look, so many times as long as it took is left to others.
-const REST: u32 = 10;
+/// Backends are often removed in groups: one scan serves all of them.
+const BATCH_WINDOW: Duration = Duration::from_millis(5);
+/// A socket may have selected its backend but not be connected yet: scan once more after this time.
+const RESCAN_DELAY: Duration = Duration::from_secs(1);
+/// Pause after a scan, as a multiple of its duration.
+const PAUSE_FACTOR: u32 = 10;
 
-/// Where datagrams of a connected socket go.
+/// A UDP backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UdpBackend {
     pub addr: Addr,
     pub port: Port,
 }
 
-/// What is said to [`Sockets`].
+/// An update for [`Sockets`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SocketUpdate {
-    /// Nobody's backend any more.
-    Gone(UdpBackend),
-    /// Somebody's again.
-    Back(UdpBackend),
-    /// All there are. Earlier agents may have left sockets of others.
-    Only(HashSet<UdpBackend>),
-    /// A pod of this node by the name of its device, and the file of its namespace.
-    Pod(String, PathBuf),
-    PodGone(String),
+    /// The backend was removed.
+    BackendRemoved(UdpBackend),
+    /// The backend was added, perhaps again.
+    BackendAdded(UdpBackend),
+    /// All existing backends. An earlier agent may have left sockets of others.
+    AllBackends(HashSet<UdpBackend>),
+    /// A pod of this node: the name of its device, and the path of its network namespace.
+    PodAdded(String, PathBuf),
+    PodRemoved(String),
 }
 
-/// Backends whose sockets are looked for, and where.
+/// Removed backends, and the namespaces where their sockets may be.
 #[derive(Debug)]
 pub struct Sockets<T> {
     table: T,
     updates: UnboundedReceiver<SocketUpdate>,
     problems: watch::Sender<Vec<ProblemView>>,
-    /// The namespace of each pod, by the name of its device.
-    pods: BTreeMap<String, Place>,
-    /// Cookies of namespaces, as far as somebody had to look there.
-    cookies: BTreeMap<Place, Option<u64>>,
-    wanted: Wanted,
-    /// What the last look was for; looked for once more at this moment.
-    before: Option<(Wanted, Instant)>,
-    /// Not before this.
-    next_look: Instant,
+    /// The network namespace of each pod, by the name of its device.
+    pods: BTreeMap<String, Netns>,
+    /// Cookies of the namespaces scanned so far.
+    cookies: BTreeMap<Netns, Option<u64>>,
+    removed: RemovedBackends,
+    /// The backends of the last scan, and when to scan for them once more.
+    previous: Option<(RemovedBackends, Instant)>,
+    /// Earliest time of the next scan.
+    next_scan: Instant,
 }
 
-/// Whose sockets are to end.
+/// Backends whose sockets are destroyed.
 #[derive(Clone, Debug, Default)]
-struct Wanted {
-    gone: HashSet<UdpBackend>,
-    only: Option<HashSet<UdpBackend>>,
+struct RemovedBackends {
+    removed: HashSet<UdpBackend>,
+    all: Option<HashSet<UdpBackend>>,
 }
 
-impl Wanted {
+impl RemovedBackends {
     fn is_empty(&self) -> bool {
-        self.gone.is_empty() && self.only.is_none()
+        self.removed.is_empty() && self.all.is_none()
     }
 
     fn has(&self, peer: &ConnectedPeer) -> bool {
         let backend = UdpBackend { addr: peer.backend, port: peer.port };
-        self.gone.contains(&backend) || self.only.as_ref().is_some_and(|only| !only.contains(&backend))
+        self.removed.contains(&backend) || self.all.as_ref().is_some_and(|all| !all.contains(&backend))
     }
 
-    fn gone(&mut self, backend: UdpBackend) {
-        self.gone.insert(backend);
-        if let Some(only) = &mut self.only {
-            only.remove(&backend);
+    fn on_removed(&mut self, backend: UdpBackend) {
+        self.removed.insert(backend);
+        if let Some(all) = &mut self.all {
+            all.remove(&backend);
         }
     }
 
-    fn back(&mut self, backend: UdpBackend) {
-        self.gone.remove(&backend);
-        if let Some(only) = &mut self.only {
-            only.insert(backend);
+    fn on_added(&mut self, backend: UdpBackend) {
+        self.removed.remove(&backend);
+        if let Some(all) = &mut self.all {
+            all.insert(backend);
         }
     }
 
-    /// Both, where the other was there before.
-    fn merge(&mut self, before: Self) {
-        self.gone.extend(before.gone);
-        self.only = self.only.take().or(before.only);
+    /// Adds an earlier set.
+    fn merge(&mut self, earlier: Self) {
+        self.removed.extend(earlier.removed);
+        self.all = self.all.take().or(earlier.all);
     }
 }
 
 impl<T: SocketTable> Sockets<T> {
-    /// Does what comes through `updates`. Also gives what is wrong, whenever that changes.
+    /// Creates the task, and a receiver of its current problems.
     pub fn new(
         table: T,
         updates: UnboundedReceiver<SocketUpdate>,
@@ -123,104 +124,106 @@ impl<T: SocketTable> Sockets<T> {
             problems,
             pods: BTreeMap::new(),
             cookies: BTreeMap::new(),
-            wanted: Wanted::default(),
-            before: None,
-            next_look: Instant::now(),
+            removed: RemovedBackends::default(),
+            previous: None,
+            next_scan: Instant::now(),
         };
         (sockets, published)
     }
 
-    /// Until whoever speaks to it is gone.
+    /// Runs until the sender of updates is gone.
     pub async fn run(mut self) {
         loop {
             let due = self.due();
             tokio::select! {
                 update = self.updates.recv() => {
                     let Some(update) = update else { return };
-                    self.take(update);
-                    self.take_waiting().await;
+                    self.on_update(update);
+                    self.drain_updates().await;
                 }
-                () = until(due) => self.look().await,
+                () = sleep_until_due(due) => self.scan().await,
             }
         }
     }
 
-    /// When to look.
+    /// When to scan.
     fn due(&self) -> Option<Instant> {
-        let again = self.before.as_ref().map(|(_, at)| *at);
-        let due = if self.wanted.is_empty() { again? } else { self.next_look };
-        Some(due.max(self.next_look))
+        let rescan = self.previous.as_ref().map(|(_, at)| *at);
+        let due = if self.removed.is_empty() { rescan? } else { self.next_scan };
+        Some(due.max(self.next_scan))
     }
 
-    async fn take_waiting(&mut self) {
-        let end = Instant::now() + BREATH;
+    async fn drain_updates(&mut self) {
+        let end = Instant::now() + BATCH_WINDOW;
         let left = || end.saturating_duration_since(Instant::now());
         while let Ok(Some(update)) = timeout(left(), self.updates.recv()).await {
-            self.take(update);
+            self.on_update(update);
         }
     }
 
-    fn take(&mut self, update: SocketUpdate) {
+    fn on_update(&mut self, update: SocketUpdate) {
         match update {
-            SocketUpdate::Gone(backend) => self.wanted.gone(backend),
-            SocketUpdate::Back(backend) => {
-                self.wanted.back(backend);
-                if let Some((before, _)) = &mut self.before {
-                    before.back(backend);
+            SocketUpdate::BackendRemoved(backend) => self.removed.on_removed(backend),
+            SocketUpdate::BackendAdded(backend) => {
+                self.removed.on_added(backend);
+                if let Some((previous, _)) = &mut self.previous {
+                    previous.on_added(backend);
                 }
             }
-            SocketUpdate::Only(backends) => self.wanted.only = Some(backends),
-            SocketUpdate::Pod(name, netns) => {
-                let place = Place::Pod(netns);
-                self.cookies.remove(&place);
-                self.pods.insert(name, place);
+            SocketUpdate::AllBackends(backends) => self.removed.all = Some(backends),
+            SocketUpdate::PodAdded(name, netns) => {
+                let netns = Netns::Pod(netns);
+                self.cookies.remove(&netns);
+                self.pods.insert(name, netns);
             }
-            SocketUpdate::PodGone(name) => {
-                if let Some(place) = self.pods.remove(&name) {
-                    self.cookies.remove(&place);
+            SocketUpdate::PodRemoved(name) => {
+                if let Some(netns) = self.pods.remove(&name) {
+                    self.cookies.remove(&netns);
                 }
             }
         }
     }
 
-    /// Looks for the sockets of all who are gone.
-    async fn look(&mut self) {
+    /// Scans for the sockets of all removed backends.
+    async fn scan(&mut self) {
         let began = Instant::now();
-        let mut wanted = std::mem::take(&mut self.wanted);
-        let before = self.before.take();
-        if !wanted.is_empty() {
-            self.before = Some((wanted.clone(), began + AGAIN));
+        let mut removed = std::mem::take(&mut self.removed);
+        let previous = self.previous.take();
+        if !removed.is_empty() {
+            self.previous = Some((removed.clone(), began + RESCAN_DELAY));
         }
-        if let Some((before, _)) = before {
-            wanted.merge(before);
+        if let Some((previous, _)) = previous {
+            removed.merge(previous);
         }
         let problems = match self.table.peers().await {
-            Ok(peers) => self.end(peers.into_iter().filter(|(_, peer)| wanted.has(peer))).await,
+            Ok(peers) => self.destroy(peers.into_iter().filter(|(_, peer)| removed.has(peer))).await,
             Err(error) => vec![error.to_string()],
         };
         self.publish(problems);
-        self.next_look = Instant::now() + began.elapsed() * REST;
+        self.next_scan = Instant::now() + began.elapsed() * PAUSE_FACTOR;
     }
 
-    /// Ends the conversations of these, wherever they are; what could not be done, as sentences.
-    async fn end(&mut self, doomed: impl Iterator<Item = (u64, ConnectedPeer)>) -> Vec<String> {
+    /// Destroys the sockets in their namespaces. Returns errors as sentences.
+    async fn destroy(&mut self, sockets: impl Iterator<Item = (u64, ConnectedPeer)>) -> Vec<String> {
         let mut by_netns: HashMap<u64, HashSet<u64>> = HashMap::new();
-        for (cookie, peer) in doomed {
+        for (cookie, peer) in sockets {
             by_netns.entry(peer.netns).or_default().insert(cookie);
         }
         let mut problems = Vec::new();
-        let places: Vec<Place> = [Place::Host].into_iter().chain(self.pods.values().cloned()).collect();
-        for place in places {
+        let namespaces: Vec<Netns> = [Netns::Host].into_iter().chain(self.pods.values().cloned()).collect();
+        for netns in namespaces {
             if by_netns.is_empty() {
                 break;
             }
-            match self.end_at(&place, &mut by_netns).await {
+            match self.destroy_in(&netns, &mut by_netns).await {
                 Ok(0) => {}
-                Ok(ended) => {
-                    tracing::info!(?place, sockets = ended, "UDP sockets of backends that are gone: ended");
+                Ok(destroyed) => {
+                    tracing::info!(?netns, sockets = destroyed, "destroyed UDP sockets of removed backends");
                 }
-                // the pod may be on its way out
-                Err(SocketsError::Netns(error)) => tracing::debug!(%error, "sockets of a pod"),
+                // the pod may be terminating
+                Err(SocketsError::Netns(error)) => {
+                    tracing::debug!(%error, "cannot open network namespace of pod")
+                }
                 Err(error) => {
                     let is_final = matches!(error, SocketsError::Kernel(SockDiagError::Unsupported(_)));
                     problems.push(error.to_string());
@@ -233,26 +236,26 @@ impl<T: SocketTable> Sockets<T> {
         problems
     }
 
-    async fn end_at(
+    async fn destroy_in(
         &mut self,
-        place: &Place,
+        netns: &Netns,
         by_netns: &mut HashMap<u64, HashSet<u64>>,
     ) -> Result<usize, SocketsError> {
-        let netns = match self.cookies.get(place) {
+        let netns_cookie = match self.cookies.get(netns) {
             Some(known) => *known,
             None => {
-                let netns = self.table.netns(place).await?;
-                self.cookies.insert(place.clone(), netns);
-                netns
+                let found = self.table.netns(netns).await?;
+                self.cookies.insert(netns.clone(), found);
+                found
             }
         };
-        let cookies = match netns {
-            Some(netns) => by_netns.remove(&netns),
-            // any of them may be here: a cookie is of one socket, wherever it is
+        let sockets = match netns_cookie {
+            Some(netns_cookie) => by_netns.remove(&netns_cookie),
+            // the kernel does not tell the namespace: try all cookies, which are unique to sockets
             None => Some(by_netns.values().flatten().copied().collect()),
         };
-        match cookies {
-            Some(cookies) => self.table.end(place, cookies).await,
+        match sockets {
+            Some(sockets) => self.table.destroy(netns, sockets).await,
             None => Ok(0),
         }
     }
@@ -261,20 +264,20 @@ impl<T: SocketTable> Sockets<T> {
         let problem =
             |message| ProblemView { origin: Origin::Datapath, subject: "UDP sockets".to_owned(), message };
         let problems: Vec<_> = messages.into_iter().map(problem).collect();
-        self.problems.send_if_modified(|known| {
-            if *known == problems {
+        self.problems.send_if_modified(|published| {
+            if *published == problems {
                 return false;
             }
-            for problem in problems.iter().filter(|problem| !known.contains(problem)) {
-                tracing::warn!(problem = problem.message, "sockets of backends that are gone");
+            for problem in problems.iter().filter(|problem| !published.contains(problem)) {
+                tracing::warn!(problem = problem.message, "cannot destroy UDP sockets of removed backends");
             }
-            *known = problems;
+            *published = problems;
             true
         });
     }
 }
 
-async fn until(due: Option<Instant>) {
+async fn sleep_until_due(due: Option<Instant>) {
     match due {
         Some(due) => sleep_until(due.into()).await,
         None => std::future::pending().await,

@@ -1,4 +1,4 @@
-//! What the API shows of the reconciler: rows as they are in the tables, in the words of the objects they came from.
+//! The reconciler's state for the API: table rows with the names of the objects they came from.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -23,30 +23,30 @@ use crate::{
 };
 
 impl Reconciler {
-    /// Every service port that has a frontend in the tables.
+    /// Service ports with a frontend in the tables.
     pub fn services(&self, store: &Store) -> Vec<ServiceView> {
-        let ports = self.services.wanted().flat_map(|entries| &entries.ports);
+        let ports = self.services.desired().flat_map(|entries| &entries.ports);
         let ports = ports.filter(|port| port.is_port());
         ports.filter_map(|port| self.service(port, store.service(&port.key.service))).collect()
     }
 
-    /// `told`: the object, where there is one: a pod's port of its node has none.
-    fn service(&self, port: &PortEntries, told: Option<&state::Service>) -> Option<ServiceView> {
+    /// `object` is `None` for the host ports of a pod.
+    fn service(&self, port: &PortEntries, object: Option<&state::Service>) -> Option<ServiceView> {
         let rows: Vec<_> = port.frontends().filter_map(|key| Some((key, self.services.row(key)?))).collect();
         let id = self.services.id(&port.key)?;
-        let ours = rows.iter().filter(|(_, (row, _))| row.id == id);
-        let generation = ours.clone().map(|(_, (row, _))| row.generation).max()?;
-        let backends: BTreeSet<_> = ours
+        let own_rows = rows.iter().filter(|(_, (row, _))| row.id == id);
+        let generation = own_rows.clone().map(|(_, (row, _))| row.generation).max()?;
+        let backends: BTreeSet<_> = own_rows
             .clone()
             .flat_map(|(_, (_, backends))| backends)
             .map(|backend| BackendView { address: backend.addr.to_ip(), port: backend.port.get() })
             .collect();
         let affinity = port.affinity_timeout;
         let mut frontends: Vec<_> =
-            ours.map(|(key, (row, backends))| frontend_view(key, row, backends.len(), told)).collect();
+            own_rows.map(|(key, (row, backends))| frontend_view(key, row, backends.len(), object)).collect();
         frontends.sort_by_key(|it| (it.kind, !it.address.is_ipv4(), it.address, it.clients));
         let of_cluster =
-            frontends.iter().filter(|it| matches!(it.kind, FrontendKind::Cluster | FrontendKind::Host));
+            frontends.iter().filter(|it| matches!(it.kind, FrontendKind::ClusterIp | FrontendKind::HostPort));
         Some(ServiceView {
             namespace: port.key.service.namespace.to_string(),
             name: port.key.service.name.to_string(),
@@ -72,7 +72,7 @@ impl Reconciler {
         })
     }
 
-    /// Every address of this node.
+    /// All entries of `ENDPOINTS`.
     pub fn endpoints(&self) -> Result<Vec<EndpointView>, TableError> {
         let mut entries = self.endpoints.table.entries()?;
         entries.sort_by_key(|(addr, _)| addr.to_ip());
@@ -88,11 +88,11 @@ impl Reconciler {
             ifindex: endpoint.ifindex,
             mac: (!endpoint.is_host()).then(|| endpoint.mac.to_string()),
             flow_hints: hinted_protocols(endpoint.flow_hints),
-            node_ports: endpoint.is_host() && endpoint.has_node_ports(),
+            accepts_node_ports: endpoint.is_host() && endpoint.has_node_ports(),
         }
     }
 
-    /// Every prefix of the route table.
+    /// All entries of `ROUTES`.
     pub fn routes(&self) -> Vec<RouteView> {
         let devices = self.devices();
         let mut views: Vec<_> = self
@@ -134,7 +134,7 @@ impl Reconciler {
         uplinks.chain(overlay).collect()
     }
 
-    /// Other nodes, and how their pods are reached.
+    /// Other nodes, and how their pods are routed.
     pub fn nodes(&self, store: &Store) -> Vec<NodeView> {
         let own = self.routes.network.as_ref().map(|network| network.own.as_str());
         let others = store.nodes().filter(|node| Some(node.name.as_str()) != own);
@@ -162,12 +162,12 @@ impl Reconciler {
         match (kinds.is_empty(), why) {
             (false, _) => kinds.into_iter().collect::<Vec<_>>().join(", "),
             (true, Some(problem)) => format!("none: {}", problem.message),
-            (true, None) if node.pod_cidrs.is_empty() => "none: it has no pod CIDR".to_owned(),
-            (true, None) => "none: not in the table yet".to_owned(),
+            (true, None) if node.pod_cidrs.is_empty() => "none: node has no pod CIDR".to_owned(),
+            (true, None) => "none: route not written yet".to_owned(),
         }
     }
 
-    /// Use of the tables.
+    /// Fill level of the tables.
     pub fn tables(&self) -> Vec<TableView> {
         let services = &self.services;
         vec![
@@ -176,7 +176,7 @@ impl Reconciler {
             services.table.view(services.used()),
             services.ranges.table.view(services.ranges.slots.used() as usize),
             services.backends.table.view(services.backends.used()),
-            services.sources.table.view(services.sources.used()),
+            services.source_ranges.table.view(services.source_ranges.used()),
         ]
     }
 
@@ -189,7 +189,7 @@ impl Reconciler {
                 + services.table.errors()
                 + services.ranges.table.errors()
                 + services.backends.table.errors()
-                + services.sources.table.errors(),
+                + services.source_ranges.table.errors(),
             retries: self.endpoints.queue.retries()
                 + self.routes.queue.retries()
                 + services.queue.retries()
@@ -202,7 +202,7 @@ impl Reconciler {
         }
     }
 
-    /// What is not as it should be, by subject.
+    /// Current problems, sorted by subject.
     pub fn problems(&self) -> Vec<ProblemView> {
         let mut problems: Vec<ProblemView> = Vec::new();
         let mut add = |subject: String, message: &str| {
@@ -220,7 +220,10 @@ impl Reconciler {
             add(format!("Node {}", problem.node), &format!("{}: {}", problem.field, problem.message));
         }
         if let Some(own) = self.routes.missing_own() {
-            add(format!("Node {own}"), "this node has no object yet: no route to any other can be told");
+            add(
+                format!("Node {own}"),
+                "Node object of this node not found: routes to other nodes cannot be computed; check --node-name",
+            );
         }
         for (work, message) in self.services.queue.problems() {
             match work {
@@ -228,22 +231,25 @@ impl Reconciler {
                 ServiceWork::Frontend(key) => add(format!("frontend {}", frontend(key)), message),
             }
         }
-        for (key, holder, waiting) in self.services.conflicts() {
-            add(format!("Service {waiting}"), &format!("{} is held by Service {holder}", frontend(key)));
+        for (key, owner, waiting) in self.services.conflicts() {
+            add(
+                format!("Service {waiting}"),
+                &format!("{} is already used by Service {owner}", frontend(key)),
+            );
         }
         for (id, message) in self.services.backends.queue.problems() {
-            add(format!("backend number {id}"), message);
+            add(format!("backend ID {id}"), message);
         }
         problems.sort_by(|a, b| a.subject.cmp(&b.subject));
         problems
     }
 
-    /// Pods of this node.
+    /// Number of pods of this node.
     pub fn pods(&self) -> usize {
         self.endpoints.pods.len()
     }
 
-    /// When something is due again: as [`Self::work`] says, without working.
+    /// When work is due again, as returned by [`Self::work`].
     pub fn next_due(&self, now: Instant) -> Option<Instant> {
         let due = [self.endpoints.next_due(now), self.routes.next_due(now), self.services.next_due(now)];
         due.into_iter().flatten().min()
@@ -254,27 +260,28 @@ fn frontend_view(
     key: &ServiceKey,
     row: &Service,
     backends: usize,
-    told: Option<&state::Service>,
+    object: Option<&state::Service>,
 ) -> FrontendView {
     let address = key.addr.to_ip();
-    let is_one_of =
-        |list: fn(&state::Service) -> &Vec<IpAddr>| told.is_some_and(|told| list(told).contains(&address));
-    // as `compile` looks for them
+    let is_one_of = |list: fn(&state::Service) -> &Vec<IpAddr>| {
+        object.is_some_and(|object| list(object).contains(&address))
+    };
+    // in the precedence of `compile`
     let kind = if row.flags & ServiceFlags::HOST_PORT != 0 {
-        FrontendKind::Host
+        FrontendKind::HostPort
     } else if *key == key.at_node() {
-        FrontendKind::Node
-    } else if is_one_of(|told| &told.cluster_ips) {
-        FrontendKind::Cluster
-    } else if is_one_of(|told| &told.external_ips) {
-        FrontendKind::External
+        FrontendKind::NodePort
+    } else if is_one_of(|object| &object.cluster_ips) {
+        FrontendKind::ClusterIp
+    } else if is_one_of(|object| &object.external_ips) {
+        FrontendKind::ExternalIp
     } else {
         FrontendKind::LoadBalancer
     };
     let clients = if key.scope == Scope::Outside as u8 {
-        ClientsView::Outside
+        ClientsView::External
     } else if row.flags & ServiceFlags::OUTSIDE != 0 {
-        ClientsView::Here
+        ClientsView::Internal
     } else {
         ClientsView::All
     };
@@ -283,8 +290,8 @@ fn frontend_view(
         address,
         port: key.port.get(),
         clients,
-        local: row.flags & ServiceFlags::LOCAL != 0,
-        guarded: row.flags & ServiceFlags::SOURCE_RANGES != 0,
+        local_only: row.flags & ServiceFlags::LOCAL != 0,
+        has_source_ranges: row.flags & ServiceFlags::SOURCE_RANGES != 0,
         backends: backends as u32,
     }
 }
@@ -292,7 +299,7 @@ fn frontend_view(
 fn hinted_protocols(flow_hints: FlowHints) -> Vec<String> {
     let FlowHints { tcp, udp, icmp, other } = flow_hints;
     let named = [(tcp, "tcp"), (udp, "udp"), (icmp, "icmp"), (other, "other")];
-    named.into_iter().filter(|(gate, _)| *gate != 0).map(|(_, name)| name.to_owned()).collect()
+    named.into_iter().filter(|(hint, _)| *hint != 0).map(|(_, name)| name.to_owned()).collect()
 }
 
 fn frontend(key: &ServiceKey) -> String {

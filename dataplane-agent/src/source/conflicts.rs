@@ -1,8 +1,9 @@
-//! Objects that exclude each other: two services of one cluster IP, two nodes of overlapping pod CIDRs.
+//! Objects that exclude each other: two Services with one cluster IP, two Nodes with overlapping
+//! pod CIDRs.
 //!
-//! Stands between any source and the state. Who was delivered first keeps what it has; the other is refused, its
-//! earlier state (if any) stays, and it is delivered when the holder goes. At every moment, what was delivered is free
-//! of conflicts.
+//! Runs between a source and the state. The object delivered first owns the resource. A later
+//! object with the same resource waits: its earlier version (if any) stays in the state, and it is
+//! delivered once the owner releases the resource. Delivered objects never conflict.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -14,39 +15,40 @@ use ipnet::IpNet;
 
 use crate::state::{Object, ObjectKey, Owner, SourceEvent};
 
-/// Lets events through that do not collide with what it let through before.
+/// Holds back events for objects that conflict with delivered objects.
 #[derive(Debug, Default)]
-pub struct Conflicts {
-    held: Held,
-    /// Refused objects, in the order they came.
+pub struct ConflictResolver {
+    owners: ResourceOwners,
+    /// Objects that wait for a resource, in order of arrival.
     waiting: BTreeMap<u64, Object>,
-    turn_of: BTreeMap<ObjectKey, u64>,
-    next_turn: u64,
+    sequence_of: BTreeMap<ObjectKey, u64>,
+    next_sequence: u64,
 }
 
-/// What only one object can have.
+/// A resource that only one object can own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Resource {
     ClusterIp(IpAddr),
     PodCidr(IpNet),
 }
 
-/// What delivered objects have.
+/// The resources of delivered objects.
 #[derive(Debug, Default)]
-struct Held {
+struct ResourceOwners {
     by_key: BTreeMap<ObjectKey, (Owner, Vec<Resource>)>,
     cluster_ips: HashMap<IpAddr, ObjectKey>,
     /// By first address; no two overlap.
     pod_cidrs: BTreeMap<IpAddr, (IpNet, ObjectKey)>,
 }
 
-impl Conflicts {
-    /// Of events that came together, and of those refused earlier, the ones that can be believed now.
+impl ConflictResolver {
+    /// Takes one batch of events and returns what can be delivered now, including objects that
+    /// waited.
     pub fn apply(&mut self, events: impl IntoIterator<Item = SourceEvent>) -> Vec<SourceEvent> {
         let (mut out, mut synced) = (Vec::new(), false);
         for event in events {
             match event {
-                // nobody excludes these
+                // these never conflict
                 SourceEvent::Upsert(
                     Object::EndpointSlice(_) | Object::Namespace(_) | Object::Pod(_) | Object::ServiceCidr(_),
                 )
@@ -62,98 +64,109 @@ impl Conflicts {
                 SourceEvent::Synced => synced = true,
             }
         }
-        while self.admit(&mut out) || self.exchange(&mut out) {}
+        while self.deliver_free(&mut out) || self.deliver_swaps(&mut out) {}
         out.extend(synced.then_some(SourceEvent::Synced));
         out
     }
 
-    /// How many objects wait.
+    /// Number of waiting objects.
     pub fn waiting(&self) -> usize {
-        self.turn_of.len()
+        self.sequence_of.len()
     }
 
-    /// Objects that wait, each with the reason.
-    pub fn refused(&self) -> impl Iterator<Item = (&ObjectKey, String)> {
-        self.turn_of.iter().filter_map(|(key, turn)| {
-            let wanted = resources(self.waiting.get(turn)?);
-            let (resource, holder) =
-                wanted.iter().find_map(|one| Some((one, self.held.blockers(key, &[*one]).pop()?)))?;
-            let stays = if self.held.by_key.contains_key(key) { "; its earlier state stays" } else { "" };
-            Some((key, format!("{resource} is held by {holder}: refused until that goes{stays}")))
+    /// Waiting objects, each with the reason.
+    pub fn waiting_reasons(&self) -> impl Iterator<Item = (&ObjectKey, String)> {
+        self.sequence_of.iter().filter_map(|(key, sequence)| {
+            let needed = resources(self.waiting.get(sequence)?);
+            let (resource, owner) =
+                needed.iter().find_map(|one| Some((one, self.owners.other_owners(key, &[*one]).pop()?)))?;
+            let kept = if self.owners.by_key.contains_key(key) {
+                "; its previous version stays applied"
+            } else {
+                ""
+            };
+            Some((
+                key,
+                format!("{resource} is already used by {owner}: not applied until {owner} releases it{kept}"),
+            ))
         })
     }
 
     fn queue(&mut self, object: Object) {
-        let turn = *self.turn_of.entry(object.key()).or_insert(self.next_turn);
-        self.next_turn += 1;
-        self.waiting.insert(turn, object);
+        let sequence = *self.sequence_of.entry(object.key()).or_insert(self.next_sequence);
+        self.next_sequence += 1;
+        self.waiting.insert(sequence, object);
     }
 
     fn remove(&mut self, key: &ObjectKey, out: &mut Vec<SourceEvent>) {
-        if let Some(turn) = self.turn_of.remove(key) {
-            self.waiting.remove(&turn);
+        if let Some(sequence) = self.sequence_of.remove(key) {
+            self.waiting.remove(&sequence);
         }
-        // the incarnation that was delivered, which need not be the one that is gone
-        if let Some(owner) = self.held.release(key) {
+        // the delivered incarnation, which may differ from the removed one
+        if let Some(owner) = self.owners.release(key) {
             out.push(SourceEvent::Remove(key.clone(), owner));
         }
     }
 
-    /// Delivers whom nobody blocks. Whether that made room for others.
-    fn admit(&mut self, out: &mut Vec<SourceEvent>) -> bool {
-        let mut room = false;
-        for (turn, object) in std::mem::take(&mut self.waiting) {
-            let (key, wanted) = (object.key(), resources(&object));
-            if self.held.blockers(&key, &wanted).is_empty() {
-                self.turn_of.remove(&key);
-                room |= self.deliver(object, key, wanted, out);
+    /// Delivers every object whose resources are free. Returns whether that freed other resources.
+    fn deliver_free(&mut self, out: &mut Vec<SourceEvent>) -> bool {
+        let mut freed = false;
+        for (sequence, object) in std::mem::take(&mut self.waiting) {
+            let (key, needed) = (object.key(), resources(&object));
+            if self.owners.other_owners(&key, &needed).is_empty() {
+                self.sequence_of.remove(&key);
+                freed |= self.deliver(object, key, needed, out);
             } else {
-                self.waiting.insert(turn, object);
+                self.waiting.insert(sequence, object);
             }
         }
-        room
+        freed
     }
 
-    /// Delivers objects that block only each other (two services swap their addresses). Whether there were any.
-    fn exchange(&mut self, out: &mut Vec<SourceEvent>) -> bool {
-        let mut group = self.blocking_each_other();
+    /// Delivers objects that wait only for each other, such as two Services that swap their cluster
+    /// IPs. Returns whether there were any.
+    fn deliver_swaps(&mut self, out: &mut Vec<SourceEvent>) -> bool {
+        let mut group = self.mutually_blocked();
         let found = !group.is_empty();
         while !group.is_empty() {
-            let free = group.iter().position(|(key, wanted)| self.held.blockers(key, wanted).is_empty());
+            let free =
+                group.iter().position(|(key, needed)| self.owners.other_owners(key, needed).is_empty());
             if let Some(free) = free {
-                let (key, wanted) = group.remove(free);
-                if let Some(object) = self.turn_of.remove(&key).and_then(|turn| self.waiting.remove(&turn)) {
-                    self.deliver(object, key, wanted, out);
+                let (key, needed) = group.remove(free);
+                if let Some(object) =
+                    self.sequence_of.remove(&key).and_then(|sequence| self.waiting.remove(&sequence))
+                {
+                    self.deliver(object, key, needed, out);
                 }
                 continue;
             }
-            // a ring: one of them lets go first, for as long as it takes to go round
-            let (key, wanted) = &group[0];
-            let Some(blocker) = self.held.blockers(key, wanted).pop().cloned() else { break };
-            if let Some(owner) = self.held.release(&blocker) {
-                out.push(SourceEvent::Remove(blocker, owner));
+            // a cycle: remove one delivered object first to break it
+            let (key, needed) = &group[0];
+            let Some(other) = self.owners.other_owners(key, needed).pop().cloned() else { break };
+            if let Some(owner) = self.owners.release(&other) {
+                out.push(SourceEvent::Remove(other, owner));
             }
         }
         found
     }
 
-    fn blocking_each_other(&self) -> Vec<(ObjectKey, Vec<Resource>)> {
+    fn mutually_blocked(&self) -> Vec<(ObjectKey, Vec<Resource>)> {
         let mut group: Vec<_> = self
             .waiting
             .values()
             .map(|object| (object.key(), resources(object)))
-            .filter(|(key, _)| self.held.by_key.contains_key(key))
+            .filter(|(key, _)| self.owners.by_key.contains_key(key))
             .collect();
         loop {
             let members: BTreeSet<_> = group.iter().map(|(key, _)| key.clone()).collect();
             let mut granted: Vec<Resource> = Vec::new();
-            group.retain(|(key, wanted)| {
-                let stays = self.held.blockers(key, wanted).iter().all(|blocker| members.contains(*blocker))
-                    && !wanted.iter().any(|one| granted.iter().any(|other| one.excludes(*other)));
-                if stays {
-                    granted.extend(wanted);
+            group.retain(|(key, needed)| {
+                let keep = self.owners.other_owners(key, needed).iter().all(|other| members.contains(*other))
+                    && !needed.iter().any(|one| granted.iter().any(|other| one.excludes(*other)));
+                if keep {
+                    granted.extend(needed);
                 }
-                stays
+                keep
             });
             if group.len() == members.len() {
                 return group;
@@ -161,25 +174,25 @@ impl Conflicts {
         }
     }
 
-    /// Whether something it held until now is free.
+    /// Returns whether the object released a resource it owned before.
     fn deliver(
         &mut self,
         object: Object,
         key: ObjectKey,
-        wanted: Vec<Resource>,
+        needed: Vec<Resource>,
         out: &mut Vec<SourceEvent>,
     ) -> bool {
-        let before = self.held.by_key.get(&key).map(|(_, held)| held.clone()).unwrap_or_default();
-        let room = before.iter().any(|held| !wanted.contains(held));
-        self.held.release(&key);
-        self.held.hold(key, *object.owner(), wanted);
+        let before = self.owners.by_key.get(&key).map(|(_, owned)| owned.clone()).unwrap_or_default();
+        let freed = before.iter().any(|owned| !needed.contains(owned));
+        self.owners.release(&key);
+        self.owners.acquire(key, *object.owner(), needed);
         out.push(SourceEvent::Upsert(object));
-        room
+        freed
     }
 }
 
-impl Held {
-    fn hold(&mut self, key: ObjectKey, owner: Owner, resources: Vec<Resource>) {
+impl ResourceOwners {
+    fn acquire(&mut self, key: ObjectKey, owner: Owner, resources: Vec<Resource>) {
         for resource in &resources {
             match *resource {
                 Resource::ClusterIp(ip) => {
@@ -208,24 +221,24 @@ impl Held {
         Some(owner)
     }
 
-    /// Others that hold some of what `key` wants.
-    fn blockers(&self, key: &ObjectKey, wanted: &[Resource]) -> Vec<&ObjectKey> {
-        let holders = wanted.iter().flat_map(|resource| match *resource {
+    /// Other objects that own one of these resources.
+    fn other_owners(&self, key: &ObjectKey, needed: &[Resource]) -> Vec<&ObjectKey> {
+        let owners = needed.iter().flat_map(|resource| match *resource {
             Resource::ClusterIp(ip) => self.cluster_ips.get(&ip).into_iter().collect(),
             Resource::PodCidr(cidr) => self.overlapping(cidr),
         });
-        holders.filter(|holder| *holder != key).collect()
+        owners.filter(|owner| *owner != key).collect()
     }
 
     fn overlapping(&self, cidr: IpNet) -> Vec<&ObjectKey> {
-        // those that begin inside, and the last that begins before
+        // ranges that start inside, and the last one that starts before
         let inside = self.pod_cidrs.range(cidr.network()..=cidr.broadcast());
         let before = self.pod_cidrs.range(..cidr.network()).next_back();
-        let overlaps = |held: &IpNet| Resource::PodCidr(*held).excludes(Resource::PodCidr(cidr));
+        let overlaps = |owned: &IpNet| Resource::PodCidr(*owned).excludes(Resource::PodCidr(cidr));
         before
             .into_iter()
             .chain(inside)
-            .filter(|(_, (held, _))| overlaps(held))
+            .filter(|(_, (owned, _))| overlaps(owned))
             .map(|(_, (_, key))| key)
             .collect()
     }
@@ -245,7 +258,7 @@ impl fmt::Display for Resource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ClusterIp(ip) => write!(f, "cluster IP {ip}"),
-            Self::PodCidr(cidr) => write!(f, "some of pod CIDR {cidr}"),
+            Self::PodCidr(cidr) => write!(f, "part of pod CIDR {cidr}"),
         }
     }
 }

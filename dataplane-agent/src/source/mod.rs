@@ -1,8 +1,10 @@
-//! Where the agent hears of the cluster: Kubernetes objects in, [`SourceEvent`](crate::state::SourceEvent)s out.
+//! Sources of cluster state: Kubernetes objects in, [`SourceEvent`](crate::state::SourceEvent)s
+//! out.
 //!
-//! Each source reads objects in its own way ([`manifests`]: files; [`kubernetes`]: the API server); what they mean and whether they can be
-//! ([`objects`]), and who of two that exclude each other is believed ([`conflicts`]), is the same for all. No map type
-//! appears here; no Kubernetes type leaves.
+//! Each source has its own transport: [`manifests`] reads files, [`kubernetes`] watches the API
+//! server. Validation of single objects ([`objects`]) and the choice between objects that exclude
+//! each other ([`conflicts`]) are shared. No map type enters this module and no Kubernetes type
+//! leaves it.
 
 pub mod conflicts;
 pub mod kubernetes;

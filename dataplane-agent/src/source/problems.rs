@@ -1,4 +1,4 @@
-//! What a source cannot use, for `status` and the metrics.
+//! Objects and files that a source cannot use, for `status` and the metrics.
 
 use std::{
     collections::BTreeSet,
@@ -10,57 +10,57 @@ use std::{
 
 use tokio::sync::watch;
 
-/// Something that is wrong now.
+/// A current problem.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
-    /// The file and the object, or what else it is about.
+    /// The file and object, or another subject.
     pub subject: String,
-    /// What is wrong: the field and a reason.
+    /// The field and the reason.
     pub message: String,
 }
 
-/// The problems of a source, shared between it and those who show them.
+/// The current problems of a source, shared with the API and the metrics.
 #[derive(Clone, Debug)]
 pub struct Problems {
-    now: watch::Sender<Vec<Problem>>,
-    ever: Arc<AtomicU64>,
+    current: watch::Sender<Vec<Problem>>,
+    total: Arc<AtomicU64>,
 }
 
 impl Default for Problems {
     fn default() -> Self {
-        Self { now: watch::Sender::new(Vec::new()), ever: Arc::default() }
+        Self { current: watch::Sender::new(Vec::new()), total: Arc::default() }
     }
 }
 
 impl Problems {
-    /// Follows what is wrong.
+    /// Receives every change of the list of current problems.
     pub fn subscribe(&self) -> watch::Receiver<Vec<Problem>> {
-        self.now.subscribe()
+        self.current.subscribe()
     }
 
-    /// What is wrong now, in order.
-    pub fn now(&self) -> Vec<Problem> {
-        self.now.borrow().clone()
+    /// The current problems, sorted.
+    pub fn current(&self) -> Vec<Problem> {
+        self.current.borrow().clone()
     }
 
-    /// How many problems have come up since the start. One that goes and comes again counts twice.
-    pub fn ever(&self) -> u64 {
-        self.ever.load(Ordering::Relaxed)
+    /// Number of problems since the start. A problem that is resolved and returns counts twice.
+    pub fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
     }
 
-    /// From now on, exactly `problems` are wrong. Each is logged as it comes and as it goes.
+    /// Replaces the current problems. Logs each new and each resolved one.
     pub(super) fn replace(&self, problems: BTreeSet<Problem>) {
-        self.now.send_if_modified(|now| {
-            for new in problems.iter().filter(|problem| now.binary_search(problem).is_err()) {
-                tracing::warn!(subject = new.subject, problem = new.message, "source: problem");
-                self.ever.fetch_add(1, Ordering::Relaxed);
+        self.current.send_if_modified(|current| {
+            for new in problems.iter().filter(|problem| current.binary_search(problem).is_err()) {
+                tracing::warn!(subject = new.subject, problem = new.message, "source problem found");
+                self.total.fetch_add(1, Ordering::Relaxed);
             }
-            for old in now.iter().filter(|problem| !problems.contains(problem)) {
-                tracing::info!(subject = old.subject, problem = old.message, "source: problem is gone");
+            for old in current.iter().filter(|problem| !problems.contains(problem)) {
+                tracing::info!(subject = old.subject, problem = old.message, "source problem resolved");
             }
-            let changed = !now.iter().eq(&problems);
+            let changed = !current.iter().eq(&problems);
             if changed {
-                *now = problems.into_iter().collect();
+                *current = problems.into_iter().collect();
             }
             changed
         });
@@ -79,18 +79,18 @@ mod tests {
     }
 
     #[test]
-    fn each_problem_counts_once_as_long_as_it_lasts() {
+    fn problem_is_counted_once_while_it_lasts() {
         let shared = Problems::default();
-        let mut seen = shared.subscribe();
+        let mut updates = shared.subscribe();
         shared.replace(problems(&["one", "two"]));
-        assert!(seen.has_changed().unwrap());
-        seen.mark_unchanged();
+        assert!(updates.has_changed().unwrap());
+        updates.mark_unchanged();
         shared.replace(problems(&["two", "one"]));
-        assert!(!seen.has_changed().unwrap());
-        assert_eq!(shared.ever(), 2);
+        assert!(!updates.has_changed().unwrap());
+        assert_eq!(shared.total(), 2);
         shared.replace(problems(&["two", "three"]));
-        assert_eq!((shared.now().len(), shared.ever()), (2, 3));
+        assert_eq!((shared.current().len(), shared.total()), (2, 3));
         shared.replace(problems(&["one"]));
-        assert_eq!((shared.now().len(), shared.ever()), (1, 4));
+        assert_eq!((shared.current().len(), shared.total()), (1, 4));
     }
 }

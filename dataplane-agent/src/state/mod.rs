@@ -1,4 +1,5 @@
-//! What the agent knows of the cluster: plain types, one writer, a revision. No Kubernetes type, no map type.
+//! The cluster state of the agent: plain types, one writer, a revision. No Kubernetes type, no map
+//! type.
 
 mod name;
 mod store;

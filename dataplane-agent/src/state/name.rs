@@ -1,4 +1,5 @@
-//! Names, each of them once in memory: a cluster says the name of a node for every endpoint there.
+//! Interned names: each text is in memory once. A cluster repeats a node's name for every endpoint
+//! on it.
 
 use std::{
     borrow::{Borrow, Cow},
@@ -11,34 +12,34 @@ use std::{
 use arcstr::ArcStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The table is not looked through for names nobody has before it holds so many.
-const FEW: usize = 1_024;
+/// Below this size, unused names are not swept.
+const SWEEP_MIN: usize = 1_024;
 
-static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(Mutex::default);
+static INTERNER: LazyLock<Mutex<Interner>> = LazyLock::new(Mutex::default);
 
-/// Text that many hold: a clone costs no memory but its own pointer, nor does the same text from elsewhere.
+/// Interned text. A clone, or another name with the same text, costs one pointer.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(ArcStr);
 
-/// The text of every name, and of some that are gone.
+/// The interned texts, including some that are no longer used.
 #[derive(Default)]
-struct Known {
+struct Interner {
     names: HashSet<ArcStr>,
-    /// Names that were left after the last look for those that are gone.
-    left: usize,
+    /// Number of names after the last sweep.
+    kept_by_sweep: usize,
 }
 
-impl Known {
+impl Interner {
     fn intern(&mut self, text: &str) -> ArcStr {
         if let Some(name) = self.names.get(text) {
             return name.clone();
         }
-        // half of them may be gone: looking for them costs little per name that came since
-        if self.names.len() >= FEW.max(2 * self.left) {
-            // no count: text of the program itself, which is nobody's to forget
+        // sweep when the table doubled: the cost per new name stays constant
+        if self.names.len() >= SWEEP_MIN.max(2 * self.kept_by_sweep) {
+            // no count: static text, which is never freed
             self.names.retain(|name| ArcStr::strong_count(name).is_none_or(|count| count > 1));
             self.names.shrink_to(2 * self.names.len());
-            self.left = self.names.len();
+            self.kept_by_sweep = self.names.len();
         }
         let name = ArcStr::from(text);
         self.names.insert(name.clone());
@@ -54,8 +55,8 @@ impl Name {
 
 impl From<&str> for Name {
     fn from(text: &str) -> Self {
-        // nothing in there panics half way
-        Self(KNOWN.lock().unwrap_or_else(PoisonError::into_inner).intern(text))
+        // a panic cannot leave the table half updated
+        Self(INTERNER.lock().unwrap_or_else(PoisonError::into_inner).intern(text))
     }
 }
 
@@ -132,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_name_is_in_memory_once() {
+    fn equal_names_share_memory() {
         let (one, other) = (Name::from("far-1"), Name::from("far-1".to_owned()));
         assert!(ArcStr::ptr_eq(&one.0, &other.0));
         let read: Name = serde_json::from_str(&serde_json::to_string(&one).unwrap()).unwrap();
@@ -141,13 +142,13 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_gone_are_forgotten_and_the_others_kept() {
-        let mut known = Known::default();
-        let kept = known.intern("kept");
-        for number in 0..10 * FEW {
-            known.intern(&format!("gone-{number}"));
+    fn sweep_drops_unused_names_and_keeps_others() {
+        let mut interner = Interner::default();
+        let kept = interner.intern("kept");
+        for number in 0..10 * SWEEP_MIN {
+            interner.intern(&format!("gone-{number}"));
         }
-        assert!(known.names.len() <= FEW, "{} names", known.names.len());
-        assert!(ArcStr::ptr_eq(&kept, &known.intern("kept")));
+        assert!(interner.names.len() <= SWEEP_MIN, "{} names", interner.names.len());
+        assert!(ArcStr::ptr_eq(&kept, &interner.intern("kept")));
     }
 }

@@ -1,4 +1,5 @@
-//! The objects, as every source delivers them: parsed, validated, trimmed to what the datapath needs.
+//! The object types that every source delivers: parsed, validated, reduced to what the datapath
+//! needs.
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, time::SystemTime};
 
@@ -14,10 +15,11 @@ pub struct NamespacedName {
     pub name: Name,
 }
 
-/// Which incarnation of an object a row came from: a row is deleted only by its owner.
+/// The incarnation of an object that a row came from. A removal names it, so that it cannot delete
+/// the row of a recreated object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Owner {
-    /// Of `metadata.uid`; empty when the manifest has none.
+    /// From `metadata.uid`; empty if the manifest has none.
     pub uid: Uid,
 }
 
@@ -28,12 +30,13 @@ pub struct Node {
     pub owner: Owner,
     /// `spec.podCIDRs`: at most one per family.
     pub pod_cidrs: Vec<IpNet>,
-    /// `status.addresses` of type InternalIP: next hops and tunnel ends, at most one per family.
+    /// `status.addresses` of type InternalIP: next hops and tunnel endpoints, at most one per
+    /// family.
     pub internal_ips: Vec<IpAddr>,
     pub labels: BTreeMap<String, String>,
     /// Keys of `spec.taints`.
     pub taints: Vec<String>,
-    /// Its deletion has begun.
+    /// `metadata.deletionTimestamp` is set.
     pub deleting: bool,
 }
 
@@ -43,7 +46,7 @@ pub struct Namespace {
     pub name: String,
     pub owner: Owner,
     pub labels: BTreeMap<String, String>,
-    /// Those under `dataplane.local/`.
+    /// Annotations under `dataplane.local/`.
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -55,19 +58,19 @@ pub struct Pod {
     /// `spec.nodeName`.
     pub node: String,
     pub labels: BTreeMap<String, String>,
-    /// Those under `dataplane.local/`, and those of the bandwidth.
+    /// Annotations under `dataplane.local/`, and the bandwidth annotations.
     pub annotations: BTreeMap<String, String>,
-    /// It has the node's addresses, not its own.
+    /// `spec.hostNetwork`: it uses the node's addresses.
     pub host_network: bool,
     /// `status.podIPs`.
     pub ips: Vec<IpAddr>,
-    /// Its containers have ended for good (`Succeeded`, `Failed`).
+    /// The phase is terminal (`Succeeded` or `Failed`).
     pub ended: bool,
-    /// Its deletion has begun.
+    /// `metadata.deletionTimestamp` is set.
     pub deleting: bool,
 }
 
-/// A range of cluster IPs.
+/// A ServiceCIDR: ranges from which cluster IPs are allocated.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ServiceCidr {
     pub name: String,
@@ -81,26 +84,26 @@ pub struct ServiceCidr {
 pub struct Service {
     pub name: NamespacedName,
     pub owner: Owner,
-    /// At most one per family; only their families are served.
+    /// At most one per family. A family without a cluster IP has no frontends.
     pub cluster_ips: Vec<IpAddr>,
-    /// `spec.externalIPs`, of its families.
+    /// `spec.externalIPs` in the families of the cluster IPs.
     pub external_ips: Vec<IpAddr>,
-    /// `status.loadBalancer.ingress`, of its families, those of `ipMode: Proxy` left out.
+    /// `status.loadBalancer.ingress` in the families of the cluster IPs, without `ipMode: Proxy`.
     pub load_balancer_ips: Vec<IpAddr>,
-    /// `spec.loadBalancerSourceRanges`: who may ask at the addresses of the load balancer. Empty: everyone.
+    /// `spec.loadBalancerSourceRanges`: clients allowed at load balancer addresses. Empty: all.
     pub source_ranges: Vec<IpNet>,
-    /// `spec.internalTrafficPolicy`: of the cluster IPs.
+    /// `spec.internalTrafficPolicy`, for cluster IPs.
     pub internal_policy: TrafficPolicy,
-    /// `spec.externalTrafficPolicy`: of every other frontend.
+    /// `spec.externalTrafficPolicy`, for all other frontends.
     pub external_policy: TrafficPolicy,
     /// `spec.healthCheckNodePort`.
     pub health_check_port: Option<u16>,
     pub ports: Vec<ServicePort>,
     /// `sessionAffinity: ClientIP` timeout in seconds.
     pub affinity_timeout: Option<u32>,
-    /// `None`: as the node has it.
+    /// `None`: the node's default.
     pub load_balancing: Option<LoadBalancing>,
-    /// `None`: as the node has it.
+    /// `None`: the node's default.
     pub forwarding: Option<Forwarding>,
 }
 
@@ -114,17 +117,17 @@ pub struct ServicePort {
     pub node_port: Option<u16>,
 }
 
-/// Which endpoints a frontend leads to.
+/// Which endpoints a frontend uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum TrafficPolicy {
-    /// Those of all nodes.
+    /// Endpoints on all nodes.
     #[default]
     Cluster,
-    /// Those of the node that is asked.
+    /// Endpoints on the node that receives the connection.
     Local,
 }
 
-/// How a backend is chosen. Annotation `dataplane.local/load-balancing: random|maglev`.
+/// How a backend is selected. Annotation `dataplane.local/load-balancing: random|maglev`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LoadBalancing {
     #[default]
@@ -132,19 +135,19 @@ pub enum LoadBalancing {
     Maglev,
 }
 
-/// How a client from outside gets to a backend on another node than the one it asks. Annotation
+/// How an external connection reaches a backend on another node. Annotation
 /// `dataplane.local/forwarding-mode: snat|dsr`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Forwarding {
-    /// Under the node's address: the answer comes back by here.
+    /// Source NAT to the node's address: replies return through this node.
     #[default]
     Snat,
-    /// As it came: the other node answers (direct server return). Takes [`LoadBalancing::Maglev`], by which both nodes
-    /// choose the same backend.
+    /// Direct server return: the client address is kept and the backend's node replies to the
+    /// client. Requires [`LoadBalancing::Maglev`], so that both nodes select the same backend.
     Dsr,
 }
 
-/// Protocols a service port can have.
+/// Protocol of a service port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum TransportProtocol {
     Tcp,
@@ -161,7 +164,7 @@ pub struct EndpointSlice {
     pub service: NamespacedName,
     pub ports: Vec<EndpointPort>,
     pub endpoints: Vec<Endpoint>,
-    /// When the change happened that led to this state of the slice
+    /// When the change that caused this version of the slice happened
     /// (`endpoints.kubernetes.io/last-change-trigger-time`).
     pub trigger_time: Option<SystemTime>,
 }
@@ -178,19 +181,19 @@ pub struct EndpointPort {
 /// A pod or host behind a service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Endpoint {
-    /// The first of `addresses`: the others mean nothing.
+    /// The first of `addresses`; the API gives the others no meaning.
     pub address: IpAddr,
-    /// Gets new connections. Unset conditions count as ready (KEP-752).
+    /// Receives new connections. An unset condition counts as ready (KEP-752).
     pub ready: bool,
-    /// Answers, though it may be terminating (KEP-1672).
+    /// Accepts traffic, even while terminating (KEP-1672).
     pub serving: bool,
     pub terminating: bool,
     pub node_name: Option<Name>,
-    /// Most have none.
+    /// `None` for most endpoints; boxed to keep the struct small.
     pub hints: Option<Box<Hints>>,
 }
 
-/// For whom an endpoint is meant, where it matters (KEP-2433, KEP-3015).
+/// Topology hints of an endpoint (KEP-2433, KEP-3015).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Hints {
     /// Names of nodes.
@@ -199,7 +202,7 @@ pub struct Hints {
     pub zones: Box<[Name]>,
 }
 
-/// An object a source delivered.
+/// An object delivered by a source.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Object {
     Node(Node),
@@ -210,7 +213,7 @@ pub enum Object {
     ServiceCidr(ServiceCidr),
 }
 
-/// Names an object of the state.
+/// Key of an object in the state.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ObjectKey {
     Node(String),
@@ -221,14 +224,14 @@ pub enum ObjectKey {
     ServiceCidr(String),
 }
 
-/// What a source says.
+/// An event from a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceEvent {
-    /// The object is there, as given.
+    /// The object was added or changed.
     Upsert(Object),
-    /// The object is gone. Not believed if its owner (UID) is not the one that is gone.
+    /// The object was deleted. Ignored if the state holds another incarnation (UID).
     Remove(ObjectKey, Owner),
-    /// Everything that exists has been delivered once: from now on, what is not in the state may be deleted.
+    /// Every existing object was delivered once: objects not in the state may be deleted.
     Synced,
 }
 

@@ -1,21 +1,21 @@
-//! Which incarnation of an object: told apart, never shown.
+//! A compact object UID, to compare incarnations.
 
 use std::num::NonZeroU64;
 
 use serde::{Deserialize, Serialize};
 
-/// What is kept of a `metadata.uid`: 64 bits of hash, the same in every release, for an agent reads on disk what the one
-/// before it wrote. Of two objects of one name, only chance of 1 in 2^64 makes one look like the other.
+/// A 64-bit hash of `metadata.uid`. The hash is stable across releases, because an agent reads what
+/// its predecessor wrote to disk. Two incarnations collide with probability 2^-64.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Uid(Option<NonZeroU64>);
 
 impl Uid {
-    /// The object says none.
+    /// Whether the object has no UID.
     pub const fn is_empty(self) -> bool {
         self.0.is_none()
     }
 
-    /// Whether it cannot be of the same incarnation. One that is not said may be any.
+    /// Whether the two cannot be the same incarnation. An unknown UID may be any.
     pub fn excludes(self, other: Self) -> bool {
         !self.is_empty() && !other.is_empty() && self != other
     }
@@ -39,16 +39,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_uid_excludes_another_and_not_one_that_is_not_said() {
+    fn uid_excludes_other_uid_but_not_unknown_uid() {
         let (one, other) = (Uid::from("6f1f3b0a-7a0e-4bb0-b7c7-4f1a2a0d2f10"), Uid::from("2"));
         assert!(one.excludes(other) && !one.excludes(one));
         assert!(!one.excludes(Uid::default()) && !Uid::default().excludes(one));
         assert_eq!(Uid::from(""), Uid::default());
     }
 
-    /// An agent that hashed otherwise would take everything on disk for another cluster's.
+    /// Another hash would make an upgraded agent discard its cached state.
     #[test]
-    fn a_uid_is_kept_as_earlier_agents_kept_it() {
+    fn uid_hash_is_stable_across_releases() {
         let uid = Uid::from("6f1f3b0a-7a0e-4bb0-b7c7-4f1a2a0d2f10");
         assert_eq!(serde_json::to_string(&uid).unwrap(), "13030219969467825486");
     }

@@ -26,7 +26,7 @@ use dataplane_agent::{
             FrontendView, IpamView, PeerView, PodView, ServiceView, Status,
         },
     },
-    cli::{self, Ask, Command, Output},
+    cli::{self, ClientArgs, Command, Output},
     health::Health,
     metrics::{Metrics, RequestResult},
 };
@@ -177,12 +177,12 @@ fn service() -> ServiceView {
         port_name: String::new(),
         cluster_ips: vec![address("10.96.0.10")],
         frontends: vec![FrontendView {
-            kind: FrontendKind::Cluster,
+            kind: FrontendKind::ClusterIp,
             address: address("10.96.0.10"),
             port: 80,
             clients: ClientsView::All,
-            local: false,
-            guarded: false,
+            local_only: false,
+            has_source_ranges: false,
             backends: 1,
         }],
         port: 80,
@@ -204,7 +204,7 @@ fn endpoint() -> EndpointView {
         ifindex: 12,
         mac: None,
         flow_hints: Vec::new(),
-        node_ports: false,
+        accepts_node_ports: false,
     }
 }
 
@@ -256,7 +256,7 @@ fn a_starting_agent_says_why_it_is_not_ready() {
     let answer = agent.client().ask(&json!({ "view": "status" }));
     assert_eq!(answer["result"]["ready"], false);
     assert_eq!(answer["result"]["node"], "node-1");
-    assert_eq!(answer["result"]["not_ready"][0]["check"], "start");
+    assert_eq!(answer["result"]["notReady"][0]["check"], "start");
     assert_eq!(answer["result"]["outcomes"], json!([]), "without a datapath there are no counters");
     let answer = agent.client().ask(&json!({ "view": "flows" }));
     assert_eq!(answer["error"], "the datapath is not loaded yet");
@@ -306,22 +306,22 @@ fn events_are_kept_for_who_asks_late_and_come_once_to_who_follows() {
     let mut late = agent.client();
     late.send("{\"view\":\"events\",\"dropped\":true}\n");
     let line = late.line().unwrap();
-    assert_eq!(line["event"]["destination_name"], "Service default/web");
-    assert_eq!(line["event"]["source_name"], "Pod default/client");
+    assert_eq!(line["event"]["destinationName"], "Service default/web");
+    assert_eq!(line["event"]["sourceName"], "Pod default/client");
     assert_eq!(line["event"]["device"], "dp0123456789a");
     assert_eq!(late.line().unwrap(), "end", "the event that was no drop is left out");
 
     let mut follower = agent.client();
     follower.send("{\"view\":\"events\",\"follow\":true}\n");
-    assert_eq!(follower.line().unwrap()["event"]["timestamp_ns"], 1);
+    assert_eq!(follower.line().unwrap()["event"]["timestampNanoseconds"], 1);
     agent.emit(event(3, "no_backend"));
-    assert_eq!(follower.line().unwrap()["event"]["timestamp_ns"], 2);
-    assert_eq!(follower.line().unwrap()["event"]["timestamp_ns"], 3);
+    assert_eq!(follower.line().unwrap()["event"]["timestampNanoseconds"], 2);
+    assert_eq!(follower.line().unwrap()["event"]["timestampNanoseconds"], 3);
 }
 
 #[test]
 fn a_command_without_an_agent_fails() {
-    let ask = Ask { socket: "/nonexistent/agent.sock".into(), output: Output::Table };
+    let ask = ClientArgs { socket: "/nonexistent/agent.sock".into(), output: Output::Table };
     assert_eq!(cli::run(Command::Status(ask)), ExitCode::FAILURE);
 }
 
@@ -330,7 +330,7 @@ fn a_command_with_an_agent_succeeds() {
     let agent = Agent::start(Limits::default());
     agent.load();
     for output in [Output::Table, Output::Json] {
-        let ask = Ask { socket: agent.socket(), output };
+        let ask = ClientArgs { socket: agent.socket(), output };
         assert_eq!(cli::run(Command::Status(ask.clone())), ExitCode::SUCCESS);
         assert_eq!(cli::run(Command::Services(ask.clone())), ExitCode::SUCCESS);
         assert_eq!(cli::run(Command::Endpoints(ask.clone())), ExitCode::SUCCESS);
@@ -365,8 +365,8 @@ fn the_plugins_requests_reach_the_cni_server_and_are_counted() {
     for line in [
         "dataplane_cni_requests_total{verb=\"add\",result=\"ok\"} 1",
         "dataplane_cni_request_duration_seconds_count{verb=\"add\"} 1",
-        "dataplane_ipam_used{cidr=\"10.1.0.0/24\"} 3",
-        "dataplane_ipam_free{cidr=\"10.1.0.0/24\"} 250",
+        "dataplane_ipam_addresses_used{cidr=\"10.1.0.0/24\"} 3",
+        "dataplane_ipam_addresses_free{cidr=\"10.1.0.0/24\"} 250",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }

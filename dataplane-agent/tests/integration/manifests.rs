@@ -122,7 +122,7 @@ async fn everything_there_comes_before_synced() {
         }
     })
     .await;
-    assert_eq!(world.problems.now(), []);
+    assert_eq!(world.problems.current(), []);
     assert!(world.store.node("worker-1").is_some());
     assert_eq!(world.address("kubernetes").as_deref(), Some("10.96.0.1"));
     let web = NamespacedName::new("shop", "web");
@@ -153,8 +153,8 @@ async fn pods_of_this_node_are_read_as_long_as_they_are_here() {
 async fn a_directory_with_nothing_or_only_broken_files_is_synced_too() {
     World::synced(|_| {}).await;
     let world = World::synced(|directory| fs::write(directory.join("a.yaml"), "a: [").unwrap()).await;
-    assert_eq!(world.problems.now().len(), 1);
-    assert_eq!(world.problems.ever(), 1);
+    assert_eq!(world.problems.current().len(), 1);
+    assert_eq!(world.problems.total(), 1);
 }
 
 #[tokio::test]
@@ -162,7 +162,7 @@ async fn a_directory_that_does_not_exist_is_an_error() {
     let (sender, _events) = mpsc::channel(1);
     let error = ManifestSource::new("/nowhere/manifests", sender, Problems::default()).unwrap_err();
     assert!(
-        error.to_string().starts_with("manifests: read directory /nowhere/manifests: No such"),
+        error.to_string().starts_with("cannot read manifest directory /nowhere/manifests: No such"),
         "{error}"
     );
 }
@@ -183,7 +183,7 @@ async fn files_that_come_change_and_go_are_followed() {
     assert_eq!(world.address("a").as_deref(), Some("10.0.0.3"));
     fs::remove_file(world.directory.join("b.yaml")).unwrap();
     world.until(|store| address(store, "a").is_none()).await;
-    assert_eq!(world.problems.ever(), 0);
+    assert_eq!(world.problems.total(), 0);
 }
 
 #[tokio::test]
@@ -203,7 +203,7 @@ async fn a_config_map_volume_is_followed() {
     assert_eq!(world.address("a").as_deref(), Some("10.0.0.1"));
     version(&world.directory, "..2026_2", "10.0.0.2");
     world.until(|store| address(store, "a").as_deref() == Some("10.0.0.2")).await;
-    assert_eq!(world.problems.ever(), 0);
+    assert_eq!(world.problems.total(), 0);
 }
 
 #[tokio::test]
@@ -241,7 +241,7 @@ async fn a_broken_file_is_a_problem_until_it_is_mended() {
             .await;
     replace(&world.directory, "a.yaml", &service("a", "10.0.0.256"));
     world.until_problems(|problems| problems.len() == 1).await;
-    assert_eq!(world.problems.now()[0].subject, "a.yaml: Service default/a");
+    assert_eq!(world.problems.current()[0].subject, "a.yaml: Service default/a");
     world.mark("n1").await;
     assert_eq!(world.address("a").as_deref(), Some("10.0.0.1"));
     replace(&world.directory, "a.yaml", &service("a", "10.0.0.2"));
@@ -261,7 +261,7 @@ async fn a_directory_that_vanishes_removes_nothing_and_may_come_back() {
     let away = world.directory.with_file_name("away");
     fs::rename(&world.directory, &away).unwrap();
     world.until_problems(|problems| problems.len() == 1).await;
-    assert!(world.problems.now()[0].message.starts_with("read directory: No such file"));
+    assert!(world.problems.current()[0].message.starts_with("cannot read directory: No such file"));
     fs::create_dir(&world.directory).unwrap();
     fs::write(world.directory.join("b.yaml"), service("b", "10.0.0.2")).unwrap();
     // the directory is back, and the file that was in the old one is not in it
@@ -305,7 +305,7 @@ async fn a_thousand_services_at_once_come_once_each() {
         events += 1;
     }
     assert_eq!(events, 1_000);
-    assert_eq!(world.problems.ever(), 0);
+    assert_eq!(world.problems.total(), 0);
 }
 
 #[tokio::test]

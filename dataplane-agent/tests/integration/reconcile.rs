@@ -76,7 +76,7 @@ fn agent(datapath: &Datapath, store: &Store, changes: &Changes) -> Reconciler {
     let started = Instant::now();
     let adopted = agent.adopt().unwrap();
     let adoption = started.elapsed();
-    agent.changed(store, changes);
+    agent.apply_changes(store, changes);
     work(&mut agent);
     println!("{adopted:?} in {adoption:?}, {} writes, {:?} in all", agent.changes(), started.elapsed());
     agent
@@ -120,7 +120,7 @@ fn a_thousand_services_are_adopted_without_a_write() {
         let Object::EndpointSlice(mut slice) = slice else { unreachable!("it is a slice") };
         slice.endpoints.pop();
         let changes = store.apply(SourceEvent::Upsert(Object::EndpointSlice(slice)));
-        second.changed(&store, &changes);
+        second.apply_changes(&store, &changes);
         work(&mut second);
         // the range, its frontend, and the generation of the one that is gone
         assert_eq!(second.changes(), u64::from(BACKENDS) - 1 + 1 + 1);
@@ -147,7 +147,7 @@ fn a_table_of_the_kernel_that_is_full_says_so_and_the_rest_goes_on() {
         let (sender, _kernel) = mpsc::unbounded_channel();
         let mut agent = Reconciler::new(datapath.tables().unwrap(), sender);
         agent.adopt().unwrap();
-        agent.changed(&store, &changes);
+        agent.apply_changes(&store, &changes);
         let now = Instant::now();
         while agent.work(now).is_some_and(|due| due <= now) {}
         let problems = agent.problems();
@@ -184,7 +184,7 @@ fn the_kernels_routes_follow_and_others_are_left_alone() {
         let wanted =
             [("10.1.1.0/24", "192.168.1.2"), ("10.1.2.0/24", "192.168.1.4"), ("10.1.4.0/24", "10.99.0.1")];
         for (destination, hop) in wanted {
-            sender.send(KernelUpdate::Want(route(destination, hop))).unwrap();
+            sender.send(KernelUpdate::Ensure(route(destination, hop))).unwrap();
         }
         sender.send(KernelUpdate::Sweep(KernelSweep::Nodes)).unwrap();
         let mut published = problems.clone();

@@ -1,29 +1,33 @@
-//! The benchmark: our datapath beside what it replaces and beside the limit, in one interleaved run.
+//! The benchmark: compares the datapath with kube-proxy's rules and with the limit of the kernel,
+//! in one interleaved run. Only ratios within one run are comparable.
 //!
-//! [`load`] makes the traffic between the ends of a [`site`], [`forward`] that through a node ([`work`] is either); [`ours`] and, with [`rules`],
-//! [`peers`] build what is compared, [`bed`] all of it; [`plan`] says which measurements make which row, [`measure`] takes them in random order, [`stats`]
-//! turns rounds into ratios with an interval, [`report`] and [`markdown`] tell them. [`scale`] stands aside: one agent in a large cluster. Numbers of different runs never
-//! meet: only ratios inside one run mean anything here.
+//! - [`load`] generates traffic between the client and server of a [`path`], [`forward`] traffic
+//!   through a node; a [`workload`] is either.
+//! - [`dataplane`] and [`baselines`] (with [`rules`]) create the compared clusters, [`testbed`]
+//!   all.
+//! - [`plan`] defines the rows, [`measure`] runs them in random order, [`stats`] computes ratios
+//!   with confidence intervals, [`report`] and [`markdown`] format them.
+//! - [`scale`] is separate: it measures one agent in a large cluster.
 #![expect(
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,
-    reason = "counts and positive ratios, far below what a float can tell apart"
+    reason = "counts and positive ratios, small enough to be exact in a float"
 )]
 
-pub mod bed;
+pub mod baselines;
+pub mod dataplane;
 pub mod forward;
 pub mod load;
 pub mod machine;
 pub mod markdown;
 pub mod measure;
 pub mod network;
-pub mod ours;
-pub mod peers;
+pub mod path;
 pub mod plan;
 pub mod report;
 pub mod rules;
 pub mod scale;
 pub mod services;
-pub mod site;
 pub mod stats;
-pub mod work;
+pub mod testbed;
+pub mod workload;

@@ -1,4 +1,4 @@
-//! The machine a run was made on, as far as it explains the numbers.
+//! The machine of a run, as far as it explains the results.
 
 use std::{fs, process::Command};
 
@@ -20,20 +20,21 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Looks at this machine.
+    /// Inspects this machine.
     ///
     /// # Errors
-    /// When it would give wrong numbers: without the JIT every eBPF program is interpreted.
+    /// The eBPF JIT is off, or the machine has only one processor.
     pub fn inspect() -> Result<Self> {
-        let jit = fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").context("read bpf_jit_enable")?;
-        ensure!(
-            jit.trim() != "0",
-            "the eBPF JIT is off (net.core.bpf_jit_enable): nothing measured would count"
-        );
+        let jit =
+            fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").context("cannot read bpf_jit_enable")?;
+        ensure!(jit.trim() != "0", "the eBPF JIT is off: set net.core.bpf_jit_enable to 1");
         let processors = std::thread::available_parallelism()?.get();
-        ensure!(processors >= 2, "client and server need a processor each, this machine has {processors}");
-        let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("read /proc/cpuinfo")?;
-        let meminfo = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
+        ensure!(
+            processors >= 2,
+            "the benchmark needs at least two processors, this machine has {processors}"
+        );
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
+        let meminfo = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
         let total_kib: u64 = field(&meminfo, "MemTotal").trim_end_matches(" kB").parse().unwrap_or_default();
         Ok(Self {
             date: first_line(Command::new("date").args(["--utc", "+%Y-%m-%d %H:%M UTC"])),
@@ -47,7 +48,7 @@ impl Machine {
         })
     }
 
-    /// One line for a table of numbers.
+    /// Returns a one-line description.
     pub fn line(&self) -> String {
         let kind = if self.hypervisor { "virtual processors" } else { "processors" };
         format!(
@@ -57,9 +58,9 @@ impl Machine {
     }
 }
 
-/// Time other guests took from this one since boot, and all time, in ticks.
+/// Returns the steal time and the total time since boot in ticks.
 pub fn stolen() -> Result<(u64, u64)> {
-    let stat = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
+    let stat = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
     let line = stat.lines().next().unwrap_or_default();
     let ticks: Vec<u64> = line.split_whitespace().skip(1).filter_map(|word| word.parse().ok()).collect();
     // user nice system idle iowait irq softirq steal; guest time is part of user time
@@ -81,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_field_is_found_and_a_missing_one_is_unknown() {
+    fn missing_field_is_unknown() {
         let text = "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\n";
         assert_eq!(field(text, "model name"), "Some CPU @ 2 GHz");
         assert_eq!(field(text, "flags"), "unknown");

@@ -1,29 +1,31 @@
-//! The benchmark: builds every topology, measures them interleaved, prints a table, writes JSON and the document.
+//! The benchmark: creates all topologies, measures them interleaved, prints tables, writes JSON and
+//! the document.
 
 use std::{fs, io::Write as _, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum as _};
 use dataplane_bench::{
-    bed::Bed,
     machine::{Machine, stolen},
     markdown,
     measure::{Pace, measure},
-    network::Turn,
-    plan::{SERVICE_COUNTS, Variant, Wanted},
+    network::InstanceLock,
+    plan::{SERVICE_COUNTS, Selection, Variant},
     report::{self, Report},
     scale,
+    testbed::Testbed,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Measures our datapath beside kube-proxy's rules, plain routing and the limit, in one interleaved run.
+/// Compares the datapath with kube-proxy's rules, plain routing and the limit, in one interleaved
+/// run.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// Few short rounds: shows that it works, not how fast
+    /// Few short rounds: a test of the benchmark, not a result
     #[arg(long)]
     quick: bool,
-    /// Writes the result to this file
+    /// Writes the result as JSON to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Only these variants
@@ -32,18 +34,18 @@ struct Arguments {
     /// Only rows whose name contains this
     #[arg(long, default_value = "")]
     rows: String,
-    /// Only these numbers of services in `clusterip_crr` (10, 1000, 30000)
+    /// Only these numbers of Services in `clusterip_crr` (10, 1000, 30000)
     #[arg(long, value_name = "NUMBERS", value_delimiter = ',')]
     services: Vec<u16>,
     #[arg(long)]
     rounds: Option<usize>,
-    /// Of a block, after its warm-up
+    /// Time of a block after its warm-up
     #[arg(long, value_name = "MILLISECONDS")]
     time_ms: Option<u64>,
-    /// Only one agent in large clusters; without a value, in those of a whole run
+    /// Measures only an agent in large clusters; without a value, in those of a complete run
     #[arg(long, value_name = "SERVICESxENDPOINTS", value_delimiter = ',', num_args = 0..=1)]
     scale: Option<Vec<scale::Size>>,
-    /// Updates docs/benchmarks.md; a whole run that is not quick always does
+    /// Updates docs/benchmarks.md, as a complete run always does
     #[arg(long)]
     write_docs: bool,
 }
@@ -58,23 +60,23 @@ impl Arguments {
         }
     }
 
-    fn wanted(&self) -> Result<Wanted> {
+    fn selection(&self) -> Result<Selection> {
         let all = if self.only.is_empty() { Variant::value_variants() } else { &self.only };
         let services = if self.services.is_empty() { SERVICE_COUNTS.to_vec() } else { self.services.clone() };
         for count in &services {
-            ensure!(SERVICE_COUNTS.contains(count), "--services {count}: there are {SERVICE_COUNTS:?}");
+            ensure!(SERVICE_COUNTS.contains(count), "--services {count}: must be one of {SERVICE_COUNTS:?}");
         }
-        Ok(Wanted { variants: all.iter().copied().collect(), rows: self.rows.clone(), services })
+        Ok(Selection { variants: all.iter().copied().collect(), rows: self.rows.clone(), services })
     }
 
-    fn is_whole(&self) -> bool {
+    fn is_complete(&self) -> bool {
         !self.quick && self.only.is_empty() && self.rows.is_empty() && self.services.is_empty()
     }
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    ensure!(nix::unistd::geteuid().is_root(), "network namespaces and eBPF need root");
+    ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root for network namespaces and eBPF");
     if let Some(sizes) = &arguments.scale {
         let results = measure_scale(if sizes.is_empty() { &scale::SIZES } else { sizes })?;
         print(&serde_json::to_string_pretty(&results)?)?;
@@ -87,25 +89,26 @@ fn main() -> Result<()> {
     print(&markdown::conditions(&report))?;
     if let Some(path) = &arguments.json {
         let text = serde_json::to_string_pretty(&report)?;
-        fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))?;
+        fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     }
-    if arguments.write_docs || arguments.is_whole() {
+    if arguments.write_docs || arguments.is_complete() {
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/benchmarks.md");
-        fs::write(&path, markdown::document(&report)).with_context(|| format!("write {}", path.display()))?;
+        fs::write(&path, markdown::document(&report))
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }
 
-#[expect(clippy::cast_precision_loss, reason = "ticks of minutes, far below what a float can tell apart")]
+#[expect(clippy::cast_precision_loss, reason = "ticks of minutes, small enough to be exact in a float")]
 fn run(arguments: &Arguments) -> Result<Report> {
     let machine = Machine::inspect()?;
-    let _turn = Turn::take()?;
-    let wanted = arguments.wanted()?;
-    let bed = Bed::create(&wanted)?;
-    let cases = bed.cases();
-    ensure!(!cases.is_empty(), "no row contains {:?} and has what else was asked for", arguments.rows);
+    let _lock = InstanceLock::acquire()?;
+    let selection = arguments.selection()?;
+    let testbed = Testbed::create(&selection)?;
+    let cases = testbed.cases();
+    ensure!(!cases.is_empty(), "no row matches {:?} and the other options", arguments.rows);
     let pace = arguments.pace();
-    let blocks: usize = cases.iter().map(|case| case.work.len()).sum();
+    let blocks: usize = cases.iter().map(|case| case.workloads.len()).sum();
     let bar = ProgressBar::new((blocks * pace.rounds) as u64);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {eta} {msg}")?);
     let (stolen_before, all_before) = stolen()?;
@@ -115,8 +118,8 @@ fn run(arguments: &Arguments) -> Result<Report> {
     })?;
     bar.finish_and_clear();
     let (stolen_after, all_after) = stolen()?;
-    bed.check(&cases)?;
-    drop(bed);
+    testbed.check(&cases)?;
+    drop(testbed);
     Ok(Report {
         machine,
         rounds: pace.rounds,
@@ -124,15 +127,15 @@ fn run(arguments: &Arguments) -> Result<Report> {
         stolen: (stolen_after - stolen_before) as f64 / (all_after - all_before).max(1) as f64,
         noise: report::noise(&cases, &measured),
         rows: report::rows(&cases, &measured),
-        scale: if arguments.is_whole() { measure_scale(&scale::SIZES)? } else { Vec::new() },
+        scale: if arguments.is_complete() { measure_scale(&scale::SIZES)? } else { Vec::new() },
     })
 }
 
-/// One cluster after the other.
+/// Measures the clusters one after the other.
 fn measure_scale(sizes: &[scale::Size]) -> Result<Vec<scale::Scale>> {
     sizes.iter().map(|size| scale::measure(*size)).collect()
 }
 
 fn print(text: &str) -> Result<()> {
-    writeln!(std::io::stdout().lock(), "{text}").context("write to stdout")
+    writeln!(std::io::stdout().lock(), "{text}").context("cannot write to stdout")
 }

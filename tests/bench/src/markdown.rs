@@ -1,4 +1,5 @@
-//! The report for people: a table on the terminal, and `docs/benchmarks.md` which keeps the last run.
+//! The report for people: a table on the terminal, and `docs/benchmarks.md` which keeps the last
+//! run.
 
 use std::fmt::{Arguments, Write as _};
 
@@ -12,21 +13,21 @@ use super::{
 const COLUMNS: [Variant; 5] =
     [Variant::Raw, Variant::Hosts, Variant::Plain, Variant::Nftables, Variant::Iptables];
 
-/// Ratios: the result.
+/// Returns the table of ratios, the result.
 pub fn ratios(report: &Report) -> String {
     let mut text = String::from(
         "| row | ours, per second | against kube-proxy | of the limit | against fewest services |\n\
          |---|---:|---:|---:|---:|\n",
     );
     for row in &report.rows {
-        let ours = row.ours.map_or_else(|| "not measured".to_owned(), thousands);
+        let dataplane = row.dataplane.map_or_else(|| "not measured".to_owned(), thousands);
         let fewest = row.vs_fewest_services.map_or_else(String::new, |ratio| both(&ratio));
         line(
             &mut text,
             format_args!(
-                "| {} | {ours} | {} | {} | {fewest} |",
+                "| {} | {dataplane} | {} | {} | {fewest} |",
                 title(row),
-                against(row.vs_peer.as_ref()),
+                against(row.vs_kube_proxy.as_ref()),
                 against(row.vs_limit.as_ref())
             ),
         );
@@ -39,7 +40,7 @@ pub fn ratios(report: &Report) -> String {
     text
 }
 
-/// Medians of everybody, to see the ratios' origin.
+/// Returns the table of median rates of all variants.
 pub fn rates(report: &Report) -> String {
     let mut text = String::from("| row, operations per second (p50 µs) | ours |");
     for column in COLUMNS {
@@ -47,9 +48,9 @@ pub fn rates(report: &Report) -> String {
     }
     text.push_str("\n|---|---:|---:|---:|---:|---:|---:|\n");
     for row in &report.rows {
-        let ours = row.way.unwrap_or(Variant::Ours);
+        let dataplane = row.variant.unwrap_or(Variant::Ours);
         text.push_str(&format!("| {} |", title(row)));
-        for variant in std::iter::once(ours).chain(COLUMNS) {
+        for variant in std::iter::once(dataplane).chain(COLUMNS) {
             match row.rates.get(&variant.to_string()) {
                 Some(rate) => {
                     text.push_str(&format!(" {} ({:.1}) |", thousands(rate.per_second), rate.p50_us));
@@ -72,7 +73,7 @@ pub fn rates(report: &Report) -> String {
     text
 }
 
-/// What was measured on, and how quiet it was.
+/// Returns the machine and the noise of the run.
 pub fn conditions(report: &Report) -> String {
     let noise = report.noise.map_or_else(|| "not measured".to_owned(), |noise| both(&noise));
     let verdict = if report.is_quiet() {
@@ -95,7 +96,7 @@ pub fn conditions(report: &Report) -> String {
     )
 }
 
-/// One agent in large clusters.
+/// Returns the table of the agent in large clusters.
 pub fn scale(results: &[Scale]) -> String {
     let Some(first) = results.first() else { return "Not measured in this run.\n".to_owned() };
     let mut text = String::from(
@@ -125,7 +126,7 @@ pub fn scale(results: &[Scale]) -> String {
     text
 }
 
-/// The whole of `docs/benchmarks.md`.
+/// Returns the content of `docs/benchmarks.md`.
 pub fn document(report: &Report) -> String {
     format!(
         include_str!("benchmarks.md.in"),
@@ -142,10 +143,11 @@ fn title(row: &Row) -> String {
 }
 
 fn against(against: Option<&Against>) -> String {
-    against.map_or_else(|| "–".to_owned(), |against| format!("{} × {}", both(&against.ratio), against.peer))
+    against
+        .map_or_else(|| "–".to_owned(), |against| format!("{} × {}", both(&against.ratio), against.baseline))
 }
 
-/// The ratio of rates, and behind it that of median operations.
+/// Formats the ratio of rates and the ratio of median operations.
 fn both(ratio: &Ratio) -> String {
     format!("{}, p50 {:.3}", interval(&ratio.rate), ratio.p50.median)
 }
@@ -154,7 +156,7 @@ fn interval(ratio: &Estimate) -> String {
     format!("**{:.3}** ({:.3}–{:.3})", ratio.median, ratio.low, ratio.high)
 }
 
-/// 12345 as `12 345`.
+/// Formats 12345 as `12 345`.
 fn thousands(rate: f64) -> String {
     let digits = format!("{rate:.0}");
     let mut text = String::new();
@@ -177,12 +179,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn thousands_are_set_apart() {
+    fn thousands_are_separated_by_spaces() {
         assert_eq!([9.6, 999.0, 1_000.0, 1_234_567.0].map(thousands), ["10", "999", "1 000", "1 234 567"]);
     }
 
     #[test]
-    fn an_interval_shows_its_ends() {
+    fn interval_has_median_and_bounds() {
         let ratio = Estimate { median: 1.234_5, low: 1.2, high: 1.25 };
         assert_eq!(interval(&ratio), "**1.234** (1.200–1.250)");
     }

@@ -1,5 +1,6 @@
-//! Takes the measurements: rounds, each of all blocks in an order of its own, so that what drifts with time falls on
-//! everybody alike. What is compared is measured within seconds of each other, because the machine drifts within a minute.
+//! Runs the measurements in rounds. Each round runs all blocks in a new random order, so that drift
+//! affects all variants alike. Blocks that are compared run within seconds of each other, because
+//! the machine drifts within a minute.
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
@@ -7,12 +8,12 @@ use anyhow::{Context as _, Result};
 
 use super::{
     load::Outcome,
+    path::Servers,
     plan::{Case, Variant},
-    site::Servers,
     stats::Random,
 };
 
-/// How long everything takes.
+/// Number of rounds and length of a block.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     pub rounds: usize,
@@ -20,46 +21,47 @@ pub struct Pace {
     pub time: Duration,
 }
 
-/// What one variant of one case gave, round by round; a failed round has nothing.
+/// The outcomes of one variant of one case by round; `None`: failed.
 #[derive(Clone, Debug, Default)]
 pub struct Samples {
     pub outcomes: Vec<Option<Outcome>>,
-    /// What went wrong last.
-    pub problem: Option<String>,
+    /// The last error.
+    pub last_error: Option<String>,
 }
 
 impl Samples {
-    /// Operations per second, round by round. A block with errors, or without an operation, is none: its rate says
-    /// nothing.
+    /// Returns operations per second by round; `None` for a block with errors or without
+    /// operations.
     pub fn rates(&self) -> Vec<Option<f64>> {
-        self.sound().map(|outcome| outcome.map(|outcome| outcome.per_second)).collect()
+        self.valid().map(|outcome| outcome.map(|outcome| outcome.per_second)).collect()
     }
 
-    /// What the rates would be if every operation took as long as the median one, up to a factor common to all
-    /// variants: what interrupts a block (another guest, a build) moves its rate, but hardly its median operation.
+    /// Returns the rates computed from the median latency, up to a factor common to all variants.
+    /// An interruption (another guest, a build) changes the rate of a block, but hardly its median
+    /// latency.
     pub fn undisturbed_rates(&self) -> Vec<Option<f64>> {
-        self.sound().map(|outcome| outcome.map(|outcome| 1e6 / outcome.latency.p50)).collect()
+        self.valid().map(|outcome| outcome.map(|outcome| 1e6 / outcome.latency.p50)).collect()
     }
 
     pub fn latencies_p50(&self) -> Vec<f64> {
-        self.sound().flatten().map(|outcome| outcome.latency.p50).collect()
+        self.valid().flatten().map(|outcome| outcome.latency.p50).collect()
     }
 
     pub fn latencies_p99(&self) -> Vec<f64> {
-        self.sound().flatten().map(|outcome| outcome.latency.p99).collect()
+        self.valid().flatten().map(|outcome| outcome.latency.p99).collect()
     }
 
-    fn sound(&self) -> impl Iterator<Item = Option<&Outcome>> {
-        let is_sound = |outcome: &&Outcome| outcome.errors == 0 && outcome.operations > 0;
-        self.outcomes.iter().map(move |outcome| outcome.as_ref().filter(is_sound))
+    fn valid(&self) -> impl Iterator<Item = Option<&Outcome>> {
+        let is_valid = |outcome: &&Outcome| outcome.errors == 0 && outcome.operations > 0;
+        self.outcomes.iter().map(move |outcome| outcome.as_ref().filter(is_valid))
     }
 
-    /// Microseconds of each operation that are the measuring's.
+    /// Returns the measurement overhead per operation in microseconds.
     pub fn overheads(&self) -> Vec<f64> {
-        self.sound().flatten().map(|outcome| outcome.overhead).filter(|overhead| *overhead > 0.0).collect()
+        self.valid().flatten().map(|outcome| outcome.overhead).filter(|overhead| *overhead > 0.0).collect()
     }
 
-    /// Operations that failed and datagrams that were lost, over all rounds.
+    /// Returns the number of failed operations and lost datagrams in all rounds.
     pub fn failures(&self) -> u64 {
         self.outcomes.iter().flatten().map(|outcome| outcome.errors + outcome.lost).sum()
     }
@@ -68,15 +70,15 @@ impl Samples {
 /// Samples of every case, by variant.
 pub type Measured = Vec<BTreeMap<Variant, Samples>>;
 
-/// Runs all rounds; `progress` hears of every block before it begins.
+/// Runs all rounds; calls `progress` before each block.
 pub fn measure(cases: &[Case], pace: Pace, mut progress: impl FnMut(usize, &str)) -> Result<Measured> {
     let mut servers = Servers::default();
     for case in cases {
-        for (variant, work) in &case.work {
-            work.start(&mut servers).with_context(|| format!("{}: {variant}", case.title()))?;
+        for (variant, workload) in &case.workloads {
+            workload.start(&mut servers).with_context(|| format!("{}: {variant}", case.title()))?;
         }
     }
-    prove(cases)?;
+    verify(cases)?;
     let mut groups = groups(cases);
     let mut random = Random::new(seed()?);
     let mut measured: Measured = vec![BTreeMap::new(); cases.len()];
@@ -87,14 +89,14 @@ pub fn measure(cases: &[Case], pace: Pace, mut progress: impl FnMut(usize, &str)
         }
         for (number, index) in groups.iter().flatten() {
             let case = &cases[*number];
-            let (variant, work) = &case.work[*index];
+            let (variant, workload) = &case.workloads[*index];
             progress(round, &format!("{}: {variant}", case.title()));
             let samples = measured[*number].entry(*variant).or_default();
-            match work.run(pace.warm_up, pace.time) {
+            match workload.run(pace.warm_up, pace.time) {
                 Ok(outcome) => samples.outcomes.push(Some(outcome)),
                 Err(error) => {
                     samples.outcomes.push(None);
-                    samples.problem = Some(format!("{error:#}"));
+                    samples.last_error = Some(format!("{error:#}"));
                 }
             }
         }
@@ -102,11 +104,11 @@ pub fn measure(cases: &[Case], pace: Pace, mut progress: impl FnMut(usize, &str)
     Ok(measured)
 }
 
-/// Blocks, as case and variant of it, with those of cases that are compared with each other side by side.
+/// Groups the blocks (case, variant) of cases that are compared with each other.
 fn groups(cases: &[Case]) -> Vec<Vec<(usize, usize)>> {
     let mut groups: Vec<(usize, Vec<(usize, usize)>)> = Vec::new();
     for (number, case) in cases.iter().enumerate() {
-        let blocks = (0..case.work.len()).map(|index| (number, index));
+        let blocks = (0..case.workloads.len()).map(|index| (number, index));
         match groups.iter_mut().find(|(first, _)| cases[*first].is_compared_with(case)) {
             Some((_, group)) => group.extend(blocks),
             None => groups.push((number, blocks.collect())),
@@ -115,19 +117,19 @@ fn groups(cases: &[Case]) -> Vec<Vec<(usize, usize)>> {
     groups.into_iter().map(|(_, blocks)| blocks).collect()
 }
 
-/// Every variant answers, without an error, before anything is measured.
-fn prove(cases: &[Case]) -> Result<()> {
+/// Verifies every variant before the measurement.
+fn verify(cases: &[Case]) -> Result<()> {
     for case in cases {
-        for (variant, work) in &case.work {
-            work.prove().with_context(|| format!("{}: {variant}", case.title()))?;
+        for (variant, workload) in &case.workloads {
+            workload.verify().with_context(|| format!("{}: {variant}", case.title()))?;
         }
     }
     Ok(())
 }
 
-/// Another order in each run.
+/// Returns a random seed, so that each run has another order.
 fn seed() -> Result<u64> {
-    let text = fs::read_to_string("/proc/sys/kernel/random/uuid").context("read a random number")?;
+    let text = fs::read_to_string("/proc/sys/kernel/random/uuid").context("cannot read a random number")?;
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).take(16).collect();
     Ok(u64::from_str_radix(&digits, 16)?)
 }
@@ -137,16 +139,16 @@ mod tests {
     use serde_json::Map;
 
     use super::*;
-    use crate::{load::Load, plan::row, site::Site, work::Work};
+    use crate::{load::Load, path::TrafficPath, plan::row, workload::Workload};
 
     fn case(row: &'static str, variants: &[Variant]) -> Case {
-        let work = Work::Ask(Site::nowhere(), Load::UdpRr);
-        let work = variants.iter().map(|variant| (*variant, work.clone())).collect();
-        Case { row, params: Map::new(), limit: Variant::Raw, work }
+        let workload = Workload::ClientServer(TrafficPath::empty(), Load::UdpRr);
+        let workloads = variants.iter().map(|variant| (*variant, workload.clone())).collect();
+        Case { row, params: Map::new(), limit: Variant::Raw, workloads }
     }
 
     #[test]
-    fn what_is_compared_is_measured_side_by_side() {
+    fn compared_cases_are_in_one_group() {
         let cases = [
             case(row::CLUSTERIP_CRR, &[Variant::Plain, Variant::Ours]),
             case(row::SAME_NODE_RR, &[Variant::Raw, Variant::Ours]),

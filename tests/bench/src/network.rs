@@ -1,35 +1,35 @@
-//! What every topology of the benchmark is made of: namespaces that go when their owner does, pods behind veths.
+//! Parts of all topologies: network namespaces that are deleted on drop, and pods behind veths.
 
 use std::{fs::File, net::Ipv4Addr};
 
 use anyhow::{Context as _, Result, anyhow};
 use nix::fcntl::{Flock, FlockArg};
 
-use super::site::Place;
+use super::path::Location;
 use dataplane_testkit::lab::{Namespace, interrupt};
 
-/// Namespaces of the benchmark begin so.
+/// Prefix of the benchmark's namespaces.
 const PREFIX: &str = "dpbench-";
-/// Held while one runs.
+/// Lock file of a running benchmark.
 const LOCK: &str = "/run/dataplane-bench.lock";
-/// The gateway of every pod, as our CNI plugin has it; nobody owns the address.
+/// The gateway of every pod, as the CNI plugin sets it; no device has the address.
 const GATEWAY: &str = "169.254.1.1";
 
-/// A namespace that goes when this does.
+/// A network namespace that is deleted on drop.
 #[derive(Debug)]
-pub struct Owned(Namespace);
+pub struct OwnedNamespace(Namespace);
 
-impl Owned {
+impl OwnedNamespace {
     pub fn create(name: &str) -> Result<Self> {
         Ok(Self(Namespace::create(&format!("{PREFIX}{name}"))?))
     }
 
-    pub fn place(&self) -> Place {
-        Place { namespace: self.0.path(), cgroup: None }
+    pub fn location(&self) -> Location {
+        Location { namespace: self.0.path(), cgroup: None }
     }
 }
 
-impl std::ops::Deref for Owned {
+impl std::ops::Deref for OwnedNamespace {
     type Target = Namespace;
 
     fn deref(&self) -> &Namespace {
@@ -37,7 +37,7 @@ impl std::ops::Deref for Owned {
     }
 }
 
-impl Drop for Owned {
+impl Drop for OwnedNamespace {
     fn drop(&mut self) {
         if let Err(error) = Namespace::delete(self.0.name()) {
             eprintln!("{error:#}");
@@ -45,18 +45,19 @@ impl Drop for Owned {
     }
 }
 
-/// There is one benchmark at a time: two would measure each other.
+/// The lock that admits only one benchmark at a time.
 #[derive(Debug)]
-pub struct Turn {
+pub struct InstanceLock {
     _lock: Flock<File>,
 }
 
-impl Turn {
-    /// Takes the turn, and removes what a benchmark that crashed left behind.
-    pub fn take() -> Result<Self> {
-        let file = File::create(LOCK).with_context(|| format!("open {LOCK}"))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
-            .map_err(|(_, error)| anyhow!("another benchmark runs on this machine ({LOCK}: {error})"))?;
+impl InstanceLock {
+    /// Takes the lock and removes the namespaces of a crashed benchmark.
+    pub fn acquire() -> Result<Self> {
+        let file = File::create(LOCK).with_context(|| format!("cannot open {LOCK}"))?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+            anyhow!("another benchmark is running on this machine ({LOCK}: {error})")
+        })?;
         remove_all()?;
         interrupt::also(|| {
             if let Err(error) = remove_all() {
@@ -74,19 +75,26 @@ fn remove_all() -> Result<()> {
     Ok(())
 }
 
-/// Lets a client open connections without end: every port is used, and one in `TIME_WAIT` again after a second.
+/// Lets a client open many connections: all ports are usable, and one in `TIME_WAIT` again after a
+/// second.
 pub fn recycle_ports(client: &Namespace) -> Result<()> {
     client.sysctls(&[("net/ipv4/ip_local_port_range", "1024 65535"), ("net/ipv4/tcp_tw_reuse", "1")])
 }
 
-/// Makes a namespace a router.
-pub fn forward(node: &Namespace) -> Result<()> {
+/// Enables forwarding in a namespace.
+pub fn enable_forwarding(node: &Namespace) -> Result<()> {
     node.sysctls(&[("net/ipv4/ip_forward", "1"), ("net/ipv4/conf/all/send_redirects", "0")])
 }
 
-/// Plugs a pod into its node: a veth, a host route, neighbours that are never asked for. The same as our CNI plugin
-/// makes it, so that what differs is the datapath alone.
-pub fn plug_pod(node: &Namespace, pod: &Namespace, device: &str, address: Ipv4Addr, mtu: u32) -> Result<()> {
+/// Connects a pod to its node by a veth, a host route and permanent neighbour entries, as the CNI
+/// plugin does, so that only the datapath differs.
+pub fn attach_pod(
+    node: &Namespace,
+    pod: &Namespace,
+    device: &str,
+    address: Ipv4Addr,
+    mtu: u32,
+) -> Result<()> {
     node.ip(&format!("link add {device} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}", pod.name()))?;
     let host_mac = mac_of(node, device)?;
     let pod_mac = mac_of(pod, "eth0")?;
@@ -105,9 +113,9 @@ pub fn plug_pod(node: &Namespace, pod: &Namespace, device: &str, address: Ipv4Ad
     recycle_ports(pod)
 }
 
-/// Link address of a device.
+/// Returns the MAC address of a device.
 pub fn mac_of(namespace: &Namespace, device: &str) -> Result<String> {
     let text = namespace.ip(&format!("link show dev {device}"))?;
     let address = text.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
-    Ok(address.with_context(|| format!("{device} has no link address"))?.to_owned())
+    Ok(address.with_context(|| format!("device {device} has no MAC address"))?.to_owned())
 }

@@ -1,4 +1,4 @@
-//! Which measurements make which row: names, parameters, who takes part, who is the limit. No measuring here.
+//! The rows of the benchmark: names, parameters, variants and limits.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -6,21 +6,21 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{
+    baselines::{Cluster, Pair},
     forward::{FLOWS, Forwarder},
     load::Load,
-    peers::{Cluster, Pair},
+    path::TrafficPath,
     services::ServiceSet,
-    site::Site,
-    work::Work,
+    workload::Workload,
 };
 
-/// Who is measured.
+/// A measured variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Variant {
-    /// A veth between the two ends.
+    /// A veth between client and server.
     Raw,
-    /// From host to host: the wire between nodes, without pods.
+    /// From host to host: the path between nodes, without pods.
     Hosts,
     /// Linux routing, no rules, no connection tracking.
     Plain,
@@ -28,30 +28,30 @@ pub enum Variant {
     Nftables,
     /// Linux routing with kube-proxy's iptables rules.
     Iptables,
-    /// Ours, as it comes.
+    /// The datapath with default settings.
     Ours,
-    /// Ours, with services translated per packet instead of at connect.
+    /// The datapath with per-packet instead of connect-time translation.
     Packet,
-    /// Ours, with services asked from outside in the uplink's driver.
+    /// The datapath with native XDP on the uplink, for clients outside.
     Xdp,
-    /// The same, and the pod's node answers.
+    /// The same with direct server return.
     #[value(name = "xdp-dsr")]
     #[serde(rename = "xdp-dsr")]
     XdpDsr,
-    /// Ours, with services asked from outside at tc.
+    /// The datapath with tc on the uplink, for clients outside.
     Tc,
 }
 
 impl Variant {
-    /// What kube-proxy offers.
-    pub const PEERS: [Self; 2] = [Self::Nftables, Self::Iptables];
+    /// The modes of kube-proxy.
+    pub const KUBE_PROXY: [Self; 2] = [Self::Nftables, Self::Iptables];
 
-    pub const fn is_ours(self) -> bool {
+    pub const fn is_dataplane(self) -> bool {
         matches!(self, Self::Ours | Self::Packet | Self::Xdp | Self::XdpDsr | Self::Tc)
     }
 
-    /// What tells it from other ways of ours in the same row.
-    pub const fn way(self) -> Option<(&'static str, &'static str)> {
+    /// Returns the row parameter that distinguishes variants of the datapath in the same row.
+    pub const fn row_parameter(self) -> Option<(&'static str, &'static str)> {
         match self {
             Self::Xdp => Some(("way", "xdp")),
             Self::XdpDsr => Some(("way", "xdp with dsr")),
@@ -87,17 +87,17 @@ pub mod row {
     pub const NODEPORT_UDP: &str = "nodeport_udp";
 }
 
-/// What of the benchmark is to be run.
+/// The selected part of the benchmark.
 #[derive(Clone, Debug)]
-pub struct Wanted {
+pub struct Selection {
     pub variants: BTreeSet<Variant>,
-    /// Part of the names of rows.
+    /// Substring of the names of rows.
     pub rows: String,
-    /// Of [`SERVICE_COUNTS`].
+    /// Numbers of Services, of [`SERVICE_COUNTS`].
     pub services: Vec<u16>,
 }
 
-impl Wanted {
+impl Selection {
     pub fn has(&self, variant: Variant) -> bool {
         self.variants.contains(&variant)
     }
@@ -106,21 +106,21 @@ impl Wanted {
         rows.iter().any(|row| row.contains(&self.rows))
     }
 
-    /// Numbers of services clusters of `clusterip_crr` are made with.
+    /// Returns the selected numbers of Services of `clusterip_crr`.
     pub fn service_counts(&self) -> Vec<u16> {
         let is_wanted = |count: &u16| self.has_any(&[row::CLUSTERIP_CRR]) && self.services.contains(count);
         SERVICE_COUNTS.into_iter().filter(is_wanted).collect()
     }
 }
 
-/// One load, run by every variant of it in every round.
+/// A load with parameters, run by all its variants in every round.
 #[derive(Clone, Debug)]
 pub struct Case {
     pub row: &'static str,
     pub params: Map<String, Value>,
-    /// What nobody can beat here.
+    /// The variant that is the limit.
     pub limit: Variant,
-    pub work: Vec<(Variant, Work)>,
+    pub workloads: Vec<(Variant, Workload)>,
 }
 
 impl Case {
@@ -129,109 +129,113 @@ impl Case {
         format!("{} {}", self.row, params.join(" ").replace('"', ""))
     }
 
-    /// Whether a ratio is made of both: of one number of services and another, and of the limit, which knows no services, in
-    /// either.
+    /// Whether a ratio uses both cases: two numbers of Services, or the limit measured twice.
     pub fn is_compared_with(&self, other: &Self) -> bool {
         self.row == other.row && self.row == row::CLUSTERIP_CRR
     }
 
-    /// Leaves out who is not wanted; a case without anybody left is none.
-    pub fn keep(mut self, wanted: &Wanted) -> Option<Self> {
-        self.work.retain(|(variant, _)| wanted.has(*variant));
-        (wanted.has_any(&[self.row]) && !self.work.is_empty()).then_some(self)
+    /// Removes variants that are not selected; `None` if no variant remains.
+    pub fn keep(mut self, selection: &Selection) -> Option<Self> {
+        self.workloads.retain(|(variant, _)| selection.has(*variant));
+        (selection.has_any(&[self.row]) && !self.workloads.is_empty()).then_some(self)
     }
 }
 
-/// Services in a small, a large and a huge cluster.
+/// Numbers of Services in a small, a large and a very large cluster.
 pub const SERVICE_COUNTS: [u16; 3] = [10, 1_000, 30_000];
 
-/// Kube-proxy's rules are measured up to so many services. `nft` takes a quarter of an hour and more to load those of the huge
-/// cluster: what a service costs them shows before.
-pub const MOST_RULES: u16 = 1_000;
+/// Largest number of Services with kube-proxy's rules: `nft` needs 15 minutes or more to load the
+/// rules of the very large cluster.
+pub const MAX_RULE_SERVICES: u16 = 1_000;
 
-/// Connections of the row with several.
-const MANY: usize = 8;
+/// Number of connections in the row with several.
+const MANY_CONNECTIONS: usize = 8;
 
-/// A routing mode's participants, for rows between nodes and inside one.
+/// The baselines of a routing mode.
 #[derive(Clone, Debug)]
-pub struct Participants<'a> {
+pub struct Baselines<'a> {
     pub plain: &'a Cluster,
     pub nftables: &'a Cluster,
     pub iptables: &'a Cluster,
 }
 
-impl Participants<'_> {
-    fn sites(&self, site: impl Fn(&Cluster) -> Site) -> Vec<(Variant, Site)> {
+impl Baselines<'_> {
+    fn paths(&self, path: impl Fn(&Cluster) -> TrafficPath) -> Vec<(Variant, TrafficPath)> {
         vec![
-            (Variant::Plain, site(self.plain)),
-            (Variant::Nftables, site(self.nftables)),
-            (Variant::Iptables, site(self.iptables)),
+            (Variant::Plain, path(self.plain)),
+            (Variant::Nftables, path(self.nftables)),
+            (Variant::Iptables, path(self.iptables)),
         ]
     }
 }
 
-/// Row 5: two pods of one node.
-pub fn same_node(raw: &Pair, peers: &Participants<'_>, ours: Option<&Site>) -> Vec<Case> {
+/// Returns the cases between two pods of one node.
+pub fn same_node(raw: &Pair, baselines: &Baselines<'_>, dataplane: Option<&TrafficPath>) -> Vec<Case> {
     let loads = [
         (Load::TcpRr { connections: 1 }, "tcp"),
-        (Load::TcpRr { connections: MANY }, "tcp"),
+        (Load::TcpRr { connections: MANY_CONNECTIONS }, "tcp"),
         (Load::UdpRr, "udp"),
     ];
     let case = |(load, protocol)| {
-        let mut sites = vec![(Variant::Raw, raw.site())];
-        sites.extend(peers.sites(Cluster::same_node));
-        sites.extend(ours.cloned().map(|site| (Variant::Ours, site)));
+        let mut paths = vec![(Variant::Raw, raw.path())];
+        paths.extend(baselines.paths(Cluster::same_node));
+        paths.extend(dataplane.cloned().map(|path| (Variant::Ours, path)));
         let connections = if let Load::TcpRr { connections } = load { connections } else { 1 };
         let params = params(&[("protocol", json!(protocol)), ("connections", json!(connections))]);
-        Case { row: row::SAME_NODE_RR, params, limit: Variant::Raw, work: asking(load, sites) }
+        Case { row: row::SAME_NODE_RR, params, limit: Variant::Raw, workloads: client_server(load, paths) }
     };
     loads.into_iter().map(case).collect()
 }
 
-/// Row 6: a connection's whole life through a cluster address, its backend on the same node.
+/// Returns the case of short connections to a cluster IP with a backend on the same node.
 pub fn cluster_ip(
     raw: &Pair,
-    peers: &Participants<'_>,
+    baselines: &Baselines<'_>,
     services: &ServiceSet,
-    ours: Vec<(Variant, Site)>,
+    dataplane: Vec<(Variant, TrafficPath)>,
 ) -> Case {
-    let mut sites = vec![(Variant::Raw, raw.site())];
-    for (variant, site) in peers.sites(Cluster::same_node) {
-        // plain routing knows no services: it goes to the backend itself, which is why it is the limit
-        let site = if variant == Variant::Plain { site } else { site.through(services.target()) };
-        sites.push((variant, site));
+    let mut paths = vec![(Variant::Raw, raw.path())];
+    for (variant, path) in baselines.paths(Cluster::same_node) {
+        // plain routing has no Services: it connects to the backend, so it is the limit
+        let path = if variant == Variant::Plain { path } else { path.through(services.target()) };
+        paths.push((variant, path));
     }
-    sites.extend(ours);
+    paths.extend(dataplane);
     let count = services.iter().count();
-    if count > usize::from(MOST_RULES) {
-        sites.retain(|(variant, _)| !Variant::PEERS.contains(variant));
+    if count > usize::from(MAX_RULE_SERVICES) {
+        paths.retain(|(variant, _)| !Variant::KUBE_PROXY.contains(variant));
     }
     let params = params(&[("services", json!(count))]);
-    Case { row: row::CLUSTERIP_CRR, params, limit: Variant::Plain, work: asking(Load::TcpCrr, sites) }
+    Case {
+        row: row::CLUSTERIP_CRR,
+        params,
+        limit: Variant::Plain,
+        workloads: client_server(Load::TcpCrr, paths),
+    }
 }
 
-/// Row 8: pods of two nodes.
-pub fn two_nodes(routing: &str, peers: &Participants<'_>, ours: Option<&Site>) -> Vec<Case> {
+/// Returns the cases between pods of two nodes.
+pub fn two_nodes(routing: &str, baselines: &Baselines<'_>, dataplane: Option<&TrafficPath>) -> Vec<Case> {
     let loads = [(row::TWO_NODE_RR, Load::TcpRr { connections: 1 }), (row::TWO_NODE_CRR, Load::TcpCrr)];
     let case = |(row, load)| {
-        let mut sites = vec![(Variant::Hosts, peers.plain.hosts())];
-        sites.extend(peers.sites(Cluster::two_nodes));
-        sites.extend(ours.cloned().map(|site| (Variant::Ours, site)));
+        let mut paths = vec![(Variant::Hosts, baselines.plain.hosts())];
+        paths.extend(baselines.paths(Cluster::two_nodes));
+        paths.extend(dataplane.cloned().map(|path| (Variant::Ours, path)));
         let params = params(&[("routing", json!(routing))]);
-        Case { row, params, limit: Variant::Hosts, work: asking(load, sites) }
+        Case { row, params, limit: Variant::Hosts, workloads: client_server(load, paths) }
     };
     loads.into_iter().map(case).collect()
 }
 
-/// Row 10: a port of a node, asked from outside, that leads to a pod of another node.
+/// Returns the case of a node port with an outside client and a backend on another node.
 pub fn node_port(forwarders: impl Iterator<Item = (Variant, Forwarder)>) -> Case {
-    let work = forwarders.map(|(variant, forwarder)| (variant, Work::Forward(forwarder))).collect();
+    let workloads = forwarders.map(|(variant, forwarder)| (variant, Workload::Forward(forwarder))).collect();
     let params = params(&[("flows", json!(FLOWS))]);
-    Case { row: row::NODEPORT_UDP, params, limit: Variant::Raw, work }
+    Case { row: row::NODEPORT_UDP, params, limit: Variant::Raw, workloads }
 }
 
-fn asking(load: Load, sites: Vec<(Variant, Site)>) -> Vec<(Variant, Work)> {
-    sites.into_iter().map(|(variant, site)| (variant, Work::Ask(site, load))).collect()
+fn client_server(load: Load, paths: Vec<(Variant, TrafficPath)>) -> Vec<(Variant, Workload)> {
+    paths.into_iter().map(|(variant, path)| (variant, Workload::ClientServer(path, load))).collect()
 }
 
 fn params(pairs: &[(&str, Value)]) -> Map<String, Value> {

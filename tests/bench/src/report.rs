@@ -1,4 +1,4 @@
-//! Rows out of samples: ratios, as JSON for programs and as Markdown for people.
+//! Computes the rows of the report from samples.
 
 use std::collections::BTreeMap;
 
@@ -13,65 +13,68 @@ use super::{
     stats::{Estimate, median},
 };
 
-/// What two measurements of the same thing in one round may differ by.
+/// Largest difference of two measurements of the same thing in a valid run.
 const NOISE_ALLOWED: f64 = 0.02;
 
-/// One line of the result.
+/// A row of the result.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     pub name: &'static str,
     pub params: Map<String, Value>,
-    /// Who of ours it is about.
+    /// The datapath's variant.
     #[serde(skip)]
-    pub way: Option<Variant>,
-    /// Median operations per second.
-    pub ours: Option<f64>,
-    /// Against the better of kube-proxy's rule sets.
-    pub vs_peer: Option<Against>,
+    pub variant: Option<Variant>,
+    /// Median operations per second of the datapath.
+    #[serde(rename = "ours")]
+    pub dataplane: Option<f64>,
+    /// Compared with the better of kube-proxy's modes.
+    #[serde(rename = "vs_peer")]
+    pub vs_kube_proxy: Option<Against>,
     pub vs_limit: Option<Against>,
-    /// Against everybody in the row.
+    /// Compared with all baselines of the row.
     pub vs: Vec<Against>,
-    /// Against the same row with the fewest services.
+    /// Compared with the same row with the fewest Services.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vs_fewest_services: Option<Ratio>,
     /// Failed operations and lost datagrams by variant, where there were any.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub failures: BTreeMap<String, String>,
-    /// Microseconds of each operation that are the measuring's, and counted nowhere; median over everybody's rounds.
+    /// Median measurement overhead per operation in microseconds, not included in other numbers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overhead_us: Option<f64>,
-    /// Median rate and latency of everybody.
+    /// Median rate and latency by variant.
     pub rates: BTreeMap<String, Rate>,
 }
 
-/// Our rate divided by another's.
+/// The datapath's rate divided by a baseline's.
 #[derive(Clone, Debug, Serialize)]
 pub struct Against {
-    pub peer: Variant,
+    #[serde(rename = "peer")]
+    pub baseline: Variant,
     #[serde(flatten)]
     pub ratio: Ratio,
 }
 
-/// One speed divided by another, by two measures.
+/// A ratio of rates and of median latencies.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Ratio {
-    /// Of operations per second: the result.
+    /// Ratio of operations per second: the result.
     #[serde(flatten)]
     pub rate: Estimate,
-    /// Of the speed of the median operation: what the rate comes to on a machine that does nothing else.
+    /// Ratio of the rates computed from median latencies, as on an otherwise idle machine.
     pub p50: Estimate,
 }
 
 impl Ratio {
-    fn of(ours: &Samples, theirs: &Samples) -> Option<Self> {
+    fn of(dataplane: &Samples, baseline: &Samples) -> Option<Self> {
         Some(Self {
-            rate: Estimate::of_ratio(&ours.rates(), &theirs.rates())?,
-            p50: Estimate::of_ratio(&ours.undisturbed_rates(), &theirs.undisturbed_rates())?,
+            rate: Estimate::of_ratio(&dataplane.rates(), &baseline.rates())?,
+            p50: Estimate::of_ratio(&dataplane.undisturbed_rates(), &baseline.undisturbed_rates())?,
         })
     }
 }
 
-/// Medians over rounds.
+/// Medians of all rounds.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Rate {
     pub per_second: f64,
@@ -79,29 +82,29 @@ pub struct Rate {
     pub p99_us: f64,
 }
 
-/// All rows and what they were made on.
+/// The result of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     pub machine: Machine,
     pub rounds: usize,
     pub seconds_per_block: f64,
-    /// Share of time other guests took while it ran.
+    /// Share of steal time during the run.
     pub stolen: f64,
-    /// The same thing measured twice in every round, one against the other: the smallest difference to believe.
+    /// The ratio of two measurements of the same thing: smaller differences are noise.
     pub noise: Option<Ratio>,
     pub rows: Vec<Row>,
-    /// One agent in large clusters.
+    /// The agent in large clusters.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub scale: Vec<Scale>,
 }
 
 impl Report {
-    /// Whether the machine was quiet enough for the rows to mean something.
+    /// Whether the noise is small enough for a valid result.
     pub fn is_quiet(&self) -> bool {
         self.noise.is_none_or(|noise| is_small(&noise.rate))
     }
 
-    /// Whether at least the median operations mean something.
+    /// Whether at least the p50 ratios are valid.
     pub fn is_quiet_at_median(&self) -> bool {
         self.noise.is_none_or(|noise| is_small(&noise.p50))
     }
@@ -111,15 +114,17 @@ fn is_small(noise: &Estimate) -> bool {
     (noise.median - 1.0).abs() <= NOISE_ALLOWED
 }
 
-/// A row per way of ours in every case; a case without ours gives one row with the others' rates.
+/// Returns a row per datapath variant of each case, or one with the baselines' rates if there is
+/// none.
 pub fn rows(cases: &[Case], measured: &Measured) -> Vec<Row> {
     let mut rows = Vec::new();
     for (case, samples) in cases.iter().zip(measured) {
-        let ours: Vec<Variant> = samples.keys().copied().filter(|variant| variant.is_ours()).collect();
-        if ours.is_empty() {
+        let dataplane: Vec<Variant> =
+            samples.keys().copied().filter(|variant| variant.is_dataplane()).collect();
+        if dataplane.is_empty() {
             rows.push(row_of(case, samples, None));
         }
-        for variant in ours {
+        for variant in dataplane {
             let mut row = row_of(case, samples, Some(variant));
             row.vs_fewest_services = against_fewest(cases, measured, case, variant, &samples[&variant]);
             rows.push(row);
@@ -128,38 +133,40 @@ pub fn rows(cases: &[Case], measured: &Measured) -> Vec<Row> {
     rows
 }
 
-fn row_of(case: &Case, samples: &BTreeMap<Variant, Samples>, ours: Option<Variant>) -> Row {
+fn row_of(case: &Case, samples: &BTreeMap<Variant, Samples>, dataplane: Option<Variant>) -> Row {
     let mut params = case.params.clone();
-    if let Some((key, value)) = ours.and_then(Variant::way) {
+    if let Some((key, value)) = dataplane.and_then(Variant::row_parameter) {
         params.insert(key.into(), json!(value));
     }
     if case.row == row::CLUSTERIP_CRR
-        && let Some(ours) = ours
+        && let Some(dataplane) = dataplane
     {
-        params
-            .insert("translation".into(), json!(if ours == Variant::Packet { "packet" } else { "connect" }));
+        params.insert(
+            "translation".into(),
+            json!(if dataplane == Variant::Packet { "packet" } else { "connect" }),
+        );
     }
     let rates: BTreeMap<Variant, Rate> =
         samples.iter().filter_map(|(variant, samples)| Some((*variant, rate(samples)?))).collect();
     let vs: Vec<Against> = samples
         .iter()
-        .filter(|(variant, _)| !variant.is_ours())
-        .filter_map(|(variant, theirs)| {
-            let ratio = Ratio::of(samples.get(&ours?)?, theirs)?;
-            Some(Against { peer: *variant, ratio })
+        .filter(|(variant, _)| !variant.is_dataplane())
+        .filter_map(|(variant, baseline)| {
+            let ratio = Ratio::of(samples.get(&dataplane?)?, baseline)?;
+            Some(Against { baseline: *variant, ratio })
         })
         .collect();
-    let best = Variant::PEERS
+    let best = Variant::KUBE_PROXY
         .into_iter()
-        .filter_map(|peer| Some((peer, rates.get(&peer)?.per_second)))
+        .filter_map(|mode| Some((mode, rates.get(&mode)?.per_second)))
         .max_by(|a, b| a.1.total_cmp(&b.1));
-    let against = |wanted: Variant| vs.iter().find(|against| against.peer == wanted).cloned();
+    let against = |wanted: Variant| vs.iter().find(|against| against.baseline == wanted).cloned();
     Row {
         name: case.row,
         params,
-        way: ours,
-        ours: ours.and_then(|ours| rates.get(&ours)).map(|rate| rate.per_second),
-        vs_peer: best.and_then(|(peer, _)| against(peer)),
+        variant: dataplane,
+        dataplane: dataplane.and_then(|dataplane| rates.get(&dataplane)).map(|rate| rate.per_second),
+        vs_kube_proxy: best.and_then(|(mode, _)| against(mode)),
         vs_limit: against(case.limit),
         vs_fewest_services: None,
         failures: failures(samples),
@@ -183,8 +190,8 @@ fn failures(samples: &BTreeMap<Variant, Samples>) -> BTreeMap<String, String> {
     for (variant, samples) in samples {
         let blocks = samples.outcomes.iter().filter(|outcome| outcome.is_none()).count();
         let operations = samples.failures();
-        if let Some(problem) = &samples.problem {
-            failures.insert(variant.to_string(), format!("{blocks} blocks, the last: {problem}"));
+        if let Some(problem) = &samples.last_error {
+            failures.insert(variant.to_string(), format!("{blocks} blocks failed, the last one: {problem}"));
         } else if operations > 0 {
             failures.insert(variant.to_string(), format!("{operations} operations"));
         }
@@ -192,23 +199,23 @@ fn failures(samples: &BTreeMap<Variant, Samples>) -> BTreeMap<String, String> {
     failures
 }
 
-/// The same way of ours in the first case of the same name.
+/// Compares with the same variant in the row's first case.
 fn against_fewest(
     cases: &[Case],
     measured: &Measured,
     case: &Case,
-    ours: Variant,
+    dataplane: Variant,
     samples: &Samples,
 ) -> Option<Ratio> {
     let first = cases.iter().position(|other| other.row == case.row)?;
     if case.params.get("services")? == cases[first].params.get("services")? {
         return None;
     }
-    Ratio::of(samples, measured[first].get(&ours)?)
+    Ratio::of(samples, measured[first].get(&dataplane)?)
 }
 
-/// The limit of the service rows has nothing to do with services, so its measurements in two of them are the same
-/// thing measured twice.
+/// Returns the noise: the limit of the `clusterip_crr` rows does not depend on the number of
+/// Services, so two rows measure the same thing.
 pub fn noise(cases: &[Case], measured: &Measured) -> Option<Ratio> {
     let mut same = cases
         .iter()
@@ -233,12 +240,12 @@ mod tests {
             overhead: 0.0,
             latency: Latency { p50: 10.0, p90: 11.0, p99: 12.0, max: 13.0 },
         };
-        Samples { outcomes: rates.iter().map(|rate| Some(outcome(*rate))).collect(), problem: None }
+        Samples { outcomes: rates.iter().map(|rate| Some(outcome(*rate))).collect(), last_error: None }
     }
 
     fn case(services: u16) -> Case {
         let params = Map::from_iter([("services".to_owned(), json!(services))]);
-        Case { row: row::CLUSTERIP_CRR, params, limit: Variant::Plain, work: Vec::new() }
+        Case { row: row::CLUSTERIP_CRR, params, limit: Variant::Plain, workloads: Vec::new() }
     }
 
     fn measured() -> Measured {
@@ -256,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_compares_with_the_better_peer_and_the_limit() {
+    fn row_compares_with_the_better_kube_proxy_mode_and_the_limit() {
         let rows = rows(&[case(10), case(1_000)], &measured());
         let json = serde_json::to_value(&rows[0]).expect("a row serializes");
         assert_eq!(json["name"], "clusterip_crr");
@@ -270,26 +277,26 @@ mod tests {
     }
 
     #[test]
-    fn many_services_compare_with_few_of_the_same_way() {
+    fn row_compares_with_the_fewest_services_of_the_same_variant() {
         let rows = rows(&[case(10), case(1_000)], &measured());
         let few = rows.iter().map(|row| row.vs_fewest_services.map(|ratio| ratio.rate.median));
         assert_eq!(few.collect::<Vec<_>>(), [None, None, Some(0.95), Some(1.0)]);
     }
 
     #[test]
-    fn without_ours_a_row_still_has_the_rates_of_the_others() {
+    fn row_without_datapath_has_the_rates_of_the_baselines() {
         let mut measured = measured();
         for samples in &mut measured {
-            samples.retain(|variant, _| !variant.is_ours());
+            samples.retain(|variant, _| !variant.is_dataplane());
         }
         let rows = rows(&[case(10), case(1_000)], &measured);
         assert_eq!(rows.len(), 2);
-        assert!(rows[0].ours.is_none() && rows[0].vs_peer.is_none());
+        assert!(rows[0].dataplane.is_none() && rows[0].vs_kube_proxy.is_none());
         assert_eq!(rows[0].rates.len(), 3);
     }
 
     #[test]
-    fn a_block_with_errors_counts_for_nothing_and_is_told() {
+    fn block_with_errors_is_ignored_and_reported() {
         let mut measured = measured();
         let bad = measured[0].get_mut(&Variant::Nftables).expect("there");
         bad.outcomes[0].as_mut().expect("there").errors = 3;
@@ -299,18 +306,19 @@ mod tests {
     }
 
     #[test]
-    fn a_block_without_an_operation_counts_for_nothing() {
+    fn block_without_operations_is_ignored() {
         let mut measured = measured();
         let empty =
             measured[0].get_mut(&Variant::Nftables).expect("there").outcomes[0].as_mut().expect("there");
         (empty.operations, empty.per_second, empty.latency.p50) = (0, 0.0, 0.0);
         let rows = rows(&[case(10)], &measured);
-        let against = rows[0].vs.iter().find(|against| against.peer == Variant::Nftables).expect("a peer");
+        let against =
+            rows[0].vs.iter().find(|against| against.baseline == Variant::Nftables).expect("a peer");
         assert_eq!((against.ratio.rate.high, against.ratio.p50.high), (1.5, 1.0));
     }
 
     #[test]
-    fn the_limit_measured_twice_is_the_noise() {
+    fn noise_is_the_ratio_of_two_limit_measurements() {
         let noise = noise(&[case(10), case(1_000)], &measured()).expect("two service rows");
         assert!((noise.rate.median - 1.0).abs() < 1e-9);
     }

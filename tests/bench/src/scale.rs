@@ -1,5 +1,5 @@
-//! A large cluster: how long an agent takes to be ready in it, what it weighs, and how long one change takes into the
-//! tables. Fed by an API server, as in a cluster.
+//! One agent in a large cluster with an API server: its time to become ready, its memory, and the
+//! time from a change to the tables.
 
 use std::{
     collections::BTreeMap,
@@ -15,29 +15,29 @@ use serde_json::{Value, json};
 
 use dataplane_testkit::lab::{Backend, Cluster, Place, Protocol, Service, ServicePort, Source, Spec, wait};
 
-/// How long the first sync may take.
-const PATIENCE: Duration = Duration::from_secs(300);
-/// EndpointSlices changed one after the other, once all is in the tables.
+/// Timeout of the initial sync.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(300);
+/// Number of EndpointSlices changed one after the other after the initial sync.
 const CHANGES: u32 = 1_000;
-/// How long one change may take.
-const CHANGE: Duration = Duration::from_secs(10);
-/// Between two changes: each is alone.
+/// Timeout of a change.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause between two changes, so that each is processed alone.
 const PAUSE: Duration = Duration::from_millis(5);
 const METRICS: &str = "127.0.0.1:9964";
-/// How `deploy/` starts an agent: memory that was needed once goes back to the node.
-const UNDER: [&str; 3] = ["env", "MALLOC_ARENA_MAX=1", "MALLOC_TRIM_THRESHOLD_=131072"];
-/// The agent's histogram: from the arrival of an event to its being in the tables.
-const HISTOGRAM: &str = "dataplane_event_to_table_seconds";
+/// Environment as in `deploy/`: malloc returns unused memory to the node.
+const WRAPPER: [&str; 3] = ["env", "MALLOC_ARENA_MAX=1", "MALLOC_TRIM_THRESHOLD_=131072"];
+/// The agent's histogram of the time from the arrival of an event to the last write.
+const HISTOGRAM: &str = "dataplane_event_apply_duration_seconds";
 
-/// The clusters of a whole run: services with many endpoints, and many services with few.
+/// The clusters of a complete run: Services with many endpoints, and many Services with few.
 pub const SIZES: [Size; 2] =
     [Size { services: 10_000, endpoints: 10 }, Size { services: 30_000, endpoints: 4 }];
 
-/// How large a cluster is. Written `10000x10`.
+/// The size of a cluster. Text form: `10000x10`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
     pub services: u32,
-    /// Of each service.
+    /// Endpoints per Service.
     pub endpoints: u32,
 }
 
@@ -47,8 +47,11 @@ impl FromStr for Size {
     fn from_str(text: &str) -> Result<Self> {
         let (services, endpoints) = text.split_once('x').context("expected SERVICESxENDPOINTS")?;
         let size = Self { services: services.parse()?, endpoints: endpoints.parse()? };
-        // addresses of services come from a range of so many
-        ensure!((1..65_000).contains(&size.services), "{services}: services must be 1 to 64999");
+        // limited by the range of cluster IPs
+        ensure!(
+            (1..65_000).contains(&size.services),
+            "invalid number of Services {services}: must be 1 to 64999"
+        );
         Ok(size)
     }
 }
@@ -59,20 +62,20 @@ pub struct Scale {
     pub services: u32,
     pub endpoints: u32,
     pub api_server: String,
-    /// From the start of the agent's process until it is ready.
+    /// Time from the start of the agent's process until it is ready.
     pub ready_seconds: f64,
     pub rss_mib: f64,
-    /// Pages of its program among them, which the kernel takes back when it wants to.
+    /// File-backed pages of the program, part of `rss_mib`; the kernel can reclaim them.
     pub program_mib: f64,
-    /// The most it ever was, the first sync included.
+    /// Peak RSS, the initial sync included.
     pub peak_rss_mib: f64,
-    /// What the kernel keeps for its tables, those for connections included.
+    /// Kernel memory of all BPF maps, flow tables included.
     pub tables_mib: f64,
     pub changes: u32,
-    /// Upper bounds, as fine as the agent's histogram.
+    /// Upper bound of the histogram bucket.
     pub change_p50_ms: f64,
     pub change_p99_ms: f64,
-    /// Share of the changes that took 5 ms or less.
+    /// Share of changes within 5 ms.
     pub change_within_5_ms: f64,
 }
 
@@ -80,10 +83,10 @@ pub struct Scale {
 pub fn measure(size: Size) -> Result<Scale> {
     let spec = Spec {
         source: Source::kubernetes(),
-        config: json!({"http": METRICS, "log": "warn"}),
+        config: json!({"http_bind_address": METRICS, "log": "warn"}),
         ..Spec::new(1)
     };
-    let mut cluster = Cluster::lay_out(&spec).context("a node and an API server")?;
+    let mut cluster = Cluster::lay_out(&spec).context("cannot create a node and an API server")?;
     let api_server = cluster.control()?.server().describe()?;
     let objects: Vec<Value> =
         (0..size.services).flat_map(|number| service(number, size.endpoints, 0).objects()).collect();
@@ -92,18 +95,18 @@ pub fn measure(size: Size) -> Result<Scale> {
 
     let start = Instant::now();
     let node = cluster.nodes_mut().first_mut().context("a node")?;
-    node.agent_mut().start_under(UNDER.map(str::to_owned).to_vec());
+    node.agent_mut().start_under(WRAPPER.map(str::to_owned).to_vec());
     node.agent_mut().start()?;
-    let ready = wait::until("the agent is ready", PATIENCE, || {
+    let ready = wait::until("the agent is ready", SYNC_TIMEOUT, || {
         let status = node.agent_mut().status();
         Ok(status.is_ok_and(|status| status.status.is_ready()).then(|| start.elapsed()))
     })?;
     let place = node.place().clone();
-    let pid = node.agent_mut().pid().context("the agent has ended")?;
+    let pid = node.agent_mut().pid().context("the agent has exited")?;
 
     let before = histogram(&place)?;
     for number in 0..CHANGES {
-        // spread over the cluster
+        // spread over the Services
         let which = number * 7_919 % size.services;
         let changed = service(which, size.endpoints, 1 + number / size.services).objects();
         let slices: Vec<Value> =
@@ -112,7 +115,7 @@ pub fn measure(size: Size) -> Result<Scale> {
         std::thread::sleep(PAUSE);
     }
     let wanted = count(&before) + u64::from(CHANGES);
-    let after = wait::until("every change is in the tables", CHANGE, || {
+    let after = wait::until("every change is in the tables", CHANGE_TIMEOUT, || {
         let now = histogram(&place)?;
         Ok((count(&now) >= wanted).then_some(now))
     })?;
@@ -133,7 +136,7 @@ pub fn measure(size: Size) -> Result<Scale> {
     })
 }
 
-/// The service of this number; another `generation` has other endpoints.
+/// Returns a Service; its endpoint addresses depend on `generation`.
 fn service(number: u32, endpoints: u32, generation: u32) -> Service {
     let address = |network: [u8; 2], host: u32| -> IpAddr {
         let base = u32::from(Ipv4Addr::new(network[0], network[1], 0, 0));
@@ -153,7 +156,7 @@ fn service(number: u32, endpoints: u32, generation: u32) -> Service {
     }
 }
 
-/// Counts up to each bound.
+/// Cumulative counts by upper bound (bits of an `f64`).
 type Buckets = BTreeMap<u64, u64>;
 
 fn histogram(place: &Place) -> Result<Buckets> {
@@ -169,10 +172,10 @@ fn histogram(place: &Place) -> Result<Buckets> {
             continue;
         };
         let seconds: f64 = if bound == "+Inf" { f64::INFINITY } else { bound.parse()? };
-        // positive floats are in the order of their bits
+        // positive floats sort like their bits
         buckets.insert(seconds.to_bits(), count.trim().parse()?);
     }
-    ensure!(!buckets.is_empty(), "no {HISTOGRAM} in the agent's metrics");
+    ensure!(!buckets.is_empty(), "the agent's metrics have no histogram {HISTOGRAM}");
     Ok(buckets)
 }
 
@@ -184,7 +187,7 @@ fn difference(after: &Buckets, before: &Buckets) -> Buckets {
     after.iter().map(|(bound, count)| (*bound, count - before.get(bound).copied().unwrap_or(0))).collect()
 }
 
-/// The smallest bound that so many of the values are within.
+/// Returns the smallest bound that includes this share of the values.
 fn percentile(buckets: &Buckets, share: f64) -> f64 {
     let wanted = count(buckets) as f64 * share;
     let found = buckets.iter().find(|(_, count)| **count as f64 >= wanted);
@@ -196,31 +199,31 @@ fn share(buckets: &Buckets, seconds: f64) -> f64 {
     within as f64 / count(buckets).max(1) as f64
 }
 
-/// In MiB, of `/proc/PID/status`.
+/// Returns a memory field of `/proc/PID/status` in MiB.
 fn memory(pid: u32, field: &str) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     let kib: u64 = line
         .and_then(|rest| rest.split_whitespace().next())
-        .with_context(|| format!("{field} of process {pid}"))?
+        .with_context(|| format!("cannot read {field} of process {pid}"))?
         .parse()?;
     Ok(kib as f64 / 1_024.0)
 }
 
-/// Memory of the maps a process has open, in MiB, of `/proc/PID/fdinfo`.
+/// Returns the memory of the BPF maps that a process has open, from `/proc/PID/fdinfo`, in MiB.
 fn tables(pid: u32) -> Result<f64> {
     let mut maps = BTreeMap::new();
     for descriptor in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-        // one that was closed since it was listed is none
+        // it may have been closed since the directory was read
         let Ok(text) = fs::read_to_string(descriptor?.path()) else { continue };
         let field = |name: &str| -> Option<u64> {
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
             line?.trim().parse().ok()
         };
-        // several descriptors may be of the same map
+        // several descriptors may refer to one map
         maps.extend(field("map_id").zip(field("memlock")));
     }
-    ensure!(!maps.is_empty(), "process {pid} has no map open");
+    ensure!(!maps.is_empty(), "process {pid} has no open BPF map");
     Ok(maps.values().sum::<u64>() as f64 / (1_u64 << 20) as f64)
 }
 
@@ -229,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_size_is_two_numbers_within_the_addresses_there_are() {
+    fn size_is_two_numbers_within_the_address_range() {
         assert_eq!("10000x10".parse::<Size>().unwrap(), SIZES[0]);
         for bad in ["10000", "x10", "0x1", "65000x1", "ten x1"] {
             assert!(bad.parse::<Size>().is_err(), "{bad}");
@@ -237,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_percentile_is_the_bound_that_holds_it() {
+    fn percentile_is_the_smallest_bound_that_includes_it() {
         let buckets = Buckets::from(
             [(0.001_f64, 90), (0.005, 99), (0.01, 100), (f64::INFINITY, 100)].map(|(b, c)| (b.to_bits(), c)),
         );
@@ -251,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_leaves_the_service_and_moves_its_endpoints() {
+    fn change_replaces_only_the_endpoints() {
         let (before, after) = (service(3, 10, 0), service(3, 10, 1));
         assert_eq!((&before.addresses, before.backends.len()), (&after.addresses, 10));
         assert_ne!(before.backends[0].addresses, after.backends[0].addresses);

@@ -1,29 +1,29 @@
-//! The services a benchmark runs with: the same set for our agent (as objects) and for kube-proxy's rules.
+//! The Services of a benchmark, the same for the agent (as objects) and for kube-proxy's rules.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use dataplane_testkit::lab::Protocol;
 
-/// Cluster addresses come from here.
+/// The range of cluster IPs.
 pub const SERVICE_CIDR: &str = "10.96.0.0/16";
-/// Pods of all nodes: traffic from elsewhere to a service is masqueraded.
+/// Pods of all nodes: traffic from other sources to a Service is masqueraded.
 pub const POD_CIDR: &str = "10.240.0.0/12";
-/// Port of every service.
+/// The port of all Services.
 pub const SERVICE_PORT: u16 = 80;
-/// Where they live.
+/// The Kubernetes namespace of the Services.
 pub const NAMESPACE: &str = "bench";
-/// Name of their port.
+/// The name of the Services' port.
 pub const PORT_NAME: &str = "load";
 
-/// Port of the nodes at which a service is asked from outside.
+/// The node port of the measured Service.
 pub const NODE_PORT: u16 = 30_080;
 
-/// Backends of the services nobody asks.
+/// Number of backends of the other Services.
 const IDLE_BACKENDS: u32 = 4;
-/// The first of them; in [`POD_CIDR`], and behind whatever is there.
+/// The first address of those backends: in [`POD_CIDR`], above all real pods.
 const IDLE: Ipv4Addr = Ipv4Addr::new(10, 248, 0, 0);
 
-/// A service with a cluster address.
+/// A Service with a cluster IP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     pub name: String,
@@ -33,7 +33,7 @@ pub struct Service {
     pub backends: Vec<SocketAddrV4>,
 }
 
-/// All services of a cluster; one of them is asked, the others are there.
+/// All Services of a cluster; only one of them is measured.
 #[derive(Clone, Debug)]
 pub struct ServiceSet {
     services: Vec<Service>,
@@ -41,14 +41,15 @@ pub struct ServiceSet {
 }
 
 impl ServiceSet {
-    /// `count` services. The measured one leads to `backend`, and is the middle one: kube-proxy's iptables rules are
-    /// searched in order, and it writes them in random order, so the middle is what a client meets on average.
+    /// Creates `count` Services. The measured one has `backend` and is the middle one: iptables
+    /// rules are searched in order, and kube-proxy writes them in random order, so the middle is
+    /// the average.
     pub fn new(count: u16, backend: SocketAddrV4) -> Self {
         let measured = count / 2;
         let services = (0..count)
             .map(|number| Service {
                 name: format!("service-{number}"),
-                // from .1.0 on: the first addresses of a cluster belong to its own services
+                // from .1.0 on: the first addresses are those of the cluster's own Services
                 cluster_ip: Ipv4Addr::from_bits(Ipv4Addr::new(10, 96, 1, 0).to_bits() + u32::from(number)),
                 protocol: Protocol::Tcp,
                 node_port: None,
@@ -58,8 +59,8 @@ impl ServiceSet {
         Self { services, measured: measured.into() }
     }
 
-    /// The same, the measured one over UDP and also at [`NODE_PORT`] of the nodes.
-    pub fn asked_from_outside(count: u16, backend: SocketAddrV4) -> Self {
+    /// Like [`Self::new`]; the measured Service uses UDP and has the node port [`NODE_PORT`].
+    pub fn with_node_port(count: u16, backend: SocketAddrV4) -> Self {
         let mut set = Self::new(count, backend);
         let measured = &mut set.services[set.measured];
         measured.protocol = Protocol::Udp;
@@ -71,7 +72,7 @@ impl ServiceSet {
         self.services.iter()
     }
 
-    /// Cluster address and port of the service that is asked.
+    /// Returns the cluster IP and port of the measured Service.
     pub fn target(&self) -> SocketAddr {
         (self.services[self.measured].cluster_ip, SERVICE_PORT).into()
     }
@@ -82,23 +83,23 @@ impl ServiceSet {
 }
 
 impl Service {
-    /// As kube-proxy names a port of a service in comments.
+    /// Returns the port's name as in kube-proxy's comments.
     pub fn port_name(&self) -> String {
         format!("{NAMESPACE}/{}:{PORT_NAME}", self.name)
     }
 
-    /// Its protocol, as rules spell it.
+    /// Returns the protocol as in rules.
     pub fn protocol_in_rules(&self) -> String {
         self.protocol.name().to_lowercase()
     }
 
-    /// Port of every backend of it.
+    /// Returns the port of the backends.
     pub fn target_port(&self) -> u16 {
         self.backends.first().map_or(0, SocketAddrV4::port)
     }
 }
 
-/// Addresses nobody has, spread over pods that could be.
+/// Returns addresses without pods, different for each Service.
 fn idle_backends(service: u16) -> Vec<SocketAddrV4> {
     let first = IDLE.to_bits() + u32::from(service) * IDLE_BACKENDS;
     (first..first + IDLE_BACKENDS).map(|bits| SocketAddrV4::new(Ipv4Addr::from_bits(bits), 8080)).collect()
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn the_middle_service_leads_to_the_backend_and_no_other_does() {
+    fn only_the_middle_service_has_the_backend() {
         let set = set();
         let leading: Vec<usize> = set
             .iter()
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn no_two_services_share_an_address_or_a_backend() {
+    fn services_share_no_address_and_no_backend() {
         let set = set();
         let addresses: BTreeSet<Ipv4Addr> = set.iter().map(|service| service.cluster_ip).collect();
         let backends: BTreeSet<SocketAddrV4> =
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn everybody_is_where_rules_and_routes_expect_him() {
+    fn addresses_are_in_the_configured_ranges() {
         let set = set();
         let [services, pods] = [SERVICE_CIDR, POD_CIDR].map(|cidr| cidr.parse::<Ipv4Net>().expect("a range"));
         for service in set.iter() {

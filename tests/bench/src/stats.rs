@@ -1,16 +1,17 @@
-//! Medians of ratios and how far to trust them. Pure arithmetic; knows nothing of what was measured.
+//! Medians of ratios with confidence intervals.
 //!
-//! A machine drifts (other guests, clocks, caches), but two measurements taken in the same round drift together.
-//! So every round gives one ratio, and the median over rounds is reported with a bootstrap interval: the rounds are
-//! drawn again with replacement many times, and the middle 95 % of the medians of those draws is the interval.
+//! A machine drifts (other guests, clocks, caches), but measurements of the same round drift
+//! together. Every round gives one ratio. The result is the median of all rounds with a bootstrap
+//! interval: the rounds are drawn many times with replacement, and the interval is the middle 95 %
+//! of the medians.
 
 use serde::Serialize;
 
-/// Draws the interval is made of; the ends then move by less than the third digit.
+/// Number of bootstrap draws; enough for stable third digits of the bounds.
 const RESAMPLES: usize = 4_000;
-/// Share of draws left out at each end.
+/// Share of draws outside the interval on each side.
 const TAIL: f64 = 0.025;
-/// The same rounds give the same interval.
+/// Fixed, so that the same rounds give the same interval.
 const SEED: u64 = 0x5eed;
 
 /// A median with its 95 % confidence interval.
@@ -22,7 +23,7 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// Of the samples; `None` without any.
+    /// Estimates the median of the samples; `None` if there are none.
     pub fn of(samples: &[f64]) -> Option<Self> {
         let middle = median(samples)?;
         let mut random = Random::new(SEED);
@@ -38,15 +39,18 @@ impl Estimate {
         Some(Self { median: middle, low: at(TAIL), high: at(1.0 - TAIL) })
     }
 
-    /// Of `ours / theirs`, round by round; a round that lacks either counts for nothing.
-    pub fn of_ratio(ours: &[Option<f64>], theirs: &[Option<f64>]) -> Option<Self> {
-        let ratios: Vec<f64> =
-            ours.iter().zip(theirs).filter_map(|(ours, theirs)| Some((*ours)? / (*theirs)?)).collect();
+    /// Estimates the median of `value / baseline` by round; ignores rounds that lack one of them.
+    pub fn of_ratio(values: &[Option<f64>], baselines: &[Option<f64>]) -> Option<Self> {
+        let ratios: Vec<f64> = values
+            .iter()
+            .zip(baselines)
+            .filter_map(|(values, baselines)| Some((*values)? / (*baselines)?))
+            .collect();
         Self::of(&ratios)
     }
 }
 
-/// The middle value; the mean of the two middle ones when their number is even.
+/// Returns the middle value, or the mean of the two middle ones.
 pub fn median(samples: &[f64]) -> Option<f64> {
     if samples.is_empty() {
         return None;
@@ -60,7 +64,7 @@ fn middle_of(samples: &mut [f64]) -> f64 {
     if samples.len() % 2 == 1 { samples[half] } else { f64::midpoint(samples[half - 1], samples[half]) }
 }
 
-/// `SplitMix64`: small, fast, good enough to draw rounds and shuffle orders with.
+/// `SplitMix64`, a small random number generator.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
@@ -77,12 +81,12 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number in `0..end`.
+    /// Returns a number in `0..end`.
     pub fn below(&mut self, end: usize) -> usize {
         ((u128::from(self.next()) * end as u128) >> 64) as usize
     }
 
-    /// Every order is equally likely.
+    /// Shuffles the items; every order is equally likely.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             items.swap(last, self.below(last + 1));
@@ -95,20 +99,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn median_is_the_middle_of_an_odd_and_between_two_of_an_even_number() {
+    fn median_is_the_middle_value_or_the_mean_of_the_two_middle_values() {
         assert_eq!(median(&[]), None);
         assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
     }
 
     #[test]
-    fn equal_samples_leave_no_doubt() {
+    fn equal_samples_give_an_interval_of_width_zero() {
         let estimate = Estimate::of(&[1.5; 9]).expect("nine samples");
         assert_eq!(estimate, Estimate { median: 1.5, low: 1.5, high: 1.5 });
     }
 
     #[test]
-    fn interval_holds_the_median_and_stays_within_the_samples() {
+    fn interval_contains_the_median_and_is_within_the_samples() {
         let samples: Vec<f64> = (0..21).map(|n| 1.0 + f64::from(n) / 100.0).collect();
         let estimate = Estimate::of(&samples).expect("samples");
         assert!((estimate.median - 1.10).abs() < 1e-9);
@@ -124,9 +128,9 @@ mod tests {
         assert!(width(&noisy(400)) < width(&noisy(10)));
     }
 
-    /// The true median of a uniform 0..1000 is 499.5: about 95 of 100 intervals must hold it.
+    /// The true median of a uniform 0..1000 is 499.5: about 95 of 100 intervals must contain it.
     #[test]
-    fn interval_covers_the_truth_as_often_as_it_claims() {
+    fn interval_contains_the_true_median_in_95_percent() {
         let mut random = Random::new(1);
         let covered = (0..200)
             .filter(|_| {
@@ -134,19 +138,19 @@ mod tests {
                 Estimate::of(&samples).is_some_and(|found| found.low <= 499.5 && 499.5 <= found.high)
             })
             .count();
-        assert!((180..=200).contains(&covered), "{covered} of 200 intervals hold the true median");
+        assert!((180..=200).contains(&covered), "{covered} of 200 intervals contain the true median");
     }
 
     #[test]
-    fn drift_common_to_a_round_leaves_the_ratio_alone() {
-        let theirs: Vec<Option<f64>> = (1..=10).map(|round| Some(f64::from(round) * 1_000.0)).collect();
-        let ours: Vec<Option<f64>> = theirs.iter().map(|rate| rate.map(|rate| rate * 1.2)).collect();
-        let ratio = Estimate::of_ratio(&ours, &theirs).expect("ten rounds");
+    fn drift_of_a_round_does_not_change_the_ratio() {
+        let baselines: Vec<Option<f64>> = (1..=10).map(|round| Some(f64::from(round) * 1_000.0)).collect();
+        let values: Vec<Option<f64>> = baselines.iter().map(|rate| rate.map(|rate| rate * 1.2)).collect();
+        let ratio = Estimate::of_ratio(&values, &baselines).expect("ten rounds");
         assert!((ratio.low - 1.2).abs() < 1e-9 && (ratio.high - 1.2).abs() < 1e-9);
     }
 
     #[test]
-    fn failed_rounds_count_for_nothing() {
+    fn failed_rounds_are_ignored() {
         let ratio = Estimate::of_ratio(&[Some(2.0), None, Some(9.0)], &[Some(1.0), Some(1.0), None]);
         assert_eq!(ratio.map(|ratio| ratio.median), Some(2.0));
         assert_eq!(Estimate::of_ratio(&[None], &[Some(1.0)]), None);

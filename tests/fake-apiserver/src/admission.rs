@@ -1,5 +1,5 @@
-//! What the API server makes of an object before it keeps it: identity, type, defaults. What it refuses is in
-//! [`validate`](super::validate).
+//! Prepares an object for storage: metadata, types, defaults. [`validate`](super::validate) rejects
+//! invalid objects.
 
 use std::{
     fs,
@@ -27,10 +27,10 @@ use super::{
     validate::validate,
 };
 
-/// Fields the server alone writes.
-const OWN: [&str; 3] = ["uid", "creationTimestamp", "deletionTimestamp"];
+/// Metadata fields that only the server writes.
+const SERVER_FIELDS: [&str; 3] = ["uid", "creationTimestamp", "deletionTimestamp"];
 
-/// A new object, complete; and its name, which may be a new one.
+/// Returns the new object with defaults, and its key; `generateName` becomes a name.
 pub(super) fn create(
     store: &Store,
     resource: &'static Resource,
@@ -55,7 +55,7 @@ pub(super) fn create(
         let problem = "resourceVersion should not be set on objects to be created";
         return Err(Failure::new(500, "InternalError", problem));
     }
-    check_place(store, resource, namespace, &name, &object)?;
+    check_name_and_namespace(store, resource, namespace, &name, &object)?;
     object["metadata"]["name"] = json!(name);
     if resource.namespaced {
         object["metadata"]["namespace"] = json!(namespace);
@@ -63,12 +63,13 @@ pub(super) fn create(
     object["metadata"]["uid"] = json!(uuid()?);
     object["metadata"]["creationTimestamp"] = json!(now());
     let key = Key { resource, namespace: namespace.to_owned(), name };
-    complete(store, &key, &mut object, None)?;
+    set_defaults(store, &key, &mut object, None)?;
     validate(&key, &object, None)?;
     Ok((key, object))
 }
 
-/// What an object becomes by an update: of everything but its status, or of its status alone.
+/// Returns the updated object. `subresource`: only the status changes; otherwise all but the
+/// status.
 pub(super) fn update(
     store: &Store,
     key: &Key,
@@ -97,7 +98,7 @@ pub(super) fn update(
             new["metadata"][field] = json!(kept);
         }
     }
-    for field in OWN {
+    for field in SERVER_FIELDS {
         match old["metadata"].get(field) {
             Some(value) => new["metadata"][field] = value.clone(),
             None => {
@@ -108,7 +109,7 @@ pub(super) fn update(
     if subresource.is_some() {
         let mut changed = old.clone();
         set(&mut changed, "status", new.get("status"));
-        // upstream takes these through the status, too
+        // the real server also takes these from a status update
         for field in ["labels", "annotations"] {
             set(&mut changed["metadata"], field, new["metadata"].get(field));
         }
@@ -117,14 +118,14 @@ pub(super) fn update(
     } else if key.resource.status {
         set(&mut new, "status", old.get("status"));
     }
-    complete(store, key, &mut new, Some(old))?;
+    set_defaults(store, key, &mut new, Some(old))?;
     validate(key, &new, Some(old))?;
     Ok(new)
 }
 
-/// Reads the object as its type: what does not fit is refused, what nobody knows is dropped.
+/// Decodes the object as its Kubernetes type: wrong types are rejected, unknown fields dropped.
 fn decode(resource: &'static Resource, object: &Value) -> Result<Value, Failure> {
-    fn through<T: DeserializeOwned + Serialize>(object: &Value) -> serde_json::Result<Value> {
+    fn round_trip<T: DeserializeOwned + Serialize>(object: &Value) -> serde_json::Result<Value> {
         serde_json::to_value(T::deserialize(object)?)
     }
     let mut object = object.clone();
@@ -141,21 +142,21 @@ fn decode(resource: &'static Resource, object: &Value) -> Result<Value, Failure>
         object[field] = json!(wanted);
     }
     let decoded = match (resource.group, resource.kind) {
-        (_, "Node") => through::<Node>(&object),
-        (_, "Namespace") => through::<Namespace>(&object),
-        (_, "Service") => through::<Service>(&object),
-        (_, "Pod") => through::<Pod>(&object),
-        ("", "Event") => through::<Event>(&object),
-        (_, "Event") => through::<NewEvent>(&object),
-        (_, "ConfigMap") => through::<ConfigMap>(&object),
-        (_, "ServiceAccount") => through::<ServiceAccount>(&object),
-        (_, "EndpointSlice") => through::<EndpointSlice>(&object),
-        (_, "ServiceCIDR") => through::<ServiceCIDR>(&object),
-        (_, "Lease") => through::<Lease>(&object),
-        (_, "ClusterRole") => through::<ClusterRole>(&object),
-        (_, "ClusterRoleBinding") => through::<ClusterRoleBinding>(&object),
-        (_, "Role") => through::<Role>(&object),
-        (_, "RoleBinding") => through::<RoleBinding>(&object),
+        (_, "Node") => round_trip::<Node>(&object),
+        (_, "Namespace") => round_trip::<Namespace>(&object),
+        (_, "Service") => round_trip::<Service>(&object),
+        (_, "Pod") => round_trip::<Pod>(&object),
+        ("", "Event") => round_trip::<Event>(&object),
+        (_, "Event") => round_trip::<NewEvent>(&object),
+        (_, "ConfigMap") => round_trip::<ConfigMap>(&object),
+        (_, "ServiceAccount") => round_trip::<ServiceAccount>(&object),
+        (_, "EndpointSlice") => round_trip::<EndpointSlice>(&object),
+        (_, "ServiceCIDR") => round_trip::<ServiceCIDR>(&object),
+        (_, "Lease") => round_trip::<Lease>(&object),
+        (_, "ClusterRole") => round_trip::<ClusterRole>(&object),
+        (_, "ClusterRoleBinding") => round_trip::<ClusterRoleBinding>(&object),
+        (_, "Role") => round_trip::<Role>(&object),
+        (_, "RoleBinding") => round_trip::<RoleBinding>(&object),
         (_, kind) => return Err(Failure::bad_request(format!("no type for {kind}"))),
     };
     decoded.map_err(|error| {
@@ -166,18 +167,18 @@ fn decode(resource: &'static Resource, object: &Value) -> Result<Value, Failure>
     })
 }
 
-fn check_place(
+fn check_name_and_namespace(
     store: &Store,
     resource: &'static Resource,
     namespace: &str,
     name: &str,
     object: &Value,
 ) -> Result<(), Failure> {
-    let is_plain = |character: char| {
+    let is_name_character = |character: char| {
         character.is_ascii_lowercase() || character.is_ascii_digit() || matches!(character, '.' | '-')
     };
-    // names of roles are free
-    if !resource.group.starts_with("rbac") && !name.chars().all(is_plain) {
+    // RBAC names may have other characters
+    if !resource.group.starts_with("rbac") && !name.chars().all(is_name_character) {
         let problem = format!(
             "metadata.name: Invalid value: \"{name}\": a lowercase RFC 1123 subdomain must consist of lower case \
              alphanumeric characters, '-' or '.'"
@@ -204,8 +205,8 @@ fn check_place(
     }
 }
 
-/// Defaults, and what is derived from other fields.
-fn complete(store: &Store, key: &Key, object: &mut Value, old: Option<&Value>) -> Result<(), Failure> {
+/// Sets defaults and fields that are derived from other fields.
+fn set_defaults(store: &Store, key: &Key, object: &mut Value, old: Option<&Value>) -> Result<(), Failure> {
     match key.resource.kind {
         "Node" => {
             let (one, all) =
@@ -213,20 +214,20 @@ fn complete(store: &Store, key: &Key, object: &mut Value, old: Option<&Value>) -
             let first = all.as_ref().and_then(|all| all.get(0)).cloned();
             match (one, first) {
                 (Some(one), None) if one != "" => object["spec"]["podCIDRs"] = json!([one]),
-                // the list wins, as upstream's conversion has it
+                // the list has precedence, as in the real conversion
                 (_, Some(first)) => object["spec"]["podCIDR"] = first,
                 _ => {}
             }
         }
         "Namespace" if old.is_none() => object["status"] = json!({"phase": "Active"}),
         "Pod" if old.is_none() => object["status"] = json!({"phase": "Pending"}),
-        "Service" => complete_service(store, key, object, old)?,
+        "Service" => set_service_defaults(store, key, object, old)?,
         _ => {}
     }
     Ok(())
 }
 
-fn complete_service(
+fn set_service_defaults(
     store: &Store,
     key: &Key,
     object: &mut Value,
@@ -259,7 +260,7 @@ fn complete_service(
     }
     let given = spec.get("clusterIPs").and_then(|all| all.get(0)).or_else(|| spec.get("clusterIP"));
     let first = match given.and_then(Value::as_str).unwrap_or_default() {
-        "" => free_address(store, key)?,
+        "" => allocate_cluster_ip(store, key)?,
         given => given.to_owned(),
     };
     if spec.get("clusterIPs").and_then(|all| all.get(0)).is_none() {
@@ -283,8 +284,8 @@ fn complete_service(
     Ok(())
 }
 
-/// Of the upper half of 10.97.0.0/16, which tests do not choose from.
-fn free_address(store: &Store, key: &Key) -> Result<String, Failure> {
+/// Allocates a cluster IP from the upper half of 10.97.0.0/16; tests choose only lower addresses.
+fn allocate_cluster_ip(store: &Store, key: &Key) -> Result<String, Failure> {
     let used: Vec<&str> =
         store.current(key.resource).filter_map(|service| service["spec"]["clusterIP"].as_str()).collect();
     let free = (0x8001..0xffff_u32)
@@ -305,7 +306,7 @@ pub(super) fn text<'a>(object: &'a Value, field: &str) -> &'a str {
     object.get(field).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// To the second, as metadata has it.
+/// The current time in seconds precision, as in object metadata.
 pub(super) fn now() -> String {
     let seconds = Timestamp::now().as_second();
     Timestamp::from_second(seconds).unwrap_or_default().to_string()
@@ -313,7 +314,7 @@ pub(super) fn now() -> String {
 
 fn uuid() -> Result<String, Failure> {
     let read = fs::read_to_string("/proc/sys/kernel/random/uuid");
-    let text =
-        read.map_err(|error| Failure::new(500, "InternalError", format!("no random uuid: {error}")))?;
+    let text = read
+        .map_err(|error| Failure::new(500, "InternalError", format!("cannot read a random UUID: {error}")))?;
     Ok(text.trim().to_owned())
 }

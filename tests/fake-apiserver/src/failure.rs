@@ -1,17 +1,17 @@
-//! What the server answers when it does not do what it is asked: `Status` objects, worded as the real ones.
+//! Error responses: `Status` objects with the messages of the real API server.
 
 use serde_json::{Value, json};
 
 use super::resources::Resource;
 
-/// A refusal: an HTTP status and the parts of a `Status` object.
+/// An error response: an HTTP status code and the fields of a `Status` object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     pub code: u16,
     pub reason: &'static str,
     pub message: String,
     details: Value,
-    /// Seconds, as the header of the same name.
+    /// In seconds, sent as the `Retry-After` header.
     pub retry_after: Option<u32>,
 }
 
@@ -20,14 +20,14 @@ impl Failure {
         Self { code, reason, message: message.into(), details: Value::Null, retry_after: None }
     }
 
-    fn of(mut self, resource: &Resource, name: &str) -> Self {
+    fn with_details(mut self, resource: &Resource, name: &str) -> Self {
         self.details = json!({"name": name, "group": resource.group, "kind": resource.plural});
         self
     }
 
     pub(super) fn not_found(resource: &Resource, name: &str) -> Self {
         Self::new(404, "NotFound", format!("{} \"{name}\" not found", resource.qualified()))
-            .of(resource, name)
+            .with_details(resource, name)
     }
 
     pub(super) fn no_such_path() -> Self {
@@ -36,13 +36,13 @@ impl Failure {
 
     pub(super) fn already_exists(resource: &Resource, name: &str) -> Self {
         Self::new(409, "AlreadyExists", format!("{} \"{name}\" already exists", resource.qualified()))
-            .of(resource, name)
+            .with_details(resource, name)
     }
 
-    pub(super) fn conflict(resource: &Resource, name: &str, why: &str) -> Self {
+    pub(super) fn conflict(resource: &Resource, name: &str, reason: &str) -> Self {
         let qualified = resource.qualified();
-        let message = format!("Operation cannot be fulfilled on {qualified} \"{name}\": {why}");
-        Self::new(409, "Conflict", message).of(resource, name)
+        let message = format!("Operation cannot be fulfilled on {qualified} \"{name}\": {reason}");
+        Self::new(409, "Conflict", message).with_details(resource, name)
     }
 
     pub(super) fn modified(resource: &Resource, name: &str) -> Self {
@@ -53,13 +53,14 @@ impl Failure {
         )
     }
 
-    /// `problem` names the field: `spec.podCIDRs: Forbidden: ..`.
+    /// `problem` begins with the field: `spec.podCIDRs: Forbidden: ...`.
     pub(super) fn invalid(resource: &Resource, name: &str, problem: &str) -> Self {
         let kind = match resource.group {
             "" => resource.kind.to_owned(),
             group => format!("{}.{group}", resource.kind),
         };
-        Self::new(422, "Invalid", format!("{kind} \"{name}\" is invalid: {problem}")).of(resource, name)
+        Self::new(422, "Invalid", format!("{kind} \"{name}\" is invalid: {problem}"))
+            .with_details(resource, name)
     }
 
     pub(super) fn invalid_options(problem: &str) -> Self {
@@ -74,14 +75,14 @@ impl Failure {
         Self::new(401, "Unauthorized", "Unauthorized")
     }
 
-    /// `scope` is all that follows the resource: who may not do what, and where.
-    pub(super) fn forbidden(resource: &Resource, name: Option<&str>, why: &str) -> Self {
+    /// `reason` names the user, the verb, the resource and the scope.
+    pub(super) fn forbidden(resource: &Resource, name: Option<&str>, reason: &str) -> Self {
         let what = match name {
             Some(name) => format!("{} \"{name}\"", resource.qualified()),
             None => resource.qualified(),
         };
-        Self::new(403, "Forbidden", format!("{what} is forbidden: {why}"))
-            .of(resource, name.unwrap_or_default())
+        Self::new(403, "Forbidden", format!("{what} is forbidden: {reason}"))
+            .with_details(resource, name.unwrap_or_default())
     }
 
     pub(super) fn expired_continue() -> Self {
@@ -93,18 +94,18 @@ impl Failure {
         )
     }
 
-    pub(super) fn expired(asked: u64, oldest: u64) -> Self {
-        Self::new(410, "Expired", format!("too old resource version: {asked} ({oldest})"))
+    pub(super) fn expired(requested: u64, oldest: u64) -> Self {
+        Self::new(410, "Expired", format!("too old resource version: {requested} ({oldest})"))
     }
 
-    pub(super) fn too_large(asked: u64, current: u64) -> Self {
+    pub(super) fn too_large(requested: u64, current: u64) -> Self {
         let mut failure =
-            Self::new(504, "Timeout", format!("Too large resource version: {asked}, current: {current}"));
+            Self::new(504, "Timeout", format!("Too large resource version: {requested}, current: {current}"));
         failure.retry_after = Some(1);
         failure
     }
 
-    /// As the body of an answer, and as the object of an ERROR event.
+    /// The `Status` object: the body of a response, or the object of an ERROR watch event.
     pub fn status(&self) -> Value {
         let mut status = json!({
             "kind": "Status",

@@ -1,4 +1,4 @@
-//! What can go wrong between a client and its API server, on demand.
+//! Faults that a test injects into requests and open watches.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -10,14 +10,14 @@ use tokio::sync::broadcast;
 
 use super::{failure::Failure, paths::Target};
 
-/// Which requests. Nothing given: all.
+/// Selects requests; `None` matches everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Requests {
-    /// As in a rule of a role: `list`, `watch`, `patch`, ..
+    /// A verb of RBAC: `list`, `watch`, `patch`, ...
     pub verb: Option<&'static str>,
-    /// `nodes`, `leases`, ..
+    /// A plural resource name: `nodes`, `leases`, ...
     pub resource: Option<&'static str>,
-    /// By name of the user.
+    /// The name of the user.
     pub user: Option<String>,
 }
 
@@ -26,140 +26,141 @@ impl Requests {
         Self::default()
     }
 
-    /// Of one verb on one resource.
+    /// Selects one verb on one resource.
     pub fn to(verb: &'static str, resource: &'static str) -> Self {
         Self { verb: Some(verb), resource: Some(resource), user: None }
     }
 
-    fn include(&self, user: &str, target: &Target) -> bool {
+    fn matches(&self, user: &str, target: &Target) -> bool {
         self.verb.is_none_or(|verb| verb == target.verb)
             && self.resource.is_none_or(|resource| resource == target.resource.plural)
             && self.user.as_ref().is_none_or(|wanted| wanted == user)
     }
 }
 
-/// What happens to a request.
+/// A fault of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It is answered so much later.
+    /// The response is delayed by this time.
     Delay(Duration),
-    /// It is refused, and nothing is done.
+    /// The server responds with this error and changes nothing.
     Refuse(Failure),
-    /// It is done, and then answered with this: the client cannot know.
-    DoneButRefuse(Failure),
-    /// The answer breaks off in the middle: of a list its bytes, of a watch its first event.
-    Break,
-    /// In every object of the answer, metadata is a number.
+    /// The server executes the request, then responds with this error.
+    ExecuteThenRefuse(Failure),
+    /// The connection resets in the middle of a response body, or of the first event of a watch.
+    Truncate,
+    /// `metadata` of every object in the response is a number.
     WrongTypes,
-    /// The answer comes in pieces of so many bytes, with a pause after each.
+    /// The response is sent in chunks of this many bytes, with this pause before each.
     Trickle(usize, Duration),
 }
 
 impl Fault {
-    /// 500.
+    /// Responds 500.
     pub fn internal() -> Self {
         Self::Refuse(Failure::new(500, "InternalError", "etcdserver: request timed out"))
     }
 
-    /// 429: come back after so many seconds.
+    /// Responds 429 with `Retry-After` in seconds.
     pub fn too_many_requests(retry_after: u32) -> Self {
         let mut failure = Failure::new(429, "TooManyRequests", "Too many requests, please try again later.");
         failure.retry_after = Some(retry_after);
         Self::Refuse(failure)
     }
 
-    /// 410, as an answer rather than as an event of a watch.
+    /// Responds 410 to the request itself, not as a watch event.
     pub fn gone() -> Self {
         Self::Refuse(Failure::new(410, "Expired", "too old resource version"))
     }
 }
 
-/// How a watch that is dropped ends.
+/// How the server ends a watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Drop {
-    /// As one whose time is over.
-    Orderly,
-    /// Its connection breaks.
-    Broken,
+pub enum WatchEnd {
+    /// The response ends normally, as on a timeout.
+    Closed,
+    /// The connection is reset.
+    Reset,
 }
 
-/// What watches that are open are told besides changes.
+/// A command to the open watches.
 #[derive(Clone, Debug)]
-pub(super) enum Order {
-    Drop(Drop),
-    /// These bytes, to watches of a resource.
+pub(super) enum WatchCommand {
+    End(WatchEnd),
+    /// Send these bytes to all watches of a resource.
     Send(&'static str, Bytes),
 }
 
-/// What is to happen, and to how many.
+/// The faults to inject.
 #[derive(Debug)]
 pub struct Faults {
-    planned: Mutex<Vec<Planned>>,
-    orders: broadcast::Sender<Order>,
+    planned: Mutex<Vec<PlannedFault>>,
+    commands: broadcast::Sender<WatchCommand>,
 }
 
 #[derive(Debug)]
-struct Planned {
+struct PlannedFault {
     requests: Requests,
     fault: Fault,
-    /// `None`: until cleared.
-    left: Option<u32>,
+    /// Remaining requests; `None`: all until cleared.
+    remaining: Option<u32>,
     hits: u32,
 }
 
 impl Default for Faults {
     fn default() -> Self {
-        Self { planned: Mutex::default(), orders: broadcast::channel(64).0 }
+        Self { planned: Mutex::default(), commands: broadcast::channel(64).0 }
     }
 }
 
 impl Faults {
-    /// The next `count` of these requests.
+    /// Injects a fault into the next `count` matching requests.
     pub fn next(&self, count: u32, requests: Requests, fault: Fault) {
         self.plan(requests, fault, Some(count));
     }
 
-    /// All of these requests until [`Self::clear`].
+    /// Injects a fault into all matching requests until [`Self::clear`].
     pub fn always(&self, requests: Requests, fault: Fault) {
         self.plan(requests, fault, None);
     }
 
-    /// Ends all; how many requests each has hit, in the order they were planned.
+    /// Removes all faults. Returns how many requests each has hit, in planned order.
     pub fn clear(&self) -> Vec<u32> {
         self.lock().drain(..).map(|planned| planned.hits).collect()
     }
 
-    /// How many requests each of those planned has hit.
+    /// Returns how many requests each fault has hit, in planned order.
     pub fn hits(&self) -> Vec<u32> {
         self.lock().iter().map(|planned| planned.hits).collect()
     }
 
-    /// Ends all watches that are open; how many there were.
-    pub fn drop_watches(&self, how: Drop) -> usize {
-        self.orders.send(Order::Drop(how)).unwrap_or(0)
+    /// Ends all open watches. Returns their number.
+    pub fn drop_watches(&self, how: WatchEnd) -> usize {
+        self.commands.send(WatchCommand::End(how)).unwrap_or(0)
     }
 
-    /// Sends a line to all watches of a resource that are open, whatever it is; how many watches there are of anything.
+    /// Sends a line to all open watches of a resource. Returns the number of watches of all
+    /// resources.
     pub fn send_to_watches(&self, resource: &'static str, line: &str) -> usize {
         let line = Bytes::from(format!("{line}\n"));
-        self.orders.send(Order::Send(resource, line)).unwrap_or(0)
+        self.commands.send(WatchCommand::Send(resource, line)).unwrap_or(0)
     }
 
-    /// How many watches are open.
+    /// Returns the number of open watches.
     pub fn open_watches(&self) -> usize {
-        self.orders.receiver_count()
+        self.commands.receiver_count()
     }
 
-    pub(super) fn orders(&self) -> broadcast::Receiver<Order> {
-        self.orders.subscribe()
+    pub(super) fn commands(&self) -> broadcast::Receiver<WatchCommand> {
+        self.commands.subscribe()
     }
 
-    /// What happens to this request.
-    pub(super) fn of(&self, user: &str, target: &Target) -> Vec<Fault> {
+    /// Returns the faults of this request and counts them as hit.
+    pub(super) fn take(&self, user: &str, target: &Target) -> Vec<Fault> {
         let mut hit = Vec::new();
         for planned in self.lock().iter_mut() {
-            if planned.left != Some(0) && planned.requests.include(user, target) {
-                planned.left = planned.left.map(|left| left - 1);
+            if planned.remaining != Some(0) && planned.requests.matches(user, target) {
+                planned.remaining = planned.remaining.map(|remaining| remaining - 1);
                 planned.hits += 1;
                 hit.push(planned.fault.clone());
             }
@@ -167,11 +168,11 @@ impl Faults {
         hit
     }
 
-    fn plan(&self, requests: Requests, fault: Fault, left: Option<u32>) {
-        self.lock().push(Planned { requests, fault, left, hits: 0 });
+    fn plan(&self, requests: Requests, fault: Fault, remaining: Option<u32>) {
+        self.lock().push(PlannedFault { requests, fault, remaining, hits: 0 });
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Planned>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<PlannedFault>> {
         self.planned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! Requests and answers: who asks, whether they may, what goes wrong on the way.
+//! HTTP: authenticates and authorizes requests, executes them, and injects faults into responses.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -24,18 +24,18 @@ use super::{
     write,
 };
 
-/// As upstream's limit of a request.
-const LONGEST: usize = 3 * 1024 * 1024;
+/// Largest request body in bytes, as in the real server.
+const MAX_BODY: usize = 3 * 1024 * 1024;
 
-/// Parameters of a URL.
+/// Query parameters.
 struct Parameters(Vec<(String, String)>);
 
-/// Every request there is.
+/// Handles all requests.
 pub(super) async fn handle(Shared(state): Shared<Arc<State>>, request: Request) -> Response {
-    answer(&state, request).await.unwrap_or_else(|failure| refusal(&failure))
+    respond(&state, request).await.unwrap_or_else(|failure| error_response(&failure))
 }
 
-async fn answer(state: &Arc<State>, request: Request) -> Result<Response, Failure> {
+async fn respond(state: &Arc<State>, request: Request) -> Result<Response, Failure> {
     let (parts, body) = request.into_parts();
     let authorization = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let user = state.access().authenticate(authorization)?;
@@ -50,13 +50,13 @@ async fn answer(state: &Arc<State>, request: Request) -> Result<Response, Failur
     let selector = Selector::parse(parameters.text("labelSelector"), parameters.text("fieldSelector"))?;
     let mut target = Target::parse(&parts.method, path, parameters.is_true("watch"))?;
     if target.name.is_none() && parts.method == Method::GET {
-        // who selects one object by name needs no more than the right to that one
+        // a field selector of one name needs only permission for that object
         let named = Target { name: selector.name().map(str::to_owned), ..target.clone() };
         authorize(state, &user, &named)?;
     } else {
         authorize(state, &user, &target)?;
     }
-    let faults = state.faults.of(&user.name, &target);
+    let faults = state.faults.take(&user.name, &target);
     for fault in &faults {
         match fault {
             Fault::Delay(time) => tokio::time::sleep(*time).await,
@@ -64,23 +64,24 @@ async fn answer(state: &Arc<State>, request: Request) -> Result<Response, Failur
             _ => {}
         }
     }
-    let show = shape(&parts.headers, &faults);
+    let convert = converter(&parts.headers, &faults);
     if target.verb == "watch" {
         target.name = None;
-        return watch(state, target, &parameters, selector, show, &faults);
+        return watch(state, target, &parameters, selector, convert, &faults);
     }
-    let body = to_bytes(body, LONGEST).await;
+    let body = to_bytes(body, MAX_BODY).await;
     let body = body.map_err(|error| Failure::new(413, "RequestEntityTooLarge", error.to_string()))?;
     let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let asked = Asked { parameters: &parameters, selector, content_type: content_type.unwrap_or_default() };
-    let (code, object) = perform(state, &target, &asked, &body)?;
-    if let Some(Fault::DoneButRefuse(failure)) =
-        faults.iter().find(|fault| matches!(fault, Fault::DoneButRefuse(_)))
+    let arguments =
+        Arguments { parameters: &parameters, selector, content_type: content_type.unwrap_or_default() };
+    let (code, object) = execute(state, &target, &arguments, &body)?;
+    if let Some(Fault::ExecuteThenRefuse(failure)) =
+        faults.iter().find(|fault| matches!(fault, Fault::ExecuteThenRefuse(_)))
     {
         return Err(failure.clone());
     }
-    let whole = Bytes::from(show(object).to_string());
-    let body = spoil(stream::iter([Ok(whole)]), &faults);
+    let full = Bytes::from(convert(object).to_string());
+    let body = inject_body_faults(stream::iter([Ok(full)]), &faults);
     Ok(response(code, "application/json", body))
 }
 
@@ -89,49 +90,54 @@ fn authorize(state: &State, user: &User, target: &Target) -> Result<(), Failure>
     access.authorize(&state.store(), user, target)
 }
 
-/// What a request wants besides its target.
-struct Asked<'a> {
+/// A request without its target and body.
+struct Arguments<'a> {
     parameters: &'a Parameters,
     selector: Selector,
     content_type: &'a str,
 }
 
-fn perform(state: &State, target: &Target, asked: &Asked<'_>, body: &[u8]) -> Result<(u16, Value), Failure> {
-    let whole = |object: Arc<Value>| (*object).clone();
+fn execute(
+    state: &State,
+    target: &Target,
+    arguments: &Arguments<'_>,
+    body: &[u8],
+) -> Result<(u16, Value), Failure> {
+    let full = |object: Arc<Value>| (*object).clone();
     match target.verb {
         "get" => read::get(&state.store(), target).map(|object| (200, object)),
         "list" => {
-            let longest = state.behaviour().page;
-            let limit = asked.parameters.number("limit")?.map_or(usize::MAX, |limit| limit as usize);
+            let page = state.behaviour().page;
+            let limit = arguments.parameters.number("limit")?.map_or(usize::MAX, |limit| limit as usize);
             let options = read::Options {
-                selector: asked.selector.clone(),
-                limit: if limit == 0 { longest } else { limit.min(longest) },
-                token: asked.parameters.text("continue").to_owned(),
-                version: asked.parameters.text("resourceVersion").to_owned(),
-                version_match: asked.parameters.text("resourceVersionMatch").to_owned(),
+                selector: arguments.selector.clone(),
+                limit: if limit == 0 { page } else { limit.min(page) },
+                continue_token: arguments.parameters.text("continue").to_owned(),
+                version: arguments.parameters.text("resourceVersion").to_owned(),
+                version_match: arguments.parameters.text("resourceVersionMatch").to_owned(),
             };
             read::list(&state.store(), target, &options).map(|list| (200, list))
         }
         "create" => {
             let object = parse(body)?;
-            state.write(|store| write::create(store, target, &object)).map(|object| (201, whole(object)))
+            state.write(|store| write::create(store, target, &object)).map(|object| (201, full(object)))
         }
         "update" => {
             let object = parse(body)?;
             let (object, is_new) = state.write(|store| write::update(store, target, &object))?;
-            Ok((if is_new { 201 } else { 200 }, whole(object)))
+            Ok((if is_new { 201 } else { 200 }, full(object)))
         }
         "patch" => {
             let change = parse(body)?;
-            let patched = state.write(|store| write::patch(store, target, asked.content_type, &change));
-            patched.map(|object| (200, whole(object)))
+            let patched = state.write(|store| write::patch(store, target, arguments.content_type, &change));
+            patched.map(|object| (200, full(object)))
         }
         "delete" => {
             let options = if body.is_empty() { Value::Null } else { parse(body)? };
-            state.write(|store| write::delete(store, target, &options)).map(|object| (200, whole(object)))
+            state.write(|store| write::delete(store, target, &options)).map(|object| (200, full(object)))
         }
         "deletecollection" => {
-            let options = read::Options { selector: asked.selector.clone(), ..read::Options::default() };
+            let options = read::Options { selector: arguments.selector.clone(), ..read::Options::default() };
             let deleted = state.write(|store| {
                 let list = read::list(store, target, &options)?;
                 for object in list["items"].as_array().into_iter().flatten() {
@@ -153,7 +159,7 @@ fn watch(
     target: Target,
     parameters: &Parameters,
     selector: Selector,
-    show: fn(Value) -> Value,
+    convert: fn(Value) -> Value,
     faults: &[Fault],
 ) -> Result<Response, Failure> {
     let options = watch::Options {
@@ -165,20 +171,23 @@ fn watch(
         timeout: parameters.number("timeoutSeconds")?,
     };
     options.check(state.behaviour().streaming_lists)?;
-    let (sink, mut lines) = mpsc::channel(16);
-    let orders = state.faults.orders();
-    let watch = Watch { state: Arc::clone(state), target, options, show, sink, orders };
+    let (sender, mut lines) = mpsc::channel(16);
+    let commands = state.faults.commands();
+    let watch = Watch { state: Arc::clone(state), target, options, convert, sender, commands };
     tokio::spawn(watch.run());
     let lines = stream::poll_fn(move |context| lines.poll_recv(context));
-    Ok(response(200, "application/json", spoil(lines, faults)))
+    Ok(response(200, "application/json", inject_body_faults(lines, faults)))
 }
 
-/// Bytes as they arrive where faults are: whole, in pieces, or not all of them.
-fn spoil(bytes: impl Stream<Item = Result<Bytes, io::Error>> + Send + 'static, faults: &[Fault]) -> Body {
-    if faults.contains(&Fault::Break) {
-        let half = bytes.take(1).map(|piece| piece.map(|piece| piece.slice(..piece.len() / 2)));
-        let broken = io::Error::new(io::ErrorKind::ConnectionReset, "broken off on demand");
-        // on its way before the end is
+/// Returns the body with its faults: full, in chunks, or truncated.
+fn inject_body_faults(
+    bytes: impl Stream<Item = Result<Bytes, io::Error>> + Send + 'static,
+    faults: &[Fault],
+) -> Body {
+    if faults.contains(&Fault::Truncate) {
+        let half = bytes.take(1).map(|chunk| chunk.map(|chunk| chunk.slice(..chunk.len() / 2)));
+        let broken = io::Error::new(io::ErrorKind::ConnectionReset, "connection reset by an injected fault");
+        // the first half is sent before the error
         let end = stream::once(async {
             tokio::time::sleep(Duration::from_millis(50)).await;
             Err(broken)
@@ -190,21 +199,21 @@ fn spoil(bytes: impl Stream<Item = Result<Bytes, io::Error>> + Send + 'static, f
         _ => None,
     });
     let Some((size, pause)) = trickle else { return Body::from_stream(bytes) };
-    let pieces = bytes.flat_map(move |whole| {
-        let pieces: Vec<Result<Bytes, io::Error>> = match whole {
-            Ok(whole) => whole.chunks(size.max(1)).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect(),
+    let chunks = bytes.flat_map(move |full| {
+        let chunks: Vec<Result<Bytes, io::Error>> = match full {
+            Ok(full) => full.chunks(size.max(1)).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect(),
             Err(error) => vec![Err(error)],
         };
-        stream::iter(pieces)
+        stream::iter(chunks)
     });
-    Body::from_stream(pieces.then(move |piece| async move {
+    Body::from_stream(chunks.then(move |chunk| async move {
         tokio::time::sleep(pause).await;
-        piece
+        chunk
     }))
 }
 
-/// What an object, or a list of them, looks like to who sends these headers.
-fn shape(headers: &HeaderMap, faults: &[Fault]) -> fn(Value) -> Value {
+/// Returns the conversion of an object or list that the `Accept` header and the faults ask for.
+fn converter(headers: &HeaderMap, faults: &[Fault]) -> fn(Value) -> Value {
     let accepts = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if faults.contains(&Fault::WrongTypes) {
         return |mut object| {
@@ -272,7 +281,7 @@ impl Parameters {
     }
 }
 
-fn refusal(failure: &Failure) -> Response {
+fn error_response(failure: &Failure) -> Response {
     let mut response = json_response(failure.code, &failure.status());
     if let Some(seconds) = failure.retry_after {
         response.headers_mut().insert(header::RETRY_AFTER, seconds.into());

@@ -1,11 +1,11 @@
-//! What a client needs to know, in one file.
+//! Writes a kubeconfig.
 
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-/// One cluster and one user; `authority` is the file of the CA, where there is TLS.
+/// Returns a kubeconfig with one cluster and one user; `authority` is the CA file for TLS.
 pub fn kubeconfig(url: &str, token: &str, authority: Option<&Path>) -> Result<String> {
     let mut cluster = json!({"server": url});
     if let Some(authority) = authority {
@@ -19,5 +19,5 @@ pub fn kubeconfig(url: &str, token: &str, authority: Option<&Path>) -> Result<St
         "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "user"}}],
         "current-context": "lab",
     });
-    serde_norway::to_string(&config).context("write a kubeconfig")
+    serde_norway::to_string(&config).context("cannot write the kubeconfig")
 }

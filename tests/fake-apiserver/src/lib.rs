@@ -1,8 +1,9 @@
-//! An API server in the process of a test ([`Server`]): objects with their history, lists by pages, watches, patches, roles.
-//! It can be away, forgetful, slow and wrong on demand.
+//! An API server in the process of a test ([`Server`]): versioned objects, paginated lists,
+//! watches, patches and RBAC. A test can stop it, compact its history, delay responses, and inject
+//! errors.
 //!
-//! There is no etcd behind it, and nothing acts on objects: no controllers, no garbage collection. What it refuses, it
-//! refuses in the words of the real one, but it does not refuse all that the real one does.
+//! It has no etcd, no controllers and no garbage collection. Its error messages are those of the
+//! real server, but it does not validate everything that the real server validates.
 
 mod admission;
 mod failure;
@@ -25,10 +26,10 @@ mod watch;
 mod write;
 
 pub use failure::Failure;
-pub use faults::{Drop, Fault, Faults, Requests};
+pub use faults::{Fault, Faults, Requests, WatchEnd};
 pub use kubeconfig::kubeconfig;
 pub use objects::Objects;
-pub use rbac::{Use, User};
+pub use rbac::{Permission, User};
 pub use resources::{RESOURCES, Resource};
 pub use server::Server;
 pub use state::Behaviour;

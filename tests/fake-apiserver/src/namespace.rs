@@ -1,4 +1,4 @@
-//! Network namespaces by their open file. Who makes them is no business of an API server.
+//! Network namespaces, given by an open file.
 
 use std::{fs::File, thread};
 
@@ -7,17 +7,17 @@ use nix::sched::{CloneFlags, setns};
 
 /// Moves this thread into a network namespace.
 pub(super) fn enter(namespace: &File) -> Result<()> {
-    setns(namespace, CloneFlags::CLONE_NEWNET).context("enter the network namespace")
+    setns(namespace, CloneFlags::CLONE_NEWNET).context("cannot enter the network namespace")
 }
 
-/// Runs `work` in a network namespace, on a thread of its own, or where the caller is.
+/// Runs `task` in a network namespace on a new thread; `None`: on the caller's thread.
 pub(super) fn within<T: Send>(
     namespace: Option<&File>,
-    work: impl FnOnce() -> Result<T> + Send,
+    task: impl FnOnce() -> Result<T> + Send,
 ) -> Result<T> {
-    let Some(namespace) = namespace else { return work() };
+    let Some(namespace) = namespace else { return task() };
     thread::scope(|scope| {
-        let thread = scope.spawn(|| enter(namespace).and_then(|()| work()));
+        let thread = scope.spawn(|| enter(namespace).and_then(|()| task()));
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }

@@ -1,5 +1,5 @@
-//! Objects of an API server, ours or the real one, from tests that do not await: a client of its own on a thread of its
-//! own, which may be in another network namespace.
+//! A blocking client for the objects of an API server, this one or a real one. It runs on its own
+//! thread, which may be in another network namespace.
 
 use std::{
     fs::File,
@@ -19,22 +19,22 @@ use tokio::sync::mpsc as queue;
 
 use super::{namespace, resources::Resource};
 
-/// Requests of [`Objects::apply_many`] that wait for their answers together.
-const AT_ONCE: usize = 16;
+/// Concurrent requests of [`Objects::apply_many`].
+const CONCURRENT_REQUESTS: usize = 16;
 
-type Work = Box<dyn FnOnce(Client) -> futures::future::BoxFuture<'static, ()> + Send>;
+type Task = Box<dyn FnOnce(Client) -> futures::future::BoxFuture<'static, ()> + Send>;
 
-/// A user's hands on the objects of an API server.
+/// A blocking client for objects of an API server.
 #[derive(Clone, Debug)]
 pub struct Objects {
-    work: queue::UnboundedSender<Work>,
+    tasks: queue::UnboundedSender<Task>,
 }
 
 impl Objects {
-    /// As whom a kubeconfig is for; in this network namespace or where we are.
+    /// Connects as the kubeconfig's user, from this network namespace or the caller's.
     pub fn connect(kubeconfig: &str, namespace: Option<Arc<File>>) -> Result<Self> {
         let text = kubeconfig.to_owned();
-        let (work, mut queue) = queue::unbounded_channel::<Work>();
+        let (tasks, mut queue) = queue::unbounded_channel::<Task>();
         let (report, ready) = mpsc::channel();
         thread::Builder::new().name("apiserver-client".to_owned()).spawn(move || {
             let mut serve = || -> Result<()> {
@@ -44,42 +44,45 @@ impl Objects {
                     let config =
                         Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
                     let client = Client::try_from(config)?;
-                    let _told = report.send(Ok(()));
-                    while let Some(work) = queue.recv().await {
-                        work(client.clone()).await;
+                    let _gone = report.send(Ok(()));
+                    while let Some(task) = queue.recv().await {
+                        task(client.clone()).await;
                     }
                     Ok(())
                 })
             };
             let served =
                 namespace.map_or(Ok(()), |namespace| namespace::enter(&namespace)).and_then(|()| serve());
-            // nobody listens after a good start
-            let _told = report.send(served);
+            // the receiver is dropped after a successful start
+            let _gone = report.send(served);
         })?;
-        ready.recv().map_err(|_ended| anyhow!("the client's thread ended"))?.context("make a client")?;
-        Ok(Self { work })
+        ready
+            .recv()
+            .map_err(|_ended| anyhow!("the client thread ended"))?
+            .context("cannot create a client")?;
+        Ok(Self { tasks })
     }
 
-    /// Does something with a client, on its thread.
-    pub fn with<T, F>(&self, work: impl FnOnce(Client) -> F + Send + 'static) -> Result<T>
+    /// Runs an async function with the client on its thread and waits for the result.
+    pub fn with<T, F>(&self, task: impl FnOnce(Client) -> F + Send + 'static) -> Result<T>
     where
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
     {
         let (report, done) = mpsc::channel();
-        let work: Work = Box::new(move |client| {
+        let task: Task = Box::new(move |client| {
             Box::pin(async move {
-                let _gone = report.send(work(client).await);
+                let _gone = report.send(task(client).await);
             })
         });
-        self.work.send(work).map_err(|_ended| anyhow!("the client has ended"))?;
+        self.tasks.send(task).map_err(|_ended| anyhow!("the client has ended"))?;
         done.recv().map_err(|_ended| anyhow!("the client has ended"))
     }
 
-    /// Makes the objects what they are here: created, or replaced, with their status where that is written apart.
+    /// Creates or replaces the objects, and their status where the kind has a status subresource.
     pub fn apply(&self, objects: &[Value]) -> Result<()> {
         for object in objects {
-            let object = for_server(object);
+            let object = without_server_fields(object);
             let what = describe(&object);
             self.with(move |client| async move { apply(client, &object).await })?
                 .with_context(|| format!("apply {what}"))?;
@@ -87,9 +90,9 @@ impl Objects {
         Ok(())
     }
 
-    /// As [`Self::apply`], of many at once, in no order.
+    /// Like [`Self::apply`], concurrently and in no order.
     pub fn apply_many(&self, objects: &[Value]) -> Result<()> {
-        let objects: Vec<Value> = objects.iter().map(for_server).collect();
+        let objects: Vec<Value> = objects.iter().map(without_server_fields).collect();
         self.with(move |client| async move {
             let all = stream::iter(objects.into_iter().map(|object| {
                 let client = client.clone();
@@ -98,13 +101,13 @@ impl Objects {
                     apply(client, &object).await.with_context(|| format!("apply {what}"))
                 }
             }));
-            all.buffer_unordered(AT_ONCE).try_collect::<()>().await
+            all.buffer_unordered(CONCURRENT_REQUESTS).try_collect::<()>().await
         })?
     }
 
-    /// Creates one; as the server keeps it.
+    /// Creates an object. Returns it as stored.
     pub fn create(&self, object: &Value) -> Result<Value> {
-        let object = for_server(object);
+        let object = without_server_fields(object);
         let what = describe(&object);
         let created = self.with(move |client| async move {
             let (api, object) = api(client, &object)?;
@@ -113,7 +116,7 @@ impl Objects {
         created.with_context(|| format!("create {what}"))
     }
 
-    /// Deletes them at once; those that do not exist are fine.
+    /// Deletes the objects without a grace period; missing objects are no error.
     pub fn delete(&self, objects: &[Value]) -> Result<()> {
         for object in objects {
             let object = object.clone();
@@ -132,7 +135,7 @@ impl Objects {
         Ok(())
     }
 
-    /// Merges `change` (`{"status": ..}`) into the status of one.
+    /// Merges `change` (`{"status": ...}`) into the status of an object.
     pub fn patch_status(&self, object: &Value, change: &Value) -> Result<()> {
         let (object, change) = (object.clone(), change.clone());
         let what = describe(&object);
@@ -145,7 +148,7 @@ impl Objects {
         patched.with_context(|| format!("patch the status of {what}"))
     }
 
-    /// Merges `change` into one.
+    /// Merges `change` into an object.
     pub fn patch(&self, object: &Value, change: &Value) -> Result<()> {
         let (object, change) = (object.clone(), change.clone());
         let what = describe(&object);
@@ -158,7 +161,7 @@ impl Objects {
         patched.with_context(|| format!("patch {what}"))
     }
 
-    /// One, if it exists.
+    /// Returns an object, or `None` if it does not exist.
     pub fn get(&self, api_version: &str, kind: &str, namespace: &str, name: &str) -> Result<Option<Value>> {
         let object = json!({
             "apiVersion": api_version, "kind": kind, "metadata": {"namespace": namespace, "name": name},
@@ -172,7 +175,7 @@ impl Objects {
         found.with_context(|| format!("get {what}"))
     }
 
-    /// All of a kind, in a namespace or (empty) everywhere.
+    /// Returns all objects of a kind in a namespace; empty: in all namespaces.
     pub fn list(&self, api_version: &str, kind: &str, namespace: &str) -> Result<Vec<Value>> {
         let object = json!({
             "apiVersion": api_version, "kind": kind, "metadata": {"namespace": namespace, "name": ""},
@@ -203,7 +206,7 @@ async fn apply(client: Client, object: &Value) -> Result<()> {
     if kept.data.get("status") == Some(status) || !resource(object)?.status {
         return Ok(());
     }
-    // whole, not merged: what is not said is gone
+    // replaced, not merged: absent fields are removed
     let mut wanted = kept;
     wanted.data["status"] = status.clone();
     api.replace_status(&name, &PostParams::default(), &wanted).await?;
@@ -231,12 +234,12 @@ fn api(client: Client, object: &Value) -> Result<(Api<DynamicObject>, DynamicObj
 fn resource(object: &Value) -> Result<&'static Resource> {
     match Resource::of(object) {
         Some(resource) => Ok(resource),
-        None => bail!("no such kind: {} {}", object["apiVersion"], object["kind"]),
+        None => bail!("unknown kind: {} {}", object["apiVersion"], object["kind"]),
     }
 }
 
-/// Without what only a server writes.
-fn for_server(object: &Value) -> Value {
+/// Returns the object without the fields that only a server writes.
+fn without_server_fields(object: &Value) -> Value {
     let mut object = object.clone();
     if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
         for field in ["uid", "resourceVersion", "creationTimestamp"] {

@@ -1,13 +1,14 @@
-//! Three ways to say what is to change in an object: JSON merge patch (RFC 7386), JSON patch (RFC 6902), and Kubernetes'
-//! strategic merge, which knows which lists are sets.
+//! Patches: JSON merge patch (RFC 7386), JSON patch (RFC 6902), and the strategic merge patch of
+//! Kubernetes, which merges some lists by key.
 
 use serde_json::{Map, Value};
 
 use super::failure::Failure;
 
-/// Lists that strategic merge merges: their path, and the field that identifies an element (empty: the element itself).
-/// As the tags `patchMergeKey` of upstream's types have it; other lists, `spec.taints` of a Node among them, are replaced.
-const MERGED: [(&str, &str, &str); 16] = [
+/// Lists that a strategic merge patch merges: kind, path, and the merge key (empty: the element
+/// itself). Source: the `patchMergeKey` tags of the Kubernetes types. Other lists are replaced, for
+/// example `spec.taints` of a Node.
+const MERGED_LISTS: [(&str, &str, &str); 16] = [
     ("*", "metadata.finalizers", ""),
     ("*", "metadata.ownerReferences", "uid"),
     ("Node", "spec.podCIDRs", ""),
@@ -26,7 +27,7 @@ const MERGED: [(&str, &str, &str); 16] = [
     ("ServiceAccount", "secrets", "name"),
 ];
 
-/// The object after a patch of this `Content-Type`.
+/// Returns the object after a patch of this `Content-Type`.
 pub(super) fn apply(content_type: &str, kind: &str, object: &Value, patch: &Value) -> Result<Value, Failure> {
     let mut patched = object.clone();
     match content_type.split(';').next().unwrap_or_default().trim() {
@@ -78,24 +79,24 @@ fn strategic(kind: &str, path: &str, target: &mut Value, patch: &Value) -> Resul
     let fields = fields_of(target);
     for (key, value) in patch {
         if let Some(list) = key.strip_prefix("$deleteFromPrimitiveList/") {
-            let gone = value.as_array().map_or(&[][..], Vec::as_slice);
+            let deleted = value.as_array().map_or(&[][..], Vec::as_slice);
             if let Some(Value::Array(elements)) = fields.get_mut(list) {
-                elements.retain(|element| !gone.contains(element));
+                elements.retain(|element| !deleted.contains(element));
             }
             continue;
         }
         if key.starts_with('$') {
-            // the order of elements and which keys to retain: neither matters for the lists there are here
+            // $setElementOrder and $retainKeys do not matter for these lists
             continue;
         }
-        let below = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        let field_path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
         if value.is_null() {
             fields.remove(key);
-        } else if let (Some(merge_key), Value::Array(elements)) = (merge_key(kind, &below), value) {
+        } else if let (Some(merge_key), Value::Array(elements)) = (merge_key(kind, &field_path), value) {
             let old = fields.entry(key.clone()).or_insert_with(|| Value::Array(Vec::new()));
-            merge_list(kind, &below, merge_key, old, elements)?;
+            merge_list(kind, &field_path, merge_key, old, elements)?;
         } else {
-            strategic(kind, &below, fields.entry(key.clone()).or_insert(Value::Null), value)?;
+            strategic(kind, &field_path, fields.entry(key.clone()).or_insert(Value::Null), value)?;
         }
     }
     Ok(())
@@ -147,7 +148,7 @@ fn merge_list(
 }
 
 fn merge_key(kind: &str, path: &str) -> Option<&'static str> {
-    let found = MERGED.iter().find(|(of, at, _)| (*of == kind || *of == "*") && *at == path);
+    let found = MERGED_LISTS.iter().find(|(of, at, _)| (*of == kind || *of == "*") && *at == path);
     found.map(|(_, _, key)| *key)
 }
 
@@ -156,23 +157,23 @@ fn without_directives(fields: &Map<String, Value>) -> Value {
     Value::Object(kept.map(|(key, value)| (key.clone(), value.clone())).collect())
 }
 
-/// Makes it an object if it is none.
+/// Returns the value's fields; replaces a value that is not an object by an empty object.
 fn fields_of(value: &mut Value) -> &mut Map<String, Value> {
     if !value.is_object() {
         *value = Value::Object(Map::new());
     }
-    value.as_object_mut().expect("it was made an object")
+    value.as_object_mut().expect("the value was replaced by an object")
 }
 
 fn json_patch(target: &mut Value, patch: &Value) -> Result<(), Failure> {
-    let operations = patch.as_array().ok_or_else(|| Failure::bad_request("a JSON patch is a list"))?;
+    let operations = patch.as_array().ok_or_else(|| Failure::bad_request("a JSON patch must be a list"))?;
     for operation in operations {
         let text = |field: &str| {
             let value = operation.get(field).and_then(Value::as_str);
             value.ok_or_else(|| Failure::bad_request(format!("JSON patch: {operation} has no {field}")))
         };
-        let refused = |why: &str| {
-            let problem = format!("the server rejected our request due to an error in our request: {why}");
+        let invalid = |reason: &str| {
+            let problem = format!("the server rejected our request due to an error in our request: {reason}");
             Failure::new(422, "Invalid", problem)
         };
         let path = text("path")?;
@@ -180,34 +181,34 @@ fn json_patch(target: &mut Value, patch: &Value) -> Result<(), Failure> {
         match text("op")? {
             "test" => {
                 if target.pointer(path).unwrap_or(&Value::Null) != &value() {
-                    return Err(refused(&format!("testing value {path} failed: test failed")));
+                    return Err(invalid(&format!("testing value {path} failed: test failed")));
                 }
             }
-            "add" => insert(target, path, value(), Insert::Anew).map_err(|why| refused(&why))?,
-            "replace" => insert(target, path, value(), Insert::Instead).map_err(|why| refused(&why))?,
-            "remove" => remove(target, path).map(drop).map_err(|why| refused(&why))?,
+            "add" => insert(target, path, value(), InsertMode::Add).map_err(|why| invalid(&why))?,
+            "replace" => insert(target, path, value(), InsertMode::Replace).map_err(|why| invalid(&why))?,
+            "remove" => remove(target, path).map(drop).map_err(|why| invalid(&why))?,
             "copy" => {
                 let copied = target.pointer(text("from")?).cloned();
-                let copied = copied.ok_or_else(|| refused("copy of a missing value"))?;
-                insert(target, path, copied, Insert::Anew).map_err(|why| refused(&why))?;
+                let copied = copied.ok_or_else(|| invalid("copy of a missing value"))?;
+                insert(target, path, copied, InsertMode::Add).map_err(|why| invalid(&why))?;
             }
             "move" => {
-                let moved = remove(target, text("from")?).map_err(|why| refused(&why))?;
-                insert(target, path, moved, Insert::Anew).map_err(|why| refused(&why))?;
+                let moved = remove(target, text("from")?).map_err(|why| invalid(&why))?;
+                insert(target, path, moved, InsertMode::Add).map_err(|why| invalid(&why))?;
             }
-            other => return Err(refused(&format!("unexpected kind: {other}"))),
+            other => return Err(invalid(&format!("unexpected kind: {other}"))),
         }
     }
     Ok(())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Insert {
-    Anew,
-    Instead,
+enum InsertMode {
+    Add,
+    Replace,
 }
 
-fn insert(target: &mut Value, path: &str, value: Value, how: Insert) -> Result<(), String> {
+fn insert(target: &mut Value, path: &str, value: Value, how: InsertMode) -> Result<(), String> {
     if path.is_empty() {
         *target = value;
         return Ok(());
@@ -215,24 +216,24 @@ fn insert(target: &mut Value, path: &str, value: Value, how: Insert) -> Result<(
     let (parent, last) = parent(target, path)?;
     match parent {
         Value::Object(fields) => {
-            if how == Insert::Instead && !fields.contains_key(&last) {
+            if how == InsertMode::Replace && !fields.contains_key(&last) {
                 return Err(format!("replace operation does not apply: doc is missing key: {path}"));
             }
             fields.insert(last, value);
         }
-        Value::Array(elements) if last == "-" && how == Insert::Anew => elements.push(value),
+        Value::Array(elements) if last == "-" && how == InsertMode::Add => elements.push(value),
         Value::Array(elements) => {
-            let index: usize = last.parse().map_err(|_no_number| format!("{path}: no index"))?;
-            let end = if how == Insert::Anew { elements.len() + 1 } else { elements.len() };
+            let index: usize = last.parse().map_err(|_no_number| format!("{path}: not an index"))?;
+            let end = if how == InsertMode::Add { elements.len() + 1 } else { elements.len() };
             if index >= end {
                 return Err(format!("{path}: unable to access invalid index: {index}"));
             }
-            if how == Insert::Instead {
+            if how == InsertMode::Replace {
                 elements.remove(index);
             }
             elements.insert(index, value);
         }
-        _ => return Err(format!("{path}: its parent holds nothing")),
+        _ => return Err(format!("{path}: the parent is not an object or list")),
     }
     Ok(())
 }
@@ -251,7 +252,7 @@ fn remove(target: &mut Value, path: &str) -> Result<Value, String> {
 }
 
 fn parent<'a>(target: &'a mut Value, path: &str) -> Result<(&'a mut Value, String), String> {
-    let (parent, last) = path.rsplit_once('/').ok_or_else(|| format!("{path} is no path"))?;
+    let (parent, last) = path.rsplit_once('/').ok_or_else(|| format!("{path} is not a path"))?;
     let found = target.pointer_mut(parent).ok_or_else(|| format!("doc is missing path: {parent}"))?;
     Ok((found, last.replace("~1", "/").replace("~0", "~")))
 }
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn merge_replaces_lists_and_removes_nulls() {
+    fn merge_patch_replaces_lists_and_removes_nulls() {
         let patch = json!({"metadata": {"labels": {"a": null}}, "status": {"conditions": []}});
         let patched = apply(MERGE, "Node", &node(), &patch).expect("a patch");
         assert_eq!(patched["metadata"]["labels"], json!({"b": "2"}));
@@ -283,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn strategic_merges_conditions_by_type_and_replaces_taints() {
+    fn strategic_merge_patch_merges_conditions_by_type_and_replaces_taints() {
         let patch = json!({
             "spec": {"taints": [{"key": "y", "effect": "NoExecute"}]},
             "status": {"conditions": [
@@ -304,16 +305,19 @@ mod tests {
     }
 
     #[test]
-    fn json_patch_tests_before_it_writes() {
+    fn json_patch_fails_on_a_failed_test_operation() {
         let remove = json!({"op": "remove", "path": "/spec/taints/0"});
         let test = |key: &str| json!([{"op": "test", "path": "/spec/taints/0/key", "value": key}, remove]);
         let patched = apply(JSON, "Node", &node(), &test("x")).expect("a patch");
         assert_eq!(patched["spec"]["taints"], json!([]));
-        assert_eq!(apply(JSON, "Node", &node(), &test("y")).expect_err("another taint").code, 422);
+        assert_eq!(
+            apply(JSON, "Node", &node(), &test("y")).expect_err("the test operation must fail").code,
+            422
+        );
     }
 
     #[test]
-    fn json_patch_needs_what_it_replaces() {
+    fn json_patch_replaces_only_existing_fields() {
         let patch = json!([{"op": "replace", "path": "/spec/podCIDR", "value": "10.0.0.0/24"}]);
         assert!(apply(JSON, "Node", &node(), &patch).is_err());
         let patch = json!([{"op": "add", "path": "/metadata/labels/c~1d", "value": "3"}]);

@@ -1,24 +1,24 @@
-//! What a request is about: its verb, as RBAC calls it, and its object, from method and URL.
+//! Parses method and URL into an RBAC verb and a resource.
 
 use axum::http::Method;
 
 use super::{failure::Failure, resources::Resource};
 
-/// A verb on a resource.
+/// The verb and the resource of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Target {
-    /// As in a rule of a role.
+    /// A verb of RBAC.
     pub(super) verb: &'static str,
     pub(super) resource: &'static Resource,
-    /// Empty: the cluster, or all namespaces.
+    /// Empty: cluster scope, or all namespaces.
     pub(super) namespace: String,
     pub(super) name: Option<String>,
-    /// `status` is the only one.
+    /// `status` or none.
     pub(super) subresource: Option<&'static str>,
 }
 
 impl Target {
-    /// `watch`: the parameter says so.
+    /// `watch`: the value of the query parameter.
     pub(super) fn parse(method: &Method, path: &str, watch: bool) -> Result<Self, Failure> {
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         let (group, version, rest) = match parts.as_slice() {
@@ -27,7 +27,7 @@ impl Target {
             _ => return Err(Failure::no_such_path()),
         };
         let (namespace, rest) = match rest {
-            // the object `namespaces/<name>` looks like a namespace without anything in it
+            // `namespaces/<name>` is the Namespace object itself
             ["namespaces", namespace, rest @ ..] if !rest.is_empty() && rest != ["status"] => {
                 (*namespace, rest)
             }
@@ -41,9 +41,9 @@ impl Target {
         };
         let resource = Resource::find(group, version, plural).ok_or_else(Failure::no_such_path)?;
         let has_status = subresource.is_none() || resource.status;
-        let is_placed = namespace.is_empty() || resource.namespaced;
-        let is_found = !resource.namespaced || name.is_none() || !namespace.is_empty();
-        if !has_status || !is_placed || !is_found {
+        let is_namespace_valid = namespace.is_empty() || resource.namespaced;
+        let has_namespace = !resource.namespaced || name.is_none() || !namespace.is_empty();
+        if !has_status || !is_namespace_valid || !has_namespace {
             return Err(Failure::no_such_path());
         }
         let verb = match (method, name.is_some()) {
@@ -63,7 +63,7 @@ impl Target {
         Ok(Self { verb, resource, namespace: namespace.to_owned(), name, subresource })
     }
 
-    /// As in a rule of a role: `nodes/status`.
+    /// The resource as in an RBAC rule: `nodes/status`.
     pub(super) fn resource_name(&self) -> String {
         match self.subresource {
             Some(subresource) => format!("{}/{subresource}", self.resource.plural),
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_name_resources() {
+    fn paths_are_parsed_into_verb_resource_namespace_and_name() {
         let cases = [
             ("/api/v1/nodes", "list", "nodes", "", None),
             ("/api/v1/nodes/n1/status", "get", "nodes/status", "", Some("n1")),
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn others_do_not_exist() {
+    fn unknown_paths_are_rejected() {
         for path in [
             "/api/v1/things",
             "/api/v2/nodes",

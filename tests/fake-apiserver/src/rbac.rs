@@ -1,4 +1,4 @@
-//! Who may do what: tokens, and the (cluster) roles and bindings that are in the store like other objects.
+//! Authentication by token, and authorization by the RBAC roles and bindings in the store.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,10 +9,10 @@ use serde_json::Value;
 
 use super::{failure::Failure, paths::Target, resources::Resource, store::Store};
 
-/// Members may do everything.
+/// The group whose members may do everything.
 const MASTERS: &str = "system:masters";
 
-/// Who asks.
+/// An authenticated user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
     pub name: String,
@@ -20,17 +20,17 @@ pub struct User {
 }
 
 impl User {
-    /// Of the group that may do everything.
+    /// A member of `system:masters`.
     pub fn admin() -> Self {
         Self { name: "admin".to_owned(), groups: vec![MASTERS.to_owned()] }
     }
 
-    /// Whether the real server needs no role for this one.
+    /// Whether the user is a member of `system:masters`, which needs no role.
     pub fn is_master(&self) -> bool {
         self.groups.iter().any(|group| group == MASTERS)
     }
 
-    /// As the API server knows the owner of a service account's token.
+    /// The user of a service account's token.
     pub fn service_account(namespace: &str, name: &str) -> Self {
         Self {
             name: format!("system:serviceaccount:{namespace}:{name}"),
@@ -42,7 +42,7 @@ impl User {
         }
     }
 
-    /// Without groups but the one of all.
+    /// A user with no group but `system:authenticated`.
     pub fn named(name: &str) -> Self {
         Self { name: name.to_owned(), groups: vec!["system:authenticated".to_owned()] }
     }
@@ -51,7 +51,7 @@ impl User {
         Self { name: "system:anonymous".to_owned(), groups: vec!["system:unauthenticated".to_owned()] }
     }
 
-    fn is(&self, subject: &Value) -> bool {
+    fn matches(&self, subject: &Value) -> bool {
         let text = |field: &str| subject.get(field).and_then(Value::as_str).unwrap_or_default();
         match text("kind") {
             "User" => self.name == text("name"),
@@ -64,18 +64,18 @@ impl User {
     }
 }
 
-/// A permission that was used: as a rule of a role would grant it.
+/// A permission, as a rule of a role grants it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Use {
+pub struct Permission {
     pub verb: String,
     pub group: String,
-    /// With its subresource: `nodes/status`.
+    /// With the subresource: `nodes/status`.
     pub resource: String,
-    /// Empty: at the cluster scope.
+    /// Empty: cluster scope.
     pub namespace: String,
 }
 
-impl fmt::Display for Use {
+impl fmt::Display for Permission {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let group = if self.group.is_empty() { "core" } else { &self.group };
         write!(f, "{} {} ({group})", self.verb, self.resource)?;
@@ -86,34 +86,34 @@ impl fmt::Display for Use {
     }
 }
 
-/// Tokens, and what their owners have done.
+/// Tokens, and the permissions that their users have used.
 #[derive(Debug, Default)]
 pub(super) struct Access {
     users: BTreeMap<String, User>,
-    uses: BTreeMap<String, BTreeSet<Use>>,
+    used_permissions: BTreeMap<String, BTreeSet<Permission>>,
 }
 
 impl Access {
-    /// The user's token; the same for the same name.
-    pub(super) fn admit(&mut self, user: &User) -> String {
+    /// Registers a user. Returns the token, which depends only on the name.
+    pub(super) fn register(&mut self, user: &User) -> String {
         let token = format!("token-of-{}", user.name.replace(':', "."));
         self.users.insert(token.clone(), user.clone());
         token
     }
 
-    /// From the value of the header `Authorization`.
+    /// Returns the user of an `Authorization` header.
     pub(super) fn authenticate(&self, authorization: Option<&str>) -> Result<User, Failure> {
         let Some(authorization) = authorization else { return Ok(User::anonymous()) };
         let token = authorization.strip_prefix("Bearer ").ok_or_else(Failure::unauthorized)?;
         self.users.get(token).cloned().ok_or_else(Failure::unauthorized)
     }
 
-    /// Checks a request against the roles there are now, and remembers it if it is granted.
+    /// Checks a request against the current roles, and records the permission if granted.
     pub(super) fn authorize(&mut self, store: &Store, user: &User, target: &Target) -> Result<(), Failure> {
         if !user.groups.iter().any(|group| group == MASTERS) && !is_granted(store, user, target) {
-            return Err(denial(user, target));
+            return Err(forbidden(user, target));
         }
-        self.uses.entry(user.name.clone()).or_default().insert(Use {
+        self.used_permissions.entry(user.name.clone()).or_default().insert(Permission {
             verb: target.verb.to_owned(),
             group: target.resource.group.to_owned(),
             resource: target.resource_name(),
@@ -122,24 +122,24 @@ impl Access {
         Ok(())
     }
 
-    pub(super) fn uses(&self, user: &str) -> BTreeSet<Use> {
-        self.uses.get(user).cloned().unwrap_or_default()
+    pub(super) fn used_permissions(&self, user: &str) -> BTreeSet<Permission> {
+        self.used_permissions.get(user).cloned().unwrap_or_default()
     }
 }
 
-fn denial(user: &User, target: &Target) -> Failure {
+fn forbidden(user: &User, target: &Target) -> Failure {
     let scope = match target.namespace.as_str() {
         "" => "at the cluster scope".to_owned(),
         namespace => format!("in the namespace \"{namespace}\""),
     };
-    let why = format!(
+    let reason = format!(
         "User \"{}\" cannot {} resource \"{}\" in API group \"{}\" {scope}",
         user.name,
         target.verb,
         target.resource_name(),
         target.resource.group
     );
-    Failure::forbidden(target.resource, target.name.as_deref(), &why)
+    Failure::forbidden(target.resource, target.name.as_deref(), &reason)
 }
 
 fn is_granted(store: &Store, user: &User, target: &Target) -> bool {
@@ -157,10 +157,10 @@ fn is_granted(store: &Store, user: &User, target: &Target) -> bool {
 }
 
 fn bindings<'a>(store: &'a Store, plural: &str, user: &'a User) -> impl Iterator<Item = &'a Value> {
-    let found = rbac(plural).map(|resource| store.current(resource));
+    let found = rbac_resource(plural).map(|resource| store.current(resource));
     let subject_is = |binding: &&Value| {
         let subjects = binding.get("subjects").and_then(Value::as_array);
-        subjects.is_some_and(|subjects| subjects.iter().any(|subject| user.is(subject)))
+        subjects.is_some_and(|subjects| subjects.iter().any(|subject| user.matches(subject)))
     };
     found.into_iter().flatten().filter(subject_is)
 }
@@ -172,13 +172,13 @@ fn role<'a>(store: &'a Store, namespace: &str, binding: &Value) -> Option<&'a Va
         _ => ("roles", namespace),
     };
     let name = reference.get("name")?.as_str()?;
-    store.current(rbac(plural)?).find(|role| {
+    store.current(rbac_resource(plural)?).find(|role| {
         role["metadata"]["name"] == name
             && role["metadata"]["namespace"].as_str().unwrap_or_default() == namespace
     })
 }
 
-fn rbac(plural: &str) -> Option<&'static Resource> {
+fn rbac_resource(plural: &str) -> Option<&'static Resource> {
     Resource::find("rbac.authorization.k8s.io", "v1", plural)
 }
 
@@ -212,7 +212,7 @@ mod tests {
     use crate::store::Key;
 
     fn put(store: &mut Store, plural: &str, namespace: &str, object: Value) {
-        let resource = rbac(plural).expect("a kind of RBAC");
+        let resource = rbac_resource(plural).expect("a kind of RBAC");
         let name = object["metadata"]["name"].as_str().expect("a name").to_owned();
         store.put(&Key { resource, namespace: namespace.to_owned(), name }, object);
     }
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn denied_in_the_words_of_the_real_server() {
+    fn denied_request_gets_the_message_of_the_real_server() {
         let denied = Access::default().authorize(
             &Store::new(),
             &User::service_account("kube-system", "dataplane"),
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn granted_by_a_cluster_role_for_all_and_by_a_role_for_its_namespace() {
+    fn cluster_role_grants_everywhere_and_role_in_its_namespace() {
         let mut store = Store::new();
         let rules = json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"]}]);
         put(
@@ -269,7 +269,7 @@ mod tests {
         access
             .authorize(&store, &user, &target("list", "configmaps", "here", None))
             .expect_err("another verb");
-        assert_eq!(access.uses("u").len(), 1);
+        assert_eq!(access.used_permissions("u").len(), 1);
 
         let named =
             json!([{"apiGroups": ["*"], "resources": ["nodes"], "resourceNames": ["n1"], "verbs": ["*"]}]);

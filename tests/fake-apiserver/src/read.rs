@@ -1,4 +1,4 @@
-//! Get and list, by pages of one revision.
+//! Get, and paginated list at one revision.
 
 use serde_json::{Value, json};
 
@@ -14,8 +14,8 @@ use super::{
 pub(super) struct Options {
     pub(super) selector: Selector,
     pub(super) limit: usize,
-    /// From the page before.
-    pub(super) token: String,
+    /// The `continue` token of the previous page.
+    pub(super) continue_token: String,
     pub(super) version: String,
     pub(super) version_match: String,
 }
@@ -30,12 +30,12 @@ pub(super) fn get(store: &Store, target: &Target) -> Result<Value, Failure> {
 }
 
 pub(super) fn list(store: &Store, target: &Target, options: &Options) -> Result<Value, Failure> {
-    let (revision, after) = start(store, options)?;
+    let (revision, after) = start_of_list(store, options)?;
     let all = store.list(target.resource, revision).map_err(|failure| match failure.code {
-        410 if !options.token.is_empty() => Failure::expired_continue(),
+        410 if !options.continue_token.is_empty() => Failure::expired_continue(),
         _ => failure,
     })?;
-    let mut wanted = all.into_iter().filter(|(key, object)| {
+    let mut matching = all.into_iter().filter(|(key, object)| {
         (target.namespace.is_empty() || key.namespace == target.namespace)
             && after.as_ref().is_none_or(|after| (&key.namespace, &key.name) > (&after.0, &after.1))
             && options.selector.matches(object)
@@ -43,16 +43,16 @@ pub(super) fn list(store: &Store, target: &Target, options: &Options) -> Result<
     let limit = if options.limit == 0 { usize::MAX } else { options.limit };
     let mut last = None;
     let mut items = Vec::new();
-    for (key, object) in wanted.by_ref().take(limit) {
+    for (key, object) in matching.by_ref().take(limit) {
         last = Some(key);
         items.push((**object).clone());
     }
-    let left = wanted.count();
+    let remaining = matching.count();
     let mut metadata = json!({"resourceVersion": revision.to_string()});
-    if let (Some(last), true) = (last, left > 0) {
+    if let (Some(last), true) = (last, remaining > 0) {
         metadata["continue"] = json!(format!("{revision}/{}/{}", last.namespace, last.name));
         if options.selector.is_empty() {
-            metadata["remainingItemCount"] = json!(left);
+            metadata["remainingItemCount"] = json!(remaining);
         }
     }
     Ok(json!({
@@ -63,23 +63,25 @@ pub(super) fn list(store: &Store, target: &Target, options: &Options) -> Result<
     }))
 }
 
-/// The revision to show, and after which object.
-fn start(store: &Store, options: &Options) -> Result<(u64, Option<(String, String)>), Failure> {
-    if !options.token.is_empty() {
-        let parts: Vec<&str> = options.token.split('/').collect();
+/// Returns the revision to list, and the namespace and name that the page starts after.
+fn start_of_list(store: &Store, options: &Options) -> Result<(u64, Option<(String, String)>), Failure> {
+    if !options.continue_token.is_empty() {
+        let parts: Vec<&str> = options.continue_token.split('/').collect();
         let [revision, namespace, name] = parts.as_slice() else {
             return Err(Failure::bad_request("continue key is not valid"));
         };
         let after = ((*namespace).to_owned(), (*name).to_owned());
-        return Ok((number(revision)?, Some(after)));
+        return Ok((parse_revision(revision)?, Some(after)));
     }
-    let asked = number(&options.version)?;
+    let requested = parse_revision(&options.version)?;
     match options.version_match.as_str() {
-        "Exact" if asked == 0 => Err(Failure::invalid_options(
+        "Exact" if requested == 0 => Err(Failure::invalid_options(
             "resourceVersionMatch: Forbidden: resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
         )),
-        "Exact" => Ok((asked, None)),
-        "" | "NotOlderThan" if asked > store.revision() => Err(Failure::too_large(asked, store.revision())),
+        "Exact" => Ok((requested, None)),
+        "" | "NotOlderThan" if requested > store.revision() => {
+            Err(Failure::too_large(requested, store.revision()))
+        }
         "NotOlderThan" if options.version.is_empty() => Err(Failure::invalid_options(
             "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided",
         )),
@@ -90,8 +92,8 @@ fn start(store: &Store, options: &Options) -> Result<(u64, Option<(String, Strin
     }
 }
 
-/// A revision; 0 if there is none.
-pub(super) fn number(version: &str) -> Result<u64, Failure> {
+/// Parses a revision; empty: 0.
+pub(super) fn parse_revision(version: &str) -> Result<u64, Failure> {
     if version.is_empty() {
         return Ok(0);
     }

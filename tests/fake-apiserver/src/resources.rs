@@ -1,23 +1,23 @@
-//! The kinds of object the server keeps, and what of the API's behaviour differs by kind.
+//! The resources that the server knows, and how their behaviour differs.
 
 use serde_json::{Value, json};
 
-/// A kind, as the API spells it.
+/// A resource type of the API.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(clippy::struct_excessive_bools, reason = "a table of what a kind has and has not")]
+#[expect(clippy::struct_excessive_bools, reason = "a table of properties of each resource")]
 pub struct Resource {
     /// Empty: the core group.
     pub group: &'static str,
     pub version: &'static str,
-    /// As in a URL.
+    /// The name in URLs.
     pub plural: &'static str,
     pub kind: &'static str,
     pub namespaced: bool,
-    /// Written through `/status` alone.
+    /// Has a `/status` subresource; only it writes the status.
     pub status: bool,
-    /// An update may leave `resourceVersion` out.
+    /// An update needs no `resourceVersion`.
     pub unconditional: bool,
-    /// An update makes what does not exist.
+    /// An update creates a missing object.
     pub create_on_update: bool,
 }
 
@@ -36,7 +36,7 @@ const fn resource(group: &'static str, plural: &'static str, kind: &'static str)
     }
 }
 
-/// All of them.
+/// All resources.
 pub static RESOURCES: [Resource; 15] = [
     Resource { namespaced: false, status: true, ..resource("", "nodes", "Node") },
     Resource { namespaced: false, status: true, ..resource("", "namespaces", "Namespace") },
@@ -68,21 +68,21 @@ pub static RESOURCES: [Resource; 15] = [
 ];
 
 impl Resource {
-    /// Of a URL.
+    /// Finds a resource by the parts of its URL.
     pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Self> {
         RESOURCES.iter().find(|resource| {
             resource.group == group && resource.version == version && resource.plural == plural
         })
     }
 
-    /// Of an object: its `apiVersion` and `kind`.
+    /// Finds the resource of an object by its `apiVersion` and `kind`.
     pub fn of(object: &Value) -> Option<&'static Self> {
         let api_version = object.get("apiVersion")?.as_str()?;
         let kind = object.get("kind")?.as_str()?;
         Self::named(api_version, kind)
     }
 
-    /// By `apiVersion` and `kind`.
+    /// Finds a resource by `apiVersion` and `kind`.
     pub fn named(api_version: &str, kind: &str) -> Option<&'static Self> {
         RESOURCES.iter().find(|resource| resource.api_version() == api_version && resource.kind == kind)
     }
@@ -95,13 +95,13 @@ impl Resource {
         }
     }
 
-    /// As messages spell it: `nodes`, `leases.coordination.k8s.io`.
+    /// The name in error messages: `nodes`, `leases.coordination.k8s.io`.
     pub fn qualified(&self) -> String {
         if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
     }
 }
 
-/// The discovery document at this path, if there is one.
+/// Returns the discovery document at this path.
 pub(super) fn discovery(path: &str) -> Option<Value> {
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     match parts.as_slice() {

@@ -1,10 +1,10 @@
-//! Label and field selectors: which objects a list or a watch is about.
+//! Label and field selectors of lists and watches.
 
 use serde_json::Value;
 
 use super::failure::Failure;
 
-/// Both selectors of a request. Empty: everything.
+/// The selectors of a request; empty: all objects match.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Selector {
     labels: Vec<Requirement>,
@@ -25,14 +25,14 @@ enum Operator {
     DoesNotExist,
 }
 
-/// Fields that can be selected by, for every kind or for pods.
+/// Supported fields of field selectors.
 const FIELDS: [&str; 4] = ["metadata.name", "metadata.namespace", "spec.nodeName", "status.phase"];
 
 impl Selector {
-    /// From the parameters `labelSelector` and `fieldSelector`.
+    /// Parses the query parameters `labelSelector` and `fieldSelector`.
     pub(super) fn parse(labels: &str, fields: &str) -> Result<Self, Failure> {
-        let labels = split(labels).into_iter().map(label).collect::<Result<_, _>>()?;
-        let fields = split(fields).into_iter().map(field).collect::<Result<_, _>>()?;
+        let labels = split_requirements(labels).into_iter().map(parse_label).collect::<Result<_, _>>()?;
+        let fields = split_requirements(fields).into_iter().map(parse_field).collect::<Result<_, _>>()?;
         Ok(Self { labels, fields })
     }
 
@@ -44,14 +44,14 @@ impl Selector {
         let label = |key: &str| object["metadata"]["labels"].get(key).and_then(Value::as_str);
         let field = |key: &str| {
             let value = key.split('.').try_fold(object, |value, part| value.get(part));
-            // what is not set is empty
+            // a missing field equals the empty string
             Some(value.and_then(Value::as_str).unwrap_or_default())
         };
-        self.labels.iter().all(|requirement| requirement.holds(label(&requirement.key)))
-            && self.fields.iter().all(|requirement| requirement.holds(field(&requirement.key)))
+        self.labels.iter().all(|requirement| requirement.matches_value(label(&requirement.key)))
+            && self.fields.iter().all(|requirement| requirement.matches_value(field(&requirement.key)))
     }
 
-    /// The one object a field selector asks for by name: what authorization by name looks at.
+    /// Returns the name in a `metadata.name` field selector, for authorization by `resourceNames`.
     pub(super) fn name(&self) -> Option<&str> {
         self.fields.iter().find_map(|requirement| match &requirement.operator {
             Operator::In(values) if requirement.key == "metadata.name" => values.first().map(String::as_str),
@@ -61,7 +61,7 @@ impl Selector {
 }
 
 impl Requirement {
-    fn holds(&self, value: Option<&str>) -> bool {
+    fn matches_value(&self, value: Option<&str>) -> bool {
         match (&self.operator, value) {
             (Operator::In(values), Some(value)) => values.iter().any(|wanted| wanted == value),
             (Operator::NotIn(values), Some(value)) => values.iter().all(|unwanted| unwanted != value),
@@ -71,8 +71,8 @@ impl Requirement {
     }
 }
 
-/// At commas outside of parentheses.
-fn split(text: &str) -> Vec<&str> {
+/// Splits at commas outside of parentheses.
+fn split_requirements(text: &str) -> Vec<&str> {
     let mut depth = 0_usize;
     let parts = text.split(|character| {
         match character {
@@ -85,34 +85,34 @@ fn split(text: &str) -> Vec<&str> {
     parts.map(str::trim).filter(|part| !part.is_empty()).collect()
 }
 
-fn label(text: &str) -> Result<Requirement, Failure> {
+fn parse_label(text: &str) -> Result<Requirement, Failure> {
     let requirement = |key: &str, operator| Ok(Requirement { key: key.trim().to_owned(), operator });
     for (word, is_in) in [(" notin ", false), (" in ", true)] {
         let Some((key, values)) = text.split_once(word) else { continue };
         let values = values.trim().strip_prefix('(').and_then(|values| values.strip_suffix(')'));
-        let values = values.ok_or_else(|| unparsable("label", text))?;
+        let values = values.ok_or_else(|| parse_error("label", text))?;
         let values = values.split(',').map(|value| value.trim().to_owned()).collect();
         return requirement(key, if is_in { Operator::In(values) } else { Operator::NotIn(values) });
     }
-    match equality(text) {
+    match parse_equality(text) {
         Some((key, operator)) => requirement(key, operator),
         None => match text.strip_prefix('!') {
             Some(key) => requirement(key, Operator::DoesNotExist),
-            None if text.contains(char::is_whitespace) => Err(unparsable("label", text)),
+            None if text.contains(char::is_whitespace) => Err(parse_error("label", text)),
             None => requirement(text, Operator::Exists),
         },
     }
 }
 
-fn field(text: &str) -> Result<Requirement, Failure> {
-    let (key, operator) = equality(text).ok_or_else(|| unparsable("field", text))?;
+fn parse_field(text: &str) -> Result<Requirement, Failure> {
+    let (key, operator) = parse_equality(text).ok_or_else(|| parse_error("field", text))?;
     if !FIELDS.contains(&key) {
         return Err(Failure::bad_request(format!("field label not supported: {key}")));
     }
     Ok(Requirement { key: key.to_owned(), operator })
 }
 
-fn equality(text: &str) -> Option<(&str, Operator)> {
+fn parse_equality(text: &str) -> Option<(&str, Operator)> {
     for (sign, is_equal) in [("!=", false), ("==", true), ("=", true)] {
         if let Some((key, value)) = text.split_once(sign) {
             let values = vec![value.trim().to_owned()];
@@ -123,7 +123,7 @@ fn equality(text: &str) -> Option<(&str, Operator)> {
     None
 }
 
-fn unparsable(what: &str, text: &str) -> Failure {
+fn parse_error(what: &str, text: &str) -> Failure {
     Failure::bad_request(format!("unable to parse requirement: {what} selector {text:?}"))
 }
 
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_by_equality_and_by_sets() {
+    fn label_selectors_match_by_equality_and_by_set() {
         for yes in [
             "",
             "app=web",
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_by_equality_alone() {
+    fn field_selectors_match_by_equality_only() {
         assert!(matches("", "spec.nodeName=node1,metadata.name!=b"));
         assert!(!matches("", "spec.nodeName=node2"));
         assert!(Selector::parse("", "spec.podCIDR=x").is_err());

@@ -1,4 +1,4 @@
-//! The server as a handle: where it listens, who may come in, what it has seen.
+//! The handle of the server: listeners, users, recorded permissions and faults.
 
 use std::{
     collections::BTreeSet,
@@ -16,12 +16,12 @@ use nix::sys::socket::{Shutdown, shutdown};
 use tokio::sync::oneshot;
 
 use super::{
-    faults::{Drop as DropWatch, Faults},
+    faults::{Faults, WatchEnd},
     http,
     kubeconfig::kubeconfig,
     namespace,
     objects::Objects,
-    rbac::{Use, User},
+    rbac::{Permission, User},
     state::{Behaviour, State},
 };
 
@@ -29,91 +29,95 @@ use super::{
 #[derive(Debug)]
 pub struct Server {
     state: Arc<State>,
-    doors: Vec<Door>,
+    endpoints: Vec<Endpoint>,
 }
 
-/// One address, like one of several API servers of a cluster.
+/// One listening address; several act like several API servers of a cluster.
 #[derive(Debug)]
-struct Door {
-    /// The network namespace it is in; `None`: that of the process.
+struct Endpoint {
+    /// The network namespace of the listener; `None`: that of the process.
     namespace: Option<Arc<File>>,
     address: SocketAddr,
-    open: Option<Open>,
+    listener: Option<Listener>,
 }
 
-/// Ends with all its connections when dropped.
-struct Open {
-    listener: TcpListener,
+/// A running listener; dropping it closes all its connections.
+struct Listener {
+    socket: TcpListener,
     close: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    /// Empty, and reachable by nobody yet.
+    /// Creates a server without objects and listeners.
     pub fn new() -> Self {
-        Self { state: State::new(), doors: Vec::new() }
+        Self { state: State::new(), endpoints: Vec::new() }
     }
 
-    /// On a port of the loopback device of the network namespace we are in.
+    /// Creates a server on a free loopback port of the current network namespace.
     pub fn local() -> Result<Self> {
         let mut server = Self::new();
         server.listen(None, "127.0.0.1:0".parse()?)?;
         Ok(server)
     }
 
-    /// Opens one more address, in this network namespace or where we are; port 0 becomes a real one.
+    /// Listens at one more address, in this or the current network namespace. Port 0: any free
+    /// port.
     pub fn listen(&mut self, namespace: Option<Arc<File>>, address: SocketAddr) -> Result<SocketAddr> {
-        let mut door = Door { namespace, address, open: None };
-        door.open(&self.state)?;
-        let address = door.address;
-        self.doors.push(door);
+        let mut endpoint = Endpoint { namespace, address, listener: None };
+        endpoint.open(&self.state)?;
+        let address = endpoint.address;
+        self.endpoints.push(endpoint);
         Ok(address)
     }
 
-    /// Of all addresses.
+    /// The URLs of all addresses.
     pub fn urls(&self) -> Vec<String> {
-        self.doors.iter().map(|door| format!("http://{}", door.address)).collect()
+        self.endpoints.iter().map(|endpoint| format!("http://{}", endpoint.address)).collect()
     }
 
-    /// All addresses refuse connections; those there are break.
+    /// Stops all listeners and closes their connections.
     pub fn stop(&mut self) {
-        for door in &mut self.doors {
-            door.open = None;
+        for endpoint in &mut self.endpoints {
+            endpoint.listener = None;
         }
     }
 
-    /// As [`Self::stop`], of the address with this index.
+    /// Like [`Self::stop`], for the address with this index.
     pub fn stop_one(&mut self, index: usize) -> Result<()> {
-        self.doors.get_mut(index).with_context(|| format!("there is no address {index}"))?.open = None;
+        self.endpoints
+            .get_mut(index)
+            .with_context(|| format!("the server has no address {index}"))?
+            .listener = None;
         Ok(())
     }
 
-    /// The addresses that are closed open again.
+    /// Starts the listeners that were stopped.
     pub fn start(&mut self) -> Result<()> {
-        for door in self.doors.iter_mut().filter(|door| door.open.is_none()) {
-            door.open(&self.state)?;
+        for endpoint in self.endpoints.iter_mut().filter(|endpoint| endpoint.listener.is_none()) {
+            endpoint.open(&self.state)?;
         }
         Ok(())
     }
 
-    /// Away and back, with no history: nobody can go on where they were.
+    /// Restarts with a compacted history: no client can resume a watch.
     pub fn restart_compacted(&mut self) -> Result<()> {
         self.stop();
         self.compact();
         self.start()
     }
 
-    /// Forgets history. Watches that are open know nothing of it; those that begin in the past end at once.
+    /// Compacts the history. Open watches continue; a watch from an older revision fails at once.
     pub fn compact(&self) {
-        // at one past what anybody has seen, as other writes would
+        // one revision later than any client has seen, as after a write to another resource
         self.state.write(|store| {
             store.advance(1);
             store.compact();
         });
     }
 
-    /// Ends all watches that are open; how many there were.
-    pub fn drop_watches(&self, how: DropWatch) -> usize {
+    /// Ends all open watches. Returns their number.
+    pub fn drop_watches(&self, how: WatchEnd) -> usize {
         self.state.faults.drop_watches(how)
     }
 
@@ -121,32 +125,31 @@ impl Server {
         &self.state.faults
     }
 
-    /// To be changed.
+    /// The behaviour settings, to be changed.
     pub fn behaviour(&self) -> MutexGuard<'_, Behaviour> {
         self.state.behaviour()
     }
 
-    /// A bearer token for this user, who may do what roles in the store allow.
+    /// Returns a bearer token for this user; the roles in the store decide what it may do.
     pub fn token(&self, user: &User) -> String {
-        self.state.access().admit(user)
+        self.state.access().register(user)
     }
 
-    /// Which permissions a user has made use of.
-    pub fn uses(&self, user: &User) -> BTreeSet<Use> {
-        self.state.access().uses(&user.name)
+    /// Returns the permissions that a user has used.
+    pub fn used_permissions(&self, user: &User) -> BTreeSet<Permission> {
+        self.state.access().used_permissions(&user.name)
     }
 
-    /// A kubeconfig for this user at the first address.
+    /// Returns a kubeconfig for this user at the first address.
     pub fn kubeconfig(&self, user: &User) -> Result<String> {
-        let url = self.urls().into_iter().next().context("the server listens nowhere")?;
+        let url = self.urls().into_iter().next().context("the server has no address")?;
         kubeconfig(&url, &self.token(user), None)
     }
 
-    /// Its objects, through its first address, as somebody who may do everything. The address must be reachable from
-    /// the network namespace it was opened in.
+    /// Connects a client as administrator to the first address, in the namespace of its listener.
     pub fn objects(&self) -> Result<Objects> {
-        let door = self.doors.first().context("the server listens nowhere")?;
-        Objects::connect(&self.kubeconfig(&User::admin())?, door.namespace.clone())
+        let endpoint = self.endpoints.first().context("the server has no address")?;
+        Objects::connect(&self.kubeconfig(&User::admin())?, endpoint.namespace.clone())
     }
 }
 
@@ -156,22 +159,22 @@ impl Default for Server {
     }
 }
 
-impl Door {
+impl Endpoint {
     fn open(&mut self, state: &Arc<State>) -> Result<()> {
         let address = self.address;
-        let bind = || TcpListener::bind(address).with_context(|| format!("listen at {address}"));
-        // a socket stays in the namespace it was made in, and so do those it accepts
-        let listener = namespace::within(self.namespace.as_deref(), bind)?;
-        listener.set_nonblocking(true)?;
-        self.address = listener.local_addr()?;
-        self.open = Some(Open::serve(listener, Arc::clone(state))?);
+        let bind = || TcpListener::bind(address).with_context(|| format!("cannot listen at {address}"));
+        // a socket and the connections it accepts stay in the namespace of its creation
+        let socket = namespace::within(self.namespace.as_deref(), bind)?;
+        socket.set_nonblocking(true)?;
+        self.address = socket.local_addr()?;
+        self.listener = Some(Listener::serve(socket, Arc::clone(state))?);
         Ok(())
     }
 }
 
-impl Open {
-    fn serve(listener: TcpListener, state: Arc<State>) -> Result<Self> {
-        let kept = listener.try_clone()?;
+impl Listener {
+    fn serve(socket: TcpListener, state: Arc<State>) -> Result<Self> {
+        let kept = socket.try_clone()?;
         let (close, closed) = oneshot::channel();
         let (report, ready) = mpsc::channel();
         let thread = thread::Builder::new().name("apiserver".to_owned()).spawn(move || {
@@ -180,13 +183,13 @@ impl Open {
                 Err(error) => return drop(report.send(Err(error))),
             };
             runtime.block_on(async {
-                let listener = match tokio::net::TcpListener::from_std(listener) {
+                let listener = match tokio::net::TcpListener::from_std(socket) {
                     Ok(listener) => listener,
                     Err(error) => return drop(report.send(Err(error))),
                 };
-                let _told = report.send(Ok(()));
+                let _gone = report.send(Ok(()));
                 let listener = listener.tap_io(|connection| {
-                    // an event must not wait for the next one
+                    // watch events must not wait for more data
                     let _slower = connection.set_nodelay(true);
                 });
                 let router = Router::new().fallback(http::handle).with_state(state);
@@ -195,27 +198,28 @@ impl Open {
                     _closed = closed => {}
                 }
             });
-            // the runtime's end is the end of its connections and watches
+            // dropping the runtime closes all connections and watches
         })?;
-        let told = ready.recv().map_err(|_ended| anyhow!("the API server's thread ended"))?;
-        told.context("start the API server")?;
-        Ok(Self { listener: kept, close: Some(close), thread: Some(thread) })
+        let started = ready.recv().map_err(|_ended| anyhow!("the API server thread ended"))?;
+        started.context("cannot start the API server")?;
+        Ok(Self { socket: kept, close: Some(close), thread: Some(thread) })
     }
 }
 
-impl Drop for Open {
+impl Drop for Listener {
     fn drop(&mut self) {
         drop(self.close.take());
         if let Some(thread) = self.thread.take() {
             let _panicked = thread.join();
         }
-        // closed, it would listen on in a child of ours that is not yet another program, and its address stay taken
-        let _not_connected = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
+        // close() is not enough: a child between fork and exec still has the socket, so it would
+        // listen on
+        let _not_connected = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
     }
 }
 
-impl fmt::Debug for Open {
+impl fmt::Debug for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Open")
+        f.write_str("Listener")
     }
 }

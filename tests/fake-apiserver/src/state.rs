@@ -1,4 +1,4 @@
-//! What all connections of a server share.
+//! The state that all connections of a server share.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -15,14 +15,14 @@ use super::{
     store::{Key, Store},
 };
 
-/// What differs between servers.
+/// Settings in which API servers differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Behaviour {
-    /// Whether `sendInitialEvents` is known; servers before 1.32 refuse it.
+    /// Whether `sendInitialEvents` is supported; servers before 1.32 reject it.
     pub streaming_lists: bool,
-    /// Between bookmarks of watches that ask for them.
+    /// The interval between bookmarks.
     pub bookmarks: Duration,
-    /// Longest page of a list, whatever `limit` says.
+    /// Maximum objects in a list page, whatever `limit` says.
     pub page: usize,
 }
 
@@ -32,19 +32,19 @@ impl Default for Behaviour {
     }
 }
 
-/// All there is to serve.
+/// Objects, users, settings and faults.
 #[derive(Debug)]
 pub(super) struct State {
     store: Mutex<Store>,
     access: Mutex<Access>,
     behaviour: Mutex<Behaviour>,
     pub(super) faults: Faults,
-    /// The revision, for watches to wait on.
+    /// The current revision; watches wait for its change.
     revision: watch::Sender<u64>,
 }
 
 impl State {
-    /// With the namespaces every cluster has.
+    /// Creates a state with the namespaces that every cluster has.
     pub(super) fn new() -> Arc<Self> {
         let mut store = Store::new();
         let resource = Resource::named("v1", "Namespace").expect("namespaces are in the list of kinds");
@@ -85,19 +85,19 @@ impl State {
         self.behaviour.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes objects, and wakes watches.
-    pub(super) fn write<T>(&self, work: impl FnOnce(&mut Store) -> T) -> T {
+    /// Changes objects, then wakes the watches.
+    pub(super) fn write<T>(&self, change: impl FnOnce(&mut Store) -> T) -> T {
         let mut store = self.store();
-        let done = work(&mut store);
+        let result = change(&mut store);
         let revision = store.revision();
         drop(store);
-        // a later write may have told more already
+        // a concurrent later write may have published its revision first
         self.revision.send_if_modified(|known| {
-            let is_news = revision > *known;
+            let is_newer = revision > *known;
             *known = revision.max(*known);
-            is_news
+            is_newer
         });
-        done
+        result
     }
 
     pub(super) fn revisions(&self) -> watch::Receiver<u64> {

@@ -1,4 +1,4 @@
-//! Objects and their history: every write is one revision, kept until it is compacted. Knows no HTTP, and judges nothing.
+//! Objects and their history: every write is a revision, kept until compaction. Does not validate.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -9,16 +9,16 @@ use serde_json::{Value, json};
 
 use super::{failure::Failure, resources::Resource};
 
-/// The name of an object.
+/// Identifies an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key {
     pub(super) resource: &'static Resource,
-    /// Empty where there are none.
+    /// Empty for cluster-scoped resources.
     pub(super) namespace: String,
     pub(super) name: String,
 }
 
-/// A write.
+/// A write in the history.
 #[derive(Clone, Debug)]
 pub(super) struct Change {
     pub(super) revision: u64,
@@ -28,7 +28,7 @@ pub(super) struct Change {
     pub(super) after: Option<Arc<Value>>,
 }
 
-/// What etcd is to the real server.
+/// The counterpart of etcd.
 #[derive(Debug)]
 pub(super) struct Store {
     revision: u64,
@@ -39,7 +39,7 @@ pub(super) struct Store {
 
 impl Store {
     pub(super) fn new() -> Self {
-        // a client that confuses "0" (any) with "the first" finds out
+        // not 0: a test fails if a client takes revision "0" (any) for the first
         Self { revision: 100, compacted: 100, objects: BTreeMap::new(), history: VecDeque::new() }
     }
 
@@ -51,7 +51,7 @@ impl Store {
         self.objects.get(key)
     }
 
-    /// Objects of a kind as they are.
+    /// Returns the current objects of a resource.
     pub(super) fn current(&self, resource: &'static Resource) -> impl Iterator<Item = &Value> {
         self.range(resource).map(|(_, object)| &**object)
     }
@@ -61,7 +61,7 @@ impl Store {
         self.objects.range(first..).take_while(move |(key, _)| key.resource == resource)
     }
 
-    /// Writes, and stamps the new revision into the object.
+    /// Writes an object and sets its `resourceVersion` to the new revision.
     pub(super) fn put(&mut self, key: &Key, mut object: Value) -> Arc<Value> {
         self.revision += 1;
         object["metadata"]["resourceVersion"] = json!(self.revision.to_string());
@@ -72,7 +72,7 @@ impl Store {
         object
     }
 
-    /// The object as it was, with the revision of its end.
+    /// Deletes an object. Returns its last state with the revision of the deletion.
     pub(super) fn delete(&mut self, key: &Key) -> Option<Arc<Value>> {
         let before = self.objects.remove(key)?;
         self.revision += 1;
@@ -83,11 +83,11 @@ impl Store {
         Some(Arc::new(last))
     }
 
-    /// Objects of a kind as they were at a revision; by namespace and name.
+    /// Returns the objects of a resource at a revision, sorted by namespace and name.
     ///
     /// # Errors
     ///
-    /// A revision that is compacted, or not yet written.
+    /// The revision is compacted or does not exist yet.
     pub(super) fn list(
         &self,
         resource: &'static Resource,
@@ -107,24 +107,24 @@ impl Store {
         Ok(objects)
     }
 
-    /// Writes after a revision, oldest first.
+    /// Returns the writes after a revision, oldest first.
     ///
     /// # Errors
     ///
-    /// As [`Self::list`].
+    /// As for [`Self::list`].
     pub(super) fn since(&self, revision: u64) -> Result<impl Iterator<Item = &Change>, Failure> {
         self.check(revision)?;
         let known = self.history.partition_point(|change| change.revision <= revision);
         Ok(self.history.iter().skip(known))
     }
 
-    /// Forgets how objects came to be what they are.
+    /// Deletes the history.
     pub(super) fn compact(&mut self) {
         self.history.clear();
         self.compacted = self.revision;
     }
 
-    /// Jumps ahead, as writes to kinds nobody looks at do.
+    /// Advances the revision, as writes to other resources do.
     pub(super) fn advance(&mut self, revisions: u64) {
         self.revision += revisions;
     }

@@ -1,4 +1,4 @@
-//! Objects that are refused, in the words of upstream's validation: what may not change, and what no field may be.
+//! Validation of immutable fields and field values, with the messages of the real API server.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -7,33 +7,33 @@ use serde_json::Value;
 
 use super::{admission::text, failure::Failure, store::Key};
 
-/// Refuses what upstream's validation refuses, as far as tests rely on it.
+/// Rejects objects as the real API server does, as far as tests rely on it.
 pub(super) fn validate(key: &Key, object: &Value, old: Option<&Value>) -> Result<(), Failure> {
-    let refuse = |problem: String| Err(Failure::invalid(key.resource, &key.name, &problem));
+    let reject = |problem: String| Err(Failure::invalid(key.resource, &key.name, &problem));
     match key.resource.kind {
         "Node" => match node_problem(object, old) {
-            Some(problem) => refuse(problem),
+            Some(problem) => reject(problem),
             None => Ok(()),
         },
         "Service" => {
             let (is, was) = (&object["spec"]["clusterIP"], old.map(|old| &old["spec"]["clusterIP"]));
             match was {
                 Some(was) if was.is_string() && is.is_string() && was != is => {
-                    refuse(format!("spec.clusterIPs[0]: Invalid value: [{is}]: may not change once set"))
+                    reject(format!("spec.clusterIPs[0]: Invalid value: [{is}]: may not change once set"))
                 }
                 _ => Ok(()),
             }
         }
         "EndpointSlice" => match slice_problem(object, old) {
-            Some(problem) => refuse(problem),
+            Some(problem) => reject(problem),
             None => Ok(()),
         },
         "Event" => match event_problem(key, object, old) {
-            Some(problem) => refuse(problem),
+            Some(problem) => reject(problem),
             None => Ok(()),
         },
         "Lease" if object["spec"]["leaseDurationSeconds"].as_i64().is_some_and(|seconds| seconds <= 0) => {
-            refuse("spec.leaseDurationSeconds: Invalid value: must be greater than 0".to_owned())
+            reject("spec.leaseDurationSeconds: Invalid value: must be greater than 0".to_owned())
         }
         _ => Ok(()),
     }
@@ -99,12 +99,12 @@ fn slice_problem(slice: &Value, old: Option<&Value>) -> Option<String> {
             ));
         }
         for (at, address) in addresses.iter().filter_map(Value::as_str).enumerate() {
-            let is_right = match kind {
+            let is_valid = match kind {
                 "IPv4" => address.parse::<Ipv4Addr>().is_ok(),
                 "IPv6" => address.parse::<Ipv6Addr>().is_ok(),
                 _ => true,
             };
-            if !is_right {
+            if !is_valid {
                 return Some(format!(
                     "endpoints[{number}].addresses[{at}]: Invalid value: \"{address}\": must be a valid {kind} address"
                 ));
@@ -114,17 +114,17 @@ fn slice_problem(slice: &Value, old: Option<&Value>) -> Option<String> {
     None
 }
 
-/// Events of what has no namespace are in `default`; those with an `eventTime` may be in `kube-system`, too.
+/// Events about cluster-scoped objects are in `default`; with an `eventTime` also in `kube-system`.
 fn event_problem(key: &Key, event: &Value, old: Option<&Value>) -> Option<String> {
     let is_new = key.resource.group == "events.k8s.io";
     let about = &event[if is_new { "regarding" } else { "involvedObject" }];
     let of = text(about, "namespace");
-    let is_placed = match (of, key.namespace.as_str()) {
+    let is_namespace_valid = match (of, key.namespace.as_str()) {
         ("", "default") => true,
         ("", "kube-system") => !text(event, "eventTime").is_empty(),
         (of, namespace) => of == namespace,
     };
-    if !is_placed {
+    if !is_namespace_valid {
         return Some(format!(
             "involvedObject.namespace: Invalid value: \"{of}\": does not match event.namespace"
         ));

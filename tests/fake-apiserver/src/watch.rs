@@ -1,4 +1,4 @@
-//! Watches: what changed, in the order it did, from a revision on.
+//! Watches: sends changes in order, starting at a revision.
 
 use std::{future, io, sync::Arc, time::Duration};
 
@@ -11,15 +11,15 @@ use tokio::{
 
 use super::{
     failure::Failure,
-    faults::{Drop, Order},
+    faults::{WatchCommand, WatchEnd},
     paths::Target,
-    read::number,
+    read::parse_revision,
     select::Selector,
     state::State,
     store::Change,
 };
 
-/// Longest watch, if its client does not say.
+/// Timeout of a watch if the client sets none.
 const TIMEOUT: Duration = Duration::from_secs(1_800);
 
 /// Parameters of a watch.
@@ -33,14 +33,14 @@ pub(super) struct Options {
     pub(super) timeout: Option<u64>,
 }
 
-/// Where lines go; the far end is the body of the answer.
-pub(super) type Sink = mpsc::Sender<Result<Bytes, io::Error>>;
+/// Sends lines to the response body.
+pub(super) type LineSender = mpsc::Sender<Result<Bytes, io::Error>>;
 
-/// The client is gone, or has been sent away.
+/// The client disconnected, or the server ended the watch.
 struct Ended;
 
 impl Options {
-    /// What is refused before a watch begins.
+    /// Rejects invalid options before the watch begins.
     pub(super) fn check(&self, streaming_lists: bool) -> Result<(), Failure> {
         if self.initial_events.is_some() && !streaming_lists {
             return Err(Failure::invalid_options(
@@ -63,24 +63,24 @@ impl Options {
                 ));
             }
         }
-        number(&self.version).map(drop)
+        parse_revision(&self.version).map(drop)
     }
 }
 
-/// One watch.
+/// A watch of one client.
 pub(super) struct Watch {
     pub(super) state: Arc<State>,
     pub(super) target: Target,
     pub(super) options: Options,
-    /// What an object looks like to this client.
-    pub(super) show: fn(Value) -> Value,
-    pub(super) sink: Sink,
-    /// Told so before it began: nothing is missed in between.
-    pub(super) orders: broadcast::Receiver<Order>,
+    /// Converts objects to the form that the client accepts.
+    pub(super) convert: fn(Value) -> Value,
+    pub(super) sender: LineSender,
+    /// Subscribed before the watch starts, so that no command is missed.
+    pub(super) commands: broadcast::Receiver<WatchCommand>,
 }
 
 impl Watch {
-    /// Runs until its time is over, the client leaves, or it is dropped.
+    /// Runs until the timeout, a disconnect, or a command to end.
     pub(super) async fn run(mut self) {
         let _ended = self.try_run().await;
     }
@@ -88,73 +88,73 @@ impl Watch {
     async fn try_run(&mut self) -> Result<(), Ended> {
         let mut revisions = self.state.revisions();
         revisions.mark_unchanged();
-        let mut known = self.begin().await?;
+        let mut sent = self.send_initial().await?;
         let end = Instant::now() + self.options.timeout.map_or(TIMEOUT, Duration::from_secs);
         let pause = self.state.behaviour().bookmarks;
         let mut bookmark = Instant::now() + pause;
         loop {
-            known = self.catch_up(known).await?;
+            sent = self.catch_up(sent).await?;
             tokio::select! {
                 () = next(&mut revisions) => {}
-                () = self.sink.closed() => return Err(Ended),
-                order = self.orders.recv() => self.obey(order).await?,
+                () = self.sender.closed() => return Err(Ended),
+                command = self.commands.recv() => self.execute(command).await?,
                 () = sleep_until(end) => {
                     if self.options.bookmarks {
-                        self.bookmark(known, false).await?;
+                        self.bookmark(sent, false).await?;
                     }
                     return Ok(());
                 }
                 () = sleep_until(bookmark), if self.options.bookmarks => {
-                    known = self.catch_up(known).await?;
-                    self.bookmark(known, false).await?;
+                    sent = self.catch_up(sent).await?;
+                    self.bookmark(sent, false).await?;
                     bookmark = Instant::now() + pause;
                 }
             }
         }
     }
 
-    /// Tells what there is, if that was asked for; the revision to go on from.
-    async fn begin(&mut self) -> Result<u64, Ended> {
-        // checked before
-        let asked = number(&self.options.version).unwrap_or_default();
+    /// Sends the initial events if requested. Returns the revision to continue from.
+    async fn send_initial(&mut self) -> Result<u64, Ended> {
+        // `Options::check` has validated it
+        let requested = parse_revision(&self.options.version).unwrap_or_default();
         let current = self.state.store().revision();
         let streams = self.options.initial_events == Some(true);
-        if asked > 0 && !streams {
-            return Ok(asked);
+        if requested > 0 && !streams {
+            return Ok(requested);
         }
-        if asked > current {
-            self.fail(&Failure::too_large(asked, current)).await?;
+        if requested > current {
+            self.fail(&Failure::too_large(requested, current)).await?;
             return Err(Ended);
         }
         if self.options.initial_events == Some(false) {
             return Ok(current);
         }
-        let (known, lines) = {
+        let (sent, lines) = {
             let store = self.state.store();
             let revision = store.revision();
             let all = store.list(self.target.resource, revision);
             let all = all.expect("the current revision is never compacted");
-            let wanted = all.into_iter().filter(|(key, object)| {
-                self.is_here(&key.namespace) && self.options.selector.matches(object)
+            let matching = all.into_iter().filter(|(key, object)| {
+                self.is_in_scope(&key.namespace) && self.options.selector.matches(object)
             });
             let lines: Vec<Bytes> =
-                wanted.map(|(_, object)| line("ADDED", &(self.show)((**object).clone()))).collect();
+                matching.map(|(_, object)| line("ADDED", &(self.convert)((**object).clone()))).collect();
             (revision, lines)
         };
         for line in lines {
             self.send(line).await?;
         }
         if streams && self.options.bookmarks {
-            self.bookmark(known, true).await?;
+            self.bookmark(sent, true).await?;
         }
-        Ok(known)
+        Ok(sent)
     }
 
-    /// Tells what has changed since; how far that is.
-    async fn catch_up(&mut self, known: u64) -> Result<u64, Ended> {
+    /// Sends the changes after a revision. Returns the last revision sent.
+    async fn catch_up(&mut self, sent: u64) -> Result<u64, Ended> {
         let found = {
             let store = self.state.store();
-            store.since(known).map(|changes| {
+            store.since(sent).map(|changes| {
                 let lines: Vec<Bytes> = changes.filter_map(|change| self.event(change)).collect();
                 (store.revision(), lines)
             })
@@ -173,28 +173,29 @@ impl Watch {
         }
     }
 
-    fn is_here(&self, namespace: &str) -> bool {
+    fn is_in_scope(&self, namespace: &str) -> bool {
         self.target.namespace.is_empty() || self.target.namespace == namespace
     }
 
     fn event(&self, change: &Change) -> Option<Bytes> {
-        if change.key.resource != self.target.resource || !self.is_here(&change.key.namespace) {
+        if change.key.resource != self.target.resource || !self.is_in_scope(&change.key.namespace) {
             return None;
         }
-        let wanted = |object: &&Arc<Value>| self.options.selector.matches(object);
-        let (before, after) = (change.before.as_ref().filter(wanted), change.after.as_ref().filter(wanted));
+        let matching = |object: &&Arc<Value>| self.options.selector.matches(object);
+        let (before, after) =
+            (change.before.as_ref().filter(matching), change.after.as_ref().filter(matching));
         let (kind, object) = match (before, after) {
             (None, None) => return None,
             (None, Some(after)) => ("ADDED", (**after).clone()),
             (Some(_), Some(after)) => ("MODIFIED", (**after).clone()),
             (Some(before), None) => {
-                // the last state that was wanted, at the revision that ended it
+                // the last matching state, with the revision of this change
                 let mut last = (**before).clone();
                 last["metadata"]["resourceVersion"] = json!(change.revision.to_string());
                 ("DELETED", last)
             }
         };
-        Some(line(kind, &(self.show)(object)))
+        Some(line(kind, &(self.convert)(object)))
     }
 
     async fn bookmark(&mut self, revision: u64, ends_initial: bool) -> Result<(), Ended> {
@@ -203,7 +204,7 @@ impl Watch {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
         let resource = self.target.resource;
-        let object = (self.show)(
+        let object = (self.convert)(
             json!({"apiVersion": resource.api_version(), "kind": resource.kind, "metadata": metadata}),
         );
         self.send(line("BOOKMARK", &object)).await
@@ -213,23 +214,27 @@ impl Watch {
         self.send(line("ERROR", &failure.status())).await
     }
 
-    async fn obey(&mut self, order: Result<Order, broadcast::error::RecvError>) -> Result<(), Ended> {
-        match order {
-            Ok(Order::Send(resource, bytes)) if resource == self.target.resource.plural => {
+    async fn execute(
+        &mut self,
+        command: Result<WatchCommand, broadcast::error::RecvError>,
+    ) -> Result<(), Ended> {
+        match command {
+            Ok(WatchCommand::Send(resource, bytes)) if resource == self.target.resource.plural => {
                 self.send(bytes).await
             }
-            Ok(Order::Send(..)) | Err(broadcast::error::RecvError::Lagged(_)) => Ok(()),
-            Ok(Order::Drop(Drop::Broken)) => {
-                let broken = io::Error::new(io::ErrorKind::ConnectionReset, "dropped on demand");
-                let _gone = self.sink.send(Err(broken)).await;
+            Ok(WatchCommand::Send(..)) | Err(broadcast::error::RecvError::Lagged(_)) => Ok(()),
+            Ok(WatchCommand::End(WatchEnd::Reset)) => {
+                let reset =
+                    io::Error::new(io::ErrorKind::ConnectionReset, "connection reset by an injected fault");
+                let _gone = self.sender.send(Err(reset)).await;
                 Err(Ended)
             }
-            Ok(Order::Drop(Drop::Orderly)) | Err(broadcast::error::RecvError::Closed) => Err(Ended),
+            Ok(WatchCommand::End(WatchEnd::Closed)) | Err(broadcast::error::RecvError::Closed) => Err(Ended),
         }
     }
 
     async fn send(&mut self, line: Bytes) -> Result<(), Ended> {
-        self.sink.send(Ok(line)).await.map_err(|_gone| Ended)
+        self.sender.send(Ok(line)).await.map_err(|_gone| Ended)
     }
 }
 

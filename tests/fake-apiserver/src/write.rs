@@ -12,7 +12,7 @@ use super::{
     store::{Key, Store},
 };
 
-/// A new object.
+/// Creates an object.
 pub(super) fn create(store: &mut Store, target: &Target, object: &Value) -> Result<Arc<Value>, Failure> {
     let (key, object) = admission::create(store, target.resource, &target.namespace, object)?;
     if store.get(&key).is_some() {
@@ -21,7 +21,7 @@ pub(super) fn create(store: &mut Store, target: &Target, object: &Value) -> Resu
     Ok(store.put(&key, object))
 }
 
-/// Another state of an object, and whether it is a new object.
+/// Updates an object. Returns it, and whether it was created.
 pub(super) fn update(
     store: &mut Store,
     target: &Target,
@@ -42,7 +42,7 @@ pub(super) fn update(
     Ok((replace(store, target, &key, &old, object)?, false))
 }
 
-/// A changed object.
+/// Patches an object.
 pub(super) fn patch(
     store: &mut Store,
     target: &Target,
@@ -68,17 +68,17 @@ fn replace(
     }
     let mut new = admission::update(store, key, old, object, target.subresource)?;
     new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
-    if is_leaving(&new) && finalizers(&new) == 0 {
+    if is_terminating(&new) && finalizers(&new) == 0 {
         return store.delete(key).ok_or_else(|| Failure::not_found(key.resource, &key.name));
     }
-    // what changes nothing is no write
+    // an update without a change writes nothing
     if new == **old {
         return Ok(Arc::clone(old));
     }
     Ok(store.put(key, new))
 }
 
-/// The end of an object, or its beginning where finalizers hold it.
+/// Deletes an object; one with finalizers gets a deletion timestamp.
 pub(super) fn delete(store: &mut Store, target: &Target, options: &Value) -> Result<Arc<Value>, Failure> {
     let key = key_of(target)?;
     let old = store.get(&key).cloned().ok_or_else(|| Failure::not_found(key.resource, &key.name))?;
@@ -95,13 +95,13 @@ pub(super) fn delete(store: &mut Store, target: &Target, options: &Value) -> Res
     if finalizers(&old) == 0 {
         return store.delete(&key).ok_or_else(|| Failure::not_found(key.resource, &key.name));
     }
-    if is_leaving(&old) {
+    if is_terminating(&old) {
         return Ok(old);
     }
-    let mut leaving = (*old).clone();
-    leaving["metadata"]["deletionTimestamp"] = json!(admission::now());
-    leaving["metadata"]["deletionGracePeriodSeconds"] = json!(0);
-    Ok(store.put(&key, leaving))
+    let mut terminating = (*old).clone();
+    terminating["metadata"]["deletionTimestamp"] = json!(admission::now());
+    terminating["metadata"]["deletionGracePeriodSeconds"] = json!(0);
+    Ok(store.put(&key, terminating))
 }
 
 fn key_of(target: &Target) -> Result<Key, Failure> {
@@ -109,7 +109,7 @@ fn key_of(target: &Target) -> Result<Key, Failure> {
     Ok(Key { resource: target.resource, namespace: target.namespace.clone(), name })
 }
 
-fn is_leaving(object: &Value) -> bool {
+fn is_terminating(object: &Value) -> bool {
     object["metadata"].get("deletionTimestamp").is_some()
 }
 

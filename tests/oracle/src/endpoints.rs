@@ -1,4 +1,5 @@
-//! Who stands behind a port, and which of them a node may use (`endpointslicecache.go`, `topology.go`).
+//! The endpoints of a Service port, and those eligible on a node (`endpointslicecache.go`,
+//! `topology.go`).
 
 use std::{
     collections::BTreeMap,
@@ -9,13 +10,13 @@ use k8s_openapi::api::discovery::v1::{Endpoint as ApiEndpoint, EndpointSlice};
 
 use super::{
     ports::{HEADLESS, Port},
-    world::Node,
+    topology::Node,
 };
 
-/// Says whose slice it is.
+/// The label with the name of the Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
-/// One address and port.
+/// An endpoint: an address and port with its conditions and hints.
 #[derive(Clone, Debug)]
 pub(super) struct Endpoint {
     pub(super) at: SocketAddr,
@@ -27,17 +28,17 @@ pub(super) struct Endpoint {
     nodes: Vec<String>,
 }
 
-/// What a node may use of a port's endpoints.
+/// The endpoints of a port that are eligible on a node.
 #[derive(Debug, Default)]
-pub(super) struct Usable<'a> {
+pub(super) struct EligibleEndpoints<'a> {
     pub(super) cluster: Vec<&'a Endpoint>,
     pub(super) local: Vec<&'a Endpoint>,
-    /// There is one somewhere, for whom it may concern.
+    /// Whether any node has an eligible endpoint.
     pub(super) has_any: bool,
 }
 
-/// Of all slices of a service, those behind `port`: each address once.
-pub(super) fn behind(
+/// Returns the endpoints of `port` in all slices of its Service, each address once.
+pub(super) fn of_port(
     port: &Port,
     namespace: Option<&str>,
     service: &str,
@@ -45,23 +46,24 @@ pub(super) fn behind(
 ) -> Vec<Endpoint> {
     let mut found: BTreeMap<SocketAddr, Endpoint> = BTreeMap::new();
     let family = if port.cluster.is_ipv4() { "IPv4" } else { "IPv6" };
-    let is_its_own = |slice: &&EndpointSlice| {
+    let is_of_service = |slice: &&EndpointSlice| {
         let label = |name: &str| slice.metadata.labels.as_ref().and_then(|labels| labels.get(name));
         label(SERVICE_NAME).is_some_and(|name| name == service)
             && label(HEADLESS).is_none()
             && slice.metadata.namespace.as_deref() == namespace
             && slice.address_type == family
     };
-    for slice in slices.iter().filter(is_its_own) {
+    for slice in slices.iter().filter(is_of_service) {
         for target in slice.ports.iter().flatten() {
-            let is_it = target.name.as_deref().unwrap_or_default() == port.name
+            let is_port = target.name.as_deref().unwrap_or_default() == port.name
                 && port.protocol.is_named(target.protocol.as_ref());
             let number =
                 target.port.and_then(|number| u16::try_from(number).ok()).filter(|number| *number != 0);
-            let Some(number) = number.filter(|_| is_it) else { continue };
+            let Some(number) = number.filter(|_| is_port) else { continue };
             for endpoint in slice.endpoints.iter().flatten() {
                 let Some(endpoint) = Endpoint::read(endpoint, number) else { continue };
-                // of two with one address the one that stays is meant: the other is the pod that had it before
+                // an address may appear twice, of an old terminating pod and of its new owner: keep
+                // the owner
                 if !found.contains_key(&endpoint.at) || !endpoint.is_terminating {
                     found.insert(endpoint.at, endpoint);
                 }
@@ -73,7 +75,7 @@ pub(super) fn behind(
 
 impl Endpoint {
     fn read(endpoint: &ApiEndpoint, port: u16) -> Option<Self> {
-        // further addresses of an endpoint have never had a meaning
+        // Kubernetes ignores further addresses of an endpoint
         let address: IpAddr = endpoint.addresses.first()?.parse().ok()?;
         let conditions = endpoint.conditions.clone().unwrap_or_default();
         let hints = endpoint.hints.clone().unwrap_or_default();
@@ -92,50 +94,51 @@ impl Endpoint {
         self.node.as_ref() == Some(&node.name)
     }
 
-    /// Better than nobody: it ends, and still serves.
-    const fn is_leaving(&self) -> bool {
+    /// Terminating but serving: eligible if no endpoint is ready.
+    const fn is_terminating_fallback(&self) -> bool {
         self.is_serving && self.is_terminating
     }
 }
 
-/// What `node` may use of them.
-pub(super) fn usable<'a>(port: &Port, endpoints: &'a [Endpoint], node: &Node) -> Usable<'a> {
-    let mut usable = Usable::default();
+/// Returns the endpoints that are eligible on `node`.
+pub(super) fn eligible<'a>(port: &Port, endpoints: &'a [Endpoint], node: &Node) -> EligibleEndpoints<'a> {
+    let mut eligible = EligibleEndpoints::default();
     if port.uses_cluster() {
         let ready: Vec<&Endpoint> = endpoints.iter().filter(|endpoint| endpoint.is_ready).collect();
-        let nearest = nearest(&ready, node);
-        usable.cluster = if nearest.is_empty() {
-            endpoints.iter().filter(|endpoint| endpoint.is_leaving()).collect()
+        let by_topology_hints = by_topology_hints(&ready, node);
+        eligible.cluster = if by_topology_hints.is_empty() {
+            endpoints.iter().filter(|endpoint| endpoint.is_terminating_fallback()).collect()
         } else {
-            nearest
+            by_topology_hints
         };
-        usable.has_any = !usable.cluster.is_empty();
+        eligible.has_any = !eligible.cluster.is_empty();
     }
     if port.uses_local() {
-        usable.has_any |= endpoints.iter().any(|endpoint| endpoint.is_ready || endpoint.is_leaving());
+        eligible.has_any |=
+            endpoints.iter().any(|endpoint| endpoint.is_ready || endpoint.is_terminating_fallback());
         let local = || endpoints.iter().filter(|endpoint| endpoint.is_on(node));
-        usable.local = local().filter(|endpoint| endpoint.is_ready).collect();
-        if usable.local.is_empty() {
-            usable.local = local().filter(|endpoint| endpoint.is_leaving()).collect();
+        eligible.local = local().filter(|endpoint| endpoint.is_ready).collect();
+        if eligible.local.is_empty() {
+            eligible.local = local().filter(|endpoint| endpoint.is_terminating_fallback()).collect();
         }
     }
-    usable
+    eligible
 }
 
-/// Those meant for the node, else those meant for its zone, else all. A hint counts if everyone has one of its kind and one of
-/// them fits.
-fn nearest<'a>(ready: &[&'a Endpoint], node: &Node) -> Vec<&'a Endpoint> {
-    let fitting = |hints: fn(&Endpoint) -> &[String], wanted: &String| -> Vec<&'a Endpoint> {
+/// Returns the endpoints hinted for the node, else those hinted for its zone, else all. A kind of
+/// hint counts only if all endpoints have one and at least one matches.
+fn by_topology_hints<'a>(ready: &[&'a Endpoint], node: &Node) -> Vec<&'a Endpoint> {
+    let matching = |hints: fn(&Endpoint) -> &[String], wanted: &String| -> Vec<&'a Endpoint> {
         if ready.iter().any(|endpoint| hints(endpoint).is_empty()) {
             return Vec::new();
         }
         ready.iter().copied().filter(|endpoint| hints(endpoint).contains(wanted)).collect()
     };
-    let on_node = fitting(|endpoint| &endpoint.nodes, &node.name);
+    let on_node = matching(|endpoint| &endpoint.nodes, &node.name);
     if !on_node.is_empty() {
         return on_node;
     }
     let in_zone =
-        node.zone.as_ref().map(|zone| fitting(|endpoint| &endpoint.zones, zone)).unwrap_or_default();
+        node.zone.as_ref().map(|zone| matching(|endpoint| &endpoint.zones, zone)).unwrap_or_default();
     if in_zone.is_empty() { ready.to_vec() } else { in_zone }
 }

@@ -1,24 +1,25 @@
-//! Who answers at a port of a node that a pod has (`hostPort`): kubelet's words, as the `portmap` plugin means them
-//! (`plugins/meta/portmap` of containernetworking). kube-proxy has no part in it, and no policy of a Service.
+//! Host ports, written from the `portmap` plugin (`plugins/meta/portmap` of containernetworking).
+//! kube-proxy and Service policies have no part in them.
 //!
-//! The rules: what is asked at an address of the node, by whomever, goes to the pod; with `hostIP`, at that address alone.
-//! Who asks keeps his address, but for the pod itself and for who asks at loopback: these are seen as the node.
+//! A connection from any client to the port at an address of the node goes to the pod; with
+//! `hostIP`, only at that address. The client keeps its source address, except in a hairpin
+//! connection and at loopback, where the pod sees the node.
 
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, bail};
 
 use super::{
-    At, Client, Protocol, Question, Rules, Verdict, World,
-    differences::Itself,
-    world::{From, Node},
+    Client, Destination, Location, Protocol, Rules, Topology, Verdict,
+    differences::HairpinSource,
+    topology::{Node, Origin},
 };
 
-/// A port of a node that is a pod's.
+/// A host port.
 #[derive(Clone, Debug)]
 pub struct HostPort<'a> {
     pub node: &'a str,
-    /// `hostIP`; none, or an unspecified one: every address of the node.
+    /// `hostIP`; `None` or unspecified: every address of the node.
     pub host_ip: Option<IpAddr>,
     /// `hostPort`.
     pub number: u16,
@@ -29,63 +30,67 @@ pub struct HostPort<'a> {
     pub pod: &'a [IpAddr],
 }
 
-/// The verdict of `rules` on a question to an address of a node, or of loopback, where these ports are pods'.
+/// Returns the verdict of `rules` for a connection to an address of a node or of loopback, where
+/// `ports` are the host ports.
 ///
 /// # Errors
-/// A client at a node the world does not have; an address of nobody's.
+/// The client's node is not in the topology, or no node has the address.
 pub fn at_host_ports(
     rules: Rules,
-    world: &World,
+    topology: &Topology,
     ports: &[HostPort<'_>],
     client: &Client<'_>,
-    question: &Question,
+    destination: &Destination,
 ) -> Result<Verdict> {
-    let entry = world.first_entry(client)?;
-    let node = match (question.address.is_loopback(), client.at) {
-        (true, At::Host(_)) => entry.node,
-        // what a pod has of its own is its own
-        (true, At::Pod(_)) => return Ok(Verdict::LeftAlone),
-        (true, At::Outside { .. }) => bail!("the outside has no way to {}", question.address),
-        (false, _) => match world.nodes.iter().find(|node| node.addresses.contains(&question.address)) {
-            Some(node) => node,
-            None => bail!("{} is no node's", question.address),
-        },
+    let entry = topology.first_entry(client)?;
+    let node = match (destination.address.is_loopback(), client.location) {
+        (true, Location::Host(_)) => entry.node,
+        // loopback of the pod's own namespace
+        (true, Location::Pod(_)) => return Ok(Verdict::NotTranslated),
+        (true, Location::Outside { .. }) => bail!("an outside client cannot reach {}", destination.address),
+        (false, _) => {
+            match topology.nodes.iter().find(|node| node.addresses.contains(&destination.address)) {
+                Some(node) => node,
+                None => bail!("no node has address {}", destination.address),
+            }
+        }
     };
-    let is_own = entry.from == From::Host && entry.node.name == node.name;
-    if is_own && question.protocol == Protocol::Sctp && !rules.sctp_leads_back_to_its_own_host {
-        return Ok(Verdict::LeftAlone);
+    let is_own = entry.origin == Origin::Host && entry.node.name == node.name;
+    if is_own && destination.protocol == Protocol::Sctp && !rules.sctp_from_host_to_own_node {
+        return Ok(Verdict::NotTranslated);
     }
-    let family = |address: &&IpAddr| address.is_ipv4() == question.address.is_ipv4();
+    let family = |address: &&IpAddr| address.is_ipv4() == destination.address.is_ipv4();
     let found = ports.iter().find(|port| {
         port.node == node.name
-            && (port.number, port.protocol) == (question.port, question.protocol)
-            && port.is_at(rules, question.address)
+            && (port.number, port.protocol) == (destination.port, destination.protocol)
+            && port.is_at(rules, destination.address)
     });
     let Some((port, pod)) = found.and_then(|port| Some((port, *port.pod.iter().find(family)?))) else {
-        return Ok(Verdict::LeftAlone);
+        return Ok(Verdict::NotTranslated);
     };
-    let source = source(rules, node, client, question, pod)?;
-    Ok(Verdict::Answered([(SocketAddr::new(pod, port.target), source)].into()))
+    let source = source(rules, node, client, destination, pod)?;
+    Ok(Verdict::Delivered([(SocketAddr::new(pod, port.target), source)].into()))
 }
 
 impl HostPort<'_> {
     fn is_at(&self, rules: Rules, address: IpAddr) -> bool {
         match self.host_ip {
             Some(only) if !only.is_unspecified() => only == address,
-            // there is no such thing as `route_localnet` for IPv6
-            _ => address.is_ipv4() || !address.is_loopback() || rules.host_ports_are_at_ipv6_loopback,
+            // IPv6 has no `route_localnet`
+            _ => address.is_ipv4() || !address.is_loopback() || rules.host_ports_at_ipv6_loopback,
         }
     }
 }
 
-/// The address the pod sees.
+/// Returns the source address that the pod sees.
 fn source(
     rules: Rules,
     node: &Node,
     client: &Client<'_>,
-    question: &Question,
+    destination: &Destination,
     pod: IpAddr,
 ) -> Result<IpAddr> {
-    let leaves = client.address == pod && rules.itself(question.protocol) == Itself::Node;
-    if question.address.is_loopback() || leaves { node.address(pod) } else { Ok(client.address) }
+    let is_hairpin =
+        client.address == pod && rules.hairpin_source(destination.protocol) == HairpinSource::Node;
+    if destination.address.is_loopback() || is_hairpin { node.address(pod) } else { Ok(client.address) }
 }

@@ -1,19 +1,20 @@
-//! Who may answer a question to a Service: a pure function of the objects and of who asks, written from kube-proxy's rules.
+//! The expected verdict for a connection to a Service: a pure function of the objects and the
+//! client, written from the rules of kube-proxy.
 //!
-//! The tests hold the datapath against it. It must not know the agent's compiler, nor share a line with it: two readings of
-//! the same rules that agree are worth more than one. What it is written from: `pkg/proxy` of Kubernetes 1.36
-//! (`serviceport.go`, `topology.go`, `endpointslicecache.go`, `iptables/proxier.go`, `nftables/proxier.go`; where the last two
-//! differ, the last). Where we mean to differ: [`differences`]. Session affinity chooses among those who may answer and does
-//! not change who they are: it is not looked at here.
+//! The tests compare the datapath with it. It shares no code with the agent, so that the same
+//! mistake is unlikely in both. Source: `pkg/proxy` of Kubernetes 1.36 (`serviceport.go`,
+//! `topology.go`, `endpointslicecache.go`, `iptables/proxier.go`, `nftables/proxier.go`; where the
+//! last two differ, the last). Intended differences are in [`differences`]. Session affinity only
+//! selects among the eligible backends and is not modelled.
 
-mod decide;
 pub mod differences;
 mod endpoints;
+mod evaluate;
 mod host_ports;
 mod ports;
 #[cfg(test)]
 mod tests;
-mod world;
+mod topology;
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, net::SocketAddr};
 
@@ -24,7 +25,7 @@ use serde_json::Value;
 
 pub use differences::Rules;
 pub use host_ports::{HostPort, at_host_ports};
-pub use world::{At, Client, Node, World};
+pub use topology::{Client, Location, Node, Topology};
 
 /// A transport protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,68 +46,71 @@ impl Protocol {
         }
     }
 
-    /// Objects that name none mean TCP.
+    /// Whether an object's protocol field is this protocol; an absent field means TCP.
     fn is_named(self, name: Option<&String>) -> bool {
         name.map_or("TCP", String::as_str) == self.name()
     }
 }
 
-/// What a client asks for.
+/// The address, port and protocol that a client connects to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Question {
+pub struct Destination {
     pub address: IpAddr,
     pub port: u16,
     pub protocol: Protocol,
 }
 
-/// What becomes of a question.
+/// The expected result of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Any one of these may answer; each sees the client as from the address beside it.
-    Answered(BTreeMap<SocketAddr, IpAddr>),
-    /// Refused at once: RST, or ICMP "port unreachable".
+    /// One of these endpoints gets the connection; the value is the source address that it sees.
+    Delivered(BTreeMap<SocketAddr, IpAddr>),
+    /// Rejected at once with a RST or ICMP "port unreachable".
     Rejected,
-    /// Silence.
+    /// Dropped without a reply.
     Dropped,
     /// The Service has no such frontend.
-    NotOurs,
-    /// Nothing is made of it: who has the address hears it, and has nobody at that very port. Its kernel says so.
-    LeftAlone,
+    NoFrontend,
+    /// Not translated: the packet reaches the address, whose kernel rejects it as nothing listens
+    /// there.
+    NotTranslated,
 }
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Answered(who) => {
-                let who: Vec<String> =
-                    who.iter().map(|(endpoint, source)| format!("{endpoint} seeing {source}")).collect();
-                f.write_str(&who.join(", "))
+            Self::Delivered(endpoints) => {
+                let endpoints: Vec<String> = endpoints
+                    .iter()
+                    .map(|(endpoint, source)| format!("{endpoint} seeing {source}"))
+                    .collect();
+                f.write_str(&endpoints.join(", "))
             }
             Self::Rejected => f.write_str("rejected"),
             Self::Dropped => f.write_str("dropped"),
-            Self::NotOurs => f.write_str("no frontend"),
-            Self::LeftAlone => f.write_str("left alone"),
+            Self::NoFrontend => f.write_str("no frontend"),
+            Self::NotTranslated => f.write_str("not translated"),
         }
     }
 }
 
-/// The verdict of `rules` on a question to a Service, both it and its slices as the API has them. Slices of others are passed
-/// over.
+/// Returns the verdict of `rules` for a connection to a Service. `service` and `slices` are API
+/// objects; slices of other Services are ignored.
 ///
 /// # Errors
-/// An object that is not what it should be; a client at a node the world does not have.
-pub fn answer(
+/// An object is invalid, or the client's node is not in the topology.
+pub fn verdict(
     rules: Rules,
-    world: &World,
+    topology: &Topology,
     service: &Value,
     slices: &[Value],
     client: &Client<'_>,
-    question: &Question,
+    destination: &Destination,
 ) -> Result<Verdict> {
     let service: Service = read("Service", service)?;
     let slices: Vec<EndpointSlice> =
         slices.iter().map(|slice| read("EndpointSlice", slice)).collect::<Result<_>>()?;
-    decide::verdict(rules, world, &service, &slices, client, question)
+    evaluate::verdict(rules, topology, &service, &slices, client, destination)
 }
 
 fn read<T: DeserializeOwned>(kind: &str, object: &Value) -> Result<T> {

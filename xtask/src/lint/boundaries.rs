@@ -12,7 +12,7 @@ use crate::workspace;
 // renamed file.
 const AGENT: &str = "dataplane-agent/src";
 const AGENT_ALLOCATE: &str = "dataplane-agent/src/allocate";
-const AGENT_ANNOUNCE: &str = "dataplane-agent/src/announce.rs";
+const AGENT_EVENT_RECORDER: &str = "dataplane-agent/src/event_recorder.rs";
 const AGENT_CLUSTER: &str = "dataplane-agent/src/cluster";
 const AGENT_COMPILE: &str = "dataplane-agent/src/compile";
 const AGENT_DATAPATH: &str = "dataplane-agent/src/datapath";
@@ -51,7 +51,7 @@ const RULES: &[Rule] = &[
     Rule {
         within: AGENT,
         words: &["k8s_openapi::", "kube::"],
-        only: &[AGENT_ALLOCATE, AGENT_ANNOUNCE, AGENT_CLUSTER, AGENT_LIFECYCLE, AGENT_SOURCE],
+        only: &[AGENT_ALLOCATE, AGENT_EVENT_RECORDER, AGENT_CLUSTER, AGENT_LIFECYCLE, AGENT_SOURCE],
         why: "the agent's state has no Kubernetes types",
     },
     Rule {

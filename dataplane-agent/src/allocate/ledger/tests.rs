@@ -24,52 +24,52 @@ fn node(name: &str, uid: &str, cidrs: &[&str]) -> NodeFacts {
 }
 
 #[test]
-fn a_node_gets_a_range_of_each_family_and_the_same_until_it_has_them() {
+fn node_gets_same_range_per_family_until_assigned() {
     let (mut ledger, now) = (ledger(&[("10.0.0.0/22", 24), ("fd00::/48", 64)]), Instant::now());
     ledger.observe(&node("a", "1", &["10.0.0.0/24", "fd00::/64"]), now);
     ledger.observe(&node("b", "2", &[]), now);
-    let promised = ledger.promise("b", now).unwrap();
-    assert_eq!(promised, [net("10.0.1.0/24"), net("fd00:0:0:1::/64")]);
+    let reserved = ledger.reserve("b", now).unwrap();
+    assert_eq!(reserved, [net("10.0.1.0/24"), net("fd00:0:0:1::/64")]);
     ledger.observe(&node("b", "2", &[]), now);
-    assert_eq!(ledger.promise("b", now).unwrap(), promised, "a write whose outcome is not known is repeated");
+    assert_eq!(ledger.reserve("b", now).unwrap(), reserved, "a write with unknown outcome is repeated");
     ledger.observe(&node("b", "2", &["10.0.1.0/24", "fd00:0:0:1::/64"]), now);
-    assert_eq!(ledger.needy("b"), None);
-    assert_eq!(ledger.promise("b", now).unwrap(), [], "what a node has is not written again");
+    assert_eq!(ledger.unassigned("b"), None);
+    assert_eq!(ledger.reserve("b", now).unwrap(), [], "assigned ranges are not written again");
 }
 
 #[test]
-fn somebody_elses_assignment_frees_what_was_promised() {
+fn foreign_assignment_releases_reserved_range() {
     let (mut ledger, now) = (ledger(&[("10.0.0.0/23", 24)]), Instant::now());
     ledger.observe(&node("a", "1", &[]), now);
-    ledger.promise("a", now).unwrap();
+    ledger.reserve("a", now).unwrap();
     ledger.observe(&node("a", "1", &["10.0.1.0/24"]), now);
     ledger.observe(&node("b", "2", &[]), now);
-    assert_eq!(ledger.promise("b", now).unwrap(), [net("10.0.0.0/24")]);
+    assert_eq!(ledger.reserve("b", now).unwrap(), [net("10.0.0.0/24")]);
 }
 
 #[test]
-fn a_node_made_again_is_another_node() {
+fn recreated_node_is_a_new_node() {
     let (mut ledger, now) = (ledger(&[("10.0.0.0/24", 24)]), Instant::now());
     ledger.observe(&node("a", "1", &["10.0.0.0/24"]), now);
     ledger.observe(&node("a", "2", &[]), now);
-    assert!(ledger.needy("a").is_some());
-    assert_eq!(ledger.promise("a", now).unwrap(), [net("10.0.0.0/24")]);
+    assert!(ledger.unassigned("a").is_some());
+    assert_eq!(ledger.reserve("a", now).unwrap(), [net("10.0.0.0/24")]);
 }
 
 #[test]
-fn one_family_that_is_full_keeps_the_others_from_being_taken() {
+fn exhausted_family_reserves_nothing_in_others() {
     let (mut ledger, now) = (ledger(&[("10.0.0.0/24", 24), ("fd00::/48", 64)]), Instant::now());
     ledger.observe(&node("a", "1", &["10.0.0.0/24", "fd00::/64"]), now);
     ledger.observe(&node("b", "2", &[]), now);
-    let full = ledger.promise("b", now).unwrap_err();
-    assert_eq!(full, Finding::Exhausted { cluster: net("10.0.0.0/24"), capacity: 1 });
+    let exhausted = ledger.reserve("b", now).unwrap_err();
+    assert_eq!(exhausted, Finding::Exhausted { cluster: net("10.0.0.0/24"), capacity: 1 });
     assert_eq!(ledger.pools()[1].used(), 1);
     ledger.remove("a", now);
-    assert_eq!(ledger.promise("b", now).unwrap().len(), 2);
+    assert_eq!(ledger.reserve("b", now).unwrap().len(), 2);
 }
 
 #[test]
-fn what_is_wrong_with_a_node_is_said_with_both_values() {
+fn findings_name_both_values() {
     let (mut ledger, now) = (ledger(&[("10.0.0.0/16", 24), ("fd00::/48", 64)]), Instant::now());
     ledger.observe(&node("a", "1", &["10.0.0.0/24", "fd00::/64"]), now);
     ledger.observe(&node("b", "2", &["10.0.0.0/25"]), now);
@@ -80,22 +80,22 @@ fn what_is_wrong_with_a_node_is_said_with_both_values() {
     assert_eq!(reasons("a"), ["PodCIDROverlap"]);
     assert_eq!(reasons("b"), ["PodCIDROverlap", "PodCIDRFamilyMissing"]);
     assert_eq!(reasons("c"), ["PodCIDROutsideCluster", "NodeAddressInClusterCIDR"]);
-    let said = ledger.findings("b")[0].to_string();
-    assert!(said.starts_with("pod CIDR 10.0.0.0/25 overlaps 10.0.0.0/24 of node a"), "{said}");
+    let message = ledger.findings("b")[0].to_string();
+    assert!(message.starts_with("pod CIDR 10.0.0.0/25 overlaps 10.0.0.0/24 of node a"), "{message}");
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// A node registers, or registers anew.
+    /// A node registers, or registers again.
     Join(u8),
     Leave(u8),
-    /// We write what was promised.
+    /// The reserved ranges are written.
     Write(u8),
-    /// The write is in the API server, and we do not know.
+    /// The write succeeds, but its response is lost.
     LostWrite(u8),
-    /// The watch tells how the node is.
-    Hear(u8),
-    /// The allocator ends, and another one lists all nodes.
+    /// A watch event of the node arrives.
+    WatchEvent(u8),
+    /// The allocator restarts and lists all nodes.
     Restart,
 }
 
@@ -106,15 +106,15 @@ fn step() -> impl Strategy<Value = Step> {
         name.clone().prop_map(Step::Leave),
         name.clone().prop_map(Step::Write),
         name.clone().prop_map(Step::LostWrite),
-        name.prop_map(Step::Hear),
+        name.prop_map(Step::WatchEvent),
         Just(Step::Restart),
     ]
 }
 
 proptest! {
-    /// Against a model of the API server that refuses writes to nodes that changed.
+    /// Against a model of an API server that rejects writes to changed nodes.
     #[test]
-    fn no_two_nodes_ever_have_one_range(steps in proptest::collection::vec(step(), 0..300)) {
+    fn ranges_of_nodes_never_overlap(steps in proptest::collection::vec(step(), 0..300)) {
         let new = || ledger(&[("10.0.0.0/21", 24), ("fd00::/60", 64)]);
         let now = Instant::now();
         let mut server: BTreeMap<String, NodeFacts> = BTreeMap::new();
@@ -134,10 +134,10 @@ proptest! {
                 }
                 Step::Write(number) | Step::LostWrite(number) => {
                     let name = format!("n{number}");
-                    if ledger.needy(&name).is_none() {
+                    if ledger.unassigned(&name).is_none() {
                         continue;
                     }
-                    let Ok(ranges) = ledger.promise(&name, now) else { continue };
+                    let Ok(ranges) = ledger.reserve(&name, now) else { continue };
                     let written = server.get_mut(&name).unwrap();
                     if written.pod_cidrs.is_empty() {
                         written.pod_cidrs = ranges;
@@ -146,7 +146,7 @@ proptest! {
                         ledger.observe(&written.clone(), now);
                     }
                 }
-                Step::Hear(number) => {
+                Step::WatchEvent(number) => {
                     if let Some(node) = server.get(&format!("n{number}")) {
                         ledger.observe(node, now);
                     }
@@ -158,9 +158,9 @@ proptest! {
                     }
                 }
             }
-            let given: Vec<IpNet> = server.values().flat_map(|node| node.pod_cidrs.clone()).collect();
-            for (place, one) in given.iter().enumerate() {
-                for other in &given[place + 1..] {
+            let assigned: Vec<IpNet> = server.values().flat_map(|node| node.pod_cidrs.clone()).collect();
+            for (place, one) in assigned.iter().enumerate() {
+                for other in &assigned[place + 1..] {
                     prop_assert!(!one.contains(other) && !other.contains(one), "{one} and {other}");
                 }
             }

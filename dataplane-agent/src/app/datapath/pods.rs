@@ -1,4 +1,4 @@
-//! Pods of the node: their devices under programs, their addresses in the tables, and in which order.
+//! Attaches and detaches pods: programs on their devices, and their addresses in `ENDPOINTS`.
 
 use std::time::Instant;
 
@@ -12,46 +12,47 @@ use crate::{
 };
 
 impl NodeDatapath {
-    /// Answers the CNI server.
-    pub(in crate::app) fn pod(&mut self, request: PodRequest) {
-        self.news = true;
-        // whoever asked may have given up: what was done stays done, and the next request finds it so
+    /// Handles a request of the CNI server.
+    pub(in crate::app) fn on_pod_request(&mut self, request: PodRequest) {
+        self.dirty = true;
+        // a caller that timed out is ignored: requests are idempotent, and it will retry
         match request {
-            PodRequest::Attach(device, asker) => drop(asker.send(self.add_pod(device))),
-            PodRequest::Detach(device, asker) => drop(asker.send(self.remove_pod(&device))),
-            PodRequest::Check(device, asker) => drop(asker.send(self.check_pod(&device))),
-            PodRequest::LoadedPrograms(result) => self.pods_loaded(result),
-            // the node's task answers it, who knows the objects
-            PodRequest::PodAnnotations(..) => {}
+            PodRequest::Attach(device, reply) => drop(reply.send(self.add_pod(device))),
+            PodRequest::Detach(device, reply) => drop(reply.send(self.remove_pod(&device))),
+            PodRequest::Check(device, reply) => drop(reply.send(self.check_pod(&device))),
+            PodRequest::Recovered(result) => self.on_recovered(result),
+            // answered by the node task, which has the store
+            PodRequest::Annotations(..) => {}
         }
     }
 
-    fn pods_loaded(&mut self, result: Result<(), CniError>) {
+    fn on_recovered(&mut self, result: Result<(), CniError>) {
         if let Err(error) = &result {
-            tracing::error!(%error, "pods cannot be added");
+            tracing::error!(%error, "cannot recover existing pods, retrying; no pod can be added");
         } else {
             self.reconciler.pods_loaded();
             match self.datapath.remove_stale_links() {
                 Ok(gone) if gone.is_empty() => {}
-                Ok(gone) => tracing::info!(devices = ?gone, "pins of devices that are gone removed"),
-                Err(error) => tracing::warn!(%error, "remove pins of devices that are gone"),
+                Ok(gone) => tracing::info!(devices = ?gone, "removed pins of deleted devices"),
+                Err(error) => tracing::warn!(%error, "cannot remove pins of deleted devices"),
             }
-            // our programs are on every device: those of an agent with other tables have had their last packet
+            // this version's programs are on every device now, so those of another version see no
+            // more packets
             match self.datapath.remove_other_versions() {
                 Ok(gone) if gone.is_empty() => {}
-                Ok(gone) => tracing::info!(?gone, "pins of another version removed"),
-                Err(error) => tracing::warn!(%error, "remove pins of another version"),
+                Ok(gone) => tracing::info!(pins = ?gone, "removed pins of another table version"),
+                Err(error) => tracing::warn!(%error, "cannot remove pins of another table version"),
             }
         }
-        self.pods_loaded = Some(result);
+        self.recovery = Some(result);
     }
 
     fn add_pod(&mut self, device: PodDevice) -> Result<(), PodDatapathError> {
         let name = device.name.clone();
         if let Some(netns) = device.netns.clone() {
-            self.tell_sockets(SocketUpdate::Pod(name.clone(), netns));
+            self.send_socket_update(SocketUpdate::PodAdded(name.clone(), netns));
         }
-        // programs first: a packet that finds the address finds its device hooked
+        // programs first: once the address is in the table, packets are redirected to the device
         self.pods.insert(name.clone(), device.clone());
         self.attach_pod(&name).map_err(|error| PodDatapathError(error.to_string()))?;
         let (namespace, pod) =
@@ -76,38 +77,38 @@ impl NodeDatapath {
     fn attach_pod(&mut self, device: &str) -> Result<(), AttachError> {
         let done = self.datapath.attach_pod(device);
         match &done {
-            Ok(how) => {
-                tracing::debug!(device, ?how, "pod device");
-                self.unattached.remove(device);
+            Ok(tc) => {
+                tracing::debug!(device, ?tc, "attached to pod device {device}");
+                self.attach_errors.remove(device);
             }
             Err(error) => {
-                self.unattached.insert(device.to_owned(), error.to_string());
+                self.attach_errors.insert(device.to_owned(), error.to_string());
             }
         }
         done.map(drop)
     }
 
-    /// Addresses first: no packet is to find a device without programs.
+    /// Removes the addresses first: no packet may be redirected to a device without programs.
     fn remove_pod(&mut self, device: &PodDevice) -> Result<(), PodDatapathError> {
         let withdrawn = self.reconciler.remove_pod(&device.name, Instant::now());
         self.pods.remove(&device.name);
-        self.tell_sockets(SocketUpdate::PodGone(device.name.clone()));
-        self.unattached.remove(&device.name);
+        self.send_socket_update(SocketUpdate::PodRemoved(device.name.clone()));
+        self.attach_errors.remove(&device.name);
         self.datapath.detach_pod(&device.name).map_err(|error| PodDatapathError(error.to_string()))?;
         withdrawn.map_err(|error| PodDatapathError(error.to_string()))
     }
 
     fn check_pod(&self, device: &PodDevice) -> Result<(), PodDatapathError> {
         let Some(known) = self.pods.get(&device.name) else {
-            return Err(PodDatapathError(format!("device {} is not attached", device.name)));
+            return Err(PodDatapathError(format!("no programs are attached to device {}", device.name)));
         };
         if known.ifindex != device.ifindex {
             return Err(PodDatapathError(format!(
-                "device {} has number {}, attached is number {}",
+                "device {} has ifindex {}, but the programs are attached to ifindex {}",
                 device.name, device.ifindex, known.ifindex
             )));
         }
-        if let Some(reason) = self.unattached.get(&device.name) {
+        if let Some(reason) = self.attach_errors.get(&device.name) {
             return Err(PodDatapathError(reason.clone()));
         }
         self.reconciler.check_pod(&device.name).map_err(PodDatapathError)

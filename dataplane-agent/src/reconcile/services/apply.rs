@@ -1,4 +1,4 @@
-//! One service: its ranges, its frontends, in the order that is right for readers.
+//! Applies one Service: writes its ranges and frontends in the order that readers need.
 
 use std::time::Instant;
 
@@ -12,33 +12,33 @@ use crate::{
     state::NamespacedName,
 };
 
-/// What the frontends of a port lead to.
+/// The backend range of a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Backing {
+pub(super) enum BackendRange {
     /// No backend is ready.
-    Nothing,
+    Empty,
     /// A range, by its first slot.
-    Range(u32),
+    Slots(u32),
 }
 
-impl Backing {
-    /// Of a row that is sound.
+impl BackendRange {
+    /// The range of an intact row.
     pub(super) const fn of(row: &Service) -> Self {
-        if row.count == 0 { Self::Nothing } else { Self::Range(row.first_slot) }
+        if row.count == 0 { Self::Empty } else { Self::Slots(row.first_slot) }
     }
 
-    pub(super) const fn range(self) -> Option<u32> {
+    pub(super) const fn first_slot(self) -> Option<u32> {
         match self {
-            Self::Nothing => None,
-            Self::Range(start) => Some(start),
+            Self::Empty => None,
+            Self::Slots(start) => Some(start),
         }
     }
 }
 
 impl Services {
-    /// Makes a service what it should be. A port that cannot be made does not keep the others.
+    /// Writes the rows of a Service. A port that fails does not stop the others.
     pub(super) fn apply(&mut self, name: &NamespacedName, now: Instant) -> Result<(), RangeError> {
-        let Some(entries) = self.wanted.get(name).cloned() else { return Ok(()) };
+        let Some(entries) = self.desired.get(name).cloned() else { return Ok(()) };
         let mut result = Ok(());
         for port in &entries.ports {
             result = result.and(self.apply_port(name, port, now));
@@ -52,45 +52,46 @@ impl Services {
         port: &PortEntries,
         now: Instant,
     ) -> Result<(), RangeError> {
-        let found = port.frontends().filter(|key| self.has(&port.key, key));
+        let found = port.frontends().filter(|key| self.owns(&port.key, key));
         let found: Vec<u32> = found.filter_map(|key| Some(self.rows.get(key)?.id)).collect();
-        let id = self.ids.number(&port.key, found);
-        // who may ask is known before the first packet asks whether he may: else what is guarded stays as it is
-        let guarded = self.sources.allow(id, &port.source_ranges);
-        let unready = |it: &Frontend| guarded.is_err() && it.flags & ServiceFlags::SOURCE_RANGES != 0;
+        let id = self.ids.allocate(&port.key, found);
+        // write source ranges before rows that use them; on failure, those rows stay as they are
+        let source_ranges_written = self.source_ranges.allow(id, &port.source_ranges);
+        let skipped =
+            |it: &Frontend| source_ranges_written.is_err() && it.flags & ServiceFlags::SOURCE_RANGES != 0;
         let mut groups = Vec::new();
         for group in &port.groups {
-            let ours = group.frontends.iter().filter(|it| self.has(&port.key, &it.key) && !unready(it));
-            let ours: Vec<Frontend> = ours.copied().collect();
-            if !self.complete && group.backends.is_empty() && self.leads_somewhere(&ours) {
-                self.early.insert(name.clone());
+            let own = group.frontends.iter().filter(|it| self.owns(&port.key, &it.key) && !skipped(it));
+            let own: Vec<Frontend> = own.copied().collect();
+            if !self.synced && group.backends.is_empty() && self.has_backends(&own) {
+                self.awaiting_slices.insert(name.clone());
             } else {
-                groups.push((ours, &group.backends));
+                groups.push((own, &group.backends));
             }
         }
         let mut result = Ok(());
-        // the rows for clients from outside first: a row that sends them there must not come before
+        // rows for external clients first: the row that refers to them must not exist before
         for scope in [Scope::Outside, Scope::Any] {
             for (frontends, backends) in &groups {
                 result = result.and(self.apply_group(port, id, frontends, scope, backends, now));
             }
         }
-        guarded?;
+        source_ranges_written?;
         result?;
-        Ok(self.sources.restrict(id, &port.source_ranges)?)
+        Ok(self.source_ranges.restrict(id, &port.source_ranges)?)
     }
 
-    /// Whether the port has the frontend: others that want it have to wait.
-    fn has(&self, port: &ServicePortKey, frontend: &ServiceKey) -> bool {
-        self.holders.get(frontend) == Some(port)
+    /// Whether the port owns the frontend; other ports wait for it.
+    fn owns(&self, port: &ServicePortKey, frontend: &ServiceKey) -> bool {
+        self.owners.get(frontend) == Some(port)
     }
 
     /// Whether a frontend of an earlier agent has backends.
-    fn leads_somewhere(&self, frontends: &[Frontend]) -> bool {
+    fn has_backends(&self, frontends: &[Frontend]) -> bool {
         frontends.iter().filter_map(|it| self.rows.get(&it.key)).any(|row| row.count > 0)
     }
 
-    /// Makes the frontends of a scope what they should be. Those of a group share a range.
+    /// Writes the frontends of one scope. Frontends of a group share a range.
     fn apply_group(
         &mut self,
         port: &PortEntries,
@@ -102,7 +103,7 @@ impl Services {
     ) -> Result<(), RangeError> {
         let of_scope: Vec<_> = frontends
             .iter()
-            .filter(|it| it.key.scope == scope as u8 && !self.waits_for_outside(&port.key, it))
+            .filter(|it| it.key.scope == scope as u8 && !self.waits_for_external_row(&port.key, it))
             .collect();
         if of_scope.is_empty() {
             return Ok(());
@@ -111,94 +112,95 @@ impl Services {
         let keys = backends.iter().map(|b| BackendKey { addr: b.addr, port: b.port, protocol });
         let last = frontends.iter().filter_map(|it| self.rows.get(&it.key)).map(|row| row.generation).max();
 
-        let numbers: Option<Vec<u32>> = keys.clone().map(|key| self.backends.id(&key)).collect();
-        let content = numbers.map(|numbers| port.arrange(backends, &numbers));
-        let fitting = content.and_then(|content| Some((self.fitting(frontends, &content)?, content.len())));
-        let (backing, count, generation) = if let Some((backing, count)) = fitting {
-            (backing, count, last.unwrap_or(1))
+        let ids: Option<Vec<u32>> = keys.clone().map(|key| self.backends.id(&key)).collect();
+        let content = ids.map(|ids| port.slot_layout(backends, &ids));
+        let reusable_range =
+            content.and_then(|content| Some((self.reusable_range(frontends, &content)?, content.len())));
+        let (range, count, generation) = if let Some((range, count)) = reusable_range {
+            (range, count, last.unwrap_or(1))
         } else {
-            let numbers: Vec<u32> = keys.map(|key| self.backends.number(key)).collect::<Result<_, _>>()?;
-            let content = port.arrange(backends, &numbers);
+            let ids: Vec<u32> = keys.map(|key| self.backends.allocate(key)).collect::<Result<_, _>>()?;
+            let content = port.slot_layout(backends, &ids);
             (self.write_range(&content, now)?, content.len(), last.unwrap_or(0).wrapping_add(1))
         };
         let value = Service {
             id,
-            first_slot: backing.range().unwrap_or(0),
+            first_slot: range.first_slot().unwrap_or(0),
             count: count as u32,
             affinity_timeout: port.affinity_timeout,
             generation,
             flags: port.flags(),
-            // its row's
+            // set per row
             checksum: 0,
         };
         let mut result = Ok(());
         for Frontend { key, flags } in of_scope {
             let value = Service { flags: value.flags | flags, ..value };
-            result = result.and(self.point(key, value, backing, now));
+            result = result.and(self.write_row(key, value, range, now));
         }
-        if let Some(start) = backing.range() {
+        if let Some(start) = range.first_slot() {
             self.ranges.discard(start, &mut self.backends);
         }
         Ok(result?)
     }
 
-    /// Whether the row would send clients from outside to one of ours that could not be written.
-    fn waits_for_outside(&self, port: &ServicePortKey, frontend: &Frontend) -> bool {
-        let outside = outside(&frontend.key);
+    /// Whether the row would refer external clients to a row that could not be written.
+    fn waits_for_external_row(&self, port: &ServicePortKey, frontend: &Frontend) -> bool {
+        let external_key = external_key(&frontend.key);
         frontend.flags & ServiceFlags::OUTSIDE != 0
-            && self.has(port, &outside)
-            && !self.rows.contains_key(&outside)
+            && self.owns(port, &external_key)
+            && !self.rows.contains_key(&external_key)
     }
 
-    /// Whether a row sends clients from outside to this one.
-    fn is_sent_to(&self, frontend: &ServiceKey) -> bool {
+    /// Whether another row refers external clients to this one.
+    fn is_referenced(&self, frontend: &ServiceKey) -> bool {
         let any = ServiceKey { scope: Scope::Any as u8, ..*frontend };
         frontend.scope == Scope::Outside as u8
             && self.rows.get(&any).is_some_and(|row| row.flags & ServiceFlags::OUTSIDE != 0)
     }
 
-    /// What one of the frontends points to already, if that holds what it should.
-    fn fitting(&self, frontends: &[Frontend], content: &[u32]) -> Option<Backing> {
-        let sound = frontends.iter().map(|it| &it.key).filter(|key| !self.broken.contains_key(key));
-        let mut backings = sound.filter_map(|key| self.rows.get(key)).map(Backing::of);
-        backings.find(|backing| match backing {
-            Backing::Nothing => content.is_empty(),
-            Backing::Range(start) => self.ranges.holds(*start, content),
+    /// A range that one of the frontends already uses, if it has the desired content.
+    fn reusable_range(&self, frontends: &[Frontend], content: &[u32]) -> Option<BackendRange> {
+        let intact = frontends.iter().map(|it| &it.key).filter(|key| !self.broken.contains_key(key));
+        let mut ranges = intact.filter_map(|key| self.rows.get(key)).map(BackendRange::of);
+        ranges.find(|range| match range {
+            BackendRange::Empty => content.is_empty(),
+            BackendRange::Slots(start) => self.ranges.has_content(*start, content),
         })
     }
 
-    fn write_range(&mut self, content: &[u32], now: Instant) -> Result<Backing, RangeError> {
+    fn write_range(&mut self, content: &[u32], now: Instant) -> Result<BackendRange, RangeError> {
         if content.is_empty() {
-            return Ok(Backing::Nothing);
+            return Ok(BackendRange::Empty);
         }
         let mut written = self.ranges.write(content, &mut self.backends, now);
         if let Err(RangeError::Slots(SlotsError::Full { .. } | SlotsError::Fragmented { .. })) = written
             && !self.broken.is_empty()
         {
-            self.give_up_broken(now);
+            self.release_broken_ranges(now);
             written = self.ranges.write(content, &mut self.backends, now);
         }
-        written.map(Backing::Range)
+        written.map(BackendRange::Slots)
     }
 
-    /// What broken rows point into is needed: nobody can say what they mean anyway.
-    fn give_up_broken(&mut self, now: Instant) {
+    /// Releases the ranges of broken rows: their slots are needed, and their content is unknown.
+    fn release_broken_ranges(&mut self, now: Instant) {
         for start in self.broken.values_mut().flat_map(std::mem::take) {
             self.ranges.release(start, &mut self.backends, now);
         }
     }
 
-    /// Writes the row of a frontend, if it says something else.
-    fn point(
+    /// Writes the row of a frontend unless it is equal.
+    fn write_row(
         &mut self,
         frontend: &ServiceKey,
         value: Service,
-        backing: Backing,
+        range: BackendRange,
         now: Instant,
     ) -> Result<(), TableError> {
         let value = value.with_checksum(frontend);
         let before = self.rows.get(frontend).filter(|_| !self.broken.contains_key(frontend));
-        // the generation tells changes of the backends, and the range is the same
+        // the generation changes only with the range
         let same = |row: &Service| {
             Service { generation: value.generation, checksum: value.checksum, ..*row } == value
         };
@@ -206,42 +208,43 @@ impl Services {
             return Ok(());
         }
         self.table.insert(frontend, &value)?;
-        if let Some(start) = backing.range() {
-            self.ranges.hold(start);
+        if let Some(start) = range.first_slot() {
+            self.ranges.acquire(start);
         }
-        self.forget(frontend, now);
+        self.forget_row(frontend, now);
         self.rows.insert(*frontend, value);
         Ok(())
     }
 
-    /// Removes a frontend that nobody wants. One a row still sends clients to stays until that row is another.
-    pub(super) fn drop_unclaimed(&mut self, frontend: &ServiceKey, now: Instant) -> Result<(), TableError> {
-        if self.holders.contains_key(frontend)
+    /// Removes a frontend without an owner. A row that another row refers to stays until that row
+    /// changed.
+    pub(super) fn remove_unowned(&mut self, frontend: &ServiceKey, now: Instant) -> Result<(), TableError> {
+        if self.owners.contains_key(frontend)
             || !self.rows.contains_key(frontend)
-            || self.is_sent_to(frontend)
+            || self.is_referenced(frontend)
         {
             return Ok(());
         }
         self.table.remove(frontend)?;
-        self.forget(frontend, now);
+        self.forget_row(frontend, now);
         Ok(())
     }
 
-    /// The row that was there is no more: nor is what it held.
-    fn forget(&mut self, frontend: &ServiceKey, now: Instant) {
+    /// Forgets the row of a frontend and releases its ranges.
+    fn forget_row(&mut self, frontend: &ServiceKey, now: Instant) {
         let Some(row) = self.rows.remove(frontend) else { return };
         for start in self.ranges_of(frontend, &row) {
             self.ranges.release(start, &mut self.backends, now);
         }
         self.broken.remove(frontend);
-        let outside = outside(frontend);
-        if self.rows.contains_key(&outside) && !self.holders.contains_key(&outside) {
-            self.queue.push(ServiceWork::Frontend(outside));
+        let external_key = external_key(frontend);
+        if self.rows.contains_key(&external_key) && !self.owners.contains_key(&external_key) {
+            self.queue.push(ServiceWork::Frontend(external_key));
         }
     }
 }
 
-/// The same frontend for clients from outside.
-fn outside(frontend: &ServiceKey) -> ServiceKey {
+/// The same frontend for external clients.
+fn external_key(frontend: &ServiceKey) -> ServiceKey {
     ServiceKey { scope: Scope::Outside as u8, ..*frontend }
 }

@@ -1,7 +1,9 @@
-//! `BACKEND_GENERATIONS`: a stable number for every backend, and whether it still exists.
+//! Reconciles `BACKEND_GENERATIONS`: a stable ID for every backend, and whether the backend still
+//! exists.
 //!
-//! A generation is odd while its number is somebody's, even while it is nobody's. So a number that an agent gave out but
-//! did not live to take back is seen by the next one, and a flow to a backend that is gone is stale whatever comes after.
+//! A generation is odd while its ID is in use, even while it is free. A new agent can therefore
+//! find IDs that its predecessor did not free, and a flow to a removed backend stays stale after
+//! its ID is reused.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -10,7 +12,7 @@ use std::{
 
 use dataplane_common::abi::{Addr, BackendSlot, Port};
 
-use super::numbers::Numbers;
+use super::backend_index::BackendIndex;
 use crate::{
     datapath::table::{Table, TableError},
     reconcile::{
@@ -21,7 +23,7 @@ use crate::{
     state::TransportProtocol,
 };
 
-/// What has a number.
+/// A backend: each has an ID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(in crate::reconcile) struct BackendKey {
     pub(in crate::reconcile) addr: Addr,
@@ -30,7 +32,7 @@ pub(in crate::reconcile) struct BackendKey {
 }
 
 impl BackendKey {
-    /// Where sockets may be connected to that nobody asks again.
+    /// The backend as the peer of connected UDP sockets; `None` for other protocols.
     fn udp(&self) -> Option<UdpBackend> {
         let is_udp = self.protocol == TransportProtocol::Udp.number();
         is_udp.then_some(UdpBackend { addr: self.addr, port: self.port })
@@ -40,32 +42,33 @@ impl BackendKey {
 #[derive(Debug)]
 pub(super) struct Backend {
     pub(super) key: BackendKey,
-    /// What is in the table.
+    /// As in the table.
     pub(super) generation: u32,
-    /// Ranges it is in.
+    /// Number of ranges that contain it.
     pub(super) ranges: u32,
 }
 
-/// The numbers given out.
+/// The allocated IDs.
 #[derive(Debug)]
 pub(in crate::reconcile) struct Backends {
     pub(in crate::reconcile) table: InstrumentedTable<u32, u32>,
-    known: Numbers,
-    /// Free numbers below `next`; from there on all are free.
+    index: BackendIndex,
+    /// Free IDs below `next`; all IDs from `next` on are free.
     freed: BTreeSet<u32>,
     next: u32,
-    /// The next number an earlier agent may have given out for nothing; `None`: all have been looked at.
-    unseen: Option<u32>,
-    /// Backends that serve: their numbers stay, though new connections may not get them. By how many services.
-    kept: HashMap<BackendKey, u32>,
-    /// UDP backends that got or lost their number.
-    moved: Vec<SocketUpdate>,
-    /// Numbers that may have become nobody's.
+    /// The next ID to check for one that an earlier agent left allocated; `None`: all are checked.
+    next_scan: Option<u32>,
+    /// Serving UDP backends, with the number of Services. They keep their ID even if no range
+    /// contains them.
+    serving: HashMap<BackendKey, u32>,
+    /// UDP backends whose ID was allocated or freed.
+    udp_updates: Vec<SocketUpdate>,
+    /// IDs that may be unused.
     pub(in crate::reconcile) queue: WorkQueue<u32>,
 }
 
-/// Numbers looked at in one step of the search for those of an earlier agent.
-const LOOK_AT: u32 = 2_048;
+/// IDs checked in one step of the scan.
+const SCAN_BATCH: u32 = 2_048;
 
 const fn in_use(generation: u32) -> bool {
     generation & 1 == 1
@@ -75,17 +78,18 @@ impl Backends {
     pub(super) fn new(table: Box<dyn Table<u32, u32>>) -> Self {
         Self {
             table: InstrumentedTable::new(table),
-            known: Numbers::default(),
+            index: BackendIndex::default(),
             freed: BTreeSet::new(),
             next: 0,
-            unseen: None,
-            kept: HashMap::new(),
-            moved: Vec::new(),
+            next_scan: None,
+            serving: HashMap::new(),
+            udp_updates: Vec::new(),
             queue: WorkQueue::default(),
         }
     }
 
-    /// Takes the numbers in a range for given. `None`, and nothing is taken: they contradict others or the generations.
+    /// Adopts the IDs of a range. Returns `None`, and adopts nothing, if they contradict other
+    /// ranges or the generations.
     pub(super) fn adopt_slots(
         &mut self,
         slots: &[BackendSlot],
@@ -95,7 +99,7 @@ impl Backends {
         let mut new_ids: HashMap<BackendKey, u32> = HashMap::new();
         for slot in slots {
             let key = BackendKey { addr: slot.addr, port: slot.port, protocol };
-            let generation = match self.known.get(slot.id).or_else(|| new.get(&slot.id)) {
+            let generation = match self.index.get(slot.id).or_else(|| new.get(&slot.id)) {
                 Some(backend) if backend.key == key => backend.generation,
                 Some(_) => return Ok(None),
                 None => match self.table.get(&slot.id)? {
@@ -103,72 +107,73 @@ impl Backends {
                     None => return Ok(None),
                 },
             };
-            let agrees = in_use(generation)
+            let consistent = in_use(generation)
                 && slot.generation == generation
                 && slot.reserved == 0
                 && self.id(&key).is_none_or(|id| id == slot.id)
                 && *new_ids.entry(key).or_insert(slot.id) == slot.id;
-            if !agrees {
+            if !consistent {
                 return Ok(None);
             }
             new.insert(slot.id, Backend { key, generation, ranges: 0 });
         }
         for (id, backend) in new {
-            if self.known.get(id).is_none() {
-                self.known.insert(id, backend);
+            if self.index.get(id).is_none() {
+                self.index.insert(id, backend);
             }
         }
         Ok(Some(slots.iter().map(|slot| slot.id).collect()))
     }
 
-    /// No more numbers are adopted: the others are free.
-    pub(super) fn adopted(&mut self) {
-        self.next = self.known.iter().last().map_or(0, |(id, _)| id + 1);
-        self.freed = (0..self.next).filter(|id| self.known.get(*id).is_none()).collect();
+    /// Ends adoption: all other IDs are free.
+    pub(super) fn finish_adoption(&mut self) {
+        self.next = self.index.iter().last().map_or(0, |(id, _)| id + 1);
+        self.freed = (0..self.next).filter(|id| self.index.get(*id).is_none()).collect();
     }
 
-    /// Begins to look for numbers that an earlier agent gave out and that are nobody's.
+    /// Starts the scan for IDs that an earlier agent left allocated.
     pub(super) const fn sweep(&mut self) {
-        self.unseen = Some(0);
+        self.next_scan = Some(0);
     }
 
-    /// Looks at some more. There may be many, and reading each costs a system call: nobody waits for it.
-    pub(super) fn look(&mut self) {
-        let Some(first) = self.unseen else { return };
-        let last = first.saturating_add(LOOK_AT).min(self.table.capacity());
+    /// Checks some IDs. Each costs a system call and nothing waits for the result.
+    pub(super) fn scan_step(&mut self) {
+        let Some(first) = self.next_scan else { return };
+        let last = first.saturating_add(SCAN_BATCH).min(self.table.capacity());
         for id in first..last {
-            if self.known.get(id).is_some() {
+            if self.index.get(id).is_some() {
                 continue;
             }
-            // what cannot be read is looked at again by whoever takes the number
+            // an unreadable ID is read again when it is allocated
             if self.table.get(&id).is_ok_and(|generation| generation.is_some_and(in_use)) {
                 self.queue.push(id);
             }
         }
-        self.unseen = (last < self.table.capacity()).then_some(last);
+        self.next_scan = (last < self.table.capacity()).then_some(last);
     }
 
     pub(super) fn next_due(&self, now: Instant) -> Option<Instant> {
-        if self.unseen.is_some() { Some(now) } else { self.queue.next_due(now) }
+        if self.next_scan.is_some() { Some(now) } else { self.queue.next_due(now) }
     }
 
-    /// The number of a backend, if it has one.
+    /// The ID of a backend, if it has one.
     pub(super) fn id(&self, key: &BackendKey) -> Option<u32> {
-        self.known.find(key)
+        self.index.find(key)
     }
 
     pub(super) fn key(&self, id: u32) -> Option<&BackendKey> {
-        self.known.get(id).map(|backend| &backend.key)
+        self.index.get(id).map(|backend| &backend.key)
     }
 
-    /// What stands in a slot of the backend.
+    /// The content of a slot with this backend.
     pub(super) fn slot(&self, id: u32) -> Option<BackendSlot> {
-        let Backend { key, generation, .. } = self.known.get(id)?;
+        let Backend { key, generation, .. } = self.index.get(id)?;
         Some(BackendSlot { addr: key.addr, id, generation: *generation, port: key.port, reserved: 0 })
     }
 
-    /// The number of a backend; it gets one if it has none, and loses it later unless a range holds it by then.
-    pub(super) fn number(&mut self, key: BackendKey) -> Result<u32, TableError> {
+    /// Returns the ID of a backend, allocating one if needed. It is freed later unless a range
+    /// acquires it.
+    pub(super) fn allocate(&mut self, key: BackendKey) -> Result<u32, TableError> {
         if let Some(id) = self.id(&key) {
             return Ok(id);
         }
@@ -182,25 +187,25 @@ impl Backends {
         if !self.freed.remove(&id) {
             self.next = id + 1;
         }
-        self.moved.extend(key.udp().map(SocketUpdate::Back));
-        self.known.insert(id, Backend { key, generation, ranges: 0 });
+        self.udp_updates.extend(key.udp().map(SocketUpdate::BackendAdded));
+        self.index.insert(id, Backend { key, generation, ranges: 0 });
         self.queue.push(id);
         Ok(id)
     }
 
-    /// A range holds these (each once).
-    pub(super) fn hold(&mut self, ids: &[u32]) {
+    /// A range contains these IDs.
+    pub(super) fn acquire(&mut self, ids: &[u32]) {
         for id in ids {
-            if let Some(backend) = self.known.get_mut(*id) {
+            if let Some(backend) = self.index.get_mut(*id) {
                 backend.ranges += 1;
             }
         }
     }
 
-    /// A range no longer holds these.
+    /// A range no longer contains these IDs.
     pub(super) fn release(&mut self, ids: &[u32]) {
         for id in ids {
-            if let Some(backend) = self.known.get_mut(*id) {
+            if let Some(backend) = self.index.get_mut(*id) {
                 backend.ranges -= 1;
                 if backend.ranges == 0 {
                     self.queue.push(*id);
@@ -209,20 +214,20 @@ impl Backends {
         }
     }
 
-    /// One more service has these among those that serve.
-    pub(super) fn keep<'a>(&mut self, keys: impl Iterator<Item = &'a BackendKey>) {
+    /// Counts a Service for which these backends serve.
+    pub(super) fn add_serving<'a>(&mut self, keys: impl Iterator<Item = &'a BackendKey>) {
         for key in keys {
-            *self.kept.entry(*key).or_default() += 1;
+            *self.serving.entry(*key).or_default() += 1;
         }
     }
 
-    /// A service has these no longer.
-    pub(super) fn let_go<'a>(&mut self, keys: impl Iterator<Item = &'a BackendKey>) {
+    /// Reverts [`Self::add_serving`].
+    pub(super) fn remove_serving<'a>(&mut self, keys: impl Iterator<Item = &'a BackendKey>) {
         for key in keys {
-            let Some(services) = self.kept.get_mut(key) else { continue };
+            let Some(services) = self.serving.get_mut(key) else { continue };
             *services -= 1;
             if *services == 0 {
-                self.kept.remove(key);
+                self.serving.remove(key);
                 if let Some(id) = self.id(key) {
                     self.queue.push(id);
                 }
@@ -230,24 +235,25 @@ impl Backends {
         }
     }
 
-    /// Works on one number that is due. `false`: there is none.
+    /// Reconciles one due ID. Returns `false` if there is none.
     pub(super) fn work_one(&mut self, now: Instant) -> bool {
         let Some(id) = self.queue.pop(now) else { return false };
-        match self.take_back(id) {
-            Ok(()) => self.queue.settle(&id),
+        match self.free_if_unused(id) {
+            Ok(()) => self.queue.done(&id),
             Err(error) => self.queue.fail(id, error.to_string(), now),
         }
         true
     }
 
-    /// If no range holds the number, and it is of nobody who serves: what still uses it is stale from now on.
-    fn take_back(&mut self, id: u32) -> Result<(), TableError> {
-        match self.known.get(id) {
-            Some(backend) if backend.ranges > 0 || self.kept.contains_key(&backend.key) => {}
+    /// Frees the ID if no range contains it and its backend does not serve: flows that use it
+    /// become stale.
+    fn free_if_unused(&mut self, id: u32) -> Result<(), TableError> {
+        match self.index.get(id) {
+            Some(backend) if backend.ranges > 0 || self.serving.contains_key(&backend.key) => {}
             Some(Backend { key, generation, .. }) => {
                 self.table.insert(&id, &generation.wrapping_add(1))?;
-                self.moved.extend(key.udp().map(SocketUpdate::Gone));
-                self.known.remove(id);
+                self.udp_updates.extend(key.udp().map(SocketUpdate::BackendRemoved));
+                self.index.remove(id);
                 self.freed.insert(id);
             }
             None => {
@@ -259,10 +265,10 @@ impl Backends {
         Ok(())
     }
 
-    /// Compares the numbers given out with the table, and repairs it. Returns how many differed.
+    /// Compares the allocated IDs with the table and repairs it. Returns the number of differences.
     pub(in crate::reconcile) fn audit(&mut self) -> Result<u64, TableError> {
         let mut different = 0;
-        for (id, backend) in self.known.iter() {
+        for (id, backend) in self.index.iter() {
             if self.table.get(&id)? != Some(backend.generation) {
                 different += 1;
                 self.table.insert(&id, &backend.generation)?;
@@ -271,19 +277,19 @@ impl Backends {
         Ok(different)
     }
 
-    /// UDP backends that came and went since this was asked last.
-    pub(in crate::reconcile) fn take_moved(&mut self) -> Vec<SocketUpdate> {
-        std::mem::take(&mut self.moved)
+    /// UDP backends added and removed since the last call.
+    pub(in crate::reconcile) fn take_udp_updates(&mut self) -> Vec<SocketUpdate> {
+        std::mem::take(&mut self.udp_updates)
     }
 
-    /// All UDP backends that have a number, or may have had one that an earlier agent gave them.
+    /// All UDP backends with an ID, or that may have one from an earlier agent.
     pub(in crate::reconcile) fn udp(&self) -> impl Iterator<Item = UdpBackend> {
-        let known = self.known.iter().map(|(_, backend)| &backend.key);
-        known.chain(self.kept.keys()).filter_map(BackendKey::udp)
+        let index = self.index.iter().map(|(_, backend)| &backend.key);
+        index.chain(self.serving.keys()).filter_map(BackendKey::udp)
     }
 
-    /// Numbers given out.
+    /// Number of allocated IDs.
     pub(in crate::reconcile) fn used(&self) -> usize {
-        self.known.len()
+        self.index.len()
     }
 }

@@ -1,8 +1,8 @@
-//! The prefix in which cluster IPs are, as far as it is known: the smallest that holds all there ever were.
+//! The smallest prefix that contains all cluster IPs seen so far.
 
 use dataplane_common::abi::{Addr, ClusterRange};
 
-/// The range, and `addr` too.
+/// The smallest prefix that contains `range` and `addr`.
 pub(super) fn widened(range: Option<ClusterRange>, addr: Addr) -> ClusterRange {
     let bits = |addr: Addr| addr.words().map(u32::from_be);
     let addr = bits(addr);
@@ -11,7 +11,7 @@ pub(super) fn widened(range: Option<ClusterRange>, addr: Addr) -> ClusterRange {
     for word in 0..4 {
         let same = ((addr[word] ^ first[word]) & mask[word]).leading_zeros();
         wide[word] = mask[word] & u32::MAX.checked_shr(same).map_or(u32::MAX, |rest| !rest);
-        // what follows the first bit that differs is free
+        // the bits after the first difference are not part of the prefix
         if same < u32::BITS {
             break;
         }
@@ -37,7 +37,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_holds_what_it_was_made_of_and_little_else() {
+    fn range_contains_its_addresses_and_little_else() {
         let one = range(&["10.96.0.1"]);
         assert!(has(&one, "10.96.0.1") && !has(&one, "10.96.0.2") && !has(&one, "::10.96.0.1"));
         let some = range(&["10.96.0.1", "10.96.0.10", "10.103.255.254", "10.96.0.10"]);
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_in_the_empty_range() {
+    fn empty_range_contains_nothing() {
         for ip in ["0.0.0.0", "10.96.0.1", "::", "::1", "fd00::1"] {
             assert!(!has(&ClusterRange::EMPTY, ip), "{ip}");
         }

@@ -1,44 +1,45 @@
-//! Numbers of service ports: the same for all frontends of a port, and for as long as it exists.
+//! Service IDs: one per Service port, shared by its frontends, stable while the port exists.
 
 use std::collections::{HashMap, HashSet};
 
 use crate::compile::services::ServicePortKey;
 
-/// The numbers given out. 0 is masquerade's.
+/// The allocated IDs. 0 is reserved for masquerade.
 #[derive(Debug, Default)]
 pub(super) struct ServiceIds {
     by_port: HashMap<ServicePortKey, u32>,
-    owned: HashSet<u32>,
-    /// Of an earlier agent: kept for the ports whose frontends carry them.
+    in_use: HashSet<u32>,
+    /// IDs of an earlier agent, reserved for the ports whose frontends use them.
     adopted: HashSet<u32>,
     last: u32,
 }
 
 impl ServiceIds {
-    /// Numbers an earlier agent gave out.
+    /// Reserves the IDs of an earlier agent.
     pub(super) fn adopt(&mut self, ids: impl IntoIterator<Item = u32>) {
         self.adopted.extend(ids);
         self.last = self.adopted.iter().copied().max().unwrap_or(0);
     }
 
-    /// The number of a port. A new one gets the first of `found`, what its frontends carry, that is no other port's.
-    pub(super) fn number(&mut self, port: &ServicePortKey, found: impl IntoIterator<Item = u32>) -> u32 {
+    /// Returns the ID of a port. A new port gets the first free ID of `found`, the IDs of its
+    /// existing frontends, or else a new one.
+    pub(super) fn allocate(&mut self, port: &ServicePortKey, found: impl IntoIterator<Item = u32>) -> u32 {
         if let Some(id) = self.get(port) {
             return id;
         }
-        let found = found.into_iter().find(|id| *id != 0 && !self.owned.contains(id));
-        let id = found.unwrap_or_else(|| self.fresh());
+        let found = found.into_iter().find(|id| *id != 0 && !self.in_use.contains(id));
+        let id = found.unwrap_or_else(|| self.next_free());
         self.adopted.remove(&id);
-        self.owned.insert(id);
+        self.in_use.insert(id);
         self.by_port.insert(port.clone(), id);
         id
     }
 
-    /// The one that was not used for the longest time: flows are named by it.
-    fn fresh(&mut self) -> u32 {
+    /// The least recently used ID, because flows contain it.
+    fn next_free(&mut self) -> u32 {
         loop {
             self.last = self.last.wrapping_add(1);
-            if self.last != 0 && !self.owned.contains(&self.last) && !self.adopted.contains(&self.last) {
+            if self.last != 0 && !self.in_use.contains(&self.last) && !self.adopted.contains(&self.last) {
                 return self.last;
             }
         }
@@ -48,10 +49,10 @@ impl ServiceIds {
         self.by_port.get(port).copied()
     }
 
-    /// The port does not exist any more.
-    pub(super) fn forget(&mut self, port: &ServicePortKey) {
+    /// Frees the ID of a removed port.
+    pub(super) fn release(&mut self, port: &ServicePortKey) {
         if let Some(id) = self.by_port.remove(port) {
-            self.owned.remove(&id);
+            self.in_use.remove(&id);
         }
     }
 }
@@ -67,13 +68,13 @@ mod tests {
     }
 
     #[test]
-    fn a_number_is_kept_found_again_and_never_shared() {
+    fn id_is_stable_adopted_and_never_shared() {
         let mut ids = ServiceIds::default();
         ids.adopt([7, 9]);
-        assert_eq!(ids.number(&port(80), [7]), 7);
-        assert_eq!(ids.number(&port(80), [9]), 7, "kept");
-        assert_eq!(ids.number(&port(81), [7, 0]), 10, "another's, and masquerade's");
-        ids.forget(&port(81));
-        assert_eq!(ids.number(&port(82), []), 11, "not used again at once");
+        assert_eq!(ids.allocate(&port(80), [7]), 7);
+        assert_eq!(ids.allocate(&port(80), [9]), 7, "kept");
+        assert_eq!(ids.allocate(&port(81), [7, 0]), 10, "7 is in use, 0 is reserved");
+        ids.release(&port(81));
+        assert_eq!(ids.allocate(&port(82), []), 11, "not used again at once");
     }
 }

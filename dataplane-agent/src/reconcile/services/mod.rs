@@ -1,18 +1,20 @@
-//! `SERVICES`, `BACKENDS` and `BACKEND_GENERATIONS`: from ports of services to frontends and ranges.
+//! Reconciles `SERVICES`, `BACKENDS` and `BACKEND_GENERATIONS`: Service ports to frontends and
+//! ranges.
 //!
-//! Invariants, after every single write: a row of `SERVICES` points to a range that is written completely and is not
-//! written again while the row or a reader of it may be there; every slot of such a range carries the generation its
-//! backend has. So the order is: numbers of new backends, a fresh range, the rows that point to it, what is not wanted any
-//! more, and last the generations of backends that are gone, which makes UDP flows to them choose again.
+//! Invariants after every single write: a row of `SERVICES` points to a completely written range,
+//! which is not written again while the row or a reader of it may exist; every slot of the range
+//! has the generation of its backend. Hence the order: IDs of new backends, a new range, the rows
+//! that point to it, removed rows, and last the generations of removed backends, which makes their
+//! UDP flows select a new backend.
 
 mod apply;
 mod audit;
+mod backend_index;
 mod backends;
 mod cluster_range;
 mod ids;
-mod numbers;
 mod ranges;
-mod sources;
+mod source_ranges;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, btree_map::Entry},
@@ -24,11 +26,11 @@ use dataplane_common::abi::{BackendSlot, ClusterRange, Service, ServiceKey};
 
 pub(super) use self::backends::BackendKey;
 use self::{
-    apply::Backing,
+    apply::BackendRange,
     backends::Backends,
     ids::ServiceIds,
     ranges::{RangeError, Ranges},
-    sources::Sources,
+    source_ranges::SourceRanges,
 };
 use super::{backoff::WorkQueue, instrumented::InstrumentedTable, slots::SlotsError};
 use crate::{
@@ -40,44 +42,44 @@ use crate::{
     state::NamespacedName,
 };
 
-/// What is worked on.
+/// A key of the work queue.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum ServiceWork {
     Service(NamespacedName),
-    /// One that nobody may want any more.
+    /// A frontend that may have no owner.
     Frontend(ServiceKey),
 }
 
-/// Wanted and actual entries.
+/// Desired and actual entries.
 #[derive(Debug)]
 pub(super) struct Services {
     pub(super) table: InstrumentedTable<ServiceKey, Service>,
-    /// Rows as they are in the table.
+    /// Rows as in the table.
     rows: HashMap<ServiceKey, Service>,
-    /// Rows that are not as this agent would write them, by the first slots of the ranges they hold: those of an earlier
-    /// agent whose range is not theirs alone, and those that somebody changed.
+    /// Rows this agent did not write as they are, with the first slots of the ranges they use: rows
+    /// of an earlier agent with overlapping ranges, and rows changed by another program.
     broken: HashMap<ServiceKey, Vec<u32>>,
     pub(super) ranges: Ranges,
     pub(super) backends: Backends,
-    pub(super) sources: Sources,
+    pub(super) source_ranges: SourceRanges,
     ids: ServiceIds,
-    wanted: BTreeMap<NamespacedName, Arc<ServiceEntries>>,
-    /// Who has a frontend: the first that wanted it.
-    holders: HashMap<ServiceKey, ServicePortKey>,
-    /// Others that want it, in the order they came.
+    desired: BTreeMap<NamespacedName, Arc<ServiceEntries>>,
+    /// The owner of each frontend: the first port that wanted it.
+    owners: HashMap<ServiceKey, ServicePortKey>,
+    /// Other ports that want a frontend, in order of arrival.
     waiting: BTreeMap<ServiceKey, Vec<ServicePortKey>>,
-    /// Frontends among them that are node ports.
+    /// Number of owned frontends that are node ports.
     node_ports: usize,
-    /// How many of them are node ports or lead to pods of this node, by port of the host.
+    /// Number of node port and host port frontends, by port of the host.
     host_ports: BTreeMap<u16, usize>,
     pub(super) host_ports_changed: bool,
-    /// Prefixes that hold all cluster IPs, of either family.
+    /// Prefixes that contain all cluster IPs, by family.
     cluster_ranges: [Option<ClusterRange>; 2],
-    /// Everything that exists has been heard of. Until then a service without backends is one whose slices come later,
-    /// and keeps those an earlier agent gave it.
-    complete: bool,
-    /// Services that kept theirs.
-    early: BTreeSet<NamespacedName>,
+    /// All objects were delivered. Until then, a Service without backends may get its slices later,
+    /// and keeps the backends an earlier agent wrote.
+    synced: bool,
+    /// Services that keep such backends.
+    awaiting_slices: BTreeSet<NamespacedName>,
     pub(super) queue: WorkQueue<ServiceWork>,
 }
 
@@ -94,25 +96,25 @@ impl Services {
             broken: HashMap::new(),
             ranges: Ranges::new(backends),
             backends: Backends::new(generations),
-            sources: Sources::new(source_ranges),
+            source_ranges: SourceRanges::new(source_ranges),
             ids: ServiceIds::default(),
-            wanted: BTreeMap::new(),
-            holders: HashMap::new(),
+            desired: BTreeMap::new(),
+            owners: HashMap::new(),
             waiting: BTreeMap::new(),
             node_ports: 0,
             host_ports: BTreeMap::new(),
             host_ports_changed: false,
             cluster_ranges: [None; 2],
-            complete: false,
-            early: BTreeSet::new(),
+            synced: false,
+            awaiting_slices: BTreeSet::new(),
             queue: WorkQueue::default(),
         }
     }
 
-    /// Takes over what is there. Returns how many frontends, backends and broken rows there are.
+    /// Adopts existing rows. Returns the number of frontends, backends and broken rows.
     pub(super) fn adopt(&mut self) -> Result<(usize, usize, usize), TableError> {
         let mut rows = self.table.entries()?;
-        // of two that overlap, the small one is the more likely to be right, and the rest is less to hold
+        // of two overlapping ranges, the smaller is more likely intact, and leaves less to keep
         rows.sort_by_key(|(key, row)| (row.count, row.first_slot, *key));
         for (key, value) in rows {
             let (ranges, own) = self.ranges.adopt(&value, key.protocol, &mut self.backends)?;
@@ -121,64 +123,64 @@ impl Services {
             }
             self.rows.insert(key, value);
         }
-        self.backends.adopted();
-        self.sources.adopt()?;
+        self.backends.finish_adoption();
+        self.source_ranges.adopt()?;
         self.ids.adopt(self.rows.values().map(|row| row.id));
         Ok((self.rows.len(), self.backends.used(), self.broken.len()))
     }
 
-    /// What a service should be; `None`: it is gone.
+    /// Sets the desired entries of a Service; `None`: it was removed.
     pub(super) fn set(&mut self, name: &NamespacedName, entries: Option<ServiceEntries>) {
-        let before = self.wanted.get(name).cloned();
+        let before = self.desired.get(name).cloned();
         if before.as_deref() == entries.as_ref() {
             return;
         }
-        let claims_after = claims_of(entries.as_ref());
-        let claims_before = claims_of(before.as_deref());
-        for (frontend, port) in claims_before.difference(&claims_after) {
-            self.unclaim(frontend, port);
+        let frontends_after = frontends_of(entries.as_ref());
+        let frontends_before = frontends_of(before.as_deref());
+        for (frontend, port) in frontends_before.difference(&frontends_after) {
+            self.release(frontend, port);
         }
-        for (frontend, port) in claims_after.difference(&claims_before) {
-            self.claim(frontend, port);
+        for (frontend, port) in frontends_after.difference(&frontends_before) {
+            self.acquire(frontend, port);
         }
-        for (key, _) in claims_after.difference(&claims_before) {
+        for (key, _) in frontends_after.difference(&frontends_before) {
             if *key == ServiceKey::of_address(key.addr) {
                 let range = &mut self.cluster_ranges[usize::from(!key.addr.is_v4())];
                 *range = Some(cluster_range::widened(*range, key.addr));
             }
         }
-        let (serve, served) = (serving(entries.as_ref()), serving(before.as_deref()));
-        self.backends.keep(serve.difference(&served));
-        self.backends.let_go(served.difference(&serve));
+        let (serving, served) = (serving_keys(entries.as_ref()), serving_keys(before.as_deref()));
+        self.backends.add_serving(serving.difference(&served));
+        self.backends.remove_serving(served.difference(&serving));
         let ports = entries.iter().flat_map(|entries| &entries.ports).map(|port| &port.key);
         let ports: HashSet<_> = ports.collect();
         for port in before.iter().flat_map(|before| &before.ports) {
             if !ports.contains(&port.key) {
                 if let Some(id) = self.ids.get(&port.key)
-                    && let Err(error) = self.sources.restrict(id, &[])
+                    && let Err(error) = self.source_ranges.restrict(id, &[])
                 {
-                    tracing::warn!(%error, "remove source ranges of a service that is gone");
+                    tracing::warn!(%error, "cannot remove source ranges of deleted Service");
                 }
-                self.ids.forget(&port.key);
+                self.ids.release(&port.key);
             }
         }
         match entries {
-            Some(entries) => self.wanted.insert(name.clone(), Arc::new(entries)),
-            None => self.wanted.remove(name),
+            Some(entries) => self.desired.insert(name.clone(), Arc::new(entries)),
+            None => self.desired.remove(name),
         };
         self.queue.push(ServiceWork::Service(name.clone()));
     }
 
-    /// Whether it has been said what the service should be.
+    /// Whether the Service has desired entries.
     pub(super) fn is_known(&self, name: &NamespacedName) -> bool {
-        self.wanted.contains_key(name)
+        self.desired.contains_key(name)
     }
 
-    fn claim(&mut self, frontend: &ServiceKey, port: &ServicePortKey) {
-        if self.holders.contains_key(frontend) {
+    fn acquire(&mut self, frontend: &ServiceKey, port: &ServicePortKey) {
+        if self.owners.contains_key(frontend) {
             return self.waiting.entry(*frontend).or_default().push(port.clone());
         }
-        self.holders.insert(*frontend, port.clone());
+        self.owners.insert(*frontend, port.clone());
         if is_node_port(frontend) {
             self.node_ports += 1;
         }
@@ -189,24 +191,24 @@ impl Services {
         }
     }
 
-    /// The next in line gets the frontend, or it goes: after what else has changed is in place.
-    fn unclaim(&mut self, frontend: &ServiceKey, port: &ServicePortKey) {
+    /// Passes the frontend to the next waiting port, or removes it after other changes.
+    fn release(&mut self, frontend: &ServiceKey, port: &ServicePortKey) {
         let waiting = self.waiting.get_mut(frontend);
-        if self.holders.get(frontend) != Some(port) {
+        if self.owners.get(frontend) != Some(port) {
             if let Some(waiting) = waiting {
                 waiting.retain(|other| other != port);
             }
         } else if let Some(waiting) = waiting {
             let next = waiting.remove(0);
             self.queue.push(ServiceWork::Service(next.service.clone()));
-            self.holders.insert(*frontend, next);
+            self.owners.insert(*frontend, next);
         } else {
-            self.holders.remove(frontend);
+            self.owners.remove(frontend);
             if is_node_port(frontend) {
                 self.node_ports -= 1;
             }
             if is_host_port(frontend, port) {
-                self.leave_host_port(frontend.port.get());
+                self.release_host_port(frontend.port.get());
             }
             self.queue.push(ServiceWork::Frontend(*frontend));
         }
@@ -215,7 +217,7 @@ impl Services {
         }
     }
 
-    fn leave_host_port(&mut self, port: u16) {
+    fn release_host_port(&mut self, port: u16) {
         let Entry::Occupied(mut frontends) = self.host_ports.entry(port) else { return };
         *frontends.get_mut() -= 1;
         if *frontends.get() == 0 {
@@ -224,87 +226,91 @@ impl Services {
         }
     }
 
-    /// Frontends several services want: the one that has it, and the first that does not.
+    /// Frontends that several Services want: the owner, and the first waiting one.
     pub(super) fn conflicts(&self) -> impl Iterator<Item = (&ServiceKey, &NamespacedName, &NamespacedName)> {
         self.waiting.iter().filter_map(|(frontend, waiting)| {
-            let (holder, first) = (self.holders.get(frontend)?, waiting.first()?);
-            Some((frontend, &holder.service, &first.service))
+            let (owner, first) = (self.owners.get(frontend)?, waiting.first()?);
+            Some((frontend, &owner.service, &first.service))
         })
     }
 
-    /// Frontends nobody wants do not exist, nor do backends no range has.
+    /// Removes frontends without an owner and backends without a range.
     pub(super) fn sweep(&mut self) {
         for key in self.rows.keys() {
-            if !self.holders.contains_key(key) {
+            if !self.owners.contains_key(key) {
                 self.queue.push(ServiceWork::Frontend(*key));
             }
         }
         self.backends.sweep();
-        // a range that cannot be removed lets nobody in: no row has the number
+        // a source range that cannot be removed has no effect: no row has the ID
         let ids: HashSet<u32> = self.rows.values().map(|row| row.id).collect();
-        if let Err(error) = self.sources.sweep(&ids) {
-            tracing::warn!(%error, "remove source ranges of services that are gone");
+        if let Err(error) = self.source_ranges.sweep(&ids) {
+            tracing::warn!(%error, "cannot remove source ranges of deleted Services");
         }
     }
 
-    /// Everything that exists has been heard of: a service without backends has none.
-    pub(super) fn complete(&mut self) {
-        self.complete = true;
-        for name in std::mem::take(&mut self.early) {
+    /// All objects were delivered: a Service without slices has no backends.
+    pub(super) fn on_synced(&mut self) {
+        self.synced = true;
+        for name in std::mem::take(&mut self.awaiting_slices) {
             self.queue.push(ServiceWork::Service(name));
         }
     }
 
-    /// Works on one key that is due. `false`: there is none.
+    /// Reconciles one due key. Returns `false` if there is none.
     pub(super) fn work_one(&mut self, now: Instant) -> bool {
         let Some(work) = self.queue.pop(now) else { return self.backends.work_one(now) };
-        self.work_on(work, now);
+        self.reconcile_key(work, now);
         true
     }
 
-    /// As [`Self::set`], and in the tables when it returns, whatever else waits. What fails is tried again by later work.
+    /// Like [`Self::set`], but writes the rows before it returns. Failures are retried by later
+    /// work.
     pub(super) fn set_now(&mut self, name: &NamespacedName, entries: Option<ServiceEntries>, now: Instant) {
         let frontends = |services: &Self| -> BTreeSet<ServiceKey> {
-            claims_of(services.wanted.get(name).map(Arc::as_ref)).into_iter().map(|(key, _)| key).collect()
+            frontends_of(services.desired.get(name).map(Arc::as_ref))
+                .into_iter()
+                .map(|(key, _)| key)
+                .collect()
         };
         let before = frontends(self);
         self.set(name, entries);
-        self.work_on(ServiceWork::Service(name.clone()), now);
-        for gone in before.difference(&frontends(self)) {
-            self.work_on(ServiceWork::Frontend(*gone), now);
+        self.reconcile_key(ServiceWork::Service(name.clone()), now);
+        for removed in before.difference(&frontends(self)) {
+            self.reconcile_key(ServiceWork::Frontend(*removed), now);
         }
     }
 
-    fn work_on(&mut self, work: ServiceWork, now: Instant) {
-        let done = match &work {
+    fn reconcile_key(&mut self, work: ServiceWork, now: Instant) {
+        let result = match &work {
             ServiceWork::Service(name) => self.apply(name, now),
-            ServiceWork::Frontend(key) => self.drop_unclaimed(key, now).map_err(RangeError::from),
+            ServiceWork::Frontend(key) => self.remove_unowned(key, now).map_err(RangeError::from),
         };
-        match done {
-            Ok(()) => self.queue.settle(&work),
-            Err(RangeError::Slots(error @ SlotsError::Resting { until, .. })) => {
+        match result {
+            Ok(()) => self.queue.done(&work),
+            Err(RangeError::Slots(error @ SlotsError::Quarantined { until, .. })) => {
                 self.queue.postpone(work, error.to_string(), until);
             }
             Err(error) => self.queue.fail(work, error.to_string(), now),
         }
     }
 
-    /// A step of what nobody waits for.
-    pub(super) fn look(&mut self) {
-        self.backends.look();
+    /// Runs a step of background work.
+    pub(super) fn scan_step(&mut self) {
+        self.backends.scan_step();
     }
 
-    /// What is wanted of each service.
-    pub(super) fn wanted(&self) -> impl Iterator<Item = &ServiceEntries> {
-        self.wanted.values().map(Arc::as_ref)
+    /// The desired entries of each Service.
+    pub(super) fn desired(&self) -> impl Iterator<Item = &ServiceEntries> {
+        self.desired.values().map(Arc::as_ref)
     }
 
-    /// The number of a port, once it is known.
+    /// The ID of a port, once allocated.
     pub(super) fn id(&self, port: &ServicePortKey) -> Option<u32> {
         self.ids.get(port)
     }
 
-    /// The row of a frontend, and the backends it leads to.
+    /// The row of a frontend and its backends.
     pub(super) fn row(&self, frontend: &ServiceKey) -> Option<(&Service, Vec<BackendKey>)> {
         let row = self.rows.get(frontend)?;
         let ranges = self.ranges_of(frontend, row).into_iter();
@@ -312,15 +318,15 @@ impl Services {
         Some((row, members.filter_map(|id| self.backends.key(id)).copied().collect()))
     }
 
-    /// First slots of the ranges a row holds: one, none without backends, several if it is broken.
+    /// First slots of the ranges a row uses: none without backends, several if the row is broken.
     fn ranges_of(&self, frontend: &ServiceKey, row: &Service) -> Vec<u32> {
         match self.broken.get(frontend) {
             Some(ranges) => ranges.clone(),
-            None => Backing::of(row).range().into_iter().collect(),
+            None => BackendRange::of(row).first_slot().into_iter().collect(),
         }
     }
 
-    /// Prefixes that hold all cluster IPs there ever were, IPv4 and IPv6.
+    /// Prefixes that contain all cluster IPs seen so far, IPv4 and IPv6.
     pub(super) fn cluster_ranges(&self) -> [ClusterRange; 2] {
         self.cluster_ranges.map(|range| range.unwrap_or(ClusterRange::EMPTY))
     }
@@ -329,7 +335,7 @@ impl Services {
         self.node_ports > 0
     }
 
-    /// Ports of the host that lead to pods or services.
+    /// Ports of the host that belong to pods or Services.
     pub(super) fn host_ports(&self) -> impl Iterator<Item = u16> {
         self.host_ports.keys().copied()
     }
@@ -350,31 +356,31 @@ impl Services {
         self.table.changes()
             + self.ranges.table.changes()
             + self.backends.table.changes()
-            + self.sources.table.changes()
+            + self.source_ranges.table.changes()
     }
 }
 
-/// Whether it is at every address of the node.
+/// Whether the frontend is a node port.
 fn is_node_port(frontend: &ServiceKey) -> bool {
     *frontend == frontend.at_node()
 }
 
-/// Whether it is a port the host's own sockets could have.
+/// Whether the frontend is a port that a socket of the host could also bind.
 fn is_host_port(frontend: &ServiceKey, port: &ServicePortKey) -> bool {
-    is_node_port(frontend) || compile::host_ports::is_of_pod(&port.service)
+    is_node_port(frontend) || compile::host_ports::is_host_ports_name(&port.service)
 }
 
-/// Backends that conversations may go on with.
-fn serving(entries: Option<&ServiceEntries>) -> BTreeSet<BackendKey> {
+/// Backends whose UDP flows continue.
+fn serving_keys(entries: Option<&ServiceEntries>) -> BTreeSet<BackendKey> {
     let ports = entries.into_iter().flat_map(|entries| &entries.ports);
     let keys = ports.flat_map(|port| {
         let protocol = port.key.protocol.number();
-        port.serving.iter().map(move |it| BackendKey { addr: it.addr, port: it.port, protocol })
+        port.serving_udp.iter().map(move |it| BackendKey { addr: it.addr, port: it.port, protocol })
     });
     keys.collect()
 }
 
-fn claims_of(entries: Option<&ServiceEntries>) -> BTreeSet<(ServiceKey, ServicePortKey)> {
+fn frontends_of(entries: Option<&ServiceEntries>) -> BTreeSet<(ServiceKey, ServicePortKey)> {
     let ports = entries.into_iter().flat_map(|entries| &entries.ports);
     ports.flat_map(|port| port.frontends().map(|key| (*key, port.key.clone()))).collect()
 }

@@ -1,6 +1,7 @@
-//! `BACKENDS`: the ranges of slots, which rows of `SERVICES` point into them, and what they hold.
+//! Manages `BACKENDS`: ranges of slots, their content, and the rows of `SERVICES` that use them.
 //!
-//! A range is written once, before anybody sees it, and never again until nobody has seen it for a while ([`Slots`]).
+//! A range is written once, before it is visible, and not again until the quarantine after its last
+//! use ends ([`Slots`]).
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -15,7 +16,7 @@ use crate::{
     },
 };
 
-/// Why there is no range.
+/// Why a range could not be written.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RangeError {
     #[error(transparent)]
@@ -27,16 +28,16 @@ pub(super) enum RangeError {
 #[derive(Debug)]
 struct Extent {
     range: Range,
-    /// Rows that point into it.
+    /// Number of rows that use it.
     rows: u32,
-    /// Number of the backend in each slot, as it was written; empty: never known.
+    /// Backend ID in each slot, as written; empty: unknown.
     content: Box<[u32]>,
-    /// Nothing says that it is no longer as it was written.
-    sound: bool,
+    /// The content is as written, as far as known.
+    intact: bool,
 }
 
 impl Extent {
-    /// Each number once, in their order.
+    /// The IDs, sorted and unique.
     fn members(&self) -> Vec<u32> {
         let mut members = self.content.to_vec();
         members.sort_unstable();
@@ -45,12 +46,12 @@ impl Extent {
     }
 }
 
-/// Every range that is not free.
+/// All ranges that are not free.
 #[derive(Debug)]
 pub(in crate::reconcile) struct Ranges {
     pub(in crate::reconcile) table: InstrumentedTable<u32, BackendSlot>,
     pub(in crate::reconcile) slots: Slots,
-    /// By first slot. They do not overlap.
+    /// By first slot. Ranges do not overlap.
     extents: BTreeMap<u32, Extent>,
 }
 
@@ -60,9 +61,9 @@ impl Ranges {
         Self { slots: Slots::new(table.capacity()), table, extents: BTreeMap::new() }
     }
 
-    /// Takes over what a row points to. Returns the first slots of the ranges it holds from now on, and whether it is
-    /// one range that is the row's own; if not, the row holds everything it touches, so that nothing of it is given to
-    /// others while a reader may follow the row there.
+    /// Adopts the range of a row. Returns the first slots of the ranges the row uses from now on,
+    /// and whether it is a single range of its own. Otherwise the row keeps everything it touches,
+    /// so that no part is allocated to others while a reader may follow the row.
     pub(super) fn adopt(
         &mut self,
         row: &Service,
@@ -74,16 +75,16 @@ impl Ranges {
         }
         let range = Range { start: row.first_slot, len: row.count };
         if self.extents.get(&range.start).is_some_and(|extent| extent.range == range) {
-            self.hold(range.start);
+            self.acquire(range.start);
             return Ok((vec![range.start], true));
         }
         if self.slots.reserve(range) {
             let content = self.read(range, protocol, backends)?;
             self.insert(range, content, backends);
-            self.hold(range.start);
+            self.acquire(range.start);
             return Ok((vec![range.start], true));
         }
-        Ok((self.hold_all(range, backends), false))
+        Ok((self.acquire_overlapping(range, backends), false))
     }
 
     fn read(
@@ -99,7 +100,7 @@ impl Ranges {
         backends.adopt_slots(&slots, protocol)
     }
 
-    fn hold_all(&mut self, range: Range, backends: &mut Backends) -> Vec<u32> {
+    fn acquire_overlapping(&mut self, range: Range, backends: &mut Backends) -> Vec<u32> {
         let end = range.start.saturating_add(range.len).min(self.slots.capacity());
         let Some(len) = end.checked_sub(range.start) else { return Vec::new() };
         let window = Range { start: range.start, len };
@@ -108,20 +109,20 @@ impl Ranges {
             self.insert(free, None, backends);
         }
         let before = self.extents.range(..window.start).next_back();
-        let touching: Vec<_> = before
+        let overlapping: Vec<_> = before
             .into_iter()
             .chain(self.extents.range(window.start..window.end()))
             .filter(|(_, extent)| extent.range.end() > window.start)
             .map(|(start, _)| *start)
             .collect();
-        for start in &touching {
-            self.hold(*start);
+        for start in &overlapping {
+            self.acquire(*start);
         }
-        touching
+        overlapping
     }
 
-    /// Writes backends into a range nobody sees, and returns its first slot. The caller points rows to it
-    /// ([`Self::hold`]), and calls [`Self::discard`] if there is none.
+    /// Writes backends into a new range and returns its first slot. The caller lets rows use it
+    /// ([`Self::acquire`]), or calls [`Self::discard`].
     pub(super) fn write(
         &mut self,
         content: &[u32],
@@ -132,7 +133,7 @@ impl Ranges {
         for (index, id) in (range.start..).zip(content) {
             let slot = backends.slot(*id).unwrap_or_default();
             if let Err(error) = self.table.insert(&index, &slot) {
-                self.slots.give_back(range);
+                self.slots.release(range);
                 return Err(error.into());
             }
         }
@@ -141,63 +142,63 @@ impl Ranges {
     }
 
     fn insert(&mut self, range: Range, content: Option<Vec<u32>>, backends: &mut Backends) {
-        let sound = content.is_some();
+        let intact = content.is_some();
         let content = content.unwrap_or_default().into_boxed_slice();
-        let extent = Extent { range, rows: 0, content, sound };
-        backends.hold(&extent.members());
+        let extent = Extent { range, rows: 0, content, intact };
+        backends.acquire(&extent.members());
         self.extents.insert(range.start, extent);
     }
 
-    /// A row points to the range.
-    pub(super) fn hold(&mut self, start: u32) {
+    /// A row uses the range.
+    pub(super) fn acquire(&mut self, start: u32) {
         if let Some(extent) = self.extents.get_mut(&start) {
             extent.rows += 1;
         }
     }
 
-    /// A row no longer points to the range: after the last one it rests, and is free.
+    /// A row no longer uses the range: after the last one it is quarantined.
     pub(super) fn release(&mut self, start: u32, backends: &mut Backends, now: Instant) {
         let Some(extent) = self.extents.get_mut(&start) else { return };
         extent.rows -= 1;
         if extent.rows == 0
             && let Some(extent) = self.extents.remove(&start)
         {
-            self.slots.retire(extent.range, now);
+            self.slots.quarantine(extent.range, now);
             backends.release(&extent.members());
         }
     }
 
-    /// Gives back a range that no row ever pointed to.
+    /// Frees a range that no row used.
     pub(super) fn discard(&mut self, start: u32, backends: &mut Backends) {
         if self.extents.get(&start).is_none_or(|extent| extent.rows > 0) {
             return;
         }
         if let Some(extent) = self.extents.remove(&start) {
-            self.slots.give_back(extent.range);
+            self.slots.release(extent.range);
             backends.release(&extent.members());
         }
     }
 
-    /// Whether the range holds exactly these.
-    pub(super) fn holds(&self, start: u32, content: &[u32]) -> bool {
-        self.extents.get(&start).is_some_and(|extent| extent.sound && *extent.content == *content)
+    /// Whether the range has exactly this content.
+    pub(super) fn has_content(&self, start: u32, content: &[u32]) -> bool {
+        self.extents.get(&start).is_some_and(|extent| extent.intact && *extent.content == *content)
     }
 
-    /// The backends in a range, each once.
+    /// The backend IDs of a range, each once.
     pub(super) fn members(&self, start: u32) -> Vec<u32> {
         self.extents.get(&start).map(Extent::members).unwrap_or_default()
     }
 
-    /// What each slot in use should hold, as far as that is known.
+    /// The content of each range, if known.
     pub(super) fn contents(&self) -> impl Iterator<Item = (u32, &[u32])> {
-        let sound = self.extents.iter().filter(|(_, extent)| extent.sound);
-        sound.map(|(start, extent)| (*start, &*extent.content))
+        let intact = self.extents.iter().filter(|(_, extent)| extent.intact);
+        intact.map(|(start, extent)| (*start, &*extent.content))
     }
 
-    /// The content is not what it was written as: a row that points there is to be written anew.
-    pub(super) fn distrust(&mut self, start: u32) {
+    /// Marks the content as changed by another program: rows that use it are rewritten.
+    pub(super) fn invalidate(&mut self, start: u32) {
         if let Some(extent) = self.extents.get_mut(&start) {
-            extent.sound = false;
+            extent.intact = false;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The real datapath and kernel behind [`SocketTable`].
+//! [`SocketTable`] of the running datapath and kernel.
 
 use std::{collections::HashSet, io, path::PathBuf, sync::Arc};
 
@@ -12,57 +12,57 @@ use crate::{
 
 /// A network namespace with sockets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Place {
+pub enum Netns {
     Host,
     Pod(PathBuf),
 }
 
-/// Why sockets could not be found or ended.
+/// Why sockets could not be listed or destroyed.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketsError {
     #[error(transparent)]
     Peers(#[from] TableError),
-    #[error("{0}: connected UDP sockets stay with a backend that is gone")]
+    #[error("{0}; connected UDP sockets keep their removed backend until they reconnect")]
     Kernel(#[from] SockDiagError),
     #[error(transparent)]
     Netns(#[from] PodNetnsError),
-    #[error("a thread died: {0}")]
+    #[error("thread that inspects sockets failed: {0}")]
     Thread(#[from] tokio::task::JoinError),
 }
 
-/// Datapath and kernel, as far as they are needed here.
+/// The translated sockets of the datapath, and the sockets of the kernel.
 pub trait SocketTable: Send + Sync {
-    /// Connected UDP sockets that were translated, by their cookies.
+    /// Translated connected UDP sockets, by cookie.
     fn peers(&self) -> impl Future<Output = Result<Vec<(u64, ConnectedPeer)>, SocketsError>> + Send;
-    /// The cookie of a namespace; `None` if the kernel does not tell.
-    fn netns(&self, place: &Place) -> impl Future<Output = Result<Option<u64>, SocketsError>> + Send;
-    /// Ends the conversations of those of these sockets that are in the namespace. How many there were.
-    fn end(
+    /// The cookie of a namespace; `None` if the kernel has none.
+    fn netns(&self, netns: &Netns) -> impl Future<Output = Result<Option<u64>, SocketsError>> + Send;
+    /// Destroys those of the sockets that are in the namespace. Returns their number.
+    fn destroy(
         &self,
-        place: &Place,
+        netns: &Netns,
         cookies: HashSet<u64>,
     ) -> impl Future<Output = Result<usize, SocketsError>> + Send;
 }
 
-/// The real ones.
+/// The running datapath and kernel.
 pub struct KernelSockets {
     peers: Arc<dyn Table<u64, ConnectedPeer> + Sync>,
 }
 
 impl KernelSockets {
-    /// `peers`: what the datapath remembers of connected UDP sockets.
+    /// `peers` is the datapath's table of connected UDP sockets.
     pub fn new(peers: impl Table<u64, ConnectedPeer> + Sync + 'static) -> Self {
         Self { peers: Arc::new(peers) }
     }
 
     /// Runs `work` in the namespace, on a thread that may block.
-    async fn at<T: Send + 'static>(
-        place: &Place,
+    async fn run_in<T: Send + 'static>(
+        netns: &Netns,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, SocketsError> {
-        Ok(match place {
-            Place::Host => spawn_blocking(work).await?,
-            Place::Pod(path) => PodNetns::open(path)?.run(work).await?,
+        Ok(match netns {
+            Netns::Host => spawn_blocking(work).await?,
+            Netns::Pod(path) => PodNetns::open(path)?.run(work).await?,
         })
     }
 }
@@ -73,13 +73,14 @@ impl SocketTable for KernelSockets {
         Ok(spawn_blocking(move || peers.entries()).await??)
     }
 
-    async fn netns(&self, place: &Place) -> Result<Option<u64>, SocketsError> {
-        Self::at(place, netns::cookie).await
+    async fn netns(&self, netns: &Netns) -> Result<Option<u64>, SocketsError> {
+        Self::run_in(netns, netns::cookie).await
     }
 
-    async fn end(&self, place: &Place, cookies: HashSet<u64>) -> Result<usize, SocketsError> {
-        let open = |source: io::Error| SockDiagError::Kernel { operation: "ask for", source };
+    async fn destroy(&self, netns: &Netns, cookies: HashSet<u64>) -> Result<usize, SocketsError> {
+        let open =
+            |source: io::Error| SockDiagError::Kernel { operation: "open sock_diag socket to list", source };
         let work = move || SockDiag::open().map_err(open)?.destroy(&cookies);
-        Ok(Self::at(place, work).await??)
+        Ok(Self::run_in(netns, work).await??)
     }
 }

@@ -1,4 +1,4 @@
-//! Tables that look, after every single write, at what a reader on another processor could see.
+//! Tables that check, after every write, what a concurrent reader could see.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -18,19 +18,19 @@ use crate::{
     state::Store,
 };
 
-/// What a frontend may say: of each service that wants it, the backends by slot, the affinity and the flags.
-type Meaning = (Vec<(Addr, Port)>, u32, u32);
+/// A valid content of a frontend: the backends by slot, the affinity timeout and the flags.
+type Content = (Vec<(Addr, Port)>, u32, u32);
 
-/// Knows what is right at any moment.
+/// Checks every write against the invariants.
 #[derive(Debug)]
 pub(super) struct Checker {
     services: MemoryTable<ServiceKey, Service>,
     backends: MemoryTable<u32, BackendSlot>,
     generations: MemoryTable<u32, u32>,
-    expected: HashMap<ServiceKey, Vec<Meaning>>,
-    /// When a row last pointed to the slot.
+    expected: HashMap<ServiceKey, Vec<Content>>,
+    /// When a row last used the slot.
     seen: HashMap<u32, Instant>,
-    /// Rows that were broken before there was an agent.
+    /// Rows that were broken before the agent started.
     pub(super) broken: HashSet<ServiceKey>,
     pub(super) now: Instant,
 }
@@ -53,7 +53,7 @@ impl Checker {
         }
     }
 
-    /// From now on this is wanted.
+    /// Sets the expected content.
     pub(super) fn expect(&mut self, store: &Store) {
         self.expected = expected(store);
     }
@@ -69,25 +69,25 @@ impl Checker {
     }
 }
 
-/// This node, as far as services know it ([`super::network`]).
+/// The node context of the tests ([`super::network`]).
 fn node_context() -> NodeContext {
     NodeContext { node: "a".to_owned(), ..NodeContext::default() }
 }
 
-/// What every frontend should say.
-pub(super) fn expected(store: &Store) -> HashMap<ServiceKey, Vec<Meaning>> {
+/// The expected contents of every frontend.
+pub(super) fn expected(store: &Store) -> HashMap<ServiceKey, Vec<Content>> {
     let node_context = node_context();
-    let mut expected: HashMap<ServiceKey, Vec<Meaning>> = HashMap::new();
+    let mut expected: HashMap<ServiceKey, Vec<Content>> = HashMap::new();
     for service in store.services() {
         for port in compile(service, store.slices_of(&service.name), &node_context).ports {
             for group in &port.groups {
                 let indices: Vec<u32> = (0..group.backends.len() as u32).collect();
-                let layout = port.arrange(&group.backends, &indices);
+                let layout = port.slot_layout(&group.backends, &indices);
                 let slots = layout.iter().map(|index| group.backends[*index as usize]);
                 let slots: Vec<_> = slots.map(|b| (b.addr, b.port)).collect();
                 for frontend in &group.frontends {
-                    let meaning = (slots.clone(), port.affinity_timeout, port.flags() | frontend.flags);
-                    expected.entry(frontend.key).or_default().push(meaning);
+                    let content = (slots.clone(), port.affinity_timeout, port.flags() | frontend.flags);
+                    expected.entry(frontend.key).or_default().push(content);
                 }
             }
         }
@@ -95,72 +95,69 @@ pub(super) fn expected(store: &Store) -> HashMap<ServiceKey, Vec<Meaning>> {
     expected
 }
 
-/// Backends of all services that serve UDP.
-pub(super) fn serving(store: &Store) -> BTreeSet<(Addr, Port, u8)> {
+/// Serving UDP backends of all Services.
+pub(super) fn serving_udp(store: &Store) -> BTreeSet<(Addr, Port, u8)> {
     let node_context = node_context();
-    let mut serving = BTreeSet::new();
+    let mut serving_udp = BTreeSet::new();
     for service in store.services() {
         for port in compile(service, store.slices_of(&service.name), &node_context).ports {
             let protocol = port.key.protocol.number();
-            serving.extend(port.serving.iter().map(|backend| (backend.addr, backend.port, protocol)));
+            serving_udp.extend(port.serving_udp.iter().map(|backend| (backend.addr, backend.port, protocol)));
         }
     }
-    serving
+    serving_udp
 }
 
-/// What a frontend says.
-pub(super) fn meaning(row: &Service, slots: &[BackendSlot]) -> Meaning {
+/// The content of a frontend.
+pub(super) fn content(row: &Service, slots: &[BackendSlot]) -> Content {
     let mut slots: Vec<_> = slots.iter().map(|slot| (slot.addr, slot.port)).collect();
-    // in the order of their numbers, which says nothing
+    // ordered by ID, which has no meaning
     if row.flags & ServiceFlags::HASH == 0 {
         slots.sort_unstable();
     }
     (slots, row.affinity_timeout, row.flags)
 }
 
-/// Is told of a write.
-pub(super) trait Witness<K, V> {
-    /// `before` and `after`: the entry.
-    fn written(&mut self, key: &K, before: Option<&V>, after: Option<&V>);
+/// Observes writes.
+pub(super) trait Observer<K, V> {
+    /// `before` and `after` are the values of the entry.
+    fn on_write(&mut self, key: &K, before: Option<&V>, after: Option<&V>);
 }
 
-impl Witness<ServiceKey, Service> for Checker {
-    /// A frontend always says what one who wants it wants now, and one that is wanted never goes. Where clients from outside
-    /// are sent, there is a row for them.
-    fn written(&mut self, key: &ServiceKey, before: Option<&Service>, after: Option<&Service>) {
+impl Observer<ServiceKey, Service> for Checker {
+    /// A row always has the desired content of one of its contenders, a desired row is never
+    /// removed, and a row for external clients exists where another refers to it.
+    fn on_write(&mut self, key: &ServiceKey, before: Option<&Service>, after: Option<&Service>) {
         let was_broken = self.broken.remove(key);
         for before in before.iter().filter(|_| !was_broken) {
             self.seen.extend((before.first_slot..before.first_slot + before.count).map(|i| (i, self.now)));
         }
         let at = |scope: Scope| self.services.get(&ServiceKey { scope: scope as u8, ..*key }).unwrap();
-        let sends = at(Scope::Any).is_some_and(|row| row.flags & ServiceFlags::OUTSIDE != 0);
-        assert!(
-            !sends || at(Scope::Outside).is_some(),
-            "{key:?} sends clients from outside where nothing is"
-        );
-        let wanted = self.expected.get(key);
+        let refers = at(Scope::Any).is_some_and(|row| row.flags & ServiceFlags::OUTSIDE != 0);
+        assert!(!refers || at(Scope::Outside).is_some(), "{key:?} refers external clients to a missing row");
+        let desired = self.expected.get(key);
         let Some(row) = after else {
-            assert!(wanted.is_none(), "{key:?} was removed while it is wanted");
+            assert!(desired.is_none(), "{key:?} was removed while it is desired");
             return;
         };
-        // of a pod of this node, which the store does not know
+        // a host port: the store does not contain it
         if row.flags & ServiceFlags::HOST_PORT != 0 {
             return;
         }
         let slots = self.slots(row);
-        let meaning = meaning(row, &slots);
-        let wanted = wanted.expect("only what is wanted is written");
-        assert!(wanted.contains(&meaning), "{key:?} says {meaning:?}, but wanted is {wanted:?}");
+        let content = content(row, &slots);
+        let desired = desired.expect("only desired rows are written");
+        assert!(desired.contains(&content), "{key:?} has {content:?}, expected one of {desired:?}");
         for slot in slots {
-            let generation = self.generations.get(&slot.id).unwrap().expect("number of the table");
+            let generation = self.generations.get(&slot.id).unwrap().expect("ID within the table");
             assert_eq!(slot.generation, generation, "generation of backend {slot:?}");
         }
     }
 }
 
-impl Witness<u32, BackendSlot> for Checker {
-    /// A slot that may be read is never written.
-    fn written(&mut self, index: &u32, _: Option<&BackendSlot>, _: Option<&BackendSlot>) {
+impl Observer<u32, BackendSlot> for Checker {
+    /// A slot that a reader may use is never written.
+    fn on_write(&mut self, index: &u32, _: Option<&BackendSlot>, _: Option<&BackendSlot>) {
         for (key, row) in self.rows() {
             let range = row.first_slot..row.first_slot + row.count;
             assert!(!range.contains(index), "slot {index} was written under {key:?}");
@@ -171,9 +168,9 @@ impl Witness<u32, BackendSlot> for Checker {
     }
 }
 
-impl Witness<u32, u32> for Checker {
-    /// The generation of a backend that may be chosen does not change: its flows would be cut.
-    fn written(&mut self, id: &u32, _: Option<&u32>, generation: Option<&u32>) {
+impl Observer<u32, u32> for Checker {
+    /// The generation of a usable backend does not change: that would break its flows.
+    fn on_write(&mut self, id: &u32, _: Option<&u32>, generation: Option<&u32>) {
         for (key, row) in self.rows() {
             for slot in self.slots(&row) {
                 let same = slot.id != *id || Some(&slot.generation) == generation;
@@ -183,7 +180,7 @@ impl Witness<u32, u32> for Checker {
     }
 }
 
-/// A table that tells the checker.
+/// A table that reports its writes to the checker.
 #[derive(Debug)]
 pub(super) struct Checked<K, V> {
     table: MemoryTable<K, V>,
@@ -200,7 +197,7 @@ impl<K, V> Table<K, V> for Checked<K, V>
 where
     K: Ord + Clone + Send,
     V: Clone + Send,
-    Checker: Witness<K, V>,
+    Checker: Observer<K, V>,
 {
     fn name(&self) -> &'static str {
         self.table.name()
@@ -213,14 +210,14 @@ where
     fn insert(&mut self, key: &K, value: &V) -> Result<(), TableError> {
         let before = self.table.get(key)?;
         self.table.insert(key, value)?;
-        self.checker.lock().unwrap().written(key, before.as_ref(), Some(value));
+        self.checker.lock().unwrap().on_write(key, before.as_ref(), Some(value));
         Ok(())
     }
 
     fn remove(&mut self, key: &K) -> Result<(), TableError> {
         let before = self.table.get(key)?;
         self.table.remove(key)?;
-        self.checker.lock().unwrap().written(key, before.as_ref(), None);
+        self.checker.lock().unwrap().on_write(key, before.as_ref(), None);
         Ok(())
     }
 

@@ -1,9 +1,11 @@
-//! The reconciler over tables in memory that check every write ([`check`]), with faults and restarts.
+//! The reconciler over in-memory tables that check every write ([`check`]), with faults and
+//! restarts.
 
 mod check;
 mod endpoints;
 mod frontends;
 mod property;
+mod repair;
 mod routes;
 mod services;
 mod views;
@@ -42,17 +44,17 @@ use crate::{
 
 /// Capacities of the tables.
 #[derive(Clone, Copy, Debug)]
-struct Room {
+struct Capacities {
     frontends: u32,
     slots: u32,
     backends: u32,
     source_ranges: u32,
 }
 
-const PLENTY: Room = Room { frontends: 4_096, slots: 65_536, backends: 32_768, source_ranges: 64 };
+const LARGE: Capacities = Capacities { frontends: 4_096, slots: 65_536, backends: 32_768, source_ranges: 64 };
 
-/// The tables, and what outlives an agent.
-struct World {
+/// The tables and the reconciler.
+struct Fixture {
     endpoints: MemoryTable<Addr, Endpoint>,
     routes: MemoryTable<RoutePrefix, Route>,
     services: MemoryTable<ServiceKey, Service>,
@@ -63,18 +65,18 @@ struct World {
     checker: Arc<Mutex<Checker>>,
     store: Store,
     now: Instant,
-    agent: Reconciler,
+    reconciler: Reconciler,
     kernel: UnboundedReceiver<KernelUpdate>,
     kernel_routes: BTreeMap<IpNet, KernelRoute>,
 }
 
-impl World {
-    /// An agent over empty tables.
-    fn new(room: Room) -> Self {
-        let services = MemoryTable::hash("SERVICES", room.frontends);
-        let backends = MemoryTable::array("BACKENDS", room.slots);
-        let generations = MemoryTable::array("BACKEND_GENERATIONS", room.backends);
-        let source_ranges = MemoryTable::hash("SOURCE_RANGES", room.source_ranges);
+impl Fixture {
+    /// A reconciler over empty tables.
+    fn new(capacities: Capacities) -> Self {
+        let services = MemoryTable::hash("SERVICES", capacities.frontends);
+        let backends = MemoryTable::array("BACKENDS", capacities.slots);
+        let generations = MemoryTable::array("BACKEND_GENERATIONS", capacities.backends);
+        let source_ranges = MemoryTable::hash("SOURCE_RANGES", capacities.source_ranges);
         let now = Instant::now();
         let checker = Checker::new(services.clone(), backends.clone(), generations.clone(), now);
         let endpoints = MemoryTable::hash("ENDPOINTS", 64);
@@ -82,8 +84,8 @@ impl World {
         let faults = Faults::default();
         let (sender, kernel) = mpsc::unbounded_channel();
         let checker = Arc::new(Mutex::new(checker));
-        let mut world = Self {
-            agent: Reconciler::new(
+        let mut fixture = Self {
+            reconciler: Reconciler::new(
                 tables(
                     &endpoints,
                     &routes,
@@ -109,13 +111,13 @@ impl World {
             kernel,
             kernel_routes: BTreeMap::new(),
         };
-        world.agent.adopt().unwrap();
-        world
+        fixture.reconciler.adopt().unwrap();
+        fixture
     }
 
-    /// The agent dies, and another one adopts the tables. It starts later than any program runs.
+    /// Replaces the reconciler, which adopts the tables. It starts later than any program runs.
     fn restart(&mut self) {
-        self.pass(QUARANTINE);
+        self.advance(QUARANTINE);
         self.faults.clear();
         let (sender, kernel) = mpsc::unbounded_channel();
         let tables = tables(
@@ -128,13 +130,13 @@ impl World {
             &self.faults,
             &self.checker,
         );
-        self.agent = Reconciler::new(tables, sender);
+        self.reconciler = Reconciler::new(tables, sender);
         self.kernel = kernel;
         self.kernel_routes.clear();
-        self.agent.adopt().unwrap();
+        self.reconciler.adopt().unwrap();
     }
 
-    /// The new agent hears of everything there is.
+    /// Delivers all objects to the new reconciler.
     fn replay(&mut self) {
         let changes = Changes {
             nodes: self.store.nodes().map(|node| node.name.clone()).collect(),
@@ -142,7 +144,7 @@ impl World {
             synced: true,
             ..Changes::default()
         };
-        self.take(&changes);
+        self.apply_changes(&changes);
     }
 
     fn apply(&mut self, events: impl IntoIterator<Item = SourceEvent>) {
@@ -150,41 +152,41 @@ impl World {
         for event in events {
             changes.merge(self.store.apply(event));
         }
-        self.take(&changes);
+        self.apply_changes(&changes);
     }
 
-    fn take(&mut self, changes: &Changes) {
+    fn apply_changes(&mut self, changes: &Changes) {
         self.checker.lock().unwrap().expect(&self.store);
-        self.agent.changed(&self.store, changes);
+        self.reconciler.apply_changes(&self.store, changes);
     }
 
-    fn pass(&mut self, time: Duration) {
+    fn advance(&mut self, time: Duration) {
         self.now += time;
         self.checker.lock().unwrap().now = self.now;
     }
 
     fn work(&mut self) -> Option<Instant> {
-        let due = self.agent.work(self.now);
+        let due = self.reconciler.work(self.now);
         while let Ok(update) = self.kernel.try_recv() {
             match update {
-                KernelUpdate::Want(route) => drop(self.kernel_routes.insert(route.destination, route)),
-                KernelUpdate::Unwant(destination) => drop(self.kernel_routes.remove(&destination)),
+                KernelUpdate::Ensure(route) => drop(self.kernel_routes.insert(route.destination, route)),
+                KernelUpdate::Remove(destination) => drop(self.kernel_routes.remove(&destination)),
                 KernelUpdate::Sweep(_) => {}
             }
         }
         due
     }
 
-    /// Works until there is nothing to do.
+    /// Works until nothing is due.
     fn settle(&mut self) {
         for _ in 0..1_000 {
             let Some(due) = self.work() else { break };
-            self.pass(due.saturating_duration_since(self.now));
+            self.advance(due.saturating_duration_since(self.now));
         }
-        assert!(self.agent.is_settled(), "{:#?}", self.agent.problems());
+        assert!(self.reconciler.is_settled(), "{:#?}", self.reconciler.problems());
     }
 
-    /// Writes to any table so far.
+    /// Number of writes to all tables.
     fn writes(&self) -> u64 {
         self.endpoints.writes()
             + self.routes.writes()
@@ -194,16 +196,16 @@ impl World {
     }
 
     fn problems(&self) -> Vec<String> {
-        self.agent.problems().into_iter().map(|p| format!("{}: {}", p.subject, p.message)).collect()
+        self.reconciler.problems().into_iter().map(|p| format!("{}: {}", p.subject, p.message)).collect()
     }
 
-    /// Backends a frontend leads to, as a reader sees them.
-    fn behind(&self, frontend: &ServiceKey) -> Option<Vec<String>> {
+    /// Backends of a frontend, as a reader sees them.
+    fn backends_of(&self, frontend: &ServiceKey) -> Option<Vec<String>> {
         let row = self.services.get(frontend).unwrap()?;
         let slots =
             (row.first_slot..row.first_slot + row.count).map(|i| self.backends.get(&i).unwrap().unwrap());
         let mut backends: Vec<_> = slots.map(|slot| format!("{}:{}", slot.addr, slot.port)).collect();
-        // in the order of their numbers, which says nothing
+        // ordered by ID, which has no meaning
         if row.flags & ServiceFlags::HASH == 0 {
             backends.sort();
         }
@@ -239,7 +241,7 @@ fn name(name: &str) -> NamespacedName {
     NamespacedName::new("default", name)
 }
 
-/// A service with these cluster IPs, on TCP and UDP port 53.
+/// A Service with these cluster IPs and port 53 for TCP and UDP.
 fn service(service: &str, ips: &[&str]) -> StateService {
     let port = |name: &str, protocol| ServicePort { name: name.into(), port: 53, protocol, node_port: None };
     StateService {
@@ -254,7 +256,7 @@ fn service(service: &str, ips: &[&str]) -> StateService {
     }
 }
 
-/// Its only slice.
+/// The only slice of a Service.
 fn slice(service: &str, addresses: impl IntoIterator<Item = String>) -> EndpointSlice {
     let port = |name: &str, protocol| EndpointPort { name: name.into(), port: 5_300, protocol };
     let endpoint = |address: String| StateEndpoint {
@@ -279,12 +281,12 @@ fn upsert(object: impl Into<Object>) -> SourceEvent {
     SourceEvent::Upsert(object.into())
 }
 
-fn gone(key: ObjectKey) -> SourceEvent {
+fn removed(key: ObjectKey) -> SourceEvent {
     SourceEvent::Remove(key, Owner::default())
 }
 
-fn service_gone(service: &str) -> SourceEvent {
-    gone(ObjectKey::Service(name(service)))
+fn service_removed(service: &str) -> SourceEvent {
+    removed(ObjectKey::Service(name(service)))
 }
 
 impl From<StateService> for Object {

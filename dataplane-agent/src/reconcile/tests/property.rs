@@ -1,4 +1,5 @@
-//! Whatever happens, in whatever order, and whenever the agent dies: the tables end as a fresh agent would fill them.
+//! Property: after any sequence of events, faults and restarts, the tables are as a new agent would
+//! fill them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,16 +9,16 @@ use std::{
 use proptest::prelude::*;
 
 use super::{
-    Room, World,
-    check::{expected, meaning, serving},
-    gone, name, network, node, pod, service, service_gone, slice, upsert,
+    Capacities, Fixture,
+    check::{content, expected, serving_udp},
+    name, network, node, pod, removed, service, service_removed, slice, upsert,
 };
 use crate::{
     datapath::table::Table,
     state::{LoadBalancing, ObjectKey, SourceEvent, TrafficPolicy},
 };
 
-/// Cluster IPs; several services may want one.
+/// Cluster IPs; several Services may have one.
 const IPS: [&str; 5] = ["10.96.0.1", "10.96.0.2", "fd96::1", "10.96.0.3", "fd96::2"];
 
 #[derive(Clone, Debug)]
@@ -27,10 +28,10 @@ enum Step {
         ips: Vec<usize>,
         maglev: bool,
         affinity: Option<u32>,
-        /// What clients from outside get, if they may ask.
+        /// `externalTrafficPolicy`, if the Service has an external IP.
         external: Option<TrafficPolicy>,
     },
-    ServiceGone(usize),
+    ServiceRemoved(usize),
     Slice {
         which: usize,
         backends: BTreeSet<u8>,
@@ -40,18 +41,18 @@ enum Step {
         near: bool,
         cidr: usize,
     },
-    NodeGone(usize),
+    NodeRemoved(usize),
     Pod {
         which: usize,
         ifindex: u32,
     },
-    PodGone(usize),
+    PodRemoved(usize),
     Host(BTreeSet<u8>),
-    /// The writes that fail, counted from here.
+    /// Indexes of the writes that fail, from here.
     Faults(BTreeSet<u64>),
-    Pass(u64),
+    Advance(u64),
     Work,
-    /// The agent dies after so many writes.
+    /// The agent crashes after this many writes.
     Crash(u64),
 }
 
@@ -67,51 +68,52 @@ fn step() -> impl Strategy<Value = Step> {
             affinity: (affinity > 0).then_some(affinity),
             external,
         }),
-        2 => (0..4_usize).prop_map(Step::ServiceGone),
+        2 => (0..4_usize).prop_map(Step::ServiceRemoved),
         6 => (0..4_usize, proptest::collection::btree_set(2..9_u8, 0..6))
             .prop_map(|(which, backends)| Step::Slice { which, backends }),
         1 => (0..3_usize, any::<bool>(), 0..4_usize).prop_map(|(which, near, cidr)| Step::Node { which, near, cidr }),
-        1 => (0..3_usize).prop_map(Step::NodeGone),
+        1 => (0..3_usize).prop_map(Step::NodeRemoved),
         1 => (0..3_usize, 10..13_u32).prop_map(|(which, ifindex)| Step::Pod { which, ifindex }),
-        1 => (0..3_usize).prop_map(Step::PodGone),
+        1 => (0..3_usize).prop_map(Step::PodRemoved),
         1 => proptest::collection::btree_set(1..4_u8, 0..3).prop_map(Step::Host),
         1 => proptest::collection::btree_set(0..20_u64, 1..6).prop_map(Step::Faults),
-        3 => (0..1_500_u64).prop_map(Step::Pass),
+        3 => (0..1_500_u64).prop_map(Step::Advance),
         6 => Just(Step::Work),
         1 => (0..30_u64).prop_map(Step::Crash),
     ]
 }
 
-/// What is told to an agent besides the state.
+/// Inputs of the reconciler other than the state.
 #[derive(Clone, Debug, Default)]
-struct Told {
+struct Inputs {
     pods: BTreeMap<usize, u32>,
     host: BTreeSet<u8>,
 }
 
-impl Told {
-    fn tell(&self, world: &mut World) {
-        world.agent.set_network(network(), &world.store);
-        tell_host(world, &self.host);
+impl Inputs {
+    fn apply(&self, fixture: &mut Fixture) {
+        fixture.reconciler.set_network(network(), &fixture.store);
+        set_host(fixture, &self.host);
         for (which, ifindex) in &self.pods {
             // an error is repaired later
-            let _repaired = world.agent.upsert_pod(&which.to_string(), &the_pod(*which, *ifindex), world.now);
+            let _repaired =
+                fixture.reconciler.upsert_pod(&which.to_string(), &pod_of(*which, *ifindex), fixture.now);
         }
-        world.agent.pods_loaded();
-        world.replay();
+        fixture.reconciler.pods_loaded();
+        fixture.replay();
     }
 }
 
-fn tell_host(world: &mut World, addresses: &BTreeSet<u8>) {
+fn set_host(fixture: &mut Fixture, addresses: &BTreeSet<u8>) {
     let addresses = addresses.iter().map(|last| [192, 168, 1, *last].into());
-    world.agent.set_host_addresses(addresses, &world.store, world.now);
+    fixture.reconciler.set_host_addresses(addresses, &fixture.store, fixture.now);
 }
 
-fn the_pod(which: usize, ifindex: u32) -> crate::reconcile::LocalPod {
+fn pod_of(which: usize, ifindex: u32) -> crate::reconcile::LocalPod {
     pod(&format!("pod-{which}"), &format!("10.1.0.{}", which + 2), ifindex)
 }
 
-fn the_service(which: usize) -> String {
+fn service_name(which: usize) -> String {
     format!("service-{which}")
 }
 
@@ -120,160 +122,162 @@ fn backends(backends: &BTreeSet<u8>) -> impl Iterator<Item = String> {
     backends.iter().flat_map(both).collect::<Vec<_>>().into_iter()
 }
 
-fn play(world: &mut World, told: &mut Told, step: &Step) {
+fn run_step(fixture: &mut Fixture, inputs: &mut Inputs, step: &Step) {
     match step {
         Step::Service { which, ips, maglev, affinity, external } => {
             let ips: Vec<_> = ips.iter().map(|ip| IPS[*ip]).collect();
-            let mut wanted = service(&the_service(*which), &ips);
-            wanted.affinity_timeout = *affinity;
+            let mut desired = service(&service_name(*which), &ips);
+            desired.affinity_timeout = *affinity;
             if let Some(policy) = external {
-                wanted.external_ips = vec![[192, 0, 2, *which as u8].into()];
-                wanted.external_policy = *policy;
+                desired.external_ips = vec![[192, 0, 2, *which as u8].into()];
+                desired.external_policy = *policy;
             }
             if *maglev {
-                wanted.load_balancing = Some(LoadBalancing::Maglev);
+                desired.load_balancing = Some(LoadBalancing::Maglev);
             }
-            world.apply([upsert(wanted)]);
+            fixture.apply([upsert(desired)]);
         }
-        Step::ServiceGone(which) => world.apply([service_gone(&the_service(*which))]),
+        Step::ServiceRemoved(which) => fixture.apply([service_removed(&service_name(*which))]),
         Step::Slice { which, backends: ready } => {
-            let mut slice = slice(&the_service(*which), backends(ready));
+            let mut slice = slice(&service_name(*which), backends(ready));
             for (index, endpoint) in slice.endpoints.iter_mut().enumerate() {
                 endpoint.node_name = (index % 3 == 0).then(|| "a".into());
             }
-            world.apply([upsert(slice)]);
+            fixture.apply([upsert(slice)]);
         }
         Step::Node { which, near, cidr } => {
             let ip = format!("192.168.{}.{}", if *near { 1 } else { 2 }, which + 10);
             let cidr = format!("10.1.{}.0/24", cidr + 1);
-            world.apply([upsert(node(&format!("node-{which}"), &[&ip], &[&cidr]))]);
+            fixture.apply([upsert(node(&format!("node-{which}"), &[&ip], &[&cidr]))]);
         }
-        Step::NodeGone(which) => world.apply([gone(ObjectKey::Node(format!("node-{which}")))]),
+        Step::NodeRemoved(which) => fixture.apply([removed(ObjectKey::Node(format!("node-{which}")))]),
         Step::Pod { which, ifindex } => {
-            told.pods.insert(*which, *ifindex);
-            let _repaired = world.agent.upsert_pod(&which.to_string(), &the_pod(*which, *ifindex), world.now);
+            inputs.pods.insert(*which, *ifindex);
+            let _repaired =
+                fixture.reconciler.upsert_pod(&which.to_string(), &pod_of(*which, *ifindex), fixture.now);
         }
-        Step::PodGone(which) => {
-            told.pods.remove(which);
-            let _repaired = world.agent.remove_pod(&which.to_string(), world.now);
+        Step::PodRemoved(which) => {
+            inputs.pods.remove(which);
+            let _repaired = fixture.reconciler.remove_pod(&which.to_string(), fixture.now);
         }
         Step::Host(addresses) => {
-            told.host.clone_from(addresses);
-            tell_host(world, addresses);
+            inputs.host.clone_from(addresses);
+            set_host(fixture, addresses);
         }
-        Step::Faults(calls) => world.faults.fail(calls.iter().copied()),
-        Step::Pass(millis) => world.pass(Duration::from_millis(*millis)),
+        Step::Faults(calls) => fixture.faults.fail(calls.iter().copied()),
+        Step::Advance(millis) => fixture.advance(Duration::from_millis(*millis)),
         Step::Work => {
-            world.work();
+            fixture.work();
         }
         Step::Crash(writes) => {
-            world.faults.fail_after(*writes);
-            world.work();
-            world.restart();
-            told.tell(world);
+            fixture.faults.fail_after(*writes);
+            fixture.work();
+            fixture.restart();
+            inputs.apply(fixture);
         }
     }
 }
 
-fn start(room: Room) -> (World, Told) {
-    let mut world = World::new(room);
-    let told = Told::default();
-    world.apply([upsert(node("a", &["192.168.1.1"], &["10.1.0.0/24"])), SourceEvent::Synced]);
-    told.tell(&mut world);
-    (world, told)
+fn start(capacities: Capacities) -> (Fixture, Inputs) {
+    let mut fixture = Fixture::new(capacities);
+    let inputs = Inputs::default();
+    fixture.apply([upsert(node("a", &["192.168.1.1"], &["10.1.0.0/24"])), SourceEvent::Synced]);
+    inputs.apply(&mut fixture);
+    (fixture, inputs)
 }
 
-/// The services say what the state says, and no backend has a number that is nobody's: it is behind a frontend, or serves
-/// UDP and somebody may be talking to it. How many of the latter there are.
-fn assert_services(world: &World) -> u64 {
-    let expected = expected(&world.store);
-    let rows = world.services.entries().unwrap();
+/// The rows match the state, and every allocated backend ID is used by a frontend or belongs to a
+/// serving UDP backend. Returns the number of the latter.
+fn assert_services(fixture: &Fixture) -> u64 {
+    let expected = expected(&fixture.store);
+    let rows = fixture.services.entries().unwrap();
     let keys: BTreeSet<_> = rows.iter().map(|(key, _)| *key).collect();
     assert_eq!(keys, expected.keys().copied().collect());
     let mut used = BTreeSet::new();
     let mut ids = BTreeMap::new();
     for (key, row) in rows {
         let slots: Vec<_> = (row.first_slot..row.first_slot + row.count)
-            .map(|index| world.backends.get(&index).unwrap().unwrap())
+            .map(|index| fixture.backends.get(&index).unwrap().unwrap())
             .collect();
-        assert!(expected[&key].contains(&meaning(&row, &slots)), "{key:?}");
+        assert!(expected[&key].contains(&content(&row, &slots)), "{key:?}");
         used.extend(slots.iter().map(|slot| slot.id));
         for slot in slots {
             let backend = (slot.addr, slot.port, key.protocol);
-            assert_eq!(*ids.entry(slot.id).or_insert(backend), backend, "two backends with one number");
+            assert_eq!(*ids.entry(slot.id).or_insert(backend), backend, "one ID for two backends");
         }
     }
-    let numbered =
-        world.generations.entries().unwrap().into_iter().filter(|(_, generation)| generation % 2 == 1);
-    let numbered: BTreeSet<_> = numbered.map(|(id, _)| id).collect();
-    assert!(used.is_subset(&numbered), "{used:?} of {numbered:?}");
-    let behind: BTreeSet<_> = used.iter().map(|id| ids[id]).collect();
-    let talking = serving(&world.store).difference(&behind).count();
-    let kept = numbered.len() - used.len();
-    assert!(kept <= talking, "{used:?} of {numbered:?}, {talking} may have more");
+    let allocated =
+        fixture.generations.entries().unwrap().into_iter().filter(|(_, generation)| generation % 2 == 1);
+    let allocated: BTreeSet<_> = allocated.map(|(id, _)| id).collect();
+    assert!(used.is_subset(&allocated), "{used:?} of {allocated:?}");
+    let with_frontend: BTreeSet<_> = used.iter().map(|id| ids[id]).collect();
+    let serving_only = serving_udp(&fixture.store).difference(&with_frontend).count();
+    let kept = allocated.len() - used.len();
+    assert!(kept <= serving_only, "{used:?} of {allocated:?}, at most {serving_only} more");
     kept as u64
 }
 
-/// Everything is as an agent that has seen nothing but the end would make it.
-fn assert_as_fresh(world: &World, told: &Told) {
-    let mut fresh = World::new(super::PLENTY);
-    fresh.store = world.store.clone();
-    told.tell(&mut fresh);
+/// The tables match those of a new agent that only saw the final state.
+fn assert_as_fresh(fixture: &Fixture, inputs: &Inputs) {
+    let mut fresh = Fixture::new(super::LARGE);
+    fresh.store = fixture.store.clone();
+    inputs.apply(&mut fresh);
     fresh.settle();
-    let routes = |world: &World| -> Vec<_> {
-        let entries = world.routes.entries().unwrap().into_iter();
+    let routes = |fixture: &Fixture| -> Vec<_> {
+        let entries = fixture.routes.entries().unwrap().into_iter();
         entries.map(|(prefix, route)| (prefix, route.without_flow_hints())).collect()
     };
-    assert_eq!(routes(world), routes(&fresh));
-    assert_eq!(world.kernel_routes, fresh.kernel_routes);
-    let endpoints = |world: &World| -> Vec<_> {
-        let entries = world.endpoints.entries().unwrap().into_iter();
+    assert_eq!(routes(fixture), routes(&fresh));
+    assert_eq!(fixture.kernel_routes, fresh.kernel_routes);
+    let endpoints = |fixture: &Fixture| -> Vec<_> {
+        let entries = fixture.endpoints.entries().unwrap().into_iter();
         entries.map(|(addr, endpoint)| (addr, endpoint.without_flow_hints())).collect()
     };
-    assert_eq!(endpoints(world), endpoints(&fresh));
+    assert_eq!(endpoints(fixture), endpoints(&fresh));
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
 
     #[test]
-    fn it_always_converges_and_never_shows_a_reader_anything_wrong(steps in proptest::collection::vec(step(), 1..60)) {
-        let (mut world, mut told) = start(Room { frontends: 64, slots: 32_768, backends: 128, ..super::PLENTY });
+    fn tables_converge_and_readers_never_see_invalid_state(steps in proptest::collection::vec(step(), 1..60)) {
+        let (mut fixture, mut inputs) = start(Capacities { frontends: 64, slots: 32_768, backends: 128, ..super::LARGE });
         for step in &steps {
-            play(&mut world, &mut told, step);
+            run_step(&mut fixture, &mut inputs, step);
         }
-        world.faults.clear();
-        world.settle();
-        let kept = assert_services(&world);
-        assert_as_fresh(&world, &told);
+        fixture.faults.clear();
+        fixture.settle();
+        let kept = assert_services(&fixture);
+        assert_as_fresh(&fixture, &inputs);
 
-        // the next agent finds everything as it should be, but cannot know who had a contested frontend first, nor whose
-        // the numbers are that stand behind no frontend
-        let writes = world.writes();
-        world.restart();
-        told.tell(&mut world);
-        world.settle();
-        let conflict = expected(&world.store).values().any(|meanings| meanings.len() > 1);
-        prop_assert!(conflict || world.writes() == writes + kept, "{} writes", world.writes() - writes);
+        // a new agent writes nothing, except that it cannot know the first owner of a contested
+        // frontend, or the backends of IDs without frontend
+        let writes = fixture.writes();
+        fixture.restart();
+        inputs.apply(&mut fixture);
+        fixture.settle();
+        let conflict = expected(&fixture.store).values().any(|contents| contents.len() > 1);
+        prop_assert!(conflict || fixture.writes() == writes + kept, "{} writes", fixture.writes() - writes);
     }
 
-    /// With too little room not everything fits, but what is there is right, and once it fits it is made.
+    /// With full tables, existing rows stay correct, and missing ones are written once there is
+    /// space.
     #[test]
-    fn full_tables_never_show_a_reader_anything_wrong(steps in proptest::collection::vec(step(), 1..60)) {
-        let (mut world, mut told) = start(Room { frontends: 6, slots: 24, backends: 12, ..super::PLENTY });
+    fn readers_never_see_invalid_state_in_full_tables(steps in proptest::collection::vec(step(), 1..60)) {
+        let (mut fixture, mut inputs) = start(Capacities { frontends: 6, slots: 24, backends: 12, ..super::LARGE });
         for step in &steps {
-            play(&mut world, &mut told, step);
+            run_step(&mut fixture, &mut inputs, step);
         }
-        world.faults.clear();
-        let services = (0..4).map(|which| service_gone(&the_service(which)));
-        let slices = (0..4).map(|which| gone(ObjectKey::EndpointSlice(name(&the_service(which)))));
-        world.apply(services.chain(slices).collect::<Vec<_>>());
-        world.settle();
-        world.apply([
+        fixture.faults.clear();
+        let services = (0..4).map(|which| service_removed(&service_name(which)));
+        let slices = (0..4).map(|which| removed(ObjectKey::EndpointSlice(name(&service_name(which)))));
+        fixture.apply(services.chain(slices).collect::<Vec<_>>());
+        fixture.settle();
+        fixture.apply([
             upsert(service("last", &["10.96.0.1"])),
             upsert(slice("last", backends(&BTreeSet::from([2, 3])))),
         ]);
-        world.settle();
-        let _kept = assert_services(&world);
+        fixture.settle();
+        let _kept = assert_services(&fixture);
     }
 }

@@ -1,4 +1,4 @@
-//! Collisions, one by one and at random.
+//! Conflicts: single cases and random sequences.
 
 use proptest::prelude::*;
 
@@ -31,64 +31,66 @@ fn node(name: &str, cidrs: &[&str]) -> SourceEvent {
     }))
 }
 
-fn gone(name: &str) -> SourceEvent {
+fn removed_service(name: &str) -> SourceEvent {
     SourceEvent::Remove(key(name), Owner::default())
 }
 
-fn reasons(conflicts: &Conflicts) -> Vec<String> {
-    conflicts.refused().map(|(key, reason)| format!("{key}: {reason}")).collect()
+fn reasons(conflicts: &ConflictResolver) -> Vec<String> {
+    conflicts.waiting_reasons().map(|(key, reason)| format!("{key}: {reason}")).collect()
 }
 
 #[test]
-fn the_second_of_one_address_waits_until_the_first_goes() {
-    let mut conflicts = Conflicts::default();
+fn second_service_with_cluster_ip_waits_until_first_is_deleted() {
+    let mut conflicts = ConflictResolver::default();
     assert_eq!(conflicts.apply([service("b", &["10.0.0.1"])]), [service("b", &["10.0.0.1"])]);
     assert_eq!(conflicts.apply([service("a", &["fd00::1", "10.0.0.1"])]), []);
-    let reason =
-        "Service default/a: cluster IP 10.0.0.1 is held by Service default/b: refused until that goes";
+    let reason = "Service default/a: cluster IP 10.0.0.1 is already used by Service default/b: not applied until Service default/b releases it";
     assert_eq!(reasons(&conflicts), [reason]);
-    assert_eq!(conflicts.apply([gone("b")]), [gone("b"), service("a", &["fd00::1", "10.0.0.1"])]);
+    assert_eq!(
+        conflicts.apply([removed_service("b")]),
+        [removed_service("b"), service("a", &["fd00::1", "10.0.0.1"])]
+    );
     assert_eq!(reasons(&conflicts), [""; 0]);
 }
 
 #[test]
-fn the_second_is_delivered_when_the_first_moves() {
-    let mut conflicts = Conflicts::default();
+fn waiting_service_is_delivered_when_owner_changes_its_cluster_ip() {
+    let mut conflicts = ConflictResolver::default();
     conflicts.apply([service("a", &["10.0.0.1"]), service("b", &["10.0.0.1"])]);
     let moved = service("a", &["10.0.0.2"]);
     assert_eq!(conflicts.apply([moved.clone()]), [moved, service("b", &["10.0.0.1"])]);
 }
 
 #[test]
-fn a_change_into_a_conflict_keeps_the_earlier_state() {
-    let mut conflicts = Conflicts::default();
+fn conflicting_update_keeps_previous_version() {
+    let mut conflicts = ConflictResolver::default();
     conflicts.apply([service("a", &["10.0.0.1"]), service("b", &["10.0.0.2"])]);
     assert_eq!(conflicts.apply([service("b", &["10.0.0.1"])]), []);
-    assert!(reasons(&conflicts)[0].ends_with("; its earlier state stays"));
-    // what the earlier state has is not free
+    assert!(reasons(&conflicts)[0].ends_with("; its previous version stays applied"));
+    // the resources of the previous version are not free
     assert_eq!(conflicts.apply([service("c", &["10.0.0.2"])]), []);
-    // changing back is no change of what was delivered, but frees nobody
+    // reverting frees nothing
     assert_eq!(conflicts.apply([service("b", &["10.0.0.2"])]), [service("b", &["10.0.0.2"])]);
-    assert_eq!(conflicts.apply([gone("b")]), [gone("b"), service("c", &["10.0.0.2"])]);
+    assert_eq!(conflicts.apply([removed_service("b")]), [removed_service("b"), service("c", &["10.0.0.2"])]);
 }
 
 #[test]
-fn one_that_waits_can_go_without_a_trace() {
-    let mut conflicts = Conflicts::default();
+fn waiting_service_can_be_deleted_without_event() {
+    let mut conflicts = ConflictResolver::default();
     conflicts.apply([service("a", &["10.0.0.1"]), service("b", &["10.0.0.1"])]);
-    assert_eq!(conflicts.apply([gone("b")]), []);
-    assert_eq!(conflicts.apply([gone("a")]), [gone("a")]);
+    assert_eq!(conflicts.apply([removed_service("b")]), []);
+    assert_eq!(conflicts.apply([removed_service("a")]), [removed_service("a")]);
 }
 
 #[test]
-fn the_incarnation_that_was_delivered_is_the_one_removed() {
+fn removal_names_delivered_incarnation() {
     let owned = |event: SourceEvent, uid: &str| match event {
         SourceEvent::Upsert(Object::Service(service)) => {
             SourceEvent::Upsert(Object::Service(Service { owner: Owner { uid: uid.into() }, ..service }))
         }
         other => other,
     };
-    let mut conflicts = Conflicts::default();
+    let mut conflicts = ConflictResolver::default();
     conflicts.apply([service("a", &["10.0.0.1"]), owned(service("b", &["10.0.0.2"]), "first")]);
     conflicts.apply([owned(service("b", &["10.0.0.1"]), "second")]);
     let owner = |uid: &str| Owner { uid: uid.into() };
@@ -97,22 +99,22 @@ fn the_incarnation_that_was_delivered_is_the_one_removed() {
 }
 
 #[test]
-fn services_that_swap_their_addresses_are_both_delivered() {
-    let mut conflicts = Conflicts::default();
+fn services_that_swap_cluster_ips_are_both_delivered() {
+    let mut conflicts = ConflictResolver::default();
     conflicts.apply([service("a", &["10.0.0.1"]), service("b", &["10.0.0.2"])]);
     let out = conflicts.apply([service("a", &["10.0.0.2"]), service("b", &["10.0.0.1"])]);
-    assert_eq!(out, [gone("b"), service("a", &["10.0.0.2"]), service("b", &["10.0.0.1"])]);
+    assert_eq!(out, [removed_service("b"), service("a", &["10.0.0.2"]), service("b", &["10.0.0.1"])]);
 }
 
 #[test]
-fn overlapping_ranges_are_found_on_either_side() {
-    let mut conflicts = Conflicts::default();
+fn overlapping_pod_cidrs_are_detected_in_both_directions() {
+    let mut conflicts = ConflictResolver::default();
     conflicts.apply([node("a", &["10.1.0.0/16", "fd00:1::/64"])]);
     let others =
         [node("b", &["10.0.0.0/8"]), node("c", &["10.1.255.0/24"]), node("d", &["10.2.0.0/24", "fd00::/16"])];
     assert_eq!(conflicts.apply(others), []);
     assert_eq!(reasons(&conflicts).len(), 3);
-    assert!(reasons(&conflicts)[1].contains("some of pod CIDR 10.1.255.0/24 is held by Node a"));
+    assert!(reasons(&conflicts)[1].contains("part of pod CIDR 10.1.255.0/24 is already used by Node a"));
     assert_eq!(conflicts.apply([node("e", &["10.2.0.0/16", "fd00:2::/64"])]).len(), 1);
 }
 
@@ -144,7 +146,7 @@ fn event(edit: &Edit) -> SourceEvent {
             let cidr = IpNet::new(IpAddr::from([10, *net, 0, 0]), *len).unwrap().trunc().to_string();
             node(&format!("n{name}"), &[&cidr])
         }
-        Edit::RemoveService(name) => gone(&format!("s{name}")),
+        Edit::RemoveService(name) => removed_service(&format!("s{name}")),
         Edit::RemoveNode(name) => SourceEvent::Remove(ObjectKey::Node(format!("n{name}")), Owner::default()),
     }
 }
@@ -162,17 +164,17 @@ fn collisions(store: &Store) -> usize {
 
 proptest! {
     #[test]
-    fn what_is_delivered_never_collides_and_nobody_waits_without_a_holder(
+    fn delivered_objects_never_conflict_and_every_waiting_object_has_an_owner(
         batches in prop::collection::vec(prop::collection::vec(edit(), 1..6), 1..12)
     ) {
-        let mut conflicts = Conflicts::default();
+        let mut conflicts = ConflictResolver::default();
         let mut store = Store::default();
-        let mut wanted = BTreeMap::new();
+        let mut latest = BTreeMap::new();
         for batch in batches {
             for edit in &batch {
                 match event(edit) {
-                    SourceEvent::Upsert(object) => { wanted.insert(object.key(), object); }
-                    SourceEvent::Remove(key, _) => { wanted.remove(&key); }
+                    SourceEvent::Upsert(object) => { latest.insert(object.key(), object); }
+                    SourceEvent::Remove(key, _) => { latest.remove(&key); }
                     SourceEvent::Synced => {}
                 }
             }
@@ -180,28 +182,28 @@ proptest! {
                 store.apply(event);
                 prop_assert_eq!(collisions(&store), 0);
             }
-            let refused: BTreeSet<_> = conflicts.refused().map(|(key, _)| key.clone()).collect();
-            // who waits is refused by somebody, and everybody else is as last wanted
-            prop_assert_eq!(refused.len(), conflicts.waiting.len());
-            for (key, object) in &wanted {
+            let waiting_reasons: BTreeSet<_> = conflicts.waiting_reasons().map(|(key, _)| key.clone()).collect();
+            // a waiting object has a reason, and every other object is as last written
+            prop_assert_eq!(waiting_reasons.len(), conflicts.waiting.len());
+            for (key, object) in &latest {
                 let there = match key {
                     ObjectKey::Node(name) => store.node(name).cloned().map(Object::Node),
                     ObjectKey::Service(name) => store.service(name).cloned().map(Object::Service),
                     _ => None,
                 };
-                prop_assert!(refused.contains(key) || there.as_ref() == Some(object), "{}", key);
+                prop_assert!(waiting_reasons.contains(key) || there.as_ref() == Some(object), "{}", key);
             }
             for key in store.services().map(|it| Object::Service(it.clone()).key()) {
-                prop_assert!(wanted.contains_key(&key));
+                prop_assert!(latest.contains_key(&key));
             }
         }
-        // when all holders are gone, whoever is left is delivered
-        for key in wanted.keys().skip(1).cloned().collect::<Vec<_>>() {
+        // once all owners are deleted, the remaining object is delivered
+        for key in latest.keys().skip(1).cloned().collect::<Vec<_>>() {
             for event in conflicts.apply([SourceEvent::Remove(key, Owner::default())]) {
                 store.apply(event);
             }
         }
         prop_assert_eq!(conflicts.waiting.len(), 0);
-        prop_assert_eq!(store.services().count() + store.nodes().count(), wanted.len().min(1));
+        prop_assert_eq!(store.services().count() + store.nodes().count(), latest.len().min(1));
     }
 }

@@ -1,8 +1,10 @@
-//! What the cluster last was, on disk: a file of lines, one per change, the last of an object counts.
+//! The last known cluster state on disk: a file of JSON lines, one per change; the last line of an
+//! object counts.
 //!
-//! A change costs a line, however large the cluster is. When most lines count no more, the file is written anew beside
-//! itself and renamed. Its modification time says when it was last known to be right. A line that was being written
-//! when the machine died ends the file. Nothing here is trusted longer than until the API server answers.
+//! A change appends one line, independent of the cluster size. When most lines are outdated, the
+//! file is compacted into a temporary file and renamed. The modification time is the last time the
+//! content was current. A crash can truncate only the last line. The content is used only until the
+//! API server answers.
 
 use std::{
     collections::HashMap,
@@ -18,26 +20,26 @@ use tokio::{task::JoinHandle, time::Instant};
 
 use crate::state::{Object, ObjectKey, SourceEvent};
 
-/// In the state directory.
+/// File name in the state directory.
 pub(super) const FILE: &str = "cluster.jsonl";
-/// Rises with every change of what a line means.
+/// Incremented with every change of the line format.
 const VERSION: u32 = 4;
-/// So many lines that do not count are no reason to write the file anew.
-const SLACK: usize = 1_000;
-/// How often the time of the last contact is written.
-const TOUCH: Duration = Duration::from_secs(30);
-/// So much does not wait until it is time.
-const MUCH: usize = 256 << 10;
-/// More than this does not wait for a disk that takes nothing.
-const PENDING_MAX: usize = 16 << 20;
+/// Outdated lines tolerated before compaction.
+const OUTDATED_LINES_MIN: usize = 1_000;
+/// How often the modification time is updated.
+const TOUCH_INTERVAL: Duration = Duration::from_secs(30);
+/// Pending bytes that are written before the regular interval.
+const FLUSH_BYTES: usize = 256 << 10;
+/// Pending bytes above which the cache gives up on a disk that does not accept writes.
+const PENDING_BYTES_MAX: usize = 16 << 20;
 
-/// Extension of the file while it is written anew.
-const DRAFT: &str = "draft";
+/// File extension during compaction.
+const TEMP_EXTENSION: &str = "draft";
 
-/// Everything of this module below a state directory, there or not: for who removes it.
+/// The files of this cache in a state directory, whether or not they exist. For cleanup.
 pub fn files(state_dir: &Path) -> [PathBuf; 2] {
     let file = state_dir.join(FILE);
-    [file.with_extension(DRAFT), file]
+    [file.with_extension(TEMP_EXTENSION), file]
 }
 
 /// The first line.
@@ -47,32 +49,33 @@ struct Header {
     node: String,
 }
 
-/// Any other line.
+/// Any other line. The names are part of the file format.
 #[derive(Serialize, Deserialize)]
 struct Entry<K, O> {
     key: K,
-    /// `None`: it is gone.
-    is: Option<O>,
+    /// `None`: the object was deleted.
+    #[serde(rename = "is")]
+    object: Option<O>,
 }
 
-/// What was on disk.
+/// The state read from disk.
 #[derive(Debug, Default)]
-pub(super) struct Known {
+pub(super) struct Snapshot {
     pub(super) objects: Vec<Object>,
-    /// When that was right; `None`: nothing is known.
+    /// When it was current; `None`: there is none.
     pub(super) time: Option<SystemTime>,
 }
 
-/// The file, and what is not in it yet.
+/// The file and the lines not yet written to it.
 #[derive(Debug)]
 pub(super) struct Cache {
     pending: Vec<u8>,
     pending_lines: usize,
     disk: Option<Disk>,
     writing: Option<JoinHandle<(Disk, Vec<u8>, usize)>>,
-    touched: Instant,
-    /// What came of the last write.
-    trouble: Option<String>,
+    last_touch: Instant,
+    /// The error of the last write.
+    last_error: Option<String>,
 }
 
 /// The file.
@@ -81,24 +84,26 @@ struct Disk {
     path: PathBuf,
     header: Header,
     file: Option<File>,
-    /// Up to here the file is right.
+    /// Length of the valid content.
     length: u64,
     lines: usize,
-    trouble: Option<String>,
+    last_error: Option<String>,
 }
 
 impl Cache {
-    /// Reads what is there, for this node. What cannot be used is said, and forgotten.
-    pub(super) fn open(path: &Path, node: &str) -> (Self, Known) {
+    /// Opens the cache of this node and reads its content. Unusable content is logged and
+    /// discarded.
+    pub(super) fn open(path: &Path, node: &str) -> (Self, Snapshot) {
         let header = Header { version: VERSION, node: node.to_owned() };
-        let mut disk = Disk { path: path.to_owned(), header, file: None, length: 0, lines: 0, trouble: None };
-        let known = match disk.load() {
-            Ok(known) => known,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Known::default(),
+        let mut disk =
+            Disk { path: path.to_owned(), header, file: None, length: 0, lines: 0, last_error: None };
+        let snapshot = match disk.load() {
+            Ok(snapshot) => snapshot,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Snapshot::default(),
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "what the cluster last was cannot be used");
+                tracing::warn!(path = %path.display(), %error, "cannot read cached cluster state; starting without it");
                 disk.file = None;
-                Known::default()
+                Snapshot::default()
             }
         };
         let cache = Self {
@@ -106,17 +111,19 @@ impl Cache {
             pending_lines: 0,
             disk: Some(disk),
             writing: None,
-            touched: Instant::now(),
-            trouble: None,
+            last_touch: Instant::now(),
+            last_error: None,
         };
-        (cache, known)
+        (cache, snapshot)
     }
 
-    /// To be written with the next [`Self::save`].
-    pub(super) fn note(&mut self, event: &SourceEvent) {
+    /// Queues an event for the next [`Self::save`].
+    pub(super) fn record(&mut self, event: &SourceEvent) {
         let line = match event {
-            SourceEvent::Upsert(object) => serde_json::to_vec(&Entry { key: object.key(), is: Some(object) }),
-            SourceEvent::Remove(key, _) => serde_json::to_vec(&Entry { key, is: None::<Object> }),
+            SourceEvent::Upsert(object) => {
+                serde_json::to_vec(&Entry { key: object.key(), object: Some(object) })
+            }
+            SourceEvent::Remove(key, _) => serde_json::to_vec(&Entry { key, object: None::<Object> }),
             SourceEvent::Synced => return,
         };
         match line {
@@ -125,87 +132,91 @@ impl Cache {
                 self.pending.push(b'\n');
                 self.pending_lines += 1;
             }
-            Err(error) => tracing::error!(%error, "an object cannot be kept on disk"),
+            Err(error) => tracing::error!(%error, "cannot encode object for the cluster state cache"),
         }
     }
 
-    /// Whether [`Self::save`] is due before its time: a first list is long, and waits in memory.
-    pub(super) fn has_much(&self) -> bool {
-        self.pending.len() >= MUCH && !self.is_writing() && self.trouble.is_none()
+    /// Whether [`Self::save`] should run before the regular interval, as during a long initial
+    /// list.
+    pub(super) fn should_flush(&self) -> bool {
+        self.pending.len() >= FLUSH_BYTES && !self.is_writing() && self.last_error.is_none()
     }
 
-    /// Begins to write what is noted. `live`: how many objects there are. Whether [`Self::trouble`] may have changed.
-    pub(super) async fn save(&mut self, live: usize, in_contact: bool) -> bool {
-        let before = self.trouble();
+    /// Starts to write the queued lines. `live` is the number of existing objects. Returns whether
+    /// [`Self::last_error`] may have changed.
+    pub(super) async fn save(&mut self, live: usize, connected: bool) -> bool {
+        let before = self.last_error();
         if self.is_writing() {
             return false;
         }
-        self.written().await;
-        let touch = in_contact && self.touched.elapsed() >= TOUCH;
+        self.finish_write().await;
+        let touch = connected && self.last_touch.elapsed() >= TOUCH_INTERVAL;
         if (!self.pending.is_empty() || touch)
             && let Some(mut disk) = self.disk.take()
         {
             if touch {
-                self.touched = Instant::now();
+                self.last_touch = Instant::now();
             }
             let (lines, count) = (std::mem::take(&mut self.pending), std::mem::take(&mut self.pending_lines));
             self.writing = Some(tokio::task::spawn_blocking(move || {
-                let left = disk.write(&lines, count, live, in_contact);
-                if left { (disk, lines, count) } else { (disk, Vec::new(), 0) }
+                let unwritten = disk.write(&lines, count, live, connected);
+                if unwritten { (disk, lines, count) } else { (disk, Vec::new(), 0) }
             }));
         }
-        self.trouble != before
+        self.last_error != before
     }
 
-    /// Everything is on disk, and stays there.
-    pub(super) async fn close(&mut self, in_contact: bool) {
-        self.written().await;
+    /// Writes everything that is queued and syncs the file.
+    pub(super) async fn close(&mut self, connected: bool) {
+        self.finish_write().await;
         let Some(disk) = &mut self.disk else { return };
-        let left = disk.write(&self.pending, self.pending_lines, usize::MAX / 4, in_contact);
-        self.trouble.clone_from(&disk.trouble);
-        if let (Some(file), false) = (&disk.file, left)
+        let unwritten = disk.write(&self.pending, self.pending_lines, usize::MAX / 4, connected);
+        self.last_error.clone_from(&disk.last_error);
+        if let (Some(file), false) = (&disk.file, unwritten)
             && let Err(error) = file.sync_all()
         {
-            tracing::warn!(path = %disk.path.display(), %error, "what the cluster is may not be on disk");
+            tracing::warn!(path = %disk.path.display(), %error, "cannot sync cluster state cache");
         }
     }
 
-    /// Why the next agent may know less than this one.
-    pub(super) fn trouble(&self) -> Option<String> {
-        self.trouble.clone()
+    /// The error of the last write, for `status`.
+    pub(super) fn last_error(&self) -> Option<String> {
+        self.last_error.clone()
     }
 
     fn is_writing(&self) -> bool {
         self.writing.as_ref().is_some_and(|writing| !writing.is_finished())
     }
 
-    /// Waits for the last write.
-    async fn written(&mut self) {
+    /// Waits for the last write and requeues lines it could not write.
+    async fn finish_write(&mut self) {
         let Some(writing) = self.writing.take() else { return };
         match writing.await {
-            Ok((disk, mut left, count)) => {
-                left.append(&mut self.pending);
-                self.pending = left;
+            Ok((disk, mut unwritten, count)) => {
+                unwritten.append(&mut self.pending);
+                self.pending = unwritten;
                 self.pending_lines += count;
-                self.trouble.clone_from(&disk.trouble);
+                self.last_error.clone_from(&disk.last_error);
                 self.disk = Some(disk);
             }
-            Err(error) => tracing::error!(%error, "keeping what the cluster is: the task ended"),
+            Err(error) => tracing::error!(%error, "task that writes the cluster state cache failed"),
         }
-        if self.pending.len() > PENDING_MAX {
-            // what is on disk would be wrong without what is lost here
-            tracing::warn!("what the cluster is cannot be kept: the disk takes nothing");
+        if self.pending.len() > PENDING_BYTES_MAX {
+            // the file would be wrong without the lines dropped here
+            tracing::warn!(
+                "cannot write cluster state cache: too much unwritten data; removing it, check the disk"
+            );
             self.pending = Vec::new();
             self.pending_lines = 0;
             if let Some(disk) = self.disk.take() {
-                let _there = fs::remove_file(&disk.path);
+                let _missing = fs::remove_file(&disk.path);
             }
         }
     }
 }
 
 impl Disk {
-    fn load(&mut self) -> io::Result<Known> {
+    fn load(&mut self) -> io::Result<Snapshot> {
         let file = OpenOptions::new().read(true).write(true).open(&self.path)?;
         let time = file.metadata()?.modified()?;
         let mut reader = BufReader::new(&file);
@@ -214,7 +225,7 @@ impl Disk {
         let header: Header = serde_json::from_slice(&line)?;
         if header != self.header {
             let Header { version, node } = header;
-            return Err(io::Error::other(format!("it is of version {version} and node {node}")));
+            return Err(io::Error::other(format!("file has version {version} for node {node}")));
         }
         let mut length = line.len() as u64;
         let (mut objects, mut lines) = (HashMap::new(), 0);
@@ -224,44 +235,44 @@ impl Disk {
             if !line.ends_with(b"\n") {
                 break;
             }
-            // what follows a line that is broken was written after it, and cannot be told apart from it
+            // lines after a corrupt line cannot be told apart from it
             let Ok(entry) = serde_json::from_slice::<Entry<ObjectKey, Object>>(&line) else {
-                tracing::warn!(path = %self.path.display(), line = lines + 2, "a broken line: the rest is left out");
+                tracing::warn!(path = %self.path.display(), line = lines + 2, "cluster state cache has a corrupt line; ignoring the rest");
                 break;
             };
             length += line.len() as u64;
             lines += 1;
-            match entry.is {
+            match entry.object {
                 Some(object) => objects.insert(entry.key, object),
                 None => objects.remove(&entry.key),
             };
         }
         drop(reader);
         (self.file, self.length, self.lines) = (Some(file), length, lines);
-        Ok(Known { objects: objects.into_values().collect(), time: Some(time) })
+        Ok(Snapshot { objects: objects.into_values().collect(), time: Some(time) })
     }
 
-    /// Appends these lines. Whether they are left to be written.
-    fn write(&mut self, lines: &[u8], count: usize, live: usize, in_contact: bool) -> bool {
-        let outdated = |lines: usize| lines > live.saturating_mul(2) + SLACK;
+    /// Appends the lines. Returns whether they must be written again.
+    fn write(&mut self, lines: &[u8], count: usize, live: usize, connected: bool) -> bool {
+        let outdated = |lines: usize| lines > live.saturating_mul(2) + OUTDATED_LINES_MIN;
         let done = self.append(lines, count).and_then(|()| {
             if outdated(self.lines) {
                 self.compact()?;
             }
             let at = SystemTime::now();
             match &self.file {
-                Some(file) if in_contact => file.set_modified(at),
+                Some(file) if connected => file.set_modified(at),
                 _ => Ok(()),
             }
         });
-        self.trouble = done.err().map(|error| {
+        self.last_error = done.err().map(|error| {
             format!(
-                "{}: {error}: an agent that starts without an API server would not know this",
+                "cannot write {}: {error}; if the agent restarts while no API server is reachable, it starts from outdated state",
                 self.path.display()
             )
         });
-        // lines that were appended are in the file, whatever went wrong then
-        self.trouble.is_some() && !lines.is_empty() && self.file.is_none()
+        // appended lines are in the file, even if a later step failed
+        self.last_error.is_some() && !lines.is_empty() && self.file.is_none()
     }
 
     fn append(&mut self, lines: &[u8], count: usize) -> io::Result<()> {
@@ -273,7 +284,7 @@ impl Disk {
                 Ok(())
             }
             Err(error) => {
-                // to be opened again, and cut where it was right
+                // reopen it and truncate it to the valid length
                 self.file = None;
                 Err(error)
             }
@@ -294,7 +305,7 @@ impl Disk {
         OpenOptions::new().read(true).write(true).open(&self.path)
     }
 
-    /// An empty file, in the place of what is there.
+    /// Creates an empty file, replacing any other.
     fn create(&mut self) -> io::Result<File> {
         if let Some(directory) = self.path.parent() {
             fs::create_dir_all(directory)?;
@@ -307,27 +318,27 @@ impl Disk {
         Ok(file)
     }
 
-    /// Writes the file anew, with the lines that count.
+    /// Rewrites the file with the last line of each existing object.
     fn compact(&mut self) -> io::Result<()> {
         let Some(file) = &mut self.file else { return Ok(()) };
         let mut last = HashMap::new();
         file.seek(SeekFrom::Start(0))?;
         for (number, line) in BufReader::new(&*file).split(b'\n').enumerate().skip(1) {
             let entry: Entry<ObjectKey, serde::de::IgnoredAny> = serde_json::from_slice(&line?)?;
-            last.insert(hash(&entry.key), (number, entry.is.is_some()));
+            last.insert(hash(&entry.key), (number, entry.object.is_some()));
         }
-        let draft = self.path.with_extension(DRAFT);
-        let mut out = BufWriter::new(File::create(&draft)?);
+        let temp_path = self.path.with_extension(TEMP_EXTENSION);
+        let mut out = BufWriter::new(File::create(&temp_path)?);
         let header = self.header_line()?;
         out.write_all(&header)?;
         let (mut length, mut lines) = (header.len() as u64, 0);
         let Some(file) = &mut self.file else { return Ok(()) };
         file.seek(SeekFrom::Start(0))?;
-        let counting: std::collections::HashSet<usize> =
-            last.into_values().filter(|(_, there)| *there).map(|(number, _)| number).collect();
+        let current_lines: std::collections::HashSet<usize> =
+            last.into_values().filter(|(_, exists)| *exists).map(|(number, _)| number).collect();
         for (number, line) in BufReader::new(&*file).split(b'\n').enumerate().skip(1) {
             let line = line?;
-            if counting.contains(&number) {
+            if current_lines.contains(&number) {
                 out.write_all(&line)?;
                 out.write_all(b"\n")?;
                 length += line.len() as u64 + 1;
@@ -335,7 +346,7 @@ impl Disk {
             }
         }
         out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-        fs::rename(&draft, &self.path)?;
+        fs::rename(&temp_path, &self.path)?;
         (self.file, self.length, self.lines) = (Some(self.reopen()?), length, lines);
         Ok(())
     }

@@ -1,7 +1,8 @@
-//! What all reflectors heard, against what was delivered: the difference goes on, and to the disk.
+//! Compares the events of all reflectors with the delivered objects, and passes on only the
+//! differences.
 //!
-//! Of what was delivered only its identity and a digest are kept. An object that is as it was, whatever its
-//! resourceVersion, is no event: heartbeats of nodes cost nothing behind here.
+//! Of each delivered object only the UID and a digest are kept. An object with equal content but
+//! another resourceVersion is no event: heartbeats of nodes end here.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -16,50 +17,50 @@ use tokio::{
 
 use super::{
     Progress,
-    cache::{Cache, Known},
+    cache::{Cache, Snapshot},
     reflector::WatchEvent,
 };
 use crate::{
     source::{
         Problem, Problems,
-        conflicts::Conflicts,
+        conflicts::ConflictResolver,
         objects::{Converted, FieldError, Kind},
     },
     state::{Object, ObjectKey, Owner, SourceEvent, Uid},
 };
 
 /// How long a change may be missing on disk.
-const SAVE: Duration = Duration::from_secs(5);
-/// Its UID is the cluster's.
-const CLUSTER: &str = "kube-system";
-/// The round of what was delivered from disk, and not heard since.
+const SAVE_INTERVAL: Duration = Duration::from_secs(5);
+/// The namespace whose UID identifies the cluster.
+const CLUSTER_NAMESPACE: &str = "kube-system";
+/// List round of an object restored from disk and not seen since.
 const UNCONFIRMED: u32 = 0;
 
-/// Nobody listens any more.
+/// The receiver of events is gone.
 struct Closed;
 
-/// The one place that delivers.
+/// Delivers the events of all kinds.
 pub(super) struct Deduplicator {
     events: mpsc::Sender<SourceEvent>,
     problems: Problems,
     progress: Progress,
     cache: Cache,
-    conflicts: Conflicts,
+    conflicts: ConflictResolver,
     delivered: HashMap<ObjectKey, Delivered>,
-    /// What is wrong with objects, and in which round that was said.
-    wrong: BTreeMap<ObjectKey, (u32, Vec<String>)>,
-    /// What is wrong with whole kinds.
-    troubles: BTreeMap<Kind, String>,
-    /// How often everything of a kind was asked for.
+    /// Problems of objects, and the list round in which they were found.
+    object_problems: BTreeMap<ObjectKey, (u32, Vec<String>)>,
+    /// The last error of each kind's list or watch.
+    kind_errors: BTreeMap<Kind, String>,
+    /// Number of lists started per kind.
     rounds: BTreeMap<Kind, u32>,
     listed: BTreeSet<Kind>,
-    news: bool,
+    dirty: bool,
 }
 
 struct Delivered {
     uid: Uid,
     digest: u64,
-    /// When it was last heard of by a list.
+    /// The last list round that contained it.
     round: u32,
 }
 
@@ -75,35 +76,35 @@ impl Deduplicator {
             problems,
             progress,
             cache,
-            conflicts: Conflicts::default(),
+            conflicts: ConflictResolver::default(),
             delivered: HashMap::new(),
-            wrong: BTreeMap::new(),
-            troubles: BTreeMap::new(),
+            object_problems: BTreeMap::new(),
+            kind_errors: BTreeMap::new(),
             rounds: BTreeMap::new(),
             listed: BTreeSet::new(),
-            news: false,
+            dirty: false,
         }
     }
 
-    /// Delivers what was known, then what is heard, until nobody listens.
-    pub(super) async fn run(&mut self, known: Known, hearing: &mut mpsc::Receiver<WatchEvent>) {
-        let _closed = self.try_run(known, hearing).await;
+    /// Delivers the snapshot, then watch events, until either channel closes.
+    pub(super) async fn run(&mut self, snapshot: Snapshot, watch_events: &mut mpsc::Receiver<WatchEvent>) {
+        let _closed = self.try_run(snapshot, watch_events).await;
     }
 
     async fn try_run(
         &mut self,
-        known: Known,
-        hearing: &mut mpsc::Receiver<WatchEvent>,
+        snapshot: Snapshot,
+        watch_events: &mut mpsc::Receiver<WatchEvent>,
     ) -> Result<(), Closed> {
-        self.restore(known).await?;
-        let mut save = interval(SAVE);
+        self.restore(snapshot).await?;
+        let mut save = interval(SAVE_INTERVAL);
         save.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                heard = hearing.recv() => match heard {
-                    Some(heard) => {
-                        self.hear(heard).await?;
-                        if self.cache.has_much() {
+                event = watch_events.recv() => match event {
+                    Some(event) => {
+                        self.on_event(event).await?;
+                        if self.cache.should_flush() {
                             self.save().await;
                         }
                     }
@@ -111,84 +112,92 @@ impl Deduplicator {
                 },
                 _ = save.tick() => self.save().await,
             }
-            if self.news && hearing.is_empty() {
-                self.news = false;
+            if self.dirty && watch_events.is_empty() {
+                self.dirty = false;
                 self.publish();
             }
         }
     }
 
     async fn save(&mut self) {
-        let in_contact = self.progress.behind_since().is_none();
-        self.news |= self.cache.save(self.delivered.len(), in_contact).await;
+        let connected = self.progress.behind_since().is_none();
+        self.dirty |= self.cache.save(self.delivered.len(), connected).await;
     }
 
-    /// Everything that was delivered is on disk when this returns.
+    /// Writes everything that was delivered to disk.
     pub(super) async fn close(&mut self) {
-        let in_contact = self.progress.behind_since().is_none();
-        self.cache.close(in_contact).await;
+        let connected = self.progress.behind_since().is_none();
+        self.cache.close(connected).await;
     }
 
-    async fn restore(&mut self, known: Known) -> Result<(), Closed> {
-        if let Some(time) = known.time {
-            self.progress.starts_from(time);
-            tracing::info!(objects = known.objects.len(), "starting from what the cluster last was");
+    async fn restore(&mut self, snapshot: Snapshot) -> Result<(), Closed> {
+        if let Some(time) = snapshot.time {
+            self.progress.set_snapshot_time(time);
+            tracing::info!(
+                objects = snapshot.objects.len(),
+                "restored cached cluster state; it is used until the API server answers"
+            );
         }
-        for object in known.objects {
+        for object in snapshot.objects {
             let digest = digest(&object);
             let delivered = Delivered { uid: object.owner().uid, digest, round: UNCONFIRMED };
             self.delivered.insert(object.key(), delivered);
-            // it is on disk
-            self.pass(SourceEvent::Upsert(object), false).await?;
+            // already on disk
+            self.deliver(SourceEvent::Upsert(object), false).await?;
         }
         Ok(())
     }
 
-    async fn hear(&mut self, heard: WatchEvent) -> Result<(), Closed> {
-        match heard {
-            WatchEvent::Listing(kind) => *self.rounds.entry(kind).or_insert(UNCONFIRMED) += 1,
-            WatchEvent::Is(key, converted) => self.is(key, converted).await?,
-            WatchEvent::Gone(key, owner) => {
-                let held = self.delivered.get(&key);
-                let successor = held.is_some_and(|held| !owner.uid.is_empty() && held.uid != owner.uid);
+    async fn on_event(&mut self, event: WatchEvent) -> Result<(), Closed> {
+        match event {
+            WatchEvent::ListStarted(kind) => *self.rounds.entry(kind).or_insert(UNCONFIRMED) += 1,
+            WatchEvent::Applied(key, converted) => self.on_applied(key, converted).await?,
+            WatchEvent::Deleted(key, owner) => {
+                let delivered = self.delivered.get(&key);
+                let successor =
+                    delivered.is_some_and(|delivered| !owner.uid.is_empty() && delivered.uid != owner.uid);
                 if !successor {
-                    self.clear(&key);
+                    self.clear_problems(&key);
                     self.remove(key).await?;
                 }
             }
-            WatchEvent::Listed { kind, complete } => self.listed(kind, complete).await?,
-            WatchEvent::Trouble(kind, reason) => {
-                self.news = true;
+            WatchEvent::ListDone { kind, complete } => self.on_list_done(kind, complete).await?,
+            WatchEvent::LastError(kind, reason) => {
+                self.dirty = true;
                 match reason {
-                    Some(reason) => self.troubles.insert(kind, reason),
-                    None => self.troubles.remove(&kind),
+                    Some(reason) => self.kind_errors.insert(kind, reason),
+                    None => self.kind_errors.remove(&kind),
                 };
             }
         }
         Ok(())
     }
 
-    async fn is(&mut self, key: ObjectKey, converted: Result<Converted, FieldError>) -> Result<(), Closed> {
+    async fn on_applied(
+        &mut self,
+        key: ObjectKey,
+        converted: Result<Converted, FieldError>,
+    ) -> Result<(), Closed> {
         let round = self.rounds.get(&kind_of(&key)).copied().unwrap_or_default();
-        if let Some(held) = self.delivered.get_mut(&key) {
-            let unconfirmed = std::mem::replace(&mut held.round, round) == UNCONFIRMED;
-            if unconfirmed && is_of_another_cluster(&key, held, &converted) {
-                tracing::warn!("what was kept on disk is of another cluster: forgotten");
-                self.forget_unconfirmed().await?;
+        if let Some(delivered) = self.delivered.get_mut(&key) {
+            let unconfirmed = std::mem::replace(&mut delivered.round, round) == UNCONFIRMED;
+            if unconfirmed && belongs_to_other_cluster(&key, delivered, &converted) {
+                tracing::warn!("cached cluster state belongs to another cluster; discarding it");
+                self.remove_unconfirmed().await?;
             }
         }
         match converted {
             Ok(Converted { object, problems }) => {
                 let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
-                self.complain(&key, round, problems);
+                self.set_problems(&key, round, problems);
                 match object {
                     Some(object) => self.upsert(key, object, round).await,
                     None => self.remove(key).await,
                 }
             }
-            // its last good state stays
+            // the last valid version stays
             Err(error) => {
-                self.complain(&key, round, vec![error.to_string()]);
+                self.set_problems(&key, round, vec![error.to_string()]);
                 Ok(())
             }
         }
@@ -201,101 +210,104 @@ impl Deduplicator {
         if before.is_some_and(|before| before.digest == digest) {
             return Ok(());
         }
-        self.pass(SourceEvent::Upsert(object), true).await
+        self.deliver(SourceEvent::Upsert(object), true).await
     }
 
     async fn remove(&mut self, key: ObjectKey) -> Result<(), Closed> {
-        let Some(held) = self.delivered.remove(&key) else { return Ok(()) };
-        let owner = Owner { uid: held.uid };
-        self.pass(SourceEvent::Remove(key, owner), true).await
+        let Some(delivered) = self.delivered.remove(&key) else { return Ok(()) };
+        let owner = Owner { uid: delivered.uid };
+        self.deliver(SourceEvent::Remove(key, owner), true).await
     }
 
-    /// What was there before and was not heard of now is gone.
-    async fn listed(&mut self, kind: Kind, complete: bool) -> Result<(), Closed> {
+    /// Removes objects of the kind that the completed list did not contain.
+    async fn on_list_done(&mut self, kind: Kind, complete: bool) -> Result<(), Closed> {
         let round = self.rounds.get(&kind).copied().unwrap_or_default();
         if complete {
-            self.remove_all(|key, held| kind_of(key) == kind && held.round != round).await?;
-            let before = self.wrong.len();
-            self.wrong.retain(|key, (said, _)| kind_of(key) != kind || *said == round);
-            self.news |= self.wrong.len() != before;
+            self.remove_all(|key, delivered| kind_of(key) == kind && delivered.round != round).await?;
+            let before = self.object_problems.len();
+            self.object_problems.retain(|key, (found_in, _)| kind_of(key) != kind || *found_in == round);
+            self.dirty |= self.object_problems.len() != before;
         }
-        let last = self.listed.insert(kind) && self.listed.len() == Kind::ALL.len();
-        if last {
-            self.pass(SourceEvent::Synced, false).await?;
+        let all_listed = self.listed.insert(kind) && self.listed.len() == Kind::ALL.len();
+        if all_listed {
+            self.deliver(SourceEvent::Synced, false).await?;
         }
         Ok(())
     }
 
-    async fn forget_unconfirmed(&mut self) -> Result<(), Closed> {
-        self.remove_all(|_, held| held.round == UNCONFIRMED).await
+    async fn remove_unconfirmed(&mut self) -> Result<(), Closed> {
+        self.remove_all(|_, delivered| delivered.round == UNCONFIRMED).await
     }
 
     async fn remove_all(&mut self, which: impl Fn(&ObjectKey, &Delivered) -> bool) -> Result<(), Closed> {
-        let gone: Vec<_> = self
+        let keys: Vec<_> = self
             .delivered
             .iter()
-            .filter(|(key, held)| which(key, held))
+            .filter(|(key, delivered)| which(key, delivered))
             .map(|(key, _)| key.clone())
             .collect();
-        for key in gone {
+        for key in keys {
             self.remove(key).await?;
         }
         Ok(())
     }
 
-    /// Lets through what does not exclude what was let through before.
-    async fn pass(&mut self, event: SourceEvent, keep: bool) -> Result<(), Closed> {
+    /// Delivers an event unless it conflicts with a delivered object. `persist`: also to the cache.
+    async fn deliver(&mut self, event: SourceEvent, persist: bool) -> Result<(), Closed> {
         let waiting = self.conflicts.waiting();
         for event in self.conflicts.apply([event]) {
-            if keep {
-                self.cache.note(&event);
+            if persist {
+                self.cache.record(&event);
             }
             self.events.send(event).await.map_err(|_closed| Closed)?;
         }
-        self.news |= waiting + self.conflicts.waiting() > 0;
+        self.dirty |= waiting + self.conflicts.waiting() > 0;
         Ok(())
     }
 
-    fn complain(&mut self, key: &ObjectKey, round: u32, problems: Vec<String>) {
+    fn set_problems(&mut self, key: &ObjectKey, round: u32, problems: Vec<String>) {
         if problems.is_empty() {
-            return self.clear(key);
+            return self.clear_problems(key);
         }
-        let before = self.wrong.insert(key.clone(), (round, problems));
-        self.news |=
-            before.is_none_or(|(_, before)| self.wrong.get(key).is_some_and(|(_, now)| before != *now));
+        let before = self.object_problems.insert(key.clone(), (round, problems));
+        self.dirty |= before
+            .is_none_or(|(_, before)| self.object_problems.get(key).is_some_and(|(_, now)| before != *now));
     }
 
-    fn clear(&mut self, key: &ObjectKey) {
-        self.news |= self.wrong.remove(key).is_some();
+    fn clear_problems(&mut self, key: &ObjectKey) {
+        self.dirty |= self.object_problems.remove(key).is_some();
     }
 
     fn publish(&self) {
         let problem = |subject: String, message: String| Problem { subject, message };
-        let objects = self.wrong.iter().flat_map(|(key, (_, messages))| {
+        let objects = self.object_problems.iter().flat_map(|(key, (_, messages))| {
             messages.iter().map(move |message| problem(key.to_string(), message.clone()))
         });
-        let refused = self.conflicts.refused().map(|(key, message)| problem(key.to_string(), message));
-        // kinds that suffer from the same thing say the same
-        let troubles = self.troubles.values().map(|reason| problem("API server".to_owned(), reason.clone()));
-        let disk = self.cache.trouble().map(|message| problem("last state".to_owned(), message));
-        self.problems.replace(objects.chain(refused).chain(troubles).chain(disk).collect());
+        let waiting_reasons =
+            self.conflicts.waiting_reasons().map(|(key, message)| problem(key.to_string(), message));
+        // kinds with the same error share one problem
+        let kind_errors =
+            self.kind_errors.values().map(|reason| problem("API server".to_owned(), reason.clone()));
+        let disk = self.cache.last_error().map(|message| problem("cluster state cache".to_owned(), message));
+        self.problems.replace(objects.chain(waiting_reasons).chain(kind_errors).chain(disk).collect());
     }
 }
 
-/// Of what an object says.
+/// Digest of an object's content.
 fn digest(object: &Object) -> u64 {
     let mut hasher = DefaultHasher::new();
     object.hash(&mut hasher);
     hasher.finish()
 }
 
-fn is_of_another_cluster(
+fn belongs_to_other_cluster(
     key: &ObjectKey,
-    held: &Delivered,
+    delivered: &Delivered,
     converted: &Result<Converted, FieldError>,
 ) -> bool {
     let Ok(Converted { object: Some(object), .. }) = converted else { return false };
-    matches!(key, ObjectKey::Namespace(name) if name == CLUSTER) && held.uid != object.owner().uid
+    matches!(key, ObjectKey::Namespace(name) if name == CLUSTER_NAMESPACE)
+        && delivered.uid != object.owner().uid
 }
 
 const fn kind_of(key: &ObjectKey) -> Kind {

@@ -1,9 +1,9 @@
-//! Source `kubernetes`: the API server, watched.
+//! Source `kubernetes`: lists and watches the API server.
 //!
-//! One task per kind follows the server ([`reflector`], by [`request`]s); what they hear is judged and compared with
-//! what was delivered in one place ([`deduplicator`]), which also keeps it on disk ([`cache`]), so that an agent that starts
-//! without an API server forwards by what the cluster last was. An object that cannot be used spoils only itself; what
-//! the server cannot tell stays as it was.
+//! One [`reflector`] task per kind lists and watches, by [`request`]s. The [`deduplicator`]
+//! compares their events with the delivered objects and keeps the state on disk ([`cache`]), so
+//! that an agent that starts without an API server uses the last known state. An invalid object
+//! affects only itself; state that the server cannot confirm stays.
 
 mod backoff;
 mod cache;
@@ -26,8 +26,9 @@ use self::{cache::Cache, deduplicator::Deduplicator, reflector::Reflector};
 use super::{Problems, objects::Kind};
 use crate::state::SourceEvent;
 
-/// What reflectors have heard and nobody has taken: bounds the memory of a list that arrives faster than it is used.
-const HEARD: usize = 64;
+/// Capacity of the channel from the reflectors: bounds the memory of a list that arrives faster
+/// than it is processed.
+const WATCH_EVENTS: usize = 64;
 
 /// The source.
 pub struct KubernetesSource {
@@ -40,7 +41,7 @@ pub struct KubernetesSource {
 }
 
 impl KubernetesSource {
-    /// A source of what `client` says, for the node of this name. What it last said is kept below `state_dir`.
+    /// Creates the source for the node of this name. The cache is kept below `state_dir`.
     pub fn new(
         client: kube::Client,
         node: &str,
@@ -53,22 +54,22 @@ impl KubernetesSource {
         Self { client, node: node.to_owned(), cache, events, problems, progress }
     }
 
-    /// Sends what was last known, then what the server says, then every change, until `shutdown`, or until nobody
-    /// listens.
+    /// Sends the cached state, then the server's state, then every change, until `shutdown` or
+    /// until the receiver is gone.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let (cache, known) = Cache::open(&self.cache, &self.node);
-        let (heard, mut hearing) = mpsc::channel(HEARD);
+        let (cache, snapshot) = Cache::open(&self.cache, &self.node);
+        let (sender, mut watch_events) = mpsc::channel(WATCH_EVENTS);
         let mut deduplicator = Deduplicator::new(self.events, self.problems, self.progress.clone(), cache);
         let mut reflectors = JoinSet::new();
         for kind in Kind::ALL {
             let reflector =
-                Reflector::new(kind, self.client.clone(), &self.node, heard.clone(), self.progress.clone());
+                Reflector::new(kind, self.client.clone(), &self.node, sender.clone(), self.progress.clone());
             reflectors.spawn(reflector.run());
         }
-        drop(heard);
+        drop(sender);
         tokio::select! {
             () = shutdown => {}
-            () = deduplicator.run(known, &mut hearing) => {}
+            () = deduplicator.run(snapshot, &mut watch_events) => {}
         }
         reflectors.shutdown().await;
         deduplicator.close().await;

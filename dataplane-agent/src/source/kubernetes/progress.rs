@@ -1,4 +1,4 @@
-//! How far the source is behind the cluster, and what it went through, for `status` and the metrics.
+//! How far the source is behind the cluster, and its error counters, for `status` and the metrics.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,8 @@ use tokio::sync::watch;
 
 use crate::{cluster::FailoverStats, source::objects::Kind};
 
-/// Shared between the source and those who show it. By default: of a source that is never behind.
+/// Shared between the source and its observers. The default is that of a source that is never
+/// behind.
 #[derive(Clone, Debug, Default)]
 pub struct Progress(Arc<Inner>);
 
@@ -21,14 +22,14 @@ pub struct Progress(Arc<Inner>);
 struct Inner {
     failover_stats: FailoverStats,
     oldest: watch::Sender<Option<SystemTime>>,
-    /// Kinds that are not being watched, and since when.
+    /// Kinds without a working watch, and since when.
     behind: Mutex<BTreeMap<Kind, SystemTime>>,
     relists: AtomicU64,
     watch_errors: AtomicU64,
 }
 
 impl Progress {
-    /// Of a source that has heard nothing yet, whose client has this `contact`.
+    /// Progress of a source that has no state yet.
     pub fn new(failover_stats: FailoverStats) -> Self {
         let now = SystemTime::now();
         let behind = Mutex::new(Kind::ALL.into_iter().map(|kind| (kind, now)).collect());
@@ -36,50 +37,50 @@ impl Progress {
         Self(Arc::new(Inner { failover_stats, oldest, behind, ..Inner::default() }))
     }
 
-    /// Follows [`Self::behind_since`].
+    /// Receives every change of [`Self::behind_since`].
     pub fn subscribe(&self) -> watch::Receiver<Option<SystemTime>> {
         self.0.oldest.subscribe()
     }
 
-    /// When the state was last known to be that of the cluster; `None`: it is now.
+    /// When the state was last known to match the cluster; `None`: it matches now.
     pub fn behind_since(&self) -> Option<SystemTime> {
         self.behind().values().min().copied()
     }
 
-    /// How often everything of a kind was asked for again.
+    /// Number of repeated lists.
     pub fn relists(&self) -> u64 {
         self.0.relists.load(Ordering::Relaxed)
     }
 
-    /// Requests that failed, watches that broke off.
+    /// Number of failed requests and broken watches.
     pub fn watch_errors(&self) -> u64 {
         self.0.watch_errors.load(Ordering::Relaxed)
     }
 
-    /// How often another API server was taken.
+    /// Number of switches to another API server.
     pub fn failovers(&self) -> u64 {
         self.0.failover_stats.failovers()
     }
 
-    /// What is known is as old as this.
-    pub(super) fn starts_from(&self, time: SystemTime) {
+    /// The state was restored from a snapshot of this time.
+    pub(super) fn set_snapshot_time(&self, time: SystemTime) {
         self.change(|behind| behind.values_mut().for_each(|since| *since = time.min(*since)));
     }
 
-    pub(super) fn watching(&self, kind: Kind) {
+    pub(super) fn on_watching(&self, kind: Kind) {
         self.change(|behind| {
             behind.remove(&kind);
         });
     }
 
-    pub(super) fn lost(&self, kind: Kind) {
+    pub(super) fn on_watch_lost(&self, kind: Kind) {
         self.change(|behind| {
             behind.entry(kind).or_insert_with(SystemTime::now);
         });
         self.0.watch_errors.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn relisting(&self, kind: Kind) {
+    pub(super) fn on_relist(&self, kind: Kind) {
         self.change(|behind| {
             behind.entry(kind).or_insert_with(SystemTime::now);
         });
@@ -105,19 +106,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_state_is_as_old_as_its_oldest_part() {
+    fn state_is_as_old_as_its_oldest_kind() {
         let progress = Progress::new(FailoverStats::default());
         let cached = SystemTime::now() - Duration::from_secs(60);
-        progress.starts_from(cached);
+        progress.set_snapshot_time(cached);
         assert_eq!(progress.behind_since(), Some(cached));
         for kind in Kind::ALL {
-            progress.watching(kind);
+            progress.on_watching(kind);
         }
         assert_eq!(progress.behind_since(), None);
-        progress.lost(Kind::Pod);
+        progress.on_watch_lost(Kind::Pod);
         let since = progress.behind_since().unwrap();
         assert!(since > cached);
-        progress.lost(Kind::Pod);
+        progress.on_watch_lost(Kind::Pod);
         assert_eq!((progress.behind_since(), progress.watch_errors()), (Some(since), 2));
     }
 }

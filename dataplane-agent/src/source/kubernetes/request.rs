@@ -1,7 +1,8 @@
-//! What is asked of the API server: paths, selectors, parameters; and the outlines of its answers.
+//! Requests to the API server (paths, selectors, parameters), and the outer structure of its
+//! responses.
 //!
-//! Objects stay text ([`RawValue`]) until each is converted by itself: one that is odd spoils no list, and no list is
-//! in memory twice.
+//! Objects stay text ([`RawValue`]) until each is converted: an invalid one does not affect its
+//! list, and no list is in memory twice.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt::Write as _};
 
@@ -11,28 +12,28 @@ use serde_json::value::RawValue;
 
 use crate::source::objects::Kind;
 
-/// Services that someone else makes work, and those without an address: what kube-proxy does not watch, either.
-const OURS: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
+/// Excludes Services of another service proxy and headless ones, as kube-proxy does.
+const MANAGED_SELECTOR: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
 /// Objects per page.
-const PAGE: u32 = 500;
-/// The bookmark with this annotation ends what was there when the watch began.
-const INITIAL_END: &str = "k8s.io/initial-events-end";
+const PAGE_LIMIT: u32 = 500;
+/// Annotation of the bookmark that ends the initial events of a watch.
+const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
-/// What is asked about one kind.
+/// The requests of one kind.
 #[derive(Clone, Debug)]
 pub(super) struct Requests {
     path: &'static str,
-    /// Plural name and group, as RBAC writes them.
+    /// Plural name and group, as in RBAC rules.
     pub(super) resource: &'static str,
     selector: Option<(&'static str, String)>,
 }
 
 /// Where a watch begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Begin<'a> {
-    /// With everything there is.
-    Everything,
-    /// Behind this version.
+pub(super) enum WatchStart<'a> {
+    /// With a streaming list of all objects.
+    InitialEvents,
+    /// After this resourceVersion.
     After(&'a str),
 }
 
@@ -51,34 +52,35 @@ impl Requests {
             }
         };
         let selector = match kind {
-            Kind::Service | Kind::EndpointSlice => Some(("labelSelector", OURS.to_owned())),
+            Kind::Service | Kind::EndpointSlice => Some(("labelSelector", MANAGED_SELECTOR.to_owned())),
             Kind::Pod => Some(("fieldSelector", format!("spec.nodeName={node}"))),
             Kind::Node | Kind::Namespace | Kind::ServiceCidr => None,
         };
         Self { path, resource, selector }
     }
 
-    /// A page of the list. `next` is what the page before said; without pages, everything at once.
-    pub(super) fn list(&self, next: Option<&str>, pages: bool) -> Result<Request<Vec<u8>>, http::Error> {
-        let limit = PAGE.to_string();
+    /// Requests a page of the list. `next` is the `continue` token of the previous page; without
+    /// `paged`, requests everything at once.
+    pub(super) fn list(&self, next: Option<&str>, paged: bool) -> Result<Request<Vec<u8>>, http::Error> {
+        let limit = PAGE_LIMIT.to_string();
         let mut parameters = Vec::new();
-        if pages {
+        if paged {
             parameters.push(("limit", limit.as_str()));
         }
         parameters.extend(next.map(|next| ("continue", next)));
         self.get(&parameters)
     }
 
-    /// A watch that the server ends after `seconds`.
-    pub(super) fn watch(&self, begin: Begin<'_>, seconds: u64) -> Result<Request<Vec<u8>>, http::Error> {
+    /// Requests a watch that the server ends after `seconds`.
+    pub(super) fn watch(&self, start: WatchStart<'_>, seconds: u64) -> Result<Request<Vec<u8>>, http::Error> {
         let seconds = seconds.to_string();
         let mut parameters =
             vec![("watch", "true"), ("allowWatchBookmarks", "true"), ("timeoutSeconds", seconds.as_str())];
-        match begin {
-            Begin::Everything => {
+        match start {
+            WatchStart::InitialEvents => {
                 parameters.extend([("sendInitialEvents", "true"), ("resourceVersionMatch", "NotOlderThan")]);
             }
-            Begin::After(version) => parameters.push(("resourceVersion", version)),
+            WatchStart::After(version) => parameters.push(("resourceVersion", version)),
         }
         self.get(&parameters)
     }
@@ -93,13 +95,13 @@ impl Requests {
         }
         Request::get(uri)
             .header(header::ACCEPT, "application/json")
-            // servers from 1.37 on compress watches event by event
+            // API servers from 1.37 on compress watches event by event
             .header(header::ACCEPT_ENCODING, "identity")
             .body(Vec::new())
     }
 }
 
-/// As a value of a query (RFC 3986 §2.3).
+/// Percent-encodes a query value (RFC 3986 §2.3).
 fn encode(uri: &mut String, value: &str) {
     for byte in value.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
@@ -129,24 +131,24 @@ pub(super) struct PageMeta {
     pub(super) r#continue: Option<String>,
 }
 
-/// A line of a watch.
+/// A watch event.
 #[derive(Deserialize)]
-pub(super) struct Line<'a> {
+pub(super) struct WatchLine<'a> {
     #[serde(borrow)]
     pub(super) r#type: Cow<'a, str>,
     #[serde(borrow)]
     pub(super) object: &'a RawValue,
 }
 
-/// As much of any object as is needed to tell which one it is.
+/// The part of any object that identifies it.
 #[derive(Debug, Deserialize)]
-pub(super) struct Head {
-    pub(super) metadata: HeadMeta,
+pub(super) struct ObjectHead {
+    pub(super) metadata: ObjectHeadMeta,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct HeadMeta {
+pub(super) struct ObjectHeadMeta {
     #[serde(default)]
     pub(super) name: String,
     #[serde(default)]
@@ -172,9 +174,9 @@ pub(super) struct BookmarkMeta {
 }
 
 impl BookmarkMeta {
-    /// Everything that was there has been said.
-    pub(super) fn ends_initial(&self) -> bool {
-        self.annotations.as_ref().is_some_and(|all| all.contains_key(INITIAL_END))
+    /// Whether all initial events were sent.
+    pub(super) fn ends_initial_events(&self) -> bool {
+        self.annotations.as_ref().is_some_and(|all| all.contains_key(INITIAL_EVENTS_END))
     }
 }
 
@@ -187,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_are_asked_for_as_kube_proxy_does() {
+    fn services_and_slices_are_selected_as_in_kube_proxy() {
         let selected = "labelSelector=%21service.kubernetes.io%2Fservice-proxy-name%2C%21service.kubernetes.io%2Fheadless";
         for (kind, path) in [
             (Kind::Service, "/api/v1/services"),
@@ -202,11 +204,11 @@ mod tests {
     }
 
     #[test]
-    fn only_pods_of_this_node_are_asked_for() {
-        let watch = uri(Requests::new(Kind::Pod, "n1").watch(Begin::After("7"), 300));
+    fn only_pods_of_this_node_are_requested() {
+        let watch = uri(Requests::new(Kind::Pod, "n1").watch(WatchStart::After("7"), 300));
         let parameters = "watch=true&allowWatchBookmarks=true&timeoutSeconds=300&resourceVersion=7";
         assert_eq!(watch, format!("/api/v1/pods?fieldSelector=spec.nodeName%3Dn1&{parameters}"));
-        let everything = uri(Requests::new(Kind::Pod, "n1").watch(Begin::Everything, 300));
+        let everything = uri(Requests::new(Kind::Pod, "n1").watch(WatchStart::InitialEvents, 300));
         assert!(
             everything.ends_with("&sendInitialEvents=true&resourceVersionMatch=NotOlderThan"),
             "{everything}"
@@ -214,8 +216,9 @@ mod tests {
     }
 
     #[test]
-    fn the_bookmark_that_ends_the_list_is_known() {
-        let bookmark = |text: &str| serde_json::from_str::<Bookmark>(text).unwrap().metadata.ends_initial();
+    fn bookmark_that_ends_initial_events_is_recognized() {
+        let bookmark =
+            |text: &str| serde_json::from_str::<Bookmark>(text).unwrap().metadata.ends_initial_events();
         let end =
             r#"{"metadata":{"resourceVersion":"1","annotations":{"k8s.io/initial-events-end":"true"}}}"#;
         assert!(bookmark(end));

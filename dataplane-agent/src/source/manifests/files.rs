@@ -1,6 +1,7 @@
-//! The files of the directory: which there are, which changed, what they say.
+//! The manifest files of the directory: which exist, which changed, what they declare.
 //!
-//! A scan costs a `stat` per file; only files whose stamp is another are read. Files that somebody is writing wait.
+//! A scan costs one `stat` per file; only files with another stamp are read. Files that are being
+//! written are skipped.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -13,37 +14,37 @@ use std::{
 };
 
 use super::{
-    claims::Claims,
-    parse::{Claim, Content, Format, parse},
+    declarations::Declarations,
+    parse::{Content, Declaration, Format, parse},
 };
 use crate::{source::Problem, state::ObjectKey};
 
-/// More is a slip, not a manifest.
+/// A larger file is a mistake, not a manifest.
 const SIZE_MAX: u64 = 256 << 20;
-/// Two writes within the clock tick of the file system leave the same times: a file read this soon after its change is
-/// read again.
+/// Two writes within one clock tick of the file system leave equal timestamps: a file read this
+/// soon after its change is read again.
 const TICK: Duration = Duration::from_millis(50);
 
-/// The directory, as last seen.
+/// The directory as of the last scan.
 #[derive(Debug, Default)]
 pub(super) struct Files {
-    files: BTreeMap<OsString, Known>,
+    files: BTreeMap<OsString, FileState>,
 }
 
-/// What a scan leaves open.
+/// What the next scan depends on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Scan {
-    /// The directory that was read: another one may have taken its name since.
+    /// Device and inode of the scanned directory; the path may lead to another one later.
     pub directory: Option<(u64, u64)>,
-    /// A file was being written: it counts with what it said before.
-    pub unsettled: bool,
-    /// A file changed so recently that a change after this scan could go unseen.
-    pub too_fresh: bool,
+    /// A file was being written: its previous content applies.
+    pub being_written: bool,
+    /// A file changed so recently that a later change could go unnoticed.
+    pub too_recent: bool,
 }
 
 #[derive(Debug, Default)]
-struct Known {
-    /// `None`: to be read at the next scan in any case.
+struct FileState {
+    /// `None`: read it in the next scan in any case.
     stamp: Option<Stamp>,
     content: Content,
 }
@@ -55,25 +56,25 @@ struct Stamp {
     inode: u64,
     size: u64,
     modified: (i64, i64),
-    /// Unlike the other times, nobody can set it back.
+    /// Unlike mtime, this cannot be set by a program.
     changed: (i64, i64),
 }
 
-/// What reading a file came to.
-enum Reading {
-    Said(Content, Stamp),
-    /// It changed meanwhile.
-    Torn,
-    Gone,
+/// The result of reading a file.
+enum ReadResult {
+    Content(Content, Stamp),
+    /// The file changed while it was read.
+    Changed,
+    Missing,
 }
 
 impl Files {
-    /// Brings the claims up to what the directory says. If it cannot be read, nothing changes.
+    /// Updates the declarations from the directory. Changes nothing if it cannot be read.
     pub(super) fn scan(
         &mut self,
         directory: &Path,
         writing: &HashSet<OsString>,
-        claims: &mut Claims,
+        declarations: &mut Declarations,
     ) -> io::Result<Scan> {
         let metadata = fs::metadata(directory)?;
         let mut scan = Scan { directory: Some((metadata.dev(), metadata.ino())), ..Scan::default() };
@@ -81,91 +82,91 @@ impl Files {
         for entry in fs::read_dir(directory)? {
             let name = entry?.file_name();
             let Some(format) = format(&name) else { continue };
-            if self.visit(&directory.join(&name), &name, format, writing, claims, &mut scan) {
+            if self.visit(&directory.join(&name), &name, format, writing, declarations, &mut scan) {
                 found.insert(name);
             }
         }
-        self.files.retain(|name, known| {
-            let there = found.contains(name);
-            if !there {
-                claims.replace(name, &known.content.claims, &[]);
+        self.files.retain(|name, state| {
+            let exists = found.contains(name);
+            if !exists {
+                declarations.replace(name, &state.content.declarations, &[]);
             }
-            there
+            exists
         });
         Ok(scan)
     }
 
-    /// Whether the file is there.
+    /// Reads the file if it changed. Returns whether it exists.
     fn visit(
         &mut self,
         path: &Path,
         name: &OsStr,
         format: Format,
         writing: &HashSet<OsString>,
-        claims: &mut Claims,
+        declarations: &mut Declarations,
         scan: &mut Scan,
     ) -> bool {
-        let known = self.files.get(name);
+        let state = self.files.get(name);
         if writing.contains(name) {
-            scan.unsettled = true;
-            return known.is_some();
+            scan.being_written = true;
+            return state.is_some();
         }
         let stamp = fs::metadata(path).ok().map(|metadata| Stamp::of(&metadata));
-        if let Some(known) = known
-            && known.stamp.is_some()
-            && known.stamp == stamp
+        if let Some(state) = state
+            && state.stamp.is_some()
+            && state.stamp == stamp
         {
             return true;
         }
         let (mut content, stamp) = match read(path, format) {
-            Ok(Reading::Said(content, stamp)) => {
-                let fresh = stamp.is_fresh();
-                scan.too_fresh |= fresh;
-                (content, (!fresh).then_some(stamp))
+            Ok(ReadResult::Content(content, stamp)) => {
+                let recent = stamp.is_recent();
+                scan.too_recent |= recent;
+                (content, (!recent).then_some(stamp))
             }
-            Ok(Reading::Torn) => {
-                scan.unsettled = true;
-                return known.is_some();
+            Ok(ReadResult::Changed) => {
+                scan.being_written = true;
+                return state.is_some();
             }
-            Ok(Reading::Gone) => return false,
-            Err(error) => (Content::unreadable(format!("read: {error}")), None),
+            Ok(ReadResult::Missing) => return false,
+            Err(error) => (Content::unreadable(format!("cannot read file: {error}")), None),
         };
-        let known = self.files.entry(name.to_owned()).or_default();
-        if content.opaque {
-            keep(&known.content.claims, &mut content.claims);
+        let state = self.files.entry(name.to_owned()).or_default();
+        if content.incomplete {
+            keep_hidden(&state.content.declarations, &mut content.declarations);
         }
-        if known.content != content {
-            claims.replace(name, &known.content.claims, &content.claims);
+        if state.content != content {
+            declarations.replace(name, &state.content.declarations, &content.declarations);
         }
-        *known = Known { stamp, content };
+        *state = FileState { stamp, content };
         true
     }
 
-    /// What is wrong in each file.
+    /// The problems of each file.
     pub(super) fn problems(&self) -> impl Iterator<Item = Problem> {
-        self.files.iter().flat_map(|(name, known)| {
+        self.files.iter().flat_map(|(name, state)| {
             let name = name.to_string_lossy();
-            known.content.complaints.iter().map(move |complaint| Problem {
-                subject: if complaint.subject.is_empty() {
+            state.content.problems.iter().map(move |problem| Problem {
+                subject: if problem.subject.is_empty() {
                     name.to_string()
                 } else {
-                    format!("{name}: {}", complaint.subject)
+                    format!("{name}: {}", problem.subject)
                 },
-                message: complaint.message.clone(),
+                message: problem.message.clone(),
             })
         })
     }
 }
 
-/// What an opaque file does not show may still be in it.
-fn keep(before: &[(ObjectKey, Claim)], now: &mut Vec<(ObjectKey, Claim)>) {
+/// Objects missing from an incompletely parsed file may still be in it: keep them.
+fn keep_hidden(before: &[(ObjectKey, Declaration)], now: &mut Vec<(ObjectKey, Declaration)>) {
     let shown: BTreeSet<_> = now.iter().map(|(key, _)| key.clone()).collect();
     let hidden = before.iter().map(|(key, _)| key).filter(|key| !shown.contains(key));
-    now.extend(hidden.map(|key| (key.clone(), Claim::Broken)));
+    now.extend(hidden.map(|key| (key.clone(), Declaration::Invalid)));
 }
 
 fn format(name: &OsStr) -> Option<Format> {
-    // hidden: ConfigMap volumes keep their versions in such, editors their drafts
+    // hidden files: versions of ConfigMap volumes, drafts of editors
     if name.as_bytes().starts_with(b".") {
         return None;
     }
@@ -176,32 +177,32 @@ fn format(name: &OsStr) -> Option<Format> {
     }
 }
 
-fn read(path: &Path, format: Format) -> io::Result<Reading> {
-    // before it is opened: to open a pipe waits for its writer
+fn read(path: &Path, format: Format) -> io::Result<ReadResult> {
+    // checked before open: opening a pipe blocks until there is a writer
     match fs::metadata(path) {
         Ok(metadata) if !metadata.is_file() => return Err(io::Error::other("not a regular file")),
         Ok(_) => {}
-        // a link that leads nowhere is there, and a problem
+        // a dangling link exists, and is a problem
         Err(error) if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(path).is_err() => {
-            return Ok(Reading::Gone);
+            return Ok(ReadResult::Missing);
         }
         Err(error) => return Err(error),
     }
     let mut file = File::open(path)?;
     let before = Stamp::of(&file.metadata()?);
     if before.size > SIZE_MAX {
-        return Err(io::Error::other(format!("{} bytes are too many (at most {SIZE_MAX})", before.size)));
+        return Err(io::Error::other(format!("file has {} bytes; at most {SIZE_MAX} are read", before.size)));
     }
     let mut bytes = Vec::new();
     file.by_ref().take(SIZE_MAX).read_to_end(&mut bytes)?;
     if Stamp::of(&file.metadata()?) != before {
-        return Ok(Reading::Torn);
+        return Ok(ReadResult::Changed);
     }
     let content = match std::str::from_utf8(&bytes) {
         Ok(text) => parse(format, text),
         Err(error) => Content::unreadable(format!("not UTF-8: {error}")),
     };
-    Ok(Reading::Said(content, before))
+    Ok(ReadResult::Content(content, before))
 }
 
 impl Stamp {
@@ -215,7 +216,7 @@ impl Stamp {
         }
     }
 
-    fn is_fresh(&self) -> bool {
+    fn is_recent(&self) -> bool {
         let (seconds, nanoseconds) = self.changed;
         let changed = Duration::new(seconds.max(0).unsigned_abs(), nanoseconds.unsigned_abs() as u32);
         SystemTime::now().duration_since(UNIX_EPOCH).is_ok_and(|now| now.abs_diff(changed) < TICK)

@@ -1,9 +1,10 @@
-//! Source `manifests`: a watched directory of Kubernetes objects as YAML and JSON.
+//! Source `manifests`: watches a directory of Kubernetes objects in YAML and JSON.
 //!
-//! Owns when to look ([`watch`]), which files changed ([`files`]), what they say ([`parse`]) and whom to believe
-//! ([`claims`]). What is sent is the difference to what was sent before; a burst of changes is one scan.
+//! Decides when to scan ([`watch`]), which files changed ([`files`]), what they declare ([`parse`])
+//! and which declaration applies ([`declarations`]). Sends the difference to what was sent before;
+//! a burst of changes is one scan.
 
-mod claims;
+mod declarations;
 mod files;
 mod parse;
 mod watch;
@@ -20,32 +21,33 @@ use std::{
 use tokio::{sync::mpsc, task::JoinError};
 
 use self::{
-    claims::Claims,
+    declarations::Declarations,
     files::{Files, Scan},
-    watch::Watch,
+    watch::DirectoryWatch,
 };
-use super::{Problem, Problems, conflicts::Conflicts};
+use super::{Problem, Problems, conflicts::ConflictResolver};
 use crate::state::{Object, ObjectKey, SourceEvent};
 
-/// Changes closer together than this are taken together...
-const QUIET: Duration = Duration::from_millis(20);
-/// ...but none waits longer than this for the next.
-const QUIET_MAX: Duration = Duration::from_millis(200);
-/// Should an event get lost, this is how long it matters.
+/// Changes closer together than this are one scan...
+const BURST_GAP: Duration = Duration::from_millis(20);
+/// ...but a scan is delayed by at most this.
+const BURST_MAX: Duration = Duration::from_millis(200);
+/// Bounds the delay if an inotify event is lost.
 const RESCAN: Duration = Duration::from_secs(20);
-/// The same where there are no events.
+/// The scan interval without inotify.
 const RESCAN_UNWATCHED: Duration = Duration::from_secs(1);
-/// To look again at a file that is being written, or changed a moment ago.
+/// Delay before a file that is being written, or just changed, is read again.
 const RESCAN_SOON: Duration = Duration::from_millis(100);
-/// The first scan waits this long for files that are being written: what it leaves out counts as gone.
+/// How long the first sync waits for files that are being written: an object missing from it counts
+/// as deleted.
 const SETTLE_MAX: Duration = Duration::from_secs(5);
 
-/// Why there is no source.
+/// Why the source cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    #[error("manifests: read directory {directory}: {source}")]
+    #[error("cannot read manifest directory {directory}: {source}")]
     Directory { directory: PathBuf, source: io::Error },
-    #[error("manifests: scan of {directory} did not end: {source}")]
+    #[error("scan of manifest directory {directory} failed: {source}")]
     Scan { directory: PathBuf, source: JoinError },
 }
 
@@ -55,116 +57,121 @@ pub struct ManifestSource {
     directory: PathBuf,
     events: mpsc::Sender<SourceEvent>,
     problems: Problems,
-    watch: Option<Watch>,
-    /// The directory that is watched, if one is.
+    watch: Option<DirectoryWatch>,
+    /// Device and inode of the watched directory.
     watched: Option<(u64, u64)>,
     reader: Reader,
     synced: bool,
 }
 
-/// What is known of the directory, and what of it was sent.
+/// The parsed directory, and what of it was sent.
 #[derive(Debug, Default)]
 struct Reader {
     files: Files,
-    claims: Claims,
-    conflicts: Conflicts,
-    /// Pods count where they run.
+    declarations: Declarations,
+    conflicts: ConflictResolver,
+    /// Pods of other nodes are ignored.
     node: Option<String>,
 }
 
-/// What a look at the directory came to.
-struct Look {
+/// The result of a scan.
+struct ScanResult {
     changes: Vec<SourceEvent>,
     problems: BTreeSet<Problem>,
     scan: io::Result<Scan>,
 }
 
 impl ManifestSource {
-    /// A source of the objects in `directory`, which must exist. Objects go to `events`, what is wrong to `problems`.
+    /// Creates a source for `directory`, which must exist. Objects go to `events`, problems to
+    /// `problems`.
     pub fn new(
         directory: impl Into<PathBuf>,
         events: mpsc::Sender<SourceEvent>,
         problems: Problems,
     ) -> Result<Self, ManifestError> {
         let directory = directory.into();
-        // events are wanted from before the first scan: nothing falls between the two
+        // watch before the first scan, so that no change falls between the two
         std::fs::read_dir(&directory)
             .map_err(|source| ManifestError::Directory { directory: directory.clone(), source })?;
-        // events name the files by the path that is watched: one without parts that could be taken out
+        // events use the watched path: it must be absolute
         let directory = std::path::absolute(&directory)
             .map_err(|source| ManifestError::Directory { directory: directory.clone(), source })?;
-        // without: the first scan tries again, and complains
-        let watch = Watch::new(&directory).ok();
+        // on failure the first scan tries again and reports the problem
+        let watch = DirectoryWatch::new(&directory).ok();
         let reader = Reader::default();
         Ok(Self { directory, events, problems, watch, watched: None, reader, synced: false })
     }
 
-    /// Reads the pods of this node, too.
+    /// Also delivers the pods of this node.
     #[must_use]
     pub fn on_node(mut self, name: &str) -> Self {
         self.reader.node = Some(name.to_owned());
         self
     }
 
-    /// Sends what the directory says, then every change, until `shutdown`, or until nobody listens.
+    /// Sends all objects of the directory, then every change, until `shutdown` or until the
+    /// receiver is gone.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), ManifestError> {
         let mut shutdown = std::pin::pin!(shutdown);
         let started = Instant::now();
         loop {
-            let look = tokio::select! {
+            let result = tokio::select! {
                 () = &mut shutdown => return Ok(()),
-                look = self.look() => look?,
+                result = self.scan() => result?,
             };
-            let scan = self.conclude(look.scan, look.problems);
+            let scan = self.finish_scan(result.scan, result.problems);
             let delivered = tokio::select! {
                 () = &mut shutdown => return Ok(()),
-                delivered = deliver(&self.events, look.changes) => delivered,
+                delivered = deliver(&self.events, result.changes) => delivered,
             };
-            let settled = !scan.unsettled || started.elapsed() >= SETTLE_MAX;
+            let settled = !scan.being_written || started.elapsed() >= SETTLE_MAX;
             let complete = scan.directory.is_some() && settled;
             if delivered.is_err() || (complete && self.sync().await.is_err()) {
                 return Ok(());
             }
             tokio::select! {
                 () = &mut shutdown => return Ok(()),
-                () = self.rest(scan) => {}
+                () = self.wait_for_change(scan) => {}
             }
         }
     }
 
-    /// Scans, off the runtime's threads.
-    async fn look(&mut self) -> Result<Look, ManifestError> {
+    /// Scans on a thread that may block.
+    async fn scan(&mut self) -> Result<ScanResult, ManifestError> {
         let mut reader = std::mem::take(&mut self.reader);
         let directory = self.directory.clone();
-        let writing = self.watch.as_ref().map(Watch::writing).unwrap_or_default();
-        let (reader, look) = tokio::task::spawn_blocking(move || {
-            let look = reader.look(&directory, &writing);
-            (reader, look)
+        let writing = self.watch.as_ref().map(DirectoryWatch::writing).unwrap_or_default();
+        let (reader, result) = tokio::task::spawn_blocking(move || {
+            let result = reader.scan(&directory, &writing);
+            (reader, result)
         })
         .await
         .map_err(|source| ManifestError::Scan { directory: self.directory.clone(), source })?;
         self.reader = reader;
-        Ok(look)
+        Ok(result)
     }
 
-    /// Keeps the watch where the directory is, and publishes what is wrong.
-    fn conclude(&mut self, scan: io::Result<Scan>, mut problems: BTreeSet<Problem>) -> Scan {
-        let mut complain = |message: String| {
+    /// Moves the watch if the path leads to another directory, and publishes the problems.
+    fn finish_scan(&mut self, scan: io::Result<Scan>, mut problems: BTreeSet<Problem>) -> Scan {
+        let mut add_problem = |message: String| {
             problems.insert(Problem { subject: self.directory.display().to_string(), message });
         };
         let mut scan = scan.unwrap_or_else(|error| {
-            complain(format!("read directory: {error}; what it said last still counts"));
+            add_problem(format!("cannot read directory: {error}; the objects read last stay applied"));
             Scan::default()
         });
         if self.watched.is_none() || scan.directory != self.watched {
             self.watched = scan.directory;
-            match follow(&mut self.watch, &self.directory) {
-                // what changed since the scan was not watched
-                Ok(()) => scan.too_fresh = true,
+            match rewatch(&mut self.watch, &self.directory) {
+                // changes since the scan were not watched
+                Ok(()) => scan.too_recent = true,
                 Err(error) => {
                     self.watched = None;
                     if scan.directory.is_some() {
-                        complain(format!("watch: {error}; looking every {} s", RESCAN_UNWATCHED.as_secs()));
+                        add_problem(format!(
+                            "cannot watch directory: {error}; scanning it every {} s instead",
+                            RESCAN_UNWATCHED.as_secs()
+                        ));
                     }
                 }
             }
@@ -180,9 +187,9 @@ impl ManifestSource {
         Ok(())
     }
 
-    /// Until there is reason to look again.
-    async fn rest(&self, scan: Scan) {
-        let at_most = if scan.unsettled || scan.too_fresh {
+    /// Waits until the next scan is due.
+    async fn wait_for_change(&self, scan: Scan) {
+        let at_most = if scan.being_written || scan.too_recent {
             RESCAN_SOON
         } else if self.watched.is_none() {
             RESCAN_UNWATCHED
@@ -193,32 +200,36 @@ impl ManifestSource {
         if tokio::time::timeout(at_most, watch.changed()).await.is_err() {
             return;
         }
-        let burst = async { while tokio::time::timeout(QUIET, watch.changed()).await.is_ok() {} };
-        if tokio::time::timeout(QUIET_MAX, burst).await.is_err() {
-            tracing::debug!("source: changes go on");
+        let burst = async { while tokio::time::timeout(BURST_GAP, watch.changed()).await.is_ok() {} };
+        if tokio::time::timeout(BURST_MAX, burst).await.is_err() {
+            tracing::debug!("manifest directory keeps changing; scanning now");
         }
     }
 }
 
 impl Reader {
-    fn look(&mut self, directory: &Path, writing: &HashSet<OsString>) -> Look {
-        let scan = self.files.scan(directory, writing, &mut self.claims);
-        let changes = self.claims.changes().into_iter().map(|event| local(event, self.node.as_deref()));
+    fn scan(&mut self, directory: &Path, writing: &HashSet<OsString>) -> ScanResult {
+        let scan = self.files.scan(directory, writing, &mut self.declarations);
+        let changes = self
+            .declarations
+            .changes()
+            .into_iter()
+            .map(|event| remove_if_remote(event, self.node.as_deref()));
         let changes = self.conflicts.apply(changes);
-        Look { changes, problems: self.problems(), scan }
+        ScanResult { changes, problems: self.problems(), scan }
     }
 
     fn problems(&self) -> BTreeSet<Problem> {
-        let refused = self.conflicts.refused().map(|(key, message)| {
-            let file = self.claims.file_of(key).unwrap_or_default().to_string_lossy();
+        let conflicts = self.conflicts.waiting_reasons().map(|(key, message)| {
+            let file = self.declarations.file_of(key).unwrap_or_default().to_string_lossy();
             Problem { subject: format!("{file}: {key}"), message }
         });
-        self.files.problems().chain(self.claims.duplicates()).chain(refused).collect()
+        self.files.problems().chain(self.declarations.duplicates()).chain(conflicts).collect()
     }
 }
 
-/// A pod of another node is none here; one that moved has gone.
-fn local(event: SourceEvent, node: Option<&str>) -> SourceEvent {
+/// Turns pods of other nodes into removals.
+fn remove_if_remote(event: SourceEvent, node: Option<&str>) -> SourceEvent {
     match event {
         SourceEvent::Upsert(Object::Pod(pod)) if Some(pod.node.as_str()) != node => {
             SourceEvent::Remove(ObjectKey::Pod(pod.name), pod.owner)
@@ -227,12 +238,12 @@ fn local(event: SourceEvent, node: Option<&str>) -> SourceEvent {
     }
 }
 
-/// Watches what has the directory's name now.
-fn follow(watch: &mut Option<Watch>, directory: &Path) -> notify::Result<()> {
+/// Watches the directory the path leads to now.
+fn rewatch(watch: &mut Option<DirectoryWatch>, directory: &Path) -> notify::Result<()> {
     match watch {
-        Some(watch) => watch.follow(),
+        Some(watch) => watch.rewatch(),
         None => {
-            *watch = Some(Watch::new(directory)?);
+            *watch = Some(DirectoryWatch::new(directory)?);
             Ok(())
         }
     }

@@ -1,7 +1,8 @@
-//! The text of a file → what it says of which objects. Pure; any text gives an answer.
+//! Parses the text of a file into declarations of objects. Pure; accepts any text.
 //!
-//! Each document stands for itself: a broken one says nothing of the others. What a document says of an object is a
-//! [`Claim`]; a document of which not even the object is known makes the file [`opaque`](Content::opaque).
+//! Documents are independent: an invalid one does not affect the others. What a document says about
+//! an object is a [`Declaration`]; a document that does not identify its object makes the file
+//! [`incomplete`](Content::incomplete).
 
 use std::sync::Arc;
 
@@ -12,55 +13,56 @@ use crate::{
     state::{Object, ObjectKey},
 };
 
-/// How alike a kind is to the one that was meant (1 = the same).
-const ALIKE: f64 = 0.7;
+/// Similarity (1 = equal) from which an unknown kind counts as a misspelt one.
+const SIMILARITY_MIN: f64 = 0.7;
 
-/// How a file is written.
+/// The format of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     Yaml,
     Json,
 }
 
-/// What a file says.
+/// The parsed content of a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Content {
-    /// In the order of the file.
-    pub claims: Vec<(ObjectKey, Claim)>,
-    pub complaints: Vec<Complaint>,
-    /// Some object of the file cannot be told: one that is missing may not be gone.
-    pub opaque: bool,
+    /// In file order.
+    pub declarations: Vec<(ObjectKey, Declaration)>,
+    pub problems: Vec<FileProblem>,
+    /// Some object of the file could not be identified: an object missing from `declarations` may
+    /// still exist.
+    pub incomplete: bool,
 }
 
-/// What is said of an object.
+/// What a document says about an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Claim {
-    /// It is this.
-    Is(Arc<Object>),
-    /// It asks for nothing (a headless service).
-    Nothing,
-    /// It cannot be what it says.
-    Broken,
+pub(super) enum Declaration {
+    /// A valid object.
+    Valid(Arc<Object>),
+    /// An object the agent does not use, such as a headless Service.
+    Unused,
+    /// An invalid object.
+    Invalid,
 }
 
-/// Something wrong in a file.
+/// A problem in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Complaint {
-    /// Document and object; empty: the file.
+pub(super) struct FileProblem {
+    /// Document and object; empty for the file itself.
     pub subject: String,
     pub message: String,
 }
 
-/// Where in a file, counted from 1.
+/// Position in a file, counted from 1.
 #[derive(Clone, Copy, Debug)]
-struct Place {
-    /// `None`: there is only one.
+struct Position {
+    /// `None`: the file has one document.
     document: Option<usize>,
-    /// Of a List.
+    /// Item of a List.
     item: Option<usize>,
 }
 
-/// What a file of this format says.
+/// Parses a file of this format.
 pub(super) fn parse(format: Format, text: &str) -> Content {
     let documents = match format {
         Format::Yaml => yaml(text),
@@ -69,144 +71,150 @@ pub(super) fn parse(format: Format, text: &str) -> Content {
     let several = documents.len() > 1;
     let mut content = Content::default();
     for (index, document) in documents.into_iter().enumerate() {
-        let place = Place { document: several.then_some(index + 1), item: None };
+        let position = Position { document: several.then_some(index + 1), item: None };
         match document {
-            Ok(value) => content.take(place, value, None),
-            Err(message) => content.complain_of_unknown(place, message),
+            Ok(value) => content.add_value(position, value, None),
+            Err(message) => content.add_unidentified(position, message),
         }
     }
     content
 }
 
 impl Content {
-    /// A file that cannot be read.
+    /// The content of a file that cannot be read.
     pub(super) fn unreadable(message: String) -> Self {
-        let complaints = vec![Complaint { subject: String::new(), message }];
-        Self { claims: Vec::new(), complaints, opaque: true }
+        let problems = vec![FileProblem { subject: String::new(), message }];
+        Self { declarations: Vec::new(), problems, incomplete: true }
     }
 
-    /// Takes up a value of the file. `inherited` is the kind of an item of a typed list, which does not say it itself.
-    fn take(&mut self, place: Place, value: Value, inherited: Option<Kind>) {
+    /// Adds a value of the file. `inherited` is the kind of an item of a typed list, which does not
+    /// repeat it.
+    fn add_value(&mut self, position: Position, value: Value, inherited: Option<Kind>) {
         let mut object = match value {
             Value::Null => return,
             Value::Object(object) => object,
             other => {
-                let message = format!("expected an object, found {}", form(&other));
-                return self.complain_of_unknown(place, message);
+                let message = format!("expected an object, found {}", type_name(&other));
+                return self.add_unidentified(position, message);
             }
         };
         let text = |field: &str| object.get(field).and_then(Value::as_str).map(str::to_owned);
         if let Some(kind) = inherited {
-            return self.take_object(place, kind, Value::Object(object));
+            return self.add_object(position, kind, Value::Object(object));
         }
         let (api_version, Some(kind)) = (text("apiVersion"), text("kind")) else {
-            return self.complain_of_unknown(place, "kind: missing".to_owned());
+            return self.add_unidentified(position, "kind: missing".to_owned());
         };
         let api_version = api_version.unwrap_or_default();
         if let Some(kind) = kind.strip_suffix("List") {
             let of = Kind::from_name(kind);
             if of.is_some() || kind.is_empty() {
-                return self.take_list(place, object.remove("items"), of);
+                return self.add_list(position, object.remove("items"), of);
             }
         }
-        self.take_kind(place, &api_version, &kind, Value::Object(object));
+        self.add_by_kind(position, &api_version, &kind, Value::Object(object));
     }
 
-    fn take_list(&mut self, place: Place, items: Option<Value>, kind: Option<Kind>) {
+    fn add_list(&mut self, position: Position, items: Option<Value>, kind: Option<Kind>) {
         match items {
             None | Some(Value::Null) => {}
             Some(Value::Array(items)) => {
                 for (index, item) in items.into_iter().enumerate() {
-                    self.take(Place { item: Some(index + 1), ..place }, item, kind);
+                    self.add_value(Position { item: Some(index + 1), ..position }, item, kind);
                 }
             }
             Some(other) => {
-                self.complain_of_unknown(place, format!("items: expected a list, found {}", form(&other)));
+                self.add_unidentified(
+                    position,
+                    format!("items: expected a list, found {}", type_name(&other)),
+                );
             }
         }
     }
 
-    fn take_kind(&mut self, place: Place, api_version: &str, kind: &str, object: Value) {
+    fn add_by_kind(&mut self, position: Position, api_version: &str, kind: &str, object: Value) {
         let group = |version: &str| version.rsplit_once('/').map(|(group, _)| group.to_owned());
         let known = Kind::ALL
             .into_iter()
             .filter(|known| api_version.is_empty() || group(known.api_version()) == group(api_version));
-        let meant = known
+        let closest = known
             .map(|known| (strsim::normalized_damerau_levenshtein(known.name(), kind), known))
             .max_by(|(one, _), (other, _)| one.total_cmp(other));
-        match meant {
+        match closest {
             Some((_, known)) if known.name() == kind && known.api_version() == api_version => {
-                self.take_object(place, known, object);
+                self.add_object(position, known, object);
             }
             Some((_, known)) if known.name() == kind => {
                 let reason =
                     if api_version.is_empty() { "missing".to_owned() } else { format!("{api_version:?}") };
-                let reason = format!("{reason}; {kind} is read as {}", known.api_version());
-                self.broken(place, known, &object, &FieldError::new("apiVersion", reason));
+                let reason = format!("{reason}; {kind} is read in version {}", known.api_version());
+                self.add_invalid(position, known, &object, &FieldError::new("apiVersion", reason));
             }
             _ if api_version == "v1" && kind == "Endpoints" => {
-                let message = "kind: Endpoints is not supported; EndpointSlice is".to_owned();
-                self.complain(place, &named(kind, &object), message);
+                let message = "kind: Endpoints is not supported; use EndpointSlice".to_owned();
+                self.add_problem(position, &describe(kind, &object), message);
             }
-            // the object that was meant is not gone
-            Some((alike, known)) if alike >= ALIKE => {
-                let reason = format!("{kind:?} is unknown: is {} meant?", known.name());
-                self.broken(place, known, &object, &FieldError::new("kind", reason));
+            // the object of the intended kind may still exist
+            Some((similarity, known)) if similarity >= SIMILARITY_MIN => {
+                let reason = format!("{kind:?} is unknown: did you mean {}?", known.name());
+                self.add_invalid(position, known, &object, &FieldError::new("kind", reason));
             }
             _ => {
                 let message = format!(
-                    "kind: {api_version} {kind} is unknown; Node, Namespace, Service, EndpointSlice, Pod and ServiceCIDR are read"
+                    "kind: {api_version} {kind} is not supported; supported kinds: Node, Namespace, Service, EndpointSlice, Pod, ServiceCIDR"
                 );
-                self.complain(place, &named(kind, &object), message);
+                self.add_problem(position, &describe(kind, &object), message);
             }
         }
     }
 
-    fn take_object(&mut self, place: Place, kind: Kind, object: Value) {
+    fn add_object(&mut self, position: Position, kind: Kind, object: Value) {
         let Some(key) = key(kind, &object) else {
-            return self.complain_of_unknown(place, format!("{}: metadata.name: missing", kind.name()));
+            return self.add_unidentified(position, format!("{}: metadata.name: missing", kind.name()));
         };
         match kind.convert(object) {
             Ok(converted) => {
                 for problem in converted.problems {
-                    self.complain(place, &key.to_string(), problem.to_string());
+                    self.add_problem(position, &key.to_string(), problem.to_string());
                 }
-                let claim = converted.object.map_or(Claim::Nothing, |object| Claim::Is(Arc::new(object)));
-                self.claims.push((key, claim));
+                let declaration = converted
+                    .object
+                    .map_or(Declaration::Unused, |object| Declaration::Valid(Arc::new(object)));
+                self.declarations.push((key, declaration));
             }
             Err(error) => {
-                self.complain(place, &key.to_string(), error.to_string());
-                self.claims.push((key, Claim::Broken));
+                self.add_problem(position, &key.to_string(), error.to_string());
+                self.declarations.push((key, Declaration::Invalid));
             }
         }
     }
 
-    fn broken(&mut self, place: Place, kind: Kind, object: &Value, error: &FieldError) {
+    fn add_invalid(&mut self, position: Position, kind: Kind, object: &Value, error: &FieldError) {
         let Some(key) = key(kind, object) else {
-            return self.complain_of_unknown(place, error.to_string());
+            return self.add_unidentified(position, error.to_string());
         };
-        self.complain(place, &key.to_string(), error.to_string());
-        self.claims.push((key, Claim::Broken));
+        self.add_problem(position, &key.to_string(), error.to_string());
+        self.declarations.push((key, Declaration::Invalid));
     }
 
-    fn complain_of_unknown(&mut self, place: Place, message: String) {
-        self.opaque = true;
-        self.complain(place, "", message);
+    fn add_unidentified(&mut self, position: Position, message: String) {
+        self.incomplete = true;
+        self.add_problem(position, "", message);
     }
 
-    fn complain(&mut self, place: Place, object: &str, message: String) {
+    fn add_problem(&mut self, position: Position, object: &str, message: String) {
         let mut subject = String::new();
-        for (what, number) in [("document", place.document), ("item", place.item)] {
+        for (label, number) in [("document", position.document), ("item", position.item)] {
             if let Some(number) = number {
                 let separator = if subject.is_empty() { "" } else { ", " };
-                subject += &format!("{separator}{what} {number}");
+                subject += &format!("{separator}{label} {number}");
             }
         }
         if !object.is_empty() {
             subject += if subject.is_empty() { "" } else { ": " };
             subject += object;
         }
-        self.complaints.push(Complaint { subject, message });
+        self.problems.push(FileProblem { subject, message });
     }
 }
 
@@ -217,8 +225,8 @@ fn key(kind: Kind, object: &Value) -> Option<ObjectKey> {
     Some(kind.key(namespace, name))
 }
 
-/// An object of any kind, as far as it says who it is.
-fn named(kind: &str, object: &Value) -> String {
+/// Kind, namespace and name of any object, as far as present.
+fn describe(kind: &str, object: &Value) -> String {
     let text = |field: &str| object.get("metadata")?.get(field)?.as_str();
     match (text("namespace"), text("name")) {
         (Some(namespace), Some(name)) => format!("{kind} {namespace}/{name}"),
@@ -227,7 +235,7 @@ fn named(kind: &str, object: &Value) -> String {
     }
 }
 
-const fn form(value: &Value) -> &'static str {
+const fn type_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "nothing",
         Value::Bool(_) => "a boolean",
@@ -238,7 +246,7 @@ const fn form(value: &Value) -> &'static str {
     }
 }
 
-/// One value after another. Behind a broken one, nothing can be told apart any more.
+/// Parses concatenated JSON values. Nothing after an invalid one can be told apart.
 fn json(text: &str) -> Vec<Result<Value, String>> {
     serde_json::Deserializer::from_str(text)
         .into_iter()
@@ -246,16 +254,16 @@ fn json(text: &str) -> Vec<Result<Value, String>> {
         .collect()
 }
 
-/// Document by document: the parser itself cannot go on behind a broken one.
+/// Splits the text into documents, because the parser cannot continue after an invalid one.
 fn yaml(text: &str) -> Vec<Result<Value, String>> {
     let mut documents = Vec::new();
     let (mut document, mut first_line) = (String::new(), 0);
     for (number, line) in text.lines().enumerate() {
-        // neither can begin a line inside a document, not even in a block of text (YAML 1.2 §9.1.2)
+        // neither can start a line inside a document, not even in a block scalar (YAML 1.2 §9.1.2)
         if let Some(rest) = marker(line, "---").or_else(|| marker(line, "...")) {
             documents.push((std::mem::take(&mut document), first_line));
             first_line = number;
-            // content may follow on the marker's line, in its column
+            // content may follow the marker on its line, in the same column
             document.push_str("   ");
             document.push_str(rest);
         } else if !(line.starts_with('%') && is_blank(&document)) {
@@ -281,13 +289,13 @@ fn is_blank(document: &str) -> bool {
 }
 
 fn yaml_document(document: &str, first_line: usize) -> Result<Value, String> {
-    // this type refuses a key that is given twice; serde_json's takes the last
+    // this type rejects duplicate keys; serde_json's takes the last
     let value = match serde_norway::from_str::<serde_norway::Value>(document) {
         Ok(value) => value,
         Err(error) => {
-            // parse once more where it stands in the file, for the line in the message
-            let there = "\n".repeat(first_line) + document;
-            let error = serde_norway::from_str::<serde_norway::Value>(&there).err().unwrap_or(error);
+            // parse again at its line in the file, for the line number in the message
+            let padded = "\n".repeat(first_line) + document;
+            let error = serde_norway::from_str::<serde_norway::Value>(&padded).err().unwrap_or(error);
             return Err(error.to_string());
         }
     };

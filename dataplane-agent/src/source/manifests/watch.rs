@@ -1,4 +1,4 @@
-//! When to look at the directory again: inotify says so; a timer does, should it not.
+//! Watches the directory by inotify. A timer covers lost events.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -14,108 +14,108 @@ use notify::{
 };
 use tokio::sync::Notify;
 
-/// A writer that is silent for this long has left its file as it is.
-const WRITER_SILENT: Duration = Duration::from_secs(1);
+/// A file without writes for this long is considered complete.
+const WRITER_IDLE: Duration = Duration::from_secs(1);
 
-/// Watches the directory, and the name it has in its parent.
+/// Watches the directory, and its name in the parent directory.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct DirectoryWatch {
     watcher: RecommendedWatcher,
-    seen: Arc<Seen>,
+    state: Arc<WatchState>,
     directory: PathBuf,
 }
 
-/// What the events said.
+/// State collected from events.
 #[derive(Debug)]
-struct Seen {
+struct WatchState {
     changed: Notify,
-    /// Files that were modified, and whose writer has not closed them yet.
+    /// Files that were modified and not closed by their writer yet.
     writing: Mutex<HashMap<OsString, Instant>>,
     directory: PathBuf,
 }
 
-impl Watch {
+impl DirectoryWatch {
     pub(super) fn new(directory: &Path) -> notify::Result<Self> {
-        let seen = Arc::new(Seen {
+        let state = Arc::new(WatchState {
             changed: Notify::new(),
             writing: Mutex::default(),
             directory: directory.to_owned(),
         });
-        let sink = Arc::clone(&seen);
-        let mut watcher = notify::recommended_watcher(move |event| sink.take(event))?;
+        let handler = Arc::clone(&state);
+        let mut watcher = notify::recommended_watcher(move |event| handler.on_event(event))?;
         watcher.watch(directory, RecursiveMode::NonRecursive)?;
-        // the name may be given to another directory: events of the old one would never say
+        // the path may lead to another directory later; events of the old one would not tell
         if let Some(parent) = parent(directory)
             && let Err(error) = watcher.watch(parent, RecursiveMode::NonRecursive)
         {
-            tracing::info!(directory = %parent.display(), %error, "source: parent directory is not watched");
+            tracing::info!(directory = %parent.display(), %error, "cannot watch parent of manifest directory; a replaced directory is noticed by the next timed scan");
         }
-        Ok(Self { watcher, seen, directory: directory.to_owned() })
+        Ok(Self { watcher, state, directory: directory.to_owned() })
     }
 
-    /// The name leads to another directory now.
-    pub(super) fn follow(&mut self) -> notify::Result<()> {
+    /// Follows the path to another directory.
+    pub(super) fn rewatch(&mut self) -> notify::Result<()> {
         if let Err(error) = self.watcher.unwatch(&self.directory) {
-            tracing::debug!(%error, "source: the watch went with its directory");
+            tracing::debug!(%error, "watch ended with the removed directory");
         }
         self.watcher.watch(&self.directory, RecursiveMode::NonRecursive)
     }
 
-    /// Returns when something happened since the last call.
+    /// Returns once something changed since the last call.
     pub(super) async fn changed(&self) {
-        self.seen.changed.notified().await;
+        self.state.changed.notified().await;
     }
 
     /// Files that are being written.
     pub(super) fn writing(&self) -> HashSet<OsString> {
-        let mut writing = self.seen.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        writing.retain(|_, last| last.elapsed() < WRITER_SILENT);
+        let mut writing = self.state.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        writing.retain(|_, last| last.elapsed() < WRITER_IDLE);
         writing.keys().cloned().collect()
     }
 }
 
-impl Seen {
-    fn take(&self, event: notify::Result<Event>) {
+impl WatchState {
+    fn on_event(&self, event: notify::Result<Event>) {
         let event = match event {
             Ok(event) => event,
             Err(error) => {
-                tracing::warn!(%error, "source: watch");
+                tracing::warn!(%error, "error in manifest directory watch; scanning the directory");
                 return self.changed.notify_one();
             }
         };
         if event.need_rescan() {
-            // events were lost, among them perhaps that a writer is done
+            // events were lost, perhaps the close of a file
             self.writing.lock().unwrap_or_else(PoisonError::into_inner).clear();
             return self.changed.notify_one();
         }
-        let ours = event.paths.is_empty() || event.paths.iter().any(|path| self.is_ours(path));
-        // our own reading opens and closes, too
+        let relevant = event.paths.is_empty() || event.paths.iter().any(|path| self.is_watched(path));
+        // reading also opens and closes files
         let closed = event.kind == EventKind::Access(AccessKind::Close(AccessMode::Write));
-        if !ours || matches!(event.kind, EventKind::Access(_)) && !closed {
+        if !relevant || matches!(event.kind, EventKind::Access(_)) && !closed {
             return;
         }
         for name in event.paths.iter().filter_map(|path| path.file_name()) {
-            self.note(name, event.kind);
+            self.track_writer(name, event.kind);
         }
         self.changed.notify_one();
     }
 
-    fn note(&self, name: &OsStr, kind: EventKind) {
+    fn track_writer(&self, name: &OsStr, kind: EventKind) {
         let mut writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         match kind {
             EventKind::Modify(ModifyKind::Data(_)) => {
                 writing.insert(name.to_owned(), Instant::now());
             }
             EventKind::Modify(ModifyKind::Metadata(_)) => {}
-            // closed, or another file has the name now
+            // closed, or replaced by another file
             _ => {
                 writing.remove(name);
             }
         }
     }
 
-    /// In the directory, or the directory itself.
-    fn is_ours(&self, path: &Path) -> bool {
+    /// Whether the path is the directory or a file in it.
+    fn is_watched(&self, path: &Path) -> bool {
         path == self.directory || path.parent() == Some(&self.directory)
     }
 }

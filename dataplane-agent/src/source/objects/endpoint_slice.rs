@@ -1,18 +1,18 @@
-//! discovery.k8s.io/v1 EndpointSlice: who stands behind a service.
+//! Converts discovery.k8s.io/v1 EndpointSlice.
 
 use std::{fmt::Display, net::IpAddr, time::SystemTime};
 
 use k8s_openapi::{api::discovery::v1 as discovery, jiff::Timestamp};
 
-use super::{Converted, FieldError, field, service::NOT_OURS};
+use super::{Converted, FieldError, field, service::UNMANAGED_LABELS};
 use crate::state::{Endpoint, EndpointPort, EndpointSlice, Hints, Name, NamespacedName, Object};
 
-/// Names the service a slice is for.
+/// Label that names the Service of a slice.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
-/// Says when what changed the slice happened (RFC 3339).
+/// Annotation: when the change that caused this version happened (RFC 3339).
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
-/// What the addresses of a slice are.
+/// Address family of a slice.
 #[derive(Clone, Copy)]
 enum Family {
     Ipv4,
@@ -21,19 +21,19 @@ enum Family {
 
 pub(super) fn convert(slice: &discovery::EndpointSlice) -> Result<Converted, FieldError> {
     let name = super::namespaced_name(&slice.metadata)?;
-    if super::has_label(&slice.metadata, &NOT_OURS) {
+    if super::has_label(&slice.metadata, &UNMANAGED_LABELS) {
         return Ok(Converted::default());
     }
     let family = match slice.address_type.as_str() {
         "IPv4" => Family::Ipv4,
         "IPv6" => Family::Ipv6,
         "FQDN" => {
-            let problem = FieldError::new("addressType", "slices of FQDN are left out: not supported");
+            let problem = FieldError::new("addressType", "FQDN slices are not supported: ignored");
             return Ok(Converted { object: None, problems: vec![problem] });
         }
         "" => return Err(FieldError::missing("addressType")),
         other => {
-            return Err(FieldError::new("addressType", format!("{other:?} is none of IPv4, IPv6, FQDN")));
+            return Err(FieldError::new("addressType", format!("{other:?} is not one of IPv4, IPv6, FQDN")));
         }
     };
     let mut problems = Vec::new();
@@ -48,7 +48,7 @@ pub(super) fn convert(slice: &discovery::EndpointSlice) -> Result<Converted, Fie
     Ok(Converted { object: Some(Object::EndpointSlice(slice)), problems })
 }
 
-/// A time nobody can read is none: it only serves to measure.
+/// An unreadable time is ignored: it only serves latency metrics.
 fn trigger_time(slice: &discovery::EndpointSlice) -> Option<SystemTime> {
     let text = slice.metadata.annotations.as_ref()?.get(TRIGGER_TIME)?;
     text.parse::<Timestamp>().ok().map(SystemTime::from)
@@ -75,12 +75,15 @@ fn ports(
         let Some(port) = number else {
             problems.push(FieldError::new(
                 format!("{at}.port"),
-                "missing, which means every port: not supported, left out",
+                "missing, which means all ports: not supported, port ignored",
             ));
             continue;
         };
         if ports.iter().any(|earlier| earlier.name == name) {
-            return Err(FieldError::new(format!("{at}.name"), format!("{name:?} is an earlier port's too")));
+            return Err(FieldError::new(
+                format!("{at}.name"),
+                format!("{name:?} is the name of an earlier port"),
+            ));
         }
         ports.push(EndpointPort { name: name.into(), port, protocol });
     }
@@ -89,10 +92,10 @@ fn ports(
 
 fn endpoints(slice: &discovery::EndpointSlice, family: Family) -> Result<Vec<Endpoint>, FieldError> {
     let list = slice.endpoints.as_deref().unwrap_or_default();
-    // no larger than it must be: there may be a hundred thousand in the cluster
+    // exact capacity: a cluster may have a hundred thousand endpoints
     let mut endpoints = Vec::with_capacity(list.len());
-    for (index, it) in list.iter().enumerate() {
-        endpoints.push(endpoint(&format!("endpoints[{index}]"), it, family)?);
+    for (index, item) in list.iter().enumerate() {
+        endpoints.push(endpoint(&format!("endpoints[{index}]"), item, family)?);
     }
     Ok(endpoints)
 }
@@ -102,10 +105,10 @@ fn endpoint(at: &str, endpoint: &discovery::Endpoint, family: Family) -> Result<
         return Err(FieldError::missing(format!("{at}.addresses")));
     };
     let conditions = endpoint.conditions.as_ref();
-    // not known counts as ready, and as serving: so says kube-proxy, whatever is known of the other
+    // unset conditions count as true, each on its own, as in kube-proxy
     let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
     Ok(Endpoint {
-        // what follows it has no meaning, says the API reference; kube-proxy does not look at it either
+        // the API gives further addresses no meaning; kube-proxy ignores them too
         address: address(format_args!("{at}.addresses[0]"), first, family)?,
         ready,
         serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(true),
@@ -116,10 +119,10 @@ fn endpoint(at: &str, endpoint: &discovery::Endpoint, family: Family) -> Result<
 }
 
 fn hints(endpoint: &discovery::Endpoint) -> Option<Box<Hints>> {
-    let given = endpoint.hints.as_ref()?;
+    let api_hints = endpoint.hints.as_ref()?;
     let hints = Hints {
-        nodes: given.for_nodes.iter().flatten().map(|node| node.name.as_str().into()).collect(),
-        zones: given.for_zones.iter().flatten().map(|zone| zone.name.as_str().into()).collect(),
+        nodes: api_hints.for_nodes.iter().flatten().map(|node| node.name.as_str().into()).collect(),
+        zones: api_hints.for_zones.iter().flatten().map(|zone| zone.name.as_str().into()).collect(),
     };
     (hints != Hints::default()).then(|| Box::new(hints))
 }
@@ -129,10 +132,10 @@ fn address(field: impl Display, text: &str, family: Family) -> Result<IpAddr, Fi
     match (family, address) {
         (Family::Ipv4, IpAddr::V4(_)) | (Family::Ipv6, IpAddr::V6(_)) => Ok(address),
         (Family::Ipv4, IpAddr::V6(_)) => {
-            Err(FieldError::new(field.to_string(), format!("{text:?} is not IPv4, which addressType says")))
+            Err(FieldError::new(field.to_string(), format!("{text:?} is not IPv4 as addressType requires")))
         }
         (Family::Ipv6, IpAddr::V4(_)) => {
-            Err(FieldError::new(field.to_string(), format!("{text:?} is not IPv6, which addressType says")))
+            Err(FieldError::new(field.to_string(), format!("{text:?} is not IPv6 as addressType requires")))
         }
     }
 }

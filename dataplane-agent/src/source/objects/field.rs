@@ -1,4 +1,4 @@
-//! Fields: what one can hold, and the error that names it.
+//! Validation of field values, and the error that names the field.
 
 use std::{
     fmt::Display,
@@ -9,14 +9,14 @@ use ipnet::IpNet;
 
 use crate::state::TransportProtocol;
 
-/// Longest name of an object.
+/// Maximum length of an object name.
 const NAME_MAX: usize = 253;
 
-/// A field that cannot be as it is.
+/// An invalid field.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 #[error("{field}: {reason}")]
 pub struct FieldError {
-    /// Path of the field, as `spec.ports[0].port`.
+    /// Path of the field, such as `spec.ports[0].port`.
     pub field: String,
     pub reason: String,
 }
@@ -31,54 +31,54 @@ impl FieldError {
     }
 }
 
-/// A DNS subdomain (RFC 1123): nothing that could be mistaken for something else where names are printed or joined.
+/// Validates a DNS subdomain (RFC 1123), so that names are safe to print and join.
 pub(super) fn object_name(field: &str, text: &str) -> Result<String, FieldError> {
     if text.is_empty() {
         return Err(FieldError::missing(field));
     }
-    let inside = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
-    let outside = |c: char| c == '-' || c == '.';
+    let is_allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    let is_separator = |c: char| c == '-' || c == '.';
     if text.len() > NAME_MAX
-        || !text.chars().all(inside)
-        || text.starts_with(outside)
-        || text.ends_with(outside)
+        || !text.chars().all(is_allowed)
+        || text.starts_with(is_separator)
+        || text.ends_with(is_separator)
     {
-        return Err(FieldError::new(field, format!("{text:?} is not a name of an object")));
+        return Err(FieldError::new(field, format!("{text:?} is not a valid object name")));
     }
     Ok(text.to_owned())
 }
 
-/// The address of a pod, node or service: one that a packet between hosts can have.
+/// Parses the address of a pod, node or Service; rejects addresses that cannot be one.
 pub(super) fn address(field: impl Display, text: &str) -> Result<IpAddr, FieldError> {
-    let refuse = |reason| Err(FieldError::new(field.to_string(), format!("{text:?} {reason}")));
-    let Ok(address) = text.parse::<IpAddr>() else { return refuse("is not an IP address".to_owned()) };
-    match impossible(address) {
-        Some(reason) => refuse(reason),
+    let invalid = |reason| Err(FieldError::new(field.to_string(), format!("{text:?} {reason}")));
+    let Ok(address) = text.parse::<IpAddr>() else { return invalid("is not an IP address".to_owned()) };
+    match unusable_reason(address) {
+        Some(reason) => invalid(reason),
         None => Ok(address),
     }
 }
 
-/// A range of pod addresses.
+/// Parses a CIDR; rejects ranges that cannot hold pods or Services.
 pub(super) fn cidr(field: impl Display, text: &str) -> Result<IpNet, FieldError> {
-    let refuse = |reason| Err(FieldError::new(field.to_string(), format!("{text:?} {reason}")));
-    let Ok(cidr) = text.parse::<IpNet>() else { return refuse("is not a CIDR".to_owned()) };
+    let invalid = |reason| Err(FieldError::new(field.to_string(), format!("{text:?} {reason}")));
+    let Ok(cidr) = text.parse::<IpNet>() else { return invalid("is not a CIDR".to_owned()) };
     if cidr.trunc() != cidr {
-        return refuse(format!("has bits set after its prefix: {} is meant?", cidr.trunc()));
+        return invalid(format!("has bits set after its prefix: did you mean {}?", cidr.trunc()));
     }
     if cidr.prefix_len() == 0 {
-        return refuse("is every address".to_owned());
+        return invalid("covers all addresses".to_owned());
     }
-    match impossible(cidr.network()) {
-        Some(reason) => refuse(reason),
+    match unusable_reason(cidr.network()) {
+        Some(reason) => invalid(reason),
         None => Ok(cidr),
     }
 }
 
-fn impossible(address: IpAddr) -> Option<String> {
+fn unusable_reason(address: IpAddr) -> Option<String> {
     if let IpAddr::V6(v6) = address
         && let Some(v4) = v6.to_ipv4_mapped()
     {
-        return Some(format!("is an IPv4-mapped IPv6 address: {v4} is meant?"));
+        return Some(format!("is an IPv4-mapped IPv6 address: did you mean {v4}?"));
     }
     let link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local(),
@@ -107,19 +107,19 @@ pub(super) fn port(field: impl Display, number: i32) -> Result<u16, FieldError> 
         .ok_or_else(|| FieldError::new(field.to_string(), format!("{number} is not a port (1 to 65535)")))
 }
 
-/// TCP where the manifest leaves it out.
+/// Parses a protocol. The default is TCP.
 pub(super) fn protocol(field: impl Display, text: Option<&str>) -> Result<TransportProtocol, FieldError> {
     match text {
         None | Some("TCP") => Ok(TransportProtocol::Tcp),
         Some("UDP") => Ok(TransportProtocol::Udp),
         Some("SCTP") => Ok(TransportProtocol::Sctp),
         Some(other) => {
-            Err(FieldError::new(field.to_string(), format!("{other:?} is none of TCP, UDP, SCTP")))
+            Err(FieldError::new(field.to_string(), format!("{other:?} is not one of TCP, UDP, SCTP")))
         }
     }
 }
 
-/// At most one per family: the second of a family is refused.
+/// Rejects a second value of the same family.
 pub(super) fn one_per_family<T>(
     field: &str,
     values: &[T],
@@ -128,7 +128,10 @@ pub(super) fn one_per_family<T>(
     let ipv4 = values.iter().filter(|value| is_ipv4(value)).count();
     for (family, count) in [("IPv4", ipv4), ("IPv6", values.len() - ipv4)] {
         if count > 1 {
-            return Err(FieldError::new(field, format!("{count} of {family}; one per family is possible")));
+            return Err(FieldError::new(
+                field,
+                format!("{count} of {family}; at most one per family is allowed"),
+            ));
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
-//! What a Kubernetes object means to the agent: [`Object`]s, validated, or the field that is impossible.
+//! Converts Kubernetes objects to [`Object`]s, or names the invalid field.
 //!
-//! Pure, and the same for every source. Owns the rules of single objects; those between objects are in
+//! Pure, and shared by all sources. Validates single objects; conflicts between objects are in
 //! [`conflicts`](super::conflicts).
 
 mod endpoint_slice;
@@ -27,8 +27,8 @@ pub use field::FieldError;
 
 use crate::state::{NamespacedName, Object, ObjectKey, Owner};
 
-/// Annotations of ours.
-const OURS: &str = "dataplane.local/";
+/// Prefix of the agent's annotations.
+const ANNOTATION_PREFIX: &str = "dataplane.local/";
 
 /// Kinds the agent reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,12 +42,12 @@ pub enum Kind {
     ServiceCidr,
 }
 
-/// What became of an object that is not impossible.
+/// The conversion of a valid object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Converted {
-    /// `None`: there is nothing to do for it (a headless service).
+    /// `None`: the agent does not use the object, such as a headless Service.
     pub object: Option<Object>,
-    /// Parts that were left out, and what will not work.
+    /// Parts that were ignored, and what does not work.
     pub problems: Vec<FieldError>,
 }
 
@@ -78,12 +78,12 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// Whether API servers that are still in use do not have it.
+    /// Whether supported API servers exist that do not have the kind.
     pub const fn is_recent(self) -> bool {
         matches!(self, Self::ServiceCidr)
     }
 
-    /// Which object of the state one of this kind is.
+    /// The state key of an object of this kind.
     pub fn key(self, namespace: &str, name: &str) -> ObjectKey {
         let namespaced = || NamespacedName::new(namespace, name);
         match self {
@@ -96,7 +96,7 @@ impl Kind {
         }
     }
 
-    /// Reads an object of this kind.
+    /// Converts an object of this kind.
     pub fn convert(self, value: Value) -> Result<Converted, FieldError> {
         match self {
             Self::Node => node::convert(&typed::<Node>(value)?),
@@ -113,12 +113,12 @@ fn typed<T: for<'de> serde::Deserialize<'de>>(value: Value) -> Result<T, FieldEr
     serde_path_to_error::deserialize(value).map_err(|error| {
         let field = error.path().to_string();
         let reason = error.into_inner().to_string();
-        // serde's name for the object itself
+        // "." is serde's path of the object itself
         if field == "." { FieldError::new("object", reason) } else { FieldError::new(field, reason) }
     })
 }
 
-/// Name of an object that has a namespace; `default` where the manifest leaves it out, as kubectl does.
+/// Namespace and name of an object; the namespace defaults to `default`, as in kubectl.
 fn namespaced_name(metadata: &ObjectMeta) -> Result<NamespacedName, FieldError> {
     let namespace = metadata.namespace.as_deref().unwrap_or("default");
     Ok(NamespacedName::new(field::object_name("metadata.namespace", namespace)?, name(metadata)?))
@@ -128,16 +128,16 @@ fn name(metadata: &ObjectMeta) -> Result<String, FieldError> {
     field::object_name("metadata.name", metadata.name.as_deref().unwrap_or_default())
 }
 
-/// Whether the object has one of these labels, whatever it says.
+/// Whether the object has one of these labels, with any value.
 fn has_label(metadata: &ObjectMeta, names: &[&str]) -> bool {
     let labels = metadata.labels.as_ref();
     labels.is_some_and(|labels| names.iter().any(|name| labels.contains_key(*name)))
 }
 
-/// Annotations of ours, and those of others that mean something to us.
+/// The agent's annotations, and the listed ones of other components.
 fn annotations(metadata: &mut ObjectMeta, others: &[&str]) -> BTreeMap<String, String> {
     let mut annotations = metadata.annotations.take().unwrap_or_default();
-    annotations.retain(|name, _| name.starts_with(OURS) || others.contains(&name.as_str()));
+    annotations.retain(|name, _| name.starts_with(ANNOTATION_PREFIX) || others.contains(&name.as_str()));
     annotations
 }
 

@@ -1,4 +1,4 @@
-//! v1 Namespace: what is said of all pods in it.
+//! Converts v1 Namespace: labels and defaults for the pods in it.
 
 use k8s_openapi::api::core::v1 as core;
 

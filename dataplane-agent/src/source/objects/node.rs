@@ -1,4 +1,4 @@
-//! v1 Node: its pod CIDRs and its addresses.
+//! Converts v1 Node: pod CIDRs and addresses.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,7 @@ pub(super) fn convert(node: &core::Node) -> Result<Converted, FieldError> {
     if internal_ips.is_empty() {
         problems.push(FieldError::new(
             "status.addresses",
-            "no InternalIP: other nodes cannot reach the pods of this one",
+            "no InternalIP: other nodes cannot reach the pods of this node",
         ));
     }
     let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
@@ -30,7 +30,7 @@ pub(super) fn convert(node: &core::Node) -> Result<Converted, FieldError> {
     Ok(Converted { object: Some(Object::Node(node)), problems })
 }
 
-/// None is possible: a node nobody has given a range yet.
+/// Empty until the node is assigned a range.
 fn pod_cidrs(node: &core::Node) -> Result<Vec<IpNet>, FieldError> {
     let Some(spec) = &node.spec else { return Ok(Vec::new()) };
     let list = spec.pod_cidrs.as_deref().unwrap_or_default();
@@ -52,7 +52,7 @@ fn pod_cidrs(node: &core::Node) -> Result<Vec<IpNet>, FieldError> {
     }
 }
 
-/// The first of each family: that is the one kubelet goes by.
+/// The first of each family, which is the one kubelet uses.
 fn internal_ips(node: &core::Node) -> Result<Vec<IpAddr>, FieldError> {
     let addresses = node.status.as_ref().and_then(|status| status.addresses.as_deref()).unwrap_or_default();
     let mut ips: Vec<IpAddr> = Vec::new();

@@ -1,4 +1,4 @@
-//! v1 Pod: which node it is on, its addresses, and what it asks of its network.
+//! Converts v1 Pod: its node, addresses and network annotations.
 
 use std::net::IpAddr;
 
@@ -7,14 +7,14 @@ use k8s_openapi::api::core::v1 as core;
 use super::{Converted, FieldError};
 use crate::state::{Object, Pod};
 
-/// Limits of its traffic, as the bandwidth plugin reads them.
+/// Bandwidth limits, with the annotations of the CNI bandwidth plugin.
 const BANDWIDTH: [&str; 2] = ["kubernetes.io/ingress-bandwidth", "kubernetes.io/egress-bandwidth"];
 
 pub(super) fn convert(mut pod: core::Pod) -> Result<Converted, FieldError> {
     let name = super::namespaced_name(&pod.metadata)?;
     let ips = ips(pod.status.as_ref())?;
     let spec = pod.spec.unwrap_or_default();
-    // the scheduler has not chosen yet
+    // not scheduled yet
     let Some(node) = spec.node_name.filter(|node| !node.is_empty()) else { return Ok(Converted::default()) };
     let phase = pod.status.and_then(|status| status.phase);
     let pod = Pod {
@@ -31,7 +31,7 @@ pub(super) fn convert(mut pod: core::Pod) -> Result<Converted, FieldError> {
     Ok(Converted { object: Some(Object::Pod(pod)), problems: Vec::new() })
 }
 
-/// Not judged further: nothing is sent there because a pod says so.
+/// Not validated further: no route or endpoint is made from them.
 fn ips(status: Option<&core::PodStatus>) -> Result<Vec<IpAddr>, FieldError> {
     let list = status.and_then(|status| status.pod_ips.as_deref()).unwrap_or_default();
     list.iter()

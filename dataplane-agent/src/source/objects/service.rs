@@ -1,4 +1,4 @@
-//! v1 Service: where it is, its ports, its policies.
+//! Converts v1 Service: addresses, ports and policies.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -12,19 +12,19 @@ const CLUSTER_IP: &str = "ClusterIP";
 const NODE_PORT: &str = "NodePort";
 const LOAD_BALANCER: &str = "LoadBalancer";
 
-/// Says how backends are chosen.
+/// Annotation that selects the load balancing algorithm.
 const LOAD_BALANCING: &str = "dataplane.local/load-balancing";
 const FORWARDING: &str = "dataplane.local/forwarding-mode";
-/// Services that someone else makes work, and services without an address: kube-proxy leaves them alone by these labels.
-pub(super) const NOT_OURS: [&str; 2] =
+/// Labels of Services of another service proxy and of headless ones: kube-proxy ignores both.
+pub(super) const UNMANAGED_LABELS: [&str; 2] =
     ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
-/// Seconds (the API's own default and bound).
+/// Seconds (default and maximum of the API).
 const AFFINITY_DEFAULT: i32 = 10_800;
 const AFFINITY_MAX: i32 = 86_400;
 
 pub(super) fn convert(service: &core::Service) -> Result<Converted, FieldError> {
     let name = super::namespaced_name(&service.metadata)?;
-    if super::has_label(&service.metadata, &NOT_OURS) {
+    if super::has_label(&service.metadata, &UNMANAGED_LABELS) {
         return Ok(Converted::default());
     }
     let spec = service.spec.as_ref().ok_or_else(|| FieldError::missing("spec"))?;
@@ -34,11 +34,11 @@ pub(super) fn convert(service: &core::Service) -> Result<Converted, FieldError> 
         Some(other) => {
             return Err(FieldError::new(
                 "spec.type",
-                format!("{other:?} is none of ClusterIP, NodePort, LoadBalancer, ExternalName"),
+                format!("{other:?} is not one of ClusterIP, NodePort, LoadBalancer, ExternalName"),
             ));
         }
     }
-    let (load_balancing, forwarding) = choices(service)?;
+    let (load_balancing, forwarding) = annotated_options(service)?;
     let Some(cluster_ips) = cluster_ips(spec)? else { return Ok(Converted::default()) };
     let service = Service {
         name,
@@ -58,8 +58,8 @@ pub(super) fn convert(service: &core::Service) -> Result<Converted, FieldError> 
     Ok(Converted { object: Some(Object::Service(service)), problems: Vec::new() })
 }
 
-/// An address of a family the service does not have is somebody else's mistake: kube-proxy leaves it out.
-fn of_its_families(ips: impl Iterator<Item = IpAddr>, cluster_ips: &[IpAddr]) -> Vec<IpAddr> {
+/// Drops addresses in families without a cluster IP, as kube-proxy does.
+fn in_service_families(ips: impl Iterator<Item = IpAddr>, cluster_ips: &[IpAddr]) -> Vec<IpAddr> {
     ips.filter(|ip| cluster_ips.iter().any(|own| own.is_ipv4() == ip.is_ipv4())).collect()
 }
 
@@ -68,10 +68,10 @@ fn external_ips(spec: &core::ServiceSpec, cluster_ips: &[IpAddr]) -> Result<Vec<
     let ips: Vec<IpAddr> = list
         .map(|(index, text)| field::address(format_args!("spec.externalIPs[{index}]"), text))
         .collect::<Result<_, _>>()?;
-    Ok(of_its_families(ips.into_iter(), cluster_ips))
+    Ok(in_service_families(ips.into_iter(), cluster_ips))
 }
 
-/// Only a service of type `LoadBalancer` has them, whatever its status still says.
+/// Load balancer addresses. Empty unless the type is `LoadBalancer`, whatever the status says.
 fn load_balancer_ips(
     service: &core::Service,
     spec: &core::ServiceSpec,
@@ -83,7 +83,7 @@ fn load_balancer_ips(
     let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let mut ips = Vec::new();
     for (index, ingress) in status.iter().flat_map(|status| status.ingress.iter().flatten()).enumerate() {
-        // the balancer wants to see the packets itself (KEP-1860)
+        // traffic must pass the load balancer itself (KEP-1860)
         if ingress.ip_mode.as_deref() == Some("Proxy") {
             continue;
         }
@@ -91,7 +91,7 @@ fn load_balancer_ips(
             ips.push(field::address(format_args!("status.loadBalancer.ingress[{index}].ip"), text)?);
         }
     }
-    Ok(of_its_families(ips.into_iter(), cluster_ips))
+    Ok(in_service_families(ips.into_iter(), cluster_ips))
 }
 
 fn source_ranges(spec: &core::ServiceSpec) -> Result<Vec<IpNet>, FieldError> {
@@ -100,7 +100,7 @@ fn source_ranges(spec: &core::ServiceSpec) -> Result<Vec<IpNet>, FieldError> {
     }
     let list = spec.load_balancer_source_ranges.iter().flatten().enumerate();
     list.map(|(index, text)| {
-        // the API server lets white space pass
+        // the API server accepts white space
         let text = text.trim();
         let Ok(range) = text.parse::<IpNet>() else {
             let field = format!("spec.loadBalancerSourceRanges[{index}]");
@@ -115,11 +115,11 @@ fn policy(field: &str, text: Option<&str>) -> Result<TrafficPolicy, FieldError> 
     match text {
         None | Some("" | "Cluster") => Ok(TrafficPolicy::Cluster),
         Some("Local") => Ok(TrafficPolicy::Local),
-        Some(other) => Err(FieldError::new(field, format!("{other:?} is none of Cluster, Local"))),
+        Some(other) => Err(FieldError::new(field, format!("{other:?} is not one of Cluster, Local"))),
     }
 }
 
-/// kube-proxy answers at it only for a service of type `LoadBalancer` with policy Local.
+/// Only for type `LoadBalancer` with policy Local, as in kube-proxy.
 fn health_check_port(spec: &core::ServiceSpec) -> Result<Option<u16>, FieldError> {
     let local = spec.external_traffic_policy.as_deref() == Some("Local");
     let number = spec
@@ -128,7 +128,7 @@ fn health_check_port(spec: &core::ServiceSpec) -> Result<Option<u16>, FieldError
     number.map(|number| field::port("spec.healthCheckNodePort", number)).transpose()
 }
 
-/// `None`: headless.
+/// `None` for a headless Service.
 fn cluster_ips(spec: &core::ServiceSpec) -> Result<Option<Vec<IpAddr>>, FieldError> {
     let single = spec.cluster_ip.as_deref().filter(|text| !text.is_empty());
     let list = spec.cluster_ips.as_deref().unwrap_or_default();
@@ -151,7 +151,7 @@ fn cluster_ips(spec: &core::ServiceSpec) -> Result<Option<Vec<IpAddr>>, FieldErr
     match (single, ips.is_empty()) {
         (_, false) => Ok(Some(ips)),
         (Some(single), true) => Ok(Some(vec![field::address("spec.clusterIP", single)?])),
-        // an API server allocates one; here, nobody does
+        // an API server would allocate one
         (None, true) => Err(FieldError::missing("spec.clusterIP")),
     }
 }
@@ -162,26 +162,32 @@ fn ports(spec: &core::ServiceSpec) -> Result<Vec<ServicePort>, FieldError> {
         return Err(FieldError::missing("spec.ports"));
     }
     let mut ports = Vec::with_capacity(list.len());
-    let at_nodes = matches!(spec.type_.as_deref(), Some(NODE_PORT | LOAD_BALANCER));
+    let has_node_ports = matches!(spec.type_.as_deref(), Some(NODE_PORT | LOAD_BALANCER));
     let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
     for (index, port) in list.iter().enumerate() {
         let at = format!("spec.ports[{index}]");
         let number = field::port(format_args!("{at}.port"), port.port)?;
         let protocol = field::protocol(format_args!("{at}.protocol"), port.protocol.as_deref())?;
-        let node_port = port.node_port.filter(|number| *number != 0 && at_nodes);
+        let node_port = port.node_port.filter(|number| *number != 0 && has_node_ports);
         let node_port =
             node_port.map(|number| field::port(format_args!("{at}.nodePort"), number)).transpose()?;
         let name = port.name.as_deref().unwrap_or_default();
         if name.is_empty() && list.len() > 1 {
-            return Err(FieldError::new(format!("{at}.name"), "missing (there is more than one port)"));
+            return Err(FieldError::new(
+                format!("{at}.name"),
+                "missing; required if there are several ports",
+            ));
         }
         if !names.insert(name) {
-            return Err(FieldError::new(format!("{at}.name"), format!("{name:?} is an earlier port's too")));
+            return Err(FieldError::new(
+                format!("{at}.name"),
+                format!("{name:?} is the name of an earlier port"),
+            ));
         }
         if !numbers.insert((number, protocol)) {
             return Err(FieldError::new(
                 format!("{at}.port"),
-                format!("{number} is an earlier port of the same protocol too"),
+                format!("{number} is also an earlier port with the same protocol"),
             ));
         }
         ports.push(ServicePort { name: name.into(), port: number, protocol, node_port });
@@ -196,7 +202,7 @@ fn affinity_timeout(spec: &core::ServiceSpec) -> Result<Option<u32>, FieldError>
         Some(other) => {
             return Err(FieldError::new(
                 "spec.sessionAffinity",
-                format!("{other:?} is none of None, ClientIP"),
+                format!("{other:?} is not one of None, ClientIP"),
             ));
         }
     }
@@ -214,27 +220,32 @@ fn affinity_timeout(spec: &core::ServiceSpec) -> Result<Option<u32>, FieldError>
     Ok(Some(seconds.unsigned_abs()))
 }
 
-/// What the annotations choose.
-fn choices(service: &core::Service) -> Result<(Option<LoadBalancing>, Option<Forwarding>), FieldError> {
+/// Load balancing and forwarding as selected by annotations.
+fn annotated_options(
+    service: &core::Service,
+) -> Result<(Option<LoadBalancing>, Option<Forwarding>), FieldError> {
     let annotation = |name: &str| service.metadata.annotations.as_ref()?.get(name).map(String::as_str);
-    let wrong =
+    let invalid =
         |name: &str, problem: String| FieldError::new(format!("metadata.annotations[{name}]"), problem);
     let load_balancing = match annotation(LOAD_BALANCING) {
         None => None,
         Some("random") => Some(LoadBalancing::Random),
         Some("maglev") => Some(LoadBalancing::Maglev),
         Some(other) => {
-            return Err(wrong(LOAD_BALANCING, format!("{other:?} is none of random, maglev")));
+            return Err(invalid(LOAD_BALANCING, format!("{other:?} is not one of random, maglev")));
         }
     };
     let forwarding = match annotation(FORWARDING) {
         None => None,
         Some("snat") => Some(Forwarding::Snat),
         Some("dsr") if load_balancing == Some(LoadBalancing::Random) => {
-            return Err(wrong(FORWARDING, format!("\"dsr\" does not go with {LOAD_BALANCING}: random")));
+            return Err(invalid(
+                FORWARDING,
+                format!("\"dsr\" cannot be combined with {LOAD_BALANCING}: random"),
+            ));
         }
         Some("dsr") => Some(Forwarding::Dsr),
-        Some(other) => return Err(wrong(FORWARDING, format!("{other:?} is none of snat, dsr"))),
+        Some(other) => return Err(invalid(FORWARDING, format!("{other:?} is not one of snat, dsr"))),
     };
     Ok((load_balancing, forwarding))
 }

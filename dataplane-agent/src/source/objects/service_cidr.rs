@@ -1,4 +1,4 @@
-//! networking.k8s.io/v1 `ServiceCIDR`: where cluster IPs come from (KEP-1880).
+//! Converts networking.k8s.io/v1 `ServiceCIDR` (KEP-1880).
 
 use k8s_openapi::api::networking::v1 as networking;
 

@@ -1,4 +1,4 @@
-//! Objects as `kubectl get -o yaml` writes them, and every field that can be impossible.
+//! Conversion of objects from `kubectl get -o yaml`, and every invalid field.
 
 mod frontends;
 
@@ -19,7 +19,7 @@ fn shop(name: &str) -> NamespacedName {
 }
 
 #[test]
-fn a_node_of_kubectl_is_read() {
+fn node_from_kubectl_is_converted() {
     let converted = Kind::Node.convert(fixture(include_str!("../../../tests/fixtures/node.yaml"))).unwrap();
     assert_eq!(converted.problems, []);
     let node = PlainNode {
@@ -44,7 +44,7 @@ fn a_node_of_kubectl_is_read() {
 }
 
 #[test]
-fn a_service_of_kubectl_is_read() {
+fn service_from_kubectl_is_converted() {
     let converted =
         Kind::Service.convert(fixture(include_str!("../../../tests/fixtures/service.yaml"))).unwrap();
     assert_eq!(converted.problems, []);
@@ -64,7 +64,7 @@ fn a_service_of_kubectl_is_read() {
 }
 
 #[test]
-fn a_slice_of_kubectl_is_read() {
+fn endpoint_slice_from_kubectl_is_converted() {
     let list = fixture(include_str!("../../../tests/fixtures/endpointslices.yaml"));
     let converted = Kind::EndpointSlice.convert(list["items"][0].clone()).unwrap();
     assert_eq!(converted.problems, []);
@@ -93,7 +93,7 @@ fn a_slice_of_kubectl_is_read() {
 }
 
 #[test]
-fn the_first_address_of_an_endpoint_counts() {
+fn only_first_address_of_endpoint_is_used() {
     let addresses = json!(["10.244.1.7", "10.244.1.8", "elsewhere"]);
     let slice = changed(Kind::EndpointSlice, "/endpoints/0/addresses", addresses);
     let Some(Object::EndpointSlice(slice)) = Kind::EndpointSlice.convert(slice).unwrap().object else {
@@ -103,7 +103,7 @@ fn the_first_address_of_an_endpoint_counts() {
 }
 
 #[test]
-fn a_service_without_an_address_asks_for_nothing() {
+fn service_without_cluster_ip_is_unused() {
     for spec in [
         json!({"clusterIP": "None", "ports": [{"port": 80}]}),
         json!({"clusterIPs": ["None"]}),
@@ -115,7 +115,7 @@ fn a_service_without_an_address_asks_for_nothing() {
 }
 
 #[test]
-fn what_kube_proxy_leaves_alone_asks_for_nothing() {
+fn objects_of_other_service_proxies_are_unused() {
     for kind in [Kind::Service, Kind::EndpointSlice] {
         for label in ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"] {
             let labels = json!({label: "", "kubernetes.io/service-name": "a"});
@@ -125,7 +125,7 @@ fn what_kube_proxy_leaves_alone_asks_for_nothing() {
 }
 
 #[test]
-fn a_slice_says_when_its_change_happened() {
+fn trigger_time_is_parsed() {
     let at = |text: &str| {
         let mut slice = changed(Kind::EndpointSlice, "/metadata/name", json!("a"));
         slice["metadata"]["annotations"]["endpoints.kubernetes.io/last-change-trigger-time"] = json!(text);
@@ -140,7 +140,7 @@ fn a_slice_says_when_its_change_happened() {
 }
 
 #[test]
-fn a_pod_is_read_once_it_has_a_node() {
+fn pod_is_converted_once_scheduled() {
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
@@ -166,7 +166,7 @@ fn a_pod_is_read_once_it_has_a_node() {
     assert_eq!(Kind::Pod.convert(pending), Ok(Converted::default()));
 }
 
-/// A valid object, with one field changed.
+/// A valid object with one field changed.
 fn changed(kind: Kind, pointer: &str, value: Value) -> Value {
     let metadata = json!({
         "name": "a", "annotations": {"dataplane.local/load-balancing": "random"},
@@ -206,7 +206,7 @@ fn changed(kind: Kind, pointer: &str, value: Value) -> Value {
 }
 
 #[test]
-fn an_impossible_field_is_named() {
+fn invalid_field_is_named() {
     use Kind::{EndpointSlice, Node, Pod, Service, ServiceCidr};
     let name = json!("a");
     for kind in Kind::ALL {
@@ -214,13 +214,23 @@ fn an_impossible_field_is_named() {
         assert!(valid.object.is_some() && valid.problems.is_empty(), "{valid:?}");
     }
     let cases = [
-        (Node, "/metadata/name", json!("A b"), "metadata.name: \"A b\" is not a name of an object"),
+        (Node, "/metadata/name", json!("A b"), "metadata.name: \"A b\" is not a valid object name"),
         (Node, "/spec/podCIDRs/0", json!("10.1.0.1/24"), "spec.podCIDRs[0]: \"10.1.0.1/24\" has bits set"),
         (Node, "/spec/podCIDRs/0", json!("10.1.0.0/33"), "spec.podCIDRs[0]: \"10.1.0.0/33\" is not a CIDR"),
-        (Node, "/spec/podCIDRs/0", json!("0.0.0.0/0"), "spec.podCIDRs[0]: \"0.0.0.0/0\" is every address"),
+        (
+            Node,
+            "/spec/podCIDRs/0",
+            json!("0.0.0.0/0"),
+            "spec.podCIDRs[0]: \"0.0.0.0/0\" covers all addresses",
+        ),
         (Node, "/spec/podCIDRs/0", json!("127.0.0.0/8"), "spec.podCIDRs[0]: \"127.0.0.0/8\" is a loopback"),
         (Node, "/spec/podCIDRs/1", json!("10.2.0.0/24"), "spec.podCIDRs: 2 of IPv4"),
-        (Node, "/spec/podCIDRs/1", json!("::ffff:10.0.0.0/104"), "is an IPv4-mapped IPv6 address: 10.0.0.0"),
+        (
+            Node,
+            "/spec/podCIDRs/1",
+            json!("::ffff:10.0.0.0/104"),
+            "is an IPv4-mapped IPv6 address: did you mean 10.0.0.0?",
+        ),
         (Node, "/spec/podCIDR", json!("10.9.0.0/24"), "spec.podCIDR: 10.9.0.0/24 is not spec.podCIDRs[0]"),
         (Node, "/status/addresses/0/address", json!("172.16.0"), "status.addresses[0].address: \"172.16.0\""),
         (Node, "/status/addresses/0/address", json!("169.254.0.1"), "is a link-local address"),
@@ -234,25 +244,30 @@ fn an_impossible_field_is_named() {
             json!("fd96::g"),
             "spec.clusterIPs[1]: \"fd96::g\" is not an IP address",
         ),
-        (Service, "/spec/clusterIPs/1", json!("::ffff:10.0.0.1"), "10.0.0.1 is meant?"),
+        (Service, "/spec/clusterIPs/1", json!("::ffff:10.0.0.1"), "did you mean 10.0.0.1?"),
         (Service, "/spec/clusterIPs/1", json!("10.96.0.2"), "spec.clusterIPs: 2 of IPv4"),
         (Service, "/spec/clusterIPs/1", json!("ff02::1"), "spec.clusterIPs[1]: \"ff02::1\" is a multicast"),
-        (Service, "/spec/type", json!("Cluster"), "spec.type: \"Cluster\" is none of"),
+        (Service, "/spec/type", json!("Cluster"), "spec.type: \"Cluster\" is not one of"),
         (Service, "/spec/ports", json!([]), "spec.ports: missing"),
         (Service, "/spec/ports/0/port", json!(0), "spec.ports[0].port: 0 is not a port"),
         (Service, "/spec/ports/1/port", json!(65_536), "spec.ports[1].port: 65536 is not a port"),
         (Service, "/spec/ports/1/port", json!("http"), "spec.ports[1].port: invalid type: string"),
         (Service, "/spec/ports/1/port", json!(99_999_999_999_u64), "spec.ports[1].port: invalid value"),
-        (Service, "/spec/ports/1/name", json!("a"), "spec.ports[1].name: \"a\" is an earlier port's too"),
+        (
+            Service,
+            "/spec/ports/1/name",
+            json!("a"),
+            "spec.ports[1].name: \"a\" is the name of an earlier port",
+        ),
         (Service, "/spec/ports/1/name", json!(null), "spec.ports[1].name: missing"),
         (
             Service,
             "/spec/ports/1/protocol",
             json!("TCP"),
-            "spec.ports[1].port: 80 is an earlier port of the same",
+            "spec.ports[1].port: 80 is also an earlier port with the same",
         ),
-        (Service, "/spec/ports/1/protocol", json!("tcp"), "spec.ports[1].protocol: \"tcp\" is none of"),
-        (Service, "/spec/sessionAffinity", json!("Cookie"), "spec.sessionAffinity: \"Cookie\" is none of"),
+        (Service, "/spec/ports/1/protocol", json!("tcp"), "spec.ports[1].protocol: \"tcp\" is not one of"),
+        (Service, "/spec/sessionAffinity", json!("Cookie"), "spec.sessionAffinity: \"Cookie\" is not one of"),
         (
             Service,
             "/spec/sessionAffinityConfig/clientIP/timeoutSeconds",
@@ -286,13 +301,13 @@ fn an_impossible_field_is_named() {
             Service,
             "/spec/internalTrafficPolicy",
             json!("Node"),
-            "spec.internalTrafficPolicy: \"Node\" is none of Cluster, Local",
+            "spec.internalTrafficPolicy: \"Node\" is not one of Cluster, Local",
         ),
         (
             Service,
             "/spec/externalTrafficPolicy",
             json!("local"),
-            "spec.externalTrafficPolicy: \"local\" is none of Cluster, Local",
+            "spec.externalTrafficPolicy: \"local\" is not one of Cluster, Local",
         ),
         (
             Service,
@@ -306,28 +321,28 @@ fn an_impossible_field_is_named() {
             Service,
             "/metadata/annotations",
             json!({"dataplane.local/load-balancing": "best"}),
-            "metadata.annotations[dataplane.local/load-balancing]: \"best\" is none of random, maglev",
+            "metadata.annotations[dataplane.local/load-balancing]: \"best\" is not one of random, maglev",
         ),
         (
             Service,
             "/metadata/annotations",
             json!({"dataplane.local/forwarding-mode": "hybrid"}),
-            "metadata.annotations[dataplane.local/forwarding-mode]: \"hybrid\" is none of snat, dsr",
+            "metadata.annotations[dataplane.local/forwarding-mode]: \"hybrid\" is not one of snat, dsr",
         ),
         (
             Service,
             "/metadata/annotations",
             json!({"dataplane.local/forwarding-mode": "dsr", "dataplane.local/load-balancing": "random"}),
-            "metadata.annotations[dataplane.local/forwarding-mode]: \"dsr\" does not go with \
+            "metadata.annotations[dataplane.local/forwarding-mode]: \"dsr\" cannot be combined with \
              dataplane.local/load-balancing: random",
         ),
         (Pod, "/status/podIPs/0/ip", json!("10.1"), "status.podIPs[0].ip: \"10.1\" is not an IP address"),
-        (EndpointSlice, "/addressType", json!("IPX"), "addressType: \"IPX\" is none of"),
+        (EndpointSlice, "/addressType", json!("IPX"), "addressType: \"IPX\" is not one of"),
         (EndpointSlice, "/addressType", json!("IPv6"), "endpoints[0].addresses[0]: \"10.1.0.1\" is not IPv6"),
         (EndpointSlice, "/endpoints/0/addresses", json!([]), "endpoints[0].addresses: missing"),
         (EndpointSlice, "/endpoints/0/addresses/0", json!("10.1.0.1.1"), "endpoints[0].addresses[0]: \"10"),
         (EndpointSlice, "/ports/1/port", json!(-1), "ports[1].port: -1 is not a port"),
-        (EndpointSlice, "/ports/1/name", json!("a"), "ports[1].name: \"a\" is an earlier port's too"),
+        (EndpointSlice, "/ports/1/name", json!("a"), "ports[1].name: \"a\" is the name of an earlier port"),
         (
             EndpointSlice,
             "/metadata/labels",
@@ -342,13 +357,16 @@ fn an_impossible_field_is_named() {
 }
 
 #[test]
-fn a_port_of_sctp_is_a_port_like_any() {
+fn sctp_ports_are_supported() {
     let service = changed(Kind::Service, "/spec/ports/1/protocol", json!("SCTP"));
     let Some(Object::Service(service)) = Kind::Service.convert(service).unwrap().object else {
         panic!("a Service")
     };
     assert_eq!(service.ports[1].protocol, TransportProtocol::Sctp);
-    assert_eq!(service.ports[0].port, service.ports[1].port, "of another protocol: another port");
+    assert_eq!(
+        service.ports[0].port, service.ports[1].port,
+        "ports of different protocols may share a number"
+    );
 
     let slice = changed(Kind::EndpointSlice, "/ports/1", json!({"name": "b", "protocol": "SCTP", "port": 9}));
     let Some(Object::EndpointSlice(slice)) = Kind::EndpointSlice.convert(slice).unwrap().object else {
@@ -358,7 +376,7 @@ fn a_port_of_sctp_is_a_port_like_any() {
 }
 
 #[test]
-fn what_is_not_supported_is_left_out_and_the_rest_applies() {
+fn unsupported_parts_are_ignored_and_the_rest_applies() {
     let slice = changed(Kind::EndpointSlice, "/ports/1", json!({"name": "b", "protocol": "UDP"}));
     let converted = Kind::EndpointSlice.convert(slice).unwrap();
     assert!(matches!(&converted.object, Some(Object::EndpointSlice(slice)) if slice.ports.len() == 1));

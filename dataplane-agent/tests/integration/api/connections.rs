@@ -52,17 +52,17 @@ fn a_client_that_hangs_blocks_nobody() {
 #[test]
 fn a_client_that_stays_silent_gives_up_its_place() {
     let agent =
-        Agent::start(Limits { connections: 1, patience: Duration::from_millis(50), ..Limits::default() });
+        Agent::start(Limits { connections: 1, timeout: Duration::from_millis(50), ..Limits::default() });
     let mut silent = agent.client();
     let answer = agent.client().ask(&json!({ "view": "routes" }));
     assert_eq!(answer["result"], json!([]));
-    assert!(silent.line().unwrap()["error"].as_str().unwrap().contains("no whole request line"));
+    assert!(silent.line().unwrap()["error"].as_str().unwrap().contains("no complete request line"));
 }
 
 #[test]
 fn a_client_that_does_not_read_gives_up_its_place() {
     let agent =
-        Agent::start(Limits { connections: 1, patience: Duration::from_millis(50), ..Limits::default() });
+        Agent::start(Limits { connections: 1, timeout: Duration::from_millis(50), ..Limits::default() });
     agent.load();
     *agent.live.flows.lock().unwrap() = vec![flow("10.1.0.5:1", None); 10_000];
     let mut lazy = agent.client();

@@ -36,7 +36,7 @@ fn readiness_follows_the_published_status() {
     let (code, body) = get(health.address(), "/readyz");
     assert_eq!(code, 503);
     let body: Value = serde_json::from_str(&body).unwrap();
-    assert_eq!(body["not_ready"][0]["reason"], "not synced");
+    assert_eq!(body["notReady"][0]["reason"], "not synced");
     agent.status.send_modify(|status| status.not_ready.clear());
     assert_eq!(get(health.address(), "/readyz").0, 200);
     assert_eq!(get(health.address(), "/healthz").0, 200);
@@ -73,11 +73,11 @@ fn metrics_hold_what_was_published_counted_and_read() {
         "dataplane_table_entries{table=\"SERVICES\"} 3",
         "dataplane_table_capacity{table=\"SERVICES\"} 100",
         "dataplane_table_writes_total{table=\"SERVICES\"} 9",
-        "dataplane_packets_total{hook=\"from_pod\",outcome=\"no_backend\",end=\"dropped\"} 3",
+        "dataplane_packets_total{hook=\"from_pod\",outcome=\"no_backend\",action=\"drop\"} 3",
         "dataplane_flows 0",
         "dataplane_ready 0",
         "dataplane_problems{origin=\"source\"} 0",
-        "dataplane_api_requests_total{request=\"services\",result=\"ok\"} 1",
+        "dataplane_api_requests_total{view=\"services\",result=\"ok\"} 1",
         "dataplane_api_request_duration_seconds_count{request=\"services\"} 1",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");

@@ -1,4 +1,4 @@
-//! The load generator as a program: `serve` answers, `ask` measures and prints JSON.
+//! The load generator: `serve` runs a server, `measure` runs a client and prints JSON.
 
 use std::{io::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -25,13 +25,13 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Answers over TCP and UDP until killed
+    /// Runs an echo server over TCP and UDP until killed
     Serve {
         /// Address and port
         listen: SocketAddr,
     },
-    /// Measures and prints JSON
-    Ask {
+    /// Runs a client and prints the result as JSON
+    Measure {
         /// Address and port of a server
         target: SocketAddr,
         #[arg(long, value_enum)]
@@ -55,7 +55,7 @@ enum Kind {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    // whoever started it may crash: nothing of it may stay behind
+    // ends with its parent, even if that crashes
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
     if let Some(cgroup) = &arguments.cgroup {
         load::enter_cgroup(cgroup)?;
@@ -67,8 +67,8 @@ fn main() -> Result<()> {
         load::pin(core)?;
     }
     match arguments.command {
-        Command::Serve { listen } => load::serve(listen, || say(READY)),
-        Command::Ask { target, load, connections, warm_up_ms, time_ms } => {
+        Command::Serve { listen } => load::serve(listen, || print(READY)),
+        Command::Measure { target, load, connections, warm_up_ms, time_ms } => {
             let load = match load {
                 Kind::TcpRr => Load::TcpRr { connections },
                 Kind::TcpCrr => Load::TcpCrr,
@@ -76,12 +76,12 @@ fn main() -> Result<()> {
             };
             let warm_up = Duration::from_millis(warm_up_ms);
             let outcome = load::run(&Run { load, target, warm_up, time: Duration::from_millis(time_ms) })?;
-            say(&serde_json::to_string(&outcome)?)
+            print(&serde_json::to_string(&outcome)?)
         }
     }
 }
 
-fn say(line: &str) -> Result<()> {
+fn print(line: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "{line}").and_then(|()| stdout.flush()).context("write to stdout")
+    writeln!(stdout, "{line}").and_then(|()| stdout.flush()).context("cannot write to stdout")
 }

@@ -1,5 +1,5 @@
-//! eBPF instruction by instruction: enough for programs of a screen that the benchmark makes while it runs. Knows the
-//! encoding (RFC 9669) and nothing of what programs are for.
+//! An assembler for small eBPF programs that the benchmark generates at run time. Encoding:
+//! RFC 9669.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ pub(super) enum Reg {
     R10 = 10,
 }
 
-/// Bytes that are loaded or stored.
+/// The size of a load or store.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Size {
     U8,
@@ -35,7 +35,7 @@ impl Size {
     }
 }
 
-/// An operation on a register, 64 bits wide.
+/// A 64-bit operation on a register.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Op {
     Add = 0x00,
@@ -45,7 +45,7 @@ pub(super) enum Op {
     Move = 0xb0,
 }
 
-/// Helpers of the kernel, by number.
+/// Kernel helpers by number.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Helper {
     MapLookup = 1,
@@ -53,15 +53,15 @@ pub(super) enum Helper {
     Redirect = 23,
 }
 
-/// A place in a program, by name.
+/// The name of a position in a program.
 pub(super) type Label = &'static str;
 
-/// As the kernel takes it.
+/// An instruction in the kernel's encoding (`struct bpf_insn`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub(super) struct Instruction {
     code: u8,
-    /// Destination in the low half, source in the high one.
+    /// Destination register in the low 4 bits, source register in the high 4 bits.
     registers: u8,
     offset: i16,
     value: i32,
@@ -82,10 +82,10 @@ const JUMP_IF_EQUAL: u8 = 0x10;
 const JUMP_IF_NOT_EQUAL: u8 = 0x50;
 const CALL: u8 = 0x80;
 const EXIT: u8 = 0x90;
-/// Source "register" of a constant that is a map's descriptor.
+/// `BPF_PSEUDO_MAP_FD`: the constant is a map's file descriptor.
 const MAP_DESCRIPTOR: u8 = 1;
 
-/// A program in the making.
+/// A program under construction.
 #[derive(Debug, Default)]
 pub(super) struct Assembly {
     instructions: Vec<Instruction>,
@@ -115,7 +115,7 @@ impl Assembly {
         self.push(0, Reg::R0, 0, 0, (value >> 32) as i32)
     }
 
-    /// `dst = the map`
+    /// `dst = map`
     pub(super) fn map(&mut self, dst: Reg, descriptor: i32) -> &mut Self {
         self.push(CLASS_LD | MODE_IMM | Size::U64.bits(), dst, MAP_DESCRIPTOR, 0, descriptor);
         self.push(0, Reg::R0, 0, 0, 0)
@@ -131,24 +131,24 @@ impl Assembly {
         self.push(CLASS_STX | MODE_MEM | size.bits(), dst, src as u8, offset, 0)
     }
 
-    /// The low 16 bits of `dst`, in network order.
+    /// `dst = htons(dst)`
     pub(super) fn network_order_16(&mut self, dst: Reg) -> &mut Self {
         self.push(TO_BIG_ENDIAN, dst, 0, 0, 16)
     }
 
-    /// Goes on at `label` if `a > b`.
+    /// Jumps to `label` if `a > b`.
     pub(super) fn jump_if_greater(&mut self, a: Reg, b: Reg, label: Label) -> &mut Self {
         self.jumps.push((self.instructions.len(), label));
         self.push(CLASS_JMP | FROM_REGISTER | JUMP_IF_GREATER, a, b as u8, 0, 0)
     }
 
-    /// Goes on at `label` if the low 32 bits of `a` are not `value`.
+    /// Jumps to `label` if the low 32 bits of `a` are not `value`.
     pub(super) fn jump_if_not(&mut self, a: Reg, value: u32, label: Label) -> &mut Self {
         self.jumps.push((self.instructions.len(), label));
         self.push(CLASS_JMP32 | JUMP_IF_NOT_EQUAL, a, 0, 0, value as i32)
     }
 
-    /// Goes on at `label` if `a` is null.
+    /// Jumps to `label` if `a` is null.
     pub(super) fn jump_if_null(&mut self, a: Reg, label: Label) -> &mut Self {
         self.jumps.push((self.instructions.len(), label));
         self.push(CLASS_JMP | JUMP_IF_EQUAL, a, 0, 0, 0)
@@ -158,25 +158,25 @@ impl Assembly {
         self.push(CLASS_JMP | CALL, Reg::R0, 0, 0, helper as i32)
     }
 
-    /// Ends with `R0`.
+    /// Exits with the value of `R0`.
     pub(super) fn exit(&mut self) -> &mut Self {
         self.push(CLASS_JMP | EXIT, Reg::R0, 0, 0, 0)
     }
 
-    /// Names the next instruction.
+    /// Defines a label at the next instruction.
     pub(super) fn label(&mut self, label: Label) -> &mut Self {
         self.labels.insert(label, self.instructions.len());
         self
     }
 
-    /// The program, its jumps resolved.
+    /// Returns the program with resolved jumps.
     ///
     /// # Panics
-    /// If it jumps to a label it does not have.
+    /// Panics if a label is not defined.
     pub(super) fn finish(mut self) -> Vec<Instruction> {
         for (at, label) in &self.jumps {
-            let to = self.labels.get(label).unwrap_or_else(|| panic!("there is no label {label}"));
-            // counted from the instruction behind the jump
+            let to = self.labels.get(label).unwrap_or_else(|| panic!("label {label} is not defined"));
+            // relative to the next instruction
             self.instructions[*at].offset = (*to as i64 - *at as i64 - 1) as i16;
         }
         self.instructions
@@ -187,7 +187,7 @@ impl Assembly {
 mod tests {
     use super::*;
 
-    /// As `bpftool prog dump xlated` shows what a compiler makes of the same.
+    /// The expected bytes are those that clang generates for the same program.
     #[test]
     fn instructions_are_encoded_as_the_kernel_reads_them() {
         let mut assembly = Assembly::default();

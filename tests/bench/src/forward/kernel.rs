@@ -1,5 +1,5 @@
-//! The few words of the `bpf` system call that the forwarding rows need and no ELF object is worth: load a program made of
-//! instructions, attach it to a device's driver, run it on live frames, read what it counted.
+//! The commands of the `bpf` system call that the forwarding rows need: load a generated program,
+//! attach it to a device's driver, run it on live frames, read its counters.
 
 use std::{
     io,
@@ -21,12 +21,12 @@ const MAP_TYPE_ARRAY: u32 = 2;
 const MAP_TYPE_PERCPU_ARRAY: u32 = 6;
 const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_TYPE_XDP: u32 = 37;
-/// In the driver or not at all.
+/// `XDP_FLAGS_DRV_MODE`: fails if the driver has no native XDP.
 const DRIVER_MODE: u32 = 1 << 2;
 const LIVE_FRAMES: u32 = 1 << 1;
-/// As many frames as a device's poll takes at once (`NAPI_POLL_WEIGHT`).
+/// Frames per batch, as in one poll of a device (`NAPI_POLL_WEIGHT`).
 const BATCH: u32 = 64;
-const LOG: usize = 1 << 16;
+const LOG_SIZE: usize = 1 << 16;
 
 /// A loaded XDP program.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub(super) struct Program(OwnedFd);
 
 impl Program {
     /// # Errors
-    /// With what the verifier says.
+    /// The error contains the verifier's log.
     pub(super) fn load(name: &str, instructions: &[Instruction]) -> Result<Self> {
         #[repr(C)]
         struct Attributes {
@@ -46,56 +46,60 @@ impl Program {
             log_size: u32,
             log: u64,
         }
-        let mut log = vec![0_u8; LOG];
+        let mut log = vec![0_u8; LOG_SIZE];
         let mut attributes = Attributes {
             kind: PROG_TYPE_XDP,
             count: instructions.len() as u32,
             instructions: instructions.as_ptr() as u64,
             license: c"GPL".as_ptr() as u64,
             log_level: 1,
-            log_size: LOG as u32,
+            log_size: LOG_SIZE as u32,
             log: log.as_mut_ptr() as u64,
         };
-        // SAFETY: the pointers are to live memory of the stated lengths, which the kernel reads, or (the log) writes.
+        // SAFETY: the pointers are to live memory of the stated lengths, which the kernel reads, or
+        // (the log) writes.
         let loaded = unsafe { descriptor(PROG_LOAD, &mut attributes) };
         loaded.map(Self).with_context(|| {
-            let end = log.iter().position(|byte| *byte == 0).unwrap_or(LOG);
-            format!("load program {name}: {}", String::from_utf8_lossy(&log[..end]).trim())
+            let end = log.iter().position(|byte| *byte == 0).unwrap_or(LOG_SIZE);
+            format!("cannot load program {name}: {}", String::from_utf8_lossy(&log[..end]).trim())
         })
     }
 
-    /// Attaches it to a device of this thread's namespace, in its driver.
+    /// Attaches the program in native mode to a device of this thread's namespace.
     pub(super) fn attach(&self, ifindex: u32) -> Result<Link> {
         let mut attributes = [self.0.as_raw_fd() as u32, ifindex, ATTACH_TYPE_XDP, DRIVER_MODE];
         // SAFETY: no pointers.
         let link = unsafe { descriptor(LINK_CREATE, &mut attributes) };
-        Ok(Link(link.with_context(|| format!("attach to the driver of device {ifindex}"))?))
+        Ok(Link(
+            link.with_context(|| format!("cannot attach an XDP program to the driver of device {ifindex}"))?,
+        ))
     }
 
-    /// Runs it on `count` frames that begin as `frame` does, which then go where it sends them, as if they had come by the
-    /// loopback device of this thread's namespace. A frame that comes back is used again as it is.
+    /// Runs the program on `count` live frames that begin with `frame`; the frames are sent as its
+    /// verdict says. Their input device is the loopback device of this thread's namespace. A
+    /// recycled frame keeps its changed content.
     pub(super) fn run_live(&self, frame: &[u8], count: u32) -> Result<()> {
         TestRun { repeat: count, flags: LIVE_FRAMES, batch_size: BATCH }
             .run(self.0.as_fd(), frame)
-            .context("run a program on live frames")
+            .context("cannot run a program on live frames")
     }
 }
 
-/// A program on a device, for as long as this lives.
+/// An attached program; dropping it detaches the program.
 #[derive(Debug)]
 pub(super) struct Link(OwnedFd);
 
 impl Link {
-    /// Puts another program in its place.
+    /// Replaces the attached program.
     pub(super) fn update(&self, program: &Program) -> Result<()> {
         let mut attributes = [self.0.as_raw_fd() as u32, program.0.as_raw_fd() as u32, 0, 0];
         // SAFETY: no pointers.
-        unsafe { call(LINK_UPDATE, &mut attributes) }.context("replace a program in its link")?;
+        unsafe { call(LINK_UPDATE, &mut attributes) }.context("cannot replace an attached program")?;
         Ok(())
     }
 }
 
-/// Counters, each once per processor.
+/// Per-CPU counters.
 #[derive(Debug)]
 pub(super) struct Counters {
     map: OwnedFd,
@@ -112,16 +116,17 @@ impl Counters {
         self.map.as_raw_fd()
     }
 
-    /// One of them, processor by processor.
+    /// Returns the values of a counter, one for each possible CPU.
     pub(super) fn read(&self, index: u32) -> Result<Vec<u64>> {
         let mut values = vec![0_u64; self.processors];
-        // SAFETY: a per-CPU array of `u64` writes one for every possible processor, which the buffer has room for.
+        // SAFETY: a per-CPU array of `u64` writes one for every possible processor, which the
+        // buffer has room for.
         unsafe { lookup(&self.map, index, values.as_mut_ptr().cast())? };
         Ok(values)
     }
 }
 
-/// Room for one frame.
+/// A map that holds one frame.
 #[derive(Debug)]
 pub(super) struct Slot {
     map: OwnedFd,
@@ -138,7 +143,7 @@ impl Slot {
     }
 
     pub(super) fn read(&self) -> Result<Vec<u8>> {
-        // the kernel writes whole words
+        // the kernel writes a multiple of 8 bytes
         let mut bytes = vec![0_u8; self.size.next_multiple_of(8)];
         // SAFETY: the map's only value has `size` bytes, which the buffer has room for.
         unsafe { lookup(&self.map, 0, bytes.as_mut_ptr())? };
@@ -150,7 +155,7 @@ impl Slot {
 fn create_map(kind: u32, value_size: u32, entries: u32) -> Result<OwnedFd> {
     let mut attributes = [kind, size_of::<u32>() as u32, value_size, entries];
     // SAFETY: no pointers.
-    unsafe { descriptor(MAP_CREATE, &mut attributes) }.context("create a map")
+    unsafe { descriptor(MAP_CREATE, &mut attributes) }.context("cannot create a BPF map")
 }
 
 /// # Safety
@@ -169,8 +174,9 @@ unsafe fn lookup(map: &OwnedFd, key: u32, value: *mut u8) -> Result<()> {
         value: value as u64,
         flags: 0,
     };
-    // SAFETY: the key is a live `u32`, which is what our maps have; the value is the caller's promise.
-    unsafe { call(MAP_LOOKUP_ELEM, &mut attributes) }.context("read a map")?;
+    // SAFETY: the key is a live `u32`, which is what our maps have; the value is the caller's
+    // promise.
+    unsafe { call(MAP_LOOKUP_ELEM, &mut attributes) }.context("cannot read a BPF map")?;
     Ok(())
 }
 
@@ -183,10 +189,10 @@ unsafe fn descriptor<T>(command: libc::c_long, attributes: &mut T) -> io::Result
     Ok(unsafe { OwnedFd::from_raw_fd(result as RawFd) })
 }
 
-/// A per-CPU map has a value for each, also for those that are not there.
+/// Returns the number of possible CPUs; a per-CPU map has a value for each.
 fn possible_processors() -> Result<usize> {
     let path = "/sys/devices/system/cpu/possible";
-    let text = std::fs::read_to_string(path).with_context(|| format!("read {path}"))?;
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
     // "0-1", or "0"
     let last = text.trim().rsplit(['-', ',']).next().and_then(|last| last.parse::<usize>().ok());
     Ok(last.with_context(|| format!("{path} is {text:?}"))? + 1)

@@ -1,13 +1,15 @@
-//! Nodes that send packets round: a client outside asks a port of a node, and the pod that answers is on another node.
+//! Forwarding: an outside client sends to a node port of a node, and the backend pod is on another
+//! node.
 //!
 //! ```text
-//! generator ─ port ══ eth0 ─ the node: new destination, new source, next hop
+//! generator ─ port ══ eth0 ─ node: new destination, new source, next hop
 //! counter   ─ port ══ eth0 ─ ┘
 //! ```
-//! The node's only cable ends at a [`wire`], which stands for everything else: it makes the packets in its driver, so that the
-//! node's driver gets them as a network card's would (what a stack has made would be copied first), and counts those that
-//! come back addressed to the other node. [`programs`] are its programs, made of [`assembly`], loaded by [`kernel`].
-//! [`node`] makes the nodes.
+//! The other end of the node's veth is a [`wire`], which acts as the rest of the network. It
+//! generates packets by XDP, so that the node's driver receives XDP frames as from a network card
+//! (packets of a stack would be copied first), and counts those that come back addressed to the
+//! other node. [`programs`] are its programs, built with [`assembly`] and loaded by [`kernel`].
+//! [`node`] creates the nodes.
 
 mod assembly;
 mod kernel;
@@ -24,16 +26,16 @@ use dataplane_testkit::prog::Parsed;
 use node::Node;
 pub use node::Nodes;
 pub use programs::FLOWS;
-use wire::{Aim, Turns};
+use wire::{BlockResult, TestPacket};
 
-/// Share of packets that may get lost between two full queues before a block says nothing.
+/// Largest share of lost packets (full queues) in a valid block.
 const LOSS_ALLOWED: f64 = 0.01;
 
-/// A node, asked in one way.
+/// A node with the packets that are sent to it.
 #[derive(Clone)]
 pub struct Forwarder {
     node: Rc<Node>,
-    aim: Aim,
+    packet: TestPacket,
 }
 
 impl fmt::Debug for Forwarder {
@@ -43,86 +45,93 @@ impl fmt::Debug for Forwarder {
 }
 
 impl Forwarder {
-    /// What arrives is right to the last checksum, and the node did it the way it is to be measured for.
-    pub fn prove(&self) -> Result<()> {
-        let before = self.node.sent_round()?;
-        let frame = self.node.wire.prove(&self.aim)?;
-        let found = Parsed::read(&frame).map_err(|problem| anyhow!("what arrives: {problem}"))?;
-        let sent = Parsed::read(&self.aim.sent).map_err(|problem| anyhow!("what is sent: {problem}"))?;
-        ensure!(found.payload == sent.payload, "what arrives is not what was sent: {found:?}");
+    /// Verifies a forwarded packet with its checksums, and that the intended hook forwarded it.
+    pub fn verify(&self) -> Result<()> {
+        let before = self.node.forwarded_packets()?;
+        let frame = self.node.wire.verify(&self.packet)?;
+        let found =
+            Parsed::read(&frame).map_err(|problem| anyhow!("cannot parse the received packet: {problem}"))?;
+        let sent = Parsed::read(&self.packet.sent)
+            .map_err(|problem| anyhow!("cannot parse the sent packet: {problem}"))?;
+        ensure!(found.payload == sent.payload, "the payload changed: {found:?}");
         let keeps_client = found.src == sent.src;
         ensure!(
             !keeps_client || programs::is_client_port(found.src_port),
-            "what arrives is from nobody's port: {found:?}"
+            "the source port is not one of the client's: {found:?}"
         );
-        let counted = self.node.sent_round()?.zip(before).map(|(after, before)| after - before);
+        let counted = self.node.forwarded_packets()?.zip(before).map(|(after, before)| after - before);
         ensure!(
             counted.is_none_or(|packets| packets >= u64::from(FLOWS) / 2),
-            "packets arrive, and only {counted:?} passed {}",
-            self.node.way()
+            "only {counted:?} packets were forwarded by {}",
+            self.node.forwarded_by()
         );
         self.node.check()
     }
 
-    /// One block. A second is one of processor time, less what the packets cost without a node.
+    /// Measures one block. Its time is processor time, without the overhead of generating and
+    /// counting.
     ///
     /// # Errors
-    /// Where more than a hundredth gets lost, or the node's part is too small to be told from the rest.
-    pub fn ask(&self, warm_up: Duration, time: Duration) -> Result<Outcome> {
-        let turns = self.node.wire.measure(&self.aim, warm_up, time)?;
+    /// More than 1 % of the packets got lost, or the node's cost is too small to measure.
+    pub fn measure(&self, warm_up: Duration, time: Duration) -> Result<Outcome> {
+        let block = self.node.wire.measure(&self.packet, warm_up, time)?;
         self.node.check()?;
-        outcome(&turns).with_context(|| format!("{turns:?}"))
+        outcome(&block).with_context(|| format!("{block:?}"))
     }
 }
 
-fn outcome(turns: &Turns) -> Result<Outcome> {
-    let Turns { node, nowhere, .. } = turns;
+fn outcome(block: &BlockResult) -> Result<Outcome> {
+    let BlockResult { node, overhead, .. } = block;
     let lost = node.sent - node.arrived;
     ensure!(
-        lost as f64 <= node.sent as f64 * LOSS_ALLOWED && nowhere.arrived == nowhere.sent,
-        "of {} packets {lost} got lost",
+        lost as f64 <= node.sent as f64 * LOSS_ALLOWED && overhead.arrived == overhead.sent,
+        "{lost} of {} packets got lost",
         node.sent
     );
-    let seconds = node.processor.as_secs_f64() - nowhere.each() * node.arrived as f64;
-    let mut each = turns.each.clone();
+    let seconds = node.processor.as_secs_f64() - overhead.per_packet() * node.arrived as f64;
+    let mut each = block.node_seconds.clone();
     each.sort_by(f64::total_cmp);
     let micros = |share: f64| each[((each.len() - 1) as f64 * share).round() as usize] * 1e6;
     let latency = Latency { p50: micros(0.5), p90: micros(0.9), p99: micros(0.99), max: micros(1.0) };
-    ensure!(seconds > 0.0 && latency.p50 > 0.0, "a node seems to cost nothing");
+    ensure!(seconds > 0.0 && latency.p50 > 0.0, "the cost of the node is not measurable");
     Ok(Outcome {
         operations: node.arrived,
         seconds,
         per_second: node.arrived as f64 / seconds,
         errors: 0,
         lost,
-        overhead: nowhere.each() * 1e6,
+        overhead: overhead.per_packet() * 1e6,
         latency,
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{wire::Spent, *};
+    use super::{wire::PacketCost, *};
 
-    fn turns(lost: u64) -> Turns {
-        let spent = |micros, lost| Spent {
+    fn block(lost: u64) -> BlockResult {
+        let cost = |micros, lost| PacketCost {
             sent: 1_000,
             arrived: 1_000 - lost,
             processor: Duration::from_micros(micros),
         };
-        Turns { node: spent(1_500, lost), nowhere: spent(500, 0), each: vec![2e-6, 1e-6, 0.5e-6] }
+        BlockResult {
+            node: cost(1_500, lost),
+            overhead: cost(500, 0),
+            node_seconds: vec![2e-6, 1e-6, 0.5e-6],
+        }
     }
 
     #[test]
-    fn what_packets_cost_without_a_node_is_taken_off() {
-        let outcome = outcome(&turns(0)).expect("an outcome");
+    fn overhead_without_a_node_is_subtracted() {
+        let outcome = outcome(&block(0)).expect("an outcome");
         assert!((outcome.per_second - 1e6).abs() < 1.0, "{outcome:?}");
         assert!((outcome.latency.p50 - 1.0).abs() < 1e-9 && (outcome.overhead - 0.5).abs() < 1e-9);
     }
 
     #[test]
-    fn a_block_that_loses_packets_is_none() {
-        assert_eq!(outcome(&turns(10)).expect("an outcome").lost, 10);
-        assert!(outcome(&turns(11)).is_err());
+    fn block_with_more_than_one_percent_loss_is_invalid() {
+        assert_eq!(outcome(&block(10)).expect("an outcome").lost, 10);
+        assert!(outcome(&block(11)).is_err());
     }
 }

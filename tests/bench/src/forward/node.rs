@@ -1,4 +1,5 @@
-//! The nodes that are compared: ours, Linux with kube-proxy's rules, Linux alone, and a program that does next to nothing.
+//! The compared nodes: the datapath, Linux with kube-proxy's rules, plain Linux, and a minimal XDP
+//! program.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddrV4},
@@ -17,35 +18,35 @@ use super::{
     FLOWS, Forwarder,
     kernel::{Link, Program},
     programs::{self, Expected, Mac},
-    wire::{Aim, Wire, parse_mac},
+    wire::{TestPacket, Wire, parse_mac},
 };
 use crate::{
-    network::{Owned, forward, mac_of},
-    plan::{Variant, Wanted},
+    network::{OwnedNamespace, enable_forwarding, mac_of},
+    path::PORT,
+    plan::{Selection, Variant},
     rules::{iptables, nftables},
     services::{NODE_PORT, PORT_NAME, SERVICE_PORT, ServiceSet},
-    site::PORT,
 };
 
-/// Who asks.
+/// The client outside.
 const CLIENT: Ipv4Addr = OUTSIDE_V4;
-/// The node, the other node, and the router, of Linux alone.
+/// The node, the other node, and the router, except in the datapath's cluster.
 const NODE: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 1);
 const OTHER: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 2);
 const ROUTER: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 254);
-/// The pod that answers, on the other node; nothing ever gets there.
+/// The backend pod on the other node; no packet reaches it.
 const POD: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 244, 2, 11), PORT);
-/// Of pods of the other node.
+/// The pod CIDR of the other node.
 const POD_RANGE: &str = "10.244.2.0/24";
-/// The same in a cluster of ours.
-const OUR_POD: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 1, 2, 11), PORT);
-/// Link address of the other node, where there is none.
+/// The backend pod in the datapath's cluster.
+const DATAPLANE_POD: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 1, 2, 11), PORT);
+/// MAC address of the other node, which does not exist in the baselines.
 const OTHER_MAC: Mac = [2, 0, 0, 0, 0, 2];
 const ROUTER_MAC: Mac = [2, 0, 0, 0, 0, 0xfe];
-/// The uplink, everywhere.
+/// The uplink of all nodes.
 const UPLINK: &str = "eth0";
 
-/// Services besides the one that is asked, and it.
+/// Number of Services, the measured one included.
 const SERVICES: u16 = 10;
 
 /// A node and its network.
@@ -55,73 +56,75 @@ pub(super) struct Node {
 }
 
 enum Kind {
-    /// The hook that is to do it.
-    Ours { cluster: Box<lab::Cluster>, hook: &'static str },
-    /// Whether connections are tracked.
-    Linux { node: Owned, _cable: Owned, tracks: bool },
-    /// A program alone.
-    Bare { _node: Owned, _cable: Owned, _program: Link },
+    /// A node of the datapath, and the hook that must forward.
+    Dataplane { cluster: Box<lab::Cluster>, hook: &'static str },
+    /// `tracks`: connections are tracked.
+    Linux { node: OwnedNamespace, _cable: OwnedNamespace, tracks: bool },
+    /// An XDP program without a stack.
+    Bare { _node: OwnedNamespace, _cable: OwnedNamespace, _program: Link },
 }
 
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.way())
+        f.write_str(self.forwarded_by())
     }
 }
 
 impl Node {
-    /// What is to send packets round here.
-    pub(super) const fn way(&self) -> &'static str {
+    /// Returns what must forward the packets on this node.
+    pub(super) const fn forwarded_by(&self) -> &'static str {
         match &self.kind {
-            Kind::Ours { hook, .. } => hook,
+            Kind::Dataplane { hook, .. } => hook,
             Kind::Linux { .. } => "the stack",
             Kind::Bare { .. } => "a program",
         }
     }
 
-    /// Packets our datapath says it has sent to the other node where it is to.
-    pub(super) fn sent_round(&self) -> Result<Option<u64>> {
+    /// Returns the datapath's counter of packets that its hook has forwarded to the other node.
+    pub(super) fn forwarded_packets(&self) -> Result<Option<u64>> {
         match &self.kind {
-            Kind::Ours { cluster, hook } => cluster.nodes()[0].count(hook, "to_wire").map(Some),
+            Kind::Dataplane { cluster, hook } => cluster.nodes()[0].count(hook, "to_wire").map(Some),
             Kind::Linux { .. } | Kind::Bare { .. } => Ok(None),
         }
     }
 
-    /// What must be true after traffic, or something else was compared.
+    /// Checks after traffic that connection tracking was used as intended.
     pub(super) fn check(&self) -> Result<()> {
         let Kind::Linux { node, tracks, .. } = &self.kind else { return Ok(()) };
         let count: u64 = node.read_proc("/proc/sys/net/netfilter/nf_conntrack_count")?.trim().parse()?;
         let most: u64 = node.read_proc("/proc/sys/net/netfilter/nf_conntrack_max")?.trim().parse()?;
         let flows = u64::from(FLOWS);
-        let right = if *tracks { count >= flows / 2 && count < most } else { count == 0 };
-        ensure!(right, "{} tracks {count} connections (at most {most}) of {flows}", node.name());
+        let is_expected = if *tracks { count >= flows / 2 && count < most } else { count == 0 };
+        ensure!(is_expected, "{} tracks {count} connections (at most {most}) of {flows}", node.name());
         Ok(())
     }
 }
 
-/// All nodes that are wanted, each asked in its ways.
+/// The forwarders of all selected variants.
 #[derive(Debug)]
 pub struct Nodes {
     forwarders: Vec<(Variant, Forwarder)>,
 }
 
 impl Nodes {
-    pub fn create(wanted: &Wanted) -> Result<Self> {
+    pub fn create(selection: &Selection) -> Result<Self> {
         let mut forwarders = Vec::new();
         for variant in [Variant::Raw, Variant::Plain, Variant::Nftables, Variant::Iptables] {
-            if wanted.has(variant) {
-                let forwarder = peer(variant).with_context(|| format!("the node of {variant}"))?;
+            if selection.has(variant) {
+                let forwarder = baseline(variant)
+                    .with_context(|| format!("cannot create the node of variant {variant}"))?;
                 forwarders.push((variant, forwarder));
             }
         }
-        if wanted.has(Variant::Xdp) || wanted.has(Variant::XdpDsr) {
-            let node = Rc::new(ours(true).context("our node with XDP")?);
-            forwarders.push((Variant::Xdp, ask_ours(&node, Answer::Back)?));
-            forwarders.push((Variant::XdpDsr, ask_ours(&node, Answer::Direct)?));
+        if selection.has(Variant::Xdp) || selection.has(Variant::XdpDsr) {
+            let node = Rc::new(dataplane_node(true).context("cannot create the datapath's node with XDP")?);
+            forwarders.push((Variant::Xdp, dataplane_forwarder(&node, ReplyPath::Snat)?));
+            forwarders.push((Variant::XdpDsr, dataplane_forwarder(&node, ReplyPath::Dsr)?));
         }
-        if wanted.has(Variant::Tc) {
-            let node = Rc::new(ours(false).context("our node without XDP")?);
-            forwarders.push((Variant::Tc, ask_ours(&node, Answer::Back)?));
+        if selection.has(Variant::Tc) {
+            let node =
+                Rc::new(dataplane_node(false).context("cannot create the datapath's node without XDP")?);
+            forwarders.push((Variant::Tc, dataplane_forwarder(&node, ReplyPath::Snat)?));
         }
         Ok(Self { forwarders })
     }
@@ -131,10 +134,10 @@ impl Nodes {
     }
 }
 
-/// What ours is compared with.
-fn peer(variant: Variant) -> Result<Forwarder> {
-    let node = Owned::create(&format!("forward-{variant}"))?;
-    let cable = Owned::create(&format!("forward-{variant}-cable"))?;
+/// Creates the forwarder of a baseline.
+fn baseline(variant: Variant) -> Result<Forwarder> {
+    let node = OwnedNamespace::create(&format!("forward-{variant}"))?;
+    let cable = OwnedNamespace::create(&format!("forward-{variant}-cable"))?;
     node.ip(&format!(
         "link add {UPLINK} type veth peer name port netns {}\n\
          link set {UPLINK} up\n\
@@ -148,22 +151,22 @@ fn peer(variant: Variant) -> Result<Forwarder> {
         text(ROUTER_MAC),
     ))?;
     cable.ip("link set port up")?;
-    forward(&node)?;
-    hear_frames(&node)?;
-    let wire = Wire::lay(&cable, "port")?;
+    enable_forwarding(&node)?;
+    enable_native_receive(&node)?;
+    let wire = Wire::attach(&cable, "port")?;
     let mac = parse_mac(&mac_of(&node, UPLINK)?)?;
-    let asked = SocketAddrV4::new(NODE, NODE_PORT);
-    let services = ServiceSet::asked_from_outside(SERVICES, POD);
+    let node_address = SocketAddrV4::new(NODE, NODE_PORT);
+    let services = ServiceSet::with_node_port(SERVICES, POD);
     match variant {
         Variant::Nftables => nftables::apply(&node, &services, NODE)?,
         Variant::Iptables => iptables::apply(&node, &services, iptables::Backend::best())?,
         _ => {}
     }
     let (to, src, dst) = match variant {
-        Variant::Raw => (asked, CLIENT, asked),
-        // knows no services: is asked for the pod itself
+        Variant::Raw => (node_address, CLIENT, node_address),
+        // without Services: the client sends to the pod
         Variant::Plain => (POD, CLIENT, POD),
-        _ => (asked, NODE, POD),
+        _ => (node_address, NODE, POD),
     };
     let kind = if variant == Variant::Raw {
         let program = Program::load("bounce", &programs::bounce(NODE_PORT, OTHER_MAC, mac))?;
@@ -173,29 +176,32 @@ fn peer(variant: Variant) -> Result<Forwarder> {
         let tracks = matches!(variant, Variant::Nftables | Variant::Iptables);
         Kind::Linux { node, _cable: cable, tracks }
     };
-    let aim = Aim { sent: programs::frame(mac, CLIENT, to), expected: Expected { mac: OTHER_MAC, src, dst } };
-    Ok(Forwarder { node: Rc::new(Node { wire, kind }), aim })
+    let packet = TestPacket {
+        sent: programs::frame(mac, CLIENT, to),
+        expected: Expected { mac: OTHER_MAC, src, dst },
+    };
+    Ok(Forwarder { node: Rc::new(Node { wire, kind }), packet })
 }
 
-/// Lets a device hear what another driver sends, though no program is there: as a card's driver, it then makes a packet of
-/// the kernel's of each frame, without a copy.
-fn hear_frames(node: &Namespace) -> Result<()> {
+/// Lets a veth receive XDP frames without a program: with GRO its driver builds an skb of each
+/// frame without a copy, as a network card's driver does.
+fn enable_native_receive(node: &Namespace) -> Result<()> {
     node.offload(UPLINK, "gro", "on")
 }
 
-/// A node of ours, with another one beside it.
-fn ours(xdp: bool) -> Result<Node> {
+/// Creates the datapath's cluster of two nodes.
+fn dataplane_node(xdp: bool) -> Result<Node> {
     let spec = Spec { routing: Routing::Native, xdp, ..Spec::new(2) };
     let mut cluster = lab::Cluster::create(&spec)?;
-    let names = [Answer::Back, Answer::Direct].map(|answer| {
-        let (name, objects) = answer.service();
+    let names = [ReplyPath::Snat, ReplyPath::Dsr].map(|reply_path| {
+        let (name, objects) = reply_path.service();
         (name.to_owned(), objects)
     });
     for (name, objects) in &names {
         cluster.apply_objects(name, objects)?;
     }
     let names = names.map(|(name, _)| name);
-    let [node, other] = cluster.nodes_mut() else { bail!("there are not two nodes") };
+    let [node, other] = cluster.nodes_mut() else { bail!("the cluster does not have two nodes") };
     node.await_names(&names)?;
     let (namespace, others) = (node.place().namespace(), other.place().namespace());
     namespace.ip(&format!(
@@ -204,43 +210,43 @@ fn ours(xdp: bool) -> Result<Node> {
         mac_of(others, UPLINK)?
     ))?;
     let devices = namespace.ip(&format!("link show dev {UPLINK}"))?;
-    // "xdpgeneric" would be a program behind the driver
+    // "xdpgeneric" is not in the driver
     ensure!(
         devices.split_whitespace().any(|word| word == "xdp") == xdp,
-        "the uplink of {} is: {devices}",
+        "unexpected XDP state of the uplink of {}: {devices}",
         node.name()
     );
     if !xdp {
-        hear_frames(namespace)?;
+        enable_native_receive(namespace)?;
     }
     let port = node.name().to_owned();
-    let wire = Wire::lay(cluster.fabric().take_port(&port)?, &port)?;
+    let wire = Wire::attach(cluster.fabric().take_port(&port)?, &port)?;
     let hook = if xdp { "xdp_wire" } else { "from_wire" };
-    Ok(Node { wire, kind: Kind::Ours { cluster: Box::new(cluster), hook } })
+    Ok(Node { wire, kind: Kind::Dataplane { cluster: Box::new(cluster), hook } })
 }
 
-/// Which way answers of ours take.
+/// How replies return to the client.
 #[derive(Clone, Copy)]
-enum Answer {
-    /// By the node that was asked, which is why that is who the pod sees.
-    Back,
-    /// From the pod's node.
-    Direct,
+enum ReplyPath {
+    /// Through the node that received the request; the pod sees that node's address.
+    Snat,
+    /// Directly from the pod's node.
+    Dsr,
 }
 
-impl Answer {
+impl ReplyPath {
     const fn node_port(self) -> u16 {
         match self {
-            Self::Back => NODE_PORT,
-            Self::Direct => NODE_PORT + 1,
+            Self::Snat => NODE_PORT,
+            Self::Dsr => NODE_PORT + 1,
         }
     }
 
-    /// Its name and objects.
+    /// Returns the Service's name and objects.
     fn service(self) -> (&'static str, Vec<Value>) {
         let (name, mode, address) = match self {
-            Self::Back => ("back", "snat", Ipv4Addr::new(10, 96, 1, 1)),
-            Self::Direct => ("direct", "dsr", Ipv4Addr::new(10, 96, 1, 2)),
+            Self::Snat => ("back", "snat", Ipv4Addr::new(10, 96, 1, 1)),
+            Self::Dsr => ("direct", "dsr", Ipv4Addr::new(10, 96, 1, 2)),
         };
         let service = Service {
             name: name.to_owned(),
@@ -249,12 +255,12 @@ impl Answer {
                 name: PORT_NAME,
                 port: SERVICE_PORT,
                 protocol: Protocol::Udp,
-                target: OUR_POD.port(),
+                target: DATAPLANE_POD.port(),
             }],
             backends: vec![Backend {
                 pod: format!("{name}-pod"),
                 node: "node2".to_owned(),
-                addresses: vec![IpAddr::V4(*OUR_POD.ip())],
+                addresses: vec![IpAddr::V4(*DATAPLANE_POD.ip())],
             }],
         };
         let mut objects = service.objects();
@@ -267,19 +273,21 @@ impl Answer {
     }
 }
 
-/// Asks a node of ours for the service that is answered so.
-fn ask_ours(node: &Rc<Node>, answer: Answer) -> Result<Forwarder> {
-    let Kind::Ours { cluster, .. } = &node.kind else { bail!("this node is none of ours") };
-    let [asked, other] = cluster.nodes() else { bail!("there are not two nodes") };
-    let [mac, other_mac] = [asked, other].map(|node| parse_mac(&mac_of(node.place().namespace(), UPLINK)?));
-    let to = SocketAddrV4::new(asked.v4(), answer.node_port());
-    let (src, dst) = match answer {
-        Answer::Back => (asked.v4(), OUR_POD),
-        Answer::Direct => (CLIENT, to),
+/// Creates the forwarder for the Service with this reply path.
+fn dataplane_forwarder(node: &Rc<Node>, reply_path: ReplyPath) -> Result<Forwarder> {
+    let Kind::Dataplane { cluster, .. } = &node.kind else { bail!("this node does not run the datapath") };
+    let [first, other] = cluster.nodes() else { bail!("the cluster does not have two nodes") };
+    let [mac, other_mac] = [first, other].map(|node| parse_mac(&mac_of(node.place().namespace(), UPLINK)?));
+    let to = SocketAddrV4::new(first.v4(), reply_path.node_port());
+    let (src, dst) = match reply_path {
+        ReplyPath::Snat => (first.v4(), DATAPLANE_POD),
+        ReplyPath::Dsr => (CLIENT, to),
     };
-    let aim =
-        Aim { sent: programs::frame(mac?, CLIENT, to), expected: Expected { mac: other_mac?, src, dst } };
-    Ok(Forwarder { node: Rc::clone(node), aim })
+    let packet = TestPacket {
+        sent: programs::frame(mac?, CLIENT, to),
+        expected: Expected { mac: other_mac?, src, dst },
+    };
+    Ok(Forwarder { node: Rc::clone(node), packet })
 }
 
 fn text(mac: Mac) -> String {

@@ -1,4 +1,5 @@
-//! The programs of the forwarding rows: who makes packets, who counts them, and the least a node can do with one.
+//! The XDP programs of the forwarding rows: packet generator, packet counter, and the minimal
+//! forwarder.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -10,13 +11,13 @@ use super::{
 };
 use dataplane_testkit::prog::Frame;
 
-/// Bytes of a frame: 64 with the checksum that a wire adds.
+/// Bytes of a frame: 64 with the Ethernet FCS.
 pub(super) const FRAME: usize = 60;
 /// Bytes of Ethernet, IPv4 and UDP headers.
 const HEADERS: i16 = 42;
-/// Ports packets come from: one flow each. A power of two.
+/// Number of source ports, each with one flow. A power of two.
 pub const FLOWS: u16 = 1 << 10;
-/// The first of them.
+/// The first source port.
 const FIRST_PORT: u16 = 20_000;
 
 const ETHER_TYPE: i16 = 12;
@@ -36,14 +37,14 @@ const XDP_DROP: i32 = 1;
 const XDP_PASS: i32 = 2;
 const XDP_TX: i32 = 3;
 
-/// Counter of packets that were what was expected.
+/// Counter of expected packets.
 pub(super) const EXPECTED: u32 = 0;
-/// Counter of all others.
+/// Counter of all other packets.
 pub(super) const OTHERS: u32 = 1;
 
 pub(super) type Mac = [u8; 6];
 
-/// A packet as it arrives where it is counted; its source port may be any.
+/// An expected packet; any source port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Expected {
     pub(super) mac: Mac,
@@ -51,7 +52,7 @@ pub(super) struct Expected {
     pub(super) dst: SocketAddrV4,
 }
 
-/// What a client sends from its first port.
+/// The frame that the client sends from its first port.
 pub(super) fn frame(mac: Mac, from: Ipv4Addr, to: SocketAddrV4) -> Vec<u8> {
     let src = SocketAddrV4::new(from, FIRST_PORT);
     let payload = vec![b'.'; FRAME - HEADERS as usize];
@@ -60,13 +61,13 @@ pub(super) fn frame(mac: Mac, from: Ipv4Addr, to: SocketAddrV4) -> Vec<u8> {
     frame
 }
 
-/// Whether `port` is one that packets come from.
+/// Whether `port` is a source port of the client.
 pub(super) const fn is_client_port(port: u16) -> bool {
     port >= FIRST_PORT && port < FIRST_PORT + FLOWS
 }
 
-/// Writes the headers of `frame` into whatever frame it gets, with one of the [`FLOWS`] source ports, and sends it out of
-/// `ifindex`: a frame that comes back from a node comes as the node left it.
+/// Writes the headers of `frame` with a random one of the [`FLOWS`] source ports and redirects the
+/// frame to `ifindex`. All headers are rewritten, as recycled frames are as the node left them.
 pub(super) fn generator(frame: &[u8], ifindex: u32) -> Vec<Instruction> {
     let mut assembly = of_frame("short");
     let headers = &frame[..HEADERS as usize];
@@ -82,7 +83,7 @@ pub(super) fn generator(frame: &[u8], ifindex: u32) -> Vec<Instruction> {
         .constant(Op::Add, Reg::R2, i32::from(FIRST_PORT))
         .network_order_16(Reg::R2)
         .store(Size::U16, Reg::R6, SRC_PORT, Reg::R2)
-        // the sum of everything else, and the port: twice folded, inverted
+        // add the port to the sum of the rest, fold twice, complement
         .constant(Op::Add, Reg::R2, i32::from(sum_without_port(frame)));
     for _ in 0..2 {
         assembly
@@ -104,14 +105,15 @@ pub(super) fn generator(frame: &[u8], ifindex: u32) -> Vec<Instruction> {
     assembly.finish()
 }
 
-/// What the UDP checksum of `frame` covers, summed up without the source port.
+/// Returns the UDP checksum of `frame` without the source port, folded and not complemented.
 fn sum_without_port(frame: &[u8]) -> u16 {
     let at = |offset: i16| u16::from_ne_bytes([frame[offset as usize], frame[offset as usize + 1]]);
     // the sum is what makes it all ones, and a port is taken away by adding its complement
     checksum::fold(u64::from(!at(CHECKSUM)) + u64::from(!at(SRC_PORT)))
 }
 
-/// Counts packets and drops them if they are as `expected`; lets others pass. With a `slot`, keeps the last one.
+/// Counts packets, drops those that match `expected`, and passes others. Stores the last one in
+/// `slot`.
 pub(super) fn sink(expected: &Expected, counters: &Counters, slot: Option<&Slot>) -> Vec<Instruction> {
     const OTHER: Label = "other";
     let mut assembly = of_frame(OTHER);
@@ -142,7 +144,7 @@ pub(super) fn sink(expected: &Expected, counters: &Counters, slot: Option<&Slot>
     assembly.finish()
 }
 
-/// The least a node can do with a packet: new link addresses, and out again. Only for packets to `port`.
+/// The minimal forwarder: rewrites the MAC addresses of packets to `port` and sends them back.
 pub(super) fn bounce(port: u16, to: Mac, from: Mac) -> Vec<Instruction> {
     const PASS: Label = "pass";
     let mut assembly = of_frame(PASS);
@@ -161,7 +163,7 @@ pub(super) fn bounce(port: u16, to: Mac, from: Mac) -> Vec<Instruction> {
     assembly.finish()
 }
 
-/// Lets everything pass: what makes a device's end hear packets from its other end's driver.
+/// Passes all packets. A veth receives XDP frames from its peer only with a program attached.
 pub(super) fn pass() -> Vec<Instruction> {
     let mut assembly = Assembly::default();
     assembly.constant(Op::Move, Reg::R0, XDP_PASS).exit();
@@ -180,7 +182,7 @@ fn of_frame(otherwise: Label) -> Assembly {
     assembly
 }
 
-/// Leaves in `R0` the value at `key`; goes on at `otherwise` if there is none.
+/// Loads a pointer to the value at `key` into `R0`; jumps to `otherwise` if there is none.
 fn look_up(assembly: &mut Assembly, map: i32, key: u32, otherwise: Label) {
     assembly
         .constant(Op::Move, Reg::R2, key as i32)
@@ -206,9 +208,9 @@ mod tests {
     use super::*;
     use dataplane_testkit::prog::Parsed;
 
-    /// The sum that the generator starts from, completed by hand for another port, is that port's.
+    /// The generator's partial checksum, completed for each port, is correct.
     #[test]
-    fn the_checksum_of_every_port_is_right() {
+    fn checksum_is_correct_for_every_source_port() {
         let to = "192.0.2.2:30080".parse().expect("an address");
         let mut frame = frame([2; 6], Ipv4Addr::new(192, 0, 2, 1), to);
         let sum = sum_without_port(&frame);
@@ -218,7 +220,7 @@ mod tests {
             frame[SRC_PORT as usize..][..2].copy_from_slice(&port);
             let sum = !checksum::fold(u64::from(sum) + u64::from(u16::from_ne_bytes(port)));
             frame[CHECKSUM as usize..][..2].copy_from_slice(&sum.to_ne_bytes());
-            let parsed = Parsed::read(&frame).expect("a right frame");
+            let parsed = Parsed::read(&frame).expect("a valid frame");
             assert!(is_client_port(parsed.src_port));
         }
     }

@@ -1,4 +1,4 @@
-//! The rest of the network, as one end of a node's cable: packets are made there, and counted when they come back.
+//! The far end of a node's veth: generates packets and counts those that come back.
 
 use std::{
     fs,
@@ -21,68 +21,68 @@ use super::{
 };
 use crate::{load::pin, network::mac_of};
 
-/// Processor everything happens on: who makes packets also does the kernel's work for them, up to the last device.
+/// The processor of all work: the generating thread also runs the kernel's softirqs for the
+/// packets.
 const CORE: usize = 0;
-/// Packets between two looks at the clocks: some milliseconds of work.
+/// Packets between two clock readings: some milliseconds of work.
 const SLICE: u32 = 8_192;
-/// How long a packet may be on its way.
-const PATIENCE: Duration = Duration::from_millis(20);
+/// Time after which missing packets count as lost.
+const LOSS_TIMEOUT: Duration = Duration::from_millis(20);
 
-/// A pair of devices that leads to nobody: what is sent there is received and counted, which is what all of this costs
-/// without a node.
-const NOWHERE: &str = "nowhere";
-const NOWHERE_END: &str = "nowhere-end";
+/// A veth pair without a node: packets are sent through it and counted to measure the overhead.
+const OVERHEAD: &str = "overhead";
+const OVERHEAD_END: &str = "overhead-end";
 
-/// The end of a node's cable.
+/// The far end of a node's veth, and the veth pair without a node.
 #[derive(Debug)]
 pub(super) struct Wire {
     namespace: Namespace,
     port: Device,
-    nowhere: Device,
+    overhead: Device,
     counters: Counters,
-    ledger: Ledger,
-    /// On the port, and on the pair's far end.
+    cpu_clock: CpuClock,
+    /// The counting programs on the port and on the far end of the pair.
     sink: Link,
-    nowhere_sink: Link,
-    /// The near end hears nobody, but hears with a program, as the port does.
-    _nowhere_pass: Link,
+    overhead_sink: Link,
+    /// A program on the near end, as the port has one.
+    _overhead_pass: Link,
 }
 
-/// What is sent, and what must come of it.
+/// The packet that is sent, and the packet that must arrive.
 #[derive(Clone, Debug)]
-pub(super) struct Aim {
+pub(super) struct TestPacket {
     pub(super) sent: Vec<u8>,
     pub(super) expected: Expected,
 }
 
-/// What was spent on packets.
+/// Processor time spent on packets.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Spent {
+pub(super) struct PacketCost {
     pub(super) sent: u64,
     pub(super) arrived: u64,
     pub(super) processor: Duration,
 }
 
-impl Spent {
+impl PacketCost {
     fn add(&mut self, other: Self) {
         self.sent += other.sent;
         self.arrived += other.arrived;
         self.processor += other.processor;
     }
 
-    /// Seconds per packet that arrived.
-    pub(super) fn each(&self) -> f64 {
+    /// Returns the seconds per packet that arrived.
+    pub(super) fn per_packet(&self) -> f64 {
         self.processor.as_secs_f64() / self.arrived.max(1) as f64
     }
 }
 
-/// A block: the same number of packets through the node and to nowhere, in turns.
+/// A block: alternating slices of packets through the node and through the pair without a node.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Turns {
-    pub(super) node: Spent,
-    pub(super) nowhere: Spent,
-    /// Seconds per packet that the node takes, turn by turn.
-    pub(super) each: Vec<f64>,
+pub(super) struct BlockResult {
+    pub(super) node: PacketCost,
+    pub(super) overhead: PacketCost,
+    /// Seconds per packet of the node, without overhead, by slice.
+    pub(super) node_seconds: Vec<f64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -92,128 +92,136 @@ struct Device {
 }
 
 impl Wire {
-    /// At `port` of `namespace`, the device at the other end of a node's cable. No driver runs a program there yet.
-    pub(super) fn lay(namespace: &Namespace, port: &str) -> Result<Self> {
+    /// Attaches to `port` in `namespace`, the far end of a node's veth, which has no XDP program
+    /// yet.
+    pub(super) fn attach(namespace: &Namespace, port: &str) -> Result<Self> {
         namespace.ip(&format!(
-            "link add {NOWHERE} type veth peer name {NOWHERE_END}\n\
-             link set {NOWHERE} up\n\
-             link set {NOWHERE_END} up"
+            "link add {OVERHEAD} type veth peer name {OVERHEAD_END}\n\
+             link set {OVERHEAD} up\n\
+             link set {OVERHEAD_END} up"
         ))?;
         let counters = Counters::create(2)?;
         let pass = Program::load("pass", &programs::pass())?;
-        let [port, nowhere, end] = [port, NOWHERE, NOWHERE_END].map(|name| Device::of(namespace, name));
-        let (port, nowhere, end) = (port?, nowhere?, end?);
+        let [port, overhead, end] = [port, OVERHEAD, OVERHEAD_END].map(|name| Device::of(namespace, name));
+        let (port, overhead, end) = (port?, overhead?, end?);
         let attach = |device: Device| namespace.enter(|| pass.attach(device.ifindex))?;
         Ok(Self {
             sink: attach(port)?,
-            nowhere_sink: attach(end)?,
-            _nowhere_pass: attach(nowhere)?,
+            overhead_sink: attach(end)?,
+            _overhead_pass: attach(overhead)?,
             namespace: namespace.clone(),
             port,
-            nowhere,
+            overhead,
             counters,
-            ledger: Ledger::open()?,
+            cpu_clock: CpuClock::open()?,
         })
     }
 
-    /// Sends some packets and returns the last that arrived.
-    pub(super) fn prove(&self, aim: &Aim) -> Result<Vec<u8>> {
+    /// Sends some packets and returns the last one that arrived.
+    pub(super) fn verify(&self, packet: &TestPacket) -> Result<Vec<u8>> {
         let slot = Slot::create(FRAME)?;
-        let sink = Program::load("keep", &programs::sink(&aim.expected, &self.counters, Some(&slot)))?;
+        let sink = Program::load("keep", &programs::sink(&packet.expected, &self.counters, Some(&slot)))?;
         self.sink.update(&sink)?;
-        let generator = maker(aim, self.port)?;
+        let generator = load_generator(packet, self.port)?;
         let count = programs::FLOWS.into();
         let others = self.total(OTHERS)?;
-        let spent = self.on_the_core(|| self.slice(&generator, aim, count))?;
+        let cost = self.on_core(|| self.slice(&generator, packet, count))?;
         ensure!(
-            spent.arrived * 10 >= spent.sent * 9,
-            "of {} packets {} arrived as {:?}, {} others did",
-            spent.sent,
-            spent.arrived,
-            aim.expected,
+            cost.arrived * 10 >= cost.sent * 9,
+            "of {} packets {} arrived as {:?}, and {} other packets",
+            cost.sent,
+            cost.arrived,
+            packet.expected,
             self.total(OTHERS)? - others
         );
         slot.read()
     }
 
-    /// A block of `time` after a warm-up.
-    pub(super) fn measure(&self, aim: &Aim, warm_up: Duration, time: Duration) -> Result<Turns> {
-        let sink = Program::load("sink", &programs::sink(&aim.expected, &self.counters, None))?;
+    /// Measures a block of `time` after a warm-up.
+    pub(super) fn measure(
+        &self,
+        packet: &TestPacket,
+        warm_up: Duration,
+        time: Duration,
+    ) -> Result<BlockResult> {
+        let sink = Program::load("sink", &programs::sink(&packet.expected, &self.counters, None))?;
         self.sink.update(&sink)?;
-        let plain = Aim { sent: aim.sent.clone(), expected: as_sent(&aim.sent)? };
+        let plain = TestPacket { sent: packet.sent.clone(), expected: unchanged(&packet.sent)? };
         let drop = Program::load("sink", &programs::sink(&plain.expected, &self.counters, None))?;
-        self.nowhere_sink.update(&drop)?;
-        let generator = maker(aim, self.port)?;
-        let to_nowhere = maker(&plain, self.nowhere)?;
-        self.on_the_core(|| {
-            let begun = Instant::now();
-            while begun.elapsed() < warm_up {
-                self.slice(&generator, aim, SLICE)?;
-                self.slice(&to_nowhere, &plain, SLICE)?;
+        self.overhead_sink.update(&drop)?;
+        let generator = load_generator(packet, self.port)?;
+        let overhead_generator = load_generator(&plain, self.overhead)?;
+        self.on_core(|| {
+            let started = Instant::now();
+            while started.elapsed() < warm_up {
+                self.slice(&generator, packet, SLICE)?;
+                self.slice(&overhead_generator, &plain, SLICE)?;
             }
-            let before = self.elsewhere(EXPECTED)?;
-            let mut turns = Turns::default();
-            let begun = Instant::now();
-            while begun.elapsed() < time || turns.each.is_empty() {
-                let nowhere = self.slice(&to_nowhere, &plain, SLICE)?;
-                let node = self.slice(&generator, aim, SLICE)?;
-                turns.each.push(node.each() - nowhere.each());
-                turns.node.add(node);
-                turns.nowhere.add(nowhere);
+            let before = self.on_other_cores(EXPECTED)?;
+            let mut block = BlockResult::default();
+            let started = Instant::now();
+            while started.elapsed() < time || block.node_seconds.is_empty() {
+                let overhead = self.slice(&overhead_generator, &plain, SLICE)?;
+                let node = self.slice(&generator, packet, SLICE)?;
+                block.node_seconds.push(node.per_packet() - overhead.per_packet());
+                block.node.add(node);
+                block.overhead.add(overhead);
             }
-            let strayed = self.elsewhere(EXPECTED)? - before;
-            ensure!(strayed == 0, "{strayed} packets were handled by another processor than {CORE}");
-            Ok(turns)
+            let other_core = self.on_other_cores(EXPECTED)? - before;
+            ensure!(other_core == 0, "{other_core} packets were processed on another processor than {CORE}");
+            Ok(block)
         })
     }
 
-    fn on_the_core<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    fn on_core<T: Send>(&self, task: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         self.namespace.enter(|| {
             pin(CORE)?;
-            work()
+            task()
         })?
     }
 
-    /// Sends, and waits until all have come or no more do.
-    fn slice(&self, generator: &Program, aim: &Aim, count: u32) -> Result<Spent> {
+    /// Sends packets and waits until all have arrived, or none for [`LOSS_TIMEOUT`].
+    fn slice(&self, generator: &Program, packet: &TestPacket, count: u32) -> Result<PacketCost> {
         let before = self.total(EXPECTED)?;
-        let begun = self.ledger.read()?;
-        generator.run_live(&aim.sent, count)?;
+        let started = self.cpu_clock.read()?;
+        generator.run_live(&packet.sent, count)?;
         let mut arrived = self.total(EXPECTED)? - before;
-        let mut spent = self.ledger.read()?;
+        let mut cost = self.cpu_clock.read()?;
         let mut changed = Instant::now();
-        while arrived < count.into() && changed.elapsed() < PATIENCE {
-            // the kernel's own thread may have the rest
+        while arrived < count.into() && changed.elapsed() < LOSS_TIMEOUT {
+            // ksoftirqd may process the rest
             std::thread::yield_now();
             let now = self.total(EXPECTED)? - before;
             if now != arrived {
-                (arrived, spent, changed) = (now, self.ledger.read()?, Instant::now());
+                (arrived, cost, changed) = (now, self.cpu_clock.read()?, Instant::now());
             }
         }
-        Ok(Spent { sent: count.into(), arrived, processor: spent.saturating_sub(begun) })
+        Ok(PacketCost { sent: count.into(), arrived, processor: cost.saturating_sub(started) })
     }
 
     fn total(&self, counter: u32) -> Result<u64> {
         Ok(self.counters.read(counter)?.iter().sum())
     }
 
-    /// Of processors other than ours.
-    fn elsewhere(&self, counter: u32) -> Result<u64> {
+    /// Returns a counter's sum over the other processors.
+    fn on_other_cores(&self, counter: u32) -> Result<u64> {
         let values = self.counters.read(counter)?;
         Ok(values.iter().enumerate().filter(|(core, _)| *core != CORE).map(|(_, value)| value).sum())
     }
 }
 
-/// Makes packets as `aim` has them, and sends them out of `device`.
-fn maker(aim: &Aim, device: Device) -> Result<Program> {
-    let mut frame = aim.sent.clone();
+/// Loads the generator of these packets for `device`.
+fn load_generator(packet: &TestPacket, device: Device) -> Result<Program> {
+    let mut frame = packet.sent.clone();
     frame[6..12].copy_from_slice(&device.mac);
     Program::load("generator", &programs::generator(&frame, device.ifindex))
 }
 
 impl Device {
     fn of(namespace: &Namespace, name: &str) -> Result<Self> {
-        let ifindex = namespace.enter(|| if_nametoindex(name))?.with_context(|| format!("find {name}"))?;
+        let ifindex = namespace
+            .enter(|| if_nametoindex(name))?
+            .with_context(|| format!("cannot find device {name}"))?;
         Ok(Self { ifindex, mac: parse_mac(&mac_of(namespace, name)?)? })
     }
 }
@@ -221,42 +229,42 @@ impl Device {
 /// `02:00:00:00:00:01` as bytes.
 pub(super) fn parse_mac(text: &str) -> Result<Mac> {
     let bytes: Option<Vec<u8>> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
-    bytes.and_then(|bytes| bytes.try_into().ok()).with_context(|| format!("{text:?} is no link address"))
+    bytes.and_then(|bytes| bytes.try_into().ok()).with_context(|| format!("{text:?} is not a MAC address"))
 }
 
-/// The frame, should it arrive as it was sent.
-fn as_sent(frame: &[u8]) -> Result<Expected> {
-    let sent = Parsed::read(frame).map_err(|problem| anyhow!("what is sent: {problem}"))?;
+/// The expected packet if the frame arrives unchanged.
+fn unchanged(frame: &[u8]) -> Result<Expected> {
+    let sent = Parsed::read(frame).map_err(|problem| anyhow!("cannot parse the sent packet: {problem}"))?;
     match sent.tuple() {
         (SocketAddr::V4(src), SocketAddr::V4(dst)) => Ok(Expected { mac: sent.eth_dst, src: *src.ip(), dst }),
-        other => bail!("what is sent is {other:?}, which is not IPv4"),
+        other => bail!("the sent packet is not IPv4: {other:?}"),
     }
 }
 
-/// Processor time that work of the core's network has taken so far, by whom the kernel charges it to: the thread that sends,
-/// which runs the softirqs it raises, or the kernel's own thread, which gets what is too much at a time.
+/// Reads the processor time of network processing on the core: of the sending thread, which runs
+/// the softirqs it raises, and of ksoftirqd, which runs deferred ones.
 #[derive(Clone, Debug)]
-struct Ledger {
-    kernels: PathBuf,
+struct CpuClock {
+    ksoftirqd: PathBuf,
 }
 
-impl Ledger {
+impl CpuClock {
     fn open() -> Result<Self> {
         let name = format!("ksoftirqd/{CORE}");
-        for entry in fs::read_dir("/proc").context("read /proc")? {
+        for entry in fs::read_dir("/proc").context("cannot read /proc")? {
             let process = entry?.path();
             if fs::read_to_string(process.join("comm")).is_ok_and(|comm| comm.trim() == name) {
-                return Ok(Self { kernels: process.join("schedstat") });
+                return Ok(Self { ksoftirqd: process.join("schedstat") });
             }
         }
-        bail!("/proc shows no {name}: its time would be missing")
+        bail!("cannot find the thread {name} in /proc; its time would be missing")
     }
 
-    /// Of the calling thread, and the kernel's.
+    /// Returns the time of the calling thread and of ksoftirqd.
     fn read(&self) -> Result<Duration> {
         let thread = Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?);
-        let path = &self.kernels;
-        let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        let path = &self.ksoftirqd;
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let nanos = text.split(' ').next().and_then(|nanos| nanos.parse().ok());
         Ok(thread + Duration::from_nanos(nanos.with_context(|| format!("{} is {text:?}", path.display()))?))
     }

@@ -1,4 +1,4 @@
-//! The side that asks and measures.
+//! The client of the load generator.
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
@@ -15,28 +15,28 @@ use nix::{
 
 use super::{Histogram, Load, Outcome, REQUEST, Run};
 
-/// An answer that takes longer will not come.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// A datagram is cheap to ask again.
-const UDP_PATIENCE: Duration = Duration::from_millis(100);
+/// Timeout of a TCP reply.
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// Timeout of a UDP reply; the datagram then counts as lost.
+const UDP_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Runs one load against one target.
 ///
 /// # Errors
-/// When the target does not answer at all; an operation that fails later is counted.
+/// The target does not reply at all. Later failures are counted.
 pub fn run(run: &Run) -> Result<Outcome> {
-    let mut tally = Tally::new(run);
+    let mut recorder = Recorder::new(run);
     match run.load {
-        Load::TcpRr { connections } => tcp_rr(run.target, connections, &mut tally),
-        Load::TcpCrr => tcp_crr(run.target, &mut tally),
-        Load::UdpRr => udp_rr(run.target, &mut tally),
+        Load::TcpRr { connections } => tcp_rr(run.target, connections, &mut recorder),
+        Load::TcpCrr => tcp_crr(run.target, &mut recorder),
+        Load::UdpRr => udp_rr(run.target, &mut recorder),
     }
     .with_context(|| format!("{} to {}", run.load, run.target))?;
-    Ok(tally.outcome())
+    Ok(recorder.outcome())
 }
 
-/// Counts what happens between warm-up and end.
-struct Tally {
+/// Records the operations between warm-up and end.
+struct Recorder {
     start: Instant,
     end: Instant,
     histogram: Histogram,
@@ -44,20 +44,20 @@ struct Tally {
     lost: u64,
 }
 
-impl Tally {
+impl Recorder {
     fn new(run: &Run) -> Self {
         let start = Instant::now() + run.warm_up;
         Self { start, end: start + run.time, histogram: Histogram::default(), errors: 0, lost: 0 }
     }
 
-    fn done(&mut self, asked: Instant, answered: Instant) {
-        if asked >= self.start {
-            self.histogram.record(answered - asked);
+    fn record(&mut self, sent_at: Instant, received_at: Instant) {
+        if sent_at >= self.start {
+            self.histogram.record(received_at - sent_at);
         }
     }
 
     fn outcome(&self) -> Outcome {
-        // what began before the end has been waited for, so the time is that of the last answer
+        // the last operation may end after `end`, so take the real time
         let seconds = self.start.elapsed().as_secs_f64();
         let operations = self.histogram.count();
         Outcome {
@@ -72,31 +72,31 @@ impl Tally {
     }
 }
 
-fn tcp_rr(target: SocketAddr, connections: usize, tally: &mut Tally) -> Result<()> {
-    let mut asked = Vec::with_capacity(connections);
+fn tcp_rr(target: SocketAddr, connections: usize, recorder: &mut Recorder) -> Result<()> {
+    let mut sent_at = Vec::with_capacity(connections);
     for _ in 0..connections {
-        let mut stream = TcpStream::connect_timeout(&target, PATIENCE)?;
+        let mut stream = TcpStream::connect_timeout(&target, TIMEOUT)?;
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
         stream.write_all(&REQUEST)?;
-        asked.push((stream, Instant::now()));
+        sent_at.push((stream, Instant::now()));
     }
-    let mut answer = [0; 8];
+    let mut reply = [0; 8];
     loop {
-        for (stream, since) in &mut asked {
-            match stream.read(&mut answer) {
+        for (stream, since) in &mut sent_at {
+            match stream.read(&mut reply) {
                 Ok(0) => bail!("the server closed a connection"),
                 Ok(_) => {
                     let now = Instant::now();
-                    tally.done(*since, now);
-                    if now >= tally.end {
+                    recorder.record(*since, now);
+                    if now >= recorder.end {
                         return Ok(());
                     }
                     *since = now;
                     stream.write_all(&REQUEST)?;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    ensure!(since.elapsed() < PATIENCE, "no answer for {PATIENCE:?}");
+                    ensure!(since.elapsed() < TIMEOUT, "no reply for {TIMEOUT:?}");
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -104,45 +104,45 @@ fn tcp_rr(target: SocketAddr, connections: usize, tally: &mut Tally) -> Result<(
     }
 }
 
-fn tcp_crr(target: SocketAddr, tally: &mut Tally) -> Result<()> {
-    // a path that does not work shows before the first blocking connect
-    drop(TcpStream::connect_timeout(&target, PATIENCE).context("first connection")?);
+fn tcp_crr(target: SocketAddr, recorder: &mut Recorder) -> Result<()> {
+    // check the path with a timeout before the first blocking connect
+    drop(TcpStream::connect_timeout(&target, TIMEOUT).context("cannot connect")?);
     loop {
-        let asked = Instant::now();
-        if asked >= tally.end {
+        let sent_at = Instant::now();
+        if sent_at >= recorder.end {
             return Ok(());
         }
         match connection(target) {
-            Ok(()) => tally.done(asked, Instant::now()),
-            Err(_counted) => tally.errors += 1,
+            Ok(()) => recorder.record(sent_at, Instant::now()),
+            Err(_counted) => recorder.errors += 1,
         }
     }
 }
 
-/// A whole life: handshake, a byte there and back, both ends closed.
+/// Connects, sends a byte, receives its echo and closes both sides.
 fn connection(target: SocketAddr) -> Result<()> {
     let mut stream = TcpStream::connect(target)?;
     stream.write_all(&REQUEST)?;
-    ensure!(poll_byte(&stream)?, "closed without an answer");
+    ensure!(poll_byte(&stream)?, "the server closed without a reply");
     stream.shutdown(Shutdown::Write)?;
-    ensure!(!poll_byte(&stream)?, "more than an answer");
+    ensure!(!poll_byte(&stream)?, "the server sent more than one reply");
     Ok(())
 }
 
-/// Reads a byte without ever sleeping; `false` at the end of the stream.
+/// Reads a byte by polling; `false` at the end of the stream.
 fn poll_byte(stream: &TcpStream) -> Result<bool> {
     let mut byte = [0; 1];
-    let mut turns = 0_u32;
+    let mut polls = 0_u32;
     let mut since = None;
     loop {
         match recv(stream.as_raw_fd(), &mut byte, MsgFlags::MSG_DONTWAIT) {
             Ok(count) => return Ok(count > 0),
             Err(Errno::EAGAIN) => {
-                // looking at the clock in every turn would cost more than the turn
-                turns = turns.wrapping_add(1);
-                if turns.is_multiple_of(1024) {
+                // reading the clock costs more than a poll
+                polls = polls.wrapping_add(1);
+                if polls.is_multiple_of(1024) {
                     let since = since.get_or_insert_with(Instant::now);
-                    ensure!(since.elapsed() < PATIENCE, "no answer for {PATIENCE:?}");
+                    ensure!(since.elapsed() < TIMEOUT, "no reply for {TIMEOUT:?}");
                 }
             }
             Err(error) => return Err(error.into()),
@@ -150,7 +150,7 @@ fn poll_byte(stream: &TcpStream) -> Result<bool> {
     }
 }
 
-fn udp_rr(target: SocketAddr, tally: &mut Tally) -> Result<()> {
+fn udp_rr(target: SocketAddr, recorder: &mut Recorder) -> Result<()> {
     let any: SocketAddr = match target {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
@@ -158,34 +158,34 @@ fn udp_rr(target: SocketAddr, tally: &mut Tally) -> Result<()> {
     let socket = UdpSocket::bind(any)?;
     socket.connect(target)?;
     socket.set_nonblocking(true)?;
-    let mut answered_once = false;
+    let mut has_reply = false;
     let mut number = 0_u64;
     loop {
         number += 1;
-        let asked = Instant::now();
-        if asked >= tally.end {
-            ensure!(answered_once, "no datagram was answered");
+        let sent_at = Instant::now();
+        if sent_at >= recorder.end {
+            ensure!(has_reply, "no reply to any datagram");
             return Ok(());
         }
         socket.send(&number.to_ne_bytes())?;
-        if await_datagram(&socket, number, asked)? {
-            answered_once = true;
-            tally.done(asked, Instant::now());
+        if await_datagram(&socket, number, sent_at)? {
+            has_reply = true;
+            recorder.record(sent_at, Instant::now());
         } else {
-            tally.lost += 1;
+            recorder.lost += 1;
         }
     }
 }
 
-/// Whether the answer to `number` came in time; late answers to earlier ones are passed over.
-fn await_datagram(socket: &UdpSocket, number: u64, asked: Instant) -> Result<bool> {
-    let mut answer = [0; 8];
+/// Whether the reply to `number` arrives in time; ignores late replies to earlier datagrams.
+fn await_datagram(socket: &UdpSocket, number: u64, sent_at: Instant) -> Result<bool> {
+    let mut reply = [0; 8];
     loop {
-        match socket.recv(&mut answer) {
-            Ok(_) if u64::from_ne_bytes(answer) == number => return Ok(true),
+        match socket.recv(&mut reply) {
+            Ok(_) if u64::from_ne_bytes(reply) == number => return Ok(true),
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                if asked.elapsed() >= UDP_PATIENCE {
+                if sent_at.elapsed() >= UDP_TIMEOUT {
                     return Ok(false);
                 }
             }

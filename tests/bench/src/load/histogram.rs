@@ -1,4 +1,4 @@
-//! Latencies in buckets that are 0.4 % wide: constant memory, constant time to record.
+//! A latency histogram with buckets 0.4 % wide: constant memory, constant time to record.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use super::Latency;
 
 /// Buckets per doubling.
 const STEPS: u32 = 256;
-/// Doublings of a nanosecond up to 18 minutes.
+/// Number of doublings from a nanosecond to 18 minutes.
 const OCTAVES: u32 = 40;
 
-/// Counts of latencies.
+/// A histogram of latencies.
 #[derive(Clone, Debug)]
 pub struct Histogram {
     buckets: Vec<u64>,
@@ -36,7 +36,7 @@ impl Histogram {
         self.count
     }
 
-    /// The latency that `share` of all operations did not exceed, in microseconds.
+    /// Returns the latency in microseconds that `share` of all operations did not exceed.
     pub fn quantile(&self, share: f64) -> f64 {
         let wanted = (self.count as f64 * share).ceil().max(1.0) as u64;
         let mut seen = 0;
@@ -59,7 +59,7 @@ impl Histogram {
     }
 }
 
-/// Below `STEPS` a bucket is a nanosecond; above, the top eight bits after the leading one choose it.
+/// Below `STEPS` a bucket is one nanosecond; above, the eight bits after the leading one select it.
 const fn bucket_of(nanos: u64) -> usize {
     let steps = STEPS as u64;
     if nanos < steps {
@@ -69,7 +69,7 @@ const fn bucket_of(nanos: u64) -> usize {
     (shift as u64 * steps + (nanos >> shift)) as usize
 }
 
-/// The largest value of a bucket.
+/// Returns the largest value of a bucket.
 const fn upper_end(bucket: usize) -> u64 {
     let bucket = bucket as u64;
     let steps = STEPS as u64;

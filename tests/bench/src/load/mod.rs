@@ -1,8 +1,8 @@
-//! The load generator: one thread asks, one thread answers, each on its core, neither ever asleep while it works.
+//! The load generator: a client thread and a server thread, each on its own core, both polling.
 //!
-//! What is measured is the network between them and not the scheduler: on a machine with two virtual processors,
-//! waking a sleeping peer costs several times what the packet costs. So both sides poll, and both make only the
-//! system calls a real client and server make per operation. The same program serves every variant.
+//! It measures the network and not the scheduler: on two virtual processors, waking a sleeping
+//! thread costs several times the cost of the packet. Both sides make only the system calls of a
+//! real client and server. The program is the same for all variants.
 
 mod client;
 mod histogram;
@@ -21,21 +21,21 @@ pub use client::run;
 pub use histogram::Histogram;
 pub use server::serve;
 
-/// What a server prints when it listens.
+/// The line that a server prints when it listens.
 pub const READY: &str = "ready";
 
-/// One byte each way: no byte is cheaper to carry, so all that is left is the cost of a packet.
+/// One byte each way, to measure only the cost per packet.
 const REQUEST: [u8; 1] = [b'q'];
 
 /// A kind of traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Load {
-    /// A byte there and back on each of some TCP connections, all of them busy at once.
+    /// Request and response of one byte on several concurrent TCP connections.
     TcpRr { connections: usize },
-    /// Connect, a byte there and back, close: all of it, one connection after the other.
+    /// Connect, request and response of one byte, close; one connection at a time.
     TcpCrr,
-    /// A datagram there and back.
+    /// A datagram and its echo.
     UdpRr,
 }
 
@@ -49,32 +49,32 @@ impl fmt::Display for Load {
     }
 }
 
-/// One run of a client.
+/// Parameters of a client run.
 #[derive(Clone, Copy, Debug)]
 pub struct Run {
     pub load: Load,
     pub target: SocketAddr,
-    /// Runs but does not count.
+    /// Runs before the measurement.
     pub warm_up: Duration,
     pub time: Duration,
 }
 
-/// What a client found.
+/// The result of a client run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     pub operations: u64,
     pub seconds: f64,
     pub per_second: f64,
-    /// Connections refused, reset or silent for too long.
+    /// Connections that were refused, reset or timed out.
     pub errors: u64,
-    /// Datagrams without an answer.
+    /// Datagrams without a reply.
     pub lost: u64,
-    /// Microseconds of each operation that belong to the measuring, and are in none of the other numbers.
+    /// Measurement overhead per operation in microseconds, not included in the other numbers.
     pub overhead: f64,
     pub latency: Latency,
 }
 
-/// Of one operation, in microseconds.
+/// Latency of an operation in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Latency {
     pub p50: f64,
@@ -83,24 +83,26 @@ pub struct Latency {
     pub max: f64,
 }
 
-/// Moves this thread into a network namespace, so that its sockets belong there.
+/// Moves this thread into a network namespace.
 pub fn enter_namespace(path: &Path) -> Result<()> {
-    let file = std::fs::File::open(path).with_context(|| format!("open namespace {}", path.display()))?;
-    setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("enter namespace {}", path.display()))
+    let file =
+        std::fs::File::open(path).with_context(|| format!("cannot open namespace {}", path.display()))?;
+    setns(file, CloneFlags::CLONE_NEWNET)
+        .with_context(|| format!("cannot enter namespace {}", path.display()))
 }
 
-/// Moves this process into a cgroup: connect-time translation belongs to a cgroup.
+/// Moves this process into a cgroup, for connect-time translation.
 pub fn enter_cgroup(path: &Path) -> Result<()> {
     let procs = path.join("cgroup.procs");
-    // "0" is whoever writes it
-    std::fs::write(&procs, "0").with_context(|| format!("enter cgroup {}", path.display()))
+    // "0" is the writing process
+    std::fs::write(&procs, "0").with_context(|| format!("cannot enter cgroup {}", path.display()))
 }
 
-/// Keeps this thread on one processor.
+/// Pins this thread to one processor.
 pub fn pin(core: usize) -> Result<()> {
     let mut set = CpuSet::new();
-    set.set(core).with_context(|| format!("no processor {core}"))?;
-    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("pin to processor {core}"))
+    set.set(core).with_context(|| format!("processor {core} does not exist"))?;
+    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("cannot pin to processor {core}"))
 }
 
 #[cfg(test)]
@@ -109,9 +111,9 @@ mod tests {
 
     use super::*;
 
-    /// A server on loopback answers every kind of load, without an error and without a loss.
+    /// Every load runs against a server on loopback without errors and losses.
     #[test]
-    fn every_load_is_answered_without_an_error() {
+    fn every_load_runs_without_errors_and_losses() {
         let probe = UdpSocket::bind("127.0.0.1:0").expect("a free port");
         let target = probe.local_addr().expect("its address");
         drop(probe);
@@ -121,18 +123,18 @@ mod tests {
         for load in
             [Load::TcpRr { connections: 1 }, Load::TcpRr { connections: 4 }, Load::TcpCrr, Load::UdpRr]
         {
-            // two pollers on a machine that does other things get few turns, in the shortest time perhaps none
+            // on a busy machine, two pollers may make no progress in the shortest time
             let times = (0..8).map(|doublings| Duration::from_millis(100 << doublings));
             let runs = times.map(|time| run(&Run { load, target, warm_up: time / 4, time }).expect("a run"));
-            let mut answered = runs.filter(|outcome| outcome.operations > 0);
-            let outcome = answered.next().unwrap_or_else(|| panic!("{load}: nothing was answered"));
+            let mut with_replies = runs.filter(|outcome| outcome.operations > 0);
+            let outcome = with_replies.next().unwrap_or_else(|| panic!("{load}: no reply"));
             assert_eq!((outcome.errors, outcome.lost), (0, 0), "{load}");
             assert!(outcome.latency.p50 > 0.0 && outcome.latency.p50 <= outcome.latency.p99, "{load}");
         }
     }
 
     #[test]
-    fn a_target_that_refuses_is_an_error_and_not_a_rate() {
+    fn refused_connection_is_an_error() {
         let target = "127.0.0.1:1".parse().expect("an address");
         let time = Duration::from_millis(10);
         for load in [Load::TcpCrr, Load::TcpRr { connections: 1 }, Load::UdpRr] {

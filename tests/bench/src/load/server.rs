@@ -1,7 +1,7 @@
-//! The side that answers: an echo over TCP and UDP on one port.
+//! The server of the load generator: an echo over TCP and UDP on one port.
 //!
-//! It polls while somebody asks and sleeps soon after nobody does: in an interleaved run, the servers of all variants
-//! exist side by side, and only the one being measured may take processor time.
+//! It polls while it gets requests and sleeps soon after the last one: in an interleaved run the
+//! servers of all variants exist at once, and only the measured one may use processor time.
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
@@ -16,22 +16,22 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
-/// Silence after which it sleeps.
+/// Idle time before the server sleeps.
 const LINGER: Duration = Duration::from_millis(20);
-/// What is not busy is looked at once in so many turns: a look costs a system call.
-const IDLE_TURNS: u32 = 16;
+/// Idle sockets are polled only in every n-th iteration, as each poll is a system call.
+const IDLE_INTERVAL: u32 = 16;
 
-/// Answers for ever; calls `ready` once it listens.
+/// Serves forever; calls `ready` once it listens.
 pub fn serve(address: SocketAddr, ready: impl FnOnce() -> Result<()>) -> Result<()> {
-    let mut server = Server::bind(address).with_context(|| format!("listen on {address}"))?;
+    let mut server = Server::bind(address).with_context(|| format!("cannot listen on {address}"))?;
     ready()?;
-    let mut turn = 0_u32;
+    let mut iteration = 0_u32;
     let mut busy_at = Instant::now();
     loop {
-        turn = turn.wrapping_add(1);
-        if server.turn(turn.is_multiple_of(IDLE_TURNS)) {
+        iteration = iteration.wrapping_add(1);
+        if server.poll_once(iteration.is_multiple_of(IDLE_INTERVAL)) {
             busy_at = Instant::now();
-        } else if turn.is_multiple_of(IDLE_TURNS) && busy_at.elapsed() > LINGER {
+        } else if iteration.is_multiple_of(IDLE_INTERVAL) && busy_at.elapsed() > LINGER {
             server.sleep()?;
             busy_at = Instant::now();
         }
@@ -42,7 +42,7 @@ struct Server {
     listener: TcpListener,
     datagrams: UdpSocket,
     connections: Vec<TcpStream>,
-    /// The last one who asked used UDP.
+    /// The last request came over UDP.
     udp_is_busy: bool,
 }
 
@@ -55,18 +55,18 @@ impl Server {
         Ok(Self { listener, datagrams, connections: Vec::new(), udp_is_busy: false })
     }
 
-    /// Looks at what is busy, and `all` of the rest; whether there was anything to do.
-    fn turn(&mut self, all: bool) -> bool {
+    /// Polls the busy sockets, or `all`. Returns whether there was a request.
+    fn poll_once(&mut self, all: bool) -> bool {
         let mut busy = false;
         if !self.connections.is_empty() {
-            busy |= self.answer_connections();
+            busy |= self.serve_connections();
         } else if !self.udp_is_busy || all {
             busy |= self.accept();
         }
         if all && !self.connections.is_empty() {
             busy |= self.accept();
         }
-        if (self.udp_is_busy || all) && self.answer_datagram() {
+        if (self.udp_is_busy || all) && self.serve_datagram() {
             self.udp_is_busy = true;
             return true;
         }
@@ -78,14 +78,14 @@ impl Server {
 
     fn accept(&mut self) -> bool {
         let Ok((stream, _)) = self.listener.accept() else { return false };
-        // one that cannot be set up is closed, which its client counts
+        // a connection that cannot be set up is closed; its client counts an error
         if stream.set_nonblocking(true).is_ok() && stream.set_nodelay(true).is_ok() {
             self.connections.push(stream);
         }
         true
     }
 
-    fn answer_connections(&mut self) -> bool {
+    fn serve_connections(&mut self) -> bool {
         let before = self.connections.len();
         let mut busy = false;
         self.connections.retain_mut(|stream| {
@@ -102,11 +102,11 @@ impl Server {
         busy || self.connections.len() != before
     }
 
-    fn answer_datagram(&self) -> bool {
+    fn serve_datagram(&self) -> bool {
         let mut bytes = [0; 64];
         match self.datagrams.recv_from(&mut bytes) {
             Ok((count, from)) => {
-                // a lost answer is counted by whoever waits for it
+                // the client counts a lost reply
                 let _sent = self.datagrams.send_to(&bytes[..count], from);
                 true
             }
@@ -122,7 +122,7 @@ impl Server {
         sources.extend(self.connections.iter().map(|stream| PollFd::new(stream.as_fd(), PollFlags::POLLIN)));
         match poll(&mut sources, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(error) => Err(error).context("wait for a request"),
+            Err(error) => Err(error).context("cannot wait for a request"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! kube-proxy's iptables mode: the services are searched one after the other.
+//! kube-proxy's iptables mode: a linear search of the Services.
 
 use std::{fmt::Write as _, net::Ipv4Addr, process::Command};
 
@@ -6,23 +6,23 @@ use anyhow::Result;
 
 use dataplane_testkit::lab::Namespace;
 
-use super::{MASQUERADE_MARK, feed};
+use super::{MASQUERADE_MARK, load_rules};
 use crate::services::{POD_CIDR, SERVICE_PORT, Service, ServiceSet};
 
-/// From this many endpoints on kube-proxy leaves out comments.
+/// kube-proxy omits comments above this number of endpoints.
 const LARGE_CLUSTER: usize = 1_000;
 
-/// Which implementation evaluates the rules. kube-proxy takes the one the node's other components use.
+/// The iptables implementation. kube-proxy uses the same as the node's other components.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
-    /// `ip_tables` in the kernel: evaluates faster.
+    /// `ip_tables` in the kernel; the faster one.
     Legacy,
-    /// nftables in the kernel, behind the same command.
+    /// nftables in the kernel.
     Nft,
 }
 
 impl Backend {
-    /// The faster one this machine has.
+    /// Returns the fastest implementation on this machine.
     pub fn best() -> Self {
         let runs = Command::new(Self::Legacy.restore()).arg("--version").output();
         if runs.is_ok_and(|output| output.status.success()) { Self::Legacy } else { Self::Nft }
@@ -36,12 +36,12 @@ impl Backend {
     }
 }
 
-/// Loads them, as one transaction per table.
+/// Loads the rules in one transaction per table.
 pub fn apply(namespace: &Namespace, services: &ServiceSet, backend: Backend) -> Result<()> {
-    feed(namespace, backend.restore(), &[], &render(services))
+    load_rules(namespace, backend.restore(), &[], &render(services))
 }
 
-/// Tables `filter` and `nat`.
+/// Returns the tables `filter` and `nat`.
 fn render(services: &ServiceSet) -> String {
     let mut rules = String::from(FILTER);
     let mut chains = String::new();
@@ -152,8 +152,8 @@ fn write_service(
     }
 }
 
-/// What a service is asked at a port of the node: as if at its address, but who asks is masqueraded. kube-proxy has one more
-/// rule in front, for 127.0.0.0/8 alone.
+/// Writes the rules of a node port: as of the cluster IP, and the client is masqueraded. kube-proxy
+/// has one more rule for 127.0.0.0/8.
 fn write_node_port(
     chains: &mut String,
     node_ports: &mut String,
@@ -182,7 +182,7 @@ fn comment(text: &str) -> String {
     format!("-m comment --comment \"{text}\" ")
 }
 
-/// At most 28 characters, unique.
+/// Returns a unique chain name of at most 28 characters.
 fn chain_name(kind: &str, addresses: &[Ipv4Addr]) -> String {
     let mut name = format!("KUBE-{kind}-");
     for address in addresses {
@@ -204,9 +204,10 @@ mod tests {
         render(&ServiceSet::new(count, "10.180.0.1:80".parse().expect("an address")))
     }
 
-    /// Rule by rule what `TestOverallIPTablesRules` of kube-proxy expects of a service with one endpoint.
+    /// The rules that kube-proxy's `TestOverallIPTablesRules` expects for a Service with one
+    /// endpoint.
     #[test]
-    fn a_service_reads_as_kube_proxy_writes_it() {
+    fn service_rules_equal_those_of_kube_proxy() {
         let rules = rules(1);
         for line in [
             r#"-A KUBE-SERVICES -m comment --comment "bench/service-0:load cluster IP" -m tcp -p tcp -d 10.96.1.0 --dport 80 -j KUBE-SVC-0A600100"#,
@@ -219,10 +220,10 @@ mod tests {
         }
     }
 
-    /// Rule by rule what `TestNodePorts` of kube-proxy expects.
+    /// The rules that kube-proxy's `TestNodePorts` expects.
     #[test]
-    fn a_node_port_reads_as_kube_proxy_writes_it() {
-        let set = ServiceSet::asked_from_outside(1, "10.180.0.1:80".parse().expect("an address"));
+    fn node_port_rules_equal_those_of_kube_proxy() {
+        let set = ServiceSet::with_node_port(1, "10.180.0.1:80".parse().expect("an address"));
         let rules = render(&set);
         for line in [
             r#"-A KUBE-NODEPORTS -m comment --comment "bench/service-0:load" -m udp -p udp --dport 30080 -j KUBE-EXT-0A600100"#,
@@ -235,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_cluster_has_no_comments_and_even_chances() {
+    fn large_cluster_has_no_comments_and_equal_probabilities() {
         let rules = rules(1_000);
         assert!(!rules.contains("service-7:load"));
         let chances: Vec<&str> = rules

@@ -1,4 +1,4 @@
-//! kube-proxy's nftables mode: one map lookup finds the service, whatever their number.
+//! kube-proxy's nftables mode: one map lookup finds the Service.
 
 use std::{fmt::Write as _, net::Ipv4Addr};
 
@@ -6,15 +6,15 @@ use anyhow::Result;
 
 use dataplane_testkit::lab::Namespace;
 
-use super::{MASQUERADE_MARK, feed};
+use super::{MASQUERADE_MARK, load_rules};
 use crate::services::{POD_CIDR, PORT_NAME, SERVICE_CIDR, SERVICE_PORT, Service, ServiceSet};
 
-/// Loads them, as one transaction.
+/// Loads the rules in one transaction.
 pub fn apply(namespace: &Namespace, services: &ServiceSet, node: Ipv4Addr) -> Result<()> {
-    feed(namespace, "nft", &["-f", "-"], &render(services, node))
+    load_rules(namespace, "nft", &["-f", "-"], &render(services, node))
 }
 
-/// The whole table.
+/// Returns the complete table.
 fn render(services: &ServiceSet, node: Ipv4Addr) -> String {
     let mut rules = base(node);
     for service in services.iter() {
@@ -109,7 +109,7 @@ fn write_service(rules: &mut String, service: &Service) {
             service.backends.len()
         ),
     );
-    // asked at a port of the node: as if at its address, but who asks is masqueraded
+    // node port: as for the cluster IP, and the client is masqueraded
     if let Some(port) = service.node_port {
         push(
             rules,
@@ -132,9 +132,10 @@ fn push(text: &mut String, line: std::fmt::Arguments<'_>) {
 mod tests {
     use super::*;
 
-    /// Chain by chain what `TestOverallNFTablesRules` of kube-proxy expects of a service with one endpoint.
+    /// The chains that kube-proxy's `TestOverallNFTablesRules` expects for a Service with one
+    /// endpoint.
     #[test]
-    fn a_service_reads_as_kube_proxy_writes_it() {
+    fn service_rules_equal_those_of_kube_proxy() {
         let services = ServiceSet::new(1, "10.180.0.1:80".parse().expect("an address"));
         let rules = render(&services, Ipv4Addr::new(192, 168, 0, 2));
         for line in [
@@ -150,10 +151,10 @@ mod tests {
         }
     }
 
-    /// Chain by chain what `TestNodePorts` of kube-proxy expects.
+    /// The chains that kube-proxy's `TestNodePorts` expects.
     #[test]
-    fn a_node_port_reads_as_kube_proxy_writes_it() {
-        let services = ServiceSet::asked_from_outside(1, "10.180.0.1:80".parse().expect("an address"));
+    fn node_port_rules_equal_those_of_kube_proxy() {
+        let services = ServiceSet::with_node_port(1, "10.180.0.1:80".parse().expect("an address"));
         let rules = render(&services, Ipv4Addr::new(192, 168, 0, 2));
         for line in [
             "add rule ip kube-proxy external-bench/service-0/udp/load jump mark-for-masquerade",

@@ -1,4 +1,4 @@
-//! The small API server does what clients of the real one rely on. Needs no root.
+//! The test API server behaves as clients of the real one expect. Needs no root.
 
 mod watches;
 
@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use dataplane_fake_apiserver::{Drop, Fault, Objects, Requests, Server, User};
+use dataplane_fake_apiserver::{Fault, Objects, Requests, Server, User, WatchEnd};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::{
     coordination::v1::Lease,
@@ -26,7 +26,7 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 fn node(name: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
@@ -55,11 +55,14 @@ fn status(error: kube::Error) -> Result<kube::core::Status> {
 }
 
 async fn next<T>(stream: &mut (impl Stream<Item = T> + Unpin)) -> Result<T> {
-    timeout(PATIENCE, stream.next()).await.context("no event came")?.context("the stream has ended")
+    timeout(TIMEOUT, stream.next())
+        .await
+        .context("no event before the timeout")?
+        .context("the stream has ended")
 }
 
 #[tokio::test]
-async fn a_list_by_pages_shows_one_moment_until_it_is_compacted() -> Result<()> {
+async fn paginated_list_shows_one_revision_until_compaction() -> Result<()> {
     let server = Server::local()?;
     let objects = server.objects()?;
     let names: Vec<String> = (0..7).map(|number| format!("n{number}")).collect();
@@ -67,7 +70,7 @@ async fn a_list_by_pages_shows_one_moment_until_it_is_compacted() -> Result<()> 
     let nodes: Api<Node> = Api::all(client(&server, &master()).await?);
 
     let first = nodes.list(&ListParams::default().limit(3)).await?;
-    let token = first.metadata.continue_.clone().context("there is more")?;
+    let token = first.metadata.continue_.clone().context("no continue token")?;
     ensure!(first.metadata.remaining_item_count == Some(4), "{:?}", first.metadata);
     objects.delete(&[node("n5")])?;
     objects.apply(&[node("n8")])?;
@@ -78,15 +81,15 @@ async fn a_list_by_pages_shows_one_moment_until_it_is_compacted() -> Result<()> 
     ensure!(first.metadata.resource_version == second.metadata.resource_version);
 
     server.compact();
-    let gone = nodes.list(&ListParams::default().limit(10).continue_token(&token)).await;
-    let gone = status(gone.err().context("a list of a moment that is forgotten")?)?;
-    ensure!((gone.code, gone.reason.as_str()) == (410, "Expired"), "{gone:?}");
+    let expired = nodes.list(&ListParams::default().limit(10).continue_token(&token)).await;
+    let expired = status(expired.err().context("the list of a compacted revision succeeded")?)?;
+    ensure!((expired.code, expired.reason.as_str()) == (410, "Expired"), "{expired:?}");
     Ok(())
 }
 
-/// A child that has not yet become another program holds every socket of its parent.
+/// A child between fork and exec holds every socket of its parent.
 #[test]
-fn an_address_opens_again_while_processes_are_started() -> Result<()> {
+fn listener_restarts_while_child_processes_start() -> Result<()> {
     let ended = AtomicBool::new(false);
     thread::scope(|scope| {
         let starter = scope.spawn(|| -> Result<()> {
@@ -95,14 +98,14 @@ fn an_address_opens_again_while_processes_are_started() -> Result<()> {
             }
             Ok(())
         });
-        let restarts = || {
+        let restart = || {
             let mut server = Server::local()?;
             (0..200).try_for_each(|_| {
                 server.stop();
                 server.start()
             })
         };
-        let restarted: Result<()> = restarts();
+        let restarted: Result<()> = restart();
         ended.store(true, Ordering::Relaxed);
         starter.join().unwrap_or_else(|panic| resume_unwind(panic))?;
         restarted
@@ -110,13 +113,13 @@ fn an_address_opens_again_while_processes_are_started() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_old_server_refuses_streaming_lists() -> Result<()> {
+async fn streaming_lists_are_rejected_without_the_feature() -> Result<()> {
     let server = Server::local()?;
     server.behaviour().streaming_lists = false;
     let nodes: Api<Node> = Api::all(client(&server, &master()).await?);
     let streaming = WatchParams::default().initial_events();
     let refused = nodes.watch(&streaming, "0").await.map(drop);
-    let refused = status(refused.err().context("it is not refused")?)?;
+    let refused = status(refused.err().context("the watch was accepted")?)?;
     ensure!(refused.code == 422 && refused.message.contains("WatchList feature gate"), "{refused:?}");
     server.behaviour().streaming_lists = true;
     let mut events = pin!(nodes.watch(&streaming, "0").await?);
@@ -126,43 +129,45 @@ async fn an_old_server_refuses_streaming_lists() -> Result<()> {
 }
 
 #[tokio::test]
-async fn of_two_writers_one_wins() -> Result<()> {
+async fn conflicting_writes_are_rejected() -> Result<()> {
     let server = Server::local()?;
     let client = client(&server, &master()).await?;
     let leases: Api<Lease> = Api::namespaced(client.clone(), "kube-system");
     let lease =
         serde_json::from_value(json!({"metadata": {"name": "leader"}, "spec": {"holderIdentity": "a"}}))?;
-    let mine = leases.create(&PostParams::default(), &lease).await?;
+    let first = leases.create(&PostParams::default(), &lease).await?;
     let twice = leases.create(&PostParams::default(), &lease).await;
-    ensure!(status(twice.err().context("made twice")?)?.is_already_exists());
-    leases.replace("leader", &PostParams::default(), &mine).await?;
-    let mut theirs = mine.clone();
-    theirs.spec.as_mut().context("a spec")?.holder_identity = Some("b".to_owned());
-    let theirs = leases.replace("leader", &PostParams::default(), &theirs).await?;
-    let late = leases.replace("leader", &PostParams::default(), &mine).await;
-    ensure!(status(late.err().context("written over")?)?.is_conflict());
-    let blind = leases.replace("leader", &PostParams::default(), &lease).await;
-    ensure!(status(blind.err().context("without a version")?)?.code == 422);
+    ensure!(status(twice.err().context("the lease was created twice")?)?.is_already_exists());
+    leases.replace("leader", &PostParams::default(), &first).await?;
+    let mut second = first.clone();
+    second.spec.as_mut().context("a spec")?.holder_identity = Some("b".to_owned());
+    let second = leases.replace("leader", &PostParams::default(), &second).await?;
+    let late = leases.replace("leader", &PostParams::default(), &first).await;
+    ensure!(status(late.err().context("an outdated lease was written")?)?.is_conflict());
+    let unversioned = leases.replace("leader", &PostParams::default(), &lease).await;
+    ensure!(status(unversioned.err().context("a lease without resourceVersion was written")?)?.code == 422);
     let test = json!([
-        {"op": "test", "path": "/metadata/resourceVersion", "value": mine.metadata.resource_version},
+        {"op": "test", "path": "/metadata/resourceVersion", "value": first.metadata.resource_version},
         {"op": "replace", "path": "/spec/holderIdentity", "value": "a"},
     ]);
     let patch = Patch::<()>::Json(serde_json::from_value(test)?);
     let late = leases.patch("leader", &PatchParams::default(), &patch).await;
-    ensure!(status(late.err().context("patched over")?)?.code == 422);
-    let gone = DeleteParams::default().preconditions(kube::api::Preconditions {
+    ensure!(status(late.err().context("an outdated patch was applied")?)?.code == 422);
+    let outdated = DeleteParams::default().preconditions(kube::api::Preconditions {
         uid: None,
-        resource_version: mine.metadata.resource_version,
+        resource_version: first.metadata.resource_version,
     });
-    let late = leases.delete("leader", &gone).await;
-    ensure!(status(late.err().context("deleted over")?)?.is_conflict());
+    let late = leases.delete("leader", &outdated).await;
+    ensure!(
+        status(late.err().context("the lease was deleted with an outdated precondition")?)?.is_conflict()
+    );
     let kept = leases.get("leader").await?;
-    ensure!(kept.metadata.resource_version == theirs.metadata.resource_version);
+    ensure!(kept.metadata.resource_version == second.metadata.resource_version);
     Ok(())
 }
 
 #[tokio::test]
-async fn a_node_keeps_its_range_and_status_is_written_apart() -> Result<()> {
+async fn node_pod_cidr_is_immutable_and_status_is_a_subresource() -> Result<()> {
     let server = Server::local()?;
     let client = client(&server, &master()).await?;
     let nodes: Api<Node> = Api::all(client);
@@ -172,7 +177,7 @@ async fn a_node_keeps_its_range_and_status_is_written_apart() -> Result<()> {
     let ranges = given.spec.context("a spec")?.pod_cidrs;
     ensure!(ranges == Some(vec!["10.1.0.0/24".to_owned()]), "{ranges:?}");
     let refused = patch(json!({"spec": {"podCIDR": "10.1.1.0/24", "podCIDRs": ["10.1.1.0/24"]}})).await;
-    let refused = status(refused.err().context("another range")?)?;
+    let refused = status(refused.err().context("the pod CIDR was changed")?)?;
     ensure!(
         refused.code == 422
             && refused.message
@@ -181,7 +186,7 @@ async fn a_node_keeps_its_range_and_status_is_written_apart() -> Result<()> {
         "{refused:?}"
     );
     let wrong = patch(json!({"spec": {"podCIDRs": 17}})).await;
-    ensure!(status(wrong.err().context("a number")?)?.code == 400);
+    ensure!(status(wrong.err().context("a number was accepted as podCIDRs")?)?.code == 400);
 
     let condition = json!({"status": {"conditions": [{"type": "NetworkUnavailable", "status": "False"}]}});
     let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
@@ -196,11 +201,13 @@ async fn a_node_keeps_its_range_and_status_is_written_apart() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_user_may_what_roles_say_and_what_was_used_is_known() -> Result<()> {
+async fn roles_authorize_and_used_permissions_are_recorded() -> Result<()> {
     let server = Server::local()?;
     let user = User::service_account("kube-system", "dataplane");
     let nodes: Api<Node> = Api::all(client(&server, &user).await?);
-    let denied = status(nodes.list(&ListParams::default()).await.err().context("it may list")?)?;
+    let denied = status(
+        nodes.list(&ListParams::default()).await.err().context("the list was allowed without a role")?,
+    )?;
     ensure!(
         denied.message
             == "nodes is forbidden: User \"system:serviceaccount:kube-system:dataplane\" cannot list resource \
@@ -220,13 +227,13 @@ async fn a_user_may_what_roles_say_and_what_was_used_is_known() -> Result<()> {
         }),
     ])?;
     nodes.list(&ListParams::default()).await?;
-    let uses: Vec<String> = server.uses(&user).iter().map(ToString::to_string).collect();
-    ensure!(uses == ["list nodes (core)"], "{uses:?}");
+    let used: Vec<String> = server.used_permissions(&user).iter().map(ToString::to_string).collect();
+    ensure!(used == ["list nodes (core)"], "{used:?}");
     Ok(())
 }
 
 #[tokio::test]
-async fn faults_come_when_they_are_asked_for_and_go() -> Result<()> {
+async fn faults_are_injected_and_cleared() -> Result<()> {
     let mut server = Server::local()?;
     let objects = server.objects()?;
     objects.apply(&[node("a")])?;
@@ -235,11 +242,11 @@ async fn faults_come_when_they_are_asked_for_and_go() -> Result<()> {
     let by_root =
         |fault| server.faults().next(1, Requests { user: Some("root".to_owned()), ..Requests::all() }, fault);
     by_root(Fault::gone());
-    ensure!(status(nodes.list(&list).await.err().context("gone")?)?.code == 410);
+    ensure!(status(nodes.list(&list).await.err().context("the list succeeded")?)?.code == 410);
     by_root(Fault::WrongTypes);
-    nodes.list(&list).await.err().context("a number for metadata is no node")?;
-    by_root(Fault::Break);
-    nodes.list(&list).await.err().context("half of a list is no list")?;
+    nodes.list(&list).await.err().context("a node with numeric metadata was decoded")?;
+    by_root(Fault::Truncate);
+    nodes.list(&list).await.err().context("a truncated list was decoded")?;
     by_root(Fault::Trickle(64, Duration::from_millis(1)));
     ensure!(nodes.list(&list).await?.items.len() == 1);
     ensure!(server.faults().clear() == [1, 1, 1, 1]);
@@ -247,28 +254,28 @@ async fn faults_come_when_they_are_asked_for_and_go() -> Result<()> {
     let pods: Api<Pod> = Api::all(client(&server, &master()).await?);
     let events = pods.watch(&WatchParams::default(), "0").await?;
     server.faults().send_to_watches("pods", r#"{"type":"ADDED","object":{"kind":"Pod","metadata":17}}"#);
-    server.drop_watches(Drop::Orderly);
-    let events: Vec<_> = timeout(PATIENCE, pin!(events).map(|event| event.is_ok()).collect()).await?;
+    server.drop_watches(WatchEnd::Closed);
+    let events: Vec<_> = timeout(TIMEOUT, pin!(events).map(|event| event.is_ok()).collect()).await?;
     ensure!(events == [false], "{events:?}");
 
     server.stop();
-    ensure!(nodes.list(&list).await.is_err(), "nobody is there");
+    ensure!(nodes.list(&list).await.is_err(), "the stopped server responded");
     server.start()?;
     ensure!(nodes.list(&list).await?.items.len() == 1);
     Ok(())
 }
 
 #[tokio::test]
-async fn finalizers_hold_and_names_are_made() -> Result<()> {
+async fn finalizers_delay_deletion_and_names_are_generated() -> Result<()> {
     let server = Server::local()?;
     let objects: Objects = server.objects()?;
     let held = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "finalizers": ["x/y"]}});
     objects.apply(std::slice::from_ref(&held))?;
     objects.delete(std::slice::from_ref(&held))?;
-    let leaving = objects.get("v1", "Node", "", "n")?.context("it is held")?;
-    ensure!(leaving["metadata"]["deletionTimestamp"].is_string());
+    let terminating = objects.get("v1", "Node", "", "n")?.context("the node with a finalizer was deleted")?;
+    ensure!(terminating["metadata"]["deletionTimestamp"].is_string());
     objects.patch(&held, &json!({"metadata": {"finalizers": null}}))?;
-    ensure!(objects.get("v1", "Node", "", "n")?.is_none(), "nobody holds it");
+    ensure!(objects.get("v1", "Node", "", "n")?.is_none(), "the node without finalizers still exists");
     let made = objects.create(&json!({
         "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"generateName": "map-", "namespace": "default"},
     }))?;
@@ -282,7 +289,7 @@ async fn finalizers_hold_and_names_are_made() -> Result<()> {
     );
     let maps: Api<ConfigMap> = Api::all(client(&server, &master()).await?);
     let stream = maps.watch_metadata(&WatchParams::default(), "0").await?;
-    let first = timeout(PATIENCE, pin!(stream).try_next()).await??.context("an event")?;
+    let first = timeout(TIMEOUT, pin!(stream).try_next()).await??.context("an event")?;
     ensure!(matches!(first, WatchEvent::Added(map) if map.metadata.generate_name.as_deref() == Some("map-")));
     Ok(())
 }

@@ -1,9 +1,9 @@
-//! Watches: order, bookmarks, drops, compaction.
+//! Watches: order, bookmarks, disconnects, compaction.
 
 use std::{collections::BTreeMap, pin::pin, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use dataplane_fake_apiserver::{Drop, Fault, Requests, Server};
+use dataplane_fake_apiserver::{Fault, Requests, Server, WatchEnd};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use kube::{
@@ -13,10 +13,10 @@ use kube::{
 };
 use tokio::time::timeout;
 
-use super::{PATIENCE, client, config_map, master, next, node};
+use super::{TIMEOUT, client, config_map, master, next, node};
 
 #[tokio::test]
-async fn a_watch_tells_changes_in_order_and_bookmarks_and_ends_when_its_past_is_gone() -> Result<()> {
+async fn watch_sends_ordered_changes_and_bookmarks_and_fails_after_compaction() -> Result<()> {
     let server = Server::local()?;
     server.behaviour().bookmarks = Duration::from_millis(50);
     let objects = server.objects()?;
@@ -47,30 +47,30 @@ async fn a_watch_tells_changes_in_order_and_bookmarks_and_ends_when_its_past_is_
             versions.push(version.context("a version")?.parse::<u64>()?);
         }
     }
-    // the same again is no write, and another colour is an end
+    // an unchanged object is no write; a change that ends the match is a deletion
     ensure!(seen == ["added", "deleted", "added", "deleted", "bookmark"], "{seen:?}");
     ensure!(versions.is_sorted(), "{versions:?}");
 
     server.compact();
     let mut events = pin!(maps.watch(&WatchParams::default(), &version).await?);
-    let WatchEvent::Error(gone) = next(&mut events).await?? else { bail!("it goes on") };
-    ensure!(gone.code == 410, "{gone:?}");
+    let WatchEvent::Error(expired) = next(&mut events).await?? else { bail!("the watch continued") };
+    ensure!(expired.code == 410, "{expired:?}");
     Ok(())
 }
 
-/// The nodes a watcher knows once it is where the server is.
+/// Runs a watcher and `change` until the watcher's nodes equal the server's.
 async fn follow(
     server: &Server,
     config: watcher::Config,
-    work: impl AsyncFnOnce() -> Result<()>,
+    change: impl AsyncFnOnce() -> Result<()>,
 ) -> Result<()> {
     let objects = server.objects()?;
     let nodes: Api<Node> = Api::all(client(server, &master()).await?);
     let mut events = pin!(watcher(nodes, config));
     let mut known: BTreeMap<String, String> = BTreeMap::new();
     let mut fresh = BTreeMap::new();
-    let mut work = Some(work);
-    timeout(PATIENCE, async {
+    let mut change = Some(change);
+    timeout(TIMEOUT, async {
         while let Some(event) = events.next().await {
             let name_and_version = |node: Node| {
                 (node.metadata.name.unwrap_or_default(), node.metadata.resource_version.unwrap_or_default())
@@ -81,31 +81,31 @@ async fn follow(
                 Ok(watcher::Event::InitDone) => known = std::mem::take(&mut fresh),
                 Ok(watcher::Event::Apply(node)) => known.extend([name_and_version(node)]),
                 Ok(watcher::Event::Delete(node)) => drop(known.remove(&name_and_version(node).0)),
-                // the watcher goes on by itself
+                // the watcher retries by itself
                 Err(_) => {}
             }
             if !known.is_empty()
-                && let Some(work) = work.take()
+                && let Some(change) = change.take()
             {
-                work().await?;
+                change().await?;
             }
-            let mut there = BTreeMap::new();
+            let mut stored = BTreeMap::new();
             for node in objects.list("v1", "Node", "")? {
                 let text = |field: &str| node["metadata"][field].as_str().unwrap_or_default().to_owned();
-                there.insert(text("name"), text("resourceVersion"));
+                stored.insert(text("name"), text("resourceVersion"));
             }
-            if work.is_none() && known == there {
+            if change.is_none() && known == stored {
                 return Ok(());
             }
         }
         bail!("the watcher ended")
     })
     .await
-    .context("the watcher never knew what the server knows")?
+    .context("the watcher did not reach the server's state")?
 }
 
 #[tokio::test]
-async fn a_watcher_follows_through_drops_restarts_and_compaction() -> Result<()> {
+async fn watcher_recovers_from_disconnects_restarts_and_compaction() -> Result<()> {
     for (what, config) in [
         ("streaming", watcher::Config::default().streaming_lists()),
         ("listing", watcher::Config::default().page_size(2)),
@@ -115,7 +115,7 @@ async fn a_watcher_follows_through_drops_restarts_and_compaction() -> Result<()>
         objects.apply(&[node("a"), node("b"), node("c")])?;
         follow(&server, config.clone(), async || objects.apply(&[node("d")])).await.context(what)?;
         follow(&server, config.clone(), async || {
-            server.drop_watches(Drop::Broken);
+            server.drop_watches(WatchEnd::Reset);
             objects.delete(&[node("d")])
         })
         .await
@@ -124,7 +124,7 @@ async fn a_watcher_follows_through_drops_restarts_and_compaction() -> Result<()>
             server.faults().next(2, Requests::to("watch", "nodes"), Fault::gone());
             objects.delete(&[node("c")])?;
             server.compact();
-            server.drop_watches(Drop::Orderly);
+            server.drop_watches(WatchEnd::Closed);
             objects.apply(&[node("e")])
         })
         .await

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use super::{
-    Objects, Server, Use, User,
+    Objects, Permission, Server, User,
     envtest::{Assets, Envtest},
 };
 use crate::lab::Place;
@@ -131,16 +131,16 @@ impl ApiServer {
     }
 
     /// Which permissions a user has made use of.
-    pub fn uses(&self, user: &User) -> Result<BTreeSet<Use>> {
+    pub fn used_permissions(&self, user: &User) -> Result<BTreeSet<Permission>> {
         match self {
-            Self::Small(server) => Ok(server.uses(user)),
+            Self::Small(server) => Ok(server.used_permissions(user)),
             Self::Real(real) => read_audit(&real.audit_log(), user),
         }
     }
 }
 
 /// What a user was granted, from the real server's audit log.
-fn read_audit(path: &Path, user: &User) -> Result<BTreeSet<Use>> {
+fn read_audit(path: &Path, user: &User) -> Result<BTreeSet<Permission>> {
     let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let mut uses = BTreeSet::new();
     for line in text.lines() {
@@ -156,7 +156,12 @@ fn read_audit(path: &Path, user: &User) -> Result<BTreeSet<Use>> {
             subresource => format!("{}/{subresource}", text(&about["resource"])),
         };
         let namespace = text(&about["namespace"]);
-        uses.insert(Use { verb: text(&event["verb"]), group: text(&about["apiGroup"]), resource, namespace });
+        uses.insert(Permission {
+            verb: text(&event["verb"]),
+            group: text(&about["apiGroup"]),
+            resource,
+            namespace,
+        });
     }
     Ok(uses)
 }

@@ -5,5 +5,5 @@ mod choice;
 mod envtest;
 
 pub use choice::{ApiServer, Needs};
-pub use dataplane_fake_apiserver::{Objects, Server, Use, User};
+pub use dataplane_fake_apiserver::{Objects, Permission, Server, User};
 pub use envtest::{Assets, Envtest};

@@ -1,96 +1,103 @@
-//! Who is masqueraded, and who goes the short way.
+//! Masquerading.
 
 use std::net::SocketAddr;
 
 use serde_json::json;
 
 use super::{
-    super::Verdict, At, HOST, NODE, NODE_IP, OTHER, OTHER_IP, OUTSIDE, POD, answered, ask, both, endpoint,
-    ip, service, slice,
+    super::Verdict, HOST, Location, NODE, NODE_IP, OTHER, OTHER_IP, OUTSIDE, POD, both, delivered, endpoint,
+    ip, kube_proxy, service, slice,
 };
 
 const CLUSTER: &str = "172.30.0.41:80";
 const NODE_PORT: &str = "192.168.0.2:3001";
-const BALANCER: &str = "1.2.3.4:80";
+const LOAD_BALANCER: &str = "1.2.3.4:80";
 const EXTERNAL: &str = "50.60.70.81:80";
 const HERE: &str = "10.180.0.1:80";
 const THERE: &str = "10.180.1.1:80";
 
-/// `TestInternalExternalMasquerade`, its base case: policy; who; where to; who answers; masqueraded.
+/// `TestInternalExternalMasquerade`, base case: policy, client, destination, endpoints,
+/// masqueraded.
 #[test]
 fn internal_external_masquerade() {
     let (all, local): (&[&str], &[&str]) = (&[HERE, THERE], &[HERE]);
-    let loopback = (At::Host(NODE), "127.0.0.1");
+    let loopback = (Location::Host(NODE), "127.0.0.1");
     let cases = [
         ("", POD, CLUSTER, all, false),
         ("", POD, NODE_PORT, all, true),
-        ("", POD, BALANCER, all, true),
+        ("", POD, LOAD_BALANCER, all, true),
         ("", HOST, CLUSTER, all, true),
         ("", HOST, NODE_PORT, all, true),
         ("", loopback, "127.0.0.1:3001", all, true),
-        ("", HOST, BALANCER, all, true),
+        ("", HOST, LOAD_BALANCER, all, true),
         ("", OUTSIDE, CLUSTER, all, true),
         ("", OUTSIDE, NODE_PORT, all, true),
-        ("", OUTSIDE, BALANCER, all, true),
+        ("", OUTSIDE, LOAD_BALANCER, all, true),
         ("externalTrafficPolicy", POD, CLUSTER, all, false),
         ("externalTrafficPolicy", POD, NODE_PORT, all, false),
-        ("externalTrafficPolicy", POD, BALANCER, all, false),
+        ("externalTrafficPolicy", POD, LOAD_BALANCER, all, false),
         ("externalTrafficPolicy", HOST, CLUSTER, all, true),
         ("externalTrafficPolicy", HOST, NODE_PORT, all, true),
         ("externalTrafficPolicy", loopback, "127.0.0.1:3001", all, true),
-        ("externalTrafficPolicy", HOST, BALANCER, all, true),
+        ("externalTrafficPolicy", HOST, LOAD_BALANCER, all, true),
         ("externalTrafficPolicy", OUTSIDE, CLUSTER, all, true),
         ("externalTrafficPolicy", OUTSIDE, NODE_PORT, local, false),
-        ("externalTrafficPolicy", OUTSIDE, BALANCER, local, false),
+        ("externalTrafficPolicy", OUTSIDE, LOAD_BALANCER, local, false),
         ("internalTrafficPolicy", POD, CLUSTER, local, false),
         ("internalTrafficPolicy", POD, NODE_PORT, all, true),
-        ("internalTrafficPolicy", POD, BALANCER, all, true),
+        ("internalTrafficPolicy", POD, LOAD_BALANCER, all, true),
         ("internalTrafficPolicy", HOST, CLUSTER, local, true),
         ("internalTrafficPolicy", HOST, NODE_PORT, all, true),
         ("internalTrafficPolicy", loopback, "127.0.0.1:3001", all, true),
-        ("internalTrafficPolicy", HOST, BALANCER, all, true),
+        ("internalTrafficPolicy", HOST, LOAD_BALANCER, all, true),
         ("internalTrafficPolicy", OUTSIDE, CLUSTER, local, true),
         ("internalTrafficPolicy", OUTSIDE, NODE_PORT, all, true),
-        ("internalTrafficPolicy", OUTSIDE, BALANCER, all, true),
+        ("internalTrafficPolicy", OUTSIDE, LOAD_BALANCER, all, true),
     ];
-    for (policy, who, to, endpoints, masquerade) in cases {
+    for (policy, client, to, endpoints, masquerade) in cases {
         let service = service(&if policy.is_empty() { json!({}) } else { json!({policy: "Local"}) });
-        let source = if masquerade { NODE_IP } else { who.1 };
-        let verdict = ask(&service, &both(), who, to);
-        assert_eq!(verdict, answered(endpoints, source), "{policy} {who:?} to {to}");
+        let source = if masquerade { NODE_IP } else { client.1 };
+        let verdict = kube_proxy(&service, &both(), client, to);
+        assert_eq!(verdict, delivered(endpoints, source), "{policy} {client:?} to {to}");
     }
 }
 
-/// External IPs are as a balancer's (`TestExternalTrafficPolicyLocal`, `TestExternalTrafficPolicyCluster`).
+/// External IPs act like load balancer IPs (`TestExternalTrafficPolicyLocal`,
+/// `TestExternalTrafficPolicyCluster`).
 #[test]
 fn external_ips_are_external() {
     let cluster = service(&json!({}));
     let local = service(&json!({"externalTrafficPolicy": "Local"}));
-    assert_eq!(ask(&cluster, &both(), OUTSIDE, EXTERNAL), answered(&[HERE, THERE], NODE_IP));
-    assert_eq!(ask(&local, &both(), OUTSIDE, EXTERNAL), answered(&[HERE], OUTSIDE.1));
-    assert_eq!(ask(&local, &both(), POD, EXTERNAL), answered(&[HERE, THERE], POD.1));
+    assert_eq!(kube_proxy(&cluster, &both(), OUTSIDE, EXTERNAL), delivered(&[HERE, THERE], NODE_IP));
+    assert_eq!(kube_proxy(&local, &both(), OUTSIDE, EXTERNAL), delivered(&[HERE], OUTSIDE.1));
+    assert_eq!(kube_proxy(&local, &both(), POD, EXTERNAL), delivered(&[HERE, THERE], POD.1));
 }
 
 /// "should allow pods to hairpin back to themselves through services".
 #[test]
-fn a_pod_that_reaches_itself_sees_its_node() {
-    let itself = (At::Pod(NODE), "10.180.0.1");
+fn hairpin_connection_has_the_node_as_source() {
+    let itself = (Location::Pod(NODE), "10.180.0.1");
     let service = service(&json!({"internalTrafficPolicy": "Local"}));
-    assert_eq!(ask(&service, &both(), itself, CLUSTER), answered(&[HERE], NODE_IP));
+    assert_eq!(kube_proxy(&service, &both(), itself, CLUSTER), delivered(&[HERE], NODE_IP));
 }
 
-/// No test of upstream's looks at it: seen with kube-proxy 1.36.
+/// Kubernetes has no test for it: observed with kube-proxy 1.36.
 #[test]
-fn what_is_for_the_node_itself_is_not_masqueraded() {
+fn connection_to_the_node_itself_is_not_masqueraded() {
     let service = service(&json!({}));
     let slices = [slice(&[endpoint(NODE_IP, NODE), endpoint(OTHER_IP, OTHER)])];
-    for (who, to) in [(POD, NODE_PORT), (OUTSIDE, CLUSTER), (OUTSIDE, NODE_PORT), (OUTSIDE, BALANCER)] {
-        let seen = [(NODE_IP, who.1), (OTHER_IP, NODE_IP)]
+    for (client, to) in [(POD, NODE_PORT), (OUTSIDE, CLUSTER), (OUTSIDE, NODE_PORT), (OUTSIDE, LOAD_BALANCER)]
+    {
+        let seen = [(NODE_IP, client.1), (OTHER_IP, NODE_IP)]
             .map(|(at, source)| (SocketAddr::new(ip(at), 80), ip(source)));
-        assert_eq!(ask(&service, &slices, who, to), Verdict::Answered(seen.into()), "{who:?} to {to}");
+        assert_eq!(
+            kube_proxy(&service, &slices, client, to),
+            Verdict::Delivered(seen.into()),
+            "{client:?} to {to}"
+        );
     }
-    assert_eq!(ask(&service, &slices[..1], (At::Host(NODE), "127.0.0.1"), "127.0.0.1:3001"), {
+    assert_eq!(kube_proxy(&service, &slices[..1], (Location::Host(NODE), "127.0.0.1"), "127.0.0.1:3001"), {
         let seen = [NODE_IP, OTHER_IP].map(|at| (SocketAddr::new(ip(at), 80), ip(NODE_IP)));
-        Verdict::Answered(seen.into())
+        Verdict::Delivered(seen.into())
     });
 }

@@ -1,4 +1,4 @@
-//! Upstream's own cases, put to the oracle. Each test is named after the one it was read from, where there is one.
+//! Test cases of kube-proxy; a test that has a counterpart there has its name.
 
 mod categorize;
 mod differences;
@@ -12,19 +12,19 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-use super::{At, Client, Node, Protocol, Question, Rules, Verdict, World, answer};
+use super::{Client, Destination, Location, Node, Protocol, Rules, Topology, Verdict, verdict};
 
-/// The node of upstream's tests, and another.
+/// The node of the kube-proxy tests, and another one.
 const NODE: &str = "node";
 const OTHER: &str = "other";
 const NODE_IP: &str = "192.168.0.2";
 const OTHER_IP: &str = "192.168.0.3";
 
-const POD: (At<'_>, &str) = (At::Pod(NODE), "10.0.0.2");
-const HOST: (At<'_>, &str) = (At::Host(NODE), NODE_IP);
-const OUTSIDE: (At<'_>, &str) = (At::Outside { via: NODE }, "203.0.113.2");
+const POD: (Location<'_>, &str) = (Location::Pod(NODE), "10.0.0.2");
+const HOST: (Location<'_>, &str) = (Location::Host(NODE), NODE_IP);
+const OUTSIDE: (Location<'_>, &str) = (Location::Outside { via: NODE }, "203.0.113.2");
 
-fn world() -> World {
+fn topology() -> Topology {
     let node = |name: &str, address: &str, pods: &[&str]| Node {
         name: name.to_owned(),
         addresses: vec![ip(address), ip(if name == NODE { "2001:db8::2" } else { "2001:db8::3" })],
@@ -35,14 +35,15 @@ fn world() -> World {
         node(NODE, NODE_IP, &["10.0.0.2", "10.180.0.1"]),
         node(OTHER, OTHER_IP, &["10.0.1.2", "10.180.1.1"]),
     ];
-    World { nodes, localhost_node_ports: true }
+    Topology { nodes, localhost_node_ports: true }
 }
 
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-/// A service of a balancer: 172.30.0.41:80, `NodePort` 3001, 1.2.3.4; with `more` merged into its spec.
+/// A `LoadBalancer` Service: 172.30.0.41:80, node port 3001, 1.2.3.4; `more` is merged into its
+/// spec.
 fn service(more: &Value) -> Value {
     let mut service = json!({
         "apiVersion": "v1", "kind": "Service",
@@ -66,7 +67,7 @@ fn merge(into: &mut Value, more: &Value) {
     }
 }
 
-/// A slice of it with these endpoints.
+/// A slice of the Service with these endpoints.
 fn slice(endpoints: &[Value]) -> Value {
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
@@ -83,8 +84,8 @@ fn endpoint(address: &str, node: &str) -> Value {
     json!({"addresses": [address], "nodeName": node})
 }
 
-/// As [`endpoint`], in its last hours.
-fn leaving(address: &str, node: &str) -> Value {
+/// A terminating endpoint that is still serving.
+fn terminating(address: &str, node: &str) -> Value {
     json!({
         "addresses": [address], "nodeName": node,
         "conditions": {"ready": false, "serving": true, "terminating": true},
@@ -95,37 +96,43 @@ fn unready(address: &str, node: &str) -> Value {
     json!({"addresses": [address], "nodeName": node, "conditions": {"ready": false, "serving": false}})
 }
 
-/// One here and one on the other node.
+/// A slice with one endpoint on each node.
 fn both() -> Vec<Value> {
     vec![slice(&[endpoint("10.180.0.1", NODE), endpoint("10.180.1.1", OTHER)])]
 }
 
-/// `ADDRESS:PORT` over TCP, of `rules`.
-fn ask_as(rules: Rules, service: &Value, slices: &[Value], who: (At<'_>, &str), to: &str) -> Verdict {
-    ask_over(Protocol::Tcp, rules, service, slices, who, to)
+/// The verdict of `rules` for a TCP connection to `to` (`ADDRESS:PORT`).
+fn verdict_of(
+    rules: Rules,
+    service: &Value,
+    slices: &[Value],
+    client: (Location<'_>, &str),
+    to: &str,
+) -> Verdict {
+    verdict_over(Protocol::Tcp, rules, service, slices, client, to)
 }
 
-fn ask_over(
+fn verdict_over(
     protocol: Protocol,
     rules: Rules,
     service: &Value,
     slices: &[Value],
-    who: (At<'_>, &str),
+    client: (Location<'_>, &str),
     to: &str,
 ) -> Verdict {
     let to: std::net::SocketAddr = to.parse().expect("an address and port");
-    let question = Question { address: to.ip(), port: to.port(), protocol };
-    let client = Client { at: who.0, address: ip(who.1) };
-    answer(rules, &world(), service, slices, &client, &question).expect("sound objects")
+    let destination = Destination { address: to.ip(), port: to.port(), protocol };
+    let client = Client { location: client.0, address: ip(client.1) };
+    verdict(rules, &topology(), service, slices, &client, &destination).expect("valid objects")
 }
 
-/// By kube-proxy's rules.
-fn ask(service: &Value, slices: &[Value], who: (At<'_>, &str), to: &str) -> Verdict {
-    ask_as(Rules::KUBE_PROXY, service, slices, who, to)
+/// The verdict of kube-proxy's rules.
+fn kube_proxy(service: &Value, slices: &[Value], client: (Location<'_>, &str), to: &str) -> Verdict {
+    verdict_of(Rules::KUBE_PROXY, service, slices, client, to)
 }
 
-/// These answer, and all see this source.
-fn answered(endpoints: &[&str], source: &str) -> Verdict {
+/// The verdict that any of these endpoints gets the connection and sees this source.
+fn delivered(endpoints: &[&str], source: &str) -> Verdict {
     let pair = |endpoint: &&str| (endpoint.parse().expect("an address and port"), ip(source));
-    Verdict::Answered(endpoints.iter().map(pair).collect())
+    Verdict::Delivered(endpoints.iter().map(pair).collect())
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use dataplane_fake_apiserver::{Drop, Fault, Requests};
+use dataplane_fake_apiserver::{Fault, Requests, WatchEnd};
 use dataplane_testkit::{
     lab::{
         Checks, Client, Cluster, Family, Pod, Process, Service, Source, Spec, WEB_PORT, agent_user,
@@ -70,7 +70,7 @@ fn the_api_server_is_away_for_a_minute() -> Result<()> {
             node.agent_mut().until("a word about the API server", |agent| {
                 let status = agent.status()?.status;
                 let text = serde_json::to_string(&status)?;
-                Ok(text.contains("no API server can be asked").then_some(()))
+                Ok(text.contains("cannot reach any API server").then_some(()))
             })
         });
     }
@@ -174,13 +174,13 @@ fn watches_break_in_every_way_and_nothing_is_missed() -> Result<()> {
         ("429", user(), Fault::too_many_requests(1)),
         ("410 as an answer", watches(), Fault::gone()),
         ("slow", user(), Fault::Delay(Duration::from_secs(1))),
-        ("cut", user(), Fault::Break),
+        ("cut", user(), Fault::Truncate),
         ("trickling", lists(), Fault::Trickle(512, Duration::from_millis(1))),
         ("of the wrong type", watches(), Fault::WrongTypes),
     ];
     let mut checks = Checks::of(spec.describe());
     for (round, (what, requests, fault)) in faults.into_iter().enumerate() {
-        for how in [Drop::Orderly, Drop::Broken] {
+        for how in [WatchEnd::Closed, WatchEnd::Reset] {
             let server = cluster.control()?.server().small().context("the small server")?;
             server.faults().next(5, requests.clone(), fault.clone());
             server.compact();
@@ -230,7 +230,7 @@ fn a_permission_that_is_missing_is_named_and_its_return_is_noticed() -> Result<(
             let status = agent.status()?.status;
             let problems: Vec<_> = status.problems.iter().map(|problem| problem.message.as_str()).collect();
             let named = problems.iter().any(|problem| {
-                problem.contains("refuses")
+                problem.contains("denied")
                     && problem.contains("services")
                     && problem.contains(&agent_user().name)
             });

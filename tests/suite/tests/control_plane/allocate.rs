@@ -62,7 +62,15 @@ impl Bed {
         let log = self.directory.path().join(format!("{name}.log"));
         let lease = LEASE.to_string();
         let child = Command::new(bins::agent()?)
-            .args(["allocate", "--http", "127.0.0.1:0", "--log-format", "json", "--lease-duration", &lease])
+            .args([
+                "allocate",
+                "--http-bind-address",
+                "127.0.0.1:0",
+                "--log-format",
+                "json",
+                "--lease-duration",
+                &lease,
+            ])
             .args(["--log", "info,dataplane_agent::allocate=debug", "--identity", name, "--kubeconfig"])
             .arg(&kubeconfig)
             .args(arguments.split_whitespace())
@@ -243,7 +251,7 @@ fn answers_that_are_lost_give_no_second_range() -> Result<()> {
     let bed = Bed::new()?;
     let _a = bed.allocator("a", "--cluster-cidr 10.1.0.0/16")?;
     bed.wait_holder("a")?;
-    let lost = Fault::DoneButRefuse(Failure::new(500, "InternalError", "timed out"));
+    let lost = Fault::ExecuteThenRefuse(Failure::new(500, "InternalError", "timed out"));
     bed.server.faults().next(5, Requests::to("patch", "nodes"), lost);
     for number in 0..8 {
         bed.add(&format!("n{number}"), &[])?;
@@ -266,7 +274,7 @@ fn a_node_without_room_is_told_so_and_served_when_another_leaves() -> Result<()>
     bed.wait_holder("a")?;
     bed.add("n2", &[])?;
     let note = bed.wait_event("n2", "PodCIDRsExhausted")?;
-    ensure!(note.contains("all 2 ranges of cluster CIDR 10.1.0.0/23 are taken"), "{note}");
+    ensure!(note.contains("all 2 ranges of cluster CIDR 10.1.0.0/23 are assigned"), "{note}");
     bed.objects.delete(&[node("n0", &[])])?;
     let all = bed.wait_all(1)?;
     ensure!(all["n2"] == ["10.1.0.0/24".parse()?], "{all:?}");

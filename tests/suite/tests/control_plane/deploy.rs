@@ -226,7 +226,7 @@ fn the_agent_finds_in_its_pod_what_its_configuration_names() -> Result<()> {
         // what the plugin, on the host, connects to by default
         assert_eq!(config.run_dir.join("agent.sock"), Path::new("/run/dataplane/agent.sock"));
 
-        let http = config.http.context("no HTTP, but probes")?;
+        let http = config.http_bind_address.context("no HTTP, but probes")?;
         for (probe, path) in
             [("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")]
         {

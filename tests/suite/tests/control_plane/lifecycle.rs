@@ -218,13 +218,17 @@ fn an_api_server_that_is_away_is_told_when_it_is_back() -> Result<()> {
     bed.server.stop();
     let problems = bed.start(&Bed::master(), |_| {})?;
     bed.say(None);
-    wait_problem(&problems, "its condition NetworkUnavailable cannot be kept")?;
+    wait_problem(&problems, "cannot update its condition NetworkUnavailable")?;
     bed.server.start()?;
     bed.objects = bed.server.objects()?;
     bed.wait_condition("False")?;
     bed.wait_untainted()?;
     wait::until("the problem is gone", PATIENCE, || {
-        Ok(problems.now().iter().all(|problem| !problem.message.contains("cannot be kept")).then_some(()))
+        Ok(problems
+            .now()
+            .iter()
+            .all(|problem| !problem.message.contains("cannot update its condition"))
+            .then_some(()))
     })
 }
 
@@ -234,10 +238,7 @@ fn a_missing_permission_is_named_and_no_more_is_used_than_is_granted() -> Result
     let user = User::service_account("dataplane-system", "dataplane-agent");
     let problems = bed.start(&user, |_| {})?;
     bed.say(None);
-    wait_problem(
-        &problems,
-        "refuses get of nodes to system:serviceaccount:dataplane-system:dataplane-agent",
-    )?;
+    wait_problem(&problems, "denied get of nodes to system:serviceaccount:dataplane-system:dataplane-agent")?;
     let text = fs::read_to_string(manifests::directory().join("base/rbac.yaml"))?;
     let objects: Vec<Value> = serde_norway::Deserializer::from_str(&text)
         .map(<Value as serde::Deserialize>::deserialize)
@@ -249,7 +250,7 @@ fn a_missing_permission_is_named_and_no_more_is_used_than_is_granted() -> Result
     bed.wait_condition("False")?;
     bed.wait_untainted()?;
     bed.wait_event("DataplaneReady")?;
-    let used: BTreeSet<_> = bed.server.uses(&user).iter().map(ToString::to_string).collect();
+    let used: BTreeSet<_> = bed.server.used_permissions(&user).iter().map(ToString::to_string).collect();
     let wanted = [
         "create events (events.k8s.io) in default",
         "get nodes (core)",
@@ -277,7 +278,7 @@ fn the_configuration_comes_when_the_agent_is_ready_and_stays() -> Result<()> {
     let problems = bed.start(&Bed::master(), |lifecycle| lifecycle.install = Some(install))?;
     let (plugin, conflist) = (at("bin/dataplane-cni"), at("net.d/05-dataplane.conflist"));
     wait::until("the plugin", PATIENCE, || Ok(plugin.exists().then_some(())))?;
-    wait_problem(&problems, "takes this configuration before ours")?;
+    wait_problem(&problems, "uses this configuration instead of")?;
     ensure!(!conflist.exists(), "pods would be started that cannot be connected");
     bed.say(None);
     wait::until("the configuration", PATIENCE, || Ok(conflist.exists().then_some(())))?;
@@ -297,14 +298,15 @@ fn kube_proxys_health_is_answered_and_a_taken_port_is_waited_for() -> Result<()>
     let mode = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let proxy = ProxyAddresses { health: Some(health), mode: Some(mode) };
     let problems = bed.start(&Bed::master(), |lifecycle| lifecycle.proxy = proxy)?;
-    wait_problem(&problems, &format!("{health} cannot be listened on"))?;
+    wait_problem(&problems, &format!("cannot listen on {health}"))?;
     ensure!(
         wait::until("the mode", PATIENCE, || Ok(get(mode, "/proxyMode").ok()))?.ends_with("\r\n\r\nebpf")
     );
     drop(taken);
     let answer = wait::until("health", PATIENCE, || Ok(get(health, "/healthz").ok()))?;
     ensure!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"nodeEligible\": true"), "{answer}");
-    bed.status.send_modify(|status| status.leaving = Some("its Node object is being deleted".to_owned()));
+    bed.status
+        .send_modify(|status| status.leaving_reason = Some("its Node object is being deleted".to_owned()));
     wait::until("503", PATIENCE, || {
         let answer = get(health, "/healthz")?;
         Ok((answer.starts_with("HTTP/1.1 503") && answer.contains("\"nodeEligible\": false")).then_some(()))

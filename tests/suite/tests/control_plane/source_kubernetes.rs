@@ -10,7 +10,7 @@ use dataplane_agent::{
     source::{KubernetesSource, Problems, Progress},
     state::{NamespacedName, ObjectKey, SourceEvent, Store},
 };
-use dataplane_fake_apiserver::{Drop, Failure, Fault, Objects, Requests, Server, User};
+use dataplane_fake_apiserver::{Failure, Fault, Objects, Requests, Server, User, WatchEnd};
 use serde_json::{Value, json};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -65,7 +65,7 @@ impl World {
         while !wish(&self.store) {
             let event = timeout_at(end, self.events.recv()).await;
             let event =
-                event.with_context(|| format!("{what}: in time; problems: {:?}", self.problems.now()))?;
+                event.with_context(|| format!("{what}: in time; problems: {:?}", self.problems.current()))?;
             self.take(event.with_context(|| format!("{what}: the source has ended"))?);
         }
         Ok(())
@@ -101,7 +101,7 @@ impl World {
     async fn until_no_problem(&mut self) -> Result<()> {
         let mut seen = self.problems.subscribe();
         let gone = seen.wait_for(Vec::is_empty);
-        timeout(PATIENCE, gone).await.with_context(|| format!("{:?}", self.problems.now()))??;
+        timeout(PATIENCE, gone).await.with_context(|| format!("{:?}", self.problems.current()))??;
         Ok(())
     }
 
@@ -220,7 +220,7 @@ async fn everything_there_comes_before_synced_streamed_or_by_pages() -> Result<(
         let pods: Vec<_> = world.store.pods().map(|pod| pod.name.to_string()).collect();
         ensure!(pods == ["default/here"], "{pods:?}");
         world.until_watching().await?;
-        ensure!(world.problems.now().is_empty() && world.progress.relists() == 0);
+        ensure!(world.problems.current().is_empty() && world.progress.relists() == 0);
     }
     Ok(())
 }
@@ -232,7 +232,7 @@ async fn changes_are_followed_though_watches_break_off() -> Result<()> {
     let mut world = World::synced(&server, state.path()).await?;
     world.until_watching().await?;
     world.log.clear();
-    for (round, how) in [Drop::Orderly, Drop::Broken, Drop::Broken].into_iter().enumerate() {
+    for (round, how) in [WatchEnd::Closed, WatchEnd::Reset, WatchEnd::Reset].into_iter().enumerate() {
         let addresses: Vec<_> = (0..=round).map(|number| format!("10.1.3.{}", number + 1)).collect();
         server.drop_watches(how);
         objects.apply(&[slice("web", &addresses.iter().map(String::as_str).collect::<Vec<_>>())])?;
@@ -302,7 +302,7 @@ async fn ranges_of_services_are_heard_of_where_the_server_has_them() -> Result<(
     server.faults().next(u32::MAX, Requests::to("watch", "servicecidrs"), unknown());
     let state = tempfile::tempdir()?;
     let world = World::synced(&server, state.path()).await?;
-    ensure!(world.problems.now().is_empty(), "{:?}", world.problems.now());
+    ensure!(world.problems.current().is_empty(), "{:?}", world.problems.current());
     world.until_watching().await?;
     ensure!(world.progress.watch_errors() == 0, "not there is no failure");
     Ok(())
@@ -336,7 +336,7 @@ async fn odd_objects_that_are_legal_change_nothing_they_should_not() -> Result<(
     world.until("the odd slice", |store| endpoints(store, "odd") == 2).await?;
     let services: Vec<_> = world.store.services().map(|service| service.name.name.as_str()).collect();
     ensure!(services == ["last", "web"], "{services:?}");
-    ensure!(endpoints(&world.store, "headless") == 0 && world.problems.now().is_empty());
+    ensure!(endpoints(&world.store, "headless") == 0 && world.problems.current().is_empty());
     // a heartbeat is nothing
     world.log.clear();
     let beat = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});

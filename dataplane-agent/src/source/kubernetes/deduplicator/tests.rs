@@ -1,18 +1,18 @@
-//! What is heard, and what comes out.
+//! Watch events in, source events out.
 
 use serde_json::json;
 
 use super::*;
 use crate::{cluster::FailoverStats, source::objects::Kind};
 
-struct World {
+struct Fixture {
     deduplicator: Deduplicator,
     events: mpsc::Receiver<SourceEvent>,
     problems: Problems,
     _root: tempfile::TempDir,
 }
 
-impl World {
+impl Fixture {
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         let (cache, _) = Cache::open(&root.path().join(super::super::cache::FILE), "n1");
@@ -23,20 +23,20 @@ impl World {
         Self { deduplicator, events, problems, _root: root }
     }
 
-    /// What comes of it: `+ key uid`, `- key uid`, `synced`.
-    async fn hear(&mut self, heard: impl IntoIterator<Item = WatchEvent>) -> Vec<String> {
-        for heard in heard {
-            assert!(self.deduplicator.hear(heard).await.is_ok());
+    /// The resulting events: `+ key uid`, `- key uid`, `synced`.
+    async fn on_events(&mut self, event: impl IntoIterator<Item = WatchEvent>) -> Vec<String> {
+        for event in event {
+            assert!(self.deduplicator.on_event(event).await.is_ok());
         }
         self.deduplicator.publish();
-        self.out()
+        self.delivered()
     }
 
-    fn out(&mut self) -> Vec<String> {
+    fn delivered(&mut self) -> Vec<String> {
         std::iter::from_fn(|| self.events.try_recv().ok())
             .map(|event| match event {
-                SourceEvent::Upsert(object) => format!("+ {} {}", object.key(), said(object.owner().uid)),
-                SourceEvent::Remove(key, owner) => format!("- {key} {}", said(owner.uid)),
+                SourceEvent::Upsert(object) => format!("+ {} {}", object.key(), uid_text(object.owner().uid)),
+                SourceEvent::Remove(key, owner) => format!("- {key} {}", uid_text(owner.uid)),
                 SourceEvent::Synced => "synced".to_owned(),
             })
             .collect()
@@ -44,15 +44,15 @@ impl World {
 
     fn problems(&self) -> Vec<String> {
         self.problems
-            .now()
+            .current()
             .iter()
             .map(|problem| format!("{}: {}", problem.subject, problem.message))
             .collect()
     }
 }
 
-/// Which of the UIDs these tests use it is.
-fn said(uid: Uid) -> &'static str {
+/// The text of a UID used by these tests.
+fn uid_text(uid: Uid) -> &'static str {
     let all = ["1", "2", "old", "new"];
     all.into_iter().find(|text| Uid::from(*text) == uid).unwrap_or("unknown")
 }
@@ -63,135 +63,154 @@ fn node(name: &str, uid: &str, version: u32, cidr: &str) -> WatchEvent {
         "spec": {"podCIDR": cidr},
         "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
     });
-    WatchEvent::Is(Kind::Node.key("", name), Kind::Node.convert(object))
+    WatchEvent::Applied(Kind::Node.key("", name), Kind::Node.convert(object))
 }
 
 fn namespace(name: &str, uid: &str) -> WatchEvent {
     let object = json!({"metadata": {"name": name, "uid": uid}});
-    WatchEvent::Is(Kind::Namespace.key("", name), Kind::Namespace.convert(object))
+    WatchEvent::Applied(Kind::Namespace.key("", name), Kind::Namespace.convert(object))
 }
 
-fn gone(name: &str, uid: &str) -> WatchEvent {
-    WatchEvent::Gone(Kind::Node.key("", name), Owner { uid: uid.into() })
+fn deleted(name: &str, uid: &str) -> WatchEvent {
+    WatchEvent::Deleted(Kind::Node.key("", name), Owner { uid: uid.into() })
 }
 
-const LISTING: WatchEvent = WatchEvent::Listing(Kind::Node);
-const LISTED: WatchEvent = WatchEvent::Listed { kind: Kind::Node, complete: true };
+const LIST_STARTED: WatchEvent = WatchEvent::ListStarted(Kind::Node);
+const LIST_DONE: WatchEvent = WatchEvent::ListDone { kind: Kind::Node, complete: true };
 
 #[tokio::test]
-async fn a_list_again_is_only_its_difference() {
-    let mut world = World::new();
-    let first = [LISTING, node("a", "1", 1, "10.1.0.0/24"), node("b", "1", 1, "10.2.0.0/24"), LISTED];
-    assert_eq!(world.hear(first).await, ["+ Node a 1", "+ Node b 1"]);
-    // a has a heartbeat, b is gone, c came, d is b's successor in its range
-    let again = [LISTING, node("a", "1", 9, "10.1.0.0/24"), node("c", "1", 8, "10.2.0.0/24"), LISTED];
-    assert_eq!(world.hear(again).await, ["- Node b 1", "+ Node c 1"]);
-    // cut off in the middle: nothing is known to be gone
-    assert_eq!(world.hear([LISTING, node("a", "1", 9, "10.1.0.0/24")]).await, [""; 0]);
-    let untold = WatchEvent::Listed { kind: Kind::Node, complete: false };
-    assert_eq!(world.hear([LISTING, untold]).await, [""; 0]);
-    assert_eq!(world.hear([LISTING, LISTED]).await.len(), 2);
-}
-
-#[tokio::test]
-async fn a_goodbye_of_an_earlier_incarnation_is_not_believed() {
-    let mut world = World::new();
-    world.hear([LISTING, node("a", "1", 1, "10.1.0.0/24"), LISTED]).await;
-    assert_eq!(world.hear([node("a", "2", 2, "10.1.0.0/24")]).await, ["+ Node a 2"]);
-    assert_eq!(world.hear([gone("a", "1")]).await, [""; 0]);
-    assert_eq!(world.hear([gone("a", "2")]).await, ["- Node a 2"]);
-    assert_eq!(world.hear([gone("a", "2")]).await, [""; 0]);
+async fn relist_delivers_only_differences() {
+    let mut fixture = Fixture::new();
+    let first = [LIST_STARTED, node("a", "1", 1, "10.1.0.0/24"), node("b", "1", 1, "10.2.0.0/24"), LIST_DONE];
+    assert_eq!(fixture.on_events(first).await, ["+ Node a 1", "+ Node b 1"]);
+    // a only has a new resourceVersion, b is missing, c takes b's pod CIDR
+    let again = [LIST_STARTED, node("a", "1", 9, "10.1.0.0/24"), node("c", "1", 8, "10.2.0.0/24"), LIST_DONE];
+    assert_eq!(fixture.on_events(again).await, ["- Node b 1", "+ Node c 1"]);
+    // an interrupted list removes nothing
+    assert_eq!(fixture.on_events([LIST_STARTED, node("a", "1", 9, "10.1.0.0/24")]).await, [""; 0]);
+    let incomplete = WatchEvent::ListDone { kind: Kind::Node, complete: false };
+    assert_eq!(fixture.on_events([LIST_STARTED, incomplete]).await, [""; 0]);
+    assert_eq!(fixture.on_events([LIST_STARTED, LIST_DONE]).await.len(), 2);
 }
 
 #[tokio::test]
-async fn an_object_that_cannot_be_used_spoils_only_itself() {
-    let mut world = World::new();
-    world.hear([LISTING, node("a", "1", 1, "10.1.0.0/24"), LISTED]).await;
+async fn deletion_of_earlier_incarnation_is_ignored() {
+    let mut fixture = Fixture::new();
+    fixture.on_events([LIST_STARTED, node("a", "1", 1, "10.1.0.0/24"), LIST_DONE]).await;
+    assert_eq!(fixture.on_events([node("a", "2", 2, "10.1.0.0/24")]).await, ["+ Node a 2"]);
+    assert_eq!(fixture.on_events([deleted("a", "1")]).await, [""; 0]);
+    assert_eq!(fixture.on_events([deleted("a", "2")]).await, ["- Node a 2"]);
+    assert_eq!(fixture.on_events([deleted("a", "2")]).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn invalid_object_affects_only_itself() {
+    let mut fixture = Fixture::new();
+    fixture.on_events([LIST_STARTED, node("a", "1", 1, "10.1.0.0/24"), LIST_DONE]).await;
     let broken = [node("a", "1", 2, "10.1.0.1/24"), node("b", "1", 2, "10.2.0.0/24")];
-    assert_eq!(world.hear(broken).await, ["+ Node b 1"]);
-    assert!(world.problems()[0].starts_with("Node a: spec.podCIDR: \"10.1.0.1/24\" has bits set"));
-    // broken still, in a list: it is there, and what is known of it stays
-    let list = [LISTING, node("a", "1", 2, "10.1.0.1/24"), node("b", "1", 2, "10.2.0.0/24"), LISTED];
-    assert_eq!((world.hear(list).await.len(), world.problems().len()), (0, 1));
-    assert_eq!(world.hear([node("a", "1", 3, "10.1.0.0/24")]).await, [""; 0], "it is as it was");
-    assert_eq!(world.problems(), [""; 0]);
-    // a problem goes with its object, too
-    world.hear([node("c", "1", 1, "x")]).await;
-    assert_eq!(world.problems().len(), 1);
-    world.hear([LISTING, LISTED]).await;
-    assert_eq!(world.problems(), [""; 0]);
+    assert_eq!(fixture.on_events(broken).await, ["+ Node b 1"]);
+    assert!(fixture.problems()[0].starts_with("Node a: spec.podCIDR: \"10.1.0.1/24\" has bits set"));
+    // still invalid in the next list: its last valid version stays
+    let list = [LIST_STARTED, node("a", "1", 2, "10.1.0.1/24"), node("b", "1", 2, "10.2.0.0/24"), LIST_DONE];
+    assert_eq!((fixture.on_events(list).await.len(), fixture.problems().len()), (0, 1));
+    assert_eq!(
+        fixture.on_events([node("a", "1", 3, "10.1.0.0/24")]).await,
+        [""; 0],
+        "it equals the delivered version"
+    );
+    assert_eq!(fixture.problems(), [""; 0]);
+    // a problem ends with its object
+    fixture.on_events([node("c", "1", 1, "x")]).await;
+    assert_eq!(fixture.problems().len(), 1);
+    fixture.on_events([LIST_STARTED, LIST_DONE]).await;
+    assert_eq!(fixture.problems(), [""; 0]);
 }
 
 #[tokio::test]
-async fn who_is_refused_is_a_problem_until_there_is_room() {
-    let mut world = World::new();
-    world.hear([LISTING, node("a", "1", 1, "10.1.0.0/24"), node("b", "1", 1, "10.1.0.0/24"), LISTED]).await;
-    assert!(world.problems()[0].starts_with("Node b: some of pod CIDR 10.1.0.0/24 is held by Node a"));
-    assert_eq!(world.hear([gone("a", "1")]).await, ["- Node a 1", "+ Node b 1"]);
-    assert_eq!(world.problems(), [""; 0]);
+async fn conflicting_object_is_a_problem_until_delivered() {
+    let mut fixture = Fixture::new();
+    fixture
+        .on_events([
+            LIST_STARTED,
+            node("a", "1", 1, "10.1.0.0/24"),
+            node("b", "1", 1, "10.1.0.0/24"),
+            LIST_DONE,
+        ])
+        .await;
+    assert!(
+        fixture.problems()[0].starts_with("Node b: part of pod CIDR 10.1.0.0/24 is already used by Node a")
+    );
+    assert_eq!(fixture.on_events([deleted("a", "1")]).await, ["- Node a 1", "+ Node b 1"]);
+    assert_eq!(fixture.problems(), [""; 0]);
 }
 
 #[tokio::test]
-async fn synced_is_said_once_when_all_kinds_were_listed() {
-    let mut world = World::new();
+async fn synced_is_sent_once_after_all_kinds_are_listed() {
+    let mut fixture = Fixture::new();
     for kind in Kind::ALL {
-        assert_eq!(world.out(), [""; 0]);
-        world.deduplicator.hear(WatchEvent::Listing(kind)).await.ok();
-        world.deduplicator.hear(WatchEvent::Listed { kind, complete: true }).await.ok();
+        assert_eq!(fixture.delivered(), [""; 0]);
+        fixture.deduplicator.on_event(WatchEvent::ListStarted(kind)).await.ok();
+        fixture.deduplicator.on_event(WatchEvent::ListDone { kind, complete: true }).await.ok();
     }
-    assert_eq!(world.out(), ["synced"]);
-    assert_eq!(world.hear([LISTING, LISTED]).await, [""; 0]);
+    assert_eq!(fixture.delivered(), ["synced"]);
+    assert_eq!(fixture.on_events([LIST_STARTED, LIST_DONE]).await, [""; 0]);
 }
 
 #[tokio::test]
-async fn kinds_with_the_same_trouble_say_it_once() {
-    let mut world = World::new();
-    let trouble = |kind, what: &str| WatchEvent::Trouble(kind, Some(what.to_owned()));
-    world.hear([trouble(Kind::Node, "away"), trouble(Kind::Pod, "away"), trouble(Kind::Service, "no")]).await;
-    assert_eq!(world.problems(), ["API server: away", "API server: no"]);
-    world.hear(Kind::ALL.map(|kind| WatchEvent::Trouble(kind, None))).await;
-    assert_eq!(world.problems(), [""; 0]);
+async fn same_error_of_several_kinds_is_one_problem() {
+    let mut fixture = Fixture::new();
+    let error = |kind, message: &str| WatchEvent::LastError(kind, Some(message.to_owned()));
+    fixture
+        .on_events([error(Kind::Node, "away"), error(Kind::Pod, "away"), error(Kind::Service, "no")])
+        .await;
+    assert_eq!(fixture.problems(), ["API server: away", "API server: no"]);
+    fixture.on_events(Kind::ALL.map(|kind| WatchEvent::LastError(kind, None))).await;
+    assert_eq!(fixture.problems(), [""; 0]);
 }
 
-/// The object of something heard.
-fn object(heard: WatchEvent) -> Object {
-    let WatchEvent::Is(_, Ok(Converted { object: Some(object), .. })) = heard else { panic!("{heard:?}") };
+/// The object of an event.
+fn object(event: WatchEvent) -> Object {
+    let WatchEvent::Applied(_, Ok(Converted { object: Some(object), .. })) = event else {
+        panic!("{event:?}")
+    };
     object
 }
 
-async fn restored(objects: Vec<WatchEvent>) -> World {
-    let mut world = World::new();
+async fn restored(objects: Vec<WatchEvent>) -> Fixture {
+    let mut fixture = Fixture::new();
     let objects = objects.into_iter().map(object).collect();
-    let known = Known { objects, time: Some(std::time::SystemTime::now() - Duration::from_secs(60)) };
-    assert!(world.deduplicator.restore(known).await.is_ok());
-    world
+    let snapshot = Snapshot { objects, time: Some(std::time::SystemTime::now() - Duration::from_secs(60)) };
+    assert!(fixture.deduplicator.restore(snapshot).await.is_ok());
+    fixture
 }
 
 #[tokio::test]
-async fn what_was_known_is_delivered_and_then_compared() {
-    let known = vec![node("a", "1", 1, "10.1.0.0/24"), node("b", "1", 1, "10.2.0.0/24")];
-    let mut world = restored(known).await;
-    assert_eq!(world.out().len(), 2);
+async fn snapshot_is_delivered_then_compared_with_list() {
+    let snapshot = vec![node("a", "1", 1, "10.1.0.0/24"), node("b", "1", 1, "10.2.0.0/24")];
+    let mut fixture = restored(snapshot).await;
+    assert_eq!(fixture.delivered().len(), 2);
     assert!(
-        world.deduplicator.progress.behind_since().unwrap().elapsed().unwrap() >= Duration::from_secs(60)
+        fixture.deduplicator.progress.behind_since().unwrap().elapsed().unwrap() >= Duration::from_secs(60)
     );
-    let list = [LISTING, node("a", "1", 5, "10.1.0.0/24"), LISTED];
-    assert_eq!(world.hear(list).await, ["- Node b 1"]);
+    let list = [LIST_STARTED, node("a", "1", 5, "10.1.0.0/24"), LIST_DONE];
+    assert_eq!(fixture.on_events(list).await, ["- Node b 1"]);
 }
 
 #[tokio::test]
-async fn what_is_of_another_cluster_is_forgotten_at_once() {
-    let known = vec![node("a", "1", 1, "10.1.0.0/24"), namespace("kube-system", "old"), namespace("x", "2")];
-    let mut world = restored(known).await;
-    world.out();
-    let mut out = world.hear([WatchEvent::Listing(Kind::Namespace), namespace("kube-system", "new")]).await;
-    out.sort();
-    assert_eq!(out, ["+ Namespace kube-system new", "- Namespace x 2", "- Node a 1"]);
-    // the same cluster is no news
-    let mut world = restored(vec![node("a", "1", 1, "10.1.0.0/24"), namespace("kube-system", "old")]).await;
-    world.out();
+async fn snapshot_of_another_cluster_is_discarded() {
+    let snapshot =
+        vec![node("a", "1", 1, "10.1.0.0/24"), namespace("kube-system", "old"), namespace("x", "2")];
+    let mut fixture = restored(snapshot).await;
+    fixture.delivered();
+    let mut delivered =
+        fixture.on_events([WatchEvent::ListStarted(Kind::Namespace), namespace("kube-system", "new")]).await;
+    delivered.sort();
+    assert_eq!(delivered, ["+ Namespace kube-system new", "- Namespace x 2", "- Node a 1"]);
+    // the same cluster changes nothing
+    let mut fixture = restored(vec![node("a", "1", 1, "10.1.0.0/24"), namespace("kube-system", "old")]).await;
+    fixture.delivered();
     assert_eq!(
-        world.hear([WatchEvent::Listing(Kind::Namespace), namespace("kube-system", "old")]).await,
+        fixture.on_events([WatchEvent::ListStarted(Kind::Namespace), namespace("kube-system", "old")]).await,
         [""; 0]
     );
 }

@@ -1,11 +1,11 @@
-//! Where a Service is and who may ask there: the fields beside its cluster IPs, by type.
+//! Addresses and client restrictions of a Service, by type.
 
 use serde_json::json;
 
 use super::*;
 use crate::state::{Hints, Name, TrafficPolicy};
 
-/// A Service of type `LoadBalancer` with every field set, these changed.
+/// A Service of type `LoadBalancer` with every field set, and these changes.
 fn service(changes: &[(&str, Value)]) -> PlainService {
     let mut object = changed(Kind::Service, "/metadata/name", json!("a"));
     for (pointer, value) in changes {
@@ -26,7 +26,7 @@ fn node_ports(service: &PlainService) -> Vec<Option<u16>> {
 }
 
 #[test]
-fn a_load_balancer_has_every_frontend() {
+fn load_balancer_service_has_all_frontend_kinds() {
     let service = service(&[]);
     assert_eq!(shown(&service.cluster_ips), ["10.96.0.1", "fd96::1"]);
     assert_eq!(shown(&service.external_ips), ["192.0.2.1", "2001:db8::1"]);
@@ -40,7 +40,7 @@ fn a_load_balancer_has_every_frontend() {
 }
 
 #[test]
-fn a_node_port_service_has_no_address_of_a_load_balancer() {
+fn node_port_service_has_no_load_balancer_address() {
     let service = service(&[("/spec/type", json!("NodePort"))]);
     assert_eq!(node_ports(&service), [Some(30_080), Some(30_080)]);
     assert_eq!(service.external_ips.len(), 2);
@@ -49,8 +49,8 @@ fn a_node_port_service_has_no_address_of_a_load_balancer() {
 }
 
 #[test]
-fn what_is_left_of_an_earlier_type_is_ignored() {
-    // a Service that was a LoadBalancer keeps its status, and may keep numbers, even impossible ones
+fn fields_of_former_type_are_ignored() {
+    // a former LoadBalancer keeps its status, and may keep numbers, even invalid ones
     let service = service(&[
         ("/spec/type", json!("ClusterIP")),
         ("/spec/ports/1/nodePort", json!(99_999)),
@@ -59,19 +59,19 @@ fn what_is_left_of_an_earlier_type_is_ignored() {
         ("/status/loadBalancer/ingress/0/ip", json!("gone")),
     ]);
     assert_eq!(node_ports(&service), [None, None]);
-    assert_eq!(shown(&service.external_ips), ["192.0.2.1", "2001:db8::1"], "every type can have them");
+    assert_eq!(shown(&service.external_ips), ["192.0.2.1", "2001:db8::1"], "allowed for every type");
     assert_eq!((service.load_balancer_ips, service.source_ranges), (vec![], vec![]));
     assert_eq!(service.health_check_port, None);
 }
 
 #[test]
-fn a_port_that_was_not_given_a_node_port_has_none() {
+fn port_without_node_port_has_none() {
     let service = service(&[("/spec/ports/0/nodePort", json!(0)), ("/spec/ports/1/nodePort", json!(null))]);
     assert_eq!(node_ports(&service), [None, None]);
 }
 
 #[test]
-fn an_ingress_that_wants_to_see_the_packets_is_left_to_the_balancer() {
+fn ingress_with_ip_mode_proxy_is_ignored() {
     let ingress = json!([
         {"ip": "192.0.2.9", "ipMode": "Proxy"},
         {"ip": "192.0.2.10", "ipMode": "VIP"},
@@ -84,14 +84,14 @@ fn an_ingress_that_wants_to_see_the_packets_is_left_to_the_balancer() {
 }
 
 #[test]
-fn addresses_of_a_family_the_service_does_not_have_are_left_out() {
+fn addresses_in_families_without_cluster_ip_are_ignored() {
     let service = service(&[("/spec/clusterIPs", json!(["10.96.0.1"]))]);
     assert_eq!(shown(&service.external_ips), ["192.0.2.1"]);
     assert_eq!(shown(&service.load_balancer_ips), ["192.0.2.9"]);
 }
 
 #[test]
-fn source_ranges_are_networks_whatever_surrounds_them() {
+fn source_ranges_are_trimmed_and_masked() {
     let ranges = json!([" 198.51.100.0/24", "203.0.113.7/24\t", "\n2001:db8::/32 ", "0.0.0.0/0"]);
     let service = service(&[("/spec/loadBalancerSourceRanges", ranges)]);
     assert_eq!(
@@ -101,7 +101,7 @@ fn source_ranges_are_networks_whatever_surrounds_them() {
 }
 
 #[test]
-fn policies_are_cluster_where_nobody_says_local() {
+fn policies_default_to_cluster() {
     for nothing in [json!(null), json!(""), json!("Cluster")] {
         let service = service(&[
             ("/spec/internalTrafficPolicy", nothing.clone()),
@@ -109,14 +109,14 @@ fn policies_are_cluster_where_nobody_says_local() {
         ]);
         let policies = (service.internal_policy, service.external_policy);
         assert_eq!(policies, (TrafficPolicy::Cluster, TrafficPolicy::Cluster));
-        assert_eq!(service.health_check_port, None, "only who prefers local endpoints is asked for them");
+        assert_eq!(service.health_check_port, None, "health checks exist only for policy Local");
     }
     let service = service(&[("/spec/internalTrafficPolicy", json!("Local"))]);
     assert_eq!(service.internal_policy, TrafficPolicy::Local);
 }
 
 #[test]
-fn an_endpoint_says_for_whom_it_is() {
+fn topology_hints_are_converted() {
     let hints = |given: Value| {
         let endpoints = json!([{"addresses": ["10.1.0.1"], "hints": given}]);
         let slice = changed(Kind::EndpointSlice, "/endpoints", endpoints);

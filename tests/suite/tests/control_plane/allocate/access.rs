@@ -56,7 +56,7 @@ fn a_missing_permission_is_named_and_every_permission_granted_is_used() -> Resul
     let a = bed.allocator_as("a", &user, "--cluster-cidr 10.1.0.0/16 --lease-namespace dataplane-system")?;
     wait::until("the refusal is in the log", PATIENCE, || {
         let log = fs::read_to_string(&a.log)?;
-        let said = "refuses list of nodes to system:serviceaccount:dataplane-system:dataplane-allocator";
+        let said = "denied list of nodes to system:serviceaccount:dataplane-system:dataplane-allocator";
         Ok(log.contains(said).then_some(()))
     })?;
     ensure!(a.http("/readyz")?.0 == 503);
@@ -76,7 +76,8 @@ fn a_missing_permission_is_named_and_every_permission_granted_is_used() -> Resul
     bed.objects.patch(&node("n2", &[]), &json!({"metadata": {"labels": {"again": "yes"}}}))?;
     let granted = allowed(&objects, &["dataplane-allocator", "dataplane-events"]);
     wait::until("every permission is used", PATIENCE, || {
-        let used = bed.server.uses(&user).into_iter().map(|used| (used.verb, used.group, used.resource));
+        let used =
+            bed.server.used_permissions(&user).into_iter().map(|used| (used.verb, used.group, used.resource));
         let used: BTreeSet<_> = used.collect();
         ensure!(used.is_subset(&granted), "{used:?} of {granted:?}");
         let unused: Vec<_> = granted.difference(&used).collect();

@@ -64,7 +64,7 @@ impl Agent {
         for event in events {
             changes.merge(self.store.apply(event));
         }
-        self.reconciler.changed(&self.store, &changes);
+        self.reconciler.apply_changes(&self.store, &changes);
     }
 
     fn settle(&mut self) {
@@ -79,7 +79,7 @@ impl Agent {
     pub(crate) fn rewrites(&mut self) -> u64 {
         let before = self.reconciler.changes();
         let names = self.store.services().map(|service| service.name.clone()).collect();
-        self.reconciler.changed(&self.store, &Changes { services: names, ..Changes::default() });
+        self.reconciler.apply_changes(&self.store, &Changes { services: names, ..Changes::default() });
         self.settle();
         while !self.reconciler.audit().expect("tables in memory") {}
         self.settle();

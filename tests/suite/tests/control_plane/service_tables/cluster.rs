@@ -9,7 +9,7 @@ use dataplane_agent::{
     state::{self, Forwarding, LoadBalancing},
 };
 use dataplane_common::abi::MacAddr;
-use dataplane_oracle::{Node, Protocol, World};
+use dataplane_oracle::{Node, Protocol, Topology};
 
 /// Name and zone.
 pub(crate) const NODES: [(&str, &str); 3] = [("here", "west"), ("there", "west"), ("far", "east")];
@@ -48,14 +48,14 @@ pub(crate) const fn number(protocol: Protocol) -> u8 {
 }
 
 /// As the oracle wants to know it.
-pub(crate) fn world() -> World {
+pub(crate) fn world() -> Topology {
     let node = |(index, (name, zone)): (usize, &(&str, &str))| Node {
         name: (*name).to_owned(),
         addresses: node_addresses(index).to_vec(),
         zone: Some((*zone).to_owned()),
         pods: (0..PODS).flat_map(|pod| pod_addresses(index, pod)).collect(),
     };
-    World { nodes: NODES.iter().enumerate().map(node).collect(), localhost_node_ports: true }
+    Topology { nodes: NODES.iter().enumerate().map(node).collect(), localhost_node_ports: true }
 }
 
 /// As a source delivers it.

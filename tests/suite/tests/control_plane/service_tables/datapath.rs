@@ -7,7 +7,7 @@ use std::{
 };
 
 use dataplane_common::abi::{Addr, BackendSlot, Port, Scope, Service, ServiceFlags, ServiceKey, SourceRange};
-use dataplane_oracle::{Question, Verdict};
+use dataplane_oracle::{Destination, Verdict};
 
 use super::{cluster::number, tables::Tables};
 
@@ -25,13 +25,13 @@ pub(crate) struct Asks {
 
 impl Tables {
     /// What becomes of a question that arrives here.
-    pub(crate) fn answer(&self, question: &Question, asks: Asks) -> Verdict {
+    pub(crate) fn answer(&self, question: &Destination, asks: Asks) -> Verdict {
         let address = Addr::from(question.address);
         let endpoint = self.endpoints.row(&address);
         // a pod's own address; and a host's that no frontend is at, as far as its gate tells
         if endpoint.is_some_and(|it| !it.is_host() || !it.flow_hints.may_have_flow(number(question.protocol)))
         {
-            return Verdict::NotOurs;
+            return Verdict::NoFrontend;
         }
         // the switch `node_ports.loopback` is on
         let node_ports = endpoint.map_or_else(
@@ -40,7 +40,7 @@ impl Tables {
         );
         let Some(service) = self.frontend(question, node_ports, asks.from_outside) else {
             let is_cluster_ip = self.services.row(&ServiceKey::of_address(address)).is_some();
-            return if is_cluster_ip { Verdict::Rejected } else { Verdict::NotOurs };
+            return if is_cluster_ip { Verdict::Rejected } else { Verdict::NoFrontend };
         };
         if service.flags & ServiceFlags::SOURCE_RANGES != 0 && !self.lets_in(service.id, asks.client) {
             return Verdict::Dropped;
@@ -50,10 +50,10 @@ impl Tables {
             return if is_local { Verdict::Dropped } else { Verdict::Rejected };
         }
         let slots = self.range(&service);
-        Verdict::Answered(slots.iter().map(|slot| self.seen(&service, slot, asks)).collect())
+        Verdict::Delivered(slots.iter().map(|slot| self.seen(&service, slot, asks)).collect())
     }
 
-    fn frontend(&self, question: &Question, node_ports: bool, from_outside: bool) -> Option<Service> {
+    fn frontend(&self, question: &Destination, node_ports: bool, from_outside: bool) -> Option<Service> {
         let mut key = ServiceKey {
             addr: question.address.into(),
             port: Port::new(question.port),

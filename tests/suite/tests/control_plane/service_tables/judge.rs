@@ -6,7 +6,7 @@ use std::{
 };
 
 use dataplane_common::abi::{Scope, Service, ServiceFlags, ServiceKey};
-use dataplane_oracle::{self as oracle, At, Client, Protocol, Question, Rules, Verdict, World};
+use dataplane_oracle::{self as oracle, Client, Destination, Location, Protocol, Rules, Topology, Verdict};
 use serde_json::Value;
 
 use super::{
@@ -29,17 +29,17 @@ fn clients() -> Vec<(usize, Client<'static>)> {
     for (node, (name, _)) in NODES.into_iter().enumerate() {
         for family in 0..2 {
             for pod in 0..PODS {
-                clients.push((node, At::Pod(name), cluster::pod_addresses(node, pod)[family]));
+                clients.push((node, Location::Pod(name), cluster::pod_addresses(node, pod)[family]));
             }
-            clients.push((node, At::Host(name), cluster::node_addresses(node)[family]));
-            clients.push((node, At::Outside { via: name }, cluster::outside_addresses()[family]));
+            clients.push((node, Location::Host(name), cluster::node_addresses(node)[family]));
+            clients.push((node, Location::Outside { via: name }, cluster::outside_addresses()[family]));
         }
     }
-    clients.into_iter().map(|(node, at, address)| (node, Client { at, address })).collect()
+    clients.into_iter().map(|(node, location, address)| (node, Client { location, address })).collect()
 }
 
 /// Where a service may be asked at all, whether or not it is.
-fn questions(service: usize) -> Vec<Question> {
+fn questions(service: usize) -> Vec<Destination> {
     let mut addresses: Vec<IpAddr> = objects::cluster_ips(service).into();
     addresses.extend(objects::pool());
     let mut questions = Vec::new();
@@ -47,20 +47,24 @@ fn questions(service: usize) -> Vec<Question> {
         // and one that no service has
         for port in 1..5 {
             let port = objects::first_port(service) + port;
-            questions.extend(addresses.iter().map(|address| Question { address: *address, port, protocol }));
+            questions.extend(addresses.iter().map(|address| Destination {
+                address: *address,
+                port,
+                protocol,
+            }));
         }
         for port in 1..4 {
             let port = objects::node_port(objects::first_port(service) + port);
             let nodes = (0..NODES.len()).flat_map(cluster::node_addresses);
             let everywhere = nodes.chain([IpAddr::from([127, 0, 0, 1])]);
-            questions.extend(everywhere.map(|address| Question { address, port, protocol }));
+            questions.extend(everywhere.map(|address| Destination { address, port, protocol }));
         }
     }
     questions
 }
 
 /// Everybody asks a service everything: the tables answer as the oracle does.
-pub(crate) fn ask(agents: &[Agent], world: &World, service: usize, told: &Told) -> Result<(), String> {
+pub(crate) fn ask(agents: &[Agent], world: &Topology, service: usize, told: &Told) -> Result<(), String> {
     for question in questions(service) {
         for (node, client) in clients() {
             if client.address.is_ipv4() != question.address.is_ipv4() {
@@ -71,7 +75,7 @@ pub(crate) fn ask(agents: &[Agent], world: &World, service: usize, told: &Told) 
             if said != expected {
                 return Err(format!(
                     "{:?} {} asks {}:{}/{}: the tables say {said}, the oracle {expected}",
-                    client.at,
+                    client.location,
                     client.address,
                     question.address,
                     question.port,
@@ -83,38 +87,38 @@ pub(crate) fn ask(agents: &[Agent], world: &World, service: usize, told: &Told) 
     Ok(())
 }
 
-fn expected(world: &World, told: &Told, client: &Client<'_>, question: &Question) -> Verdict {
-    let Some(service) = &told.service else { return Verdict::NotOurs };
+fn expected(world: &Topology, told: &Told, client: &Client<'_>, question: &Destination) -> Verdict {
+    let Some(service) = &told.service else { return Verdict::NoFrontend };
     let slices: Vec<Value> = told.slices.values().cloned().collect();
     // tables know of sockets no more than that they might be translated
-    let rules = Rules { sctp_leads_back_to_its_own_host: true, ..Rules::OURS };
-    oracle::answer(rules, world, service, &slices, client, question).expect("objects as the API has them")
+    let rules = Rules { sctp_from_host_to_own_node: true, ..Rules::DATAPATH };
+    oracle::verdict(rules, world, service, &slices, client, question).expect("objects as the API has them")
 }
 
 /// The way of a question: to the node whose address it names, else to the first.
-fn answer(agents: &[Agent], first: usize, client: &Client<'_>, question: &Question) -> Verdict {
+fn answer(agents: &[Agent], first: usize, client: &Client<'_>, question: &Destination) -> Verdict {
     let node = (0..NODES.len())
         .find(|node| cluster::node_addresses(*node).contains(&question.address))
         .unwrap_or(first);
     let of_node =
         cluster::node_addresses(node).into_iter().find(|it| it.is_ipv4() == client.address.is_ipv4());
-    let is_stranger = matches!(client.at, At::Outside { .. });
+    let is_stranger = matches!(client.location, Location::Outside { .. });
     if is_stranger && question.address.is_loopback() {
-        return Verdict::NotOurs;
+        return Verdict::NoFrontend;
     }
     agents[node].tables.answer(
         question,
         Asks {
             client: client.address,
             from_outside: is_stranger || node != first,
-            of_host: matches!(client.at, At::Host(_)) && node == first,
+            of_host: matches!(client.location, Location::Host(_)) && node == first,
             node: of_node.expect("a node of both families"),
         },
     )
 }
 
 /// What holds of a node's tables, by itself and with what was told.
-pub(crate) fn look(agent: &Agent, world: &World, told: &[Told]) -> Result<(), String> {
+pub(crate) fn look(agent: &Agent, world: &Topology, told: &[Told]) -> Result<(), String> {
     let rows: BTreeMap<ServiceKey, Service> = agent.tables.services.rows().into_iter().collect();
     for (key, row) in &rows {
         owned(agent, world, told, key)?;
@@ -134,7 +138,7 @@ pub(crate) fn look(agent: &Agent, world: &World, told: &[Told]) -> Result<(), St
 }
 
 /// No frontend is there that no service has.
-fn owned(agent: &Agent, world: &World, told: &[Told], key: &ServiceKey) -> Result<(), String> {
+fn owned(agent: &Agent, world: &Topology, told: &[Told], key: &ServiceKey) -> Result<(), String> {
     let protocol =
         [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|it| number(*it) == key.protocol);
     let is_node_port = *key == key.at_node();
@@ -145,18 +149,18 @@ fn owned(agent: &Agent, world: &World, told: &[Told], key: &ServiceKey) -> Resul
     };
     let (name, _) = NODES[agent.node];
     let client = Client {
-        at: At::Outside { via: name },
+        location: Location::Outside { via: name },
         address: cluster::outside_addresses()[usize::from(!key.addr.is_v4())],
     };
     let wanted = match protocol {
         Some(protocol) => {
-            let question = Question { address, port: key.port.get(), protocol };
+            let question = Destination { address, port: key.port.get(), protocol };
             let owner = told.get(objects::owner_of(key.port.get()));
-            owner.is_some_and(|told| expected(world, told, &client, &question) != Verdict::NotOurs)
+            owner.is_some_and(|told| expected(world, told, &client, &question) != Verdict::NoFrontend)
         }
         // the address as such
         None => told.iter().any(|told| {
-            let question = Question { address, port: u16::MAX, protocol: Protocol::Tcp };
+            let question = Destination { address, port: u16::MAX, protocol: Protocol::Tcp };
             expected(world, told, &client, &question) == Verdict::Rejected
         }),
     };

@@ -18,7 +18,7 @@ use dataplane_agent::{
     source::objects::Kind,
     state::{ObjectKey, Owner, SourceEvent},
 };
-use dataplane_oracle::World;
+use dataplane_oracle::Topology;
 use dataplane_testkit::run;
 use proptest::{
     prelude::*,
@@ -60,7 +60,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// A cluster, and what it has been told.
 struct Cluster {
-    world: World,
+    world: Topology,
     agents: Vec<Agent>,
     told: Vec<Told>,
     slices: Vec<[Option<SliceSpec>; SLICES]>,

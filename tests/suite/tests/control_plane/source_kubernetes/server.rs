@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use dataplane_agent::state::Store;
-use dataplane_fake_apiserver::{Drop, Fault, Objects, Requests, Server, User};
+use dataplane_fake_apiserver::{Fault, Objects, Requests, Server, User, WatchEnd};
 use serde_json::json;
 
 use super::{NODE, World, endpoints, everything, master, name, node, pod, service, slice, with_everything};
@@ -23,7 +23,7 @@ async fn what_the_server_has_forgotten_is_compared() -> Result<()> {
 
         let ours = Requests { user: Some(master().name), ..Requests::all() };
         server.faults().always(ours, Fault::internal());
-        server.drop_watches(Drop::Broken);
+        server.drop_watches(WatchEnd::Reset);
         // n7 leaves and another comes by its range; n6 is re-created with another; web gets an endpoint
         objects.delete(&[node("n7", 7), node("n6", 6), pod("here", NODE)])?;
         objects.apply(&[node("n8", 7), node("n6", 9), slice("web", &["10.1.1.1"])])?;
@@ -63,10 +63,10 @@ async fn a_server_in_trouble_is_asked_until_it_answers() -> Result<()> {
     let faults = server.faults();
     faults.next(2, Requests::to("list", "nodes"), Fault::internal());
     faults.next(1, Requests::to("list", "services"), Fault::too_many_requests(1));
-    faults.next(1, Requests::to("list", "endpointslices"), Fault::Break);
+    faults.next(1, Requests::to("list", "endpointslices"), Fault::Truncate);
     faults.next(1, Requests::to("list", "pods"), Fault::gone());
     faults.next(1, Requests::to("watch", "nodes"), Fault::gone());
-    faults.next(1, Requests::to("watch", "services"), Fault::Break);
+    faults.next(1, Requests::to("watch", "services"), Fault::Truncate);
     faults.next(1, Requests::to("list", "namespaces"), Fault::Delay(Duration::from_millis(500)));
     faults.next(1, Requests::to("list", "namespaces"), Fault::Trickle(64, Duration::from_millis(2)));
     let state = tempfile::tempdir()?;
@@ -108,7 +108,7 @@ async fn a_missing_permission_is_named_and_tried_again() -> Result<()> {
     let state = tempfile::tempdir()?;
     let mut world = World::start(&server, &user, state.path()).await?;
     let sentence = world.until_problem("endpointslices").await?;
-    let expected = "API server: the API server refuses watch of endpointslices.discovery.k8s.io to \
+    let expected = "API server: API server denied watch of endpointslices.discovery.k8s.io to \
                     system:serviceaccount:kube-system:dataplane at the cluster scope";
     ensure!(sentence.starts_with(expected), "{sentence}");
     ensure!(!world.store.is_synced());
@@ -117,7 +117,7 @@ async fn a_missing_permission_is_named_and_tried_again() -> Result<()> {
     world.until_no_problem().await?;
     // taken away again: what is known stays
     objects.apply(&[role(false)])?;
-    server.drop_watches(Drop::Orderly);
+    server.drop_watches(WatchEnd::Closed);
     world.until_problem("endpointslices").await?;
     ensure!(endpoints(&world.store, "web") == 2);
     Ok(())
@@ -138,7 +138,7 @@ async fn without_a_server_the_agent_starts_from_what_the_cluster_last_was() -> R
             store.nodes().count() == 7 && endpoints(store, "web") == 2 && store.pods().count() == 1
         })
         .await?;
-    let sentence = world.until_problem("no API server can be asked").await?;
+    let sentence = world.until_problem("cannot reach any API server").await?;
     ensure!(sentence.contains(&server.urls()[0]) && sentence.contains("Connection refused"), "{sentence}");
     ensure!(!world.store.is_synced() && world.progress.behind_since().is_some());
 

@@ -78,7 +78,7 @@ fn knows(bed: &mut Bed, address: IpAddr, node_ports: Option<bool>) -> Result<()>
     bed.cluster.nodes_mut()[0].agent_mut().until("the address in the datapath", |agent| {
         let endpoints: Vec<EndpointView> = agent.ask(&View::Endpoints)?;
         let found = endpoints.iter().find(|endpoint| endpoint.address == address);
-        Ok((found.map(|endpoint| endpoint.node_ports) == node_ports).then_some(()))
+        Ok((found.map(|endpoint| endpoint.accepts_node_ports) == node_ports).then_some(()))
     })
 }
 

@@ -99,11 +99,11 @@ fn direct(spec: &Spec) -> Result<()> {
 }
 
 /// What `dataplane-agent status` shows of a node's uplink, to programs and to people.
-fn says(node: &Node, services_at: &str) -> Result<()> {
+fn says(node: &Node, service_hook: &str) -> Result<()> {
     let uplinks = node.agent().status()?.status.uplinks;
     let said: Vec<_> =
-        uplinks.iter().map(|uplink| (uplink.device.as_str(), uplink.services_at.as_str())).collect();
-    ensure!(said == [("eth0", services_at)], "{}: {said:?}", node.name());
+        uplinks.iter().map(|uplink| (uplink.device.as_str(), uplink.service_hook.as_str())).collect();
+    ensure!(said == [("eth0", service_hook)], "{}: {said:?}", node.name());
     let socket = node.agent().socket().to_str().context("a path that is not UTF-8")?;
     let shown = node.place().run(bins::agent()?, &["status", "--socket", socket])?;
     let row: Vec<&str> = shown
@@ -113,7 +113,7 @@ fn says(node: &Node, services_at: &str) -> Result<()> {
         .unwrap_or_default()
         .split_whitespace()
         .collect();
-    ensure!(row.first() == Some(&"eth0") && row.get(2) == Some(&services_at), "{}: {shown}", node.name());
+    ensure!(row.first() == Some(&"eth0") && row.get(2) == Some(&service_hook), "{}: {shown}", node.name());
     Ok(())
 }
 

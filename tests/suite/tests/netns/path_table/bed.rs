@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use dataplane_oracle::{
-    self as oracle, At, Client, HostPort, Protocol, Question, Verdict, World, at_host_ports,
+    self as oracle, Client, Destination, HostPort, Location, Protocol, Topology, Verdict, at_host_ports,
 };
 use dataplane_testkit::{
     apiserver::Needs,
@@ -35,7 +35,7 @@ pub(crate) struct Bed {
     outside: Place,
     cluster: Cluster,
     mode: Mode,
-    world: World,
+    world: Topology,
     /// Who listens where.
     names: BTreeMap<IpAddr, String>,
     services: Vec<Laid>,
@@ -222,22 +222,27 @@ impl Bed {
     pub(crate) fn expected(&self, cell: Cell) -> Result<Verdict> {
         let nodes = self.cluster.nodes();
         let client = match cell.asker {
-            Asker::Pod => Client { at: At::Pod(nodes[0].name()), address: self.pods[0].address(cell.family) },
-            Asker::Host => Client { at: At::Host(nodes[0].name()), address: nodes[0].address(cell.family) },
+            Asker::Pod => Client {
+                location: Location::Pod(nodes[0].name()),
+                address: self.pods[0].address(cell.family),
+            },
+            Asker::Host => {
+                Client { location: Location::Host(nodes[0].name()), address: nodes[0].address(cell.family) }
+            }
             Asker::Outside => Client {
-                at: At::Outside { via: nodes[cell.door.node()].name() },
+                location: Location::Outside { via: nodes[cell.door.node()].name() },
                 address: outside(cell.family),
             },
         };
         let to = self.frontend(cell);
-        let question = Question { address: to.ip(), port: to.port(), protocol: cell.protocol };
+        let question = Destination { address: to.ip(), port: to.port(), protocol: cell.protocol };
         let rules = self.mode.rules();
         if let Frontend::HostPort(_) | Frontend::HostPortAtLoopback(_) = cell.frontend {
             let ports: Vec<HostPort<'_>> = host_ports::all(&self.pods, nodes);
             return at_host_ports(rules, &self.world, &ports, &client, &question);
         }
         let Laid { service, slices, .. } = &self.services[self.number(cell)];
-        oracle::answer(rules, &self.world, service, slices, &client, &question)
+        oracle::verdict(rules, &self.world, service, slices, &client, &question)
     }
 
     fn number(&self, cell: Cell) -> usize {
@@ -272,12 +277,12 @@ fn answer_everybody(node: &Node) -> Result<()> {
 }
 
 /// Nodes and pods, as the oracle wants to know them.
-fn world(cluster: &Cluster, pods: &[Server]) -> World {
+fn world(cluster: &Cluster, pods: &[Server]) -> Topology {
     let node = |node: &Node| oracle::Node {
         name: node.name().to_owned(),
         addresses: node.addresses().to_vec(),
         zone: None,
         pods: pods.iter().filter(|pod| pod.node == node.name()).flat_map(|pod| pod.addresses).collect(),
     };
-    World { nodes: cluster.nodes().iter().map(node).collect(), localhost_node_ports: false }
+    Topology { nodes: cluster.nodes().iter().map(node).collect(), localhost_node_ports: false }
 }

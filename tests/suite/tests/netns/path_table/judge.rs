@@ -45,15 +45,15 @@ pub(crate) struct Judged {
 /// Longest that an answer is waited for.
 pub(crate) const fn patience_ms(expected: &Verdict) -> u64 {
     match expected {
-        Verdict::Answered(_) | Verdict::Rejected | Verdict::LeftAlone => SPEAKS_MS,
-        Verdict::Dropped | Verdict::NotOurs => SILENT_MS,
+        Verdict::Delivered(_) | Verdict::Rejected | Verdict::NotTranslated => SPEAKS_MS,
+        Verdict::Dropped | Verdict::NoFrontend => SILENT_MS,
     }
 }
 
 /// How many must have answered before no more is asked.
 pub(crate) fn servers(expected: &Verdict) -> usize {
     match expected {
-        Verdict::Answered(endpoints) => endpoints.len(),
+        Verdict::Delivered(endpoints) => endpoints.len(),
         _ => 1,
     }
 }
@@ -131,15 +131,15 @@ fn is_right(protocol: Protocol, expected: &Verdict, heard: &Heard, bed: &Bed) ->
     let heard = (answers.is_empty(), *refused > 0, *aborted > 0, *silent > 0);
     failed.is_empty()
         && match expected {
-            Verdict::Answered(endpoints) => {
+            Verdict::Delivered(endpoints) => {
                 let wanted = endpoints.iter().map(|(at, source)| (bed.name(at.ip()), *source)).collect();
                 answers == wanted && heard == (false, false, false, false)
             }
             // an SCTP that has nobody there refuses in its own words
-            Verdict::LeftAlone if protocol == Protocol::Sctp => heard == (true, false, true, false),
-            Verdict::LeftAlone | Verdict::Rejected => heard == (true, true, false, false),
+            Verdict::NotTranslated if protocol == Protocol::Sctp => heard == (true, false, true, false),
+            Verdict::NotTranslated | Verdict::Rejected => heard == (true, true, false, false),
             Verdict::Dropped => heard == (true, false, false, true),
-            Verdict::NotOurs => answers.is_empty(),
+            Verdict::NoFrontend => answers.is_empty(),
         }
 }
 
@@ -153,7 +153,7 @@ fn is_not_permitted(heard: &Heard) -> bool {
 }
 
 fn wanted(expected: &Verdict, bed: &Bed) -> String {
-    let Verdict::Answered(endpoints) = expected else { return expected.to_string() };
+    let Verdict::Delivered(endpoints) = expected else { return expected.to_string() };
     let each = endpoints.iter().map(|(at, source)| format!("{} seeing {source}", bed.name(at.ip())));
     each.collect::<Vec<_>>().join("\n")
 }

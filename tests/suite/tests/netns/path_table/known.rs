@@ -24,8 +24,8 @@ impl Mode {
     /// What to expect.
     pub(crate) const fn rules(self) -> Rules {
         match self {
-            Self::Ours { connect_time: true, .. } => Rules::OURS_AT_CONNECT,
-            Self::Ours { connect_time: false, .. } => Rules::OURS,
+            Self::Ours { connect_time: true, .. } => Rules::DATAPATH_AT_CONNECT,
+            Self::Ours { connect_time: false, .. } => Rules::DATAPATH,
             Self::KubeProxy => Rules::KUBE_PROXY,
         }
     }

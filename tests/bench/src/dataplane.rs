@@ -1,4 +1,4 @@
-//! Ours: the same two nodes and three pods, made by the real agent and the real CNI plugin.
+//! The datapath's cluster: two nodes and three pods, with the real agent and CNI plugin.
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 
@@ -6,79 +6,84 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{
     network::recycle_ports,
+    path::{Location, PORT, TrafficPath},
     services::{PORT_NAME, SERVICE_PORT, ServiceSet},
-    site::{PORT, Place, Site},
 };
 use dataplane_testkit::lab::{self, Backend, Pod, Routing, Service, ServicePort, Spec};
 
-/// Services in a file for the agent to read: one that it reads anew takes it milliseconds.
+/// Services per manifest file; the agent reads a changed file completely.
 const PER_FILE: usize = 500;
 
-/// Where services are translated.
+/// Where Services are translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Translation {
-    /// When a socket connects.
+    /// At connect time.
     Connect,
-    /// In every packet.
+    /// Per packet.
     Packet,
 }
 
-/// A cluster of ours with traffic's ends in it.
+/// A cluster with the datapath, a client pod and two server pods.
 #[derive(Debug)]
-pub struct Ours {
+pub struct DataplaneCluster {
     client: Pod,
     local: Pod,
     remote: Pod,
     service: SocketAddr,
-    // ends after the pods that are in it
+    // dropped after its pods
     _cluster: lab::Cluster,
 }
 
-impl Ours {
-    /// Returns when the first node's agent has every service in its datapath.
+impl DataplaneCluster {
+    /// Creates the cluster; returns when all Services are in the first node's tables.
     pub fn create(routing: Routing, services: u16, translation: Translation) -> Result<Self> {
         let spec = Spec { routing, connect_tcp: translation == Translation::Connect, ..Spec::new(2) };
-        let mut cluster = lab::Cluster::create(&spec).context("make a cluster of ours")?;
+        let mut cluster = lab::Cluster::create(&spec).context("cannot create the datapath's cluster")?;
         let client = cluster.pod(0, "client")?;
         let local = cluster.pod(0, "local")?;
         let remote = cluster.pod(1, "remote")?;
         recycle_ports(client.place().namespace())?;
         let services = ServiceSet::new(services, SocketAddrV4::new(local.v4(), PORT));
         let wanted: Vec<Service> = services.iter().map(as_applied).collect();
-        // the node of who asks: the others do the same work, and take their time for it
-        let [asked, ..] = cluster.nodes_mut() else { bail!("there is no node") };
+        // only the client's node: the other needs no Services
+        let [first, ..] = cluster.nodes_mut() else { bail!("the cluster has no node") };
         for (number, some) in wanted.chunks(PER_FILE).enumerate() {
             let objects: Vec<_> = some.iter().flat_map(Service::objects).collect();
-            asked.apply(&format!("services-{number}"), &objects)?;
+            first.apply(&format!("services-{number}"), &objects)?;
         }
-        asked.await_services(&wanted)?;
+        first.await_services(&wanted)?;
         Ok(Self { client, local, remote, service: services.target(), _cluster: cluster })
     }
 
-    /// Pod to pod on the first node.
-    pub fn same_node(&self) -> Site {
-        self.site(&self.local)
+    /// Returns the path between two pods of the first node.
+    pub fn same_node(&self) -> TrafficPath {
+        self.path(&self.local)
     }
 
-    /// Pod to pod from the first node to the second.
-    pub fn two_nodes(&self) -> Site {
-        self.site(&self.remote)
+    /// Returns the path from a pod of the first node to a pod of the second.
+    pub fn two_nodes(&self) -> TrafficPath {
+        self.path(&self.remote)
     }
 
-    /// Pod to service, its backend on the same node.
-    pub fn service(&self) -> Site {
+    /// Returns the path from a pod to a Service with a backend on the same node.
+    pub fn service(&self) -> TrafficPath {
         self.same_node().through(self.service)
     }
 
-    fn site(&self, server: &Pod) -> Site {
+    fn path(&self, server: &Pod) -> TrafficPath {
         let listen = SocketAddrV4::new(server.v4(), PORT);
-        Site { client: place(&self.client), server: place(server), listen, target: listen.into() }
+        TrafficPath {
+            client: location(&self.client),
+            server: location(server),
+            listen,
+            target: listen.into(),
+        }
     }
 }
 
-fn place(pod: &Pod) -> Place {
+fn location(pod: &Pod) -> Location {
     let place = pod.place();
-    Place { namespace: place.namespace().path(), cgroup: Some(place.cgroup().to_owned()) }
+    Location { namespace: place.namespace().path(), cgroup: Some(place.cgroup().to_owned()) }
 }
 
 fn as_applied(service: &super::services::Service) -> Service {

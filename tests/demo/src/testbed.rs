@@ -26,7 +26,7 @@ pub(super) const DNS_PORT: u16 = 53;
 pub(super) const WEB_NAME: &str = "web.demo";
 const WEB_PODS: usize = 3;
 
-pub(super) struct World {
+pub(super) struct Testbed {
     /// One client on each node.
     pub(super) clients: Vec<Pod>,
     pub(super) webs: Vec<Pod>,
@@ -40,7 +40,7 @@ pub(super) struct World {
     pub(super) cluster: Cluster,
 }
 
-impl World {
+impl Testbed {
     pub(super) fn build(options: &Options, show: &mut Show) -> Result<Self> {
         let nodes = usize::from(options.nodes);
         let spec = Spec {

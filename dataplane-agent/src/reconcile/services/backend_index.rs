@@ -1,4 +1,5 @@
-//! Which backend has which number. A hundred thousand are usual: each is in memory once.
+//! Index of backends by ID and by key. Clusters may have a hundred thousand, so each is stored
+//! once.
 
 use std::hash::{BuildHasher as _, RandomState};
 
@@ -6,54 +7,54 @@ use hashbrown::HashTable;
 
 use super::backends::{Backend, BackendKey};
 
-/// Backends, to be found by number and by key.
+/// Backends by ID and by key.
 #[derive(Debug, Default)]
-pub(super) struct Numbers {
-    by_number: Vec<Option<Backend>>,
-    /// The numbers, by the hash of the key.
+pub(super) struct BackendIndex {
+    by_id: Vec<Option<Backend>>,
+    /// IDs by the hash of the key.
     by_key: HashTable<u32>,
     hasher: RandomState,
 }
 
-impl Numbers {
+impl BackendIndex {
     pub(super) fn get(&self, id: u32) -> Option<&Backend> {
-        self.by_number.get(id as usize)?.as_ref()
+        self.by_id.get(id as usize)?.as_ref()
     }
 
     pub(super) fn get_mut(&mut self, id: u32) -> Option<&mut Backend> {
-        self.by_number.get_mut(id as usize)?.as_mut()
+        self.by_id.get_mut(id as usize)?.as_mut()
     }
 
-    /// The number of a backend.
+    /// The ID of a backend.
     pub(super) fn find(&self, key: &BackendKey) -> Option<u32> {
         let is = |id: &u32| self.get(*id).is_some_and(|backend| backend.key == *key);
         self.by_key.find(self.hasher.hash_one(key), is).copied()
     }
 
-    /// Gives a number that nobody has to a backend that has none. Numbers are small: they index a table.
+    /// Adds a backend under a free ID. IDs are small: they index a table.
     pub(super) fn insert(&mut self, id: u32, backend: Backend) {
         let hash = self.hasher.hash_one(backend.key);
-        if self.by_number.len() <= id as usize {
-            self.by_number.resize_with(id as usize + 1, || None);
+        if self.by_id.len() <= id as usize {
+            self.by_id.resize_with(id as usize + 1, || None);
         }
-        self.by_number[id as usize] = Some(backend);
-        let (by_number, hasher) = (&self.by_number, &self.hasher);
+        self.by_id[id as usize] = Some(backend);
+        let (by_id, hasher) = (&self.by_id, &self.hasher);
         let rehash =
-            |id: &u32| by_number[*id as usize].as_ref().map_or(0, |backend| hasher.hash_one(backend.key));
+            |id: &u32| by_id[*id as usize].as_ref().map_or(0, |backend| hasher.hash_one(backend.key));
         self.by_key.insert_unique(hash, id, rehash);
     }
 
     pub(super) fn remove(&mut self, id: u32) {
-        let Some(backend) = self.by_number.get_mut(id as usize).and_then(Option::take) else { return };
+        let Some(backend) = self.by_id.get_mut(id as usize).and_then(Option::take) else { return };
         let hash = self.hasher.hash_one(backend.key);
         if let Ok(entry) = self.by_key.find_entry(hash, |other| *other == id) {
             entry.remove();
         }
     }
 
-    /// By number.
+    /// In the order of IDs.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Backend)> {
-        (0..).zip(&self.by_number).filter_map(|(id, backend)| Some((id, backend.as_ref()?)))
+        (0..).zip(&self.by_id).filter_map(|(id, backend)| Some((id, backend.as_ref()?)))
     }
 
     pub(super) fn len(&self) -> usize {
@@ -75,22 +76,22 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes and goes, both ways lead to the same.
+        /// Both indexes agree after any sequence of changes.
         #[test]
-        fn numbers_and_keys_are_found(changes in proptest::collection::vec((0_u32..12, 0_u8..12), 0..200)) {
-            let (mut numbers, mut model) = (Numbers::default(), BTreeMap::new());
+        fn lookups_by_id_and_key_agree(changes in proptest::collection::vec((0_u32..12, 0_u8..12), 0..200)) {
+            let (mut index, mut model) = (BackendIndex::default(), BTreeMap::new());
             for (id, n) in changes {
                 if model.remove(&id).is_some() {
-                    numbers.remove(id);
+                    index.remove(id);
                 } else if !model.values().any(|other| *other == n) {
                     model.insert(id, n);
-                    numbers.insert(id, Backend { key: key(n), generation: 1, ranges: 0 });
+                    index.insert(id, Backend { key: key(n), generation: 1, ranges: 0 });
                 }
-                prop_assert_eq!(numbers.len(), model.len());
+                prop_assert_eq!(index.len(), model.len());
                 for (id, n) in &model {
-                    prop_assert_eq!(numbers.find(&key(*n)), Some(*id));
+                    prop_assert_eq!(index.find(&key(*n)), Some(*id));
                 }
-                let listed: Vec<_> = numbers.iter().map(|(id, backend)| (id, backend.key)).collect();
+                let listed: Vec<_> = index.iter().map(|(id, backend)| (id, backend.key)).collect();
                 let expected: Vec<_> = model.iter().map(|(id, n)| (*id, key(*n))).collect();
                 prop_assert_eq!(listed, expected);
             }

@@ -1,7 +1,8 @@
-//! `SOURCE_RANGES`: who may ask a service at the addresses of its load balancer.
+//! Reconciles `SOURCE_RANGES`: the clients allowed at load balancer addresses.
 //!
-//! A range is there before a row of `SERVICES` says that ranges count, and goes after it. One too many for a moment is what
-//! the service allowed until now; one too few would shut out who may ask.
+//! A range is written before a row of `SERVICES` refers to ranges, and removed afterwards. A
+//! temporary extra range allows what was allowed before; a missing one would reject allowed
+//! clients.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -16,19 +17,20 @@ use crate::{
     reconcile::instrumented::InstrumentedTable,
 };
 
-/// Bits of a prefix in front of the address: the service's number.
+/// Prefix bits before the address: the service ID.
 const ID_BITS: u32 = u32::BITS;
-/// Addresses of IPv4 are among those that begin with so many zeros, and beside them only `::` and `::1`, which ask nobody.
-const MAPPED: u8 = 16;
+/// IPv4-mapped addresses start with this many zero bits; the only other addresses there that could
+/// occur, `::` and `::1`, are never clients.
+const MAPPED_ZERO_BITS: u8 = 16;
 
 /// Actual entries.
 #[derive(Debug)]
-pub(in crate::reconcile) struct Sources {
+pub(in crate::reconcile) struct SourceRanges {
     pub(in crate::reconcile) table: InstrumentedTable<SourcePrefix, u32>,
     actual: HashMap<u32, BTreeSet<SourcePrefix>>,
 }
 
-impl Sources {
+impl SourceRanges {
     pub(super) fn new(table: Box<dyn Table<SourcePrefix, u32>>) -> Self {
         Self { table: InstrumentedTable::new(table), actual: HashMap::new() }
     }
@@ -40,7 +42,7 @@ impl Sources {
         Ok(())
     }
 
-    /// Lets these clients in.
+    /// Adds ranges.
     pub(super) fn allow(&mut self, id: u32, ranges: &[IpNet]) -> Result<(), TableError> {
         for prefix in ranges.iter().flat_map(|range| prefixes(id, range)) {
             if self.actual.get(&id).is_none_or(|actual| !actual.contains(&prefix)) {
@@ -51,12 +53,12 @@ impl Sources {
         Ok(())
     }
 
-    /// Lets nobody in but these.
+    /// Removes all other ranges.
     pub(super) fn restrict(&mut self, id: u32, ranges: &[IpNet]) -> Result<(), TableError> {
         let Some(actual) = self.actual.get_mut(&id) else { return Ok(()) };
-        let wanted: BTreeSet<_> = ranges.iter().flat_map(|range| prefixes(id, range)).collect();
-        let gone: Vec<_> = actual.difference(&wanted).copied().collect();
-        for prefix in gone {
+        let desired: BTreeSet<_> = ranges.iter().flat_map(|range| prefixes(id, range)).collect();
+        let removed: Vec<_> = actual.difference(&desired).copied().collect();
+        for prefix in removed {
             self.table.remove(&prefix)?;
             actual.remove(&prefix);
         }
@@ -66,10 +68,10 @@ impl Sources {
         Ok(())
     }
 
-    /// Removes the ranges of numbers no service has.
+    /// Removes the ranges of unused IDs.
     pub(super) fn sweep(&mut self, ids: &HashSet<u32>) -> Result<(), TableError> {
-        let gone: Vec<u32> = self.actual.keys().filter(|id| !ids.contains(id)).copied().collect();
-        gone.into_iter().try_for_each(|id| self.restrict(id, &[]))
+        let removed: Vec<u32> = self.actual.keys().filter(|id| !ids.contains(id)).copied().collect();
+        removed.into_iter().try_for_each(|id| self.restrict(id, &[]))
     }
 
     pub(in crate::reconcile) fn used(&self) -> usize {
@@ -77,8 +79,8 @@ impl Sources {
     }
 }
 
-/// A range as the table has it, in which an address of IPv4 is one of IPv6: a range of IPv6 that would hold those is what is
-/// left of it without them.
+/// Converts a range to table keys. IPv4 addresses are IPv4-mapped there: an IPv6 range that
+/// contains them is split to exclude them.
 fn prefixes(service_id: u32, range: &IpNet) -> Vec<SourcePrefix> {
     let prefix = |network: IpAddr, bits: u32| SourcePrefix {
         range: SourceRange { service_id, addr: Addr::from(network) },
@@ -88,9 +90,9 @@ fn prefixes(service_id: u32, range: &IpNet) -> Vec<SourcePrefix> {
         IpNet::V4(v4) => {
             vec![prefix(v4.network().into(), Addr::V4_PREFIX_BITS + u32::from(v4.prefix_len()))]
         }
-        IpNet::V6(v6) if v6.network().to_bits() >> (128 - MAPPED) == 0 => {
-            // on the way to them, at each bit the half they are not in
-            let halves = v6.prefix_len() + 1..=MAPPED;
+        IpNet::V6(v6) if v6.network().to_bits() >> (128 - MAPPED_ZERO_BITS) == 0 => {
+            // at each bit, take the half that does not contain them
+            let halves = v6.prefix_len() + 1..=MAPPED_ZERO_BITS;
             halves
                 .map(|bits| prefix(Ipv6Addr::from_bits(1_u128 << (128 - bits)).into(), bits.into()))
                 .collect()
@@ -103,7 +105,7 @@ fn prefixes(service_id: u32, range: &IpNet) -> Vec<SourcePrefix> {
 mod tests {
     use super::*;
 
-    /// What the datapath's lookup says.
+    /// The result of the datapath's lookup.
     fn holds(range: &str, client: &str) -> bool {
         let bits = |addr: Addr| match addr.to_ip() {
             IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
@@ -118,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_holds_addresses_of_its_own_family() {
+    fn range_contains_addresses_of_its_family_only() {
         for (range, inside, outside) in [
             ("0.0.0.0/0", vec!["192.0.2.1", "0.0.0.1"], vec!["2001:db8::1", "fd00::1"]),
             ("10.0.0.0/8", vec!["10.1.2.3"], vec!["11.0.0.1", "2001:db8::1"]),

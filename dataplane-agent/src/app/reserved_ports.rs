@@ -1,5 +1,7 @@
-//! Ports of the node that its own sockets are not to get by chance: answers to such a socket would be taken for requests to
-//! what the port leads to, or for answers to somebody else.
+//! Ports that the kernel must not assign to local sockets (`ip_local_reserved_ports`).
+//!
+//! Replies to such a socket would be translated: as requests to the port's service or pod, or as
+//! replies to a masqueraded connection.
 
 use std::{collections::BTreeSet, ops::RangeInclusive};
 
@@ -10,46 +12,46 @@ use crate::{
     reconcile::HostPorts,
 };
 
-/// What the kernel was told of them.
+/// Reserves the ports of masquerading and of local frontends.
 #[derive(Debug)]
-pub(super) struct Reserved {
+pub(super) struct NodeReservedPorts {
     ports: ReservedPorts,
-    /// What translated packets come from: masqueraded ones, and others whatever is masqueraded.
-    sources: RangeInclusive<u16>,
+    /// Source ports of translated packets (`masquerade.ports`), used even if masquerading is off.
+    source_ports: RangeInclusive<u16>,
     problem: Option<String>,
 }
 
-impl Reserved {
+impl NodeReservedPorts {
     pub(super) fn new(config: &Config) -> Self {
-        let sources = config.masquerade.ports.clone();
-        Self { ports: ReservedPorts::open(&config.run_dir), sources, problem: None }
+        let source_ports = config.masquerade.ports.clone();
+        Self { ports: ReservedPorts::open(&config.run_dir), source_ports, problem: None }
     }
 
-    /// Tells the kernel, if its list says something else.
+    /// Writes the sysctl if it differs.
     pub(super) fn update(&mut self, wanted: &HostPorts) {
-        self.problem = match self.tell(wanted) {
+        self.problem = match self.write(wanted) {
             Ok(change) => {
                 if let Some(change) = change {
-                    tracing::info!(key = change.key, from = change.from, to = change.to, "sysctl");
+                    tracing::info!("set sysctl {} from {} to {}", change.key, change.from, change.to);
                 }
                 None
             }
             Err(error) => {
                 let reason = error.to_string();
                 if self.problem.as_ref() != Some(&reason) {
-                    tracing::warn!(reason, "ports are not reserved as they are to be");
+                    tracing::warn!("cannot reserve ports; local sockets may get ports of services: {reason}");
                 }
                 Some(reason)
             }
         };
     }
 
-    fn tell(&mut self, wanted: &HostPorts) -> Result<Option<SysctlChange>, ReservedPortsError> {
-        // no socket gets a port outside of that range by chance
+    fn write(&mut self, wanted: &HostPorts) -> Result<Option<SysctlChange>, ReservedPortsError> {
+        // the kernel assigns ports of this range only
         let local = reserved_ports::local_ports()?;
         let within = |port: &u16| local.as_ref().is_some_and(|local| local.contains(port));
         let frontends = wanted.ports.iter().copied().filter(within);
-        let all: BTreeSet<u16> = self.sources.clone().chain(frontends).collect();
+        let all: BTreeSet<u16> = self.source_ports.clone().chain(frontends).collect();
         if wanted.complete { self.ports.set(&all) } else { self.ports.add(&all) }
     }
 

@@ -1,7 +1,7 @@
-//! What ours is compared with: the bare veth pair, plain Linux routing, and the same with kube-proxy's rules.
+//! The baselines: a veth pair, plain Linux routing, and Linux routing with kube-proxy's rules.
 //!
-//! Every peer at its best: no bridge inside a node, no neighbour ever asked for, no rule that kube-proxy would not
-//! make, no connection tracking unless the rules need it.
+//! Each is as fast as possible: no bridge on a node, no neighbour resolution, no rules that
+//! kube-proxy would not write, and no connection tracking unless the rules need it.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
@@ -11,65 +11,68 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use super::{
-    network::{Owned, forward, mac_of, plug_pod, recycle_ports},
+    network::{OwnedNamespace, attach_pod, enable_forwarding, mac_of, recycle_ports},
+    path::{PORT, TrafficPath},
     plan::SERVICE_COUNTS,
     rules::{iptables, nftables},
     services::ServiceSet,
-    site::{PORT, Site},
 };
 use dataplane_testkit::lab::Namespace;
 
-/// Pod that asks, on the first node.
+/// The client pod on the first node.
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 10);
-/// Pod that answers on the same node.
+/// The server pod on the first node.
 const LOCAL: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 11);
-/// Pod that answers on the other node.
+/// The server pod on the second node.
 const REMOTE: Ipv4Addr = Ipv4Addr::new(10, 244, 2, 11);
 
 /// MTU of the wire.
 const MTU: u32 = 1500;
-/// What VXLAN takes of it.
+/// Bytes of VXLAN encapsulation.
 const VXLAN_OVERHEAD: u32 = 50;
 
-/// Two namespaces and the veth between them: nothing of this kernel carries a packet with less.
+/// Two namespaces with a veth between them: the cheapest path of the kernel.
 #[derive(Debug)]
 pub struct Pair {
-    client: Owned,
-    server: Owned,
+    client: OwnedNamespace,
+    server: OwnedNamespace,
 }
 
 impl Pair {
     pub fn create() -> Result<Self> {
-        let pair = Self { client: Owned::create("raw-client")?, server: Owned::create("raw-server")? };
+        let pair = Self {
+            client: OwnedNamespace::create("raw-client")?,
+            server: OwnedNamespace::create("raw-server")?,
+        };
         let server = pair.server.name();
         pair.client
             .ip(&format!("link add eth0 mtu {MTU} type veth peer name eth0 mtu {MTU} netns {server}"))?;
         let ends = [(&pair.client, CLIENT, &pair.server, LOCAL), (&pair.server, LOCAL, &pair.client, CLIENT)];
-        for (here, address, there, peer) in ends {
+        for (here, address, there, other_address) in ends {
             here.ip(&format!("link set eth0 up\naddr add {address}/24 dev eth0"))?;
             let mac = mac_of(there, "eth0")?;
-            here.ip(&format!("neigh add {peer} lladdr {mac} dev eth0 nud permanent"))?;
+            here.ip(&format!("neigh add {other_address} lladdr {mac} dev eth0 nud permanent"))?;
         }
         recycle_ports(&pair.client)?;
         Ok(pair)
     }
 
-    pub fn site(&self) -> Site {
-        site(&self.client, &self.server, LOCAL)
+    pub fn path(&self) -> TrafficPath {
+        path(&self.client, &self.server, LOCAL)
     }
 }
 
-/// How packets get from node to node.
+/// How packets are routed between nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Routing {
     Native,
     Vxlan,
 }
 
-/// What handles services.
+/// What implements Services.
 #[derive(Clone, Copy, Debug)]
 pub enum Proxy<'a> {
-    /// Nothing: only pods reach pods.
+    /// None: only pod addresses work.
     None,
     Nftables(&'a ServiceSet),
     Iptables(&'a ServiceSet),
@@ -84,21 +87,21 @@ impl Proxy<'_> {
     }
 }
 
-/// Two nodes on a bridge, one pod that asks and one that answers on the first, one that answers on the second.
+/// Two nodes on a bridge: client and server pod on the first, a server pod on the second.
 #[derive(Debug)]
 pub struct Cluster {
-    first: Owned,
-    second: Owned,
-    client: Owned,
-    local: Owned,
-    remote: Owned,
-    wire: Owned,
+    first: OwnedNamespace,
+    second: OwnedNamespace,
+    client: OwnedNamespace,
+    local: OwnedNamespace,
+    remote: OwnedNamespace,
+    wire: OwnedNamespace,
     tracks_connections: bool,
 }
 
 impl Cluster {
     pub fn create(name: &str, routing: Routing, proxy: Proxy<'_>) -> Result<Self> {
-        let make = |role: &str| Owned::create(&format!("{name}-{role}"));
+        let make = |role: &str| OwnedNamespace::create(&format!("{name}-{role}"));
         let cluster = Self {
             first: make("node1")?,
             second: make("node2")?,
@@ -117,42 +120,42 @@ impl Cluster {
                 node_address(number)
             ))?;
             cluster.wire.ip(&format!("link set port{number} master br0 up"))?;
-            forward(node)?;
+            enable_forwarding(node)?;
         }
         recycle_ports(&cluster.first)?;
         let mtu = match routing {
             Routing::Native => cluster.route_natively()?,
             Routing::Vxlan => cluster.route_through_vxlan()?,
         };
-        plug_pod(&cluster.first, &cluster.client, "pod1", CLIENT, mtu)?;
-        plug_pod(&cluster.first, &cluster.local, "pod2", LOCAL, mtu)?;
-        plug_pod(&cluster.second, &cluster.remote, "pod1", REMOTE, mtu)?;
+        attach_pod(&cluster.first, &cluster.client, "pod1", CLIENT, mtu)?;
+        attach_pod(&cluster.first, &cluster.local, "pod2", LOCAL, mtu)?;
+        attach_pod(&cluster.second, &cluster.remote, "pod1", REMOTE, mtu)?;
         cluster.install(proxy)?;
         Ok(cluster)
     }
 
-    /// Pod to pod on the first node.
-    pub fn same_node(&self) -> Site {
-        site(&self.client, &self.local, LOCAL)
+    /// Returns the path between two pods of the first node.
+    pub fn same_node(&self) -> TrafficPath {
+        path(&self.client, &self.local, LOCAL)
     }
 
-    /// Pod to pod from the first node to the second.
-    pub fn two_nodes(&self) -> Site {
-        site(&self.client, &self.remote, REMOTE)
+    /// Returns the path from a pod of the first node to a pod of the second.
+    pub fn two_nodes(&self) -> TrafficPath {
+        path(&self.client, &self.remote, REMOTE)
     }
 
-    /// Host process to host process: the wire without any pod.
-    pub fn hosts(&self) -> Site {
-        site(&self.first, &self.second, node_address(2))
+    /// Returns the path between host processes of the two nodes, without pods.
+    pub fn hosts(&self) -> TrafficPath {
+        path(&self.first, &self.second, node_address(2))
     }
 
-    /// A peer that claims to track connections must, and one that does not must not: it is what the rows compare.
+    /// Checks after traffic that connections are tracked if, and only if, the baseline is meant to.
     pub fn check_connection_tracking(&self) -> Result<()> {
         let count = self.first.read_proc("/proc/sys/net/netfilter/nf_conntrack_count")?;
         let tracked: u64 = count.trim().parse()?;
         ensure!(
             self.tracks_connections == (tracked > 0),
-            "{} has {tracked} tracked connections after traffic",
+            "{}: unexpected number of tracked connections after traffic: {tracked}",
             self.first.name()
         );
         Ok(())
@@ -172,7 +175,7 @@ impl Cluster {
         Ok(MTU)
     }
 
-    /// As flannel does it: a device without learning, a static forwarding entry and neighbour per node.
+    /// As flannel: a device without learning, a static forwarding entry and neighbour per node.
     fn route_through_vxlan(&self) -> Result<u32> {
         let mtu = MTU - VXLAN_OVERHEAD;
         for (number, node) in [(1, &self.first), (2, &self.second)] {
@@ -197,7 +200,7 @@ impl Cluster {
         Ok(mtu)
     }
 
-    /// On the node of who asks: on the other one nobody does, and so many rules take their time to load.
+    /// Loads the rules; many rules only on the client's node, as loading is slow.
     fn install(&self, proxy: Proxy<'_>) -> Result<()> {
         let nodes = [(1, &self.first), (2, &self.second)];
         let few = proxy.services() <= SERVICE_COUNTS[0].into();
@@ -212,7 +215,7 @@ impl Cluster {
     }
 }
 
-/// The backend every peer's measured service leads to.
+/// Returns the backend of the measured Service.
 pub const fn service_backend() -> SocketAddrV4 {
     SocketAddrV4::new(LOCAL, PORT)
 }
@@ -221,30 +224,30 @@ const fn node_address(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(172, 18, 0, number)
 }
 
-/// `bridge` has no `ip`: it runs in the namespace by itself.
+/// Adds a static forwarding entry with the program `bridge`.
 fn forwarding_entry(node: &Namespace, mac: &str, to: Ipv4Addr) -> Result<()> {
     let arguments = format!("-n {} fdb append {mac} dev flannel.1 dst {to} self permanent", node.name());
     let output = Command::new("bridge")
         .args(arguments.split(' '))
         .output()
-        .context("run bridge (package iproute2)")?;
+        .context("cannot run bridge (package iproute2)")?;
     ensure!(
         output.status.success(),
-        "bridge {arguments}: {}",
+        "bridge {arguments} failed: {}",
         String::from_utf8_lossy(&output.stderr).trim()
     );
     Ok(())
 }
 
-fn make_wire(name: &str) -> Result<Owned> {
-    let wire = Owned::create(name)?;
+fn make_wire(name: &str) -> Result<OwnedNamespace> {
+    let wire = OwnedNamespace::create(name)?;
     wire.ip(&format!(
         "link add br0 mtu {MTU} type bridge forward_delay 0 mcast_snooping 0\nlink set br0 up"
     ))?;
     Ok(wire)
 }
 
-fn site(client: &Owned, server: &Owned, address: Ipv4Addr) -> Site {
+fn path(client: &OwnedNamespace, server: &OwnedNamespace, address: Ipv4Addr) -> TrafficPath {
     let listen = SocketAddrV4::new(address, PORT);
-    Site { client: client.place(), server: server.place(), listen, target: listen.into() }
+    TrafficPath { client: client.location(), server: server.location(), listen, target: listen.into() }
 }
