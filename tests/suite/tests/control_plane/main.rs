@@ -2,6 +2,7 @@
 
 mod allocate;
 mod deploy;
+mod golden;
 mod lifecycle;
 mod manifests;
 mod service_tables;

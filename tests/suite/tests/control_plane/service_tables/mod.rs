@@ -10,7 +10,7 @@ mod cluster;
 mod datapath;
 mod judge;
 mod objects;
-mod tables;
+pub(crate) mod tables;
 
 use std::collections::BTreeSet;
 
