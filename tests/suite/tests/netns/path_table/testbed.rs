@@ -1,5 +1,5 @@
-//! What the table stands on: a cluster, its pods and servers, a service for each policy and backing, and the same world as
-//! the oracle knows it.
+//! The testbed of the path table: a cluster, its pods and servers, a service for each policy and
+//! backing, and the same topology for the oracle.
 
 use std::{
     collections::BTreeMap,
@@ -21,27 +21,27 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{
-    cells::{Asker, Backing, Cell, Door, Frontend, Policy},
+    cells::{Backing, Cell, ClientKind, EntryNode, Frontend, Policy},
     host_ports,
-    known::Mode,
-    services::{self, Laid},
+    known_failures::Mode,
+    services::{self, TableService},
 };
 
-/// A running cluster with everything a cell needs.
-pub(crate) struct Bed {
-    // end before what they run on
+/// A running cluster with all pods, servers and services of the path table.
+pub(crate) struct Testbed {
+    // dropped before the namespaces in which they run
     _processes: Vec<Process>,
     pods: Vec<Server>,
-    outside: Place,
+    external: Place,
     cluster: Cluster,
     mode: Mode,
-    world: Topology,
-    /// Who listens where.
+    topology: Topology,
+    /// The name of the server at each address.
     names: BTreeMap<IpAddr, String>,
-    services: Vec<Laid>,
+    services: Vec<TableService>,
 }
 
-/// A pod that serves: one of ours, or one of Linux alone.
+/// A pod with a server: connected by the CNI plugin or, for kube-proxy, by plain Linux routes.
 pub(crate) struct Server {
     pub(crate) name: &'static str,
     pub(crate) node: String,
@@ -49,8 +49,8 @@ pub(crate) struct Server {
     addresses: [IpAddr; 2],
 }
 
-/// Who asks, then one on each node.
-const PODS: [(&str, usize); 4] = [("asker", 0), ("near", 0), ("far", 1), ("third", 2)];
+/// The client, then a server on each node.
+const PODS: [(&str, usize); 4] = [("client", 0), ("near", 0), ("far", 1), ("third", 2)];
 
 impl Server {
     pub(crate) fn address(&self, family: Family) -> IpAddr {
@@ -64,36 +64,36 @@ impl Server {
     }
 }
 
-impl Bed {
-    /// Of a cluster whose services are ours.
-    pub(crate) fn ours(
+impl Testbed {
+    /// Creates a cluster whose services are translated by the dataplane.
+    pub(crate) fn dataplane(
         (routing, connect_time, xdp): (Routing, bool, bool),
         frontends: &[Frontend],
         policies: &[Policy],
     ) -> Result<Self> {
-        let mode = Mode::Ours { routing, connect_time, xdp };
+        let mode = Mode::Dataplane { routing, connect_time, xdp };
         let spec =
             Spec { routing, connect_tcp: connect_time, connect_udp: connect_time, xdp, ..Spec::new(3) };
         let cluster = Cluster::create(&spec)?;
         let made = PODS.iter().enumerate().map(|(index, &(name, node))| {
-            let ports = host_ports::asked_for(index, &cluster.nodes()[node]);
+            let ports = host_ports::requested(index, &cluster.nodes()[node]);
             let pod = cluster.pod_with(node, name, ports)?;
             let (node, addresses) = (pod.node().to_owned(), pod.addresses());
             Ok(Server { name, node, place: pod.place().clone(), addresses })
         });
         let pods = cluster.explain(made.collect())?;
-        let mut bed = Self::on(cluster, mode, pods, Vec::new(), frontends, policies)?;
-        bed.tell()?;
-        let names = bed.service_names();
-        for node in bed.cluster.nodes_mut() {
+        let mut testbed = Self::assemble(cluster, mode, pods, Vec::new(), frontends, policies)?;
+        testbed.apply_services()?;
+        let names = testbed.service_names();
+        for node in testbed.cluster.nodes_mut() {
             let name = node.name().to_owned();
             node.await_names(&names).with_context(|| format!("on {name}"))?;
         }
-        Ok(bed)
+        Ok(testbed)
     }
 
-    /// Of a cluster whose services are kube-proxy's.
-    pub(crate) fn peer(program: &Path, frontends: &[Frontend], policies: &[Policy]) -> Result<Self> {
+    /// Creates a cluster whose services are translated by kube-proxy.
+    pub(crate) fn kube_proxy(program: &Path, frontends: &[Frontend], policies: &[Policy]) -> Result<Self> {
         let needs = Needs { users: vec![kube_proxy_user()], ..Needs::default() };
         let cluster = Cluster::lay_out(&Spec { source: Source::Kubernetes(needs), ..Spec::new(3) })?;
         cluster.route_plainly()?;
@@ -105,14 +105,14 @@ impl Bed {
         let pods = made.collect::<Result<_>>()?;
         let proxies: Result<_> =
             cluster.nodes().iter().map(|node| cluster.kube_proxy(program, node)).collect();
-        let mut bed = Self::on(cluster, Mode::KubeProxy, pods, proxies?, frontends, policies)?;
-        bed.tell()?;
-        let names = bed.service_names();
-        bed.cluster.nodes().iter().try_for_each(|node| await_rules(node, &names))?;
-        Ok(bed)
+        let mut testbed = Self::assemble(cluster, Mode::KubeProxy, pods, proxies?, frontends, policies)?;
+        testbed.apply_services()?;
+        let names = testbed.service_names();
+        testbed.cluster.nodes().iter().try_for_each(|node| await_rules(node, &names))?;
+        Ok(testbed)
     }
 
-    fn on(
+    fn assemble(
         cluster: Cluster,
         mode: Mode,
         pods: Vec<Server>,
@@ -124,7 +124,7 @@ impl Bed {
         for pod in &pods {
             processes.push(pod.place.serve_raw_sctp(pod.name)?);
         }
-        // on all: what nobody translates is somebody's to hear
+        // on every node: packets that are not translated must reach a server, too
         for node in cluster.nodes() {
             processes.push(node.place().serve_raw_sctp(node.name())?);
         }
@@ -133,34 +133,35 @@ impl Bed {
         for node in cluster.nodes() {
             names.extend(node.addresses().map(|address| (address, node.name().to_owned())));
         }
-        let world = world(&cluster, &pods);
-        let outside = cluster.outside()?;
-        let makers = policies.iter().flat_map(|policy| Backing::ALL.map(|backing| (*policy, backing)));
-        let services = makers
+        let topology = topology(&cluster, &pods);
+        let external = cluster.outside()?;
+        let kinds = policies.iter().flat_map(|policy| Backing::ALL.map(|backing| (*policy, backing)));
+        let services = kinds
             .enumerate()
             .map(|(number, (policy, backing))| {
-                Laid::new(number as u16, backing, policy, frontends, &pods, host)
+                TableService::new(number as u16, backing, policy, frontends, &pods, host)
             })
             .collect();
-        let bed = Self { _processes: processes, pods, outside, cluster, mode, world, names, services };
-        bed.route_addresses(frontends)?;
-        bed.cluster.nodes().iter().try_for_each(answer_everybody)?;
-        Ok(bed)
+        let testbed =
+            Self { _processes: processes, pods, external, cluster, mode, topology, names, services };
+        testbed.route_addresses(frontends)?;
+        testbed.cluster.nodes().iter().try_for_each(disable_icmp_rate_limits)?;
+        Ok(testbed)
     }
 
-    /// Tells of all services.
-    fn tell(&mut self) -> Result<()> {
+    /// Applies all services and their slices.
+    fn apply_services(&mut self) -> Result<()> {
         let objects: Vec<Value> = self
             .services
             .iter()
-            .flat_map(|laid| [&laid.service].into_iter().chain(&laid.slices))
+            .flat_map(|entry| [&entry.service].into_iter().chain(&entry.slices))
             .cloned()
             .collect();
         self.cluster.apply_objects("path-table", &objects)
     }
 
     fn service_names(&self) -> Vec<String> {
-        let name = |laid: &Laid| laid.service["metadata"]["name"].as_str().map(str::to_owned);
+        let name = |entry: &TableService| entry.service["metadata"]["name"].as_str().map(str::to_owned);
         self.services.iter().filter_map(name).collect()
     }
 
@@ -168,24 +169,25 @@ impl Bed {
         self.mode
     }
 
-    /// Every node that leads to others has done so in its driver, and heard their answers there.
-    pub(crate) fn expect_turned_round(&self) -> Result<()> {
+    /// Checks that the XDP program has forwarded requests to other nodes and replies to clients.
+    pub(crate) fn expect_forwarded_by_xdp(&self) -> Result<()> {
         for outcome in ["to_wire", "to_outside"] {
             let counts = self.cluster.nodes().iter().map(|node| node.count("xdp_wire", outcome));
-            let turned: u64 = counts.sum::<Result<u64>>()?;
-            ensure!(turned > 0, "xdp_wire {outcome}: no packet");
+            let forwarded: u64 = counts.sum::<Result<u64>>()?;
+            ensure!(forwarded > 0, "xdp_wire {outcome}: no packet");
         }
         Ok(())
     }
 
-    /// What of SCTP leads back to the host it came from was dropped by that name, where any of these cells asked for it.
+    /// Checks that the host's SCTP packets to a backend on the same host were dropped as
+    /// `host_loop`, if any of these cells sends such packets.
     ///
-    /// Where sockets are translated when they connect, it is the only protocol that is.
-    pub(crate) fn expect_loops(&self, cells: &[Cell]) -> Result<()> {
+    /// With connect-time translation this drop happens for no other protocol.
+    pub(crate) fn expect_loop_drops(&self, cells: &[Cell]) -> Result<()> {
         let is_loop = |cell: &Cell| {
-            let Cell { asker, backing, protocol, frontend, .. } = *cell;
-            (asker, backing, protocol, frontend)
-                == (Asker::Host, Backing::Host, Protocol::Sctp, Frontend::ClusterIp)
+            let Cell { client, backing, protocol, frontend, .. } = *cell;
+            (client, backing, protocol, frontend)
+                == (ClientKind::Host, Backing::Host, Protocol::Sctp, Frontend::ClusterIp)
         };
         if cells.iter().any(is_loop) {
             let dropped = self.cluster.nodes()[0].count("to_wire", "host_loop")?;
@@ -194,71 +196,71 @@ impl Bed {
         Ok(())
     }
 
-    /// What the agents know of a failure.
+    /// The agents' state and logs, for the message of a failure.
     pub(crate) fn evidence(&self) -> String {
         if self.mode == Mode::KubeProxy { String::new() } else { self.cluster.evidence() }
     }
 
-    pub(crate) fn place(&self, asker: Asker) -> &Place {
-        match asker {
-            Asker::Pod => &self.pods[0].place,
-            Asker::Host => self.cluster.nodes()[0].place(),
-            Asker::Outside => &self.outside,
+    pub(crate) fn place(&self, client: ClientKind) -> &Place {
+        match client {
+            ClientKind::Pod => &self.pods[0].place,
+            ClientKind::Host => self.cluster.nodes()[0].place(),
+            ClientKind::External => &self.external,
         }
     }
 
-    /// Who listens at an address.
+    /// The name of the server at an address.
     pub(crate) fn name(&self, address: IpAddr) -> String {
         self.names.get(&address).cloned().unwrap_or_else(|| address.to_string())
     }
 
-    /// Where a cell's question goes.
+    /// The address and port to which a cell's client connects.
     pub(crate) fn frontend(&self, cell: Cell) -> SocketAddr {
-        let node = self.cluster.nodes()[cell.door.node()].address(cell.family);
+        let node = self.cluster.nodes()[cell.entry_node.index()].address(cell.family);
         services::frontend(cell, self.number(cell) as u16, node)
     }
 
-    /// What the oracle says of it.
+    /// The verdict of the oracle.
     pub(crate) fn expected(&self, cell: Cell) -> Result<Verdict> {
         let nodes = self.cluster.nodes();
-        let client = match cell.asker {
-            Asker::Pod => Client {
+        let client = match cell.client {
+            ClientKind::Pod => Client {
                 location: Location::Pod(nodes[0].name()),
                 address: self.pods[0].address(cell.family),
             },
-            Asker::Host => {
+            ClientKind::Host => {
                 Client { location: Location::Host(nodes[0].name()), address: nodes[0].address(cell.family) }
             }
-            Asker::Outside => Client {
-                location: Location::Outside { via: nodes[cell.door.node()].name() },
+            ClientKind::External => Client {
+                location: Location::Outside { via: nodes[cell.entry_node.index()].name() },
                 address: outside(cell.family),
             },
         };
         let to = self.frontend(cell);
-        let question = Destination { address: to.ip(), port: to.port(), protocol: cell.protocol };
+        let query = Destination { address: to.ip(), port: to.port(), protocol: cell.protocol };
         let rules = self.mode.rules();
         if let Frontend::HostPort(_) | Frontend::HostPortAtLoopback(_) = cell.frontend {
             let ports: Vec<HostPort<'_>> = host_ports::all(&self.pods, nodes);
-            return at_host_ports(rules, &self.world, &ports, &client, &question);
+            return at_host_ports(rules, &self.topology, &ports, &client, &query);
         }
-        let Laid { service, slices, .. } = &self.services[self.number(cell)];
-        oracle::verdict(rules, &self.world, service, slices, &client, &question)
+        let TableService { service, slices, .. } = &self.services[self.number(cell)];
+        oracle::verdict(rules, &self.topology, service, slices, &client, &query)
     }
 
     fn number(&self, cell: Cell) -> usize {
-        let is_it = |laid: &Laid| laid.backing == cell.backing && laid.policy == cell.policy;
+        let is_it = |entry: &TableService| entry.backing == cell.backing && entry.policy == cell.policy;
         self.services.iter().position(is_it).expect("a service for every policy and backing")
     }
 
-    /// The gateway knows a way to every frontend: through the node that is its door.
+    /// Adds routes to the gateway, for each frontend through its entry node.
     fn route_addresses(&self, frontends: &[Frontend]) -> Result<()> {
         let gateway = self.cluster.fabric().gateway();
-        for door in Door::BOTH {
-            let node = &self.cluster.nodes()[door.node()];
+        for entry_node in EntryNode::BOTH {
+            let node = &self.cluster.nodes()[entry_node.index()];
             let via = |prefix: &IpNet| {
                 if prefix.addr().is_ipv4() { IpAddr::V4(node.v4()) } else { node.v6().into() }
             };
-            for prefix in services::prefixes(door, frontends) {
+            for prefix in services::prefixes(entry_node, frontends) {
                 gateway.ip(&format!("route add {prefix} via {}", via(&prefix)))?;
             }
         }
@@ -266,18 +268,18 @@ impl Bed {
     }
 }
 
-/// A node's kernel is sparing with refusals, of all there are together and to each who asks. Here everyone wants his own.
-fn answer_everybody(node: &Node) -> Result<()> {
+/// Turns off the kernel's rate limits of ICMP errors: every client needs its own error.
+fn disable_icmp_rate_limits(node: &Node) -> Result<()> {
     let namespace = node.place().namespace();
     namespace.sysctls(&[("net/ipv4/icmp_ratelimit", "0"), ("net/ipv6/icmp/ratelimit", "0")])?;
-    // the machine's before 6.11, and then not shown to a namespace
-    let _is_the_machines = namespace
+    // before Linux 6.11 these are global, and absent in a network namespace
+    let _absent = namespace
         .sysctls(&[("net/ipv4/icmp_msgs_per_sec", "100000"), ("net/ipv4/icmp_msgs_burst", "100000")]);
     Ok(())
 }
 
-/// Nodes and pods, as the oracle wants to know them.
-fn world(cluster: &Cluster, pods: &[Server]) -> Topology {
+/// Nodes and pods, in the form of the oracle.
+fn topology(cluster: &Cluster, pods: &[Server]) -> Topology {
     let node = |node: &Node| oracle::Node {
         name: node.name().to_owned(),
         addresses: node.addresses().to_vec(),

@@ -1,4 +1,4 @@
-//! A service and its slices as an API server would have them, to be changed and told. Knows no cluster.
+//! A service and its slices in the form of the API, which tests change and apply.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -15,24 +15,25 @@ use serde_json::{Value, json};
 pub(crate) const WEB: u16 = 80;
 pub(crate) const ECHO_PORT: u16 = 7;
 
-/// What is told of a service.
+/// The objects of a service.
 #[derive(Clone, Debug)]
-pub(crate) struct Told {
+pub(crate) struct ServiceFixture {
     number: u16,
     pub(crate) service: Value,
     /// IPv4, IPv6.
     pub(crate) slices: Vec<Value>,
 }
 
-impl Told {
-    /// Of type `ClusterIP` and both families, with an endpoint in each of these pods. `number` is nobody else's.
+impl ServiceFixture {
+    /// A dual-stack service of type `ClusterIP` with an endpoint for each pod. `number` must be
+    /// unique.
     pub(crate) fn of(name: &str, number: u16, pods: &[&Pod]) -> Self {
         let endpoints =
             |family: Family| pods.iter().map(|pod| endpoint(pod.node(), pod.address(family))).collect();
         Self::with(name, number, endpoints)
     }
 
-    /// As [`Self::of`], with endpoints in the networks of nodes.
+    /// As [`Self::of`], with endpoints in the host network of nodes.
     pub(crate) fn of_hosts(name: &str, number: u16, nodes: &[&Node]) -> Self {
         let endpoints =
             |family: Family| nodes.iter().map(|node| endpoint(node.name(), node.address(family))).collect();
@@ -61,13 +62,13 @@ impl Told {
         Self { number, service, slices: Family::BOTH.map(slice).into() }
     }
 
-    /// Of type `NodePort`: the node ports go with the service's number.
-    pub(crate) fn on_nodes(mut self) -> Self {
+    /// Changes the type to `NodePort`; the node ports are derived from the service's number.
+    pub(crate) fn with_node_ports(mut self) -> Self {
         self.set_type("NodePort");
         self
     }
 
-    /// As an API server keeps it, a type's fields come and go with it.
+    /// Changes the type. As in an API server, the type's fields are added and removed with it.
     pub(crate) fn set_type(&mut self, kind: &str) {
         let (name, number) = (self.name().to_owned(), self.number);
         if kind == "ExternalName" {
@@ -80,28 +81,28 @@ impl Told {
         let ports = [self.node_port(0), self.node_port(1)];
         let spec = &mut self.service["spec"];
         spec["type"] = json!(kind);
-        for (port, on_nodes) in ports.into_iter().enumerate() {
+        for (port, node_port) in ports.into_iter().enumerate() {
             if kind == "ClusterIP" {
                 spec["ports"][port].as_object_mut().map(|port| port.remove("nodePort"));
             } else {
-                spec["ports"][port]["nodePort"] = json!(on_nodes);
+                spec["ports"][port]["nodePort"] = json!(node_port);
                 spec["externalTrafficPolicy"] = json!("Cluster");
             }
         }
     }
 
-    /// The node port of the web (0), of the echo (1), and others that are its own.
+    /// The node port of HTTP (0), of the echo port (1), and further ones of this service.
     pub(crate) const fn node_port(&self, port: u16) -> u16 {
         30_000 + self.number * 10 + port
     }
 
-    /// Where its web is, and its echo: both ports of one kind of frontend.
-    pub(crate) fn cluster(&self, family: Family) -> [SocketAddr; 2] {
+    /// The HTTP and the echo port at the cluster IP.
+    pub(crate) fn cluster_ip_ports(&self, family: Family) -> [SocketAddr; 2] {
         [self.at(family, WEB), self.at(family, ECHO_PORT)]
     }
 
-    /// Of the node with this address.
-    pub(crate) fn on_node(&self, node: IpAddr) -> [SocketAddr; 2] {
+    /// The HTTP and the echo node port at this node address.
+    pub(crate) fn node_ports_of(&self, node: IpAddr) -> [SocketAddr; 2] {
         [0, 1].map(|port| SocketAddr::new(node, self.node_port(port)))
     }
 
@@ -115,26 +116,26 @@ impl Told {
     }
 
     /// Changes every endpoint.
-    pub(crate) fn each(&mut self, change: impl Fn(&mut Value)) {
+    pub(crate) fn for_each_endpoint(&mut self, change: impl Fn(&mut Value)) {
         let slices = self.slices.iter_mut().filter_map(|slice| slice["endpoints"].as_array_mut());
         slices.flatten().for_each(change);
     }
 
-    /// Changes those on a node.
-    pub(crate) fn each_on(&mut self, node: &str, change: impl Fn(&mut Value)) {
-        self.each(|endpoint| {
+    /// Changes the endpoints on a node.
+    pub(crate) fn for_each_endpoint_on(&mut self, node: &str, change: impl Fn(&mut Value)) {
+        self.for_each_endpoint(|endpoint| {
             if endpoint["nodeName"] == node {
                 change(endpoint);
             }
         });
     }
 
-    /// Puts other endpoints in place of its own.
-    pub(crate) fn replace(&mut self, pods: &[&Pod]) {
+    /// Replaces all endpoints.
+    pub(crate) fn replace_endpoints(&mut self, pods: &[&Pod]) {
         self.slices = Self::of(self.name(), self.number, pods).slices;
     }
 
-    /// All of it, each object in a version of its own.
+    /// All objects, each with a new resource version.
     pub(crate) fn objects(&self) -> Vec<Value> {
         static VERSION: AtomicU64 = AtomicU64::new(1_000);
         let mut objects: Vec<Value> = [&self.service].into_iter().chain(&self.slices).cloned().collect();
@@ -150,7 +151,7 @@ fn metadata(name: &str, labels: &Value) -> Value {
     json!({"namespace": "default", "name": name, "uid": format!("uid-{name}"), "labels": labels})
 }
 
-/// A slice of a service; `part` tells it from others.
+/// A slice of a service; `part` makes its name unique.
 pub(crate) fn slice(service: &str, part: &str, family: Family, endpoints: &[Value]) -> Value {
     let name = format!("{service}-{part}").to_lowercase();
     json!({
@@ -165,7 +166,7 @@ pub(crate) fn slice(service: &str, part: &str, family: Family, endpoints: &[Valu
     })
 }
 
-/// One that is ready.
+/// An endpoint that is ready.
 pub(crate) fn endpoint(node: &str, address: IpAddr) -> Value {
     let mut endpoint = json!({"addresses": [address], "nodeName": node});
     ready(&mut endpoint);
@@ -176,17 +177,17 @@ pub(crate) fn ready(endpoint: &mut Value) {
     endpoint["conditions"] = json!({"ready": true, "serving": true, "terminating": false});
 }
 
-/// It ends, and still serves.
-pub(crate) fn ending(endpoint: &mut Value) {
+/// Makes an endpoint terminating and serving.
+pub(crate) fn terminating_and_serving(endpoint: &mut Value) {
     endpoint["conditions"] = json!({"ready": false, "serving": true, "terminating": true});
 }
 
-/// It ends, and serves nobody.
-pub(crate) fn ended(endpoint: &mut Value) {
+/// Makes an endpoint terminating and no longer serving.
+pub(crate) fn terminating_not_serving(endpoint: &mut Value) {
     endpoint["conditions"] = json!({"ready": false, "serving": false, "terminating": true});
 }
 
-/// It has yet to become ready.
+/// Makes an endpoint neither ready nor terminating.
 pub(crate) fn unready(endpoint: &mut Value) {
     endpoint["conditions"] = json!({"ready": false, "serving": false, "terminating": false});
 }

@@ -1,24 +1,24 @@
-//! What pods ask for: an address of their own choice, and limits of their traffic.
+//! What pods request by annotations and by the runtime: fixed addresses and bandwidth limits.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use dataplane_testkit::lab::{Checks, Cluster, Family, Place, Service, Spec};
 use serde_json::{Value, json};
 
 #[test]
-fn a_pod_gets_the_address_it_asks_for_or_hears_why_not() -> Result<()> {
+fn requested_addresses_are_assigned_or_refused_with_a_reason() -> Result<()> {
     let spec = Spec::new(1);
     let mut cluster = Cluster::create(&spec)?;
     let [v4, v6] = cluster.nodes()[0].pod_cidrs().map(|cidr| cidr.hosts().nth(76).map(|ip| ip.to_string()));
-    let (v4, v6) = v4.zip(v6).context("pod ranges with room")?;
-    let asks = |name: &str, annotations: Value| cluster.nodes()[0].pod_object(name, &annotations);
+    let (v4, v6) = v4.zip(v6).context("pod CIDRs with enough addresses")?;
+    let pod_with = |name: &str, annotations: Value| cluster.nodes()[0].pod_object(name, &annotations);
     let objects = [
-        asks("both", json!({"dataplane.local/ipv4": v4, "dataplane.local/ipv6": v6})),
-        asks("late", json!({"dataplane.local/ipv4": v4})),
-        asks("stranger", json!({"dataplane.local/ipv4": "192.0.2.7"})),
-        asks("nonsense", json!({"dataplane.local/ipv6": v4})),
+        pod_with("both", json!({"dataplane.local/ipv4": v4, "dataplane.local/ipv6": v6})),
+        pod_with("late", json!({"dataplane.local/ipv4": v4})),
+        pod_with("out-of-range", json!({"dataplane.local/ipv4": "192.0.2.7"})),
+        pod_with("malformed", json!({"dataplane.local/ipv6": v4})),
     ];
-    cluster.apply_objects("wishes", &objects)?;
-    // the agents have read them when they know the last file
+    cluster.apply_objects("annotations", &objects)?;
+    // objects are applied in order: when the agents have this service, they have the pods
     cluster.apply(&Service::of(&[]))?;
 
     let mut checks = Checks::of(spec.describe());
@@ -32,17 +32,17 @@ fn a_pod_gets_the_address_it_asks_for_or_hears_why_not() -> Result<()> {
     });
     for (name, expected) in [
         ("late", format!("{v4} is in use by pod default/both")),
-        ("stranger", "192.0.2.7 is not a pod address of this node's range".to_owned()),
-        ("nonsense", "annotation dataplane.local/ipv6".to_owned()),
+        ("out-of-range", "192.0.2.7 is not a pod address of this node's range".to_owned()),
+        ("malformed", "annotation dataplane.local/ipv6".to_owned()),
     ] {
         checks.that(format!("{name} is refused"), || {
-            let Err(error) = cluster.pod(0, name) else { bail!("it was made") };
-            let said = format!("{error:#}");
-            ensure!(said.contains(&expected), "{said}");
+            let Err(error) = cluster.pod(0, name) else { bail!("the pod was created") };
+            let message = format!("{error:#}");
+            ensure!(message.contains(&expected), "{message}");
             Ok(())
         });
     }
-    checks.that("who asks for nothing gets another", || {
+    checks.that("a pod without annotations gets another address", || {
         let pod = cluster.pod(0, "plain")?;
         ensure!(pod.address(Family::V4).to_string() != v4, "{}", pod.address(Family::V4));
         Ok(())
@@ -51,7 +51,7 @@ fn a_pod_gets_the_address_it_asks_for_or_hears_why_not() -> Result<()> {
 }
 
 #[test]
-fn traffic_of_a_limited_pod_passes_its_queues() -> Result<()> {
+fn traffic_of_a_pod_with_bandwidth_limits_passes_its_qdiscs() -> Result<()> {
     let spec = Spec::new(2);
     let cluster = Cluster::create(&spec)?;
     let limits = json!({"bandwidth": {
@@ -65,28 +65,28 @@ fn traffic_of_a_limited_pod_passes_its_queues() -> Result<()> {
 
     let mut checks = Checks::of(spec.describe());
     let device = limited.host_device()?.to_owned();
-    checks.that("the queues have the rates", || {
-        ensure!(queue(host, &device)?.rate == "80Mbit", "{:?}", queue(host, &device)?);
-        ensure!(queue(limited.place(), "eth0")?.rate == "40Mbit", "{:?}", queue(limited.place(), "eth0")?);
+    checks.that("the qdiscs have the rates", || {
+        ensure!(qdisc(host, &device)?.rate == "80Mbit", "{:?}", qdisc(host, &device)?);
+        ensure!(qdisc(limited.place(), "eth0")?.rate == "40Mbit", "{:?}", qdisc(limited.place(), "eth0")?);
         Ok(())
     });
-    for (who, client) in
-        [("a pod beside it", near.place()), ("a pod of another node", far.place()), ("its host", host)]
+    for (from, client) in
+        [("a pod of the same node", near.place()), ("a pod of another node", far.place()), ("its host", host)]
     {
-        checks.that(format!("requests of {who} pass both"), || {
+        checks.that(format!("requests of {from} pass both qdiscs"), || {
             const BYTES: usize = 50_000;
-            let before = (queue(host, &device)?.bytes, queue(limited.place(), "eth0")?.bytes);
+            let before = (qdisc(host, &device)?.bytes, qdisc(limited.place(), "eth0")?.bytes);
             let requests = client.get_bytes(limited.web(Family::V4), 5, BYTES)?;
             ensure!(requests.len() == 5, "{requests:?}");
-            let after = (queue(host, &device)?.bytes, queue(limited.place(), "eth0")?.bytes);
-            // acknowledgements to the pod, the pages from it
-            ensure!(after.0 > before.0, "{} bytes passed the queue to the pod", after.0 - before.0);
+            let after = (qdisc(host, &device)?.bytes, qdisc(limited.place(), "eth0")?.bytes);
+            // requests go to the pod, responses come from it
+            ensure!(after.0 > before.0, "{} bytes passed the qdisc to the pod", after.0 - before.0);
             let sent = after.1 - before.1;
-            ensure!(sent >= 5 * BYTES as u64, "{sent} bytes passed the queue from the pod");
+            ensure!(sent >= 5 * BYTES as u64, "{sent} bytes passed the qdisc from the pod");
             Ok(())
         });
     }
-    checks.that("a pod without limits has no queue", || {
+    checks.that("a pod without limits has no qdisc", || {
         let shown = host.run("tc", &["qdisc", "show", "dev", near.host_device()?])?;
         ensure!(!shown.contains("tbf"), "{shown}");
         Ok(())
@@ -94,18 +94,18 @@ fn traffic_of_a_limited_pod_passes_its_queues() -> Result<()> {
     checks.finish(&cluster)
 }
 
-/// A token bucket, as `tc` shows it.
+/// A token bucket filter, as `tc` shows it.
 #[derive(Debug)]
-struct Queue {
+struct Qdisc {
     rate: String,
     bytes: u64,
 }
 
-fn queue(place: &Place, device: &str) -> Result<Queue> {
+fn qdisc(place: &Place, device: &str) -> Result<Qdisc> {
     let shown = place.run("tc", &["-s", "qdisc", "show", "dev", device])?;
     let after = |word: &str| shown.split_whitespace().skip_while(|found| *found != word).nth(1);
     ensure!(shown.contains("qdisc tbf"), "{shown}");
     let rate = after("rate").with_context(|| shown.clone())?.to_owned();
     let bytes = after("Sent").with_context(|| shown.clone())?.parse()?;
-    Ok(Queue { rate, bytes })
+    Ok(Qdisc { rate, bytes })
 }
