@@ -32,12 +32,13 @@ fn main() -> Result<()> {
     let build_dir = build_dir(&out_dir);
     fs::create_dir_all(&build_dir).with_context(|| format!("create {}", build_dir.display()))?;
     // SAFETY: this build script has a single thread. `RUSTC_BOOTSTRAP` allows a stable compiler to
-    // build `core`, and has no effect on nightly. aya-build builds below `OUT_DIR`, and reports each
-    // line of cargo as a warning.
+    // build `core`, and has no effect on nightly. aya-build builds below `OUT_DIR`, unless
+    // cargo is told of another directory, and reports each line of cargo as a warning.
     unsafe {
         env::set_var("RUSTC_BOOTSTRAP", "1");
         env::set_var("OUT_DIR", &build_dir);
         env::set_var("CARGO_TERM_QUIET", "true");
+        env::remove_var("CARGO_BUILD_BUILD_DIR");
     }
     let package = Package { name: "dataplane-ebpf", root_dir: EBPF, ..Package::default() };
     aya_build::build_ebpf([package], Toolchain::Custom(&toolchain)).with_context(|| {

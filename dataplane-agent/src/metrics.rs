@@ -1,7 +1,7 @@
 //! Prometheus metrics.
 //!
-//! Request metrics are counted as requests are served. All others are read at scrape time from the
-//! published status, the datapath and the IPAM ([`AtScrape`]), so no number is kept twice.
+//! Request metrics are counted as requests are served, all others are read at scrape time
+//! ([`AtScrape`]).
 
 use std::{
     fmt,
@@ -88,8 +88,7 @@ struct AtScrape {
 }
 
 impl Metrics {
-    /// Metrics of an agent that publishes `status`. Other parts are added with the setters below,
-    /// because HTTP starts before them.
+    /// Metrics of an agent that publishes `status`; the setters add parts that start after HTTP.
     pub fn new(status: watch::Receiver<Status>) -> Self {
         let mut registry = Registry::with_prefix(PREFIX);
         let scrape = Arc::new(AtScrape {

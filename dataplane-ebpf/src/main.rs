@@ -117,7 +117,7 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// Helpers such as `bpf_redirect_neigh` need a GPL-compatible licence; the user space half is MIT
+/// Helpers such as `bpf_redirect_neigh` need a GPL-compatible license; the user space half is MIT
 /// OR Apache-2.0.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

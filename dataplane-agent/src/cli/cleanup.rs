@@ -158,7 +158,7 @@ async fn network(args: &CleanupArgs, report: &mut Report<'_>) -> Result<(), Clea
         }
     }
     for link in netlink.links().await? {
-        if !is_ours(&link, &args.vxlan_device) {
+        if !is_agent_link(&link, &args.vxlan_device) {
             continue;
         }
         for neighbour in netlink.permanent_neighbours(link.ifindex).await? {
@@ -174,7 +174,7 @@ async fn network(args: &CleanupArgs, report: &mut Report<'_>) -> Result<(), Clea
 }
 
 /// True for pod devices (by name, kind and MAC address) and for the overlay device.
-fn is_ours(link: &Link, overlay: &str) -> bool {
+fn is_agent_link(link: &Link, overlay: &str) -> bool {
     link.is_pod_device() || (link.name == overlay && link.is_vxlan())
 }
 

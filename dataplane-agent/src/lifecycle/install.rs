@@ -112,9 +112,9 @@ impl Install {
 /// Installed files of ours, for `cleanup`. A conflist with our name but another plugin is not ours.
 pub fn installed_files(bin_dir: &Path, conf_dir: &Path) -> Vec<PathBuf> {
     let conflist = conf_dir.join(CONFLIST);
-    let is_ours = fs::read_to_string(&conflist).is_ok_and(|text| text.contains(PLUGIN));
+    let names_our_plugin = fs::read_to_string(&conflist).is_ok_and(|text| text.contains(PLUGIN));
     // the configuration first: without it, the plugin is not called
-    let mut files = Vec::from_iter(is_ours.then_some(conflist));
+    let mut files = Vec::from_iter(names_our_plugin.then_some(conflist));
     files.extend(Some(bin_dir.join(PLUGIN)).filter(|path| path.exists()));
     files
 }

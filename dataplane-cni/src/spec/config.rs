@@ -137,7 +137,7 @@ mod tests {
     fn unknown_keys_are_ignored() {
         let config = read(&json!({
             "cniVersion": "1.0.0", "name": "pods", "type": "dataplane-cni", "capabilities": {"bandwidth": true},
-            "args": {"cni": {}}, "runtimeConfig": 7, "prevResult": null, "unheard": []
+            "args": {"cni": {}}, "runtimeConfig": 7, "prevResult": null, "unknown": []
         }));
         let config = config.unwrap();
         assert_eq!((config.version, config.name.as_str()), (Version::V1_0_0, "pods"));

@@ -89,11 +89,12 @@ fn main() -> Result<()> {
     print(&markdown::conditions(&report))?;
     if let Some(path) = &arguments.json {
         let text = serde_json::to_string_pretty(&report)?;
-        fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))?;
+        fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     }
     if arguments.write_docs || arguments.is_complete() {
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/benchmarks.md");
-        fs::write(&path, markdown::document(&report)).with_context(|| format!("write {}", path.display()))?;
+        fs::write(&path, markdown::document(&report))
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }

@@ -139,7 +139,10 @@ impl Testbed {
 
     /// Checks after the measurement that the baselines used connection tracking as intended.
     pub fn check(&self, measured: &[Case]) -> Result<()> {
-        let is_of = |workload: &Workload, client: &Location| matches!(workload, Workload::ClientServer(path, _) if path.client == *client);
+        let is_of = |workload: &Workload, client: &Location| match workload {
+            Workload::ClientServer(path, _) => path.client == *client,
+            Workload::Forward(_) => false,
+        };
         let took_part = |client: &Location| {
             measured.iter().any(|case| case.workloads.iter().any(|(_, workload)| is_of(workload, client)))
         };

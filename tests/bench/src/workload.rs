@@ -17,7 +17,7 @@ const VERIFICATION_TIME: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug)]
 pub enum Workload {
     /// A client and a server.
-    Ask(TrafficPath, Load),
+    ClientServer(TrafficPath, Load),
     /// A node that forwards packets.
     Forward(Forwarder),
 }
@@ -26,7 +26,7 @@ impl Workload {
     /// Starts the server, which runs until the end of the benchmark.
     pub fn start(&self, servers: &mut Servers) -> Result<()> {
         match self {
-            Self::Ask(path, _) => servers.start(path),
+            Self::ClientServer(path, _) => servers.start(path),
             Self::Forward(_) => Ok(()),
         }
     }
@@ -35,7 +35,7 @@ impl Workload {
     pub fn verify(&self) -> Result<()> {
         let (path, load) = match self {
             Self::Forward(forwarder) => return forwarder.verify(),
-            Self::Ask(path, load) => (path, *load),
+            Self::ClientServer(path, load) => (path, *load),
         };
         let mut outcome = path.measure(load, Duration::ZERO, VERIFICATION_TIME)?;
         if outcome.operations == 0 {
@@ -54,7 +54,7 @@ impl Workload {
     /// Runs one block.
     pub fn run(&self, warm_up: Duration, time: Duration) -> Result<Outcome> {
         match self {
-            Self::Ask(path, load) => path.measure(*load, warm_up, time),
+            Self::ClientServer(path, load) => path.measure(*load, warm_up, time),
             Self::Forward(forwarder) => forwarder.measure(warm_up, time),
         }
     }

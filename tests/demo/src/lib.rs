@@ -1,18 +1,18 @@
 //! The demo: creates a cluster of network namespaces, sends traffic of every kind, and reports each
 //! failure with evidence.
 //!
-//! [`world`] is the cluster, [`steps`] are the checks, [`show`] is the output.
+//! [`testbed`] is the cluster, [`steps`] are the checks, [`show`] is the output.
 
 mod show;
 mod steps;
-mod world;
+mod testbed;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 use dataplane_testkit::lab::{self, Routing};
 
-use self::{show::Show, world::World};
+use self::{show::Show, testbed::Testbed};
 
 /// Name of the demo's cluster.
 pub const CLUSTER: &str = "demo";
@@ -60,26 +60,26 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     if lab::take_down(CLUSTER)? {
         show.note("removed the cluster of an earlier demo");
     }
-    let built = World::build(options, &mut show);
-    let world = match built {
-        Ok(mut world) => {
-            steps::all(&mut world, &mut show);
-            Some(world)
+    let built = Testbed::build(options, &mut show);
+    let testbed = match built {
+        Ok(mut testbed) => {
+            steps::all(&mut testbed, &mut show);
+            Some(testbed)
         }
         Err(error) => {
             show.failed("create the cluster", &error);
             None
         }
     };
-    if let Some(world) = world {
+    if let Some(testbed) = testbed {
         if options.keep {
-            world.keep()?;
+            testbed.keep()?;
             show.note(
                 "the cluster keeps running: `cargo xtask shell client-1` enters a pod, `cargo xtask demo --down` removes \
                  the cluster",
             );
         } else {
-            show.during("remove the cluster", || drop(world));
+            show.during("remove the cluster", || drop(testbed));
         }
     }
     show.finish()

@@ -11,7 +11,7 @@ use anyhow::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::world::World;
+use super::testbed::Testbed;
 use dataplane_testkit::lab;
 
 /// Prints the checks and keeps them for the result.
@@ -57,30 +57,30 @@ impl Show {
     }
 
     /// Does something that is no check, while the spinner names it.
-    pub(super) fn during<T>(&self, what: &str, work: impl FnOnce() -> T) -> T {
+    pub(super) fn during<T>(&self, what: &str, task: impl FnOnce() -> T) -> T {
         self.bar.reset_elapsed();
         self.bar.set_message(what.to_owned());
-        work()
+        task()
     }
 
     /// Runs a check, which returns what it found. A failure is kept with the state of the nodes,
     /// and the demo continues.
     pub(super) fn check(
         &mut self,
-        world: &mut World,
+        testbed: &mut Testbed,
         name: &str,
-        work: impl FnOnce(&mut World) -> Result<String>,
+        task: impl FnOnce(&mut Testbed) -> Result<String>,
     ) {
         let began = Instant::now();
-        let result = self.during(name, || work(world));
-        let evidence = if result.is_err() { world.evidence() } else { String::new() };
+        let result = self.during(name, || task(testbed));
+        let evidence = if result.is_err() { testbed.evidence() } else { String::new() };
         self.record(name, result, evidence, began.elapsed());
     }
 
     /// A step of building the cluster.
-    pub(super) fn build<T>(&mut self, name: &str, work: impl FnOnce() -> Result<(T, String)>) -> Result<T> {
+    pub(super) fn build<T>(&mut self, name: &str, task: impl FnOnce() -> Result<(T, String)>) -> Result<T> {
         let began = Instant::now();
-        let (value, found) = self.during(name, work)?;
+        let (value, found) = self.during(name, task)?;
         self.record(name, Ok(found), String::new(), began.elapsed());
         Ok(value)
     }

@@ -10,7 +10,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::{
     show::Show,
-    world::{DNS_PORT, FAMILIES, WEB_NAME, WEB_PORT, World},
+    testbed::{DNS_PORT, FAMILIES, Testbed, WEB_NAME, WEB_PORT},
 };
 use dataplane_testkit::{
     lab::{Place, Pod, failures, names, outside},
@@ -21,57 +21,58 @@ use dataplane_testkit::{
 /// is 10⁻¹⁰.
 const REQUESTS: u32 = 60;
 
-pub(super) fn all(world: &mut World, show: &mut Show) {
-    pods(world, show);
-    nodes_and_outside(world, show);
-    services(world, show);
-    dns(world, show);
-    throughput::all(world, show);
-    backends::all(world, show);
-    agents::all(world, show);
+pub(super) fn all(testbed: &mut Testbed, show: &mut Show) {
+    pods(testbed, show);
+    nodes_and_outside(testbed, show);
+    services(testbed, show);
+    dns(testbed, show);
+    throughput::all(testbed, show);
+    backends::all(testbed, show);
+    agents::all(testbed, show);
 }
 
-fn pods(world: &mut World, show: &mut Show) {
-    let far = world.far().is_some();
+fn pods(testbed: &mut Testbed, show: &mut Show) {
+    let far = testbed.far().is_some();
     for family in FAMILIES {
-        show.check(world, &format!("ping, same node, {family}"), |world| {
-            ping(world.clients[0].place(), world.near().address(family))
+        show.check(testbed, &format!("ping, same node, {family}"), |testbed| {
+            ping(testbed.clients[0].place(), testbed.near().address(family))
         });
         if far {
-            show.check(world, &format!("ping, other node, {family}"), |world| {
-                let far = world.far().expect("there is one");
-                ping(world.clients[0].place(), far.address(family))
+            show.check(testbed, &format!("ping, other node, {family}"), |testbed| {
+                let far = testbed.far().expect("there is one");
+                ping(testbed.clients[0].place(), far.address(family))
             });
         }
     }
     for family in FAMILIES {
-        show.check(world, &format!("HTTP, same node, {family}"), |world| {
-            get(world.clients[0].place(), world.near().web(family), 5).map(|answers| distribution(&answers))
+        show.check(testbed, &format!("HTTP, same node, {family}"), |testbed| {
+            get(testbed.clients[0].place(), testbed.near().web(family), 5)
+                .map(|answers| distribution(&answers))
         });
         if far {
-            show.check(world, &format!("HTTP, other node, {family}"), |world| {
-                let far = world.far().expect("there is one");
-                get(world.clients[0].place(), far.web(family), 5).map(|answers| distribution(&answers))
+            show.check(testbed, &format!("HTTP, other node, {family}"), |testbed| {
+                let far = testbed.far().expect("there is one");
+                get(testbed.clients[0].place(), far.web(family), 5).map(|answers| distribution(&answers))
             });
         }
     }
 }
 
-fn nodes_and_outside(world: &mut World, show: &mut Show) {
+fn nodes_and_outside(testbed: &mut Testbed, show: &mut Show) {
     for family in FAMILIES {
-        show.check(world, &format!("HTTP from a node to its own pod, {family}"), |world| {
-            let host = world.cluster.nodes()[0].place();
-            get(host, world.near().web(family), 5).map(|answers| distribution(&answers))
+        show.check(testbed, &format!("HTTP from a node to its own pod, {family}"), |testbed| {
+            let host = testbed.cluster.nodes()[0].place();
+            get(host, testbed.near().web(family), 5).map(|answers| distribution(&answers))
         });
         show.check(
-            world,
+            testbed,
             &format!("HTTP from a pod to a host outside the cluster, masqueraded, {family}"),
-            |world| {
-                let place = world.cluster.outside()?;
+            |testbed| {
+                let place = testbed.cluster.outside()?;
                 let _server = place.serve("outside")?;
-                let requests = world.clients[0].place().get(SocketAddr::new(outside(family), HTTP), 5)?;
+                let requests = testbed.clients[0].place().get(SocketAddr::new(outside(family), HTTP), 5)?;
                 ensure!(failures(&requests).is_empty(), "requests failed: {:?}", failures(&requests));
-                let node = world.cluster.nodes()[0].address(family);
+                let node = testbed.cluster.nodes()[0].address(family);
                 let clients: Vec<_> = requests
                     .iter()
                     .filter_map(|request| request.answer())
@@ -87,39 +88,39 @@ fn nodes_and_outside(world: &mut World, show: &mut Show) {
     }
 }
 
-fn services(world: &mut World, show: &mut Show) {
+fn services(testbed: &mut Testbed, show: &mut Show) {
     for family in FAMILIES {
-        show.check(world, &format!("ClusterIP from a pod, {family}"), |world| {
-            distributed(world, world.clients[0].place(), world.web.at(family, WEB_PORT))
+        show.check(testbed, &format!("ClusterIP from a pod, {family}"), |testbed| {
+            distributed(testbed, testbed.clients[0].place(), testbed.web.at(family, WEB_PORT))
         });
-        show.check(world, &format!("ClusterIP from a node, {family}"), |world| {
-            distributed(world, world.cluster.nodes()[0].place(), world.web.at(family, WEB_PORT))
+        show.check(testbed, &format!("ClusterIP from a node, {family}"), |testbed| {
+            distributed(testbed, testbed.cluster.nodes()[0].place(), testbed.web.at(family, WEB_PORT))
         });
-        show.check(world, &format!("ClusterIP from its own backend (hairpin), {family}"), |world| {
-            distributed(world, world.near().place(), world.web.at(family, WEB_PORT))
+        show.check(testbed, &format!("ClusterIP from its own backend (hairpin), {family}"), |testbed| {
+            distributed(testbed, testbed.near().place(), testbed.web.at(family, WEB_PORT))
         });
     }
-    if let Some(filler) = world.filler.clone() {
-        show.check(world, &format!("ClusterIP of the last Service ({})", filler.name), |world| {
-            distributed(world, world.clients[0].place(), filler.at(FAMILIES[0], WEB_PORT))
+    if let Some(filler) = testbed.filler.clone() {
+        show.check(testbed, &format!("ClusterIP of the last Service ({})", filler.name), |testbed| {
+            distributed(testbed, testbed.clients[0].place(), filler.at(FAMILIES[0], WEB_PORT))
         });
     }
 }
 
-fn dns(world: &mut World, show: &mut Show) {
+fn dns(testbed: &mut Testbed, show: &mut Show) {
     for family in FAMILIES {
         for (transport, more) in [("UDP", &[][..]), ("TCP", &["--tcp"])] {
-            show.check(world, &format!("DNS over {transport} through a ClusterIP, {family}"), |world| {
-                let server = world.dns.at(family, DNS_PORT);
-                let client = world.clients[0].place();
+            show.check(testbed, &format!("DNS over {transport} through a ClusterIP, {family}"), |testbed| {
+                let server = testbed.dns.at(family, DNS_PORT);
+                let client = testbed.clients[0].place();
                 let mut found = Vec::new();
                 for record in ["a", "aaaa"] {
                     found.extend(client.resolve(server, WEB_NAME, &[&["--type", record], more].concat())?);
                 }
                 ensure!(
-                    found == world.web.addresses,
+                    found == testbed.web.addresses,
                     "{WEB_NAME} resolves to {found:?}, not to {:?}",
-                    world.web.addresses
+                    testbed.web.addresses
                 );
                 Ok(format!("{WEB_NAME} resolves to {} and {}", found[0], found[1]))
             });
@@ -144,10 +145,10 @@ fn get(from: &Place, server: SocketAddr, count: u32) -> Result<BTreeMap<String, 
 }
 
 /// Sends requests to the web Service. Fails if a backend answered none.
-fn distributed(world: &World, from: &Place, server: SocketAddr) -> Result<String> {
+fn distributed(testbed: &Testbed, from: &Place, server: SocketAddr) -> Result<String> {
     let answers = get(from, server, REQUESTS)?;
     let missing: Vec<_> =
-        world.webs.iter().map(Pod::name).filter(|name| !answers.contains_key(*name)).collect();
+        testbed.webs.iter().map(Pod::name).filter(|name| !answers.contains_key(*name)).collect();
     ensure!(missing.is_empty(), "no answer of {}; {}", missing.join(", "), distribution(&answers));
     Ok(distribution(&answers))
 }

@@ -7,18 +7,19 @@
 use std::{
     env,
     ffi::OsString,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, ExitCode},
 };
 
 use anyhow::{Context as _, Result};
 
-use crate::{process, workspace};
+use crate::process;
 
 /// Set by [`configure`] for the processes that cargo starts.
 const IS_RUSTC: &str = "DATAPLANE_XTASK_IS_RUSTC";
 
-/// Static, without debug information, and without the names of this machine's directories.
+/// Static linking, no debug information. Cargo does not see these options: after a change of them,
+/// what is compiled already must be removed.
 const OPTIONS: [&str; 3] = ["-Ctarget-feature=+crt-static", "-Cdebuginfo=0", "-Cstrip=debuginfo"];
 
 /// Makes cargo run this program as rustc.
@@ -42,18 +43,8 @@ pub(crate) fn run() -> ExitCode {
     command.args(&arguments);
     // cargo also asks for the version and the target's properties, which the options would change
     if arguments.iter().any(|argument| Path::new(argument).extension().is_some_and(|name| name == "rs")) {
-        command.args(OPTIONS).args(path_prefixes());
+        command.args(OPTIONS);
     }
     eprintln!("error: {:#}", process::become_program(&mut command));
     ExitCode::FAILURE
-}
-
-/// Replaces the directories of the workspace and of cargo, so that other directories give the same
-/// bytes.
-fn path_prefixes() -> Vec<String> {
-    let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from);
-    let cargo_home = cargo_home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
-    let directories = [(Some(workspace::root()), "/src"), (cargo_home.as_deref(), "/cargo")];
-    let option = |from: &Path, to| format!("--remap-path-prefix={}={to}", from.display());
-    directories.into_iter().filter_map(|(from, to)| Some(option(from?, to))).collect()
 }

@@ -127,13 +127,14 @@ fn columns(line: &str) -> usize {
     line.chars().count()
 }
 
-/// Whether a line cannot be wrapped: apart from a list marker it is a single link or URL.
+/// Whether a line cannot be wrapped: apart from a list marker it is one link, URL or code span.
 fn is_unbreakable(line: &str) -> bool {
     let text = line.trim_start().trim_start_matches(['-', '*', '>']).trim();
     let is_url = text.contains("://") && text.split_whitespace().count() == 1;
     let is_definition = text.starts_with('[') && text.contains("]: ");
     let is_link = text.starts_with(['[', '!']) && text.contains("](") && text.ends_with(')');
-    is_url || is_definition || is_link && text.matches("](").count() == 1
+    let is_code = text.starts_with('`') && text.split_whitespace().count() == 1;
+    is_url || is_code || is_definition || is_link && text.matches("](").count() == 1
 }
 
 fn format() -> Result<Outcome> {

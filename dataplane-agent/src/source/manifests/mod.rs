@@ -64,9 +64,9 @@ pub struct ManifestSource {
     synced: bool,
 }
 
-/// The parsed directory, and what of it was sent.
+/// Reads a directory without watching it: the objects it declares, and which of them were delivered.
 #[derive(Debug, Default)]
-struct Reader {
+pub struct Reader {
     files: Files,
     declarations: Declarations,
     conflicts: ConflictResolver,
@@ -208,6 +208,13 @@ impl ManifestSource {
 }
 
 impl Reader {
+    /// Reads the directory once. Returns the events since the last call, and the current problems.
+    pub fn read(&mut self, directory: &Path) -> io::Result<(Vec<SourceEvent>, BTreeSet<Problem>)> {
+        let ScanResult { changes, problems, scan } = self.scan(directory, &HashSet::new());
+        scan?;
+        Ok((changes, problems))
+    }
+
     fn scan(&mut self, directory: &Path, writing: &HashSet<OsString>) -> ScanResult {
         let scan = self.files.scan(directory, writing, &mut self.declarations);
         let changes = self

@@ -55,7 +55,7 @@ pub(super) struct TestPacket {
     pub(super) expected: Expected,
 }
 
-/// Processor time cost on packets.
+/// Processor time spent on packets.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PacketCost {
     pub(super) sent: u64,

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 
 use super::super::{
     show::Show,
-    world::{ECHO_PORT, FAMILIES, WEB_PORT, World},
+    testbed::{ECHO_PORT, FAMILIES, Testbed, WEB_PORT},
 };
 use dataplane_testkit::{
     lab::{Client, failures, wait},
@@ -23,8 +23,8 @@ const CONNECTIONS: u32 = 100;
 const REQUESTS: usize = 100;
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-pub(super) fn all(world: &mut World, show: &mut Show) {
-    show.check(world, "all agents killed (SIGKILL) and restarted under traffic", killed_and_replaced);
+pub(super) fn all(testbed: &mut Testbed, show: &mut Show) {
+    show.check(testbed, "all agents killed (SIGKILL) and restarted under traffic", killed_and_replaced);
 }
 
 /// Traffic of one family while agents are replaced.
@@ -34,29 +34,29 @@ struct Traffic {
     requests: Client<Vec<Request>>,
 }
 
-fn killed_and_replaced(world: &mut World) -> Result<String> {
+fn killed_and_replaced(testbed: &mut Testbed) -> Result<String> {
     let mut traffic = Vec::new();
     for family in FAMILIES {
-        let client = world.clients[0].place();
+        let client = testbed.clients[0].place();
         let interval = Duration::from_millis(5);
         traffic.push(Traffic {
-            held: client.hold(world.web.at(family, ECHO_PORT), CONNECTIONS, Duration::from_millis(100))?,
-            datagrams: client.keep_sending(world.web.at(family, ECHO_PORT), interval, &[])?,
-            requests: client.keep_getting(world.web.at(family, WEB_PORT), interval)?,
+            held: client.hold(testbed.web.at(family, ECHO_PORT), CONNECTIONS, Duration::from_millis(100))?,
+            datagrams: client.keep_sending(testbed.web.at(family, ECHO_PORT), interval, &[])?,
+            requests: client.keep_getting(testbed.web.at(family, WEB_PORT), interval)?,
         });
     }
 
-    let nodes = world.cluster.nodes().len();
-    for node in world.cluster.nodes_mut() {
+    let nodes = testbed.cluster.nodes().len();
+    for node in testbed.cluster.nodes_mut() {
         node.agent_mut().kill()?;
     }
     wait_for_requests(&traffic)?;
     let restart = Instant::now();
-    for node in world.cluster.nodes_mut() {
+    for node in testbed.cluster.nodes_mut() {
         node.agent_mut().start()?;
     }
     let mut adopted = 0;
-    for node in world.cluster.nodes_mut() {
+    for node in testbed.cluster.nodes_mut() {
         adopted += node.agent_mut().await_ready()?.status.pins_adopted;
     }
     let ready = restart.elapsed();

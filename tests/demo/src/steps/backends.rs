@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::super::{
     show::Show,
-    world::{FAMILIES, WEB_PORT, World},
+    testbed::{FAMILIES, Testbed, WEB_PORT},
 };
 use dataplane_testkit::{
     lab::{Client, failures, wait},
@@ -19,38 +19,39 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// Requests that must be answered after a change.
 const REQUESTS: usize = 50;
 
-pub(super) fn all(world: &mut World, show: &mut Show) {
-    show.check(world, "a backend removed and added under traffic", |world| {
-        let clients = FAMILIES
-            .map(|family| world.clients[0].place().keep_getting(world.web.at(family, WEB_PORT), INTERVAL));
+pub(super) fn all(testbed: &mut Testbed, show: &mut Show) {
+    show.check(testbed, "a backend removed and added under traffic", |testbed| {
+        let clients = FAMILIES.map(|family| {
+            testbed.clients[0].place().keep_getting(testbed.web.at(family, WEB_PORT), INTERVAL)
+        });
         let [v4, v6] = clients;
-        leave_and_return(world, [v4?, v6?])
+        leave_and_return(testbed, [v4?, v6?])
     });
 }
 
-fn leave_and_return(world: &mut World, clients: [Client<Vec<Request>>; 2]) -> Result<String> {
-    let last = world.webs.len() - 1;
-    let removed = world.webs[last].name().to_owned();
+fn leave_and_return(testbed: &mut Testbed, clients: [Client<Vec<Request>>; 2]) -> Result<String> {
+    let last = testbed.webs.len() - 1;
+    let removed = testbed.webs[last].name().to_owned();
     for client in &clients {
         client.wait(TIMEOUT, |request| request.is_from(&removed)).context("before the removal")?;
     }
 
-    let all = world.web.backends.clone();
-    world.web.backends.truncate(last);
-    let removed_after = apply(world)?;
+    let all = testbed.web.backends.clone();
+    testbed.web.backends.truncate(last);
+    let removed_after = apply(testbed)?;
     for client in &clients {
         answered_since(client, removed_after)?;
     }
     // requests that began before the removal have ended
-    drop(world.web_servers[last].take());
+    drop(testbed.web_servers[last].take());
     let without_it = now_us()?;
     for client in &clients {
         answered_since(client, without_it)?;
     }
 
-    world.web_servers[last] = Some(world.webs[last].serve()?);
-    world.web.backends = all;
-    let returned_after = apply(world)?;
+    testbed.web_servers[last] = Some(testbed.webs[last].serve()?);
+    testbed.web.backends = all;
+    let returned_after = apply(testbed)?;
     for client in &clients {
         let is_back = |request: &Request| request.began_us > returned_after && request.is_from(&removed);
         client.wait(TIMEOUT, is_back).context("after it was added again")?;
@@ -73,9 +74,9 @@ fn leave_and_return(world: &mut World, clients: [Client<Vec<Request>>; 2]) -> Re
 }
 
 /// Applies the web Service. Returns the time after which every agent has written it.
-fn apply(world: &mut World) -> Result<u64> {
-    let web = world.web.clone();
-    world.cluster.apply(&web)?;
+fn apply(testbed: &mut Testbed) -> Result<u64> {
+    let web = testbed.web.clone();
+    testbed.cluster.apply(&web)?;
     now_us()
 }
 

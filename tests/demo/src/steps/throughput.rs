@@ -6,30 +6,30 @@ use serde_json::Value;
 
 use super::super::{
     show::Show,
-    world::{FAMILIES, World},
+    testbed::{FAMILIES, Testbed},
 };
 use dataplane_testkit::lab::Family;
 
 /// Bit rate of the UDP client.
 const UDP_RATE: &str = "50M";
 
-pub(super) fn all(world: &mut World, show: &mut Show) {
+pub(super) fn all(testbed: &mut Testbed, show: &mut Show) {
     for family in FAMILIES {
-        show.check(world, &format!("iperf3 TCP, {family}"), |world| {
-            let result = iperf(world, family, &[])?;
+        show.check(testbed, &format!("iperf3 TCP, {family}"), |testbed| {
+            let result = iperf(testbed, family, &[])?;
             let received = number(&result, "/end/sum_received/bits_per_second")?;
             ensure!(received > 0.0, "nothing was received");
             Ok(format!("{:.2} Gbit/s", received / 1e9))
         });
     }
     for family in FAMILIES {
-        show.check(world, &format!("iperf3 UDP, {family}"), |world| {
-            let unread_before = unread(world)?;
-            let result = iperf(world, family, &["--udp", "--bitrate", UDP_RATE])?;
+        show.check(testbed, &format!("iperf3 UDP, {family}"), |testbed| {
+            let unread_before = unread(testbed)?;
+            let result = iperf(testbed, family, &["--udp", "--bitrate", UDP_RATE])?;
             let packets = number(&result, "/end/sum/packets")?;
             let lost = number(&result, "/end/sum/lost_packets")?;
             // a datagram that the receiver's full socket dropped has crossed the datapath
-            let unread = unread(world)? - unread_before;
+            let unread = unread(testbed)? - unread_before;
             ensure!(
                 packets > 0.0 && lost <= unread,
                 "{lost} of {packets} datagrams were lost, {unread} of them at the receiver's socket"
@@ -42,10 +42,10 @@ pub(super) fn all(world: &mut World, show: &mut Show) {
     }
 }
 
-fn iperf(world: &World, family: Family, more: &[&str]) -> Result<Value> {
-    let server = world.iperf.address(family).to_string();
+fn iperf(testbed: &Testbed, family: Family, more: &[&str]) -> Result<Value> {
+    let server = testbed.iperf.address(family).to_string();
     let arguments = [&["--client", &server, "--time", "2", "--json"], more].concat();
-    let output = world.clients[0].place().output("iperf3", &arguments)?;
+    let output = testbed.clients[0].place().output("iperf3", &arguments)?;
     let result: Value = serde_json::from_slice(&output.stdout).context("iperf3 printed no JSON")?;
     if let Some(error) = result.get("error") {
         anyhow::bail!("iperf3: {error}");
@@ -55,8 +55,8 @@ fn iperf(world: &World, family: Family, more: &[&str]) -> Result<Value> {
 
 /// Number of datagrams that the server's pod dropped because the receive buffer of a socket was
 /// full.
-fn unread(world: &World) -> Result<f64> {
-    let namespace = world.iperf.place().namespace();
+fn unread(testbed: &Testbed) -> Result<f64> {
+    let namespace = testbed.iperf.place().namespace();
     let v6 = namespace.read_proc("/proc/net/snmp6")?;
     let v6 =
         v6.lines().find_map(|line| line.strip_prefix("Udp6RcvbufErrors")).context("no Udp6RcvbufErrors")?;

@@ -1,5 +1,5 @@
-//! `dataplane-agent allocate` against an API server: who gets which range, whatever happens to allocators.
-//! Needs no root.
+//! `dataplane-agent allocate` against an API server: which node gets which range, also when
+//! allocators fail. Needs no root.
 
 mod access;
 mod leaders;
@@ -18,26 +18,26 @@ use dataplane_testkit::{bins, lab::wait};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-/// Everything here takes milliseconds; a lease takes seconds.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Most steps take milliseconds; a new leader takes seconds.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// As short as an allocator takes.
+/// The shortest lease duration that the allocator accepts, in seconds.
 const LEASE: u64 = 5;
 
-/// A cluster without nodes.
-struct Bed {
+/// An API server without nodes.
+struct Testbed {
     server: Server,
     objects: Objects,
     directory: tempfile::TempDir,
 }
 
-/// A running allocator. Ends with its handle.
+/// A running allocator, killed on drop.
 struct Allocator {
     child: Child,
     log: PathBuf,
 }
 
-impl Bed {
+impl Testbed {
     fn new() -> Result<Self> {
         let server = Server::local()?;
         let objects = server.objects()?;
@@ -51,7 +51,7 @@ impl Bed {
         User { name: name.to_owned(), groups: vec!["system:masters".to_owned()] }
     }
 
-    /// Starts one that may do everything.
+    /// Starts an allocator with all permissions.
     fn allocator(&self, name: &str, arguments: &str) -> Result<Allocator> {
         self.allocator_as(name, &Self::user(name), arguments)
     }
@@ -86,7 +86,7 @@ impl Bed {
         self.objects.create(&node)
     }
 
-    /// What each node has.
+    /// The pod CIDRs of each node.
     fn ranges(&self) -> Result<BTreeMap<String, Vec<IpNet>>> {
         let nodes = self.objects.list("v1", "Node", "")?;
         nodes
@@ -94,33 +94,33 @@ impl Bed {
             .map(|node| {
                 let name = node["metadata"]["name"].as_str().context("a node has no name")?.to_owned();
                 let ranges = node["spec"]["podCIDRs"].as_array().into_iter().flatten();
-                let ranges = ranges.map(|range| Ok(range.as_str().context("no text")?.parse()?));
+                let ranges = ranges.map(|range| Ok(range.as_str().context("not a string")?.parse()?));
                 Ok((name, ranges.collect::<Result<_>>()?))
             })
             .collect()
     }
 
-    /// Waits until every node has `count` ranges, none of which overlaps another.
+    /// Waits until every node has `count` ranges, and checks that no two overlap.
     fn wait_all(&self, count: usize) -> Result<BTreeMap<String, Vec<IpNet>>> {
-        let all = wait::until("every node has its ranges", PATIENCE, || {
+        let all = wait::until("every node has its ranges", TIMEOUT, || {
             let ranges = self.ranges()?;
-            let lack: Vec<_> = ranges.iter().filter(|(_, ranges)| ranges.len() != count).collect();
-            ensure!(lack.is_empty(), "these do not: {lack:?}");
+            let missing: Vec<_> = ranges.iter().filter(|(_, ranges)| ranges.len() != count).collect();
+            ensure!(missing.is_empty(), "nodes without: {missing:?}");
             Ok(Some(ranges))
         })?;
         let flat: Vec<_> =
             all.iter().flat_map(|(name, ranges)| ranges.iter().map(move |range| (name, range))).collect();
-        for (place, (node, one)) in flat.iter().enumerate() {
-            for (other, two) in &flat[place + 1..] {
+        for (index, (node, one)) in flat.iter().enumerate() {
+            for (other, two) in &flat[index + 1..] {
                 ensure!(!one.contains(*two) && !two.contains(*one), "{node} has {one}, {other} has {two}");
             }
         }
         Ok(all)
     }
 
-    /// Waits for an Event about a node, and gives its note.
+    /// Waits for an Event about a node; returns its note.
     fn wait_event(&self, node: &str, reason: &str) -> Result<String> {
-        wait::until(&format!("Event {reason} of {node}"), PATIENCE, || {
+        wait::until(&format!("Event {reason} of {node}"), TIMEOUT, || {
             let events = self.objects.list("events.k8s.io/v1", "Event", "default")?;
             let found = events
                 .iter()
@@ -133,11 +133,11 @@ impl Bed {
     fn lease(&self) -> Result<Value> {
         let lease =
             self.objects.get("coordination.k8s.io/v1", "Lease", "kube-system", "dataplane-allocator")?;
-        lease.context("there is no Lease")
+        lease.context("no Lease")
     }
 
     fn wait_holder(&self, name: &str) -> Result<Value> {
-        wait::until(&format!("{name} holds the Lease"), PATIENCE, || {
+        wait::until(&format!("{name} holds the Lease"), TIMEOUT, || {
             let lease = self.lease()?;
             Ok((lease["spec"]["holderIdentity"] == name).then_some(lease))
         })
@@ -153,24 +153,24 @@ fn node(name: &str, pod_cidrs: &[&str]) -> Value {
 }
 
 impl Allocator {
-    /// Waits for its end by itself, and gives what it said.
-    fn refusal(mut self) -> Result<String> {
-        let status = wait::until("the allocator ends", PATIENCE, || Ok(self.child.try_wait()?))?;
-        ensure!(!status.success(), "it ended without complaint");
+    /// Waits until the process exits with an error; returns the message.
+    fn wait_error(mut self) -> Result<String> {
+        let status = wait::until("the allocator ends", TIMEOUT, || Ok(self.child.try_wait()?))?;
+        ensure!(!status.success(), "the allocator exited without an error");
         let log = fs::read_to_string(&self.log)?;
-        let said = log.lines().find_map(|line| line.strip_prefix("dataplane-agent: allocate: "));
-        Ok(said.with_context(|| format!("no sentence in {log}"))?.to_owned())
+        let message = log.lines().find_map(|line| line.strip_prefix("dataplane-agent: allocate: "));
+        Ok(message.with_context(|| format!("no error in {log}"))?.to_owned())
     }
 
     fn terminate(mut self) -> Result<()> {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id())?);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
-        let status = wait::until("the allocator ends", PATIENCE, || Ok(self.child.try_wait()?))?;
+        let status = wait::until("the allocator ends", TIMEOUT, || Ok(self.child.try_wait()?))?;
         ensure!(status.success(), "{status}");
         Ok(())
     }
 
-    /// As a crash.
+    /// Kills the process, as a crash would.
     fn kill(mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
@@ -178,10 +178,10 @@ impl Allocator {
     }
 
     fn http(&self, path: &str) -> Result<(u16, String)> {
-        let address = wait::until("its HTTP address", PATIENCE, || {
+        let address = wait::until("the HTTP address in the log", TIMEOUT, || {
             let log = fs::read_to_string(&self.log)?;
             let found = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            let mut found = found.filter(|line| line["message"] == "metrics and health");
+            let mut found = found.filter(|line| line["message"] == "serving metrics and health");
             Ok(found.next().and_then(|line| line["address"].as_str().map(str::to_owned)))
         })?;
         get(&address, path)
@@ -196,8 +196,8 @@ impl Allocator {
 
 impl Drop for Allocator {
     fn drop(&mut self) {
-        // it may have ended
-        let _gone = self.child.kill();
+        // it may have exited
+        let _killed = self.child.kill();
         let _reaped = self.child.wait();
     }
 }
@@ -205,36 +205,36 @@ impl Drop for Allocator {
 fn get(address: &str, path: &str) -> Result<(u16, String)> {
     use std::io::{Read as _, Write as _};
     let mut stream = std::net::TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
-    let code = text.split(' ').nth(1).context("no HTTP")?.parse()?;
+    let code = text.split(' ').nth(1).context("not an HTTP response")?.parse()?;
     Ok((code, text))
 }
 
 #[test]
-fn nodes_get_a_range_of_each_family_and_keep_what_they_have() -> Result<()> {
-    let bed = Bed::new()?;
-    bed.add("old", &["10.1.7.0/24", "fd00:1:0:7::/64"])?;
+fn nodes_get_one_range_of_each_family_and_keep_existing_ones() -> Result<()> {
+    let testbed = Testbed::new()?;
+    testbed.add("old", &["10.1.7.0/24", "fd00:1:0:7::/64"])?;
     for number in 0..5 {
-        bed.add(&format!("n{number}"), &[])?;
+        testbed.add(&format!("n{number}"), &[])?;
     }
-    let allocator = bed.allocator("a", "--cluster-cidr 10.1.0.0/16,fd00:1::/48")?;
-    let all = bed.wait_all(2)?;
+    let allocator = testbed.allocator("a", "--cluster-cidr 10.1.0.0/16,fd00:1::/48")?;
+    let all = testbed.wait_all(2)?;
     ensure!(all["old"] == ["10.1.7.0/24".parse()?, "fd00:1:0:7::/64".parse()?], "{all:?}");
     for (name, ranges) in &all {
         let lengths: Vec<_> = ranges.iter().map(IpNet::prefix_len).collect();
         ensure!(lengths == [24, 64], "{name}: {ranges:?}");
     }
-    let first = bed.objects.get("v1", "Node", "", "n0")?.context("n0")?;
+    let first = testbed.objects.get("v1", "Node", "", "n0")?.context("n0")?;
     ensure!(first["spec"]["podCIDR"] == first["spec"]["podCIDRs"][0], "{first}");
 
     let began = Instant::now();
-    bed.add("late", &[])?;
-    bed.wait_all(2)?;
+    testbed.add("late", &[])?;
+    testbed.wait_all(2)?;
     let took = began.elapsed();
-    eprintln!("a node that joins has its ranges after {took:?}");
+    eprintln!("a new node has its ranges after {took:?}");
     ensure!(took < Duration::from_secs(1), "{took:?}");
 
     ensure!(allocator.http("/healthz")?.0 == 200);
@@ -247,16 +247,16 @@ fn nodes_get_a_range_of_each_family_and_keep_what_they_have() -> Result<()> {
 }
 
 #[test]
-fn answers_that_are_lost_give_no_second_range() -> Result<()> {
-    let bed = Bed::new()?;
-    let _a = bed.allocator("a", "--cluster-cidr 10.1.0.0/16")?;
-    bed.wait_holder("a")?;
+fn lost_replies_assign_no_second_range() -> Result<()> {
+    let testbed = Testbed::new()?;
+    let _a = testbed.allocator("a", "--cluster-cidr 10.1.0.0/16")?;
+    testbed.wait_holder("a")?;
     let lost = Fault::ExecuteThenRefuse(Failure::new(500, "InternalError", "timed out"));
-    bed.server.faults().next(5, Requests::to("patch", "nodes"), lost);
+    testbed.server.faults().next(5, Requests::to("patch", "nodes"), lost);
     for number in 0..8 {
-        bed.add(&format!("n{number}"), &[])?;
+        testbed.add(&format!("n{number}"), &[])?;
     }
-    let all = bed.wait_all(1)?;
+    let all = testbed.wait_all(1)?;
     let used: Vec<_> = all.values().flatten().collect();
     ensure!(
         used.iter().all(|range| "10.1.0.0/21".parse::<IpNet>().is_ok_and(|first| first.contains(*range))),
@@ -266,64 +266,65 @@ fn answers_that_are_lost_give_no_second_range() -> Result<()> {
 }
 
 #[test]
-fn a_node_without_room_is_told_so_and_served_when_another_leaves() -> Result<()> {
-    let bed = Bed::new()?;
-    bed.add("n0", &["10.1.0.0/24"])?;
-    bed.add("n1", &["10.1.1.0/24"])?;
-    let _a = bed.allocator("a", "--cluster-cidr 10.1.0.0/23")?;
-    bed.wait_holder("a")?;
-    bed.add("n2", &[])?;
-    let note = bed.wait_event("n2", "PodCIDRsExhausted")?;
+fn exhaustion_is_an_event_and_ends_when_a_node_leaves() -> Result<()> {
+    let testbed = Testbed::new()?;
+    testbed.add("n0", &["10.1.0.0/24"])?;
+    testbed.add("n1", &["10.1.1.0/24"])?;
+    let _a = testbed.allocator("a", "--cluster-cidr 10.1.0.0/23")?;
+    testbed.wait_holder("a")?;
+    testbed.add("n2", &[])?;
+    let note = testbed.wait_event("n2", "PodCIDRsExhausted")?;
     ensure!(note.contains("all 2 ranges of cluster CIDR 10.1.0.0/23 are assigned"), "{note}");
-    bed.objects.delete(&[node("n0", &[])])?;
-    let all = bed.wait_all(1)?;
+    testbed.objects.delete(&[node("n0", &[])])?;
+    let all = testbed.wait_all(1)?;
     ensure!(all["n2"] == ["10.1.0.0/24".parse()?], "{all:?}");
     Ok(())
 }
 
 #[test]
-fn two_nodes_with_one_range_and_a_range_from_elsewhere_are_events() -> Result<()> {
-    let bed = Bed::new()?;
-    bed.add("n0", &["10.1.0.0/24"])?;
-    bed.add("n1", &["10.1.0.0/24"])?;
-    bed.add("n2", &["10.1.2.0/24"])?;
-    let a = bed.allocator("a", "--cluster-cidr 10.1.0.0/16,fd00::/48")?;
+fn overlapping_and_foreign_ranges_are_events() -> Result<()> {
+    let testbed = Testbed::new()?;
+    testbed.add("n0", &["10.1.0.0/24"])?;
+    testbed.add("n1", &["10.1.0.0/24"])?;
+    testbed.add("n2", &["10.1.2.0/24"])?;
+    let a = testbed.allocator("a", "--cluster-cidr 10.1.0.0/16,fd00::/48")?;
     for (node, other) in [("n0", "n1"), ("n1", "n0")] {
-        let note = bed.wait_event(node, "PodCIDROverlap")?;
+        let note = testbed.wait_event(node, "PodCIDROverlap")?;
         ensure!(
             note.starts_with(&format!("pod CIDR 10.1.0.0/24 overlaps 10.1.0.0/24 of node {other}")),
             "{note}"
         );
     }
-    bed.wait_event("n2", "PodCIDRFamilyMissing")?;
-    bed.add("n3", &["192.168.0.0/24", "fd00::/64"])?;
-    let note = bed.wait_event("n3", "PodCIDROutsideCluster")?;
+    testbed.wait_event("n2", "PodCIDRFamilyMissing")?;
+    testbed.add("n3", &["192.168.0.0/24", "fd00::/64"])?;
+    let note = testbed.wait_event("n3", "PodCIDROutsideCluster")?;
     ensure!(note.contains("192.168.0.0/24 is outside of cluster CIDR 10.1.0.0/16"), "{note}");
     ensure!(a.metric("dataplane_allocator_conflicts_total{reason=\"PodCIDROverlap\"}")? == Some(2.0));
-    let untouched = bed.ranges()?;
+    let untouched = testbed.ranges()?;
     ensure!(untouched["n0"] == untouched["n1"], "{untouched:?}");
     Ok(())
 }
 
 #[test]
-fn a_cluster_cidr_of_another_cluster_is_refused_at_start() -> Result<()> {
-    let bed = Bed::new()?;
-    bed.add("n0", &["10.244.0.0/24"])?;
-    let said = bed.allocator("a", "--cluster-cidr 10.1.0.0/16")?.refusal()?;
+fn a_cluster_cidr_that_contradicts_the_cluster_is_refused_at_start() -> Result<()> {
+    let testbed = Testbed::new()?;
+    testbed.add("n0", &["10.244.0.0/24"])?;
+    let message = testbed.allocator("a", "--cluster-cidr 10.1.0.0/16")?.wait_error()?;
     ensure!(
-        said.starts_with("node n0: pod CIDR 10.244.0.0/24 is outside of cluster CIDR 10.1.0.0/16"),
-        "{said}"
+        message.starts_with("node n0: pod CIDR 10.244.0.0/24 is outside of cluster CIDR 10.1.0.0/16"),
+        "{message}"
     );
-    let said = bed.allocator("b", "--cluster-cidr 10.244.0.0/16 --service-cidr 10.244.8.0/24")?.refusal()?;
-    ensure!(said.contains("10.244.0.0/16 overlaps service CIDR 10.244.8.0/24"), "{said}");
-    bed.objects.patch_status(
+    let message =
+        testbed.allocator("b", "--cluster-cidr 10.244.0.0/16 --service-cidr 10.244.8.0/24")?.wait_error()?;
+    ensure!(message.contains("10.244.0.0/16 overlaps service CIDR 10.244.8.0/24"), "{message}");
+    testbed.objects.patch_status(
         &node("n0", &[]),
         &json!({"status": {"addresses": [{"type": "InternalIP", "address": "10.244.3.3"}]}}),
     )?;
-    let said = bed.allocator("c", "--cluster-cidr 10.244.0.0/16")?.refusal()?;
+    let message = testbed.allocator("c", "--cluster-cidr 10.244.0.0/16")?.wait_error()?;
     ensure!(
-        said.starts_with("node n0: node address 10.244.3.3 is inside of cluster CIDR 10.244.0.0/16"),
-        "{said}"
+        message.starts_with("node n0: node address 10.244.3.3 is inside of cluster CIDR 10.244.0.0/16"),
+        "{message}"
     );
     Ok(())
 }

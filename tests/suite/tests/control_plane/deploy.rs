@@ -1,5 +1,5 @@
-//! What `deploy/` promises: objects the API takes as they are, the same from Kustomize and Helm, rights without excess,
-//! and a pod in which the agent finds everything where it looks for it.
+//! The manifests in `deploy/`: the API accepts them unchanged, Kustomize and Helm render the same
+//! objects, permissions are minimal, and the agent's pod mounts what the agent needs.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 use crate::manifests::{directory, helm, kustomize, objects, schema};
 
-/// As the agent's own command line.
+/// The command line of the agent.
 #[derive(Debug, Parser)]
 struct Line {
     #[command(subcommand)]
@@ -37,10 +37,10 @@ enum Command {
     Cli(cli::Command),
 }
 
-const NO_KUBECTL: &str = "kubectl is not installed, and only it knows what `kubectl apply -k` makes";
+const NO_KUBECTL: &str = "kubectl is not installed, but needed to render the Kustomize directories";
 
-/// Everything that can be applied, by its directory.
-fn everything() -> Result<Option<BTreeMap<&'static str, Vec<Value>>>> {
+/// The objects of every Kustomize directory.
+fn render_all() -> Result<Option<BTreeMap<&'static str, Vec<Value>>>> {
     let mut all = BTreeMap::new();
     for place in [".", "overlays/microk8s", "overlays/k3s", "overlays/example"] {
         let Some(found) = kustomize::build(&directory().join(place))? else {
@@ -53,8 +53,8 @@ fn everything() -> Result<Option<BTreeMap<&'static str, Vec<Value>>>> {
 }
 
 fn find<'a>(objects: &'a [Value], kind: &str, name: &str) -> Result<&'a Value> {
-    let mut wanted = objects.iter().filter(|o| o["kind"] == kind && o["metadata"]["name"] == name);
-    wanted.next().with_context(|| format!("no {kind} {name}"))
+    let mut found = objects.iter().filter(|o| o["kind"] == kind && o["metadata"]["name"] == name);
+    found.next().with_context(|| format!("no {kind} {name}"))
 }
 
 fn strings(value: &Value) -> Vec<&str> {
@@ -66,8 +66,8 @@ fn items(value: &Value) -> impl Iterator<Item = &Value> {
 }
 
 #[test]
-fn the_api_keeps_every_field() -> Result<()> {
-    let Some(all) = everything()? else { return Ok(()) };
+fn the_api_types_keep_every_field() -> Result<()> {
+    let Some(all) = render_all()? else { return Ok(()) };
     for (place, objects) in all {
         for object in &objects {
             objects::check(object).with_context(|| place)?;
@@ -77,8 +77,8 @@ fn the_api_keeps_every_field() -> Result<()> {
 }
 
 #[test]
-fn the_chart_makes_what_kustomize_makes() -> Result<()> {
-    let Some(all) = everything()? else { return Ok(()) };
+fn the_chart_and_kustomize_render_the_same_objects() -> Result<()> {
+    let Some(all) = render_all()? else { return Ok(()) };
     let namespace = json!({ "namespace": { "create": true } });
     for (place, file) in [
         (".", None),
@@ -88,7 +88,7 @@ fn the_chart_makes_what_kustomize_makes() -> Result<()> {
         let values = file.map_or_else(|| Ok(json!({})), helm::values)?;
         let (chart, engine) = helm::render(&values)?;
         println!("{place}: rendered by {engine:?}");
-        // Helm makes the namespace itself, before anything of the chart
+        // Helm creates the namespace itself
         let rest: Vec<Value> =
             all[place].iter().filter(|object| object["kind"] != "Namespace").cloned().collect();
         assert_eq!(objects::compare(&rest, &chart), Vec::<String>::new(), "{place}");
@@ -136,7 +136,7 @@ fn the_charts_values_reach_the_objects() -> Result<()> {
 }
 
 #[test]
-fn wrong_values_are_refused_by_name() -> Result<()> {
+fn invalid_values_are_refused_by_name() -> Result<()> {
     let schema = directory().join("helm/dataplane/values.schema.json");
     let schema: Value = serde_json::from_str(&std::fs::read_to_string(schema)?)?;
     for (values, place) in [
@@ -161,8 +161,8 @@ fn wrong_values_are_refused_by_name() -> Result<()> {
 }
 
 #[test]
-fn no_right_is_a_wildcard_and_none_is_more_than_the_code_asks_for() -> Result<()> {
-    let Some(all) = everything()? else { return Ok(()) };
+fn permissions_have_no_wildcard_and_are_exactly_those_the_code_uses() -> Result<()> {
+    let Some(all) = render_all()? else { return Ok(()) };
     let mut granted: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for object in &all["overlays/microk8s"] {
         for rule in items(&object["rules"]) {
@@ -171,8 +171,8 @@ fn no_right_is_a_wildcard_and_none_is_more_than_the_code_asks_for() -> Result<()
             assert!(rule["nonResourceURLs"].is_null(), "{rule}");
             let name = object["metadata"]["name"].as_str().unwrap_or_default();
             for (group, resource) in groups.iter().flat_map(|g| resources.iter().map(move |r| (g, r))) {
-                let rights = granted.entry(format!("{name}: {group}/{resource}")).or_default();
-                rights.extend(verbs.iter().map(ToString::to_string));
+                let granted_verbs = granted.entry(format!("{name}: {group}/{resource}")).or_default();
+                granted_verbs.extend(verbs.iter().map(ToString::to_string));
             }
         }
     }
@@ -196,7 +196,7 @@ fn no_right_is_a_wildcard_and_none_is_more_than_the_code_asks_for() -> Result<()
     Ok(())
 }
 
-/// The configuration a ConfigMap holds, as the agent reads it.
+/// The agent's configuration from a ConfigMap.
 fn configuration(map: &Value) -> Result<Config> {
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("agent.yaml");
@@ -206,8 +206,8 @@ fn configuration(map: &Value) -> Result<Config> {
 }
 
 #[test]
-fn the_agent_finds_in_its_pod_what_its_configuration_names() -> Result<()> {
-    let Some(all) = everything()? else { return Ok(()) };
+fn the_agents_pod_mounts_what_its_configuration_names() -> Result<()> {
+    let Some(all) = render_all()? else { return Ok(()) };
     for (place, objects) in &all {
         let config = configuration(find(objects, "ConfigMap", "dataplane-agent")?)?;
         let pod = &find(objects, "DaemonSet", "dataplane-agent")?["spec"]["template"]["spec"];
@@ -218,15 +218,15 @@ fn the_agent_finds_in_its_pod_what_its_configuration_names() -> Result<()> {
                 items(&agent["volumeMounts"]).find(|mount| mount["mountPath"] == path.to_str().unwrap_or(""));
             let name =
                 &mount.with_context(|| format!("{place}: nothing is mounted at {}", path.display()))?["name"];
-            items(&pod["volumes"]).find(|volume| volume["name"] == *name).context("a mount without volume")
+            items(&pod["volumes"]).find(|volume| volume["name"] == *name).context("a mount without a volume")
         };
         for path in [&config.state_dir, &config.run_dir, &config.bpffs] {
             assert_eq!(volume(path)?["hostPath"]["path"], path.to_str().unwrap_or(""), "{place}");
         }
-        // what the plugin, on the host, connects to by default
+        // the default socket of the CNI plugin on the host
         assert_eq!(config.run_dir.join("agent.sock"), Path::new("/run/dataplane/agent.sock"));
 
-        let http = config.http_bind_address.context("no HTTP, but probes")?;
+        let http = config.http_bind_address.context("no http_bind_address for the probes")?;
         for (probe, path) in
             [("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")]
         {
@@ -242,8 +242,8 @@ fn the_agent_finds_in_its_pod_what_its_configuration_names() -> Result<()> {
 }
 
 #[test]
-fn the_allocator_takes_its_arguments_and_variables() -> Result<()> {
-    let Some(all) = everything()? else { return Ok(()) };
+fn the_allocator_accepts_its_arguments_and_variables() -> Result<()> {
+    let Some(all) = render_all()? else { return Ok(()) };
     let objects = &all["overlays/microk8s"];
     let container =
         &find(objects, "Deployment", "dataplane-allocator")?["spec"]["template"]["spec"]["containers"][0];
@@ -267,7 +267,7 @@ fn the_allocator_takes_its_arguments_and_variables() -> Result<()> {
     Ok(())
 }
 
-/// What the agent makes of a container's arguments; variables are given as flags.
+/// Parses a container's arguments; its environment variables are given as flags in `more`.
 fn parse(container: &Value, more: &[String]) -> Result<Command> {
     let words = ["dataplane-agent"].into_iter().chain(strings(&container["args"]));
     let words = words.chain(more.iter().map(String::as_str));
@@ -275,8 +275,8 @@ fn parse(container: &Value, more: &[String]) -> Result<Command> {
 }
 
 #[test]
-fn every_image_is_this_version_and_no_container_is_more_than_it_needs() -> Result<()> {
-    let Some(all) = everything()? else { return Ok(()) };
+fn images_have_this_version_and_containers_are_restricted() -> Result<()> {
+    let Some(all) = render_all()? else { return Ok(()) };
     for (place, objects) in &all {
         for object in objects {
             let pod = &object["spec"]["template"]["spec"];
@@ -300,7 +300,7 @@ fn every_image_is_this_version_and_no_container_is_more_than_it_needs() -> Resul
 }
 
 #[test]
-fn the_manifests_capabilities_are_enough_for_pods_and_traffic() -> Result<()> {
+fn the_manifests_capabilities_suffice_for_pods_and_traffic() -> Result<()> {
     only_as_root!();
     let granted = match kustomize::build(&directory())? {
         Some(objects) => {

@@ -1,5 +1,5 @@
-//! What a node says of itself and places, against an API server; and the removal of what kube-proxy left, against the
-//! kernel. Only the latter needs root.
+//! What the agent writes to its Node object and to the host, against an API server; and the removal
+//! of kube-proxy's rules, against the kernel. Only the latter needs root.
 
 mod agent;
 mod kube_proxy;
@@ -29,24 +29,24 @@ use tokio::{runtime::Runtime, sync::watch};
 
 use crate::manifests;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Short, so that tests are.
+/// The delay before `NetworkUnavailable`; short, to keep the tests short.
 const GRACE: Duration = Duration::from_millis(800);
 
 const NODE: &str = "n1";
 
 const TAINT: &str = "dataplane.local/agent-not-ready";
 
-/// A Node in an API server, and whoever takes care of it.
-struct Bed {
+/// A Node in an API server, and the runtime of the code under test.
+struct Testbed {
     server: Server,
     objects: Objects,
     runtime: Runtime,
     status: watch::Sender<Status>,
 }
 
-impl Bed {
+impl Testbed {
     fn new() -> Result<Self> {
         let server = Server::local()?;
         let objects = server.objects()?;
@@ -67,43 +67,46 @@ impl Bed {
         Ok(Self { server, objects, runtime, status })
     }
 
-    fn master() -> User {
+    fn admin() -> User {
         User { name: "agent".to_owned(), groups: vec!["system:masters".to_owned()] }
     }
 
-    /// Takes care of the node as this user; `more` says of what else.
-    fn start(&self, user: &User, more: impl FnOnce(&mut Lifecycle)) -> Result<Problems> {
+    /// Starts the lifecycle of the node as this user; `change` sets further fields.
+    fn start(&self, user: &User, change: impl FnOnce(&mut Lifecycle)) -> Result<Problems> {
         let kubeconfig = Kubeconfig::from_yaml(&self.server.kubeconfig(user)?)?;
         self.runtime.block_on(async {
             let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
             let client = Some(Client::try_from(config)?);
             let mut lifecycle =
                 Lifecycle { client, grace: GRACE, ..Lifecycle::new(NODE, Netlink::connect()?) };
-            more(&mut lifecycle);
+            change(&mut lifecycle);
             Ok(lifecycle.start(&self.status.subscribe()))
         })
     }
 
-    /// What the agent says of itself from now on.
-    fn say(&self, not_ready: Option<&str>) {
+    /// Sets the readiness of the agent.
+    fn set_not_ready(&self, not_ready: Option<&str>) {
         let not_ready =
             not_ready.map(|reason| NotReady { check: "source".to_owned(), reason: reason.to_owned() });
         self.status.send_modify(|status| status.not_ready = not_ready.into_iter().collect());
     }
 
     fn node(&self) -> Result<Value> {
-        self.objects.get("v1", "Node", "", NODE)?.context("the node is gone")
+        self.objects.get("v1", "Node", "", NODE)?.context("the Node object is missing")
     }
 
     fn condition(&self) -> Result<Option<Value>> {
         let node = self.node()?;
         let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        ensure!(conditions.iter().any(|found| found["type"] == "Ready"), "a condition of others is gone");
+        ensure!(
+            conditions.iter().any(|found| found["type"] == "Ready"),
+            "a condition of another component is missing"
+        );
         Ok(conditions.into_iter().find(|found| found["type"] == "NetworkUnavailable"))
     }
 
     fn wait_condition(&self, status: &str) -> Result<Value> {
-        wait::until(&format!("NetworkUnavailable={status}"), PATIENCE, || {
+        wait::until(&format!("NetworkUnavailable={status}"), TIMEOUT, || {
             Ok(self.condition()?.filter(|found| found["status"] == status))
         })
     }
@@ -115,13 +118,13 @@ impl Bed {
     }
 
     fn wait_untainted(&self) -> Result<()> {
-        wait::until("the startup taint goes", PATIENCE, || {
+        wait::until("the startup taint is removed", TIMEOUT, || {
             Ok((!self.taints()?.iter().any(|key| key == TAINT)).then_some(()))
         })
     }
 
     fn wait_event(&self, reason: &str) -> Result<Value> {
-        wait::until(&format!("Event {reason}"), PATIENCE, || {
+        wait::until(&format!("Event {reason}"), TIMEOUT, || {
             let events = self.objects.list("events.k8s.io/v1", "Event", "default")?;
             Ok(events
                 .into_iter()
@@ -131,7 +134,7 @@ impl Bed {
 }
 
 fn wait_problem(problems: &Problems, text: &str) -> Result<()> {
-    wait::until(&format!("a problem with {text:?}"), PATIENCE, || {
+    wait::until(&format!("a problem with {text:?}"), TIMEOUT, || {
         let now = problems.now();
         ensure!(now.iter().any(|problem| problem.message.contains(text)), "{now:?}");
         Ok(Some(()))
@@ -139,54 +142,54 @@ fn wait_problem(problems: &Problems, text: &str) -> Result<()> {
 }
 
 #[test]
-fn a_node_is_said_to_be_unavailable_after_a_while_and_available_at_once() -> Result<()> {
-    let bed = Bed::new()?;
-    let _problems = bed.start(&Bed::master(), |_| {})?;
-    bed.say(Some("nothing yet"));
-    let unavailable = bed.wait_condition("True")?;
+fn network_unavailable_is_set_after_a_delay_and_cleared_at_once() -> Result<()> {
+    let testbed = Testbed::new()?;
+    let _problems = testbed.start(&Testbed::admin(), |_| {})?;
+    testbed.set_not_ready(Some("not connected"));
+    let unavailable = testbed.wait_condition("True")?;
     ensure!(unavailable["reason"] == "DataplaneNotReady", "{unavailable}");
-    ensure!(unavailable["message"] == "source: nothing yet", "{unavailable}");
-    ensure!(bed.taints()?.len() == 3, "taints went early");
-    let event = bed.wait_event("DataplaneNotReady")?;
-    ensure!(event["type"] == "Warning" && event["note"] == "source: nothing yet", "{event}");
-    ensure!(event["regarding"]["uid"] == bed.node()?["metadata"]["uid"], "{event}");
+    ensure!(unavailable["message"] == "source: not connected", "{unavailable}");
+    ensure!(testbed.taints()?.len() == 3, "taints were removed early");
+    let event = testbed.wait_event("DataplaneNotReady")?;
+    ensure!(event["type"] == "Warning" && event["note"] == "source: not connected", "{event}");
+    ensure!(event["regarding"]["uid"] == testbed.node()?["metadata"]["uid"], "{event}");
 
-    bed.say(None);
-    let available = bed.wait_condition("False")?;
+    testbed.set_not_ready(None);
+    let available = testbed.wait_condition("False")?;
     ensure!(available["reason"] == "DataplaneReady", "{available}");
-    bed.wait_untainted()?;
-    ensure!(bed.taints()? == ["node.kubernetes.io/not-ready"], "{:?}", bed.taints()?);
-    bed.wait_event("DataplaneReady")?;
+    testbed.wait_untainted()?;
+    ensure!(testbed.taints()? == ["node.kubernetes.io/not-ready"], "{:?}", testbed.taints()?);
+    testbed.wait_event("DataplaneReady")?;
 
-    // nothing changed: nothing is written
-    let before = bed.node()?;
+    // no write without a change
+    let before = testbed.node()?;
     for revision in 1..20 {
-        bed.status.send_modify(|status| status.revision = revision);
+        testbed.status.send_modify(|status| status.revision = revision);
         std::thread::yield_now();
     }
-    bed.say(Some("a restart"));
-    bed.say(None);
+    testbed.set_not_ready(Some("a restart"));
+    testbed.set_not_ready(None);
     std::thread::sleep(GRACE * 2);
-    ensure!(bed.node()?["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]);
+    ensure!(testbed.node()?["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]);
     Ok(())
 }
 
 #[test]
-fn an_agent_that_restarts_leaves_the_condition_as_it_is() -> Result<()> {
-    let bed = Bed::new()?;
-    bed.say(None);
-    bed.start(&Bed::master(), |_| {})?;
-    let first = bed.wait_condition("False")?;
-    bed.wait_untainted()?;
-    let before = bed.node()?;
+fn an_agent_restart_keeps_the_condition() -> Result<()> {
+    let testbed = Testbed::new()?;
+    testbed.set_not_ready(None);
+    testbed.start(&Testbed::admin(), |_| {})?;
+    let first = testbed.wait_condition("False")?;
+    testbed.wait_untainted()?;
+    let before = testbed.node()?;
 
     let (status, seen) = watch::channel(Status::starting(NODE));
-    let again = Bed { status, ..bed };
+    let again = Testbed { status, ..testbed };
     drop(seen);
-    again.start(&Bed::master(), |lifecycle| lifecycle.grace = Duration::from_secs(30))?;
-    again.say(None);
-    // it has looked, and said so in an Event of its own
-    wait::until("two Events", PATIENCE, || {
+    again.start(&Testbed::admin(), |lifecycle| lifecycle.grace = Duration::from_secs(30))?;
+    again.set_not_ready(None);
+    // the new instance has read the node and created an Event of its own
+    wait::until("two Events", TIMEOUT, || {
         let events = again.objects.list("events.k8s.io/v1", "Event", "default")?;
         let ready: Vec<_> = events.iter().filter(|event| event["reason"] == "DataplaneReady").collect();
         Ok((ready.len() == 2).then_some(()))
@@ -197,33 +200,33 @@ fn an_agent_that_restarts_leaves_the_condition_as_it_is() -> Result<()> {
 }
 
 #[test]
-fn a_taint_that_somebody_adds_meanwhile_is_not_lost() -> Result<()> {
-    let bed = Bed::new()?;
+fn a_taint_added_concurrently_is_kept() -> Result<()> {
+    let testbed = Testbed::new()?;
     let conflict = Failure::new(
         409,
         "Conflict",
         "the object has been modified; please apply your changes to the latest version",
     );
-    bed.server.faults().next(2, Requests::to("patch", "nodes"), Fault::Refuse(conflict));
-    bed.start(&Bed::master(), |_| {})?;
-    bed.say(None);
-    bed.wait_untainted()?;
-    ensure!(bed.taints()? == ["node.kubernetes.io/not-ready"], "{:?}", bed.taints()?);
+    testbed.server.faults().next(2, Requests::to("patch", "nodes"), Fault::Refuse(conflict));
+    testbed.start(&Testbed::admin(), |_| {})?;
+    testbed.set_not_ready(None);
+    testbed.wait_untainted()?;
+    ensure!(testbed.taints()? == ["node.kubernetes.io/not-ready"], "{:?}", testbed.taints()?);
     Ok(())
 }
 
 #[test]
-fn an_api_server_that_is_away_is_told_when_it_is_back() -> Result<()> {
-    let mut bed = Bed::new()?;
-    bed.server.stop();
-    let problems = bed.start(&Bed::master(), |_| {})?;
-    bed.say(None);
+fn the_condition_is_written_when_the_api_server_is_back() -> Result<()> {
+    let mut testbed = Testbed::new()?;
+    testbed.server.stop();
+    let problems = testbed.start(&Testbed::admin(), |_| {})?;
+    testbed.set_not_ready(None);
     wait_problem(&problems, "cannot update its condition NetworkUnavailable")?;
-    bed.server.start()?;
-    bed.objects = bed.server.objects()?;
-    bed.wait_condition("False")?;
-    bed.wait_untainted()?;
-    wait::until("the problem is gone", PATIENCE, || {
+    testbed.server.start()?;
+    testbed.objects = testbed.server.objects()?;
+    testbed.wait_condition("False")?;
+    testbed.wait_untainted()?;
+    wait::until("the problem is cleared", TIMEOUT, || {
         Ok(problems
             .now()
             .iter()
@@ -233,24 +236,24 @@ fn an_api_server_that_is_away_is_told_when_it_is_back() -> Result<()> {
 }
 
 #[test]
-fn a_missing_permission_is_named_and_no_more_is_used_than_is_granted() -> Result<()> {
-    let bed = Bed::new()?;
+fn missing_permissions_are_a_problem_and_only_granted_ones_are_used() -> Result<()> {
+    let testbed = Testbed::new()?;
     let user = User::service_account("dataplane-system", "dataplane-agent");
-    let problems = bed.start(&user, |_| {})?;
-    bed.say(None);
+    let problems = testbed.start(&user, |_| {})?;
+    testbed.set_not_ready(None);
     wait_problem(&problems, "denied get of nodes to system:serviceaccount:dataplane-system:dataplane-agent")?;
     let text = fs::read_to_string(manifests::directory().join("base/rbac.yaml"))?;
     let objects: Vec<Value> = serde_norway::Deserializer::from_str(&text)
         .map(<Value as serde::Deserialize>::deserialize)
         .collect::<Result<_, _>>()?;
-    bed.objects.apply(&[
+    testbed.objects.apply(&[
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "dataplane-system"}}),
     ])?;
-    bed.objects.apply(&objects)?;
-    bed.wait_condition("False")?;
-    bed.wait_untainted()?;
-    bed.wait_event("DataplaneReady")?;
-    let used: BTreeSet<_> = bed.server.used_permissions(&user).iter().map(ToString::to_string).collect();
+    testbed.objects.apply(&objects)?;
+    testbed.wait_condition("False")?;
+    testbed.wait_untainted()?;
+    testbed.wait_event("DataplaneReady")?;
+    let used: BTreeSet<_> = testbed.server.used_permissions(&user).iter().map(ToString::to_string).collect();
     let wanted = [
         "create events (events.k8s.io) in default",
         "get nodes (core)",
@@ -262,8 +265,8 @@ fn a_missing_permission_is_named_and_no_more_is_used_than_is_granted() -> Result
 }
 
 #[test]
-fn the_configuration_comes_when_the_agent_is_ready_and_stays() -> Result<()> {
-    let bed = Bed::new()?;
+fn the_cni_configuration_is_written_when_the_agent_is_ready_and_stays() -> Result<()> {
+    let testbed = Testbed::new()?;
     let directory = tempfile::tempdir()?;
     let at = |name: &str| directory.path().join(name);
     fs::write(at("plugin"), "program")?;
@@ -275,39 +278,40 @@ fn the_configuration_comes_when_the_agent_is_ready_and_stays() -> Result<()> {
         conf_dir: at("net.d"),
         socket: at("run/agent.sock"),
     };
-    let problems = bed.start(&Bed::master(), |lifecycle| lifecycle.install = Some(install))?;
+    let problems = testbed.start(&Testbed::admin(), |lifecycle| lifecycle.install = Some(install))?;
     let (plugin, conflist) = (at("bin/dataplane-cni"), at("net.d/05-dataplane.conflist"));
-    wait::until("the plugin", PATIENCE, || Ok(plugin.exists().then_some(())))?;
+    wait::until("the CNI plugin", TIMEOUT, || Ok(plugin.exists().then_some(())))?;
     wait_problem(&problems, "uses this configuration instead of")?;
-    ensure!(!conflist.exists(), "pods would be started that cannot be connected");
-    bed.say(None);
-    wait::until("the configuration", PATIENCE, || Ok(conflist.exists().then_some(())))?;
+    ensure!(!conflist.exists(), "the runtime would start pods that cannot be connected");
+    testbed.set_not_ready(None);
+    wait::until("the CNI configuration", TIMEOUT, || Ok(conflist.exists().then_some(())))?;
     let text: Value = serde_json::from_str(&fs::read_to_string(&conflist)?)?;
     ensure!(text["plugins"][0]["agentSocket"] == at("run/agent.sock").display().to_string(), "{text}");
-    bed.say(Some("restarting"));
-    bed.wait_condition("True")?;
-    ensure!(conflist.exists(), "a node is not to be without configuration for a restart");
+    testbed.set_not_ready(Some("restarting"));
+    testbed.wait_condition("True")?;
+    ensure!(conflist.exists(), "the CNI configuration must stay while the agent restarts");
     Ok(())
 }
 
 #[test]
-fn kube_proxys_health_is_answered_and_a_taken_port_is_waited_for() -> Result<()> {
-    let bed = Bed::new()?;
-    let taken = TcpListener::bind("127.0.0.1:0")?;
-    let health = taken.local_addr()?;
+fn kube_proxys_health_endpoints_are_served_and_a_used_port_is_retried() -> Result<()> {
+    let testbed = Testbed::new()?;
+    let used = TcpListener::bind("127.0.0.1:0")?;
+    let health = used.local_addr()?;
     let mode = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let proxy = ProxyAddresses { health: Some(health), mode: Some(mode) };
-    let problems = bed.start(&Bed::master(), |lifecycle| lifecycle.proxy = proxy)?;
+    let problems = testbed.start(&Testbed::admin(), |lifecycle| lifecycle.proxy = proxy)?;
     wait_problem(&problems, &format!("cannot listen on {health}"))?;
     ensure!(
-        wait::until("the mode", PATIENCE, || Ok(get(mode, "/proxyMode").ok()))?.ends_with("\r\n\r\nebpf")
+        wait::until("/proxyMode", TIMEOUT, || Ok(get(mode, "/proxyMode").ok()))?.ends_with("\r\n\r\nebpf")
     );
-    drop(taken);
-    let answer = wait::until("health", PATIENCE, || Ok(get(health, "/healthz").ok()))?;
+    drop(used);
+    let answer = wait::until("/healthz", TIMEOUT, || Ok(get(health, "/healthz").ok()))?;
     ensure!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"nodeEligible\": true"), "{answer}");
-    bed.status
+    testbed
+        .status
         .send_modify(|status| status.leaving_reason = Some("its Node object is being deleted".to_owned()));
-    wait::until("503", PATIENCE, || {
+    wait::until("status 503", TIMEOUT, || {
         let answer = get(health, "/healthz")?;
         Ok((answer.starts_with("HTTP/1.1 503") && answer.contains("\"nodeEligible\": false")).then_some(()))
     })?;
@@ -316,8 +320,8 @@ fn kube_proxys_health_is_answered_and_a_taken_port_is_waited_for() -> Result<()>
 }
 
 fn get(address: SocketAddr, path: &str) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;

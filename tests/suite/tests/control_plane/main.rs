@@ -1,7 +1,9 @@
-//! What the agent makes of an API server and of its objects, and what `deploy/` holds. Needs no root; tests that do say so.
+//! The agent against an API server and its objects, and the manifests in `deploy/`. Needs no root;
+//! tests that need it skip themselves without.
 
 mod allocate;
 mod deploy;
+mod golden;
 mod lifecycle;
 mod manifests;
 mod service_tables;

@@ -1,4 +1,5 @@
-//! The source `kubernetes` against an API server that pages, forgets, breaks off, refuses and dies. Needs no root.
+//! The source `kubernetes` against an API server that pages, compacts, closes watches, denies
+//! requests and stops. Needs no root.
 
 mod server;
 
@@ -18,15 +19,15 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 const NODE: &str = "n1";
 
-/// A source that runs, and the state it makes.
-struct World {
+/// A running source, and the state from its events.
+struct RunningSource {
     events: mpsc::Receiver<SourceEvent>,
     store: Store,
-    /// Objects that were heard of, in order.
+    /// Keys of all objects with events, in order.
     log: Vec<ObjectKey>,
     problems: Problems,
     progress: Progress,
@@ -34,8 +35,8 @@ struct World {
     task: JoinHandle<()>,
 }
 
-impl World {
-    /// Of this user, at all addresses of the server, with this state directory.
+impl RunningSource {
+    /// Starts a source as this user, with all addresses of the server and this state directory.
     async fn start(server: &Server, user: &User, state: &Path) -> Result<Self> {
         std::fs::create_dir_all(state)?;
         let kubeconfig = state.join("kubeconfig");
@@ -54,32 +55,32 @@ impl World {
     }
 
     async fn synced(server: &Server, state: &Path) -> Result<Self> {
-        let mut world = Self::start(server, &master(), state).await?;
-        world.until("synced", Store::is_synced).await?;
-        Ok(world)
+        let mut source = Self::start(server, &admin(), state).await?;
+        source.until("synced", Store::is_synced).await?;
+        Ok(source)
     }
 
-    /// Takes events until the state is as wished.
-    async fn until(&mut self, what: &str, wish: impl Fn(&Store) -> bool) -> Result<()> {
-        let end = Instant::now() + PATIENCE;
-        while !wish(&self.store) {
+    /// Applies events until the state meets the condition.
+    async fn until(&mut self, what: &str, condition: impl Fn(&Store) -> bool) -> Result<()> {
+        let end = Instant::now() + TIMEOUT;
+        while !condition(&self.store) {
             let event = timeout_at(end, self.events.recv()).await;
-            let event =
-                event.with_context(|| format!("{what}: in time; problems: {:?}", self.problems.current()))?;
+            let event = event
+                .with_context(|| format!("{what}: timed out; problems: {:?}", self.problems.current()))?;
             self.take(event.with_context(|| format!("{what}: the source has ended"))?);
         }
         Ok(())
     }
 
-    /// Waits for a problem that says this. Events are taken meanwhile.
-    async fn until_problem(&mut self, says: &str) -> Result<String> {
+    /// Waits for a problem with this text; applies events meanwhile.
+    async fn until_problem(&mut self, text: &str) -> Result<String> {
         let mut seen = self.problems.subscribe();
         let found = async {
             loop {
                 let now = seen.borrow_and_update().clone();
                 let messages =
                     now.into_iter().map(|problem| format!("{}: {}", problem.subject, problem.message));
-                if let Some(message) = messages.into_iter().find(|message| message.contains(says)) {
+                if let Some(message) = messages.into_iter().find(|message| message.contains(text)) {
                     return Ok(message);
                 }
                 tokio::select! {
@@ -95,20 +96,20 @@ impl World {
                 }
             }
         };
-        timeout(PATIENCE, found).await.with_context(|| format!("problem {says:?}"))?
+        timeout(TIMEOUT, found).await.with_context(|| format!("problem {text:?}"))?
     }
 
     async fn until_no_problem(&mut self) -> Result<()> {
         let mut seen = self.problems.subscribe();
-        let gone = seen.wait_for(Vec::is_empty);
-        timeout(PATIENCE, gone).await.with_context(|| format!("{:?}", self.problems.current()))??;
+        let empty = seen.wait_for(Vec::is_empty);
+        timeout(TIMEOUT, empty).await.with_context(|| format!("{:?}", self.problems.current()))??;
         Ok(())
     }
 
     async fn until_watching(&self) -> Result<()> {
         let mut seen = self.progress.subscribe();
         let watching = seen.wait_for(Option::is_none);
-        timeout(PATIENCE, watching).await.context("all kinds are watched")??;
+        timeout(TIMEOUT, watching).await.context("not all kinds are watched")??;
         Ok(())
     }
 
@@ -121,18 +122,18 @@ impl World {
         self.store.apply(event);
     }
 
-    fn heard(&self) -> Vec<String> {
+    fn changed_objects(&self) -> Vec<String> {
         self.log.iter().map(ToString::to_string).collect()
     }
 
     async fn stop(self) -> Result<()> {
         self.stop.send(()).ok().context("the source has ended")?;
-        timeout(PATIENCE, self.task).await.context("the source ends")??;
+        timeout(TIMEOUT, self.task).await.context("the source did not end")??;
         Ok(())
     }
 }
 
-fn master() -> User {
+fn admin() -> User {
     User { name: "agent".to_owned(), groups: vec!["system:masters".to_owned()] }
 }
 
@@ -185,15 +186,15 @@ fn service_range(name: &str, cidrs: &[&str]) -> Value {
     })
 }
 
-/// An API server that has [`everything`].
-fn with_everything() -> Result<(Server, Objects)> {
+/// An API server with [`all_objects`].
+fn server_with_objects() -> Result<(Server, Objects)> {
     let server = Server::local()?;
     let objects = server.objects()?;
-    objects.apply(&everything())?;
+    objects.apply(&all_objects())?;
     Ok((server, objects))
 }
 
-fn everything() -> Vec<Value> {
+fn all_objects() -> Vec<Value> {
     let nodes = (1..=7).map(|number| node(&format!("n{number}"), number));
     nodes
         .chain([
@@ -206,114 +207,114 @@ fn everything() -> Vec<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_there_comes_before_synced_streamed_or_by_pages() -> Result<()> {
+async fn all_objects_arrive_before_synced_by_streams_and_by_pages() -> Result<()> {
     for streams in [true, false] {
         let server = Server::local()?;
         server.behaviour().streaming_lists = streams;
         server.behaviour().page = 3;
-        server.objects()?.apply(&everything())?;
+        server.objects()?.apply(&all_objects())?;
         let state = tempfile::tempdir()?;
-        let world = World::synced(&server, state.path()).await?;
-        ensure!(world.store.nodes().count() == 7, "streams: {streams}");
-        ensure!(world.store.service(&name("web")).is_some() && endpoints(&world.store, "web") == 2);
-        ensure!(world.store.namespace("kube-system").is_some());
-        let pods: Vec<_> = world.store.pods().map(|pod| pod.name.to_string()).collect();
+        let source = RunningSource::synced(&server, state.path()).await?;
+        ensure!(source.store.nodes().count() == 7, "streams: {streams}");
+        ensure!(source.store.service(&name("web")).is_some() && endpoints(&source.store, "web") == 2);
+        ensure!(source.store.namespace("kube-system").is_some());
+        let pods: Vec<_> = source.store.pods().map(|pod| pod.name.to_string()).collect();
         ensure!(pods == ["default/here"], "{pods:?}");
-        world.until_watching().await?;
-        ensure!(world.problems.current().is_empty() && world.progress.relists() == 0);
+        source.until_watching().await?;
+        ensure!(source.problems.current().is_empty() && source.progress.relists() == 0);
     }
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn changes_are_followed_though_watches_break_off() -> Result<()> {
-    let (server, objects) = with_everything()?;
+async fn changes_arrive_in_spite_of_broken_watches() -> Result<()> {
+    let (server, objects) = server_with_objects()?;
     let state = tempfile::tempdir()?;
-    let mut world = World::synced(&server, state.path()).await?;
-    world.until_watching().await?;
-    world.log.clear();
+    let mut source = RunningSource::synced(&server, state.path()).await?;
+    source.until_watching().await?;
+    source.log.clear();
     for (round, how) in [WatchEnd::Closed, WatchEnd::Reset, WatchEnd::Reset].into_iter().enumerate() {
         let addresses: Vec<_> = (0..=round).map(|number| format!("10.1.3.{}", number + 1)).collect();
         server.drop_watches(how);
         objects.apply(&[slice("web", &addresses.iter().map(String::as_str).collect::<Vec<_>>())])?;
-        world.until("the new slice", |store| endpoints(store, "web") == round + 1).await?;
+        source.until("the new slice", |store| endpoints(store, "web") == round + 1).await?;
     }
     objects.delete(&[service("web", ""), node("n7", 7), pod("here", NODE)])?;
-    world
-        .until("what is gone", |store| {
+    source
+        .until("the deletions", |store| {
             store.service(&name("web")).is_none() && store.node("n7").is_none() && store.pods().count() == 0
         })
         .await?;
-    ensure!(world.progress.relists() == 0, "{} lists again", world.progress.relists());
-    ensure!(world.log.len() == 6, "{:?}", world.heard());
+    ensure!(source.progress.relists() == 0, "{} relists", source.progress.relists());
+    ensure!(source.log.len() == 6, "{:?}", source.changed_objects());
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_read_spoils_only_itself() -> Result<()> {
-    let (server, objects) = with_everything()?;
+async fn an_unreadable_object_affects_no_other() -> Result<()> {
+    let (server, objects) = server_with_objects()?;
     let state = tempfile::tempdir()?;
-    let mut world = World::synced(&server, state.path()).await?;
-    world.until_watching().await?;
+    let mut source = RunningSource::synced(&server, state.path()).await?;
+    source.until_watching().await?;
     let mut broken = service("web", "10.96.0.1");
     broken["spec"]["ports"][0]["port"] = json!("http");
     server.faults().send_to_watches("services", &json!({"type": "MODIFIED", "object": broken}).to_string());
-    let message = world.until_problem("Service default/web").await?;
+    let message = source.until_problem("Service default/web").await?;
     ensure!(message.contains("spec.ports[0].port: invalid type: string"), "{message}");
     ensure!(
-        world.store.service(&name("web")).is_some_and(|web| web.ports.len() == 1),
-        "its last state stays"
+        source.store.service(&name("web")).is_some_and(|web| web.ports.len() == 1),
+        "the last valid state must stay"
     );
-    // no JSON, an object of nobody, an event of the future
+    // not JSON, an object without a name, an unknown event type
     for line in
         ["{\"type\":", r#"{"type":"ADDED","object":{"metadata":7}}"#, r#"{"type":"SEEN","object":{}}"#]
     {
-        world.until_watching().await?;
+        source.until_watching().await?;
         server.faults().send_to_watches("services", line);
     }
     objects.apply(&[service("next", "10.96.0.2")])?;
-    world.until("the next service", |store| store.service(&name("next")).is_some()).await?;
-    // what was said of it was not true
+    source.until("the next service", |store| store.service(&name("next")).is_some()).await?;
+    // the stored object was valid all the time
     objects.patch(&service("web", ""), &json!({"metadata": {"labels": {"a": "b"}}}))?;
-    world.until_no_problem().await
+    source.until_no_problem().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ranges_of_services_are_heard_of_where_the_server_has_them() -> Result<()> {
+async fn service_cidrs_are_watched_if_the_server_has_them() -> Result<()> {
     let server = Server::local()?;
-    server.objects()?.apply(&everything())?;
+    server.objects()?.apply(&all_objects())?;
     server.objects()?.apply(&[service_range("kubernetes", &["10.96.0.0/16", "fd96::/108"])])?;
     let state = tempfile::tempdir()?;
-    let mut world = World::synced(&server, state.path()).await?;
-    let range = world.store.service_cidr("kubernetes").context("the range")?;
+    let mut source = RunningSource::synced(&server, state.path()).await?;
+    let range = source.store.service_cidr("kubernetes").context("the range")?;
     ensure!(
         range.cidrs.iter().map(ToString::to_string).collect::<Vec<_>>() == ["10.96.0.0/16", "fd96::/108"]
     );
     server.objects()?.apply(&[service_range("more", &["10.112.0.0/16"])])?;
-    world.until("another range", |store| store.service_cidr("more").is_some()).await?;
-    world.stop().await?;
+    source.until("another range", |store| store.service_cidr("more").is_some()).await?;
+    source.stop().await?;
 
-    // one from before Kubernetes 1.33
+    // a server older than Kubernetes 1.33
     let server = Server::local()?;
-    server.objects()?.apply(&everything())?;
+    server.objects()?.apply(&all_objects())?;
     let unknown =
         || Fault::Refuse(Failure::new(404, "NotFound", "the server could not find the requested resource"));
     server.faults().next(u32::MAX, Requests::to("list", "servicecidrs"), unknown());
     server.faults().next(u32::MAX, Requests::to("watch", "servicecidrs"), unknown());
     let state = tempfile::tempdir()?;
-    let world = World::synced(&server, state.path()).await?;
-    ensure!(world.problems.current().is_empty(), "{:?}", world.problems.current());
-    world.until_watching().await?;
-    ensure!(world.progress.watch_errors() == 0, "not there is no failure");
+    let source = RunningSource::synced(&server, state.path()).await?;
+    ensure!(source.problems.current().is_empty(), "{:?}", source.problems.current());
+    source.until_watching().await?;
+    ensure!(source.progress.watch_errors() == 0, "a missing resource type is not a watch error");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn odd_objects_that_are_legal_change_nothing_they_should_not() -> Result<()> {
-    let (server, objects) = with_everything()?;
+async fn unusual_but_valid_objects_change_no_others() -> Result<()> {
+    let (server, objects) = server_with_objects()?;
     let state = tempfile::tempdir()?;
-    let mut world = World::synced(&server, state.path()).await?;
-    world.log.clear();
+    let mut source = RunningSource::synced(&server, state.path()).await?;
+    source.log.clear();
     let mut headless = service("headless", "None");
     headless["spec"]["clusterIPs"] = json!(["None"]);
     let external = json!({
@@ -332,19 +333,19 @@ async fn odd_objects_that_are_legal_change_nothing_they_should_not() -> Result<(
     let odd = [headless, external, foreign, without_node, headless_slice, empty];
     objects.apply(&odd)?;
     objects.apply(&[service("last", "10.96.0.9")])?;
-    world.until("the last service", |store| store.service(&name("last")).is_some()).await?;
-    world.until("the odd slice", |store| endpoints(store, "odd") == 2).await?;
-    let services: Vec<_> = world.store.services().map(|service| service.name.name.as_str()).collect();
+    source.until("the last service", |store| store.service(&name("last")).is_some()).await?;
+    source.until("the odd slice", |store| endpoints(store, "odd") == 2).await?;
+    let services: Vec<_> = source.store.services().map(|service| service.name.name.as_str()).collect();
     ensure!(services == ["last", "web"], "{services:?}");
-    ensure!(endpoints(&world.store, "headless") == 0 && world.problems.current().is_empty());
-    // a heartbeat is nothing
-    world.log.clear();
+    ensure!(endpoints(&source.store, "headless") == 0 && source.problems.current().is_empty());
+    // a heartbeat is not a change
+    source.log.clear();
     let beat = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
     objects.patch_status(&node("n1", 1), &beat)?;
     objects.delete(&odd)?;
     objects.delete(&[service("last", "")])?;
-    world.until("the last service is gone", |store| store.service(&name("last")).is_none()).await?;
-    world.until("the odd slice is gone", |store| endpoints(store, "odd") == 0).await?;
-    ensure!(!world.heard().contains(&"Node n1".to_owned()), "{:?}", world.heard());
+    source.until("the last service is gone", |store| store.service(&name("last")).is_none()).await?;
+    source.until("the odd slice is gone", |store| endpoints(store, "odd") == 0).await?;
+    ensure!(!source.changed_objects().contains(&"Node n1".to_owned()), "{:?}", source.changed_objects());
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Backends come and go while they are in use.
+//! Backends are added and removed while clients use them.
 
 use std::time::Duration;
 
@@ -8,33 +8,33 @@ use dataplane_testkit::{
     traffic::now_us,
 };
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const INTERVAL: Duration = Duration::from_millis(5);
-const ENOUGH: usize = 50;
+const REQUESTS: usize = 50;
 
 #[test]
-fn a_backend_leaves_without_a_failed_request_with_connect_time() -> Result<()> {
-    a_backend_leaves_without_a_failed_request(&Spec { connect_tcp: true, ..Spec::new(2) })
+fn removing_a_backend_fails_no_request_with_connect_time_translation() -> Result<()> {
+    removing_a_backend_fails_no_request(&Spec { connect_tcp: true, ..Spec::new(2) })
 }
 
 #[test]
-fn a_backend_leaves_without_a_failed_request_by_packets_alone() -> Result<()> {
-    a_backend_leaves_without_a_failed_request(&Spec { connect_tcp: false, ..Spec::new(2) })
+fn removing_a_backend_fails_no_request_per_packet() -> Result<()> {
+    removing_a_backend_fails_no_request(&Spec { connect_tcp: false, ..Spec::new(2) })
 }
 
 #[test]
-fn a_backend_leaves_without_a_failed_request_from_an_api_server() -> Result<()> {
+fn removing_a_backend_fails_no_request_from_an_api_server() -> Result<()> {
     let spec = Spec { source: Source::kubernetes(), connect_tcp: false, ..Spec::new(2) };
-    a_backend_leaves_without_a_failed_request(&spec)
+    removing_a_backend_fails_no_request(&spec)
 }
 
-/// New connections go elsewhere, those that are open stay, and a UDP conversation moves.
-fn a_backend_leaves_without_a_failed_request(spec: &Spec) -> Result<()> {
+/// New connections go to another backend, open connections stay, and UDP flows move.
+fn removing_a_backend_fails_no_request(spec: &Spec) -> Result<()> {
     let mut cluster = Cluster::create(spec)?;
     let made = (|| Ok((cluster.pod(0, "client")?, cluster.pod(1, "stays")?, cluster.pod(1, "leaves")?)))();
     let (client, stays, leaves) = cluster.explain(made)?;
     let _servers = [stays.serve()?, leaves.serve()?];
-    // who leaves is alone at first: everything is with it
+    // all flows begin at `leaves`, which is the only backend
     cluster.apply(&Service::of(&[&leaves]))?;
     let web = Service::of(&[&stays]);
     let mut traffic = Vec::new();
@@ -42,7 +42,7 @@ fn a_backend_leaves_without_a_failed_request(spec: &Spec) -> Result<()> {
         let held = client.place().hold(web.at(family, ECHO_PORT), 20, Duration::from_millis(20))?;
         let datagrams = client.place().keep_sending(web.at(family, ECHO_PORT), INTERVAL, &[])?;
         let requests = client.place().keep_getting(web.at(family, WEB_PORT), INTERVAL)?;
-        requests.wait_answers(ENOUGH, 0, PATIENCE)?;
+        requests.wait_answers(REQUESTS, 0, TIMEOUT)?;
         traffic.push((family, held, datagrams, requests));
     }
 
@@ -50,7 +50,7 @@ fn a_backend_leaves_without_a_failed_request(spec: &Spec) -> Result<()> {
     cluster.apply(&web)?;
     let gone = now_us()?;
     for (_, _, _, requests) in &traffic {
-        requests.wait_answers(ENOUGH, gone, PATIENCE)?;
+        requests.wait_answers(REQUESTS, gone, TIMEOUT)?;
     }
 
     let mut checks = Checks::of(spec.describe());
@@ -61,16 +61,16 @@ fn a_backend_leaves_without_a_failed_request(spec: &Spec) -> Result<()> {
             let strays =
                 requests.iter().filter(|request| request.began_us > gone && request.is_from("leaves"));
             let strays = strays.count();
-            ensure!(strays == 0, "{strays} requests reached a backend that had been removed");
+            ensure!(strays == 0, "{strays} requests reached the removed backend");
             Ok(())
         });
-        checks.that(format!("open connections stay where they are ({family})"), || {
+        checks.that(format!("open connections stay with their backend ({family})"), || {
             let held = held.finish()?;
             ensure!(held.broken.is_empty() && held.received == held.sent, "{held:?}");
             ensure!(held.servers == [("leaves".to_owned(), 20)].into(), "{held:?}");
             Ok(())
         });
-        checks.that(format!("a UDP conversation moves without a loss ({family})"), || {
+        checks.that(format!("a UDP flow moves without a loss ({family})"), || {
             let datagrams = datagrams.finish()?;
             datagrams.check()?;
             let names: Vec<_> = datagrams.servers.keys().map(String::as_str).collect();
@@ -82,17 +82,17 @@ fn a_backend_leaves_without_a_failed_request(spec: &Spec) -> Result<()> {
 }
 
 #[test]
-fn the_last_backend_leaves_and_another_comes_by_manifests() -> Result<()> {
-    the_last_backend_leaves_and_another_comes(&Spec { connect_tcp: false, ..Spec::new(1) })
+fn the_last_backend_is_removed_and_another_added_by_manifests() -> Result<()> {
+    the_last_backend_is_removed_and_another_added(&Spec { connect_tcp: false, ..Spec::new(1) })
 }
 
 #[test]
-fn the_last_backend_leaves_and_another_comes_from_an_api_server() -> Result<()> {
+fn the_last_backend_is_removed_and_another_added_from_an_api_server() -> Result<()> {
     let spec = Spec { source: Source::kubernetes(), connect_tcp: false, ..Spec::new(1) };
-    the_last_backend_leaves_and_another_comes(&spec)
+    the_last_backend_is_removed_and_another_added(&spec)
 }
 
-fn the_last_backend_leaves_and_another_comes(spec: &Spec) -> Result<()> {
+fn the_last_backend_is_removed_and_another_added(spec: &Spec) -> Result<()> {
     let mut cluster = Cluster::create(spec)?;
     let (client, web) = cluster.explain((|| Ok((cluster.pod(0, "client")?, cluster.pod(0, "web")?)))())?;
     let _server = web.serve()?;
@@ -105,14 +105,14 @@ fn the_last_backend_leaves_and_another_comes(spec: &Spec) -> Result<()> {
     let before = node.count("from_pod", "no_backend")?;
     let requests = client.place().get(at, 1)?;
     ensure!(failures(&requests).len() == 1, "{requests:?}");
-    ensure!(node.count("from_pod", "no_backend")? > before, "the drop has no name");
+    ensure!(node.count("from_pod", "no_backend")? > before, "no packet was dropped as no_backend");
 
     cluster.apply(&Service::of(&[&web]))?;
     cluster.explain(client.place().get_as(at, 3, Some("web"), client.address(Family::V4)))?;
-    // and the service itself goes: its address is nobody's, and leaves the cluster like any other
+    // without the service its address is like any other outside the cluster
     cluster.withdraw("service-web")?;
     let node = &cluster.nodes()[0];
-    wait::until("end of the service", PATIENCE, || {
+    wait::until("the service to be removed", TIMEOUT, || {
         let before = node.count("from_pod", "stack_outside")?;
         let _unanswered = client.place().get(at, 1)?;
         Ok((node.count("from_pod", "stack_outside")? > before).then_some(()))

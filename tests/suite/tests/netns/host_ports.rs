@@ -1,5 +1,5 @@
-//! Ports of a node that lead to its pods (`hostPort`), asked from everywhere, over both kinds of routing, with and without
-//! connect-time translation.
+//! Host ports, from every kind of client, in both routing modes, with and without connect-time
+//! translation.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -12,21 +12,21 @@ use serde_json::{Value, json};
 
 const WEB: u16 = 8088;
 const ECHO_PORT: u16 = 7077;
-/// On 127.0.0.1 alone.
+/// A host port on 127.0.0.1 only.
 const LOCAL: u16 = 9099;
 
 #[test]
-fn native_with_connect_time() -> Result<()> {
+fn native_with_connect_time_translation() -> Result<()> {
     host_ports(&Spec { connect_tcp: true, connect_udp: true, ..Spec::new(2) })
 }
 
 #[test]
-fn native_by_packets_alone() -> Result<()> {
+fn native_per_packet() -> Result<()> {
     host_ports(&Spec { connect_tcp: false, connect_udp: false, ..Spec::new(2) })
 }
 
 #[test]
-fn overlay_by_packets_alone() -> Result<()> {
+fn overlay_per_packet() -> Result<()> {
     host_ports(&Spec { routing: Routing::Vxlan, connect_tcp: false, connect_udp: false, ..Spec::new(2) })
 }
 
@@ -47,23 +47,23 @@ fn host_ports(spec: &Spec) -> Result<()> {
     let (server, near, far) = cluster.explain(made)?;
     let _server = server.serve()?;
     let (node, other) = (&cluster.nodes()[0], &cluster.nodes()[1]);
-    let outside = cluster.outside()?;
+    let external = cluster.outside()?;
 
     let mut checks = Checks::of(spec.describe());
     for family in Family::BOTH {
         let (web, echo) = (at(node.address(family), WEB), at(node.address(family), ECHO_PORT));
         let clients = [
-            ("a pod beside it", near.place(), near.address(family)),
+            ("a pod of the same node", near.place(), near.address(family)),
             ("a pod of another node", far.place(), far.address(family)),
             ("another host", other.place(), other.address(family)),
             ("its own host", node.place(), node.address(family)),
-            ("the outside", &outside, dataplane_testkit::lab::outside(family)),
+            ("an external client", &external, dataplane_testkit::lab::outside(family)),
         ];
-        for (who, place, address) in clients {
-            checks.that(format!("{who} over TCP ({family})"), || {
+        for (from, place, address) in clients {
+            checks.that(format!("{from} over TCP ({family})"), || {
                 place.get_as(web, 10, Some("server"), address)
             });
-            checks.that(format!("{who} over UDP ({family})"), || place.send(echo, 10, &[])?.check());
+            checks.that(format!("{from} over UDP ({family})"), || place.send(echo, 10, &[])?.check());
         }
         checks.that(format!("the pod itself ({family})"), || {
             let requests = server.place().get(web, 10)?;
@@ -84,7 +84,7 @@ fn host_ports(spec: &Spec) -> Result<()> {
             refused(near.place(), at(loopback, WEB))
         });
     }
-    checks.that("what is on 127.0.0.1 is nowhere else", || {
+    checks.that("a host port on 127.0.0.1 is at no other address", || {
         node.place().get_as(
             at(Ipv4Addr::LOCALHOST.into(), LOCAL),
             10,
@@ -93,19 +93,21 @@ fn host_ports(spec: &Spec) -> Result<()> {
         )?;
         refused(far.place(), at(node.address(Family::V4), LOCAL))
     });
-    checks.that("a second pod does not get the port, and is told whose it is", || {
-        let Err(error) = cluster.pod_with(0, "second", mappings()) else { bail!("it got it") };
-        let said = format!("{error:#}");
-        ensure!(said.contains("hostPort 8088/TCP is in use by pod default/server"), "{said}");
+    checks.that("a second pod is refused, and the error names the owner", || {
+        let Err(error) = cluster.pod_with(0, "second", mappings()) else {
+            bail!("a second pod got the host port")
+        };
+        let message = format!("{error:#}");
+        ensure!(message.contains("hostPort 8088/TCP is in use by pod default/server"), "{message}");
         Ok(())
     });
-    checks.that("the port goes with its pod", || {
+    checks.that("the port is released with its pod", || {
         server.delete()?;
         let web = at(node.address(Family::V4), WEB);
         refused(far.place(), web)?;
-        let heir = cluster.pod_with(0, "heir", mappings())?;
-        let _server = heir.serve()?;
-        far.place().get_as(web, 10, Some("heir"), far.address(Family::V4))
+        let successor = cluster.pod_with(0, "successor", mappings())?;
+        let _server = successor.serve()?;
+        far.place().get_as(web, 10, Some("successor"), far.address(Family::V4))
     });
     checks.finish(&cluster)
 }
@@ -114,7 +116,7 @@ fn at(ip: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(ip, port)
 }
 
-/// Nobody answers; a stack says so at once.
+/// The request fails: the stack refuses the connection.
 fn refused(from: &Place, to: SocketAddr) -> Result<()> {
     let requests = from.get(to, 1)?;
     ensure!(!failures(&requests).is_empty(), "{to} answered: {requests:?}");

@@ -1,4 +1,4 @@
-//! The ground the other namespace tests stand on: fabric, places, traffic tools, clean removal. No agent.
+//! The lab itself: fabric, namespaces, traffic tools and their removal. Runs no agent.
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
@@ -9,17 +9,17 @@ const HTTP: u16 = 8080;
 const ECHO: u16 = 7000;
 
 #[test]
-fn nodes_reach_each_other_and_the_outside_and_everything_is_counted() -> Result<()> {
+fn nodes_reach_each_other_and_an_external_host() -> Result<()> {
     let spec = Spec { nodes: vec![Segment::FIRST, Segment::FIRST, Segment::SECOND], ..Spec::new(3) };
     let cluster = Cluster::create_stopped(&spec)?;
-    let [near, far, routed] = cluster.nodes() else { unreachable!("three were asked for") };
-    let outside = cluster.outside()?;
-    let _servers = [far.serve()?, routed.serve()?, outside.serve("outside")?];
+    let [near, far, routed] = cluster.nodes() else { unreachable!("the spec has three nodes") };
+    let external = cluster.outside()?;
+    let _servers = [far.serve()?, routed.serve()?, external.serve("external")?];
 
     let servers = [
         (far.name(), far.addresses()),
         (routed.name(), routed.addresses()),
-        ("outside", [OUTSIDE_V4.into(), OUTSIDE_V6.into()]),
+        ("external", [OUTSIDE_V4.into(), OUTSIDE_V6.into()]),
     ];
     for (name, addresses) in servers {
         for address in addresses {
@@ -46,9 +46,9 @@ fn nodes_reach_each_other_and_the_outside_and_everything_is_counted() -> Result<
 }
 
 #[test]
-fn what_is_lost_or_refused_is_noticed() -> Result<()> {
+fn losses_and_refusals_are_reported() -> Result<()> {
     let cluster = Cluster::create_stopped(&Spec::new(2))?;
-    let [near, far] = cluster.nodes() else { unreachable!("two were asked for") };
+    let [near, far] = cluster.nodes() else { unreachable!("the spec has two nodes") };
     let server = far.serve()?;
     let far_v4 = far.addresses()[0];
 
@@ -65,12 +65,12 @@ fn what_is_lost_or_refused_is_noticed() -> Result<()> {
 }
 
 #[test]
-fn nothing_is_left_behind() -> Result<()> {
+fn dropping_the_cluster_removes_everything() -> Result<()> {
     let spec = Spec::new(1);
     let cluster = Cluster::create_stopped(&spec)?;
     let server = cluster.nodes()[0].serve()?;
     let pid = server.pid();
-    // as if the owner of the process had crashed
+    // as if the test process had crashed
     server.detach();
     let directory = Path::new("/run/dataplane-lab").join(&spec.name);
     let cgroup = cluster.nodes()[0].place().cgroup().to_owned();

@@ -1,15 +1,16 @@
-//! Clusters of network namespaces: what traffic of pods, nodes and clients outside becomes. Needs root.
+//! Traffic of pods, nodes and external clients in clusters of network namespaces. Needs root.
 //!
-//! Tests measure time: `cargo xtask test` runs one module after the other and nothing beside them.
+//! The tests measure time: `cargo xtask test` runs one module after the other, and no other tests
+//! at the same time.
 
 mod behaviours;
 mod changes;
 mod frontends;
 mod host_ports;
 mod lab;
-mod outside;
+mod masquerade;
 mod path_table;
-mod pod_wishes;
+mod pod_annotations;
 mod pods;
 mod services;
 mod udp;

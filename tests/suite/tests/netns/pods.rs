@@ -1,4 +1,4 @@
-//! Pods, hosts and other nodes: everybody reaches everybody, under its own address, and without a flow.
+//! Pods and hosts reach each other, with their own source addresses and without flows.
 
 use std::net::SocketAddr;
 
@@ -6,27 +6,27 @@ use anyhow::{Result, ensure};
 use dataplane_agent::api::request::{FlowFilter, FlowList, View};
 use dataplane_testkit::lab::{Checks, Cluster, Family, Node, Pod, Routing, Segment, Source, Spec};
 
-/// Bytes VXLAN over IPv4 takes.
+/// Overhead of VXLAN over IPv4, in bytes.
 const VXLAN: u32 = 50;
-/// A body of many segments.
+/// An HTTP body of many segments.
 const BULK: usize = 1_000_000;
 
 #[test]
-fn everybody_reaches_everybody_natively() -> Result<()> {
-    everybody_reaches_everybody(&Spec { routing: Routing::Native, ..Spec::new(2) })
+fn pods_and_hosts_reach_each_other_with_native_routing() -> Result<()> {
+    pods_and_hosts_reach_each_other(&Spec { routing: Routing::Native, ..Spec::new(2) })
 }
 
 #[test]
-fn everybody_reaches_everybody_through_the_overlay() -> Result<()> {
-    everybody_reaches_everybody(&Spec { routing: Routing::Vxlan, ..Spec::new(2) })
+fn pods_and_hosts_reach_each_other_through_the_overlay() -> Result<()> {
+    pods_and_hosts_reach_each_other(&Spec { routing: Routing::Vxlan, ..Spec::new(2) })
 }
 
 #[test]
-fn everybody_reaches_everybody_from_an_api_server() -> Result<()> {
-    everybody_reaches_everybody(&Spec { source: Source::kubernetes(), ..Spec::new(2) })
+fn pods_and_hosts_reach_each_other_with_objects_from_an_api_server() -> Result<()> {
+    pods_and_hosts_reach_each_other(&Spec { source: Source::kubernetes(), ..Spec::new(2) })
 }
 
-fn everybody_reaches_everybody(spec: &Spec) -> Result<()> {
+fn pods_and_hosts_reach_each_other(spec: &Spec) -> Result<()> {
     let cluster = Cluster::create(spec)?;
     let (a, b, c) =
         cluster.explain((|| Ok((cluster.pod(0, "a")?, cluster.pod(0, "b")?, cluster.pod(1, "c")?)))())?;
@@ -48,12 +48,12 @@ fn everybody_reaches_everybody(spec: &Spec) -> Result<()> {
     checks.that("packets took the fast path", || {
         let sent = if spec.routing == Routing::Vxlan { "to_overlay" } else { "to_wire" };
         for (hook, outcome) in [("from_pod", "to_pod"), ("from_pod", sent)] {
-            ensure!(near.count(hook, outcome)? > 0, "{hook} has counted no {outcome}");
+            ensure!(near.count(hook, outcome)? > 0, "{hook} counted no {outcome}");
         }
         Ok(())
     });
     for node in cluster.nodes() {
-        checks.that(format!("{} keeps no state of it", node.name()), || {
+        checks.that(format!("{} has no flows", node.name()), || {
             let flows: FlowList = node.agent().ask(&View::Flows(FlowFilter::default()))?;
             ensure!(flows.total == 0, "flows: {:?}", flows.flows);
             Ok(())
@@ -68,17 +68,17 @@ fn pod_to_pod(checks: &mut Checks, from: &Pod, to: &Pod, family: Family, mtu: u3
     let full = mtu as usize - family.echo_overhead();
     checks.that(what("ping"), || from.place().ping(to.address(family), 3, 56)?.check());
     checks.that(what("ping that fills the MTU"), || from.place().ping(to.address(family), 3, full)?.check());
-    checks.that(what("ping above the MTU is refused at once"), || {
+    checks.that(what("a ping larger than the MTU fails"), || {
         let ping = from.place().ping(to.address(family), 2, full + 1)?;
         ensure!(
             ping.received == 0,
-            "{} of {} came back: the MTU is larger than {mtu}",
+            "{} of {} were answered: the MTU is larger than {mtu}",
             ping.received,
             ping.sent
         );
         Ok(())
     });
-    checks.that(what("TCP, under its own address"), || {
+    checks.that(what("TCP with the pod's source address"), || {
         from.place().get_as(to.web(family), 3, Some(to.name()), from.address(family))
     });
     checks.that(what("TCP, bulk"), || {
@@ -114,7 +114,7 @@ fn host_to_pod(checks: &mut Checks, from: &Node, to: &Pod, family: Family) {
 }
 
 #[test]
-fn auto_takes_the_overlay_only_behind_a_router() -> Result<()> {
+fn auto_routing_uses_the_overlay_only_across_a_router() -> Result<()> {
     let nodes = vec![Segment::FIRST, Segment::FIRST, Segment::SECOND];
     let spec = Spec { nodes, routing: Routing::Auto, ..Spec::new(3) };
     let cluster = Cluster::create(&spec)?;

@@ -1,5 +1,5 @@
-//! ClusterIP services, from pods and hosts, over TCP and UDP: by connect-time translation and by packets alone, over both
-//! kinds of routing. Every combination must look the same to whoever asks.
+//! ClusterIP services, from pods and hosts, over TCP and UDP: with connect-time translation and per
+//! packet, in both routing modes. Clients must not see a difference.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -17,31 +17,31 @@ use dataplane_testkit::{
 
 const WEB: u16 = 80;
 const ECHO_PORT: u16 = 7;
-/// Enough that every one of three backends is chosen (missed once in 10⁹ runs).
+/// Requests that reach each of three backends (one is missed once in 10⁹ runs).
 const MANY: u32 = 55;
 
 #[test]
-fn native_with_connect_time() -> Result<()> {
+fn native_with_connect_time_translation() -> Result<()> {
     services(&Spec { connect_tcp: true, connect_udp: true, ..Spec::new(2) })
 }
 
 #[test]
-fn native_by_packets_alone() -> Result<()> {
+fn native_per_packet() -> Result<()> {
     services(&Spec { connect_tcp: false, connect_udp: false, ..Spec::new(2) })
 }
 
 #[test]
-fn overlay_with_connect_time() -> Result<()> {
+fn overlay_with_connect_time_translation() -> Result<()> {
     services(&Spec { routing: Routing::Vxlan, connect_tcp: true, connect_udp: true, ..Spec::new(2) })
 }
 
 #[test]
-fn overlay_by_packets_alone() -> Result<()> {
+fn overlay_per_packet() -> Result<()> {
     services(&Spec { routing: Routing::Vxlan, connect_tcp: false, connect_udp: false, ..Spec::new(2) })
 }
 
 #[test]
-fn overlay_by_packets_alone_from_an_api_server() -> Result<()> {
+fn overlay_per_packet_from_an_api_server() -> Result<()> {
     let spec = Spec { routing: Routing::Vxlan, connect_tcp: false, connect_udp: false, ..Spec::new(2) };
     services(&Spec { source: Source::kubernetes(), ..spec })
 }
@@ -60,9 +60,9 @@ fn services(spec: &Spec) -> Result<()> {
     let mut checks = Checks::of(spec.describe());
     for family in Family::BOTH {
         let clients = [("pod", client.place()), ("host", node.place()), ("backend", webs[0].place())];
-        for (who, place) in clients {
-            tcp(&mut checks, who, place, &web, family);
-            udp(&mut checks, who, place, &web, family, large_datagram(spec, who));
+        for (from, place) in clients {
+            tcp(&mut checks, from, place, &web, family);
+            udp(&mut checks, from, place, &web, family, large_datagram(spec, from));
         }
         checks.that(format!("a backend sees the pod ({family})"), || {
             client.place().get_as(web.at(family, WEB), 20, None, client.address(family))
@@ -70,14 +70,14 @@ fn services(spec: &Spec) -> Result<()> {
         checks.that(format!("a backend sees the host ({family})"), || {
             node.place().get_as(web.at(family, WEB), 20, None, node.address(family))
         });
-        for (who, place) in [("pod", client.place()), ("host", node.place())] {
-            checks.that(format!("{who}: a service without backends ({family})"), || {
-                nobody(place, &empty, family)
+        for (from, place) in [("pod", client.place()), ("host", node.place())] {
+            checks.that(format!("{from}: a service without endpoints ({family})"), || {
+                expect_no_answer(place, &empty, family)
             });
         }
     }
-    for (who, place) in [("pod", client.place()), ("host", node.place())] {
-        checks.that(format!("{who}: an IPv6 socket to an IPv4 service"), || {
+    for (from, place) in [("pod", client.place()), ("host", node.place())] {
+        checks.that(format!("{from}: an IPv6 socket to an IPv4 service"), || {
             let IpAddr::V4(v4) = web.at(Family::V4, WEB).ip() else { bail!("no IPv4 address") };
             let mapped = SocketAddr::new(v4.to_ipv6_mapped().into(), WEB);
             let requests = place.get(mapped, 10)?;
@@ -85,11 +85,11 @@ fn services(spec: &Spec) -> Result<()> {
             Ok(())
         });
     }
-    checks.that("the right programs did it", || {
+    checks.that("the expected programs translated", || {
         let sockets = node.count("connect", "socket_translated")?;
         ensure!((sockets > 0) == spec.connect_tcp, "{sockets} sockets were translated");
         let no_backend = node.count("from_pod", "no_backend")?;
-        ensure!(no_backend > 0, "no packet was refused for want of a backend");
+        ensure!(no_backend > 0, "no packet was dropped as no_backend");
         Ok(())
     });
     checks.finish(&cluster)
@@ -114,9 +114,9 @@ fn service(name: &str, number: u16, backends: &[Pod]) -> Service {
     }
 }
 
-fn tcp(checks: &mut Checks, who: &str, place: &Place, web: &Service, family: Family) {
-    let what = |what: &str| format!("{who}: TCP, {what} ({family})");
-    checks.that(what("every backend has its share"), || {
+fn tcp(checks: &mut Checks, from: &str, place: &Place, web: &Service, family: Family) {
+    let what = |what: &str| format!("{from}: TCP, {what} ({family})");
+    checks.that(what("every backend is used"), || {
         let requests = place.get(web.at(family, WEB), MANY)?;
         ensure!(failures(&requests).is_empty(), "{:?}", failures(&requests));
         ensure!(names(&requests).len() == web.backends.len(), "{:?}", names(&requests));
@@ -127,7 +127,7 @@ fn tcp(checks: &mut Checks, who: &str, place: &Place, web: &Service, family: Fam
         ensure!(failures(&requests).is_empty(), "{:?}", failures(&requests));
         Ok(())
     });
-    checks.that(what("another port, kept connections"), || {
+    checks.that(what("another port, long-lived connections"), || {
         let held = place.hold(web.at(family, ECHO_PORT), 100, Duration::from_millis(20))?.finish()?;
         ensure!(held.broken.is_empty() && held.received == held.sent, "{held:?}");
         ensure!(held.servers.len() == web.backends.len(), "{held:?}");
@@ -135,10 +135,10 @@ fn tcp(checks: &mut Checks, who: &str, place: &Place, web: &Service, family: Fam
     });
 }
 
-fn udp(checks: &mut Checks, who: &str, place: &Place, web: &Service, family: Family, large: &str) {
-    let what = |what: &str| format!("{who}: UDP, {what} ({family})");
+fn udp(checks: &mut Checks, from: &str, place: &Place, web: &Service, family: Family, large: &str) {
+    let what = |what: &str| format!("{from}: UDP, {what} ({family})");
     let echo = web.at(family, ECHO_PORT);
-    checks.that(what("a socket per datagram, every backend has its share"), || {
+    checks.that(what("a socket for each datagram, every backend is used"), || {
         let datagrams = place.send(echo, MANY, &["--fresh"])?;
         datagrams.check()?;
         ensure!(datagrams.servers.len() == web.backends.len(), "{datagrams:?}");
@@ -148,23 +148,23 @@ fn udp(checks: &mut Checks, who: &str, place: &Place, web: &Service, family: Fam
         checks.that(what(&format!("one socket, {kind}")), || {
             let datagrams = place.send(echo, 20, &[kind])?;
             datagrams.check()?;
-            ensure!(datagrams.servers.len() == 1, "one conversation, several backends: {datagrams:?}");
+            ensure!(datagrams.servers.len() == 1, "one flow, several backends: {datagrams:?}");
             Ok(())
         });
     }
 }
 
-/// In fragments, where a conversation of datagrams of any size works.
+/// The size of a large datagram: fragmented, except where the known limit applies.
 ///
-/// Known limit: without connect-time translation the host's kernel routes to the service, not to the backend, and makes
-/// fragments for the uplink. Those are larger than the overlay's pods take.
-fn large_datagram(spec: &Spec, who: &str) -> &'static str {
-    let is_limited = who == "host" && spec.routing == Routing::Vxlan && !spec.connect_udp;
+/// Known limit: without connect-time translation the host's kernel routes to the cluster IP, not to
+/// the backend, and fragments to the MTU of the uplink. These fragments do not fit the overlay.
+fn large_datagram(spec: &Spec, from: &str) -> &'static str {
+    let is_limited = from == "host" && spec.routing == Routing::Vxlan && !spec.connect_udp;
     if is_limited { "--size=1300" } else { "--size=3000" }
 }
 
-/// Nobody answers, and nothing hangs longer than it must.
-fn nobody(place: &Place, empty: &Service, family: Family) -> Result<()> {
+/// No request gets an answer.
+fn expect_no_answer(place: &Place, empty: &Service, family: Family) -> Result<()> {
     let requests = place.get(empty.at(family, WEB), 1)?;
     ensure!(names(&requests).is_empty() && failures(&requests).len() == 1, "{requests:?}");
     let datagrams = place.send(empty.at(family, ECHO_PORT), 2, &["--timeout-ms", "100"])?;

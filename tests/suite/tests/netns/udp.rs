@@ -1,7 +1,6 @@
-//! UDP backends that go while sockets live on: whoever was sent to one of them is sent elsewhere.
+//! UDP backends are removed while client sockets stay open: the clients move to another backend.
 //!
-//! Three ways lead to a backend: a socket that was translated when it connected, one whose datagrams are translated as
-//! they are sent, and packets that are translated on their way.
+//! Datagrams are translated in three ways: at `connect()`, at `sendmsg()`, and per packet.
 
 use std::time::Duration;
 
@@ -15,25 +14,25 @@ use dataplane_testkit::{
 };
 use serde_json::json;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const INTERVAL: Duration = Duration::from_millis(5);
-/// Requests, one after the other, that are waited for as a measure of time that things are let go on.
-const A_WHILE: usize = 50;
-/// A connected socket is found and ended after the tables say that its backend is gone.
-const FOUND_US: u64 = 500_000;
-/// What was on its way to a socket as it ended.
-const ON_THE_WAY: u64 = 3;
+/// Number of sequential requests that serve as a measure of time.
+const REQUESTS: usize = 50;
+/// Connected sockets of a removed backend are ended within this time after the table update.
+const SOCKETS_ENDED_US: u64 = 500_000;
+/// Datagrams that may be in flight when a socket is ended.
+const IN_FLIGHT: u64 = 3;
 
-/// A conversation at 5 ms over one socket.
-struct Talk {
-    who: String,
-    /// Its socket has one peer, which is a backend.
-    is_bound: bool,
+/// A client that sends every 5 ms over one socket.
+struct Sender {
+    name: String,
+    /// The socket is connected to the backend itself.
+    is_translated_at_connect: bool,
     client: Client<Datagrams>,
 }
 
 /// Pods on two nodes: a client on the first, two servers on the second.
-struct World {
+struct Testbed {
     client: Pod,
     stays: Pod,
     leaves: Pod,
@@ -41,7 +40,7 @@ struct World {
     _servers: [Process; 2],
 }
 
-impl World {
+impl Testbed {
     fn create(spec: &Spec) -> Result<Self> {
         let cluster = Cluster::create(spec)?;
         let made =
@@ -51,75 +50,76 @@ impl World {
         Ok(Self { client, stays, leaves, cluster, _servers: servers })
     }
 
-    /// Sockets of a pod and of its host, connected and not, to the service.
-    fn talk(&self, at_connect: bool) -> Result<Vec<Talk>> {
+    /// Starts connected and unconnected sockets of a pod and of its host, to the service.
+    fn start_senders(&self, at_connect: bool) -> Result<Vec<Sender>> {
         let web = Service::of(&[]);
-        let mut talks = Vec::new();
+        let mut senders = Vec::new();
         for family in Family::BOTH {
-            for (who, place) in self.askers() {
+            for (from, place) in self.clients() {
                 for (how, more) in [("connected", &["--connected"][..]), ("unconnected", &[])] {
-                    talks.push(Talk {
-                        who: format!("{how} socket of a {who}, {family}"),
-                        is_bound: at_connect && how == "connected",
+                    senders.push(Sender {
+                        name: format!("{how} socket of a {from}, {family}"),
+                        is_translated_at_connect: at_connect && how == "connected",
                         client: place.keep_sending(web.at(family, ECHO_PORT), INTERVAL, more)?,
                     });
                 }
             }
         }
-        Ok(talks)
+        Ok(senders)
     }
 
-    fn askers(&self) -> [(&'static str, &Place); 2] {
+    fn clients(&self) -> [(&'static str, &Place); 2] {
         [("pod", self.client.place()), ("host", self.cluster.nodes()[0].place())]
     }
 
-    /// `leaves` terminates, and may serve while it does; returns when every agent has it so.
-    fn ending(&mut self, serves: bool) -> Result<()> {
+    /// Makes the endpoint `leaves` terminating, serving or not; returns when all agents have it.
+    fn set_terminating(&mut self, serves: bool) -> Result<()> {
         let mut objects = Service::of(&[&self.leaves, &self.stays]).objects();
         let slices = objects.iter_mut().filter_map(|object| object["endpoints"].as_array_mut());
         for endpoint in slices.flatten().filter(|endpoint| endpoint["targetRef"]["name"] == "leaves") {
             endpoint["conditions"] = json!({"ready": false, "serving": serves, "terminating": true});
         }
-        // at least one of the slices is another than before
+        // at least one slice differs from the previous one
         self.cluster.change(1, |cluster| cluster.apply_objects("service-web", &objects))
     }
 
-    /// Requests to a pod as a clock.
+    /// Requests to a pod, as a clock.
     fn clock(&self) -> Result<Client<Vec<Request>>> {
         self.client.place().keep_getting(self.stays.web(Family::V4), INTERVAL)
     }
 }
 
-/// A world whose sockets were translated when they connected, all to the pod that leaves; and a clock.
-fn talking(spec: &Spec) -> Result<(World, Vec<Talk>, Client<Vec<Request>>)> {
-    let mut world = World::create(spec)?;
-    world.cluster.apply(&Service::of(&[&world.leaves]))?;
-    let talks = world.talk(true)?;
-    let clock = world.clock()?;
-    clock.wait_answers(A_WHILE, 0, PATIENCE)?;
-    Ok((world, talks, clock))
+/// A testbed with senders that were translated at `connect()`, all to `leaves`; and a clock.
+fn with_connected_senders(spec: &Spec) -> Result<(Testbed, Vec<Sender>, Client<Vec<Request>>)> {
+    let mut testbed = Testbed::create(spec)?;
+    testbed.cluster.apply(&Service::of(&[&testbed.leaves]))?;
+    let senders = testbed.start_senders(true)?;
+    let clock = testbed.clock()?;
+    clock.wait_answers(REQUESTS, 0, TIMEOUT)?;
+    Ok((testbed, senders, clock))
 }
 
-/// After `gone`, nothing reached `leaves`; what was sent later reached `stays`.
-fn has_moved(talk: Talk, gone: u64) -> Result<Datagrams> {
-    let Talk { is_bound, client, .. } = talk;
-    let heard = client.finish()?;
-    let latest = |name: &str| heard.latest_us.get(name).copied().unwrap_or(0);
-    let (until, may_be_lost) = if is_bound { (gone + FOUND_US, ON_THE_WAY) } else { (gone, 0) };
-    ensure!(latest("leaves") > 0 && latest("stays") > until, "it has not moved: {heard:?}");
+/// After `gone`, no datagram reached `leaves`, and later ones reached `stays`.
+fn expect_moved(sender: Sender, gone: u64) -> Result<Datagrams> {
+    let Sender { is_translated_at_connect, client, .. } = sender;
+    let report = client.finish()?;
+    let latest = |name: &str| report.latest_us.get(name).copied().unwrap_or(0);
+    let (until, may_be_lost) =
+        if is_translated_at_connect { (gone + SOCKETS_ENDED_US, IN_FLIGHT) } else { (gone, 0) };
+    ensure!(latest("leaves") > 0 && latest("stays") > until, "the sender did not move: {report:?}");
     ensure!(
         latest("leaves") <= until,
-        "sent to the backend {} ms after it was gone: {heard:?}",
+        "sent to the backend {} ms after it was gone: {report:?}",
         latest("leaves").saturating_sub(gone) / 1_000
     );
-    ensure!(heard.ended == u64::from(is_bound), "{heard:?}");
-    ensure!(heard.lost <= may_be_lost && heard.errors.is_empty() && heard.misdirected == 0, "{heard:?}");
-    Ok(heard)
+    ensure!(report.ended == u64::from(is_translated_at_connect), "{report:?}");
+    ensure!(report.lost <= may_be_lost && report.errors.is_empty() && report.misdirected == 0, "{report:?}");
+    Ok(report)
 }
 
 #[test]
-fn a_backend_leaves_its_sockets_behind_with_connect_time() -> Result<()> {
-    a_backend_leaves(&Spec {
+fn sockets_leave_a_removed_backend_with_connect_time_translation() -> Result<()> {
+    sockets_leave_a_removed_backend(&Spec {
         connect_udp: true,
         config: serde_json::json!({"log": "dataplane_agent=debug"}),
         ..Spec::new(2)
@@ -127,135 +127,135 @@ fn a_backend_leaves_its_sockets_behind_with_connect_time() -> Result<()> {
 }
 
 #[test]
-fn a_backend_leaves_its_sockets_behind_by_packets_alone() -> Result<()> {
-    a_backend_leaves(&Spec { connect_tcp: false, connect_udp: false, ..Spec::new(2) })
+fn sockets_leave_a_removed_backend_per_packet() -> Result<()> {
+    sockets_leave_a_removed_backend(&Spec { connect_tcp: false, connect_udp: false, ..Spec::new(2) })
 }
 
-/// Conversations with the service move; those with the pod itself are nobody's business.
-fn a_backend_leaves(spec: &Spec) -> Result<()> {
-    let mut world = World::create(spec)?;
-    world.cluster.apply(&Service::of(&[&world.leaves]))?;
-    let talks = world.talk(spec.connect_udp)?;
+/// Flows to the service move; flows to the pod's own address stay.
+fn sockets_leave_a_removed_backend(spec: &Spec) -> Result<()> {
+    let mut testbed = Testbed::create(spec)?;
+    testbed.cluster.apply(&Service::of(&[&testbed.leaves]))?;
+    let senders = testbed.start_senders(spec.connect_udp)?;
     let mut direct = Vec::new();
     for family in Family::BOTH {
-        for (who, place) in world.askers() {
-            let client = place.keep_sending(world.leaves.echo(family), INTERVAL, &["--connected"])?;
-            direct.push((format!("{who}, {family}"), client));
+        for (from, place) in testbed.clients() {
+            let client = place.keep_sending(testbed.leaves.echo(family), INTERVAL, &["--connected"])?;
+            direct.push((format!("{from}, {family}"), client));
         }
     }
-    let clock = world.clock()?;
-    clock.wait_answers(A_WHILE, 0, PATIENCE)?;
+    let clock = testbed.clock()?;
+    clock.wait_answers(REQUESTS, 0, TIMEOUT)?;
 
-    world.cluster.apply(&Service::of(&[&world.stays]))?;
+    testbed.cluster.apply(&Service::of(&[&testbed.stays]))?;
     let gone = now_us()?;
-    clock.wait_answers(A_WHILE, gone + FOUND_US, PATIENCE)?;
+    clock.wait_answers(REQUESTS, gone + SOCKETS_ENDED_US, TIMEOUT)?;
 
     let mut checks = Checks::of(spec.describe());
-    for talk in talks {
-        checks.that(talk.who.clone(), || has_moved(talk, gone).map(drop));
+    for sender in senders {
+        checks.that(sender.name.clone(), || expect_moved(sender, gone).map(drop));
     }
-    for (who, client) in direct {
-        checks.that(format!("connected to the pod itself: {who}"), || {
-            let heard = client.finish()?;
-            ensure!(heard.is_complete() && heard.ended == 0, "{heard:?}");
+    for (from, client) in direct {
+        checks.that(format!("connected to the pod itself: {from}"), || {
+            let report = client.finish()?;
+            ensure!(report.is_complete() && report.ended == 0, "{report:?}");
             Ok(())
         });
     }
-    checks.finish(&world.cluster)
+    checks.finish(&testbed.cluster)
 }
 
 #[test]
-fn a_backend_that_ends_is_talked_to_while_it_serves_with_connect_time() -> Result<()> {
-    a_backend_that_ends_is_talked_to_while_it_serves(&Spec { connect_udp: true, ..Spec::new(2) })
+fn sockets_stay_with_a_terminating_backend_while_it_serves_with_connect_time_translation() -> Result<()> {
+    sockets_stay_with_a_terminating_backend_while_it_serves(&Spec { connect_udp: true, ..Spec::new(2) })
 }
 
 #[test]
-fn a_backend_that_ends_is_talked_to_while_it_serves_by_packets_alone() -> Result<()> {
-    a_backend_that_ends_is_talked_to_while_it_serves(&Spec { connect_udp: false, ..Spec::new(2) })
+fn sockets_stay_with_a_terminating_backend_while_it_serves_per_packet() -> Result<()> {
+    sockets_stay_with_a_terminating_backend_while_it_serves(&Spec { connect_udp: false, ..Spec::new(2) })
 }
 
-/// As kube-proxy has it: who is new goes elsewhere, who is there stays until it serves no more.
-fn a_backend_that_ends_is_talked_to_while_it_serves(spec: &Spec) -> Result<()> {
-    let mut world = World::create(spec)?;
-    world.cluster.apply(&Service::of(&[&world.leaves]))?;
-    let mut talks = world.talk(spec.connect_udp)?;
-    // a datagram that is translated as it is sent knows nothing of those before it
-    talks.retain(|talk| talk.is_bound || !spec.connect_udp);
-    let clock = world.clock()?;
-    clock.wait_answers(A_WHILE, 0, PATIENCE)?;
+/// As with kube-proxy: new flows go to another backend, existing flows stay while it serves.
+fn sockets_stay_with_a_terminating_backend_while_it_serves(spec: &Spec) -> Result<()> {
+    let mut testbed = Testbed::create(spec)?;
+    testbed.cluster.apply(&Service::of(&[&testbed.leaves]))?;
+    let mut senders = testbed.start_senders(spec.connect_udp)?;
+    // `sendmsg()` translation has no state: each datagram selects a backend
+    senders.retain(|sender| sender.is_translated_at_connect || !spec.connect_udp);
+    let clock = testbed.clock()?;
+    clock.wait_answers(REQUESTS, 0, TIMEOUT)?;
 
-    world.ending(true)?;
-    let ending = now_us()?;
+    testbed.set_terminating(true)?;
+    let terminating = now_us()?;
     let web = Service::of(&[]);
-    for (_, place) in world.askers() {
+    for (_, place) in testbed.clients() {
         for family in Family::BOTH {
             let new = place.send(web.at(family, ECHO_PORT), 5, &["--connected"])?;
             ensure!(new.is_complete() && new.servers == [("stays".to_owned(), 5)].into(), "{new:?}");
         }
     }
-    clock.wait_answers(A_WHILE, ending + FOUND_US, PATIENCE)?;
-    let still = now_us()?;
-    world.ending(false)?;
+    clock.wait_answers(REQUESTS, terminating + SOCKETS_ENDED_US, TIMEOUT)?;
+    let still_serving = now_us()?;
+    testbed.set_terminating(false)?;
     let gone = now_us()?;
-    clock.wait_answers(A_WHILE, gone + FOUND_US, PATIENCE)?;
+    clock.wait_answers(REQUESTS, gone + SOCKETS_ENDED_US, TIMEOUT)?;
 
     let mut checks = Checks::of(spec.describe());
-    for talk in talks {
-        checks.that(talk.who.clone(), || {
-            let heard = has_moved(talk, gone)?;
-            let close = heard.latest_us["leaves"] + 10 * INTERVAL.as_micros() as u64 > still;
-            ensure!(close, "it moved before it had to: {heard:?}");
+    for sender in senders {
+        checks.that(sender.name.clone(), || {
+            let report = expect_moved(sender, gone)?;
+            let close = report.latest_us["leaves"] + 10 * INTERVAL.as_micros() as u64 > still_serving;
+            ensure!(close, "the sender moved while the backend served: {report:?}");
             Ok(())
         });
     }
-    checks.finish(&world.cluster)
+    checks.finish(&testbed.cluster)
 }
 
 #[test]
-fn when_all_backends_leave_no_socket_stays_and_all_come_back() -> Result<()> {
+fn sockets_end_without_backends_and_reach_the_next_one() -> Result<()> {
     let spec = Spec { connect_udp: true, ..Spec::new(2) };
-    let (mut world, talks, clock) = talking(&spec)?;
+    let (mut testbed, senders, clock) = with_connected_senders(&spec)?;
 
-    world.cluster.apply(&Service::of(&[]))?;
+    testbed.cluster.apply(&Service::of(&[]))?;
     let gone = now_us()?;
-    clock.wait_answers(A_WHILE, gone + FOUND_US, PATIENCE)?;
-    world.cluster.apply(&Service::of(&[&world.stays]))?;
+    clock.wait_answers(REQUESTS, gone + SOCKETS_ENDED_US, TIMEOUT)?;
+    testbed.cluster.apply(&Service::of(&[&testbed.stays]))?;
     let back = now_us()?;
-    clock.wait_answers(A_WHILE, back, PATIENCE)?;
+    clock.wait_answers(REQUESTS, back, TIMEOUT)?;
 
     let mut checks = Checks::of(spec.describe());
-    for Talk { who, is_bound, client } in talks {
-        checks.that(who, || {
-            let heard = client.finish()?;
-            let latest = |name: &str| heard.latest_us.get(name).copied().unwrap_or(0);
-            let until = if is_bound { gone + FOUND_US } else { gone };
-            ensure!(latest("leaves") > 0 && latest("leaves") <= until, "{heard:?}");
-            ensure!(latest("stays") > back, "nobody came back: {heard:?}");
-            ensure!(heard.ended == u64::from(is_bound), "{heard:?}");
+    for Sender { name, is_translated_at_connect, client } in senders {
+        checks.that(name, || {
+            let report = client.finish()?;
+            let latest = |name: &str| report.latest_us.get(name).copied().unwrap_or(0);
+            let until = if is_translated_at_connect { gone + SOCKETS_ENDED_US } else { gone };
+            ensure!(latest("leaves") > 0 && latest("leaves") <= until, "{report:?}");
+            ensure!(latest("stays") > back, "no datagram reached the new backend: {report:?}");
+            ensure!(report.ended == u64::from(is_translated_at_connect), "{report:?}");
             Ok(())
         });
     }
-    checks.finish(&world.cluster)
+    checks.finish(&testbed.cluster)
 }
 
 #[test]
-fn a_backend_that_left_while_no_agent_ran_leaves_no_socket_behind() -> Result<()> {
+fn sockets_leave_a_backend_removed_while_no_agent_ran() -> Result<()> {
     let spec = Spec { connect_udp: true, ..Spec::new(2) };
-    let (mut world, talks, clock) = talking(&spec)?;
+    let (mut testbed, senders, clock) = with_connected_senders(&spec)?;
 
-    let left = Service::of(&[&world.stays]);
-    world.cluster.nodes_mut()[0].agent_mut().kill()?;
-    world.cluster.apply_objects("service-web", &left.objects())?;
-    let node = &mut world.cluster.nodes_mut()[0];
+    let left = Service::of(&[&testbed.stays]);
+    testbed.cluster.nodes_mut()[0].agent_mut().kill()?;
+    testbed.cluster.apply_objects("service-web", &left.objects())?;
+    let node = &mut testbed.cluster.nodes_mut()[0];
     node.agent_mut().start()?;
     node.agent_mut().await_ready()?;
     node.await_service(&left)?;
     let gone = now_us()?;
-    clock.wait_answers(A_WHILE, gone + FOUND_US, PATIENCE)?;
+    clock.wait_answers(REQUESTS, gone + SOCKETS_ENDED_US, TIMEOUT)?;
 
     let mut checks = Checks::of(spec.describe());
-    for talk in talks {
-        checks.that(talk.who.clone(), || has_moved(talk, gone).map(drop));
+    for sender in senders {
+        checks.that(sender.name.clone(), || expect_moved(sender, gone).map(drop));
     }
-    checks.finish(&world.cluster)
+    checks.finish(&testbed.cluster)
 }

@@ -1,4 +1,4 @@
-//! All of it in one real agent. Needs root.
+//! The lifecycle in a real agent. Needs root.
 
 use std::net::SocketAddr;
 
@@ -9,25 +9,25 @@ use dataplane_testkit::{
 };
 use serde_json::json;
 
-use super::{PATIENCE, get};
+use super::{TIMEOUT, get};
 
-/// Source, state, tables, status, and what the node says, in one real agent.
+/// The Node condition, the CNI files and kube-proxy's health endpoints, by one real agent.
 #[test]
-fn an_agent_of_a_cluster_says_and_places_what_its_node_needs() -> Result<()> {
+fn an_agent_sets_up_its_node_completely() -> Result<()> {
     only_as_root!();
     let cluster = Cluster::create(&Spec { source: Source::kubernetes(), ..Spec::new(1) })?;
     let (node, objects) = (&cluster.nodes()[0], cluster.control()?.objects());
-    let find = || objects.get("v1", "Node", "", node.name())?.context("the node is gone");
-    wait::until("NetworkUnavailable=False", PATIENCE, || {
+    let find = || objects.get("v1", "Node", "", node.name())?.context("the Node object is missing");
+    wait::until("NetworkUnavailable=False", TIMEOUT, || {
         let conditions = find()?["status"]["conditions"].as_array().cloned().unwrap_or_default();
         let found = conditions.iter().find(|found| found["type"] == "NetworkUnavailable");
         Ok(found.is_some_and(|found| found["status"] == "False").then_some(()))
     })?;
-    let directory = node.agent().socket().ancestors().nth(2).context("a node has a directory")?;
-    wait::until("the configuration", PATIENCE, || {
-        let placed = directory.join("etc/cni/net.d/05-dataplane.conflist").exists()
+    let directory = node.agent().socket().ancestors().nth(2).context("the node has no directory")?;
+    wait::until("the CNI files", TIMEOUT, || {
+        let exist = directory.join("etc/cni/net.d/05-dataplane.conflist").exists()
             && directory.join("opt/cni/bin/dataplane-cni").exists();
-        Ok(placed.then_some(()))
+        Ok(exist.then_some(()))
     })?;
 
     let ask = |port: u16, path: &str| -> Result<String> {
@@ -38,7 +38,7 @@ fn an_agent_of_a_cluster_says_and_places_what_its_node_needs() -> Result<()> {
     let taint =
         json!([{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule", "value": "1700000000"}]);
     objects.patch(&find()?, &json!({"spec": {"taints": taint}}))?;
-    wait::until("load balancers are told", PATIENCE, || {
+    wait::until("health checks of load balancers fail", TIMEOUT, || {
         Ok(ask(10_256, "/healthz")?.starts_with("HTTP/1.1 503").then_some(()))
     })?;
     ensure!(ask(10_256, "/livez")?.starts_with("HTTP/1.1 200"));

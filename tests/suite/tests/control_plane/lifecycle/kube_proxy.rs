@@ -1,4 +1,5 @@
-//! The removal of what kube-proxy left, and what is said of other networks, against the kernel. Needs root.
+//! Removal of kube-proxy's rules, and problems about other pod networks, against the kernel. Needs
+//! root.
 
 use std::{
     io::Write as _,
@@ -14,9 +15,9 @@ use dataplane_bench::{
 use dataplane_testkit::{bins, lab::Namespace, only_as_root};
 use tokio::sync::watch;
 
-use super::{NODE, PATIENCE};
+use super::{NODE, TIMEOUT};
 
-/// A namespace with somebody's rules; gone with its handle.
+/// A network namespace with firewall rules, deleted on drop.
 struct Rules(Namespace);
 
 impl Rules {
@@ -32,15 +33,15 @@ impl Rules {
             let mut child = command.spawn().with_context(|| format!("run {program}"))?;
             child.stdin.take().context("no stdin")?.write_all(input.as_bytes())?;
             let output = child.wait_with_output()?;
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
             if !output.status.success() {
-                bail!("{program} {}: {said}", arguments.join(" "));
+                bail!("{program} {}: {stderr}", arguments.join(" "));
             }
             Ok(String::from_utf8_lossy(&output.stdout).into_owned())
         })?
     }
 
-    /// Rules that are not kube-proxy's, though some look alike.
+    /// Adds rules that are not kube-proxy's, though some look alike.
     fn add_foreign(&self, backend: &str) -> Result<()> {
         let rules = "*filter\n:DOCKER - [0:0]\n:KUBE-FIREWALL - [0:0]\n:KUBE-ROUTER-INPUT - [0:0]\n\
             -A INPUT -m comment --comment \"kube-router netpol\" -j KUBE-ROUTER-INPUT\n\
@@ -56,7 +57,7 @@ impl Rules {
         Ok(())
     }
 
-    /// Everything there is, counters left out.
+    /// All rules, without counters.
     fn show(&self) -> Result<String> {
         let mut all = self.run("nft", &["--stateless", "list", "ruleset"], "")?;
         all.push_str(&self.run("iptables-legacy-save", &[], "")?);
@@ -66,7 +67,7 @@ impl Rules {
 
     fn cleanup(&self, arguments: &[&str]) -> Result<String> {
         let agent = bins::agent()?;
-        let program = agent.to_str().context("no text")?;
+        let program = agent.to_str().context("not UTF-8")?;
         self.run(program, &[&["cleanup", "--kube-proxy"], arguments].concat(), "")
     }
 }
@@ -79,12 +80,12 @@ impl Drop for Rules {
     }
 }
 
-/// Base chains as iptables makes them.
+/// The base chains of iptables.
 const EMPTY: &str = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n\
     *nat\n:PREROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\nCOMMIT\n";
 
 #[test]
-fn what_kube_proxy_left_goes_and_foreign_rules_stay_as_they_are() -> Result<()> {
+fn kube_proxys_rules_are_removed_and_foreign_rules_stay() -> Result<()> {
     only_as_root!();
     let services = ServiceSet::new(1_500, "10.180.0.1:80".parse()?);
     for backend in [iptables::Backend::Nft, iptables::Backend::Legacy] {
@@ -98,49 +99,55 @@ fn what_kube_proxy_left_goes_and_foreign_rules_stay_as_they_are() -> Result<()> 
 
         let before = used.show()?;
         ensure!(before.contains("KUBE-SVC-") && before.contains("table ip kube-proxy"), "{before}");
-        let said = used.cleanup(&[])?;
-        ensure!(said.contains("would remove nftables table ip kube-proxy"), "{said}");
+        let output = used.cleanup(&[])?;
+        ensure!(output.contains("would remove nftables table ip kube-proxy"), "{output}");
         ensure!(
-            said.lines().any(|line| line.contains("rule in iptables") && line.contains("KUBE-SERVICES")),
-            "{said}"
+            output.lines().any(|line| line.contains("rule in iptables") && line.contains("KUBE-SERVICES")),
+            "{output}"
         );
-        ensure!(used.show()? == before, "a dry run changed something");
-        let said = used.cleanup(&["--yes"])?;
-        ensure!(said.lines().last().is_some_and(|line| line.starts_with("removed ")), "{said}");
-        let (after, wanted) = (used.show()?, clean.show()?);
-        ensure!(after == wanted, "{name}: left is\n{after}\nwanted is\n{wanted}");
-        let said = used.cleanup(&["--yes"])?;
-        ensure!(said.trim() == "nothing to remove: kube-proxy left no rules", "{said}");
+        ensure!(used.show()? == before, "a dry run changed the rules");
+        let output = used.cleanup(&["--yes"])?;
+        ensure!(output.lines().last().is_some_and(|line| line.starts_with("removed ")), "{output}");
+        let (after, expected) = (used.show()?, clean.show()?);
+        ensure!(after == expected, "{name}: remaining rules\n{after}\nexpected\n{expected}");
+        let output = used.cleanup(&["--yes"])?;
+        ensure!(output.trim() == "nothing to remove: kube-proxy left no rules", "{output}");
     }
     Ok(())
 }
 
 #[test]
-fn other_networks_and_kube_proxys_rules_are_problems_with_what_to_do() -> Result<()> {
+fn other_pod_networks_and_kube_proxys_rules_are_problems_with_a_remedy() -> Result<()> {
     only_as_root!();
     let used = Rules::new("others")?;
     used.0.ip("link add flannel.1 type veth peer name cali12345")?;
     let services = ServiceSet::new(3, "10.180.0.1:80".parse()?);
     nftables::apply(&used.0, &services, "192.0.2.1".parse()?)?;
-    let said = used.0.enter(|| -> Result<String> {
+    let messages = used.0.enter(|| -> Result<String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (_status, seen) = watch::channel(Status::starting(NODE));
         runtime.block_on(async {
             let mut problems = Lifecycle::new(NODE, Netlink::connect()?).start(&seen);
-            tokio::time::timeout(PATIENCE, problems.changed()).await?;
-            let said =
+            tokio::time::timeout(TIMEOUT, problems.changed()).await?;
+            let messages =
                 problems.now().into_iter().map(|problem| format!("{}: {}", problem.subject, problem.message));
-            Ok(said.collect::<Vec<_>>().join("\n"))
+            Ok(messages.collect::<Vec<_>>().join("\n"))
         })
     })??;
     ensure!(
-        said.contains(
+        messages.contains(
             "kube-proxy: kube-proxy left rules that still translate Services (nftables table ip kube-proxy"
         ),
-        "{said}"
+        "{messages}"
     );
-    ensure!(said.contains("cleanup --kube-proxy"), "{said}");
-    ensure!(said.contains("flannel: flannel is or was the pod network of this node (flannel.1)"), "{said}");
-    ensure!(said.contains("Calico: Calico is or was the pod network of this node (cali12345)"), "{said}");
+    ensure!(messages.contains("cleanup --kube-proxy"), "{messages}");
+    ensure!(
+        messages.contains("flannel: flannel is or was the pod network of this node (flannel.1)"),
+        "{messages}"
+    );
+    ensure!(
+        messages.contains("Calico: Calico is or was the pod network of this node (cali12345)"),
+        "{messages}"
+    );
     Ok(())
 }

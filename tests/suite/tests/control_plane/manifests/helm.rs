@@ -1,5 +1,5 @@
-//! The chart, rendered: by `helm` where it is installed, else by an engine of the same template language with the few
-//! functions the chart uses.
+//! Renders the chart: with `helm` if it is installed, else with an engine of the same template
+//! language and the few functions that the chart uses.
 
 use std::{
     collections::HashMap,
@@ -15,18 +15,18 @@ use serde_json::{Value, json};
 
 use super::{directory, objects, schema};
 
-/// The namespace it is rendered for.
+/// The namespace for which the chart is rendered.
 pub(crate) const NAMESPACE: &str = "dataplane-system";
 
-/// What rendered the chart.
+/// The program or library that rendered the chart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Engine {
     Helm,
     /// The crate gtmpl.
-    Ours,
+    Gtmpl,
 }
 
-/// What one gets by installing the chart with these values over its own; and from what.
+/// Renders the chart with these values over its defaults; returns the objects and the engine.
 pub(crate) fn render(values: &Value) -> Result<(Vec<Value>, Engine)> {
     let chart = directory().join("helm/dataplane");
     let overrides = tempfile::NamedTempFile::new()?;
@@ -34,7 +34,7 @@ pub(crate) fn render(values: &Value) -> Result<(Vec<Value>, Engine)> {
     let mut helm = Command::new("helm");
     helm.args(["template", "dataplane"]).arg(&chart).args(["--namespace", NAMESPACE, "--values"]);
     match helm.arg(overrides.path()).stdin(Stdio::null()).output() {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok((expand(&chart, values)?, Engine::Ours)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok((expand(&chart, values)?, Engine::Gtmpl)),
         Err(error) => Err(error).context("run helm"),
         Ok(output) if output.status.success() => {
             Ok((objects::parse(&String::from_utf8(output.stdout)?)?, Engine::Helm))
@@ -43,7 +43,7 @@ pub(crate) fn render(values: &Value) -> Result<(Vec<Value>, Engine)> {
     }
 }
 
-/// A file of values beside the chart's own.
+/// A values file in the chart's directory.
 pub(crate) fn values(file: &str) -> Result<Value> {
     yaml(&directory().join("helm/dataplane").join(file))
 }
@@ -52,13 +52,13 @@ fn expand(chart: &Path, overrides: &Value) -> Result<Vec<Value>> {
     let mut values = yaml(&chart.join("values.yaml"))?;
     merge(&mut values, overrides);
     let schema = fs::read_to_string(chart.join("values.schema.json"))?;
-    let wrong = schema::violations(&serde_json::from_str(&schema)?, &values)?;
-    ensure!(wrong.is_empty(), "values: {}", wrong.join("; "));
+    let violations = schema::violations(&serde_json::from_str(&schema)?, &values)?;
+    ensure!(violations.is_empty(), "values: {}", violations.join("; "));
 
-    let about = yaml(&chart.join("Chart.yaml"))?;
+    let chart_yaml = yaml(&chart.join("Chart.yaml"))?;
     let context = json!({
         "Values": values,
-        "Chart": { "AppVersion": about["appVersion"], "Name": about["name"], "Version": about["version"] },
+        "Chart": { "AppVersion": chart_yaml["appVersion"], "Name": chart_yaml["name"], "Version": chart_yaml["version"] },
         "Release": { "Name": "dataplane", "Namespace": NAMESPACE },
     });
     let context = Context::from(term(&context));
@@ -76,7 +76,7 @@ fn expand(chart: &Path, overrides: &Value) -> Result<Vec<Value>> {
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         template.parse(text).map_err(|error| anyhow!("{}: {error}", path.display()))?;
         let text = template.render(&context).map_err(|error| anyhow!("{}: {error}", path.display()))?;
-        // notes are for people
+        // NOTES.txt has no objects
         if path.extension().is_some_and(|extension| extension == "yaml") {
             found.extend(objects::parse(&text).with_context(|| path.display().to_string())?);
         }
@@ -89,7 +89,7 @@ fn yaml(path: &Path) -> Result<Value> {
     serde_norway::from_str(&text).with_context(|| path.display().to_string())
 }
 
-/// As Helm does: mappings key by key, everything else as a whole.
+/// Merges like Helm: mappings by key, everything else as a whole.
 fn merge(values: &mut Value, overrides: &Value) {
     match (values, overrides) {
         (Value::Object(values), Value::Object(overrides)) => {
@@ -125,7 +125,7 @@ fn value(term: &Term) -> Result<Value, FuncError> {
             let fields = fields.iter().map(|(name, term)| Ok((name.clone(), value(term)?)));
             Value::Object(fields.collect::<Result<_, FuncError>>()?)
         }
-        Term::Function(_) => return Err(FuncError::Generic("a function is no value".to_owned())),
+        Term::Function(_) => return Err(FuncError::Generic("a function is not a value".to_owned())),
     })
 }
 

@@ -1,4 +1,4 @@
-//! Manifests as `kubectl apply -k` would apply them: kubectl makes them, so nothing here can be more lenient.
+//! Renders a Kustomize directory with `kubectl kustomize`, as `kubectl apply -k` does.
 
 use std::{
     io::ErrorKind,
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::objects;
 
-/// The objects a directory is about; `None` where there is no kubectl.
+/// The objects of a Kustomize directory; `None` if kubectl is not installed.
 pub(crate) fn build(directory: &Path) -> Result<Option<Vec<Value>>> {
     let mut kubectl = Command::new("kubectl");
     let output = match kubectl.arg("kustomize").arg(directory).stdin(Stdio::null()).output() {

@@ -1,4 +1,5 @@
-//! What `deploy/` holds, as a cluster would get it: from Kustomize, from Helm, and checked against Kubernetes' own types.
+//! The manifests in `deploy/`, rendered by Kustomize and by Helm, and checked against the types of
+//! the Kubernetes API.
 
 pub(crate) mod helm;
 pub(crate) mod kustomize;

@@ -1,4 +1,5 @@
-//! Kubernetes objects as JSON: read from YAML, held against the types of the API, compared without regard to order.
+//! Kubernetes objects as JSON: read from YAML, checked against the types of the API, and compared
+//! without regard to order.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::{
@@ -9,7 +10,7 @@ use k8s_openapi::api::{
 use serde::{Deserialize as _, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-/// Every document that is not empty.
+/// Parses all documents that are not empty.
 pub(crate) fn parse(yaml: &str) -> Result<Vec<Value>> {
     let mut objects = Vec::new();
     for document in serde_norway::Deserializer::from_str(yaml) {
@@ -21,7 +22,8 @@ pub(crate) fn parse(yaml: &str) -> Result<Vec<Value>> {
     Ok(objects)
 }
 
-/// Whether the API would keep all of the object: a field it does not know gets lost on the way through its type.
+/// Checks that the API keeps the whole object: an unknown field is lost in a round trip through the
+/// type.
 pub(crate) fn check(object: &Value) -> Result<()> {
     let kind = format!("{} {}", text(&object["apiVersion"]), text(&object["kind"]));
     match kind.as_str() {
@@ -34,7 +36,7 @@ pub(crate) fn check(object: &Value) -> Result<()> {
         "rbac.authorization.k8s.io/v1 ClusterRoleBinding" => keeps::<ClusterRoleBinding>(object),
         "rbac.authorization.k8s.io/v1 Role" => keeps::<Role>(object),
         "rbac.authorization.k8s.io/v1 RoleBinding" => keeps::<RoleBinding>(object),
-        _ => bail!("{kind}: a kind the manifests did not have"),
+        _ => bail!("{kind}: unknown kind, add it to objects.rs"),
     }
     .with_context(|| format!("{kind} {}", text(&object["metadata"]["name"])))
 }
@@ -48,13 +50,13 @@ fn keeps<T: DeserializeOwned + Serialize>(object: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Kind, namespace and name, by which two lists of objects are matched.
+/// Kind, namespace and name, by which objects of two lists are matched.
 pub(crate) fn key(object: &Value) -> [String; 3] {
     let metadata = &object["metadata"];
     [&object["kind"], &metadata["namespace"], &metadata["name"]].map(|value| text(value).to_owned())
 }
 
-/// What differs between two lists of objects, each difference with its place.
+/// The differences between two lists of objects, each with its path.
 pub(crate) fn compare(left: &[Value], right: &[Value]) -> Vec<String> {
     let mut found = Vec::new();
     for (one, other, side) in [(left, right, "first"), (right, left, "second")] {
@@ -71,26 +73,26 @@ pub(crate) fn compare(left: &[Value], right: &[Value]) -> Vec<String> {
     found
 }
 
-fn differences(left: &Value, right: &Value, place: &str, found: &mut Vec<String>) {
+fn differences(left: &Value, right: &Value, path: &str, found: &mut Vec<String>) {
     match (left, right) {
         (Value::Object(left_fields), Value::Object(right_fields)) => {
             let names =
                 left_fields.keys().chain(right_fields.keys().filter(|name| !left_fields.contains_key(*name)));
             for name in names {
-                differences(&left[name], &right[name], &format!("{place}.{name}"), found);
+                differences(&left[name], &right[name], &format!("{path}.{name}"), found);
             }
         }
         (Value::Array(left_items), Value::Array(right_items)) if left_items.len() == right_items.len() => {
             for (at, (left, right)) in sorted(left_items).into_iter().zip(sorted(right_items)).enumerate() {
-                differences(left, right, &format!("{place}[{at}]"), found);
+                differences(left, right, &format!("{path}[{at}]"), found);
             }
         }
         _ if left == right => {}
-        _ => found.push(format!("{place}: {left} and {right}")),
+        _ => found.push(format!("{path}: {left} and {right}")),
     }
 }
 
-/// A patch of Kustomize's moves what it touches to the front, where names, not places, tell items apart.
+/// A Kustomize patch moves changed items to the front; items are identified by their names.
 fn sorted(items: &[Value]) -> Vec<&Value> {
     let mut sorted: Vec<&Value> = items.iter().collect();
     sorted.sort_by_key(|item| text(&item["name"]));
@@ -110,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_field_the_api_does_not_know_is_named() {
+    fn an_unknown_field_is_named() {
         let good = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "a" } });
         check(&good).unwrap();
         let bad =
@@ -120,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_are_matched_by_name_and_differ_in_a_place() {
+    fn objects_are_matched_by_name_and_differences_have_a_path() {
         let one = json!({ "kind": "A", "metadata": { "name": "x" }, "list": [1, 2] });
         let other = json!({ "kind": "A", "metadata": { "name": "x" }, "list": [1, 3] });
         assert!(compare(from_ref(&one), from_ref(&one)).is_empty());

@@ -1,29 +1,29 @@
-//! JSON Schema, as far as the chart's schema uses it: a word it does not know is an error, so that the schema cannot say
-//! more than is checked. `helm` itself applies the whole of it.
+//! The part of JSON Schema that the chart's schema uses. An unknown keyword is an error, so that
+//! the schema has no keyword that is not checked. `helm` itself implements the whole standard.
 
 use anyhow::{Context as _, Result, bail};
 use regex::Regex;
 use serde_json::Value;
 
-/// Words that constrain nothing.
-const SILENT: [&str; 3] = ["$schema", "title", "definitions"];
+/// Keywords without a constraint.
+const ANNOTATIONS: [&str; 3] = ["$schema", "title", "definitions"];
 
-/// What is wrong with a value, each with its place; nothing if it is as the schema wants it.
+/// The violations of a value, each with its path.
 pub(crate) fn violations(schema: &Value, value: &Value) -> Result<Vec<String>> {
     let mut found = Vec::new();
     visit(schema, schema, value, "values", &mut found)?;
     Ok(found)
 }
 
-fn visit(root: &Value, schema: &Value, value: &Value, place: &str, found: &mut Vec<String>) -> Result<()> {
-    let words = schema.as_object().with_context(|| format!("{place}: {schema} is no schema"))?;
-    for (word, rule) in words {
-        let holds = match word.as_str() {
+fn visit(root: &Value, schema: &Value, value: &Value, path: &str, found: &mut Vec<String>) -> Result<()> {
+    let keywords = schema.as_object().with_context(|| format!("{path}: {schema} is not a schema"))?;
+    for (keyword, rule) in keywords {
+        let holds = match keyword.as_str() {
             "$ref" => {
                 let pointer = rule.as_str().and_then(|rule| rule.strip_prefix('#')).unwrap_or_default();
                 let target =
-                    root.pointer(pointer).with_context(|| format!("{place}: {rule} leads nowhere"))?;
-                visit(root, target, value, place, found)?;
+                    root.pointer(pointer).with_context(|| format!("{path}: {rule} does not exist"))?;
+                visit(root, target, value, path, found)?;
                 true
             }
             "type" => is_of(rule, value)?,
@@ -45,7 +45,7 @@ fn visit(root: &Value, schema: &Value, value: &Value, place: &str, found: &mut V
             }),
             "items" => {
                 for (at, item) in value.as_array().into_iter().flatten().enumerate() {
-                    visit(root, rule, item, &format!("{place}[{at}]"), found)?;
+                    visit(root, rule, item, &format!("{path}[{at}]"), found)?;
                 }
                 true
             }
@@ -66,7 +66,7 @@ fn visit(root: &Value, schema: &Value, value: &Value, place: &str, found: &mut V
             "properties" => {
                 for (name, rule) in rule.as_object().into_iter().flatten() {
                     if let Some(value) = value.get(name) {
-                        visit(root, rule, value, &format!("{place}.{name}"), found)?;
+                        visit(root, rule, value, &format!("{path}.{name}"), found)?;
                     }
                 }
                 true
@@ -77,18 +77,18 @@ fn visit(root: &Value, schema: &Value, value: &Value, place: &str, found: &mut V
                         continue;
                     }
                     if *rule == Value::Bool(false) {
-                        found.push(format!("{place}.{name}: there is no such value"));
+                        found.push(format!("{path}.{name}: unknown value"));
                     } else {
-                        visit(root, rule, value, &format!("{place}.{name}"), found)?;
+                        visit(root, rule, value, &format!("{path}.{name}"), found)?;
                     }
                 }
                 true
             }
-            word if SILENT.contains(&word) => true,
-            _ => bail!("{place}: the schema says {word}, which is not checked here"),
+            keyword if ANNOTATIONS.contains(&keyword) => true,
+            _ => bail!("{path}: keyword {keyword} is not implemented in schema.rs"),
         };
         if !holds {
-            found.push(format!("{place}: {value} is against {word} {rule}"));
+            found.push(format!("{path}: {value} violates {keyword} {rule}"));
         }
     }
     Ok(())
@@ -107,6 +107,6 @@ fn is_of(kind: &Value, value: &Value) -> Result<bool> {
         Some("string") => value.is_string(),
         Some("boolean") => value.is_boolean(),
         Some("integer") => value.is_i64() || value.is_u64(),
-        _ => bail!("the schema names a type {kind}, which is not known here"),
+        _ => bail!("type {kind} is not implemented in schema.rs"),
     })
 }

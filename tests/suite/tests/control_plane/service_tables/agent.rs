@@ -1,4 +1,4 @@
-//! A node's agent, from objects to tables: what `app/node` does with them, without programs.
+//! A node's agent from objects to tables: as in `app/node`, but without programs.
 
 use std::time::{Duration, Instant};
 
@@ -14,8 +14,8 @@ use super::{
     tables::Tables,
 };
 
-/// After which a range of slots that nobody points to is free again, with some to spare.
-const REST: Duration = Duration::from_secs(2);
+/// Longer than the time after which an unreferenced range of slots is reused.
+const SLOT_REUSE_DELAY: Duration = Duration::from_secs(2);
 
 /// An agent and its tables.
 pub(crate) struct Agent {
@@ -24,12 +24,12 @@ pub(crate) struct Agent {
     reconciler: Reconciler,
     store: Store,
     now: Instant,
-    // what is sent to it is of no interest, but somebody must be there
+    // unused, but keeps the channel open
     _kernel: UnboundedReceiver<KernelUpdate>,
 }
 
 impl Agent {
-    /// Of a cluster without services.
+    /// Creates an agent of a cluster without services.
     pub(crate) fn new(node: usize) -> Self {
         let tables = Tables::new();
         let (sender, kernel) = mpsc::unbounded_channel();
@@ -39,7 +39,7 @@ impl Agent {
         let mut agent = Self { node, tables, reconciler, store: Store::default(), now, _kernel: kernel };
         let nodes =
             (0..NODES.len()).map(|node| SourceEvent::Upsert(Object::Node(cluster::node_object(node))));
-        agent.hear(nodes.chain([SourceEvent::Synced]));
+        agent.store_events(nodes.chain([SourceEvent::Synced]));
         agent.reconciler.set_network(cluster::network(node), &agent.store);
         agent.reconciler.set_host_addresses(cluster::node_addresses(node), &agent.store, now);
         for pod in 0..PODS {
@@ -48,18 +48,19 @@ impl Agent {
         }
         agent.reconciler.pods_loaded();
         agent.settle();
-        agent.forget_writes();
+        agent.reset_writes();
         agent
     }
 
-    /// Takes in events that came together; they are in the tables when it returns, and what they replaced rests no more.
-    pub(crate) fn tell(&mut self, events: impl IntoIterator<Item = SourceEvent>) {
-        self.hear(events);
+    /// Applies events that arrived together. When this returns, the tables are updated and the
+    /// replaced slots are reusable.
+    pub(crate) fn apply(&mut self, events: impl IntoIterator<Item = SourceEvent>) {
+        self.store_events(events);
         self.settle();
-        self.now += REST;
+        self.now += SLOT_REUSE_DELAY;
     }
 
-    fn hear(&mut self, events: impl IntoIterator<Item = SourceEvent>) {
+    fn store_events(&mut self, events: impl IntoIterator<Item = SourceEvent>) {
         let mut changes = Changes::default();
         for event in events {
             changes.merge(self.store.apply(event));
@@ -75,7 +76,7 @@ impl Agent {
         assert!(self.reconciler.is_settled(), "{:?}", self.reconciler.problems());
     }
 
-    /// Hears of everything again, as after a watch that broke off. What is written then was not right before.
+    /// Reconciles all services again, as after a relist, and returns the number of writes.
     pub(crate) fn rewrites(&mut self) -> u64 {
         let before = self.reconciler.changes();
         let names = self.store.services().map(|service| service.name.clone()).collect();
@@ -86,36 +87,35 @@ impl Agent {
         self.reconciler.changes() - before
     }
 
-    /// Keys of `SERVICES`, slots and numbers that were written more than once since the writes were forgotten: for one
-    /// change there is one value.
+    /// Keys that were written more than once since the last call: one change needs one write.
     pub(crate) fn written_twice(&self) -> Vec<String> {
         let mut twice = Vec::new();
-        let mut look = |what: String, times: u32| {
+        let mut note = |what: String, times: u32| {
             if times > 1 {
                 twice.push(format!("{what}, {times} times"));
             }
         };
         for (key, times) in self.tables.services.take_writes() {
-            let scope = if key.scope == Scope::Any as u8 { "" } else { " for the outside" };
-            look(format!("frontend {}:{}/{}{scope}", key.addr, key.port, key.protocol), times);
+            let scope = if key.scope == Scope::Any as u8 { "" } else { " for external clients" };
+            note(format!("frontend {}:{}/{}{scope}", key.addr, key.port, key.protocol), times);
         }
         for (slot, times) in self.tables.backends.take_writes() {
-            look(format!("slot {slot}"), times);
+            note(format!("slot {slot}"), times);
         }
         for (id, times) in self.tables.generations.take_writes() {
-            look(format!("generation of {id}"), times);
+            note(format!("generation of {id}"), times);
         }
         for (prefix, times) in self.tables.source_ranges.take_writes() {
-            look(format!("source range {prefix:?}"), times);
+            note(format!("source range {prefix:?}"), times);
         }
         twice
     }
 
-    fn forget_writes(&self) {
-        let _of_the_start = self.written_twice();
+    fn reset_writes(&self) {
+        let _initial = self.written_twice();
     }
 
-    /// Entries of a table the agent believes to be in use.
+    /// The number of used entries of a table, as the agent reports it.
     pub(crate) fn used(&self, table: &str) -> u64 {
         let tables = self.reconciler.tables();
         tables.iter().find(|view| view.name == table).expect("a table of the reconciler").used

@@ -1,4 +1,5 @@
-//! Three nodes in two zones with two pods each, as the oracle knows them and as the agents of the nodes do. Knows no service.
+//! Three nodes in two zones with two pods each, in the forms of the oracle and of the agents. Has
+//! no services.
 
 use std::net::IpAddr;
 
@@ -13,10 +14,10 @@ use dataplane_oracle::{Node, Protocol, Topology};
 
 /// Name and zone.
 pub(crate) const NODES: [(&str, &str); 3] = [("here", "west"), ("there", "west"), ("far", "east")];
-/// Of each node.
+/// Number of pods of each node.
 pub(crate) const PODS: usize = 2;
 
-/// Both families of what has this number among those of a kind.
+/// An IPv4 and an IPv6 address.
 fn both(v4: [u8; 4], v6: [u16; 8]) -> [IpAddr; 2] {
     [IpAddr::from(v4), IpAddr::from(v6)]
 }
@@ -33,8 +34,8 @@ pub(crate) fn pod_addresses(node: usize, pod: usize) -> [IpAddr; 2] {
     both([10, 1, range, last], [0xfd00, 0x10, range.into(), 0, 0, 0, 0, last.into()])
 }
 
-/// A machine of no cluster.
-pub(crate) fn outside_addresses() -> [IpAddr; 2] {
+/// IPv4 and IPv6 of a machine outside the cluster.
+pub(crate) fn external_addresses() -> [IpAddr; 2] {
     both([192, 0, 2, 1], [0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1])
 }
 
@@ -47,8 +48,8 @@ pub(crate) const fn number(protocol: Protocol) -> u8 {
     }
 }
 
-/// As the oracle wants to know it.
-pub(crate) fn world() -> Topology {
+/// All nodes and pods, in the form of the oracle.
+pub(crate) fn topology() -> Topology {
     let node = |(index, (name, zone)): (usize, &(&str, &str))| Node {
         name: (*name).to_owned(),
         addresses: node_addresses(index).to_vec(),
@@ -58,7 +59,7 @@ pub(crate) fn world() -> Topology {
     Topology { nodes: NODES.iter().enumerate().map(node).collect(), localhost_node_ports: true }
 }
 
-/// As a source delivers it.
+/// The Node object of a node, as a source delivers it.
 pub(crate) fn node_object(index: usize) -> state::Node {
     let (name, zone) = NODES[index];
     let range = index as u8 + 1;
@@ -73,7 +74,7 @@ pub(crate) fn node_object(index: usize) -> state::Node {
     }
 }
 
-/// What a node's agent reaches others with.
+/// The network of a node, as its agent finds it.
 pub(crate) fn network(index: usize) -> NodeNetwork {
     let subnet = |address: IpAddr| format!("{address}/{}", if address.is_ipv4() { 24 } else { 64 });
     NodeNetwork {
@@ -95,7 +96,7 @@ pub(crate) fn network(index: usize) -> NodeNetwork {
     }
 }
 
-/// A pod as its node's CNI server knows it.
+/// A pod, as the CNI server of its node stores it.
 pub(crate) fn local_pod(node: usize, pod: usize) -> LocalPod {
     let ifindex = 10 + pod as u32;
     LocalPod {

@@ -1,5 +1,6 @@
-//! What the datapath makes of a node's tables: `find_frontend` and `select_backend` of `stages/service.rs` and
-//! `SelectBackend` of `stages/on_miss.rs` in `dataplane-ebpf`, written a second time.
+//! The lookups of the datapath in a node's tables, written a second time: `find_frontend` and
+//! `select_backend` of `stages/service.rs` and `SelectBackend` of `stages/on_miss.rs` in
+//! `dataplane-ebpf`.
 
 use std::{
     collections::BTreeSet,
@@ -11,38 +12,37 @@ use dataplane_oracle::{Destination, Verdict};
 
 use super::{cluster::number, tables::Tables};
 
-/// How a question comes to the node whose tables these are.
+/// The origin of a packet, relative to the node with these tables.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Asks {
+pub(crate) struct QueryOrigin {
     pub(crate) client: IpAddr,
     /// The client is neither a pod nor a process of the node.
-    pub(crate) from_outside: bool,
+    pub(crate) is_external: bool,
     /// A process of the node itself.
-    pub(crate) of_host: bool,
-    /// What backends see of the node.
+    pub(crate) is_host: bool,
+    /// The node's address as a masquerade source.
     pub(crate) node: IpAddr,
 }
 
 impl Tables {
-    /// What becomes of a question that arrives here.
-    pub(crate) fn answer(&self, question: &Destination, asks: Asks) -> Verdict {
-        let address = Addr::from(question.address);
+    /// The verdict for a packet to `query`.
+    pub(crate) fn verdict(&self, query: &Destination, origin: QueryOrigin) -> Verdict {
+        let address = Addr::from(query.address);
         let endpoint = self.endpoints.row(&address);
-        // a pod's own address; and a host's that no frontend is at, as far as its gate tells
-        if endpoint.is_some_and(|it| !it.is_host() || !it.flow_hints.may_have_flow(number(question.protocol)))
-        {
+        // a pod's own address, or a host address whose flow hint excludes frontends
+        if endpoint.is_some_and(|it| !it.is_host() || !it.flow_hints.may_have_flow(number(query.protocol))) {
             return Verdict::NoFrontend;
         }
-        // the switch `node_ports.loopback` is on
+        // `node_ports.loopback` is on
         let node_ports = endpoint.map_or_else(
-            || asks.of_host && question.address.is_loopback(),
+            || origin.is_host && query.address.is_loopback(),
             |endpoint| endpoint.has_node_ports(),
         );
-        let Some(service) = self.frontend(question, node_ports, asks.from_outside) else {
+        let Some(service) = self.frontend(query, node_ports, origin.is_external) else {
             let is_cluster_ip = self.services.row(&ServiceKey::of_address(address)).is_some();
             return if is_cluster_ip { Verdict::Rejected } else { Verdict::NoFrontend };
         };
-        if service.flags & ServiceFlags::SOURCE_RANGES != 0 && !self.lets_in(service.id, asks.client) {
+        if service.flags & ServiceFlags::SOURCE_RANGES != 0 && !self.is_allowed(service.id, origin.client) {
             return Verdict::Dropped;
         }
         if service.count == 0 {
@@ -50,14 +50,14 @@ impl Tables {
             return if is_local { Verdict::Dropped } else { Verdict::Rejected };
         }
         let slots = self.range(&service);
-        Verdict::Delivered(slots.iter().map(|slot| self.seen(&service, slot, asks)).collect())
+        Verdict::Delivered(slots.iter().map(|slot| self.backend_and_source(&service, slot, origin)).collect())
     }
 
-    fn frontend(&self, question: &Destination, node_ports: bool, from_outside: bool) -> Option<Service> {
+    fn frontend(&self, query: &Destination, node_ports: bool, is_external: bool) -> Option<Service> {
         let mut key = ServiceKey {
-            addr: question.address.into(),
-            port: Port::new(question.port),
-            protocol: number(question.protocol),
+            addr: query.address.into(),
+            port: Port::new(query.port),
+            protocol: number(query.protocol),
             scope: Scope::Any as u8,
         };
         let mut service = self.intact_row(&key);
@@ -66,7 +66,7 @@ impl Tables {
             service = self.intact_row(&key);
         }
         let service = service?;
-        if !from_outside || service.flags & ServiceFlags::OUTSIDE == 0 {
+        if !is_external || service.flags & ServiceFlags::OUTSIDE == 0 {
             return Some(service);
         }
         key.scope = Scope::Outside as u8;
@@ -85,23 +85,28 @@ impl Tables {
         slots.map(|slot| self.backends.row(&slot).unwrap_or_default()).collect()
     }
 
-    fn seen(&self, service: &Service, slot: &BackendSlot, asks: Asks) -> (SocketAddr, IpAddr) {
-        let is_itself = slot.addr == Addr::from(asks.client);
+    fn backend_and_source(
+        &self,
+        service: &Service,
+        slot: &BackendSlot,
+        origin: QueryOrigin,
+    ) -> (SocketAddr, IpAddr) {
+        let is_itself = slot.addr == Addr::from(origin.client);
         let is_elsewhere = self.endpoints.row(&slot.addr).is_none();
         let as_node =
-            is_itself || (asks.from_outside && service.flags & ServiceFlags::LOCAL == 0 && is_elsewhere);
-        let source = if as_node { asks.node } else { asks.client };
+            is_itself || (origin.is_external && service.flags & ServiceFlags::LOCAL == 0 && is_elsewhere);
+        let source = if as_node { origin.node } else { origin.client };
         (SocketAddr::new(slot.addr.to_ip(), slot.port.get()), source)
     }
 
-    /// The lookup of a trie.
-    fn lets_in(&self, service_id: u32, client: IpAddr) -> bool {
+    /// The longest-prefix lookup of the source ranges.
+    fn is_allowed(&self, service_id: u32, client: IpAddr) -> bool {
         let key = SourceRange { service_id, addr: client.into() };
         self.source_ranges.rows().iter().any(|(prefix, _)| is_in(&key, &prefix.range, prefix.bits))
     }
 
-    /// Numbers of backends that are somebody's.
-    pub(crate) fn numbers_in_use(&self) -> BTreeSet<u32> {
+    /// The ids of all backends in use.
+    pub(crate) fn ids_in_use(&self) -> BTreeSet<u32> {
         let in_use = self.generations.rows().into_iter().filter(|(_, generation)| generation % 2 == 1);
         in_use.map(|(id, _)| id).collect()
     }

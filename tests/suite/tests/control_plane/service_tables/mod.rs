@@ -1,16 +1,17 @@
-//! From objects to rows, held against the oracle: whatever is told of services and slices, in whatever order, the tables of
-//! every node answer every client as kube-proxy's rules say, and hold nothing else.
+//! From objects to table rows, compared with the oracle: for any services and slices in any order,
+//! the tables of every node give every client the verdict of kube-proxy's rules, and have no other
+//! rows.
 //!
-//! The agent's own way from JSON to tables, over tables in memory; the datapath's lookups are read once more
-//! ([`datapath`]). What the datapath itself makes of such rows is shown by `prog`, with packets by the path table.
-//! What writes may fail, and what a reader sees meanwhile, is the business of the reconciler's own property tests.
+//! The agent's code runs from JSON to tables in memory; the datapath's lookups are written a second
+//! time ([`datapath`]). `prog` and the path table test the datapath itself. The reconciler's own
+//! property tests cover failing writes and concurrent readers.
 
 mod agent;
 mod cluster;
 mod datapath;
-mod judge;
 mod objects;
-mod tables;
+pub(crate) mod tables;
+mod verify;
 
 use std::collections::BTreeSet;
 
@@ -29,136 +30,137 @@ use serde_json::Value;
 use self::{
     agent::Agent,
     cluster::NODES,
-    judge::Told,
     objects::{SERVICES, SLICES, ServiceSpec, SliceSpec},
+    verify::ServiceFixture,
 };
 
-/// Histories that are played by default.
-const HISTORIES: u32 = 48;
-/// With `DATAPLANE_FULL=1`.
-const MANY: u32 = 1_500;
+/// Histories by default.
+const CASES: u32 = 48;
+/// Histories with `DATAPLANE_FULL=1`.
+const FULL_CASES: u32 = 1_500;
 
-/// Something that is told.
+/// A change of one object.
 #[derive(Clone, Debug)]
 enum Step {
-    Service(usize, ServiceSpec),
-    ServiceGone(usize),
-    Slice(usize, usize, SliceSpec),
-    SliceGone(usize, usize),
+    ApplyService(usize, ServiceSpec),
+    DeleteService(usize),
+    ApplySlice(usize, usize, SliceSpec),
+    DeleteSlice(usize, usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let (services, slices) = (0..SERVICES, 0..SLICES);
     prop_oneof![
-        5 => (services.clone(), objects::service()).prop_map(|(service, spec)| Step::Service(service, spec)),
-        1 => services.clone().prop_map(Step::ServiceGone),
+        5 => (services.clone(), objects::service()).prop_map(|(service, spec)| Step::ApplyService(service, spec)),
+        1 => services.clone().prop_map(Step::DeleteService),
         8 => (services.clone(), slices.clone(), objects::slice())
-            .prop_map(|(service, number, spec)| Step::Slice(service, number, spec)),
-        1 => (services, slices).prop_map(|(service, number)| Step::SliceGone(service, number)),
+            .prop_map(|(service, number, spec)| Step::ApplySlice(service, number, spec)),
+        1 => (services, slices).prop_map(|(service, number)| Step::DeleteSlice(service, number)),
     ]
 }
 
-/// A cluster, and what it has been told.
+/// A cluster, and the objects of its services.
 struct Cluster {
-    world: Topology,
+    topology: Topology,
     agents: Vec<Agent>,
-    told: Vec<Told>,
+    fixtures: Vec<ServiceFixture>,
     slices: Vec<[Option<SliceSpec>; SLICES]>,
 }
 
 impl Cluster {
     fn new() -> Self {
         Self {
-            world: cluster::world(),
+            topology: cluster::topology(),
             agents: (0..NODES.len()).map(Agent::new).collect(),
-            told: vec![Told::default(); SERVICES],
+            fixtures: vec![ServiceFixture::default(); SERVICES],
             slices: vec![[const { None }; SLICES]; SERVICES],
         }
     }
 
-    /// Tells every node; the service that is concerned.
-    fn play(&mut self, step: &Step) -> usize {
+    /// Applies the step on every node; returns the index of the service.
+    fn apply(&mut self, step: &Step) -> usize {
         let (service, event) = match step {
-            Step::Service(service, spec) => {
+            Step::ApplyService(service, spec) => {
                 let object = spec.object(*service);
-                self.told[*service].service = Some(object.clone());
+                self.fixtures[*service].service = Some(object.clone());
                 (*service, upsert(Kind::Service, object, &objects::name(*service)))
             }
-            Step::ServiceGone(service) => {
-                self.told[*service].service = None;
-                (*service, gone(Kind::Service, &objects::name(*service)))
+            Step::DeleteService(service) => {
+                self.fixtures[*service].service = None;
+                (*service, remove(Kind::Service, &objects::name(*service)))
             }
-            Step::Slice(service, number, spec) => {
+            Step::ApplySlice(service, number, spec) => {
                 let others = self.slices[*service].iter().enumerate().filter(|(other, _)| other != number);
-                let spec = spec.agreeing(&others.filter_map(|(_, spec)| spec.as_ref()));
+                let spec = spec.without_conflicts(&others.filter_map(|(_, spec)| spec.as_ref()));
                 let object = spec.object(*service, *number);
                 self.slices[*service][*number] = Some(spec);
-                self.told[*service].slices.insert(*number, object.clone());
+                self.fixtures[*service].slices.insert(*number, object.clone());
                 (*service, upsert(Kind::EndpointSlice, object, &objects::slice_name(*service, *number)))
             }
-            Step::SliceGone(service, number) => {
+            Step::DeleteSlice(service, number) => {
                 self.slices[*service][*number] = None;
-                self.told[*service].slices.remove(number);
-                (*service, gone(Kind::EndpointSlice, &objects::slice_name(*service, *number)))
+                self.fixtures[*service].slices.remove(number);
+                (*service, remove(Kind::EndpointSlice, &objects::slice_name(*service, *number)))
             }
         };
         for agent in &mut self.agents {
-            agent.tell([event.clone()]);
+            agent.apply([event.clone()]);
         }
         service
     }
 
-    /// After a step that concerned `service`.
+    /// Checks all tables after a step for `service`.
     fn check(&mut self, service: usize) -> Result<(), String> {
-        judge::ask(&self.agents, &self.world, service, &self.told[service])?;
+        verify::compare_with_oracle(&self.agents, &self.topology, service, &self.fixtures[service])?;
         for agent in &mut self.agents {
             let (name, _) = NODES[agent.node];
             let twice = agent.written_twice();
             if !twice.is_empty() {
                 return Err(format!("{name}: written more than once for one change: {twice:?}"));
             }
-            judge::look(agent, &self.world, &self.told)?;
+            verify::check_tables(agent, &self.topology, &self.fixtures)?;
         }
         Ok(())
     }
 
-    /// At the end: all services at once; nothing is written that was right; and nothing stays of what goes.
+    /// Checks all services; that a repeated reconciliation writes nothing; and that deleting all
+    /// objects empties the tables.
     fn finish(mut self) -> Result<(), String> {
         for service in 0..SERVICES {
-            judge::ask(&self.agents, &self.world, service, &self.told[service])?;
+            verify::compare_with_oracle(&self.agents, &self.topology, service, &self.fixtures[service])?;
         }
         for agent in &mut self.agents {
             let rewrites = agent.rewrites();
             if rewrites != 0 {
-                return Err(format!("{}: told the same, {rewrites} writes", NODES[agent.node].0));
+                return Err(format!("{}: {rewrites} writes without a change", NODES[agent.node].0));
             }
         }
         let all = (0..SERVICES).flat_map(|service| {
             (0..SLICES)
-                .map(move |number| Step::SliceGone(service, number))
-                .chain([Step::ServiceGone(service)])
+                .map(move |number| Step::DeleteSlice(service, number))
+                .chain([Step::DeleteService(service)])
         });
         for step in all {
-            self.play(&step);
+            self.apply(&step);
         }
         self.agents.iter().try_for_each(|agent| {
             let Agent { node, tables, .. } = agent;
             let left = [
                 ("SERVICES", tables.services.rows().len()),
                 ("SOURCE_RANGES", tables.source_ranges.rows().len()),
-                ("BACKEND_GENERATIONS", tables.numbers_in_use().len()),
+                ("BACKEND_GENERATIONS", tables.ids_in_use().len()),
             ];
             let left: BTreeSet<_> = left.into_iter().filter(|(_, count)| *count > 0).collect();
             if left.is_empty() { Ok(()) } else { Err(format!("{}: left behind: {left:?}", NODES[*node].0)) }
         })?;
-        self.one_is_all()
+        self.one_backend_uses_one_slot()
     }
 
-    /// With a single backend a single slot is in use: every other has come back.
-    fn one_is_all(&mut self) -> Result<(), String> {
+    /// Checks that one backend uses one slot: all other slots were released.
+    fn one_backend_uses_one_slot(&mut self) -> Result<(), String> {
         let (service, slice) = objects::smallest();
-        self.play(&Step::Service(0, service));
-        self.play(&Step::Slice(0, 0, slice));
+        self.apply(&Step::ApplyService(0, service));
+        self.apply(&Step::ApplySlice(0, 0, slice));
         self.agents.iter().try_for_each(|agent| match agent.slots_used() {
             1 => Ok(()),
             used => Err(format!("{}: {used} slots for one backend", NODES[agent.node].0)),
@@ -166,32 +168,32 @@ impl Cluster {
     }
 }
 
-/// As a source delivers it; an object of which nothing is to be made goes, if it was there.
+/// The event of a source; an object that agents do not use is removed.
 fn upsert(kind: Kind, object: Value, name: &str) -> SourceEvent {
-    let converted = kind.convert(object).expect("an object as the API has it");
-    converted.object.map_or_else(|| gone(kind, name), SourceEvent::Upsert)
+    let converted = kind.convert(object).expect("a valid object");
+    converted.object.map_or_else(|| remove(kind, name), SourceEvent::Upsert)
 }
 
-fn gone(kind: Kind, name: &str) -> SourceEvent {
+fn remove(kind: Kind, name: &str) -> SourceEvent {
     let key: ObjectKey = kind.key("default", name);
     SourceEvent::Remove(key, Owner::default())
 }
 
 #[test]
-fn the_tables_answer_as_the_oracle_does() {
-    let cases = if run::is_full() { MANY } else { HISTORIES };
+fn the_tables_agree_with_the_oracle() {
+    let cases = if run::is_full() { FULL_CASES } else { CASES };
     let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
     let steps = proptest::collection::vec(step(), 1..16);
-    let played = TestRunner::new(config).run(&steps, |steps| {
+    let result = TestRunner::new(config).run(&steps, |steps| {
         let mut cluster = Cluster::new();
         for (number, step) in steps.iter().enumerate() {
-            let service = cluster.play(step);
+            let service = cluster.apply(step);
             let checked = cluster.check(service);
-            checked.map_err(|wrong| TestCaseError::fail(format!("after step {number}: {wrong}")))?;
+            checked.map_err(|error| TestCaseError::fail(format!("after step {number}: {error}")))?;
         }
         cluster.finish().map_err(TestCaseError::fail)
     });
-    if let Err(error) = played {
+    if let Err(error) = result {
         panic!("{error}");
     }
 }

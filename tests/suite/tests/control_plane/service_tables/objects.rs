@@ -1,5 +1,5 @@
-//! Services and slices, of every kind the API allows: generated, and told as JSON. Addresses and ports of two services never
-//! meet; what happens then is a matter of who came first, and of other tests.
+//! Generated Services and EndpointSlices of every kind that the API allows, as JSON. Two services
+//! never have the same address and port; other tests cover such conflicts.
 
 use std::net::IpAddr;
 
@@ -8,27 +8,27 @@ use serde_json::{Value, json};
 
 use super::cluster::{self, NODES, PODS};
 
-/// Services at most.
+/// Maximum number of services.
 pub(crate) const SERVICES: usize = 6;
-/// Slices of a service at most.
+/// Maximum number of slices of a service.
 pub(crate) const SLICES: usize = 3;
 const NAMES: [&str; 3] = ["a", "b", "c"];
 const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
 const POLICIES: [Option<&str>; 3] = [None, Some("Cluster"), Some("Local")];
-/// What `NodePort`s begin with.
+/// The first node port.
 const NODE_PORTS: u16 = 30_000;
 
-/// A Service, but for its number.
+/// A Service without its number.
 #[derive(Clone, Debug)]
 pub(crate) struct ServiceSpec {
     kind: &'static str,
     label: Option<&'static str>,
-    /// Of `cluster_ips`, in this order.
+    /// Indexes into `cluster_ips`, in this order.
     families: Vec<usize>,
     ports: Vec<PortSpec>,
     external: Vec<usize>,
-    /// With the mode, if one is named.
-    balancers: Vec<(usize, Option<&'static str>)>,
+    /// Index into `pool`, and `ipMode`.
+    load_balancers: Vec<(usize, Option<&'static str>)>,
     ranges: Vec<&'static str>,
     internal_policy: Option<&'static str>,
     external_policy: Option<&'static str>,
@@ -40,13 +40,13 @@ pub(crate) struct ServiceSpec {
 #[derive(Clone, Debug)]
 struct PortSpec {
     name: usize,
-    /// Several may have one, of different protocols.
+    /// Ports of different protocols may share a number.
     number: u16,
     protocol: usize,
-    on_nodes: bool,
+    has_node_port: bool,
 }
 
-/// A slice, but for its number and service.
+/// An EndpointSlice without its number and service.
 #[derive(Clone, Debug)]
 pub(crate) struct SliceSpec {
     family: usize,
@@ -57,7 +57,7 @@ pub(crate) struct SliceSpec {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct EndpointSpec {
-    address: Where,
+    address: EndpointLocation,
     names_node: bool,
     has_more_addresses: bool,
     conditions: [Option<bool>; 3],
@@ -65,41 +65,41 @@ struct EndpointSpec {
     nodes: Vec<&'static str>,
 }
 
-/// Where an endpoint is.
+/// The location of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Where {
+enum EndpointLocation {
     Pod(usize, usize),
-    /// In the network of the node.
+    /// A node address: a pod with `hostNetwork`.
     Node(usize),
-    /// Of no node: custom slices lead anywhere.
-    Elsewhere(u8),
+    /// Outside the cluster, as in custom slices.
+    Outside(u8),
 }
 
-/// External addresses, those of balancers among them, IPv4 and IPv6: all services share them.
+/// External IPs and load balancer IPs, IPv4 and IPv6, which all services share.
 pub(crate) fn pool() -> Vec<IpAddr> {
-    let outside = (10..12_u8).map(|last| IpAddr::from([203, 0, 113, last]));
-    let outside_v6 = (10..12_u16).map(|last| IpAddr::from([0x2001, 0xdb8, 0x200, 0, 0, 0, 0, last]));
-    outside.chain(outside_v6).collect()
+    let v4 = (10..12_u8).map(|last| IpAddr::from([203, 0, 113, last]));
+    let v6 = (10..12_u16).map(|last| IpAddr::from([0x2001, 0xdb8, 0x200, 0, 0, 0, 0, last]));
+    v4.chain(v6).collect()
 }
 
-/// IPv4 and IPv6 of a service's own.
+/// The cluster IPs of a service, IPv4 and IPv6.
 pub(crate) fn cluster_ips(service: usize) -> [IpAddr; 2] {
     let last = service as u8 + 10;
     [IpAddr::from([10, 96, 0, last]), IpAddr::from([0xfd00, 0x96, 0, 0, 0, 0, 0, last.into()])]
 }
 
-/// The service whose port this is, or whose `NodePort`.
+/// The service that has this port or node port.
 pub(crate) const fn owner_of(port: u16) -> usize {
     let port = if port >= NODE_PORTS { port - NODE_PORTS } else { port };
     port as usize / 100
 }
 
-/// The `NodePort` of a service's port.
+/// The node port of a service's port.
 pub(crate) const fn node_port(port: u16) -> u16 {
     NODE_PORTS + port
 }
 
-/// Ports of a service begin here.
+/// The ports of a service are above this one.
 pub(crate) const fn first_port(service: usize) -> u16 {
     service as u16 * 100
 }
@@ -133,19 +133,20 @@ pub(crate) fn service() -> impl Strategy<Value = ServiceSpec> {
         "::/0",
     ];
     let ranges = prop_oneof![2 => Just(Vec::new()), 2 => subsequence(ranges, 0..4)];
-    let balancers = vec((0..pool().len(), select(vec![None, Some("VIP"), Some("VIP"), Some("Proxy")])), 0..3);
+    let load_balancers =
+        vec((0..pool().len(), select(vec![None, Some("VIP"), Some("VIP"), Some("Proxy")])), 0..3);
     let policies = (select(POLICIES.to_vec()), select(POLICIES.to_vec()));
     let ports = vec((1..4_u16, 0..PROTOCOLS.len(), any::<bool>()), 1..4);
     let external = subsequence((0..pool().len()).collect::<Vec<_>>(), 0..3);
     let rest = (option::of(1..86_400_u32), prop::bool::weighted(0.15), any::<bool>());
-    (kinds, label, families, (ports, external, balancers), ranges, policies, rest).prop_map(
-        |(kind, label, families, (ports, external, balancers), ranges, policies, rest)| ServiceSpec {
+    (kinds, label, families, (ports, external, load_balancers), ranges, policies, rest).prop_map(
+        |(kind, label, families, (ports, external, load_balancers), ranges, policies, rest)| ServiceSpec {
             kind,
             label,
             families,
             ports: distinct(ports),
             external,
-            balancers,
+            load_balancers,
             ranges,
             internal_policy: policies.0,
             external_policy: policies.1,
@@ -156,12 +157,12 @@ pub(crate) fn service() -> impl Strategy<Value = ServiceSpec> {
     )
 }
 
-/// No two have one name, nor one number and protocol.
+/// Gives each port a unique name and drops duplicates of number and protocol.
 fn distinct(ports: Vec<(u16, usize, bool)>) -> Vec<PortSpec> {
     let mut found: Vec<PortSpec> = Vec::new();
-    for (name, (number, protocol, on_nodes)) in ports.into_iter().enumerate() {
+    for (name, (number, protocol, has_node_port)) in ports.into_iter().enumerate() {
         if found.iter().all(|port| (port.number, port.protocol) != (number, protocol)) {
-            found.push(PortSpec { name, number, protocol, on_nodes });
+            found.push(PortSpec { name, number, protocol, has_node_port });
         }
     }
     found
@@ -173,9 +174,9 @@ pub(crate) fn smallest() -> (ServiceSpec, SliceSpec) {
         kind: "ClusterIP",
         label: None,
         families: vec![0],
-        ports: vec![PortSpec { name: 0, number: 1, protocol: 0, on_nodes: false }],
+        ports: vec![PortSpec { name: 0, number: 1, protocol: 0, has_node_port: false }],
         external: Vec::new(),
-        balancers: Vec::new(),
+        load_balancers: Vec::new(),
         ranges: Vec::new(),
         internal_policy: None,
         external_policy: None,
@@ -184,7 +185,7 @@ pub(crate) fn smallest() -> (ServiceSpec, SliceSpec) {
         publishes_unready: false,
     };
     let endpoint = EndpointSpec {
-        address: Where::Pod(0, 0),
+        address: EndpointLocation::Pod(0, 0),
         names_node: true,
         has_more_addresses: false,
         conditions: [Some(true); 3],
@@ -205,9 +206,9 @@ pub(crate) fn slice() -> impl Strategy<Value = SliceSpec> {
 
 fn endpoint() -> impl Strategy<Value = EndpointSpec> {
     let address = prop_oneof![
-        8 => (0..NODES.len(), 0..PODS).prop_map(|(node, pod)| Where::Pod(node, pod)),
-        2 => (0..NODES.len()).prop_map(Where::Node),
-        1 => (1..3_u8).prop_map(Where::Elsewhere),
+        8 => (0..NODES.len(), 0..PODS).prop_map(|(node, pod)| EndpointLocation::Pod(node, pod)),
+        2 => (0..NODES.len()).prop_map(EndpointLocation::Node),
+        1 => (1..3_u8).prop_map(EndpointLocation::Outside),
     ];
     let usual = vec![
         [Some(true), Some(true), Some(false)],
@@ -231,7 +232,7 @@ impl ServiceSpec {
             let own = first_port(number) + port.number;
             let mut object =
                 json!({"name": NAMES[port.name], "port": own, "protocol": PROTOCOLS[port.protocol]});
-            if port.on_nodes && ["NodePort", "LoadBalancer"].contains(&self.kind) {
+            if port.has_node_port && ["NodePort", "LoadBalancer"].contains(&self.kind) {
                 object["nodePort"] = json!(node_port(own));
             }
             object
@@ -270,7 +271,7 @@ impl ServiceSpec {
             spec["sessionAffinityConfig"] = json!({"clientIP": {"timeoutSeconds": seconds}});
         }
         spec["externalIPs"] = json!(self.external.iter().map(|index| pool()[*index]).collect::<Vec<_>>());
-        // an API server takes these for a balancer, and takes them away with it
+        // an API server keeps these fields only for this type
         if self.kind == "LoadBalancer" {
             let ingress = |(index, mode): &(usize, Option<&str>)| match mode {
                 Some(mode) => json!({"ip": pool()[*index], "ipMode": mode}),
@@ -278,7 +279,7 @@ impl ServiceSpec {
             };
             spec["loadBalancerSourceRanges"] = json!(self.ranges);
             service["status"] = json!({"loadBalancer": {
-                "ingress": self.balancers.iter().map(ingress).collect::<Vec<_>>(),
+                "ingress": self.load_balancers.iter().map(ingress).collect::<Vec<_>>(),
             }});
         }
         if let Some(label) = self.label {
@@ -292,18 +293,18 @@ impl ServiceSpec {
 }
 
 impl SliceSpec {
-    /// Without what the others of its service say otherwise: of one address that serves twice nobody can say what is true.
-    /// Only one that ends may be beside another.
-    pub(crate) fn agreeing<'a>(&self, others: &(impl Iterator<Item = &'a Self> + Clone)) -> Self {
-        let mut agreed = Self { endpoints: Vec::new(), ..self.clone() };
+    /// Removes endpoints whose address other slices of the service have with different data,
+    /// because the result would be undefined. A terminating one may appear together with another.
+    pub(crate) fn without_conflicts<'a>(&self, others: &(impl Iterator<Item = &'a Self> + Clone)) -> Self {
+        let mut result = Self { endpoints: Vec::new(), ..self.clone() };
         for endpoint in &self.endpoints {
             let known = others.clone().filter(|other| other.family == self.family);
-            let mut known = known.flat_map(|other| &other.endpoints).chain(&agreed.endpoints);
-            if known.all(|other| other.agrees(endpoint)) {
-                agreed.endpoints.push(endpoint.clone());
+            let mut known = known.flat_map(|other| &other.endpoints).chain(&result.endpoints);
+            if known.all(|other| other.is_compatible(endpoint)) {
+                result.endpoints.push(endpoint.clone());
             }
         }
-        agreed
+        result
     }
 
     pub(crate) fn object(&self, service: usize, number: usize) -> Value {
@@ -325,32 +326,36 @@ impl SliceSpec {
 }
 
 impl EndpointSpec {
-    fn agrees(&self, other: &Self) -> bool {
-        self.address != other.address || self == other || self.is_ending() != other.is_ending()
+    fn is_compatible(&self, other: &Self) -> bool {
+        self.address != other.address || self == other || self.is_terminating() != other.is_terminating()
     }
 
-    fn is_ending(&self) -> bool {
+    fn is_terminating(&self) -> bool {
         self.conditions[2] == Some(true)
     }
 
     fn object(&self, family: usize) -> Value {
         let (address, node) = match self.address {
-            Where::Pod(node, pod) => (cluster::pod_addresses(node, pod)[family], Some(NODES[node].0)),
-            Where::Node(node) => (cluster::node_addresses(node)[family], Some(NODES[node].0)),
-            Where::Elsewhere(last) if family == 0 => (IpAddr::from([198, 51, 100, last]), None),
-            Where::Elsewhere(last) => (IpAddr::from([0x2001, 0xdb8, 0x300, 0, 0, 0, 0, last.into()]), None),
+            EndpointLocation::Pod(node, pod) => {
+                (cluster::pod_addresses(node, pod)[family], Some(NODES[node].0))
+            }
+            EndpointLocation::Node(node) => (cluster::node_addresses(node)[family], Some(NODES[node].0)),
+            EndpointLocation::Outside(last) if family == 0 => (IpAddr::from([198, 51, 100, last]), None),
+            EndpointLocation::Outside(last) => {
+                (IpAddr::from([0x2001, 0xdb8, 0x300, 0, 0, 0, 0, last.into()]), None)
+            }
         };
         let mut object = json!({"addresses": [address], "conditions": {}});
         if self.has_more_addresses {
-            // which never had a meaning
-            object["addresses"] = json!([address, cluster::outside_addresses()[family]]);
+            // further addresses have no meaning in the API
+            object["addresses"] = json!([address, cluster::external_addresses()[family]]);
         }
         if let Some(node) = node.filter(|_| self.names_node) {
             object["nodeName"] = json!(node);
         }
-        for (field, said) in ["ready", "serving", "terminating"].iter().zip(self.conditions) {
-            if let Some(said) = said {
-                object["conditions"][field] = json!(said);
+        for (field, value) in ["ready", "serving", "terminating"].iter().zip(self.conditions) {
+            if let Some(value) = value {
+                object["conditions"][field] = json!(value);
             }
         }
         let names = |names: &[&str]| names.iter().map(|name| json!({"name": name})).collect::<Vec<_>>();

@@ -1,4 +1,5 @@
-//! The tables of a node, in memory: as maps of the kernel behave, with a count of the writes to each key.
+//! The tables of a node in memory. They behave like maps of the kernel and count the writes to each
+//! key.
 
 use std::{
     collections::BTreeMap,
@@ -12,45 +13,45 @@ use dataplane_agent::{
 };
 use dataplane_common::abi::{Addr, BackendSlot, Endpoint, Route, Service, ServiceKey, names::map};
 
-/// Slots: Maglev tables of all services at once, the ranges they replace, and those that rest.
+/// Slots for the Maglev tables of all services, those they replace, and those not yet reusable.
 const SLOTS: u32 = 65_536;
-const ROOM: u32 = 1_024;
+const CAPACITY: u32 = 1_024;
 
-/// A table; clones share it, as holders of one map do.
+/// A table; clones share its rows, like several handles of one map.
 #[derive(Clone, Debug)]
 pub(crate) struct Memory<K, V> {
     name: &'static str,
     capacity: u32,
-    /// Of an array, whose slots are all there from the start, what nobody has written.
+    /// The initial value of all elements, for an array.
     blank: Option<V>,
     rows: Arc<Mutex<Rows<K, V>>>,
 }
 
 #[derive(Debug)]
 struct Rows<K, V> {
-    there: BTreeMap<K, V>,
-    /// Writes and removals of each key since they were taken last.
+    values: BTreeMap<K, V>,
+    /// Writes and removals of each key since the last call of `take_writes`.
     writes: BTreeMap<K, u32>,
 }
 
 impl<K: Ord + Copy, V: Copy> Memory<K, V> {
     fn new(name: &'static str, capacity: u32, blank: Option<V>) -> Self {
-        let rows = Rows { there: BTreeMap::new(), writes: BTreeMap::new() };
+        let rows = Rows { values: BTreeMap::new(), writes: BTreeMap::new() };
         Self { name, capacity, blank, rows: Arc::new(Mutex::new(rows)) }
     }
 
-    /// Writes and removals of each key since this was asked last.
+    /// Writes and removals of each key since the last call.
     pub(crate) fn take_writes(&self) -> BTreeMap<K, u32> {
         std::mem::take(&mut self.lock().writes)
     }
 
     pub(crate) fn row(&self, key: &K) -> Option<V> {
-        self.lock().there.get(key).copied().or(self.blank)
+        self.lock().values.get(key).copied().or(self.blank)
     }
 
-    /// What was ever written and not removed.
+    /// All rows that were written and not removed.
     pub(crate) fn rows(&self) -> Vec<(K, V)> {
-        self.lock().there.iter().map(|(key, value)| (*key, *value)).collect()
+        self.lock().values.iter().map(|(key, value)| (*key, *value)).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Rows<K, V>> {
@@ -73,17 +74,17 @@ where
 
     fn insert(&mut self, key: &K, value: &V) -> Result<(), TableError> {
         let mut rows = self.lock();
-        if !rows.there.contains_key(key) && rows.there.len() >= self.capacity as usize {
+        if !rows.values.contains_key(key) && rows.values.len() >= self.capacity as usize {
             return Err(TableError::Full { table: self.name, capacity: self.capacity });
         }
-        rows.there.insert(*key, *value);
+        rows.values.insert(*key, *value);
         *rows.writes.entry(*key).or_default() += 1;
         Ok(())
     }
 
     fn remove(&mut self, key: &K) -> Result<(), TableError> {
         let mut rows = self.lock();
-        rows.there.remove(key);
+        rows.values.remove(key);
         *rows.writes.entry(*key).or_default() += 1;
         Ok(())
     }
@@ -97,7 +98,7 @@ where
     }
 }
 
-/// The tables a node's agent writes.
+/// The tables that the agent of a node writes.
 #[derive(Clone, Debug)]
 pub(crate) struct Tables {
     pub(crate) endpoints: Memory<Addr, Endpoint>,
@@ -111,12 +112,12 @@ pub(crate) struct Tables {
 impl Tables {
     pub(crate) fn new() -> Self {
         Self {
-            endpoints: Memory::new(map::ENDPOINTS, ROOM, None),
-            routes: Memory::new(map::ROUTES, ROOM, None),
-            services: Memory::new(map::SERVICES, ROOM, None),
+            endpoints: Memory::new(map::ENDPOINTS, CAPACITY, None),
+            routes: Memory::new(map::ROUTES, CAPACITY, None),
+            services: Memory::new(map::SERVICES, CAPACITY, None),
             backends: Memory::new(map::BACKENDS, SLOTS, Some(BackendSlot::default())),
-            generations: Memory::new(map::BACKEND_GENERATIONS, ROOM, Some(0)),
-            source_ranges: Memory::new(map::SOURCE_RANGES, ROOM, None),
+            generations: Memory::new(map::BACKEND_GENERATIONS, CAPACITY, Some(0)),
+            source_ranges: Memory::new(map::SOURCE_RANGES, CAPACITY, None),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! An API server that forgets, refuses, is away or is another one.
+//! An API server that compacts, fails, denies, is down, or is replaced by another.
 
 use std::time::Duration;
 
@@ -7,29 +7,32 @@ use dataplane_agent::state::Store;
 use dataplane_fake_apiserver::{Fault, Objects, Requests, Server, User, WatchEnd};
 use serde_json::json;
 
-use super::{NODE, World, endpoints, everything, master, name, node, pod, service, slice, with_everything};
+use super::{
+    NODE, RunningSource, admin, all_objects, endpoints, name, node, pod, server_with_objects, service, slice,
+};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_server_has_forgotten_is_compared() -> Result<()> {
+async fn a_relist_reports_only_what_changed() -> Result<()> {
     for streams in [true, false] {
         let server = Server::local()?;
         server.behaviour().streaming_lists = streams;
         let objects = server.objects()?;
-        objects.apply(&everything())?;
+        objects.apply(&all_objects())?;
         let state = tempfile::tempdir()?;
-        let mut world = World::synced(&server, state.path()).await?;
-        world.until_watching().await?;
-        world.log.clear();
+        let mut source = RunningSource::synced(&server, state.path()).await?;
+        source.until_watching().await?;
+        source.log.clear();
 
-        let ours = Requests { user: Some(master().name), ..Requests::all() };
-        server.faults().always(ours, Fault::internal());
+        let of_source = Requests { user: Some(admin().name), ..Requests::all() };
+        server.faults().always(of_source, Fault::internal());
         server.drop_watches(WatchEnd::Reset);
-        // n7 leaves and another comes by its range; n6 is re-created with another; web gets an endpoint
+        // n8 replaces n7 and has its range; n6 is recreated with another range; web loses an
+        // endpoint
         objects.delete(&[node("n7", 7), node("n6", 6), pod("here", NODE)])?;
         objects.apply(&[node("n8", 7), node("n6", 9), slice("web", &["10.1.1.1"])])?;
-        world.until_problem("500").await?;
-        ensure!(world.progress.behind_since().is_some());
-        ensure!(world.store.nodes().count() == 7, "the last state is kept");
+        source.until_problem("500").await?;
+        ensure!(source.progress.behind_since().is_some());
+        ensure!(source.store.nodes().count() == 7, "the last state is kept");
         server.compact();
         server.faults().clear();
         let is_new = |store: &Store| {
@@ -40,26 +43,26 @@ async fn what_the_server_has_forgotten_is_compared() -> Result<()> {
                 && endpoints(store, "web") == 1
                 && store.pods().count() == 0
         };
-        world.until("the new state", is_new).await?;
-        world.until_watching().await?;
-        world.until_no_problem().await?;
-        ensure!(world.progress.relists() > 0);
-        // nothing that stayed was touched
-        let mut heard = world.heard();
-        heard.sort();
-        heard.dedup();
+        source.until("the new state", is_new).await?;
+        source.until_watching().await?;
+        source.until_no_problem().await?;
+        ensure!(source.progress.relists() > 0);
+        // unchanged objects have no events
+        let mut changed = source.changed_objects();
+        changed.sort();
+        changed.dedup();
         let changed = ["EndpointSlice default/web-1", "Node n6", "Node n7", "Node n8", "Pod default/here"];
-        ensure!(heard == changed, "streams {streams}: {heard:?}");
+        ensure!(changed == changed, "streams {streams}: {changed:?}");
     }
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_in_trouble_is_asked_until_it_answers() -> Result<()> {
+async fn requests_are_retried_until_the_server_answers() -> Result<()> {
     let server = Server::local()?;
     server.behaviour().streaming_lists = false;
     server.behaviour().page = 3;
-    server.objects()?.apply(&everything())?;
+    server.objects()?.apply(&all_objects())?;
     let faults = server.faults();
     faults.next(2, Requests::to("list", "nodes"), Fault::internal());
     faults.next(1, Requests::to("list", "services"), Fault::too_many_requests(1));
@@ -70,17 +73,17 @@ async fn a_server_in_trouble_is_asked_until_it_answers() -> Result<()> {
     faults.next(1, Requests::to("list", "namespaces"), Fault::Delay(Duration::from_millis(500)));
     faults.next(1, Requests::to("list", "namespaces"), Fault::Trickle(64, Duration::from_millis(2)));
     let state = tempfile::tempdir()?;
-    let mut world = World::synced(&server, state.path()).await?;
-    ensure!(world.store.nodes().count() == 7 && endpoints(&world.store, "web") == 2);
-    world.until_watching().await?;
-    world.until_no_problem().await?;
-    ensure!(world.progress.watch_errors() >= 5, "{}", world.progress.watch_errors());
+    let mut source = RunningSource::synced(&server, state.path()).await?;
+    ensure!(source.store.nodes().count() == 7 && endpoints(&source.store, "web") == 2);
+    source.until_watching().await?;
+    source.until_no_problem().await?;
+    ensure!(source.progress.watch_errors() >= 5, "{}", source.progress.watch_errors());
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_permission_is_named_and_tried_again() -> Result<()> {
-    let (server, objects) = with_everything()?;
+async fn a_missing_permission_is_a_problem_and_retried() -> Result<()> {
+    let (server, objects) = server_with_objects()?;
     let user = User::service_account("kube-system", "dataplane");
     let role = |slices: bool| {
         let core = json!({
@@ -106,75 +109,78 @@ async fn a_missing_permission_is_named_and_tried_again() -> Result<()> {
     });
     objects.apply(&[role(false), binding])?;
     let state = tempfile::tempdir()?;
-    let mut world = World::start(&server, &user, state.path()).await?;
-    let sentence = world.until_problem("endpointslices").await?;
+    let mut source = RunningSource::start(&server, &user, state.path()).await?;
+    let message = source.until_problem("endpointslices").await?;
     let expected = "API server: API server denied watch of endpointslices.discovery.k8s.io to \
                     system:serviceaccount:kube-system:dataplane at the cluster scope";
-    ensure!(sentence.starts_with(expected), "{sentence}");
-    ensure!(!world.store.is_synced());
+    ensure!(message.starts_with(expected), "{message}");
+    ensure!(!source.store.is_synced());
     objects.apply(&[role(true)])?;
-    world.until("synced", Store::is_synced).await?;
-    world.until_no_problem().await?;
-    // taken away again: what is known stays
+    source.until("synced", Store::is_synced).await?;
+    source.until_no_problem().await?;
+    // without the permission the known state stays
     objects.apply(&[role(false)])?;
     server.drop_watches(WatchEnd::Closed);
-    world.until_problem("endpointslices").await?;
-    ensure!(endpoints(&world.store, "web") == 2);
+    source.until_problem("endpointslices").await?;
+    ensure!(endpoints(&source.store, "web") == 2);
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_server_the_agent_starts_from_what_the_cluster_last_was() -> Result<()> {
+async fn without_a_server_the_source_starts_from_the_cached_state() -> Result<()> {
     let mut server = Server::local()?;
-    server.objects()?.apply(&everything())?;
+    server.objects()?.apply(&all_objects())?;
     let state = tempfile::tempdir()?;
-    let world = World::synced(&server, state.path()).await?;
-    world.stop().await?;
+    let source = RunningSource::synced(&server, state.path()).await?;
+    source.stop().await?;
 
     server.stop();
-    let mut world = World::start(&server, &master(), state.path()).await?;
-    world
+    let mut source = RunningSource::start(&server, &admin(), state.path()).await?;
+    source
         .until("the last state", |store| {
             store.nodes().count() == 7 && endpoints(store, "web") == 2 && store.pods().count() == 1
         })
         .await?;
-    let sentence = world.until_problem("cannot reach any API server").await?;
-    ensure!(sentence.contains(&server.urls()[0]) && sentence.contains("Connection refused"), "{sentence}");
-    ensure!(!world.store.is_synced() && world.progress.behind_since().is_some());
+    let message = source.until_problem("cannot reach any API server").await?;
+    ensure!(message.contains(&server.urls()[0]) && message.contains("Connection refused"), "{message}");
+    ensure!(!source.store.is_synced() && source.progress.behind_since().is_some());
 
     server.start()?;
-    world.log.clear();
+    source.log.clear();
     let objects = server.objects()?;
     objects.delete(&[node("n7", 7)])?;
-    world.until("synced", Store::is_synced).await?;
-    world.until("n7 is gone", |store| store.node("n7").is_none()).await?;
-    ensure!(world.heard() == ["Node n7"], "{:?}", world.heard());
-    world.until_watching().await?;
-    world.until_no_problem().await
+    source.until("synced", Store::is_synced).await?;
+    source.until("n7 is gone", |store| store.node("n7").is_none()).await?;
+    ensure!(source.changed_objects() == ["Node n7"], "{:?}", source.changed_objects());
+    source.until_watching().await?;
+    source.until_no_problem().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_server_takes_over() -> Result<()> {
+async fn the_source_fails_over_to_another_server() -> Result<()> {
     let mut server = Server::local()?;
     server.listen(None, "127.0.0.1:0".parse()?)?;
     let urls = server.urls();
-    let kubeconfig = server.kubeconfig(&master())?;
-    server.objects()?.apply(&everything())?;
+    let kubeconfig = server.kubeconfig(&admin())?;
+    server.objects()?.apply(&all_objects())?;
     let state = tempfile::tempdir()?;
-    let mut world = World::synced(&server, state.path()).await?;
-    world.until_watching().await?;
+    let mut source = RunningSource::synced(&server, state.path()).await?;
+    source.until_watching().await?;
     for (index, other) in [(0, 1), (1, 0), (0, 1)] {
         server.stop_one(index)?;
         let objects = Objects::connect(&kubeconfig.replace(&urls[0], &urls[other]), None)?;
         let ip = format!("10.96.1.{}", index + 1);
         let name_now = format!("s{index}{other}");
         objects.delete(&[service(&name_now, "")])?;
-        world.until("the service is gone", |store| store.service(&name(&name_now)).is_none()).await?;
+        source.until("the service is gone", |store| store.service(&name(&name_now)).is_none()).await?;
         objects.apply(&[service(&name_now, &ip)])?;
-        world.until("the service", |store| store.service(&name(&name_now)).is_some()).await?;
+        source.until("the service", |store| store.service(&name(&name_now)).is_some()).await?;
         server.start()?;
     }
-    ensure!(world.progress.failovers() >= 2, "{} failovers", world.progress.failovers());
-    ensure!(world.progress.relists() == 0, "a server of the same cluster goes on where the other was");
+    ensure!(source.progress.failovers() >= 2, "{} failovers", source.progress.failovers());
+    ensure!(
+        source.progress.relists() == 0,
+        "a server of the same cluster continues the watches without a relist"
+    );
     Ok(())
 }

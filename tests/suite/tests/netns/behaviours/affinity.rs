@@ -1,5 +1,5 @@
-//! "should have session affinity timeout work": what is left of it once `frontends/affinity` has shown that it ends: each
-//! connection begins it anew.
+//! "should have session affinity timeout work": each connection restarts the timeout.
+//! `frontends/affinity` tests that the timeout ends.
 
 use std::time::Duration;
 
@@ -11,43 +11,48 @@ use dataplane_testkit::{
 use serde_json::json;
 
 use super::{
-    bed::{Mode, on},
-    told::Told,
+    service_fixture::ServiceFixture,
+    testbed::{Mode, on},
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
-/// A client asks again well before it is over, for longer than it lasts several times over.
-const TIMEOUT: u32 = 3;
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// Clients connect again before the timeout, for several times its length.
+const AFFINITY_SECONDS: u32 = 3;
 const INTERVAL: Duration = Duration::from_secs(1);
 const TIMES: usize = 10;
 
 #[test]
 fn should_have_session_affinity_timeout_begin_anew_with_each_connection() -> Result<()> {
     only_in_full!();
-    on(Mode::AtConnect, |bed| {
-        let mut told =
-            Told::of("affinity-timeout", 81, &[&bed.webs[0], &bed.webs[1], &bed.webs[2]]).on_nodes();
-        told.service["spec"]["sessionAffinity"] = json!("ClientIP");
-        told.service["spec"]["sessionAffinityConfig"] = json!({"clientIP": {"timeoutSeconds": TIMEOUT}});
-        bed.tell(&told)?;
-        let mut asking = Vec::new();
+    on(Mode::AtConnect, |testbed| {
+        let mut fixture = ServiceFixture::of(
+            "affinity-timeout",
+            81,
+            &[&testbed.webs[0], &testbed.webs[1], &testbed.webs[2]],
+        )
+        .with_node_ports();
+        fixture.service["spec"]["sessionAffinity"] = json!("ClientIP");
+        fixture.service["spec"]["sessionAffinityConfig"] =
+            json!({"clientIP": {"timeoutSeconds": AFFINITY_SECONDS}});
+        testbed.apply_service(&fixture)?;
+        let mut clients = Vec::new();
         for family in Family::BOTH {
-            let [cluster, _] = told.cluster(family);
-            let node = bed.at_node(0, family, told.node_port(0));
+            let [cluster, _] = fixture.cluster_ip_ports(family);
+            let node = testbed.at_node(0, family, fixture.node_port(0));
             for (place, at) in [
-                (bed.clients[0].place(), cluster),
-                (bed.host(1), cluster),
-                (bed.clients[2].place(), node),
-                (&bed.outside, node),
+                (testbed.clients[0].place(), cluster),
+                (testbed.host(1), cluster),
+                (testbed.clients[2].place(), node),
+                (&testbed.external, node),
             ] {
-                asking.push(place.keep_getting(at, INTERVAL)?);
+                clients.push(place.keep_getting(at, INTERVAL)?);
             }
         }
-        asking.iter().try_for_each(|client| client.wait_answers(TIMES, 0, PATIENCE)).context("answers")?;
-        for client in asking {
+        clients.iter().try_for_each(|client| client.wait_answers(TIMES, 0, TIMEOUT)).context("answers")?;
+        for client in clients {
             let requests = client.stop()?;
             ensure!(names(&requests).len() == 1, "{:?}", names(&requests));
         }
-        bed.withdraw(&told)
+        testbed.withdraw(&fixture)
     })
 }

@@ -1,5 +1,5 @@
-//! One UDP socket that goes on asking, while who answers it goes and another comes: the tests of Kubernetes about entries of
-//! the kernel's conntrack, which is not in the way here, and about what stands in its place.
+//! One UDP socket keeps sending while its backend is replaced: the tests of Kubernetes about stale
+//! conntrack entries. The dataplane uses flows in place of conntrack.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -12,100 +12,107 @@ use dataplane_testkit::{
 use serde_json::json;
 
 use super::{
-    bed::{Bed, Mode, on, on_both},
-    told::{self, Told, ended, ready},
+    service_fixture::{self, ServiceFixture, ready, terminating_not_serving},
+    testbed::{Mode, Testbed, on, on_both},
 };
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const INTERVAL: Duration = Duration::from_millis(5);
-/// Questions that nobody answers, before somebody is there who does.
+/// Datagrams that are lost before an endpoint is ready.
 const UNANSWERED: u64 = 20;
-/// Of two who ask side by side, so that each has asked [`UNANSWERED`] times, or half as often.
-const ENOUGH: u64 = 4 * UNANSWERED;
-/// Of a second server in a pod.
+/// Dropped datagrams of all senders of a node: each has lost at least half of [`UNANSWERED`].
+const DROPPED: u64 = 4 * UNANSWERED;
+/// The echo port of a second server in a pod.
 const OTHER_ECHO: u16 = 9_107;
 
-/// Who goes on asking.
+/// The client that keeps sending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Asker {
+pub(crate) enum ClientKind {
     Pod(usize),
     Host(usize),
-    Outside,
+    External,
 }
 
-impl Asker {
-    fn place(self, bed: &Bed) -> &Place {
+impl ClientKind {
+    fn place(self, testbed: &Testbed) -> &Place {
         match self {
-            Self::Pod(node) => bed.clients[node].place(),
-            Self::Host(node) => bed.host(node),
-            Self::Outside => &bed.outside,
+            Self::Pod(node) => testbed.clients[node].place(),
+            Self::Host(node) => testbed.host(node),
+            Self::External => &testbed.external,
         }
     }
 }
 
-/// A server that goes and one that comes.
+/// A server that is replaced by another.
 pub(crate) struct Cycle {
     pub(crate) number: u16,
-    pub(crate) asker: Asker,
-    /// Where the first is, and the second.
+    pub(crate) client: ClientKind,
+    /// The nodes of the first and the second server.
     pub(crate) nodes: [usize; 2],
 }
 
-/// Sockets of both families, each of which asks and asks.
-fn talks(bed: &Bed, asker: Asker, at: impl Fn(Family) -> SocketAddr) -> Result<Vec<Client<Datagrams>>> {
-    let talk = |family| asker.place(bed).keep_sending(at(family), INTERVAL, &["--each"]);
-    Family::BOTH.into_iter().map(talk).collect()
+/// Starts a sender of each family.
+fn start_senders(
+    testbed: &Testbed,
+    client: ClientKind,
+    at: impl Fn(Family) -> SocketAddr,
+) -> Result<Vec<Client<Datagrams>>> {
+    let sender = |family| client.place(testbed).keep_sending(at(family), INTERVAL, &["--each"]);
+    Family::BOTH.into_iter().map(sender).collect()
 }
 
 impl Cycle {
-    /// Where both are is where `at` says, of a service as `change` makes it.
+    /// Runs the test for a service after `change`, with datagrams to the address that `at` returns.
     pub(crate) fn preserves_udp(
         &self,
         mode: Mode,
-        change: impl Fn(&mut Told),
-        at: impl Fn(&Bed, &Told, Family) -> SocketAddr,
+        change: impl Fn(&mut ServiceFixture),
+        at: impl Fn(&Testbed, &ServiceFixture, Family) -> SocketAddr,
     ) -> Result<()> {
-        on(mode, |bed| self.play(bed, &change, &at))
+        on(mode, |testbed| self.run(testbed, &change, &at))
     }
 
-    fn play(
+    fn run(
         &self,
-        bed: &mut Bed,
-        change: &dyn Fn(&mut Told),
-        at: &dyn Fn(&Bed, &Told, Family) -> SocketAddr,
+        testbed: &mut Testbed,
+        change: &dyn Fn(&mut ServiceFixture),
+        at: &dyn Fn(&Testbed, &ServiceFixture, Family) -> SocketAddr,
     ) -> Result<()> {
         let names = [1, 2].map(|which| format!("server-{}-{which}", self.number));
-        let first = bed.cluster.pod(self.nodes[0], &names[0])?;
+        let first = testbed.cluster.pod(self.nodes[0], &names[0])?;
         let mut server = first.serve()?;
-        let mut told = Told::of("udp-cycles", self.number, &[&first]);
-        change(&mut told);
-        bed.tell(&told)?;
-        let talks = talks(bed, self.asker, |family| at(bed, &told, family))?;
-        for talk in &talks {
-            talk.wait_echo(&names[0], 0, PATIENCE)?;
+        let mut fixture = ServiceFixture::of("udp-cycles", self.number, &[&first]);
+        change(&mut fixture);
+        testbed.apply_service(&fixture)?;
+        let senders = start_senders(testbed, self.client, |family| at(testbed, &fixture, family))?;
+        for sender in &senders {
+            sender.wait_echo(&names[0], 0, TIMEOUT)?;
         }
 
-        // as a pod ends that is given no time for it: for a while there is nobody
-        told.each(ended);
-        bed.tell(&told)?;
-        let gone = now_us()?;
+        // a pod without a grace period: for some time there is no ready endpoint
+        fixture.for_each_endpoint(terminating_not_serving);
+        testbed.apply_service(&fixture)?;
+        let removed = now_us()?;
         server.kill()?;
         first.delete()?;
-        let second = bed.cluster.pod(self.nodes[1], &names[1])?;
+        let second = testbed.cluster.pod(self.nodes[1], &names[1])?;
         let successor = second.serve()?;
-        told.replace(&[&second]);
-        bed.tell(&told)?;
-        let back = now_us()?;
-        for talk in &talks {
-            talk.wait_echo(&names[1], back, PATIENCE)?;
+        fixture.replace_endpoints(&[&second]);
+        testbed.apply_service(&fixture)?;
+        let ready_again = now_us()?;
+        for sender in &senders {
+            sender.wait_echo(&names[1], ready_again, TIMEOUT)?;
         }
-        for talk in talks {
-            let heard = talk.finish()?;
-            ensure!(heard.servers.keys().eq(&names), "{heard:?}");
-            ensure!(heard.latest_us[&names[0]] <= gone, "the first was asked after it had gone: {heard:?}");
-            ensure!(heard.misdirected + heard.duplicated == 0, "{heard:?}");
+        for sender in senders {
+            let report = sender.finish()?;
+            ensure!(report.servers.keys().eq(&names), "{report:?}");
+            ensure!(
+                report.latest_us[&names[0]] <= removed,
+                "the first server received datagrams after its removal: {report:?}"
+            );
+            ensure!(report.misdirected + report.duplicated == 0, "{report:?}");
         }
-        bed.withdraw(&told)?;
+        testbed.withdraw(&fixture)?;
         drop(successor);
         second.delete()
     }
@@ -114,12 +121,12 @@ impl Cycle {
 #[test]
 fn should_be_able_to_preserve_udp_traffic_when_server_pod_cycles_for_a_node_port_service() -> Result<()> {
     only_in_full!();
-    let cycle = Cycle { number: 42, asker: Asker::Pod(1), nodes: [0, 0] };
+    let cycle = Cycle { number: 42, client: ClientKind::Pod(1), nodes: [0, 0] };
     Mode::BOTH.into_iter().try_for_each(|mode| {
         cycle.preserves_udp(
             mode,
-            |told| told.set_type("NodePort"),
-            |bed, told, family| bed.at_node(0, family, told.node_port(1)),
+            |fixture| fixture.set_type("NodePort"),
+            |testbed, fixture, family| testbed.at_node(0, family, fixture.node_port(1)),
         )
     })
 }
@@ -127,22 +134,22 @@ fn should_be_able_to_preserve_udp_traffic_when_server_pod_cycles_for_a_node_port
 #[test]
 fn should_be_able_to_preserve_udp_traffic_when_server_pod_cycles_for_a_cluster_ip_service() -> Result<()> {
     only_in_full!();
-    let cycle = Cycle { number: 43, asker: Asker::Pod(0), nodes: [1, 1] };
-    Mode::BOTH
-        .into_iter()
-        .try_for_each(|mode| cycle.preserves_udp(mode, |_| {}, |_, told, family| told.cluster(family)[1]))
+    let cycle = Cycle { number: 43, client: ClientKind::Pod(0), nodes: [1, 1] };
+    Mode::BOTH.into_iter().try_for_each(|mode| {
+        cycle.preserves_udp(mode, |_| {}, |_, fixture, family| fixture.cluster_ip_ports(family)[1])
+    })
 }
 
 #[test]
 fn should_be_able_to_preserve_udp_traffic_when_server_pod_cycles_for_a_cluster_ip_service_with_internal_traffic_policy_set_to_local()
 -> Result<()> {
     only_in_full!();
-    let cycle = Cycle { number: 44, asker: Asker::Pod(0), nodes: [0, 0] };
+    let cycle = Cycle { number: 44, client: ClientKind::Pod(0), nodes: [0, 0] };
     Mode::BOTH.into_iter().try_for_each(|mode| {
         cycle.preserves_udp(
             mode,
-            |told| told.service["spec"]["internalTrafficPolicy"] = json!("Local"),
-            |_, told, family| told.cluster(family)[1],
+            |fixture| fixture.service["spec"]["internalTrafficPolicy"] = json!("Local"),
+            |_, fixture, family| fixture.cluster_ip_ports(family)[1],
         )
     })
 }
@@ -151,69 +158,81 @@ fn should_be_able_to_preserve_udp_traffic_when_server_pod_cycles_for_a_cluster_i
 fn should_be_able_to_preserve_udp_traffic_when_server_pod_cycles_for_a_cluster_ip_service_and_client_is_host_network()
 -> Result<()> {
     only_in_full!();
-    let cycle = Cycle { number: 45, asker: Asker::Host(0), nodes: [1, 1] };
-    Mode::BOTH
-        .into_iter()
-        .try_for_each(|mode| cycle.preserves_udp(mode, |_| {}, |_, told, family| told.cluster(family)[1]))
+    let cycle = Cycle { number: 45, client: ClientKind::Host(0), nodes: [1, 1] };
+    Mode::BOTH.into_iter().try_for_each(|mode| {
+        cycle.preserves_udp(mode, |_| {}, |_, fixture, family| fixture.cluster_ip_ports(family)[1])
+    })
 }
 
 #[test]
 fn should_be_able_to_preserve_udp_traffic_when_initial_unready_endpoints_get_ready() -> Result<()> {
     only_in_full!();
-    on_both(|bed| {
-        let mut told = Told::of("udp-unready", 46, &[&bed.webs[1]]).on_nodes();
-        told.each(told::unready);
-        bed.tell(&told)?;
-        let refused = |bed: &Bed| -> Result<[u64; 2]> {
-            let nodes = bed.cluster.nodes();
+    on_both(|testbed| {
+        let mut fixture = ServiceFixture::of("udp-unready", 46, &[&testbed.webs[1]]).with_node_ports();
+        fixture.for_each_endpoint(service_fixture::unready);
+        testbed.apply_service(&fixture)?;
+        let dropped = |testbed: &Testbed| -> Result<[u64; 2]> {
+            let nodes = testbed.cluster.nodes();
             Ok([nodes[0].count("from_pod", "no_backend")?, nodes[1].count("from_wire", "no_backend")?])
         };
-        let before = refused(bed)?;
-        let mut talks = talks(bed, Asker::Pod(0), |family| told.cluster(family)[1])?;
-        talks.extend(self::talks(bed, Asker::Outside, |family| bed.at_node(1, family, told.node_port(1)))?);
-        wait::until("questions that nobody answers", PATIENCE, || {
-            let are_enough = refused(bed)?.iter().zip(before).all(|(now, before)| *now > before + ENOUGH);
-            Ok(are_enough.then_some(()))
+        let before = dropped(testbed)?;
+        let mut senders =
+            start_senders(testbed, ClientKind::Pod(0), |family| fixture.cluster_ip_ports(family)[1])?;
+        senders.extend(start_senders(testbed, ClientKind::External, |family| {
+            testbed.at_node(1, family, fixture.node_port(1))
+        })?);
+        wait::until("dropped datagrams", TIMEOUT, || {
+            let is_enough = dropped(testbed)?.iter().zip(before).all(|(now, before)| *now > before + DROPPED);
+            Ok(is_enough.then_some(()))
         })?;
-        told.each(ready);
-        bed.tell(&told)?;
-        let back = now_us()?;
-        for talk in talks {
-            talk.wait_echo("web-1", back, PATIENCE)?;
-            let heard = talk.finish()?;
-            ensure!(heard.lost >= UNANSWERED / 2 && heard.misdirected == 0, "{heard:?}");
+        fixture.for_each_endpoint(ready);
+        testbed.apply_service(&fixture)?;
+        let ready_again = now_us()?;
+        for sender in senders {
+            sender.wait_echo("web-1", ready_again, TIMEOUT)?;
+            let report = sender.finish()?;
+            ensure!(report.lost >= UNANSWERED / 2 && report.misdirected == 0, "{report:?}");
         }
-        bed.withdraw(&told)
+        testbed.withdraw(&fixture)
     })
 }
 
-/// The pod stays, another port of it is the service's: who asks from the same socket as before is answered there.
+/// The pod stays, but the service's target port changes: an existing socket reaches the new port.
 #[test]
 fn should_be_able_to_cleanup_conntrack_entries_when_udp_service_target_port_changes_for_a_node_port_service()
 -> Result<()> {
     only_in_full!();
-    on_both(|bed| {
+    on_both(|testbed| {
         let (http, echo) = ("9108", OTHER_ECHO.to_string());
-        let _other = bed.webs[0]
+        let _other = testbed.webs[0]
             .place()
             .start_traffic(&["serve", "--name", "other", "--http", http, "--echo", &echo])?;
-        let mut told = Told::of("udp-target", 47, &[&bed.webs[0]]).on_nodes();
-        bed.tell(&told)?;
-        let mut talks = talks(bed, Asker::Pod(1), |family| bed.at_node(0, family, told.node_port(1)))?;
-        talks.extend(self::talks(bed, Asker::Pod(1), |family| told.cluster(family)[1])?);
-        talks.extend(self::talks(bed, Asker::Outside, |family| bed.at_node(1, family, told.node_port(1)))?);
-        for talk in &talks {
-            talk.wait_echo("web-0", 0, PATIENCE)?;
+        let mut fixture = ServiceFixture::of("udp-target", 47, &[&testbed.webs[0]]).with_node_ports();
+        testbed.apply_service(&fixture)?;
+        let mut senders = start_senders(testbed, ClientKind::Pod(1), |family| {
+            testbed.at_node(0, family, fixture.node_port(1))
+        })?;
+        senders.extend(start_senders(testbed, ClientKind::Pod(1), |family| {
+            fixture.cluster_ip_ports(family)[1]
+        })?);
+        senders.extend(start_senders(testbed, ClientKind::External, |family| {
+            testbed.at_node(1, family, fixture.node_port(1))
+        })?);
+        for sender in &senders {
+            sender.wait_echo("web-0", 0, TIMEOUT)?;
         }
-        told.service["spec"]["ports"][1]["targetPort"] = json!(OTHER_ECHO);
-        told.slices.iter_mut().for_each(|slice| slice["ports"][1]["port"] = json!(OTHER_ECHO));
-        bed.tell(&told)?;
+        fixture.service["spec"]["ports"][1]["targetPort"] = json!(OTHER_ECHO);
+        fixture.slices.iter_mut().for_each(|slice| slice["ports"][1]["port"] = json!(OTHER_ECHO));
+        testbed.apply_service(&fixture)?;
         let moved = now_us()?;
-        for talk in talks {
-            talk.wait_echo("other", moved, PATIENCE)?;
-            let heard = talk.finish()?;
-            ensure!(heard.latest_us["web-0"] <= moved && heard.lost + heard.misdirected == 0, "{heard:?}");
+        for sender in senders {
+            sender.wait_echo("other", moved, TIMEOUT)?;
+            let report = sender.finish()?;
+            ensure!(
+                report.latest_us["web-0"] <= moved && report.lost + report.misdirected == 0,
+                "{report:?}"
+            );
         }
-        bed.withdraw(&told)
+        testbed.withdraw(&fixture)
     })
 }

@@ -1,4 +1,4 @@
-//! Who stands behind a service, as slices say it.
+//! The endpoints of a service, from EndpointSlices.
 
 use anyhow::Result;
 use dataplane_testkit::{
@@ -8,11 +8,11 @@ use dataplane_testkit::{
 use serde_json::json;
 
 use super::{
-    bed::{Bed, Mode, answers, answers_over, on, refuses},
-    told::{self, Told, endpoint},
+    service_fixture::{self, ServiceFixture, endpoint},
+    testbed::{Mode, Testbed, expect_answers, expect_answers_over, expect_refused, on},
 };
 
-/// Of a second server in a pod.
+/// Ports of a second server in a pod.
 const OTHER_HTTP: u16 = 9_090;
 const OTHER_ECHO: u16 = 9_007;
 
@@ -31,40 +31,47 @@ fn should_create_endpoints_for_unready_pods() -> Result<()> {
     })
 }
 
-/// A pod that is not ready counts as ready, because the service says so: which only the conditions tell.
+/// With `publishNotReadyAddresses` an unready pod has `ready: true` in its slice; the other
+/// conditions do not matter.
 fn unready(number: u16, conditions: fn(&mut serde_json::Value)) -> Result<()> {
-    on(Mode::AtConnect, |bed| {
-        let mut told = Told::of("svc-tolerate-unready", number, &[&bed.webs[0]]).on_nodes();
-        told.service["spec"]["publishNotReadyAddresses"] = json!(true);
-        told.each(conditions);
-        bed.tell(&told)?;
-        everywhere(bed, &told, |bed, servers| answers(bed.clients[1].place(), servers[0], &bed.names(&[0])))?;
-        bed.withdraw(&told)
+    on(Mode::AtConnect, |testbed| {
+        let mut fixture =
+            ServiceFixture::of("svc-tolerate-unready", number, &[&testbed.webs[0]]).with_node_ports();
+        fixture.service["spec"]["publishNotReadyAddresses"] = json!(true);
+        fixture.for_each_endpoint(conditions);
+        testbed.apply_service(&fixture)?;
+        at_all_frontends(testbed, &fixture, |testbed, servers| {
+            expect_answers(testbed.clients[1].place(), servers[0], &testbed.names(&[0]))
+        })?;
+        testbed.withdraw(&fixture)
     })
 }
 
 #[test]
 fn should_not_be_able_to_connect_to_terminating_and_unready_endpoints_if_publish_not_ready_addresses_is_false()
 -> Result<()> {
-    on(Mode::AtConnect, |bed| {
-        let mut told = Told::of("svc-not-tolerate-unready", 26, &[&bed.webs[0]]).on_nodes();
-        told.each(told::ended);
-        bed.tell(&told)?;
-        everywhere(bed, &told, |bed, servers| refuses(bed.clients[1].place(), servers))?;
-        bed.withdraw(&told)
+    on(Mode::AtConnect, |testbed| {
+        let mut fixture =
+            ServiceFixture::of("svc-not-tolerate-unready", 26, &[&testbed.webs[0]]).with_node_ports();
+        fixture.for_each_endpoint(service_fixture::terminating_not_serving);
+        testbed.apply_service(&fixture)?;
+        at_all_frontends(testbed, &fixture, |testbed, servers| {
+            expect_refused(testbed.clients[1].place(), servers)
+        })?;
+        testbed.withdraw(&fixture)
     })
 }
 
-/// At the cluster IP, and at ports of the node that has the endpoint and of one that has not.
-fn everywhere(
-    bed: &Bed,
-    told: &Told,
-    look: impl Fn(&Bed, [std::net::SocketAddr; 2]) -> Result<()>,
+/// Checks the cluster IP, and the node ports of the node with the endpoint and of one without.
+fn at_all_frontends(
+    testbed: &Testbed,
+    fixture: &ServiceFixture,
+    check: impl Fn(&Testbed, [std::net::SocketAddr; 2]) -> Result<()>,
 ) -> Result<()> {
     for family in Family::BOTH {
-        look(bed, told.cluster(family))?;
+        check(testbed, fixture.cluster_ip_ports(family))?;
         for node in [0, 1] {
-            look(bed, told.on_node(bed.cluster.nodes()[node].address(family)))?;
+            check(testbed, fixture.node_ports_of(testbed.cluster.nodes()[node].address(family)))?;
         }
     }
     Ok(())
@@ -72,97 +79,103 @@ fn everywhere(
 
 #[test]
 fn should_support_a_service_with_multiple_endpoint_ips_specified_in_multiple_endpointslices() -> Result<()> {
-    on(Mode::ByPackets, |bed| {
-        let mut told = Told::of("multiple-ips", 27, &[]);
-        told.slices.clear();
+    on(Mode::PerPacket, |testbed| {
+        let mut fixture = ServiceFixture::of("multiple-ips", 27, &[]);
+        fixture.slices.clear();
         for family in Family::BOTH {
-            let of = |node: usize| endpoint(bed.webs[node].node(), bed.webs[node].address(family));
-            // one address is in both: it has moved from one to the other, or somebody writes slices by hand
+            let of = |node: usize| endpoint(testbed.webs[node].node(), testbed.webs[node].address(family));
+            // one address is in both slices, as while the slice controller moves it
             for (part, nodes) in [("a", [0, 1]), ("b", [1, 2])] {
                 let part = format!("{part}-{family}");
-                told.slices.push(told::slice(told.name(), &part, family, &nodes.map(of)));
+                fixture.slices.push(service_fixture::slice(fixture.name(), &part, family, &nodes.map(of)));
             }
         }
-        bed.tell(&told)?;
+        testbed.apply_service(&fixture)?;
         for family in Family::BOTH {
-            for (transport, at) in [Transport::Tcp, Transport::Udp].into_iter().zip(told.cluster(family)) {
-                answers_over(transport, bed.clients[0].place(), at, &bed.names(&[0, 1, 2]))?;
+            for (transport, at) in
+                [Transport::Tcp, Transport::Udp].into_iter().zip(fixture.cluster_ip_ports(family))
+            {
+                expect_answers_over(transport, testbed.clients[0].place(), at, &testbed.names(&[0, 1, 2]))?;
             }
         }
-        bed.withdraw(&told)
+        testbed.withdraw(&fixture)
     })
 }
 
 #[test]
 fn should_support_a_service_with_multiple_ports_specified_in_multiple_endpointslices() -> Result<()> {
-    on(Mode::ByPackets, |bed| {
-        let mut told = Told::of("multiple-ports", 28, &[]);
-        told.slices.clear();
+    on(Mode::PerPacket, |testbed| {
+        let mut fixture = ServiceFixture::of("multiple-ports", 28, &[]);
+        fixture.slices.clear();
         for family in Family::BOTH {
             for (node, port) in [(0, 0), (1, 1)] {
-                let web = endpoint(bed.webs[node].node(), bed.webs[node].address(family));
-                let mut slice = told::slice(told.name(), &format!("{port}-{family}"), family, &[web]);
+                let web = endpoint(testbed.webs[node].node(), testbed.webs[node].address(family));
+                let mut slice =
+                    service_fixture::slice(fixture.name(), &format!("{port}-{family}"), family, &[web]);
                 slice["ports"] = json!([slice["ports"][port]]);
-                told.slices.push(slice);
+                fixture.slices.push(slice);
             }
         }
-        bed.tell(&told)?;
+        testbed.apply_service(&fixture)?;
         for family in Family::BOTH {
-            let [web, echo] = told.cluster(family);
-            answers_over(Transport::Tcp, bed.clients[2].place(), web, &bed.names(&[0]))?;
-            answers_over(Transport::Udp, bed.clients[2].place(), echo, &bed.names(&[1]))?;
+            let [web, echo] = fixture.cluster_ip_ports(family);
+            expect_answers_over(Transport::Tcp, testbed.clients[2].place(), web, &testbed.names(&[0]))?;
+            expect_answers_over(Transport::Udp, testbed.clients[2].place(), echo, &testbed.names(&[1]))?;
         }
-        bed.withdraw(&told)
+        testbed.withdraw(&fixture)
     })
 }
 
 #[test]
 fn should_support_named_target_ports_that_resolve_to_different_ports_on_different_endpoints() -> Result<()> {
-    on(Mode::AtConnect, |bed| {
-        let _other = other_server(bed)?;
-        let mut told = Told::of("named-ports", 29, &[&bed.webs[0]]);
+    on(Mode::AtConnect, |testbed| {
+        let _other = other_server(testbed)?;
+        let mut fixture = ServiceFixture::of("named-ports", 29, &[&testbed.webs[0]]);
         for family in Family::BOTH {
-            let web = endpoint(bed.webs[2].node(), bed.webs[2].address(family));
-            let mut slice = told::slice(told.name(), &format!("other-{family}"), family, &[web]);
+            let web = endpoint(testbed.webs[2].node(), testbed.webs[2].address(family));
+            let mut slice =
+                service_fixture::slice(fixture.name(), &format!("other-{family}"), family, &[web]);
             slice["ports"][0]["port"] = json!(OTHER_HTTP);
             slice["ports"][1]["port"] = json!(OTHER_ECHO);
-            told.slices.push(slice);
+            fixture.slices.push(slice);
         }
-        bed.tell(&told)?;
-        let both = [bed.names(&[0]), vec!["other".to_owned()]].concat();
+        testbed.apply_service(&fixture)?;
+        let both = [testbed.names(&[0]), vec!["other".to_owned()]].concat();
         for family in Family::BOTH {
-            for (transport, at) in [Transport::Tcp, Transport::Udp].into_iter().zip(told.cluster(family)) {
-                answers_over(transport, bed.clients[1].place(), at, &both)?;
+            for (transport, at) in
+                [Transport::Tcp, Transport::Udp].into_iter().zip(fixture.cluster_ip_ports(family))
+            {
+                expect_answers_over(transport, testbed.clients[1].place(), at, &both)?;
             }
         }
-        bed.withdraw(&told)
+        testbed.withdraw(&fixture)
     })
 }
 
-/// To the network an init container that goes on is one more process of the pod: its ports are the pod's.
+/// For the network, a restartable init container is one more process of the pod.
 #[test]
 fn should_connect_to_the_named_ports_exposed_by_restartable_init_containers() -> Result<()> {
-    on(Mode::AtConnect, |bed| {
-        let _other = other_server(bed)?;
-        let mut told = Told::of("sidecar", 30, &[&bed.webs[2]]);
-        told.service["spec"]["ports"] = json!([
+    on(Mode::AtConnect, |testbed| {
+        let _other = other_server(testbed)?;
+        let mut fixture = ServiceFixture::of("sidecar", 30, &[&testbed.webs[2]]);
+        fixture.service["spec"]["ports"] = json!([
             {"name": "http", "port": 80, "protocol": "TCP", "targetPort": HTTP},
             {"name": "init", "port": 81, "protocol": "TCP", "targetPort": "init-port"},
         ]);
-        for slice in &mut told.slices {
+        for slice in &mut fixture.slices {
             slice["ports"][1] = json!({"name": "init", "port": OTHER_HTTP, "protocol": "TCP"});
         }
-        bed.tell(&told)?;
+        testbed.apply_service(&fixture)?;
         for family in Family::BOTH {
-            answers(bed.clients[0].place(), told.at(family, 80), &bed.names(&[2]))?;
-            answers(bed.clients[0].place(), told.at(family, 81), &["other".to_owned()])?;
+            expect_answers(testbed.clients[0].place(), fixture.at(family, 80), &testbed.names(&[2]))?;
+            expect_answers(testbed.clients[0].place(), fixture.at(family, 81), &["other".to_owned()])?;
         }
-        bed.withdraw(&told)
+        testbed.withdraw(&fixture)
     })
 }
 
-/// In the pod of the third node.
-fn other_server(bed: &Bed) -> Result<dataplane_testkit::lab::Process> {
+/// Starts a second server in the pod of the third node.
+fn other_server(testbed: &Testbed) -> Result<dataplane_testkit::lab::Process> {
     let (http, echo) = (OTHER_HTTP.to_string(), OTHER_ECHO.to_string());
-    bed.webs[2].place().start_traffic(&["serve", "--name", "other", "--http", &http, "--echo", &echo])
+    testbed.webs[2].place().start_traffic(&["serve", "--name", "other", "--http", &http, "--echo", &echo])
 }

@@ -1,4 +1,5 @@
-//! "`HostPort` validates that there is no conflict between pods with same hostPort but different hostIP and protocol".
+//! "`HostPort` validates that there is no conflict between pods with same hostPort but different
+//! hostIP and protocol".
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -10,7 +11,7 @@ use dataplane_testkit::{
 };
 use serde_json::{Value, json};
 
-use super::bed::answers_over;
+use super::testbed::expect_answers_over;
 
 const PORT: u16 = 54_323;
 
@@ -22,7 +23,7 @@ fn mapping(host_ip: IpAddr, protocol: &str, port: u16) -> Value {
 fn validates_that_there_is_no_conflict_between_pods_with_same_host_port_but_different_host_ip_and_protocol()
 -> Result<()> {
     only_in_full!();
-    // 54323 on the node's own address is asked by who is not on the node
+    // the node's own address is used by clients on and outside the node
     for at_connect in [true, false] {
         let spec = Spec { connect_tcp: at_connect, connect_udp: at_connect, ..Spec::new(1) };
         let cluster = Cluster::create(&spec)?;
@@ -35,17 +36,17 @@ fn validates_that_there_is_no_conflict_between_pods_with_same_host_port_but_diff
             });
         let pods = cluster.explain(made.into_iter().collect::<Result<Vec<_>>>())?;
         let _servers = pods.iter().map(dataplane_testkit::lab::Pod::serve).collect::<Result<Vec<_>>>()?;
-        let outside = cluster.outside()?;
-        let is = |transport, place: &Place, address, name: &str| {
+        let external = cluster.outside()?;
+        let expect = |transport, place: &Place, address, name: &str| {
             let at = SocketAddr::new(address, PORT);
-            answers_over(transport, place, at, &[name.to_owned()])
+            expect_answers_over(transport, place, at, &[name.to_owned()])
                 .with_context(|| format!("connect {at_connect}"))
         };
         let checked = (|| {
-            is(Transport::Tcp, node.place(), loopback, "pod1")?;
-            for place in [node.place(), &outside] {
-                is(Transport::Tcp, place, own, "pod2")?;
-                is(Transport::Udp, place, own, "pod3")?;
+            expect(Transport::Tcp, node.place(), loopback, "pod1")?;
+            for place in [node.place(), &external] {
+                expect(Transport::Tcp, place, own, "pod2")?;
+                expect(Transport::Udp, place, own, "pod3")?;
             }
             from_own_address(node.place(), own, loopback)
         })();

@@ -1,6 +1,7 @@
-//! "proxy implementation should not be vulnerable to the invalid conntrack state bug": a segment outside of every window, from
-//! the server, is one of its connection like any other: it reaches the client as from the service. If it came under the
-//! server's own address, the client would answer with a reset, and the connection would be over (kubernetes/kubernetes#74839).
+//! "proxy implementation should not be vulnerable to the invalid conntrack state bug": an
+//! out-of-window segment of the server is translated like any other of its connection. If it had
+//! the server's own address, the client would reply with RST, which ends the connection
+//! (kubernetes/kubernetes#74839).
 
 use std::{
     io::{Read as _, Write as _},
@@ -22,28 +23,28 @@ use nix::sys::socket::{
 use serde_json::json;
 
 use super::{
-    bed::{Mode, on},
-    told::Told,
+    service_fixture::ServiceFixture,
+    testbed::{Mode, on},
 };
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 const ACK: u8 = 0x10;
 const RST: u8 = 0x04;
-/// Of the segment that is outside of every window, in which both ends have seen a few bytes.
-const NUMBER: u32 = 0x7a7a_7a7a;
+/// Sequence number of the out-of-window segment; both ends are at a few bytes.
+const SEQUENCE: u32 = 0x7a7a_7a7a;
 
-/// Sees the TCP segments that arrive in a namespace, and sends some of its own making.
+/// A raw socket that receives all TCP segments of a namespace and sends crafted ones.
 struct Raw {
     socket: OwnedFd,
     family: Family,
 }
 
-/// A segment that has arrived.
+/// A received segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Segment {
     src: SocketAddr,
     dst_port: u16,
-    number: u32,
+    sequence: u32,
     flags: u8,
 }
 
@@ -58,18 +59,18 @@ impl Raw {
         Ok(Self { socket, family })
     }
 
-    /// The kernel writes the IP header.
+    /// Sends a segment; the kernel writes the IP header.
     fn send(&self, from: SocketAddr, to: SocketAddr) -> Result<()> {
         let headers = match self.family {
             Family::V4 => 14 + 20,
             Family::V6 => 14 + 40,
         };
-        // sequence and acknowledgement are 1 where it is built: a change of both is a change of the sum
+        // the frame is built with sequence number 1: adjust the checksum for the change
         let mut segment =
             Frame { payload: Vec::new(), ..Frame::tcp(from, to, ACK) }.build().split_off(headers);
-        segment[4..8].copy_from_slice(&NUMBER.to_be_bytes());
+        segment[4..8].copy_from_slice(&SEQUENCE.to_be_bytes());
         let sum = u16::from_be_bytes([segment[16], segment[17]]);
-        let change = (NUMBER >> 16) + (NUMBER & 0xffff) + u32::from(!1_u16) + u32::from(!sum);
+        let change = (SEQUENCE >> 16) + (SEQUENCE & 0xffff) + u32::from(!1_u16) + u32::from(!sum);
         let folded = (change & 0xffff) + (change >> 16);
         let sum = !(((folded & 0xffff) + (folded >> 16)) as u16);
         segment[16..18].copy_from_slice(&sum.to_be_bytes());
@@ -91,8 +92,8 @@ impl Raw {
         Ok(())
     }
 
-    /// What has arrived since this was asked last.
-    fn arrived(&self) -> Result<Vec<Segment>> {
+    /// The segments received since the last call.
+    fn receive(&self) -> Result<Vec<Segment>> {
         let mut segments = Vec::new();
         let mut buffer = vec![0; 65_536];
         loop {
@@ -114,11 +115,11 @@ impl Raw {
                 },
             };
             let word = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
-            let number = u32::from(word(4)) << 16 | u32::from(word(6));
+            let sequence = u32::from(word(4)) << 16 | u32::from(word(6));
             segments.push(Segment {
                 src: SocketAddr::new(src, word(0)),
                 dst_port: word(2),
-                number,
+                sequence,
                 flags: bytes[13],
             });
         }
@@ -127,19 +128,19 @@ impl Raw {
 
 #[test]
 fn proxy_implementation_should_not_be_vulnerable_to_the_invalid_conntrack_state_bug() -> Result<()> {
-    on(Mode::ByPackets, |bed| {
-        let mut told = Told::of("boom-server", 48, &[&bed.webs[1]]);
-        told.service["spec"]["ports"] =
+    on(Mode::PerPacket, |testbed| {
+        let mut fixture = ServiceFixture::of("boom-server", 48, &[&testbed.webs[1]]);
+        fixture.service["spec"]["ports"] =
             json!([{"name": "echo", "port": 7, "protocol": "TCP", "targetPort": ECHO}]);
-        told.slices.iter_mut().for_each(|slice| {
+        fixture.slices.iter_mut().for_each(|slice| {
             slice["ports"] = json!([{"name": "echo", "port": ECHO, "protocol": "TCP"}]);
         });
-        bed.tell(&told)?;
+        testbed.apply_service(&fixture)?;
         for family in Family::BOTH {
-            let (client, server) = (bed.clients[0].place().namespace(), &bed.webs[1]);
-            let service = told.at(family, 7);
-            let mut stream = client.enter(|| TcpStream::connect_timeout(&service, PATIENCE))??;
-            stream.set_read_timeout(Some(PATIENCE))?;
+            let (client, server) = (testbed.clients[0].place().namespace(), &testbed.webs[1]);
+            let service = fixture.at(family, 7);
+            let mut stream = client.enter(|| TcpStream::connect_timeout(&service, TIMEOUT))??;
+            stream.set_read_timeout(Some(TIMEOUT))?;
             let mut greeting = [0; 6];
             stream.read_exact(&mut greeting)?;
             ensure!(greeting == *b"web-1\n", "{greeting:?}");
@@ -147,28 +148,32 @@ fn proxy_implementation_should_not_be_vulnerable_to_the_invalid_conntrack_state_
 
             let at_client = Raw::open(client, family)?;
             let at_server = Raw::open(server.place().namespace(), family)?;
-            let to = SocketAddr::new(bed.clients[0].address(family), port);
+            let to = SocketAddr::new(testbed.clients[0].address(family), port);
             at_server.send(server.echo(family), to)?;
-            let mut heard = Vec::new();
-            wait::until("the segment", PATIENCE, || {
-                heard.extend(at_client.arrived()?);
-                Ok(heard.iter().any(|segment| segment.number == NUMBER).then_some(()))
+            let mut received = Vec::new();
+            wait::until("the segment", TIMEOUT, || {
+                received.extend(at_client.receive()?);
+                Ok(received.iter().any(|segment| segment.sequence == SEQUENCE).then_some(()))
             })?;
-            let strays: Vec<_> = heard.iter().filter(|it| it.dst_port == port && it.src != service).collect();
+            let strays: Vec<_> =
+                received.iter().filter(|it| it.dst_port == port && it.src != service).collect();
             ensure!(strays.is_empty(), "{strays:?} did not come from {service}");
 
-            // the connection is as it was
+            // the connection still works
             for line in [b"one\n", b"two\n"] {
                 stream.write_all(line)?;
                 let mut echo = [0; 4];
                 stream.read_exact(&mut echo)?;
                 ensure!(echo == *line, "{echo:?}");
             }
-            let answers = at_server.arrived()?;
-            ensure!(answers.iter().any(|it| it.src == to), "nothing was seen of the client: {answers:?}");
+            let answers = at_server.receive()?;
+            ensure!(
+                answers.iter().any(|it| it.src == to),
+                "the server received nothing from the client: {answers:?}"
+            );
             let resets: Vec<_> = answers.iter().filter(|it| it.src == to && it.flags & RST != 0).collect();
-            ensure!(resets.is_empty(), "the client has ended it: {resets:?}");
+            ensure!(resets.is_empty(), "the client sent RST: {resets:?}");
         }
-        bed.withdraw(&told)
+        testbed.withdraw(&fixture)
     })
 }

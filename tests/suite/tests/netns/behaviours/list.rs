@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use regex::Regex;
 
-/// Behaviours there are, counted from 1.
+/// Number of behaviours, counted from 1.
 const BEHAVIOURS: usize = 37;
 
 fn repository() -> PathBuf {
@@ -21,7 +21,8 @@ fn document() -> Result<String> {
     fs::read_to_string(repository().join("docs/behaviours.md")).context("docs/behaviours.md")
 }
 
-/// File and function of each test the document names: `file::function`, the file below `tests/suite/tests` or from the root.
+/// File and function of each test in the document: `file::function`, with the file relative to
+/// `tests/suite/tests` or to the root.
 fn named(document: &str) -> Result<Vec<(String, String)>> {
     let name = Regex::new(r"`([a-z_/-]+)::([a-z0-9_]+)`")?;
     Ok(name.captures_iter(document).map(|found| (found[1].to_owned(), found[2].to_owned())).collect())
@@ -34,22 +35,24 @@ fn functions(file: &Path) -> Result<BTreeSet<String>> {
 }
 
 #[test]
-fn every_test_the_list_names_exists() -> Result<()> {
+fn every_listed_test_exists() -> Result<()> {
     let root = repository();
     let named = named(&document()?)?;
     ensure!(named.len() > BEHAVIOURS, "{} tests are named", named.len());
     for (file, function) in named {
         let places =
             [root.join("tests/suite/tests"), root.clone()].map(|place| place.join(format!("{file}.rs")));
-        let found =
-            places.iter().find(|place| place.exists()).with_context(|| format!("there is no file {file}"))?;
+        let found = places
+            .iter()
+            .find(|place| place.exists())
+            .with_context(|| format!("file {file} does not exist"))?;
         ensure!(functions(found)?.contains(&function), "{file} has no test {function}");
     }
     Ok(())
 }
 
 #[test]
-fn every_behaviour_has_an_item_and_every_test_here_is_in_one() -> Result<()> {
+fn every_behaviour_and_every_test_is_listed() -> Result<()> {
     let document = document()?;
     let item = Regex::new(r"(?m)^(\d+)\. ")?;
     let numbers: BTreeSet<usize> =

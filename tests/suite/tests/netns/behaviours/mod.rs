@@ -1,21 +1,22 @@
-//! What Kubernetes' own tests of its network ask for (`test/e2e/network`), on nodes with real agents, pods and sockets: a
-//! test for each that no other of ours shows whole, under its name. `docs/behaviours.md` has the list of all.
+//! The behaviours of Kubernetes' network tests (`test/e2e/network`), on nodes with real agents,
+//! pods and sockets. Each behaviour that no other test covers completely has a test here with the
+//! upstream name. `docs/behaviours.md` lists all of them.
 
 mod affinity;
-mod balancers;
-mod bed;
 mod conntrack;
 mod endpoints;
 mod host_network;
 mod host_ports;
 mod invalid_packets;
 mod list;
-mod live;
+mod load_balancers;
 mod node_ports;
 mod policies;
 mod refusals;
+mod service_fixture;
 mod terminating;
-mod told;
+mod testbed;
 mod topology;
 mod traffic;
 mod types;
+mod updates;

@@ -1,4 +1,5 @@
-//! Who asks where nobody can answer is told so at once; who asks where others could hears nothing.
+//! Requests to a service without endpoints are refused at once; requests that another node could
+//! answer are dropped.
 
 use anyhow::{Result, ensure};
 use dataplane_testkit::{
@@ -8,71 +9,76 @@ use dataplane_testkit::{
 use serde_json::json;
 
 use super::{
-    bed::{is_silent, on_both, refuses},
-    told::{self, Told},
+    service_fixture::{self, ServiceFixture},
+    testbed::{expect_refused, expect_timeout, on_both},
 };
 
-/// Kubernetes gives it three seconds.
-const SOON_US: u64 = 3_000_000;
+/// Kubernetes' own limit for a refusal.
+const REFUSAL_TIMEOUT_US: u64 = 3_000_000;
 
 #[test]
 fn should_be_rejected_when_no_endpoints_exist() -> Result<()> {
     rejected("no-pods", 31, |_| {})
 }
 
-/// As an eviction leaves it: the pod is there, has failed, and is neither ready nor serving; the service takes pods that are
-/// not ready, but not such.
+/// After an eviction the pod exists, has failed, and has no endpoint, in spite of
+/// `publishNotReadyAddresses`.
 #[test]
 fn should_be_rejected_for_evicted_pods_no_endpoints_exist() -> Result<()> {
-    rejected("evicted-pods", 32, |told| {
-        told.service["spec"]["publishNotReadyAddresses"] = json!(true);
-        told.slices.iter_mut().for_each(|slice| slice["endpoints"] = json!([]));
+    rejected("evicted-pods", 32, |fixture| {
+        fixture.service["spec"]["publishNotReadyAddresses"] = json!(true);
+        fixture.slices.iter_mut().for_each(|slice| slice["endpoints"] = json!([]));
     })
 }
 
-fn rejected(name: &str, number: u16, change: impl Fn(&mut Told)) -> Result<()> {
-    on_both(|bed| {
-        let mut told = Told::of(name, number, &[&bed.webs[0]]).on_nodes();
-        told.each(told::unready);
-        change(&mut told);
-        bed.tell(&told)?;
+fn rejected(name: &str, number: u16, change: impl Fn(&mut ServiceFixture)) -> Result<()> {
+    on_both(|testbed| {
+        let mut fixture = ServiceFixture::of(name, number, &[&testbed.webs[0]]).with_node_ports();
+        fixture.for_each_endpoint(service_fixture::unready);
+        change(&mut fixture);
+        testbed.apply_service(&fixture)?;
         for family in Family::BOTH {
-            for place in [bed.clients[0].place(), bed.host(0)] {
-                refuses(place, told.cluster(family))?;
-                let requests = place.get(told.cluster(family)[0], 1)?;
+            for place in [testbed.clients[0].place(), testbed.host(0)] {
+                expect_refused(place, fixture.cluster_ip_ports(family))?;
+                let requests = place.get(fixture.cluster_ip_ports(family)[0], 1)?;
                 ensure!(failures(&requests).keys().eq(["refused"]), "{requests:?}");
-                ensure!(requests[0].ended_us - requests[0].began_us < SOON_US, "{requests:?}");
+                ensure!(requests[0].ended_us - requests[0].began_us < REFUSAL_TIMEOUT_US, "{requests:?}");
             }
-            for place in [bed.clients[0].place(), &bed.outside, bed.host(1)] {
-                refuses(place, told.on_node(bed.cluster.nodes()[0].address(family)))?;
+            for place in [testbed.clients[0].place(), &testbed.external, testbed.host(1)] {
+                expect_refused(place, fixture.node_ports_of(testbed.cluster.nodes()[0].address(family)))?;
             }
         }
-        bed.withdraw(&told)
+        testbed.withdraw(&fixture)
     })
 }
 
-/// The rule that goes with it: a node without endpoints of its own drops what is for them, and refuses where there are none
-/// anywhere.
+/// With a `Local` policy a node without endpoints drops; without any endpoint it refuses.
 #[test]
-fn a_policy_of_local_drops_where_others_could_answer_and_refuses_where_nobody_can() -> Result<()> {
+fn local_policy_drops_with_remote_endpoints_and_rejects_without_any() -> Result<()> {
     only_in_full!();
-    on_both(|bed| {
-        let mut told = Told::of("elsewhere", 33, &[&bed.webs[2]]).on_nodes();
-        told.service["spec"]["internalTrafficPolicy"] = json!("Local");
-        told.service["spec"]["externalTrafficPolicy"] = json!("Local");
-        bed.tell(&told)?;
+    on_both(|testbed| {
+        let mut fixture = ServiceFixture::of("elsewhere", 33, &[&testbed.webs[2]]).with_node_ports();
+        fixture.service["spec"]["internalTrafficPolicy"] = json!("Local");
+        fixture.service["spec"]["externalTrafficPolicy"] = json!("Local");
+        testbed.apply_service(&fixture)?;
         for family in Family::BOTH {
-            is_silent(bed.clients[0].place(), told.cluster(family))?;
-            is_silent(bed.host(0), told.cluster(family))?;
-            is_silent(&bed.outside, told.on_node(bed.cluster.nodes()[0].address(family)))?;
+            expect_timeout(testbed.clients[0].place(), fixture.cluster_ip_ports(family))?;
+            expect_timeout(testbed.host(0), fixture.cluster_ip_ports(family))?;
+            expect_timeout(
+                &testbed.external,
+                fixture.node_ports_of(testbed.cluster.nodes()[0].address(family)),
+            )?;
         }
-        told.each(told::unready);
-        bed.tell(&told)?;
+        fixture.for_each_endpoint(service_fixture::unready);
+        testbed.apply_service(&fixture)?;
         for family in Family::BOTH {
-            refuses(bed.clients[0].place(), told.cluster(family))?;
-            refuses(bed.host(0), told.cluster(family))?;
-            refuses(&bed.outside, told.on_node(bed.cluster.nodes()[0].address(family)))?;
+            expect_refused(testbed.clients[0].place(), fixture.cluster_ip_ports(family))?;
+            expect_refused(testbed.host(0), fixture.cluster_ip_ports(family))?;
+            expect_refused(
+                &testbed.external,
+                fixture.node_ports_of(testbed.cluster.nodes()[0].address(family)),
+            )?;
         }
-        bed.withdraw(&told)
+        testbed.withdraw(&fixture)
     })
 }

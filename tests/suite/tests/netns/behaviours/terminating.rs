@@ -1,37 +1,38 @@
-//! Nobody is ready, and somebody who ends still serves: for each policy by itself.
+//! No endpoint is ready, and a terminating one still serves: for each policy separately.
 
 use anyhow::Result;
 use dataplane_testkit::{lab::Family, only_in_full};
 use serde_json::{Value, json};
 
 use super::{
-    bed::{Bed, answers, is_silent, on_both},
-    told::{Told, ending},
+    service_fixture::{ServiceFixture, terminating_and_serving},
+    testbed::{Testbed, expect_answers, expect_timeout, on_both},
 };
 
-/// A server on the first node that ends.
-fn terminating(bed: &Bed, number: u16, change: impl FnOnce(&mut Value)) -> Told {
-    let mut told = Told::of("svc-proxy-terminating", number, &[&bed.webs[0]]).on_nodes();
-    told.each(ending);
-    change(&mut told.service["spec"]);
-    told
+/// A service whose only endpoint, on the first node, is terminating and serving.
+fn terminating(testbed: &Testbed, number: u16, change: impl FnOnce(&mut Value)) -> ServiceFixture {
+    let mut fixture =
+        ServiceFixture::of("svc-proxy-terminating", number, &[&testbed.webs[0]]).with_node_ports();
+    fixture.for_each_endpoint(terminating_and_serving);
+    change(&mut fixture.service["spec"]);
+    fixture
 }
 
 #[test]
 fn should_fallback_to_terminating_endpoints_when_there_are_no_ready_endpoints_with_internal_traffic_policy_cluster()
 -> Result<()> {
     only_in_full!();
-    on_both(|bed| {
-        let told = terminating(bed, 20, |_| {});
-        bed.tell(&told)?;
+    on_both(|testbed| {
+        let fixture = terminating(testbed, 20, |_| {});
+        testbed.apply_service(&fixture)?;
         for family in Family::BOTH {
             for node in [0, 1] {
-                let [web, _] = told.cluster(family);
-                answers(bed.clients[node].place(), web, &bed.names(&[0]))?;
-                answers(bed.host(node), web, &bed.names(&[0]))?;
+                let [web, _] = fixture.cluster_ip_ports(family);
+                expect_answers(testbed.clients[node].place(), web, &testbed.names(&[0]))?;
+                expect_answers(testbed.host(node), web, &testbed.names(&[0]))?;
             }
         }
-        bed.withdraw(&told)
+        testbed.withdraw(&fixture)
     })
 }
 
@@ -39,17 +40,17 @@ fn should_fallback_to_terminating_endpoints_when_there_are_no_ready_endpoints_wi
 fn should_fallback_to_local_terminating_endpoints_when_there_are_no_ready_endpoints_with_internal_traffic_policy_local()
 -> Result<()> {
     only_in_full!();
-    on_both(|bed| {
-        let told = terminating(bed, 21, |spec| spec["internalTrafficPolicy"] = json!("Local"));
-        bed.tell(&told)?;
+    on_both(|testbed| {
+        let fixture = terminating(testbed, 21, |spec| spec["internalTrafficPolicy"] = json!("Local"));
+        testbed.apply_service(&fixture)?;
         for family in Family::BOTH {
-            let [web, _] = told.cluster(family);
-            answers(bed.clients[0].place(), web, &bed.names(&[0]))?;
-            answers(bed.host(0), web, &bed.names(&[0]))?;
-            is_silent(bed.clients[1].place(), told.cluster(family))?;
-            is_silent(bed.host(1), told.cluster(family))?;
+            let [web, _] = fixture.cluster_ip_ports(family);
+            expect_answers(testbed.clients[0].place(), web, &testbed.names(&[0]))?;
+            expect_answers(testbed.host(0), web, &testbed.names(&[0]))?;
+            expect_timeout(testbed.clients[1].place(), fixture.cluster_ip_ports(family))?;
+            expect_timeout(testbed.host(1), fixture.cluster_ip_ports(family))?;
         }
-        bed.withdraw(&told)
+        testbed.withdraw(&fixture)
     })
 }
 
@@ -57,44 +58,53 @@ fn should_fallback_to_local_terminating_endpoints_when_there_are_no_ready_endpoi
 fn should_fallback_to_terminating_endpoints_when_there_are_no_ready_endpoints_with_external_traffic_policy_cluster()
 -> Result<()> {
     only_in_full!();
-    on_both(|bed| {
-        let told = terminating(bed, 22, |_| {});
-        bed.tell(&told)?;
+    on_both(|testbed| {
+        let fixture = terminating(testbed, 22, |_| {});
+        testbed.apply_service(&fixture)?;
         for family in Family::BOTH {
             for node in [0, 1] {
-                let web = bed.at_node(node, family, told.node_port(0));
-                for place in [bed.clients[0].place(), bed.clients[1].place(), &bed.outside, bed.host(1)] {
-                    answers(place, web, &bed.names(&[0]))?;
+                let web = testbed.at_node(node, family, fixture.node_port(0));
+                for place in [
+                    testbed.clients[0].place(),
+                    testbed.clients[1].place(),
+                    &testbed.external,
+                    testbed.host(1),
+                ] {
+                    expect_answers(place, web, &testbed.names(&[0]))?;
                 }
             }
         }
-        bed.withdraw(&told)
+        testbed.withdraw(&fixture)
     })
 }
 
-/// The client's node has nothing to say about another node's ports: the first node's server is no answer to who asks the
-/// second, wherever he is.
+/// Only the addressed node's endpoints count: clients of the second node's port do not reach the
+/// server on the first node.
 #[test]
 fn should_fallback_to_local_terminating_endpoints_when_there_are_no_ready_endpoints_with_external_traffic_policy_local()
 -> Result<()> {
     only_in_full!();
-    on_both(|bed| {
-        let told = terminating(bed, 23, |spec| spec["externalTrafficPolicy"] = json!("Local"));
-        bed.tell(&told)?;
+    on_both(|testbed| {
+        let fixture = terminating(testbed, 23, |spec| spec["externalTrafficPolicy"] = json!("Local"));
+        testbed.apply_service(&fixture)?;
         for family in Family::BOTH {
-            let nodes = bed.cluster.nodes();
-            let ports = |node: usize| told.on_node(nodes[node].address(family));
-            for place in
-                [bed.clients[0].place(), bed.clients[1].place(), &bed.outside, bed.host(0), bed.host(1)]
-            {
-                answers(place, ports(0)[0], &bed.names(&[0]))?;
+            let nodes = testbed.cluster.nodes();
+            let ports = |node: usize| fixture.node_ports_of(nodes[node].address(family));
+            for place in [
+                testbed.clients[0].place(),
+                testbed.clients[1].place(),
+                &testbed.external,
+                testbed.host(0),
+                testbed.host(1),
+            ] {
+                expect_answers(place, ports(0)[0], &testbed.names(&[0]))?;
             }
-            for place in [bed.clients[0].place(), &bed.outside, bed.host(0)] {
-                is_silent(place, ports(1))?;
+            for place in [testbed.clients[0].place(), &testbed.external, testbed.host(0)] {
+                expect_timeout(place, ports(1))?;
             }
-            // on that node it is the service that is asked, not the node
-            answers(bed.clients[1].place(), ports(1)[0], &bed.names(&[0]))?;
+            // from the node itself the node port follows the internal traffic policy
+            expect_answers(testbed.clients[1].place(), ports(1)[0], &testbed.names(&[0]))?;
         }
-        bed.withdraw(&told)
+        testbed.withdraw(&fixture)
     })
 }

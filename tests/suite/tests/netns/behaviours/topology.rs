@@ -1,4 +1,5 @@
-//! `trafficDistribution`: endpoints say for which zones and nodes they are meant, and count only if all of them do.
+//! `trafficDistribution`: hints of endpoints for zones and nodes, which apply only if every
+//! endpoint has them.
 
 use anyhow::Result;
 use dataplane_testkit::{
@@ -8,11 +9,11 @@ use dataplane_testkit::{
 use serde_json::{Value, json};
 
 use super::{
-    bed::{Bed, answers, on_both},
-    told::{Told, unready},
+    service_fixture::{ServiceFixture, unready},
+    testbed::{Testbed, expect_answers, on_both},
 };
 
-/// Of each node: the third is alone in its own.
+/// The zone of each node.
 const ZONES: [&str; 3] = ["west", "west", "east"];
 
 #[test]
@@ -28,26 +29,27 @@ fn should_route_traffic_to_an_endpoint_in_the_same_zone_when_using_prefer_same_z
 }
 
 fn same_zone(number: u16, distribution: &str) -> Result<()> {
-    in_zones(|bed| {
-        let mut told = Told::of("same-zone", number, &[&bed.webs[0], &bed.webs[1], &bed.webs[2]]);
-        told.service["spec"]["trafficDistribution"] = json!(distribution);
-        hint(bed, &mut told, |zone, _| json!({"forZones": [{"name": zone}]}));
-        bed.tell(&told)?;
-        near(bed, &told, [&[0, 1], &[0, 1], &[2]])?;
-        // a zone that has nobody goes to all
-        told.replace(&[&bed.webs[0], &bed.webs[1]]);
-        hint(bed, &mut told, |zone, _| json!({"forZones": [{"name": zone}]}));
-        bed.tell(&told)?;
-        near(bed, &told, [&[0, 1], &[0, 1], &[0, 1]])?;
-        // a single one without a hint, and hints are none
-        told.replace(&[&bed.webs[0], &bed.webs[1], &bed.webs[2]]);
-        hint(bed, &mut told, |zone, node| match node {
+    in_zones(|testbed| {
+        let mut fixture =
+            ServiceFixture::of("same-zone", number, &[&testbed.webs[0], &testbed.webs[1], &testbed.webs[2]]);
+        fixture.service["spec"]["trafficDistribution"] = json!(distribution);
+        hint(testbed, &mut fixture, |zone, _| json!({"forZones": [{"name": zone}]}));
+        testbed.apply_service(&fixture)?;
+        expect_answers_by_node(testbed, &fixture, [&[0, 1], &[0, 1], &[2]])?;
+        // a zone without endpoints uses all of them
+        fixture.replace_endpoints(&[&testbed.webs[0], &testbed.webs[1]]);
+        hint(testbed, &mut fixture, |zone, _| json!({"forZones": [{"name": zone}]}));
+        testbed.apply_service(&fixture)?;
+        expect_answers_by_node(testbed, &fixture, [&[0, 1], &[0, 1], &[0, 1]])?;
+        // one endpoint without a hint: hints are ignored
+        fixture.replace_endpoints(&[&testbed.webs[0], &testbed.webs[1], &testbed.webs[2]]);
+        hint(testbed, &mut fixture, |zone, node| match node {
             "node2" => Value::Null,
             _ => json!({"forZones": [{"name": zone}]}),
         });
-        bed.tell(&told)?;
-        near(bed, &told, [&[0, 1, 2]; 3])?;
-        bed.withdraw(&told)
+        testbed.apply_service(&fixture)?;
+        expect_answers_by_node(testbed, &fixture, [&[0, 1, 2]; 3])?;
+        testbed.withdraw(&fixture)
     })
 }
 
@@ -55,14 +57,14 @@ fn same_zone(number: u16, distribution: &str) -> Result<()> {
 fn should_route_traffic_to_an_endpoint_on_the_same_node_or_fall_back_to_same_zone_when_using_prefer_same_node()
 -> Result<()> {
     only_in_full!();
-    in_zones(|bed| {
-        // the second node has none of its own
-        let mut told = Told::of("same-node", 72, &[&bed.webs[0], &bed.webs[2]]);
-        told.service["spec"]["trafficDistribution"] = json!("PreferSameNode");
-        hint(bed, &mut told, same_node);
-        bed.tell(&told)?;
-        near(bed, &told, [&[0], &[0], &[2]])?;
-        bed.withdraw(&told)
+    in_zones(|testbed| {
+        // the second node has no endpoint
+        let mut fixture = ServiceFixture::of("same-node", 72, &[&testbed.webs[0], &testbed.webs[2]]);
+        fixture.service["spec"]["trafficDistribution"] = json!("PreferSameNode");
+        hint(testbed, &mut fixture, same_node);
+        testbed.apply_service(&fixture)?;
+        expect_answers_by_node(testbed, &fixture, [&[0], &[0], &[2]])?;
+        testbed.withdraw(&fixture)
     })
 }
 
@@ -70,37 +72,49 @@ fn should_route_traffic_to_an_endpoint_on_the_same_node_or_fall_back_to_same_zon
 fn should_route_traffic_to_an_endpoint_on_the_same_node_when_using_prefer_same_node_and_fall_back_when_the_endpoint_becomes_unavailable()
 -> Result<()> {
     only_in_full!();
-    in_zones(|bed| {
-        let mut told = Told::of("same-node-falls-back", 73, &[&bed.webs[0], &bed.webs[1], &bed.webs[2]]);
-        told.service["spec"]["trafficDistribution"] = json!("PreferSameNode");
-        hint(bed, &mut told, same_node);
-        bed.tell(&told)?;
-        near(bed, &told, [&[0], &[1], &[2]])?;
-        told.each_on(bed.webs[0].node(), unready);
-        bed.tell(&told)?;
-        near(bed, &told, [&[1], &[1], &[2]])?;
-        told.each_on(bed.webs[2].node(), unready);
-        bed.tell(&told)?;
-        near(bed, &told, [&[1], &[1], &[1]])?;
-        bed.withdraw(&told)
+    in_zones(|testbed| {
+        let mut fixture = ServiceFixture::of(
+            "same-node-falls-back",
+            73,
+            &[&testbed.webs[0], &testbed.webs[1], &testbed.webs[2]],
+        );
+        fixture.service["spec"]["trafficDistribution"] = json!("PreferSameNode");
+        hint(testbed, &mut fixture, same_node);
+        testbed.apply_service(&fixture)?;
+        expect_answers_by_node(testbed, &fixture, [&[0], &[1], &[2]])?;
+        fixture.for_each_endpoint_on(testbed.webs[0].node(), unready);
+        testbed.apply_service(&fixture)?;
+        expect_answers_by_node(testbed, &fixture, [&[1], &[1], &[2]])?;
+        fixture.for_each_endpoint_on(testbed.webs[2].node(), unready);
+        testbed.apply_service(&fixture)?;
+        expect_answers_by_node(testbed, &fixture, [&[1], &[1], &[1]])?;
+        testbed.withdraw(&fixture)
     })
 }
 
-/// "Local policies ignore topology": an endpoint of the node is near enough, whatever it is meant for.
+/// "Local policies ignore topology": endpoints of the node are used, whatever their hints.
 #[test]
-fn a_policy_of_local_knows_no_hints() -> Result<()> {
+fn local_policy_ignores_topology_hints() -> Result<()> {
     only_in_full!();
-    in_zones(|bed| {
-        let mut told = Told::of("local-hints", 74, &[&bed.webs[0], &bed.webs[1]]);
-        told.service["spec"]["internalTrafficPolicy"] = json!("Local");
-        hint(bed, &mut told, |_, _| json!({"forZones": [{"name": "east"}], "forNodes": [{"name": "node3"}]}));
-        bed.tell(&told)?;
+    in_zones(|testbed| {
+        let mut fixture = ServiceFixture::of("local-hints", 74, &[&testbed.webs[0], &testbed.webs[1]]);
+        fixture.service["spec"]["internalTrafficPolicy"] = json!("Local");
+        hint(
+            testbed,
+            &mut fixture,
+            |_, _| json!({"forZones": [{"name": "east"}], "forNodes": [{"name": "node3"}]}),
+        );
+        testbed.apply_service(&fixture)?;
         for family in Family::BOTH {
             for node in [0, 1] {
-                answers(bed.clients[node].place(), told.cluster(family)[0], &bed.names(&[node]))?;
+                expect_answers(
+                    testbed.clients[node].place(),
+                    fixture.cluster_ip_ports(family)[0],
+                    &testbed.names(&[node]),
+                )?;
             }
         }
-        bed.withdraw(&told)
+        testbed.withdraw(&fixture)
     })
 }
 
@@ -108,31 +122,31 @@ fn same_node(zone: &str, node: &str) -> Value {
     json!({"forZones": [{"name": zone}], "forNodes": [{"name": node}]})
 }
 
-/// On nodes that are in zones.
-fn in_zones(test: impl Fn(&mut Bed) -> Result<()>) -> Result<()> {
-    on_both(|bed| {
-        zones(bed, true)?;
-        test(bed)?;
-        zones(bed, false)
+/// Runs a test with nodes that have zone labels.
+fn in_zones(test: impl Fn(&mut Testbed) -> Result<()>) -> Result<()> {
+    on_both(|testbed| {
+        apply_zones(testbed, true)?;
+        test(testbed)?;
+        apply_zones(testbed, false)
     })
 }
 
-fn zones(bed: &mut Bed, are_known: bool) -> Result<()> {
-    let objects: Vec<_> = bed
+fn apply_zones(testbed: &mut Testbed, have_zones: bool) -> Result<()> {
+    let objects: Vec<_> = testbed
         .cluster
         .nodes()
         .iter()
         .zip(ZONES)
-        .map(|(node, zone)| object(node, are_known.then_some(zone)))
+        .map(|(node, zone)| object(node, have_zones.then_some(zone)))
         .collect();
     for object in objects {
         let name = format!("node-{}", object["metadata"]["name"].as_str().unwrap_or_default());
-        bed.apply(&name, &[object])?;
+        testbed.apply(&name, &[object])?;
     }
     Ok(())
 }
 
-/// As its Node is told at first, in a zone.
+/// The Node object, as the testbed applies it, with a zone.
 fn object(node: &Node, zone: Option<&str>) -> Value {
     let mut labels = json!({"kubernetes.io/hostname": node.name(), "kubernetes.io/os": "linux"});
     if let Some(zone) = zone {
@@ -148,22 +162,26 @@ fn object(node: &Node, zone: Option<&str>) -> Value {
 }
 
 /// Gives each endpoint the hint for its zone and node.
-fn hint(bed: &Bed, told: &mut Told, hint: impl Fn(&str, &str) -> Value) {
-    for (node, zone) in bed.cluster.nodes().iter().zip(ZONES) {
-        told.each_on(node.name(), |endpoint| match hint(zone, node.name()) {
+fn hint(testbed: &Testbed, fixture: &mut ServiceFixture, hint: impl Fn(&str, &str) -> Value) {
+    for (node, zone) in testbed.cluster.nodes().iter().zip(ZONES) {
+        fixture.for_each_endpoint_on(node.name(), |endpoint| match hint(zone, node.name()) {
             Value::Null => {}
             hints => endpoint["hints"] = hints,
         });
     }
 }
 
-/// Who answers the pod and the host of each node.
-fn near(bed: &Bed, told: &Told, expected: [&[usize]; 3]) -> Result<()> {
+/// Checks which endpoints answer the pod and the host of each node.
+fn expect_answers_by_node(
+    testbed: &Testbed,
+    fixture: &ServiceFixture,
+    expected: [&[usize]; 3],
+) -> Result<()> {
     for family in Family::BOTH {
         for (node, nodes) in expected.into_iter().enumerate() {
-            let [web, _] = told.cluster(family);
-            answers(bed.clients[node].place(), web, &bed.names(nodes))?;
-            answers(bed.host(node), web, &bed.names(nodes))?;
+            let [web, _] = fixture.cluster_ip_ports(family);
+            expect_answers(testbed.clients[node].place(), web, &testbed.names(nodes))?;
+            expect_answers(testbed.host(node), web, &testbed.names(nodes))?;
         }
     }
     Ok(())

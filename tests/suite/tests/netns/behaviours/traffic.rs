@@ -1,4 +1,4 @@
-//! Large requests, and what every service does.
+//! Large requests.
 
 use std::{
     io::{Read as _, Write as _},
@@ -14,78 +14,80 @@ use dataplane_testkit::{
 };
 use serde_json::json;
 
-use super::{bed::on_both, told::Told};
+use super::{service_fixture::ServiceFixture, testbed::on_both};
 
-const PATIENCE: Duration = Duration::from_secs(10);
-/// More than a segment, a window, or a datagram without fragments has room for.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Larger than a segment, a window, and a datagram without fragments.
 const LARGE: usize = 200_000;
 
-/// The request is large as well as its answer.
+/// Both the request and the response are large.
 #[test]
 fn should_be_able_to_handle_large_requests_http() -> Result<()> {
     only_in_full!();
-    on_both(|bed| {
-        let mut told = Told::of("large-tcp", 40, &[&bed.webs[0], &bed.webs[1]]);
-        told.service["spec"]["ports"] =
+    on_both(|testbed| {
+        let mut fixture = ServiceFixture::of("large-tcp", 40, &[&testbed.webs[0], &testbed.webs[1]]);
+        fixture.service["spec"]["ports"] =
             json!([{"name": "echo", "port": 7, "protocol": "TCP", "targetPort": ECHO}]);
-        for slice in &mut told.slices {
+        for slice in &mut fixture.slices {
             slice["ports"] = json!([{"name": "echo", "port": ECHO, "protocol": "TCP"}]);
         }
-        bed.tell(&told)?;
+        testbed.apply_service(&fixture)?;
         for family in Family::BOTH {
-            for place in [bed.clients[0].place(), bed.host(0)] {
+            for place in [testbed.clients[0].place(), testbed.host(0)] {
                 for _ in 0..6 {
-                    echo(place.namespace(), told.at(family, 7))?;
+                    echo(place.namespace(), fixture.at(family, 7))?;
                 }
-                // these sockets were made where no program sees them connect; those of a process of the place are seen
-                let held = place.hold(told.at(family, 7), 20, Duration::from_millis(5))?.finish()?;
+                // `echo` connects outside the cgroup of the lab; a process of the lab is translated
+                // at connect(), too
+                let held = place.hold(fixture.at(family, 7), 20, Duration::from_millis(5))?.finish()?;
                 ensure!(held.broken.is_empty() && held.servers.len() == 2, "{held:?}");
             }
         }
-        bed.withdraw(&told)
+        testbed.withdraw(&fixture)
     })
 }
 
-/// What comes back is the server's name on a line, and then what was sent.
+/// The response is the server's name on a line, then the sent bytes.
 fn echo(namespace: &Namespace, at: SocketAddr) -> Result<()> {
     namespace.enter(|| {
-        let mut stream = TcpStream::connect_timeout(&at, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut stream = TcpStream::connect_timeout(&at, TIMEOUT)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         let mut reader = stream.try_clone()?;
         let sent: Vec<u8> = (0..LARGE).map(|at| b'a' + (at % 23) as u8).collect();
-        let heard = std::thread::scope(|scope| {
+        let received = std::thread::scope(|scope| {
             let writer = scope.spawn(|| {
                 stream.write_all(&sent)?;
                 stream.shutdown(Shutdown::Write)
             });
-            let mut heard = Vec::new();
-            reader.read_to_end(&mut heard)?;
+            let mut received = Vec::new();
+            reader.read_to_end(&mut received)?;
             writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            anyhow::Ok(heard)
+            anyhow::Ok(received)
         })?;
-        let said = heard.split_at_checked(heard.len().saturating_sub(LARGE));
-        let is_right = said.is_some_and(|(name, echo)| name.starts_with(b"web-") && echo == sent);
-        ensure!(is_right, "{at}: {} bytes came back of {LARGE}", heard.len());
+        let parts = received.split_at_checked(received.len().saturating_sub(LARGE));
+        let is_right = parts.is_some_and(|(name, echo)| name.starts_with(b"web-") && echo == sent);
+        ensure!(is_right, "{at}: received {} bytes of {LARGE}", received.len());
         Ok(())
     })?
 }
 
-/// In fragments, whatever the size.
+/// Datagrams of all sizes pass in fragments.
 #[test]
 fn should_be_able_to_handle_large_requests_udp() -> Result<()> {
     only_in_full!();
-    on_both(|bed| {
-        let told = Told::of("large-udp", 41, &[&bed.webs[0], &bed.webs[1], &bed.webs[2]]);
-        bed.tell(&told)?;
+    on_both(|testbed| {
+        let fixture =
+            ServiceFixture::of("large-udp", 41, &[&testbed.webs[0], &testbed.webs[1], &testbed.webs[2]]);
+        testbed.apply_service(&fixture)?;
         for family in Family::BOTH {
-            let [_, at] = told.cluster(family);
-            for place in [bed.clients[0].place(), bed.host(0)] {
+            let [_, at] = fixture.cluster_ip_ports(family);
+            for place in [testbed.clients[0].place(), testbed.host(0)] {
                 for size in ["2000", "9000", "40000"] {
                     let datagrams = place.send(at, 12, &["--fresh", "--size", size])?;
                     datagrams.check()?;
                 }
             }
         }
-        bed.withdraw(&told)
+        testbed.withdraw(&fixture)
     })
 }

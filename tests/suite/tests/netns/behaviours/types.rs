@@ -1,44 +1,47 @@
-//! Services that become something else: what they were is gone, what they are is there.
+//! Services that change their type: frontends of the old type disappear, those of the new one work.
 
 use anyhow::Result;
 use dataplane_testkit::{lab::Family, only_in_full};
 
 use super::{
-    bed::{Bed, answers, nobody, on_both},
-    told::Told,
+    service_fixture::ServiceFixture,
+    testbed::{Testbed, expect_answers, expect_no_answer, on_both},
 };
 
-/// What is to be seen of a service.
+/// The frontends of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Seen {
-    Nothing,
-    Cluster,
+enum Frontends {
+    None,
+    ClusterIp,
     NodePort,
 }
 
-impl Seen {
+impl Frontends {
     fn of(kind: &str) -> Self {
         match kind {
-            "ExternalName" => Self::Nothing,
+            "ExternalName" => Self::None,
             "NodePort" => Self::NodePort,
-            _ => Self::Cluster,
+            _ => Self::ClusterIp,
         }
     }
 
-    /// By a pod, a host and the outside.
-    fn check(self, bed: &Bed, told: &Told) -> Result<()> {
+    /// Checks from a pod, a host and an external client.
+    fn check(self, testbed: &Testbed, fixture: &ServiceFixture) -> Result<()> {
         for family in Family::BOTH {
-            let ([cluster, _], port) = (told.cluster(family), bed.at_node(1, family, told.node_port(0)));
-            for place in [bed.clients[0].place(), bed.host(0), &bed.outside] {
-                if place.namespace().name() != bed.outside.namespace().name() {
+            let ([cluster, _], port) =
+                (fixture.cluster_ip_ports(family), testbed.at_node(1, family, fixture.node_port(0)));
+            for place in [testbed.clients[0].place(), testbed.host(0), &testbed.external] {
+                if place.namespace().name() != testbed.external.namespace().name() {
                     match self {
-                        Self::Nothing => nobody(place, cluster)?,
-                        Self::Cluster | Self::NodePort => answers(place, cluster, &bed.names(&[0, 1]))?,
+                        Self::None => expect_no_answer(place, cluster)?,
+                        Self::ClusterIp | Self::NodePort => {
+                            expect_answers(place, cluster, &testbed.names(&[0, 1]))?
+                        }
                     }
                 }
                 match self {
-                    Self::Nothing | Self::Cluster => nobody(place, port)?,
-                    Self::NodePort => answers(place, port, &bed.names(&[0, 1]))?,
+                    Self::None | Self::ClusterIp => expect_no_answer(place, port)?,
+                    Self::NodePort => expect_answers(place, port, &testbed.names(&[0, 1]))?,
                 }
             }
         }
@@ -47,14 +50,14 @@ impl Seen {
 }
 
 fn change_of_type(number: u16, from: &str, to: &str) -> Result<()> {
-    on_both(|bed| {
-        let mut told = Told::of("changes-type", number, &[&bed.webs[0], &bed.webs[1]]);
+    on_both(|testbed| {
+        let mut fixture = ServiceFixture::of("changes-type", number, &[&testbed.webs[0], &testbed.webs[1]]);
         for kind in [from, to, from] {
-            told.set_type(kind);
-            bed.tell(&told)?;
-            Seen::of(kind).check(bed, &told)?;
+            fixture.set_type(kind);
+            testbed.apply_service(&fixture)?;
+            Frontends::of(kind).check(testbed, &fixture)?;
         }
-        bed.withdraw(&told)
+        testbed.withdraw(&fixture)
     })
 }
 

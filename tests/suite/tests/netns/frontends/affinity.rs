@@ -1,4 +1,4 @@
-//! `sessionAffinity: ClientIP`: a client has one backend, whatever way it takes, until the service wants it otherwise.
+//! `sessionAffinity: ClientIP`: a client keeps one backend, through every frontend of the service.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -6,47 +6,47 @@ use anyhow::{Context as _, Result, ensure};
 use dataplane_testkit::lab::{Checks, Family, Place, Spec};
 use serde_json::{Value, json};
 
-use super::{Bed, ECHO_PORT, MANY, TIMES, answered};
+use super::{ECHO_PORT, MANY, TIMES, Testbed, expect_answers};
 
 #[test]
-fn session_affinity_with_connect_time() -> Result<()> {
+fn session_affinity_with_connect_time_translation() -> Result<()> {
     affinity(&Spec { connect_tcp: true, connect_udp: true, ..Spec::new(2) })
 }
 
 #[test]
-fn session_affinity_by_packets_alone() -> Result<()> {
+fn session_affinity_per_packet() -> Result<()> {
     affinity(&Spec { connect_tcp: false, connect_udp: false, ..Spec::new(2) })
 }
 
 fn affinity(spec: &Spec) -> Result<()> {
-    let mut bed = Bed::create(spec, &[0, 1, 1])?;
+    let mut testbed = Testbed::create(spec, &[0, 1, 1])?;
     let mut checks = Checks::of(spec.describe());
-    bed.tell(|service| client_ip(service, 10_800))?;
+    testbed.apply_service(|service| client_ip(service, 10_800))?;
     for family in Family::BOTH {
-        one_answer(&mut checks, &bed, family, "should have session affinity work");
+        expect_one_backend(&mut checks, &testbed, family, "should have session affinity work");
     }
-    bed.tell(|_| {})?;
+    testbed.apply_service(|_| {})?;
     for family in Family::BOTH {
-        for (who, place, kind, server) in clients(&bed, family) {
-            checks.that(format!("should be able to switch session affinity: off: {who}, {kind}"), || {
-                let names = answered(place, server, MANY)?;
-                ensure!(names.len() == bed.webs.len(), "{names:?}");
+        for (from, place, kind, server) in clients(&testbed, family) {
+            checks.that(format!("should be able to switch session affinity: off: {from}, {kind}"), || {
+                let names = expect_answers(place, server, MANY)?;
+                ensure!(names.len() == testbed.webs.len(), "{names:?}");
                 Ok(())
             });
         }
     }
-    bed.tell(|service| client_ip(service, 10_800))?;
+    testbed.apply_service(|service| client_ip(service, 10_800))?;
     for family in Family::BOTH {
-        one_answer(&mut checks, &bed, family, "should be able to switch session affinity: on");
+        expect_one_backend(&mut checks, &testbed, family, "should be able to switch session affinity: on");
     }
-    bed.tell(|service| client_ip(service, 2))?;
+    testbed.apply_service(|service| client_ip(service, 2))?;
     checks.that("should have session affinity timeout work for service with type clusterIP", || {
-        timeout(bed.client.place(), bed.cluster_ip(Family::V4))
+        expect_affinity_timeout(testbed.client.place(), testbed.cluster_ip(Family::V4))
     });
     checks.that("should have session affinity timeout work for NodePort service", || {
-        timeout(&bed.outside, bed.node_port(0, Family::V4))
+        expect_affinity_timeout(&testbed.external, testbed.node_port(0, Family::V4))
     });
-    checks.finish(&bed.cluster)
+    checks.finish(&testbed.cluster)
 }
 
 fn client_ip(service: &mut Value, seconds: u32) {
@@ -54,33 +54,36 @@ fn client_ip(service: &mut Value, seconds: u32) {
     service["spec"]["sessionAffinityConfig"] = json!({"clientIP": {"timeoutSeconds": seconds}});
 }
 
-/// Who asks, and where.
-fn clients(bed: &Bed, family: Family) -> [(&'static str, &Place, &'static str, SocketAddr); 5] {
-    let (cluster_ip, node_port) = (bed.cluster_ip(family), bed.node_port(0, family));
+/// Each client with the frontends it uses.
+fn clients(testbed: &Testbed, family: Family) -> [(&'static str, &Place, &'static str, SocketAddr); 5] {
+    let (cluster_ip, node_port) = (testbed.cluster_ip(family), testbed.node_port(0, family));
     [
-        ("pod", bed.client.place(), "service with type clusterIP", cluster_ip),
-        ("host", bed.host(), "service with type clusterIP", cluster_ip),
-        ("pod", bed.client.place(), "NodePort service", node_port),
-        ("host", bed.host(), "NodePort service", node_port),
-        ("outside", &bed.outside, "NodePort service", node_port),
+        ("pod", testbed.client.place(), "service with type clusterIP", cluster_ip),
+        ("host", testbed.host(), "service with type clusterIP", cluster_ip),
+        ("pod", testbed.client.place(), "NodePort service", node_port),
+        ("host", testbed.host(), "NodePort service", node_port),
+        ("external", &testbed.external, "NodePort service", node_port),
     ]
 }
 
-fn one_answer(checks: &mut Checks, bed: &Bed, family: Family, what: &str) {
+fn expect_one_backend(checks: &mut Checks, testbed: &Testbed, family: Family, what: &str) {
     let mut first: Vec<(&str, String)> = Vec::new();
-    for (who, place, kind, server) in clients(bed, family) {
-        checks.that(format!("{what} for {kind}: {who} ({family})"), || {
-            let names = answered(place, server, TIMES)?;
+    for (from, place, kind, server) in clients(testbed, family) {
+        checks.that(format!("{what} for {kind}: {from} ({family})"), || {
+            let names = expect_answers(place, server, TIMES)?;
             let [name] = names.as_slice() else { return Err(anyhow::anyhow!("{names:?}")) };
-            let before = first.iter().find(|(client, _)| *client == who);
-            ensure!(before.is_none_or(|(_, before)| before == name), "{name} here, elsewhere {before:?}");
-            first.push((who, name.clone()));
+            let before = first.iter().find(|(client, _)| *client == from);
+            ensure!(
+                before.is_none_or(|(_, before)| before == name),
+                "{name}, but {before:?} through another frontend"
+            );
+            first.push((from, name.clone()));
             Ok(())
         });
     }
-    for (who, place) in [("pod", bed.client.place()), ("host", bed.host())] {
-        checks.that(format!("{what}: {who}, a socket for each datagram ({family})"), || {
-            let datagrams = place.send(bed.service.at(family, ECHO_PORT), TIMES, &["--fresh"])?;
+    for (from, place) in [("pod", testbed.client.place()), ("host", testbed.host())] {
+        checks.that(format!("{what}: {from}, a socket for each datagram ({family})"), || {
+            let datagrams = place.send(testbed.service.at(family, ECHO_PORT), TIMES, &["--fresh"])?;
             datagrams.check()?;
             ensure!(datagrams.servers.len() == 1, "{datagrams:?}");
             Ok(())
@@ -88,16 +91,16 @@ fn one_answer(checks: &mut Checks, bed: &Bed, family: Family, what: &str) {
     }
 }
 
-/// Whoever was away for longer than the timeout may get another backend.
-fn timeout(place: &Place, server: SocketAddr) -> Result<()> {
-    let kept = answered(place, server, TIMES)?;
+/// A client that sends nothing for longer than the timeout may get another backend.
+fn expect_affinity_timeout(place: &Place, server: SocketAddr) -> Result<()> {
+    let kept = expect_answers(place, server, TIMES)?;
     ensure!(kept.len() == 1, "{kept:?}");
-    let asking = place.keep_getting(server, Duration::from_millis(3_100))?;
-    let other = asking.wait(Duration::from_secs(60), |request| {
+    let requests = place.keep_getting(server, Duration::from_millis(3_100))?;
+    let other = requests.wait(Duration::from_secs(60), |request| {
         request.answer().is_some_and(|answer| answer.name != kept[0])
     });
-    other.with_context(|| format!("always {}", kept[0]))?;
-    let requests = asking.stop()?;
+    other.with_context(|| format!("every answer came from {}", kept[0]))?;
+    let requests = requests.stop()?;
     ensure!(requests.iter().all(|request| request.answer().is_some()), "{requests:?}");
     Ok(())
 }

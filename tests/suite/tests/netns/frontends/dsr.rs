@@ -1,4 +1,4 @@
-//! Direct server return: a backend sees the client, and its node answers, past the node that was asked.
+//! Direct server return: the backend sees the client's address, and its node replies directly.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -12,98 +12,109 @@ use dataplane_testkit::{
 };
 use serde_json::{Value, json};
 
-use super::{Bed, ECHO_PORT, MANY, NODE_ECHO, WEB};
+use super::{ECHO_PORT, MANY, NODE_ECHO, Testbed, WEB};
 
-const BALANCER: [IpAddr; 2] = [
+const LOAD_BALANCER: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(198, 51, 100, 10)),
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x100, 0, 0, 0, 0, 0x10)),
 ];
 
 #[test]
-fn direct_server_return_natively() -> Result<()> {
-    direct(&Spec::new(3))
+fn direct_server_return_with_native_routing() -> Result<()> {
+    direct_server_return(&Spec::new(3))
 }
 
 #[test]
-fn direct_server_return_in_the_driver() -> Result<()> {
-    direct(&Spec { xdp: true, ..Spec::new(3) })
+fn direct_server_return_by_xdp() -> Result<()> {
+    direct_server_return(&Spec { xdp: true, ..Spec::new(3) })
 }
 
 #[test]
 fn direct_server_return_through_the_overlay() -> Result<()> {
-    direct(&Spec { routing: Routing::Vxlan, ..Spec::new(3) })
+    direct_server_return(&Spec { routing: Routing::Vxlan, ..Spec::new(3) })
 }
 
-/// The first node is asked and has no backend.
-fn direct(spec: &Spec) -> Result<()> {
-    let mut bed = Bed::create(spec, &[1, 1, 2])?;
-    for (address, via) in BALANCER.iter().zip(bed.cluster.nodes()[0].addresses()) {
-        bed.cluster.fabric().gateway().ip(&format!("route add {address} via {via}"))?;
+/// Clients connect through the first node, which has no backend.
+fn direct_server_return(spec: &Spec) -> Result<()> {
+    let mut testbed = Testbed::create(spec, &[1, 1, 2])?;
+    for (address, via) in LOAD_BALANCER.iter().zip(testbed.cluster.nodes()[0].addresses()) {
+        testbed.cluster.fabric().gateway().ip(&format!("route add {address} via {via}"))?;
     }
     let mut checks = Checks::of(spec.describe());
-    checks.that("every node says where services are handled", || {
-        bed.cluster.nodes().iter().try_for_each(|node| says(node, if spec.xdp { "xdp" } else { "tc" }))
+    checks.that("every node reports where services are translated", || {
+        testbed
+            .cluster
+            .nodes()
+            .iter()
+            .try_for_each(|node| expect_service_hook(node, if spec.xdp { "xdp" } else { "tc" }))
     });
-    bed.tell(|service| mode(service, "dsr"))?;
+    testbed.apply_service(|service| set_forwarding_mode(service, "dsr"))?;
     for family in Family::BOTH {
-        let balancer = BALANCER[usize::from(family == Family::V6)];
-        for (what, server) in
-            [("a node port", bed.node_port(0, family)), ("a load balancer", SocketAddr::new(balancer, WEB))]
-        {
-            checks.that(format!("every backend sees who asks {what} ({family})"), || {
-                all_see(&bed.outside, server, outside(family), 3)
+        let balancer = LOAD_BALANCER[usize::from(family == Family::V6)];
+        for (what, server) in [
+            ("a node port", testbed.node_port(0, family)),
+            ("a load balancer", SocketAddr::new(balancer, WEB)),
+        ] {
+            checks.that(format!("every backend sees the client of {what} ({family})"), || {
+                expect_all_backends_see(&testbed.external, server, outside(family), 3)
             });
         }
-        let echo = SocketAddr::new(bed.node_port(0, family).ip(), NODE_ECHO);
-        checks.that(format!("datagrams ({family})"), || bed.outside.send(echo, 50, &[])?.check());
-        checks.that(format!("a host of the cluster at another's port ({family})"), || {
-            let host = &bed.cluster.nodes()[2];
-            all_see(host.place(), bed.node_port(0, family), host.address(family), 3)
+        let echo = SocketAddr::new(testbed.node_port(0, family).ip(), NODE_ECHO);
+        checks.that(format!("datagrams ({family})"), || testbed.external.send(echo, 50, &[])?.check());
+        checks.that(format!("a host at the node port of another node ({family})"), || {
+            let host = &testbed.cluster.nodes()[2];
+            expect_all_backends_see(host.place(), testbed.node_port(0, family), host.address(family), 3)
         });
-        checks.that(format!("a pod at its own node's port ({family})"), || {
-            all_see(bed.client.place(), bed.node_port(0, family), bed.client.address(family), 3)
+        checks.that(format!("a pod at a node port of its own node ({family})"), || {
+            expect_all_backends_see(
+                testbed.client.place(),
+                testbed.node_port(0, family),
+                testbed.client.address(family),
+                3,
+            )
         });
         checks.that(format!("a cluster IP ({family})"), || {
-            let server = SocketAddr::new(bed.cluster_ip(family).ip(), ECHO_PORT);
-            bed.client.place().send(server, 10, &[])?.check()
+            let server = SocketAddr::new(testbed.cluster_ip(family).ip(), ECHO_PORT);
+            testbed.client.place().send(server, 10, &[])?.check()
         });
     }
-    checks.that("no answer passes the node that was asked", || {
+    checks.that("no reply passes the entry node", || {
         for (hook, outcome) in
             [("from_wire", "to_outside"), ("from_overlay", "to_outside"), ("xdp_wire", "to_outside")]
         {
-            let count = bed.cluster.nodes()[0].count(hook, outcome)?;
+            let count = testbed.cluster.nodes()[0].count(hook, outcome)?;
             ensure!(count == 0, "{count} {outcome} in {hook}");
         }
-        let turned = bed.cluster.nodes()[0].count("xdp_wire", "to_wire")?;
-        ensure!((turned > 0) == spec.xdp, "{turned} packets turned round in the driver");
+        let forwarded = testbed.cluster.nodes()[0].count("xdp_wire", "to_wire")?;
+        ensure!((forwarded > 0) == spec.xdp, "{forwarded} packets were forwarded by XDP");
         Ok(())
     });
 
-    let echo = SocketAddr::new(bed.node_port(0, Family::V4).ip(), NODE_ECHO);
-    let held = bed.outside.hold(echo, 20, Duration::from_millis(20))?;
-    bed.tell(|service| mode(service, "snat"))?;
-    checks.that("switched off while it is used: new connections come under the node's address", || {
-        let node = bed.cluster.nodes()[0].address(Family::V4);
-        all_see(&bed.outside, bed.node_port(0, Family::V4), node, 3)
+    let echo = SocketAddr::new(testbed.node_port(0, Family::V4).ip(), NODE_ECHO);
+    let held = testbed.external.hold(echo, 20, Duration::from_millis(20))?;
+    testbed.apply_service(|service| set_forwarding_mode(service, "snat"))?;
+    checks.that("switched off while in use: new connections have the node's source address", || {
+        let node = testbed.cluster.nodes()[0].address(Family::V4);
+        expect_all_backends_see(&testbed.external, testbed.node_port(0, Family::V4), node, 3)
     });
-    bed.tell(|service| mode(service, "dsr"))?;
-    checks
-        .that("and on again", || all_see(&bed.outside, bed.node_port(0, Family::V4), outside(Family::V4), 3));
-    checks.that("connections of before go on", || {
+    testbed.apply_service(|service| set_forwarding_mode(service, "dsr"))?;
+    checks.that("switched on again", || {
+        expect_all_backends_see(&testbed.external, testbed.node_port(0, Family::V4), outside(Family::V4), 3)
+    });
+    checks.that("open connections continue", || {
         let held = held.finish()?;
         ensure!(held.broken.is_empty() && held.misdirected == 0, "{held:?}");
         Ok(())
     });
-    checks.finish(&bed.cluster)
+    checks.finish(&testbed.cluster)
 }
 
-/// What `dataplane-agent status` shows of a node's uplink, to programs and to people.
-fn says(node: &Node, service_hook: &str) -> Result<()> {
+/// `dataplane-agent status` shows this service hook for the uplink, in its JSON and its table.
+fn expect_service_hook(node: &Node, service_hook: &str) -> Result<()> {
     let uplinks = node.agent().status()?.status.uplinks;
-    let said: Vec<_> =
+    let hooks: Vec<_> =
         uplinks.iter().map(|uplink| (uplink.device.as_str(), uplink.service_hook.as_str())).collect();
-    ensure!(said == [("eth0", service_hook)], "{}: {said:?}", node.name());
+    ensure!(hooks == [("eth0", service_hook)], "{}: {hooks:?}", node.name());
     let socket = node.agent().socket().to_str().context("a path that is not UTF-8")?;
     let shown = node.place().run(bins::agent()?, &["status", "--socket", socket])?;
     let row: Vec<&str> = shown
@@ -117,14 +128,20 @@ fn says(node: &Node, service_hook: &str) -> Result<()> {
     Ok(())
 }
 
-fn mode(service: &mut Value, mode: &str) {
+fn set_forwarding_mode(service: &mut Value, mode: &str) {
     service["metadata"]["annotations"] = json!({"dataplane.local/forwarding-mode": mode});
     service["spec"]["type"] = json!("LoadBalancer");
-    service["status"]["loadBalancer"]["ingress"] = json!(BALANCER.map(|ip| json!({"ip": ip.to_string()})));
+    service["status"]["loadBalancer"]["ingress"] =
+        json!(LOAD_BALANCER.map(|ip| json!({"ip": ip.to_string()})));
 }
 
-/// Everybody answers, and has seen this client.
-fn all_see(place: &Place, server: SocketAddr, seen_as: IpAddr, backends: usize) -> Result<()> {
+/// Every backend answers, and sees this source address.
+fn expect_all_backends_see(
+    place: &Place,
+    server: SocketAddr,
+    seen_as: IpAddr,
+    backends: usize,
+) -> Result<()> {
     place.get_as(server, MANY, None, seen_as)?;
     let names = names(&place.get(server, MANY)?);
     ensure!(names.len() == backends, "{names:?}");

@@ -1,4 +1,4 @@
-//! `externalTrafficPolicy: Local` and the health checks that go with it.
+//! `externalTrafficPolicy: Local` and its health check node port.
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
@@ -10,112 +10,115 @@ use anyhow::{Context as _, Result, ensure};
 use dataplane_testkit::lab::{Checks, Family, Spec, outside, wait};
 use serde_json::json;
 
-use super::{Bed, End, answered, fails};
+use super::{End, Testbed, expect_answers, expect_no_answer};
 
 const HEALTH: u16 = 32_080;
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 #[test]
 fn health_check_node_port_and_policy() -> Result<()> {
     let spec = Spec::new(2);
-    let mut bed = Bed::create(&spec, &[0])?;
+    let mut testbed = Testbed::create(&spec, &[0])?;
     let mut checks = Checks::of("health checks");
     let local = |service: &mut serde_json::Value| {
         service["spec"]["type"] = json!("LoadBalancer");
         service["spec"]["externalTrafficPolicy"] = json!("Local");
         service["spec"]["healthCheckNodePort"] = json!(HEALTH);
     };
-    bed.tell(local)?;
-    checks.that("should only target nodes with endpoints: the node that has one", || {
-        let said = becomes(&bed, 0, Some(200))?;
-        ensure!(said.contains("x-load-balancing-endpoint-weight: 1\r\n"), "{said}");
-        ensure!(said.contains("\"localEndpoints\": 1"), "{said}");
-        ensure!(said.contains("\"namespace\": \"default\",\n\t\t\"name\": \"web\""), "{said}");
+    testbed.apply_service(local)?;
+    checks.that("should only target nodes with endpoints: a node with one", || {
+        let response = wait_health_check(&testbed, 0, Some(200))?;
+        ensure!(response.contains("x-load-balancing-endpoint-weight: 1\r\n"), "{response}");
+        ensure!(response.contains("\"localEndpoints\": 1"), "{response}");
+        ensure!(response.contains("\"namespace\": \"default\",\n\t\t\"name\": \"web\""), "{response}");
         Ok(())
     });
-    checks.that("should only target nodes with endpoints: the other", || {
-        let said = becomes(&bed, 1, Some(503))?;
-        ensure!(said.contains("x-load-balancing-endpoint-weight: 0\r\n"), "{said}");
+    checks.that("should only target nodes with endpoints: a node without", || {
+        let response = wait_health_check(&testbed, 1, Some(503))?;
+        ensure!(response.contains("x-load-balancing-endpoint-weight: 0\r\n"), "{response}");
         Ok(())
     });
-    local_only(&mut checks, &bed);
+    expect_local_only(&mut checks, &testbed);
 
-    bed.tell_endpoints(|endpoint| {
+    testbed.apply_endpoints(|endpoint| {
         endpoint["conditions"] = json!({"ready": false, "serving": true, "terminating": true});
     })?;
     checks.that("should fail health check node port if there are only terminating endpoints", || {
-        becomes(&bed, 0, Some(503)).map(drop)
+        wait_health_check(&testbed, 0, Some(503)).map(drop)
     });
     for family in Family::BOTH {
         let what = "should fallback to local terminating endpoints when there are no ready endpoints with \
                     externalTrafficPolicy=Local";
         checks.that(format!("{what} ({family})"), || {
-            answered(&bed.outside, bed.node_port(0, family), 5).map(drop)
+            expect_answers(&testbed.external, testbed.node_port(0, family), 5).map(drop)
         });
     }
-    bed.tell_endpoints(|_| {})?;
-    checks.that("endpoints that are ready again", || becomes(&bed, 0, Some(200)).map(drop));
+    testbed.apply_endpoints(|_| {})?;
+    checks.that("the endpoints are ready again", || wait_health_check(&testbed, 0, Some(200)).map(drop));
 
-    // the API server takes the port back with the policy
-    bed.tell(|service| service["spec"]["type"] = json!("LoadBalancer"))?;
+    // the API server releases the health check port with the policy
+    testbed.apply_service(|service| service["spec"]["type"] = json!("LoadBalancer"))?;
     let changes =
         "should implement NodePort and HealthCheckNodePort correctly when ExternalTrafficPolicy changes";
     for node in [0, 1] {
-        checks.that(format!("{changes}: no health check at {node}"), || becomes(&bed, node, None).map(drop));
+        checks.that(format!("{changes}: no health check at {node}"), || {
+            wait_health_check(&testbed, node, None).map(drop)
+        });
         for family in Family::BOTH {
             checks.that(format!("{changes}: a node port at {node} ({family})"), || {
-                answered(&bed.outside, bed.node_port(node, family), 5).map(drop)
+                expect_answers(&testbed.external, testbed.node_port(node, family), 5).map(drop)
             });
         }
     }
-    bed.tell(local)?;
-    checks.that(format!("{changes}: and back"), || becomes(&bed, 0, Some(200)).map(drop));
-    local_only(&mut checks, &bed);
-    checks.finish(&bed.cluster)
+    testbed.apply_service(local)?;
+    checks.that(format!("{changes}: changed back"), || wait_health_check(&testbed, 0, Some(200)).map(drop));
+    expect_local_only(&mut checks, &testbed);
+    checks.finish(&testbed.cluster)
 }
 
-/// The node with the endpoint answers and shows it the client; the other is silent, but not to its own.
-fn local_only(checks: &mut Checks, bed: &Bed) {
+/// The node with the endpoint answers and keeps the client's address. The other node drops the
+/// packets of external clients and pods, but not those of its own processes.
+fn expect_local_only(checks: &mut Checks, testbed: &Testbed) {
     for family in Family::BOTH {
         let what = "should support externalTrafficPolicy=Local for type=NodePort";
         checks.that(format!("{what}: the client's address ({family})"), || {
-            bed.outside.get_as(bed.node_port(0, family), 5, Some("web-0"), outside(family))
+            testbed.external.get_as(testbed.node_port(0, family), 5, Some("web-0"), outside(family))
         });
         checks.that(format!("{what}: a node without endpoints ({family})"), || {
-            fails(&bed.outside, bed.node_port(1, family), End::Silent)
+            expect_no_answer(&testbed.external, testbed.node_port(1, family), End::Timeout)
         });
         checks.that(format!("{what}: a process of that node ({family})"), || {
-            answered(bed.cluster.nodes()[1].place(), bed.node_port(1, family), 5).map(drop)
+            expect_answers(testbed.cluster.nodes()[1].place(), testbed.node_port(1, family), 5).map(drop)
         });
-        checks.that(format!("{what}: a pod asks the node without endpoints ({family})"), || {
-            fails(bed.client.place(), bed.node_port(1, family), End::Silent)
+        checks.that(format!("{what}: a pod at the node without endpoints ({family})"), || {
+            expect_no_answer(testbed.client.place(), testbed.node_port(1, family), End::Timeout)
         });
     }
 }
 
-/// Waits until a node's port answers with this code, or with nothing; the answer.
-fn becomes(bed: &Bed, node: usize, code: Option<u16>) -> Result<String> {
-    let at = SocketAddr::new(bed.cluster.nodes()[node].address(Family::V4), HEALTH);
-    wait::until("health check", PATIENCE, || {
-        let said = bed.cluster.fabric().outside().enter(|| ask(at))??;
-        let is_it = match code {
-            Some(code) => said.starts_with(&format!("HTTP/1.0 {code} ")),
-            None => said.is_empty(),
+/// Waits until a node's health check port answers with this code, or refuses; returns the response.
+fn wait_health_check(testbed: &Testbed, node: usize, code: Option<u16>) -> Result<String> {
+    let at = SocketAddr::new(testbed.cluster.nodes()[node].address(Family::V4), HEALTH);
+    wait::until("health check", TIMEOUT, || {
+        let response = testbed.cluster.fabric().outside().enter(|| fetch_health(at))??;
+        let is_expected = match code {
+            Some(code) => response.starts_with(&format!("HTTP/1.0 {code} ")),
+            None => response.is_empty(),
         };
-        ensure!(is_it, "{at}: {code:?} is wanted: {said:?}");
-        Ok(Some(said))
+        ensure!(is_expected, "{at}: expected {code:?}: {response:?}");
+        Ok(Some(response))
     })
 }
 
-/// What is said at a port, which is nothing where nobody listens.
-fn ask(at: SocketAddr) -> Result<String> {
-    let mut stream = match TcpStream::connect_timeout(&at, PATIENCE) {
+/// The response of a port; empty if the port is closed.
+fn fetch_health(at: SocketAddr) -> Result<String> {
+    let mut stream = match TcpStream::connect_timeout(&at, TIMEOUT) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Ok(String::new()),
         connected => connected.with_context(|| at.to_string())?,
     };
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
-    let mut said = String::new();
-    stream.read_to_string(&mut said)?;
-    Ok(said)
+    let mut response = String::new();
+    stream.read_to_string(&mut response)?;
+    Ok(response)
 }

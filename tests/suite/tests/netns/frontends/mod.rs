@@ -1,5 +1,6 @@
-//! Frontends beside the cluster IP, under real traffic: session affinity, health checks, source ranges, node ports at loopback,
-//! and what changes live. Claims begin with the name of Kubernetes' own test (test/e2e/network) where there is one.
+//! Frontends other than the cluster IP, under real traffic: session affinity, health checks, source
+//! ranges, node ports at loopback, and live changes. A check that corresponds to a test of
+//! Kubernetes (test/e2e/network) begins with its name.
 
 mod addresses;
 mod affinity;
@@ -7,8 +8,8 @@ mod changes;
 mod dsr;
 mod health;
 mod policies;
-mod ranges;
 mod sizes;
+mod source_ranges;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -27,27 +28,28 @@ use serde_json::{Value, json};
 
 const WEB: u16 = 80;
 const ECHO_PORT: u16 = 7;
-/// Node port of the web, and of its echo.
+/// Node ports of the HTTP and the echo server.
 const NODE_WEB: u16 = 30_080;
 const NODE_ECHO: u16 = 30_007;
-/// As Kubernetes asks for one answer.
+/// Requests of Kubernetes' own affinity tests.
 const TIMES: u32 = 15;
-/// Enough that every one of three backends is chosen (missed once in 10⁹ runs).
+/// Requests that reach each of three backends (one is missed once in 10⁹ runs).
 const MANY: u32 = 55;
 
-/// A cluster with a client, backends that serve, and one service.
-struct Bed {
-    // end before what they run on
+/// A cluster with a client, backends and one service.
+struct Testbed {
+    // dropped before the namespaces in which they run
     _servers: Vec<Process>,
     service: Service,
     client: Pod,
     webs: Vec<Pod>,
-    outside: Place,
+    external: Place,
     cluster: Cluster,
 }
 
-impl Bed {
-    /// A client on the first node, backends on these. The service is not told of yet, its endpoints are.
+impl Testbed {
+    /// Creates a client on the first node and backends on `backends`. Applies the endpoints, but
+    /// not yet the service.
     fn create(spec: &Spec, backends: &[usize]) -> Result<Self> {
         let cluster = Cluster::create(spec)?;
         let pods = cluster.explain((|| {
@@ -68,14 +70,14 @@ impl Bed {
             ],
             backends: webs.iter().map(Pod::backend).collect(),
         };
-        let outside = cluster.outside()?;
-        let mut bed = Self { _servers: servers, service, client, webs, outside, cluster };
-        bed.tell_endpoints(|_| {})?;
-        Ok(bed)
+        let external = cluster.outside()?;
+        let mut testbed = Self { _servers: servers, service, client, webs, external, cluster };
+        testbed.apply_endpoints(|_| {})?;
+        Ok(testbed)
     }
 
-    /// Tells of the service: of type `NodePort`, but for what `change` says. Returns when every node goes by it.
-    fn tell(&mut self, change: impl FnOnce(&mut Value)) -> Result<()> {
+    /// Applies the service, of type `NodePort`, after `change`. Returns when every node has it.
+    fn apply_service(&mut self, change: impl FnOnce(&mut Value)) -> Result<()> {
         let mut service = self.service.objects().swap_remove(0);
         service["spec"]["type"] = json!("NodePort");
         for (port, number) in [(0, NODE_WEB), (1, NODE_ECHO), (2, NODE_ECHO)] {
@@ -85,8 +87,8 @@ impl Bed {
         self.change("service", &[service])
     }
 
-    /// Tells of the endpoints, each as `change` makes it.
-    fn tell_endpoints(&mut self, change: impl Fn(&mut Value)) -> Result<()> {
+    /// Applies the endpoints after `change`.
+    fn apply_endpoints(&mut self, change: impl Fn(&mut Value)) -> Result<()> {
         let mut slices = self.service.objects().split_off(1);
         for endpoint in slices.iter_mut().filter_map(|slice| slice["endpoints"].as_array_mut()).flatten() {
             change(endpoint);
@@ -102,7 +104,7 @@ impl Bed {
         self.cluster.nodes()[0].place()
     }
 
-    /// Of a node, by its index.
+    /// The HTTP node port at a node, by its index.
     fn node_port(&self, node: usize, family: Family) -> SocketAddr {
         SocketAddr::new(self.cluster.nodes()[node].address(family), NODE_WEB)
     }
@@ -119,32 +121,32 @@ fn loopback(family: Family) -> IpAddr {
     }
 }
 
-/// Everyone is answered; by whom.
-fn answered(place: &Place, server: SocketAddr, count: u32) -> Result<Vec<String>> {
+/// All requests are answered; returns the names of the backends.
+fn expect_answers(place: &Place, server: SocketAddr, count: u32) -> Result<Vec<String>> {
     let requests = place.get(server, count)?;
     ensure!(failures(&requests).is_empty(), "{server}: {:?}", failures(&requests));
     Ok(names(&requests).into_keys().collect())
 }
 
-/// How a question ends that nobody answers.
+/// How a request without an answer ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// At once.
+    /// Immediately, with an error.
     Refused,
-    Silent,
+    Timeout,
 }
 
-/// Nobody is answered, and this is how it ends.
-fn fails(place: &Place, server: SocketAddr, how: End) -> Result<()> {
+/// No request is answered, and all end in this way.
+fn expect_no_answer(place: &Place, server: SocketAddr, how: End) -> Result<()> {
     let probe =
         Probe { number: 0, server, transport: Transport::Tcp, servers: 1, timeout_ms: 1_000, ports: None };
-    let heard = place.probe(&[probe])?;
-    let is_it = heard.iter().all(|heard| {
-        let ends = [(End::Refused, heard.refused), (End::Silent, heard.silent)];
-        heard.answers.is_empty()
-            && heard.failed.is_empty()
+    let report = place.probe(&[probe])?;
+    let is_expected = report.iter().all(|report| {
+        let ends = [(End::Refused, report.refused), (End::Timeout, report.silent)];
+        report.answers.is_empty()
+            && report.failed.is_empty()
             && ends.iter().all(|(end, times)| (*end == how) == (*times > 0))
     });
-    ensure!(is_it, "{server}: {how:?} is wanted: {heard:?}");
+    ensure!(is_expected, "{server}: expected {how:?}: {report:?}");
     Ok(())
 }

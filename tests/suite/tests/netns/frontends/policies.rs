@@ -1,4 +1,4 @@
-//! Traffic policies that change under flows: they say where new ones go, and cut none.
+//! Traffic policies that change while flows exist: they apply to new flows and end none.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -9,38 +9,38 @@ use dataplane_testkit::{
 };
 use serde_json::json;
 
-use super::{Bed, ECHO_PORT, End, NODE_ECHO, answered, fails};
+use super::{ECHO_PORT, End, NODE_ECHO, Testbed, expect_answers, expect_no_answer};
 
 const CONNECTIONS: u32 = 20;
 const INTERVAL: Duration = Duration::from_millis(20);
-/// Sockets of datagrams, as arguments of `dataplane-traffic datagrams`: one that connects, and one that does not.
+/// Arguments of `dataplane-traffic datagrams`: a connected and an unconnected socket.
 const SOCKETS: [&str; 2] = ["--connected", "--size=64"];
 
-/// What goes on all the while.
+/// Flows that last for the whole test.
 struct Flows {
-    who: String,
+    name: String,
     held: Client<HeldConnections>,
     datagrams: Vec<(&'static str, Client<Datagrams>)>,
 }
 
 impl Flows {
-    /// From a place to the echo of a service, when all connections are open.
-    fn start(who: String, place: &Place, echo: SocketAddr, sockets: &[&'static str]) -> Result<Self> {
+    /// Starts flows from a namespace to the echo port of a service.
+    fn start(name: String, place: &Place, echo: SocketAddr, sockets: &[&'static str]) -> Result<Self> {
         let held = place.hold(echo, CONNECTIONS, INTERVAL)?;
         let datagrams = sockets.iter().map(|kind| Ok((*kind, place.keep_sending(echo, INTERVAL, &[kind])?)));
-        Ok(Self { who, held, datagrams: datagrams.collect::<Result<_>>()? })
+        Ok(Self { name, held, datagrams: datagrams.collect::<Result<_>>()? })
     }
 
     fn finish(self, checks: &mut Checks) {
-        let Self { who, held, datagrams } = self;
-        checks.that(format!("connections ({who})"), || {
+        let Self { name, held, datagrams } = self;
+        checks.that(format!("connections ({name})"), || {
             let held = held.finish()?;
             let is_whole = held.broken.is_empty() && held.misdirected == 0 && held.received == held.sent;
             ensure!(is_whole && held.sent > CONNECTIONS.into(), "{held:?}");
             Ok(())
         });
         for (kind, datagrams) in datagrams {
-            checks.that(format!("datagrams, {kind} ({who})"), || {
+            checks.that(format!("datagrams, {kind} ({name})"), || {
                 let datagrams = datagrams.finish()?;
                 datagrams.check()?;
                 ensure!(datagrams.ended == 0, "{datagrams:?}");
@@ -50,30 +50,30 @@ impl Flows {
     }
 }
 
-/// The backend is on another node than everyone who asks, and serves all the while.
-fn cut_nothing(spec: &Spec) -> Result<()> {
-    let mut bed = Bed::create(spec, &[1])?;
-    bed.tell(|_| {})?;
-    // known limit: where an unconnected socket is translated, it has no flow: each of its datagrams is a new one
-    let of_pods = if spec.connect_udp { &SOCKETS[..1] } else { &SOCKETS };
+/// The backend is on another node than all clients, and serves during the whole test.
+fn policy_changes_keep_flows(spec: &Spec) -> Result<()> {
+    let mut testbed = Testbed::create(spec, &[1])?;
+    testbed.apply_service(|_| {})?;
+    // known limit: `sendmsg()` translation keeps no flow; each datagram selects a backend
+    let pod_sockets = if spec.connect_udp { &SOCKETS[..1] } else { &SOCKETS };
     let mut flows = Vec::new();
     for family in Family::BOTH {
-        let node_port = SocketAddr::new(bed.node_port(0, family).ip(), NODE_ECHO);
-        let cluster_ip = SocketAddr::new(bed.cluster_ip(family).ip(), ECHO_PORT);
-        for (who, place, echo, sockets) in [
-            ("outside at a node port", &bed.outside, node_port, &SOCKETS[..]),
-            ("a pod at the cluster IP", bed.client.place(), cluster_ip, of_pods),
+        let node_port = SocketAddr::new(testbed.node_port(0, family).ip(), NODE_ECHO);
+        let cluster_ip = SocketAddr::new(testbed.cluster_ip(family).ip(), ECHO_PORT);
+        for (from, place, echo, sockets) in [
+            ("external client at a node port", &testbed.external, node_port, &SOCKETS[..]),
+            ("a pod at the cluster IP", testbed.client.place(), cluster_ip, pod_sockets),
         ] {
-            flows.push(Flows::start(format!("{who}, {family}"), place, echo, sockets)?);
+            flows.push(Flows::start(format!("{from}, {family}"), place, echo, sockets)?);
         }
     }
     let mut checks = Checks::of(spec.describe());
     for policy in ["externalTrafficPolicy", "internalTrafficPolicy"] {
-        for turn in ["Local", "Cluster"] {
-            bed.tell(|service| service["spec"][policy] = json!(turn))?;
+        for value in ["Local", "Cluster"] {
+            testbed.apply_service(|service| service["spec"][policy] = json!(value))?;
             for family in Family::BOTH {
-                checks.that(format!("new connections go by {policy}: {turn} ({family})"), || {
-                    new_ones(&bed, family, policy, turn)
+                checks.that(format!("new connections follow {policy}: {value} ({family})"), || {
+                    expect_new_flows_follow(&testbed, family, policy, value)
                 });
             }
         }
@@ -81,31 +81,31 @@ fn cut_nothing(spec: &Spec) -> Result<()> {
     for flows in flows {
         flows.finish(&mut checks);
     }
-    checks.finish(&bed.cluster)
+    checks.finish(&testbed.cluster)
 }
 
-/// A policy is of its own side only: the other has its backend.
-fn new_ones(bed: &Bed, family: Family, policy: &str, turn: &str) -> Result<()> {
+/// A policy affects only its own side: clients of the other side still reach the backend.
+fn expect_new_flows_follow(testbed: &Testbed, family: Family, policy: &str, value: &str) -> Result<()> {
     let sides = [
-        ("externalTrafficPolicy", &bed.outside, bed.node_port(0, family)),
-        ("internalTrafficPolicy", bed.client.place(), bed.cluster_ip(family)),
+        ("externalTrafficPolicy", &testbed.external, testbed.node_port(0, family)),
+        ("internalTrafficPolicy", testbed.client.place(), testbed.cluster_ip(family)),
     ];
     for (side, place, server) in sides {
-        if side == policy && turn == "Local" {
-            fails(place, server, End::Silent)?;
+        if side == policy && value == "Local" {
+            expect_no_answer(place, server, End::Timeout)?;
         } else {
-            answered(place, server, 3)?;
+            expect_answers(place, server, 3)?;
         }
     }
     Ok(())
 }
 
 #[test]
-fn policies_that_change_cut_no_flow() -> Result<()> {
-    cut_nothing(&Spec { connect_tcp: false, ..Spec::new(2) })
+fn policy_changes_keep_flows_per_packet() -> Result<()> {
+    policy_changes_keep_flows(&Spec { connect_tcp: false, ..Spec::new(2) })
 }
 
 #[test]
-fn policies_that_change_cut_no_flow_of_connect_time() -> Result<()> {
-    cut_nothing(&Spec { connect_udp: true, ..Spec::new(2) })
+fn policy_changes_keep_flows_with_connect_time_translation() -> Result<()> {
+    policy_changes_keep_flows(&Spec { connect_udp: true, ..Spec::new(2) })
 }

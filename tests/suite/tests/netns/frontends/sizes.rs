@@ -1,5 +1,5 @@
-//! Sizes: a narrow hop in the middle of the way, a tunnel that takes less than the wire, datagrams of many fragments. Who sends
-//! too much hears of it through every translation.
+//! Path MTU and fragments: a narrow hop on the path, a tunnel with a smaller MTU than the uplink,
+//! datagrams of many fragments. ICMP errors reach the sender through every translation.
 
 use std::net::SocketAddr;
 
@@ -10,46 +10,46 @@ use dataplane_testkit::{
 };
 use serde_json::Value;
 
-use super::{Bed, ECHO_PORT, NODE_ECHO};
+use super::{ECHO_PORT, NODE_ECHO, Testbed};
 
-/// Of the hop between nodes and outside. Its neighbours know of 1,500 bytes and nothing else.
+/// MTU of the gateway's routes. The devices of its neighbours have 1,500 bytes.
 const NARROW: u32 = 1_400;
-/// Of a pod behind the tunnel.
+/// MTU of a pod with the overlay.
 const TUNNEL: u32 = 1_450;
-/// Bytes of a datagram that fills the wire, and neither the hop nor the tunnel.
+/// A datagram that fits the uplink's MTU, but neither the hop's nor the tunnel's.
 const FULL: [&str; 2] = ["--size", "1440"];
-/// More than 40 fragments. One after the other: a socket has room for two of them.
+/// A datagram of more than 40 fragments, one at a time: the socket buffer has room for two.
 const LARGE: [&str; 3] = ["--size", "60000", "--fresh"];
 const BULK: usize = 500_000;
 
-fn has_learnt(namespace: &Namespace, of: SocketAddr, mtu: u32) -> Result<()> {
+fn expect_path_mtu(namespace: &Namespace, of: SocketAddr, mtu: u32) -> Result<()> {
     let route = namespace.ip(&format!("route get {}", of.ip()))?;
-    ensure!(route.contains(&format!("mtu {mtu}")), "{mtu} bytes are the most there: {}", route.trim());
+    ensure!(route.contains(&format!("mtu {mtu}")), "expected a path MTU of {mtu}: {}", route.trim());
     Ok(())
 }
 
-/// What is too big at first is lost; the sender's kernel makes smaller ones from then on.
-fn gets_through(place: &Place, server: SocketAddr, size: &[&str]) -> Result<()> {
-    // so many that one goes to a backend that is far away (none in 10⁶ runs)
+/// The first datagrams may be lost; then the sender's kernel fragments to the learned MTU.
+fn expect_delivery(place: &Place, server: SocketAddr, size: &[&str]) -> Result<()> {
+    // 20: at least one reaches a backend on another node (none in 10⁶ runs)
     let _lost = place.send(server, 20, &[size, &["--timeout-ms", "300"]].concat())?;
     place.send(server, 10, size)?.check()
 }
 
-/// Two answers of this size come whole.
-fn bulk(place: &Place, server: SocketAddr) -> Result<()> {
+/// Two large responses arrive completely.
+fn expect_bulk(place: &Place, server: SocketAddr) -> Result<()> {
     let requests = place.get_bytes(server, 2, BULK)?;
     let is_whole = |request: &Request| request.answer().is_some_and(|answer| answer.bytes == BULK);
     ensure!(requests.iter().all(is_whole), "{requests:?}");
     Ok(())
 }
 
-fn echo(bed: &Bed, family: Family) -> SocketAddr {
-    SocketAddr::new(bed.node_port(0, family).ip(), NODE_ECHO)
+fn echo(testbed: &Testbed, family: Family) -> SocketAddr {
+    SocketAddr::new(testbed.node_port(0, family).ip(), NODE_ECHO)
 }
 
-/// What the gateway sends anywhere is narrow: between the nodes and outside, and between nodes of two segments.
-fn narrow_hop(bed: &Bed) -> Result<()> {
-    let gateway = bed.cluster.fabric().gateway();
+/// Lowers the MTU of all routes of the gateway, to external clients and between the segments.
+fn set_narrow_hop(testbed: &Testbed) -> Result<()> {
+    let gateway = testbed.cluster.fabric().gateway();
     for (prefix, device) in
         [("192.0.2.0/24", "outside"), ("172.18.0.0/24", "seg1"), ("172.19.0.0/24", "seg2")]
     {
@@ -64,190 +64,198 @@ fn narrow_hop(bed: &Bed) -> Result<()> {
 }
 
 #[test]
-fn a_narrow_hop_is_heard_of_by_client_and_backend() -> Result<()> {
-    // the backend is where the client asks; then elsewhere
+fn client_and_backend_learn_the_mtu_of_a_narrow_hop() -> Result<()> {
+    // the backend is on the entry node, then on the other node
     for backend in [0, 1] {
         let spec = Spec::new(2);
-        let mut bed = Bed::create(&spec, &[backend])?;
-        narrow_hop(&bed)?;
-        bed.tell(|_| {})?;
+        let mut testbed = Testbed::create(&spec, &[backend])?;
+        set_narrow_hop(&testbed)?;
+        testbed.apply_service(|_| {})?;
         let mut checks = Checks::of(format!("{}, backend on node {backend}", spec.describe()));
         for family in Family::BOTH {
             checks.that(format!("datagrams ({family})"), || {
-                gets_through(&bed.outside, echo(&bed, family), &FULL)
+                expect_delivery(&testbed.external, echo(&testbed, family), &FULL)
             });
-            checks.that(format!("the client has learnt ({family})"), || {
-                has_learnt(bed.outside.namespace(), bed.node_port(0, family), NARROW)
+            checks.that(format!("the client has learned the MTU ({family})"), || {
+                expect_path_mtu(testbed.external.namespace(), testbed.node_port(0, family), NARROW)
             });
-            checks.that(format!("the backend has learnt, through the service ({family})"), || {
+            checks.that(format!("the backend has learned the MTU through the service ({family})"), || {
                 let client =
-                    if backend == 0 { outside(family) } else { bed.cluster.nodes()[0].address(family) };
-                has_learnt(bed.webs[0].place().namespace(), SocketAddr::new(client, 0), NARROW)
+                    if backend == 0 { outside(family) } else { testbed.cluster.nodes()[0].address(family) };
+                expect_path_mtu(testbed.webs[0].place().namespace(), SocketAddr::new(client, 0), NARROW)
             });
-            checks
-                .that(format!("a large answer ({family})"), || bulk(&bed.outside, bed.node_port(0, family)));
+            checks.that(format!("a large response ({family})"), || {
+                expect_bulk(&testbed.external, testbed.node_port(0, family))
+            });
             checks.that(format!("datagrams of many fragments ({family})"), || {
-                gets_through(&bed.outside, echo(&bed, family), &LARGE)
+                expect_delivery(&testbed.external, echo(&testbed, family), &LARGE)
             });
         }
-        checks.finish(&bed.cluster)?;
+        checks.finish(&testbed.cluster)?;
     }
     Ok(())
 }
 
-/// Natively a node is a neighbour: what lies beyond a hop is a backend that is no pod.
+/// With native routing nodes are neighbours: a backend behind a hop is outside the cluster.
 #[test]
-fn a_pod_hears_of_a_narrow_hop_before_the_backend_of_a_cluster_ip() -> Result<()> {
+fn pod_learns_the_mtu_of_a_narrow_hop_before_a_cluster_ip_backend() -> Result<()> {
     for connect_tcp in [true, false] {
         let spec = Spec { connect_tcp, ..Spec::new(1) };
-        let mut bed = Bed::create(&spec, &[0])?;
-        narrow_hop(&bed)?;
-        let _server = bed.outside.serve("outside")?;
-        bed.service.backends = vec![Backend {
-            pod: "outside".to_owned(),
+        let mut testbed = Testbed::create(&spec, &[0])?;
+        set_narrow_hop(&testbed)?;
+        let _server = testbed.external.serve("external")?;
+        testbed.service.backends = vec![Backend {
+            pod: "external".to_owned(),
             node: "elsewhere".to_owned(),
             addresses: Family::BOTH.map(outside).to_vec(),
         }];
-        bed.tell_endpoints(|endpoint| endpoint["targetRef"] = Value::Null)?;
-        bed.tell(|_| {})?;
+        testbed.apply_endpoints(|endpoint| endpoint["targetRef"] = Value::Null)?;
+        testbed.apply_service(|_| {})?;
         let mut checks = Checks::of(spec.describe());
         for family in Family::BOTH {
-            let cluster_ip = bed.cluster_ip(family);
+            let cluster_ip = testbed.cluster_ip(family);
             let echo = SocketAddr::new(cluster_ip.ip(), ECHO_PORT);
             checks.that(format!("datagrams ({family})"), || {
-                gets_through(bed.client.place(), echo, &FULL)?;
-                has_learnt(bed.client.place().namespace(), cluster_ip, NARROW)
+                expect_delivery(testbed.client.place(), echo, &FULL)?;
+                expect_path_mtu(testbed.client.place().namespace(), cluster_ip, NARROW)
             });
             checks.that(format!("datagrams of many fragments ({family})"), || {
-                gets_through(bed.client.place(), echo, &LARGE)
+                expect_delivery(testbed.client.place(), echo, &LARGE)
             });
-            checks.that(format!("a large answer ({family})"), || bulk(bed.client.place(), cluster_ip));
+            checks.that(format!("a large response ({family})"), || {
+                expect_bulk(testbed.client.place(), cluster_ip)
+            });
         }
-        checks.finish(&bed.cluster)?;
+        checks.finish(&testbed.cluster)?;
     }
     Ok(())
 }
 
-/// The tunnel's own packets are too big for a hop on their way. Between IPv4 ends they may be sent in fragments, and are.
+/// The tunnel's outer packets are too big for a hop. The outer IPv4 packets may be fragmented.
 #[test]
-fn a_narrow_hop_before_the_other_end_of_the_tunnel_loses_nothing() -> Result<()> {
+fn tunnel_packets_are_fragmented_at_a_narrow_hop() -> Result<()> {
     for connect_tcp in [true, false] {
         let nodes = vec![Segment::FIRST, Segment::SECOND];
         let spec = Spec { nodes, routing: Routing::Vxlan, connect_tcp, ..Spec::new(2) };
-        let mut bed = Bed::create(&spec, &[1])?;
-        narrow_hop(&bed)?;
-        bed.tell(|_| {})?;
+        let mut testbed = Testbed::create(&spec, &[1])?;
+        set_narrow_hop(&testbed)?;
+        testbed.apply_service(|_| {})?;
         let mut checks = Checks::of(spec.describe());
         for family in Family::BOTH {
-            let cluster_ip = bed.cluster_ip(family);
+            let cluster_ip = testbed.cluster_ip(family);
             let echo = SocketAddr::new(cluster_ip.ip(), ECHO_PORT);
-            // as much as a pod sends at once
+            // 1,400 bytes fit the pod's MTU
             for size in [&["--size", "1400"][..], &LARGE] {
-                checks.that(format!("a pod's datagrams, {size:?} ({family})"), || {
-                    bed.client.place().send(echo, 10, size)?.check()
+                checks.that(format!("datagrams of a pod, {size:?} ({family})"), || {
+                    testbed.client.place().send(echo, 10, size)?.check()
                 });
             }
-            checks
-                .that(format!("a large answer to a pod ({family})"), || bulk(bed.client.place(), cluster_ip));
-            checks.that(format!("a large answer to the outside ({family})"), || {
-                bulk(&bed.outside, bed.node_port(0, family))
+            checks.that(format!("a large response to a pod ({family})"), || {
+                expect_bulk(testbed.client.place(), cluster_ip)
+            });
+            checks.that(format!("a large response to an external client ({family})"), || {
+                expect_bulk(&testbed.external, testbed.node_port(0, family))
             });
         }
-        checks.that("the hop has made fragments", || {
-            let made = bed.cluster.fabric().gateway().snmp("Ip", "FragCreates")?;
-            ensure!(made > 0, "no packet was too big");
+        checks.that("the hop has fragmented packets", || {
+            let made = testbed.cluster.fabric().gateway().snmp("Ip", "FragCreates")?;
+            ensure!(made > 0, "the gateway fragmented no packet");
             Ok(())
         });
-        checks.finish(&bed.cluster)?;
+        checks.finish(&testbed.cluster)?;
     }
     Ok(())
 }
 
-/// What comes under the node's own address its stack does not forward, nor say anything about.
+/// The packets have the node's address, so its stack neither forwards them nor sends ICMP errors:
+/// the datapath must.
 #[test]
-fn a_client_outside_hears_what_the_tunnel_takes() -> Result<()> {
+fn external_client_learns_the_mtu_of_the_tunnel() -> Result<()> {
     let spec = Spec { routing: Routing::Vxlan, ..Spec::new(2) };
-    let mut bed = Bed::create(&spec, &[1])?;
-    bed.tell(|_| {})?;
+    let mut testbed = Testbed::create(&spec, &[1])?;
+    testbed.apply_service(|_| {})?;
     let mut checks = Checks::of(spec.describe());
     for family in Family::BOTH {
-        checks
-            .that(format!("datagrams ({family})"), || gets_through(&bed.outside, echo(&bed, family), &FULL));
-        checks.that(format!("the client has learnt ({family})"), || {
-            has_learnt(bed.outside.namespace(), bed.node_port(0, family), TUNNEL)
+        checks.that(format!("datagrams ({family})"), || {
+            expect_delivery(&testbed.external, echo(&testbed, family), &FULL)
+        });
+        checks.that(format!("the client has learned the MTU ({family})"), || {
+            expect_path_mtu(testbed.external.namespace(), testbed.node_port(0, family), TUNNEL)
         });
         checks.that(format!("datagrams of many fragments ({family})"), || {
-            gets_through(&bed.outside, echo(&bed, family), &LARGE)
+            expect_delivery(&testbed.external, echo(&testbed, family), &LARGE)
         });
-        checks.that(format!("a large answer ({family})"), || bulk(&bed.outside, bed.node_port(0, family)));
+        checks.that(format!("a large response ({family})"), || {
+            expect_bulk(&testbed.external, testbed.node_port(0, family))
+        });
     }
-    checks.that("it was said by name", || {
-        let count = bed.cluster.nodes()[0].count("from_wire", "too_big")?;
-        ensure!(count > 0, "no packet was too big");
+    checks.that("packets were counted as too_big", || {
+        let count = testbed.cluster.nodes()[0].count("from_wire", "too_big")?;
+        ensure!(count > 0, "from_wire counted no too_big");
         Ok(())
     });
-    checks.finish(&bed.cluster)
+    checks.finish(&testbed.cluster)
 }
 
 #[test]
 fn large_datagrams_pass_every_frontend() -> Result<()> {
     for routing in [Routing::Native, Routing::Vxlan] {
         let spec = Spec { routing, ..Spec::new(2) };
-        let mut bed = Bed::create(&spec, &[0, 1])?;
-        bed.tell(|_| {})?;
+        let mut testbed = Testbed::create(&spec, &[0, 1])?;
+        testbed.apply_service(|_| {})?;
         let mut checks = Checks::of(spec.describe());
         for family in Family::BOTH {
-            let cluster_ip = SocketAddr::new(bed.cluster_ip(family).ip(), ECHO_PORT);
+            let cluster_ip = SocketAddr::new(testbed.cluster_ip(family).ip(), ECHO_PORT);
             checks.that(format!("a pod at the cluster IP ({family})"), || {
-                bed.client.place().send(cluster_ip, 10, &LARGE)?.check()
+                testbed.client.place().send(cluster_ip, 10, &LARGE)?.check()
             });
             checks.that(format!("a pod at a node port ({family})"), || {
-                bed.client.place().send(echo(&bed, family), 10, &LARGE)?.check()
+                testbed.client.place().send(echo(&testbed, family), 10, &LARGE)?.check()
             });
-            checks.that(format!("outside at a node port ({family})"), || {
-                gets_through(&bed.outside, echo(&bed, family), &LARGE)
+            checks.that(format!("an external client at a node port ({family})"), || {
+                expect_delivery(&testbed.external, echo(&testbed, family), &LARGE)
             });
             if routing == Routing::Native {
                 checks.that(format!("the host at the cluster IP ({family})"), || {
-                    bed.host().send(cluster_ip, 10, &LARGE)?.check()
+                    testbed.host().send(cluster_ip, 10, &LARGE)?.check()
                 });
             }
         }
-        checks.finish(&bed.cluster)?;
+        checks.finish(&testbed.cluster)?;
     }
     Ok(())
 }
 
-/// In which order they come is the network's business, and only the first has ports.
+/// Only the first fragment has ports, and the network may reorder fragments.
 fn fragments_pass_in_any_order(routing: Routing) -> Result<()> {
     let spec = Spec { routing, ..Spec::new(2) };
-    let mut bed = Bed::create(&spec, &[0, 1])?;
-    bed.tell(|_| {})?;
+    let mut testbed = Testbed::create(&spec, &[0, 1])?;
+    testbed.apply_service(|_| {})?;
     let mut checks = Checks::of(spec.describe());
     for node in [0, 1] {
-        bed.service.backends = vec![bed.webs[node].backend()];
-        bed.tell_endpoints(|_| {})?;
+        testbed.service.backends = vec![testbed.webs[node].backend()];
+        testbed.apply_endpoints(|_| {})?;
         for (family, order) in
             Family::BOTH.into_iter().flat_map(|family| ["forwards", "backwards"].map(|order| (family, order)))
         {
-            let cluster_ip = SocketAddr::new(bed.cluster_ip(family).ip(), ECHO_PORT);
-            for (who, place, server) in [
-                ("outside at a node port", &bed.outside, echo(&bed, family)),
-                ("a pod at the cluster IP", bed.client.place(), cluster_ip),
-                ("a pod at the backend itself", bed.client.place(), bed.webs[node].echo(family)),
+            let cluster_ip = SocketAddr::new(testbed.cluster_ip(family).ip(), ECHO_PORT);
+            for (from, place, server) in [
+                ("external client at a node port", &testbed.external, echo(&testbed, family)),
+                ("a pod at the cluster IP", testbed.client.place(), cluster_ip),
+                ("a pod at the backend itself", testbed.client.place(), testbed.webs[node].echo(family)),
             ] {
-                checks.that(format!("{who} ({order}, backend on node {node}, {family})"), || {
-                    // three of them
+                checks.that(format!("{from} ({order}, backend on node {node}, {family})"), || {
+                    // three fragments
                     place.send(server, 10, &["--size", "3500", "--fragments", order])?.check()
                 });
             }
         }
     }
-    checks.finish(&bed.cluster)
+    checks.finish(&testbed.cluster)
 }
 
 #[test]
-fn fragments_pass_in_any_order_natively() -> Result<()> {
+fn fragments_pass_in_any_order_with_native_routing() -> Result<()> {
     fragments_pass_in_any_order(Routing::Native)
 }
 

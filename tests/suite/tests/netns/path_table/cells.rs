@@ -1,77 +1,78 @@
-//! The dimensions of the table, and all cells they make. Knows no cluster.
+//! The dimensions of the table, and all cells. Uses no cluster.
 
 use std::fmt;
 
 use dataplane_oracle::Protocol;
 use dataplane_testkit::lab::Family;
 
-/// Who asks. The first two are on the first node.
+/// The kind of client. `Pod` and `Host` are on the first node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Asker {
+pub(crate) enum ClientKind {
     Pod,
-    /// A process of the host. It stands for a pod in the host's network as well: a pod's network is known by its namespace,
-    /// which such a pod has none of its own of, and programs for sockets hold below the host's cgroup, so in every pod's.
+    /// A process of the host. A pod with `hostNetwork` is the same case: it has the host's network
+    /// namespace, and socket programs are attached to the root cgroup, so they run for all pods.
     Host,
-    Outside,
+    External,
 }
 
-/// What stands behind a service, or whose a port of the host is.
+/// The backends of a service, or the pod of a host port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Backing {
     /// A pod on the first node.
     SameNode,
     /// A pod on the second.
     OtherNode,
-    /// The pod that asks: for a pod, itself.
-    Asker,
-    /// A process of the first node: for the host, itself.
+    /// The client pod; for that pod itself this is a hairpin.
+    Client,
+    /// A process of the first node; for the host itself this is a hairpin.
     Host,
     /// Pods on all three nodes.
     Spread,
-    /// As [`Self::Spread`], each meant for its own node.
-    Hinted,
-    /// As [`Self::Spread`]; balancers let nobody but the outside in.
-    Guarded,
-    /// On the first node one that ends and still serves, on the second one that is ready.
-    Leaving,
-    /// Nobody who is ready, or ever was.
-    Nobody,
+    /// As [`Self::Spread`], each endpoint with a hint for its own node.
+    TopologyHints,
+    /// As [`Self::Spread`]; the source ranges of the load balancer allow only the external client.
+    SourceRanges,
+    /// On the first node one that is terminating and serving, on the second one that is ready.
+    Terminating,
+    /// One that is not ready.
+    NotReady,
 }
 
-/// Which of a service's addresses is asked.
+/// The kind of frontend to which the client connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Frontend {
-    /// By whoever is in the cluster.
+    /// The cluster IP, from pods and hosts.
     ClusterIp,
-    /// By the outside, which the gateway leads to the first node: a thing of its own, for most clusters have no such way.
-    ClusterIpFromOutside,
-    /// The service's own address at a port it does not have.
+    /// The cluster IP, from the external client through the first node. Most clusters have no such
+    /// route.
+    ExternalClusterIp,
+    /// A port of the cluster IP that the service does not have.
     UnknownPort,
     NodePort,
     LoadBalancer,
     ExternalIp,
-    /// A port of the door's node that leads to a pod, asked at the node's address. If the pod is on another node, that port is
-    /// nobody's there.
+    /// A host port, at an address of the entry node. If the pod is on another node, the port is
+    /// unused there.
     HostPort(Mapping),
-    /// The same, asked at loopback by who is on the node: a pod's loopback is its own.
+    /// A host port, at a loopback address. In a pod this is the pod's own loopback.
     HostPortAtLoopback(Mapping),
 }
 
-/// At which addresses of its node a pod has its port: `hostIP`.
+/// The node addresses of a host port: `hostIP`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mapping {
-    /// None given: at all.
-    Everywhere,
+    /// No `hostIP`: all addresses.
+    AllAddresses,
     /// The node's IPv4 address, on the first node; its IPv6 address on the others.
     OneAddress,
     /// 127.0.0.1.
     Loopback,
 }
 
-/// The node through which a frontend is asked.
+/// The node at which the client's packets arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Door {
-    /// The first: where pods and hosts ask.
+pub(crate) enum EntryNode {
+    /// The first node, where the clients `Pod` and `Host` are.
     First,
     Second,
 }
@@ -83,77 +84,77 @@ pub(crate) enum Policy {
     Local,
 }
 
-/// One question.
+/// One combination of all dimensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cell {
-    pub(crate) asker: Asker,
+    pub(crate) client: ClientKind,
     pub(crate) backing: Backing,
     pub(crate) frontend: Frontend,
-    pub(crate) door: Door,
+    pub(crate) entry_node: EntryNode,
     pub(crate) policy: Policy,
     pub(crate) protocol: Protocol,
     pub(crate) family: Family,
 }
 
-impl Asker {
-    pub(crate) const ALL: [Self; 3] = [Self::Pod, Self::Host, Self::Outside];
+impl ClientKind {
+    pub(crate) const ALL: [Self; 3] = [Self::Pod, Self::Host, Self::External];
 }
 
 impl Backing {
     pub(crate) const ALL: [Self; 9] = [
         Self::SameNode,
         Self::OtherNode,
-        Self::Asker,
+        Self::Client,
         Self::Host,
         Self::Spread,
-        Self::Hinted,
-        Self::Guarded,
-        Self::Leaving,
-        Self::Nobody,
+        Self::TopologyHints,
+        Self::SourceRanges,
+        Self::Terminating,
+        Self::NotReady,
     ];
 
-    /// Those there are behind a frontend.
+    /// The backings that a frontend can have.
     const fn of(frontend: Frontend) -> &'static [Self] {
         match frontend {
-            Frontend::HostPort(_) => &[Self::SameNode, Self::OtherNode, Self::Asker],
-            // the second node's loopback is nowhere else
-            Frontend::HostPortAtLoopback(_) => &[Self::SameNode, Self::Asker],
+            Frontend::HostPort(_) => &[Self::SameNode, Self::OtherNode, Self::Client],
+            // a loopback address never leads to another node
+            Frontend::HostPortAtLoopback(_) => &[Self::SameNode, Self::Client],
             _ => &Self::ALL,
         }
     }
 }
 
 impl Mapping {
-    pub(crate) const ALL: [Self; 3] = [Self::Everywhere, Self::OneAddress, Self::Loopback];
+    pub(crate) const ALL: [Self; 3] = [Self::AllAddresses, Self::OneAddress, Self::Loopback];
 }
 
 impl Frontend {
     pub(crate) const ALL: [Self; 12] = [
         Self::ClusterIp,
-        Self::ClusterIpFromOutside,
+        Self::ExternalClusterIp,
         Self::UnknownPort,
         Self::NodePort,
         Self::LoadBalancer,
         Self::ExternalIp,
-        Self::HostPort(Mapping::Everywhere),
+        Self::HostPort(Mapping::AllAddresses),
         Self::HostPort(Mapping::OneAddress),
         Self::HostPort(Mapping::Loopback),
-        Self::HostPortAtLoopback(Mapping::Everywhere),
+        Self::HostPortAtLoopback(Mapping::AllAddresses),
         Self::HostPortAtLoopback(Mapping::OneAddress),
         Self::HostPortAtLoopback(Mapping::Loopback),
     ];
 
-    /// Those of services: all that kube-proxy knows.
+    /// The frontends of services, which kube-proxy implements, too.
     pub(crate) const SERVICES: [Self; 6] = [
         Self::ClusterIp,
-        Self::ClusterIpFromOutside,
+        Self::ExternalClusterIp,
         Self::UnknownPort,
         Self::NodePort,
         Self::LoadBalancer,
         Self::ExternalIp,
     ];
 
-    /// The policies that make a difference: to ports of pods none does.
+    /// The policies that apply to this frontend: only one for host ports, which have no policy.
     fn policies(self, all: &[Policy]) -> &[Policy] {
         match self {
             Self::HostPort(_) | Self::HostPortAtLoopback(_) => all.get(..1).unwrap_or_default(),
@@ -165,7 +166,7 @@ impl Frontend {
 impl Policy {
     pub(crate) const ALL: [Self; 2] = [Self::Cluster, Self::Local];
 
-    /// As objects spell it.
+    /// The value in the spec of a Service.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Cluster => "Cluster",
@@ -174,27 +175,29 @@ impl Policy {
     }
 }
 
-impl Door {
+impl EntryNode {
     pub(crate) const BOTH: [Self; 2] = [Self::First, Self::Second];
 
-    /// Index of its node.
-    pub(crate) const fn node(self) -> usize {
+    /// The index of the node.
+    pub(crate) const fn index(self) -> usize {
         match self {
             Self::First => 0,
             Self::Second => 1,
         }
     }
 
-    /// Those at which it makes a difference.
-    const fn of(asker: Asker, frontend: Frontend) -> &'static [Self] {
-        match (asker, frontend) {
+    /// The entry nodes that are possible for this client and frontend.
+    const fn of(client: ClientKind, frontend: Frontend) -> &'static [Self] {
+        match (client, frontend) {
             (_, Frontend::NodePort | Frontend::HostPort(_))
-            | (Asker::Outside, Frontend::LoadBalancer | Frontend::ExternalIp) => &[Self::First, Self::Second],
+            | (ClientKind::External, Frontend::LoadBalancer | Frontend::ExternalIp) => {
+                &[Self::First, Self::Second]
+            }
             (
-                Asker::Outside,
+                ClientKind::External,
                 Frontend::ClusterIp | Frontend::UnknownPort | Frontend::HostPortAtLoopback(_),
             )
-            | (Asker::Pod | Asker::Host, Frontend::ClusterIpFromOutside) => &[],
+            | (ClientKind::Pod | ClientKind::Host, Frontend::ExternalClusterIp) => &[],
             _ => &[Self::First],
         }
     }
@@ -202,28 +205,36 @@ impl Door {
 
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { asker, backing, frontend, door, policy, protocol, family } = self;
+        let Self { client, backing, frontend, entry_node, policy, protocol, family } = self;
         let protocol = protocol.name();
         write!(
             f,
-            "{asker:?} → {frontend:?} at {door:?}, {policy:?}, backed by {backing:?}, {protocol}, {family}"
+            "{client:?} → {frontend:?} at {entry_node:?}, {policy:?}, backed by {backing:?}, {protocol}, {family}"
         )
     }
 }
 
-/// Every cell there is with these.
+/// All cells of these frontends, policies and protocols.
 pub(crate) fn all(frontends: &[Frontend], policies: &[Policy], protocols: &[Protocol]) -> Vec<Cell> {
     let mut cells = Vec::new();
-    for (asker, frontend) in
-        Asker::ALL.iter().flat_map(|asker| frontends.iter().map(move |frontend| (*asker, *frontend)))
+    for (client, frontend) in
+        ClientKind::ALL.iter().flat_map(|client| frontends.iter().map(move |frontend| (*client, *frontend)))
     {
-        for door in Door::of(asker, frontend) {
+        for entry_node in EntryNode::of(client, frontend) {
             let policies = frontend.policies(policies);
             for (backing, policy) in
                 Backing::of(frontend).iter().flat_map(|b| policies.iter().map(move |p| (*b, *p)))
             {
                 for (protocol, family) in protocols.iter().flat_map(|p| Family::BOTH.map(|f| (*p, f))) {
-                    cells.push(Cell { asker, backing, frontend, door: *door, policy, protocol, family });
+                    cells.push(Cell {
+                        client,
+                        backing,
+                        frontend,
+                        entry_node: *entry_node,
+                        policy,
+                        protocol,
+                        family,
+                    });
                 }
             }
         }
@@ -231,26 +242,27 @@ pub(crate) fn all(frontends: &[Frontend], policies: &[Policy], protocols: &[Prot
     cells
 }
 
-/// So many of them, the same every time: of each frontend by each protocol as many, give or take one.
+/// A sample of `count` cells, the same every time. Each frontend and protocol has the same share,
+/// give or take one.
 pub(crate) fn sample(mut cells: Vec<Cell>, count: usize) -> Vec<Cell> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    for place in (1..cells.len()).rev() {
-        // xorshift: good enough to shuffle cards
+    for last in (1..cells.len()).rev() {
+        // xorshift is good enough for a shuffle
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        cells.swap(place, (state % (place as u64 + 1)) as usize);
+        cells.swap(last, (state % (last as u64 + 1)) as usize);
     }
-    let mut dealt: Vec<((Frontend, Protocol), usize)> = Vec::new();
+    let mut group_sizes: Vec<((Frontend, Protocol), usize)> = Vec::new();
     let mut rounds = Vec::new();
     for cell in cells {
-        let pile = (cell.frontend, cell.protocol);
-        let place = dealt.iter().position(|(of, _)| *of == pile).unwrap_or_else(|| {
-            dealt.push((pile, 0));
-            dealt.len() - 1
+        let group = (cell.frontend, cell.protocol);
+        let index = group_sizes.iter().position(|(of, _)| *of == group).unwrap_or_else(|| {
+            group_sizes.push((group, 0));
+            group_sizes.len() - 1
         });
-        rounds.push((dealt[place].1, cell));
-        dealt[place].1 += 1;
+        rounds.push((group_sizes[index].1, cell));
+        group_sizes[index].1 += 1;
     }
     rounds.sort_by_key(|(round, _)| *round);
     rounds.into_iter().map(|(_, cell)| cell).take(count).collect()

@@ -1,4 +1,5 @@
-//! The table's ports of nodes that are pods' (`hostPort`): who has which, and how a runtime asks for them. Knows no traffic.
+//! The host ports of the path table: which pod has which, and the port mappings that a runtime
+//! passes to the CNI plugin. Sends no traffic.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -7,18 +8,18 @@ use dataplane_testkit::lab::{Family, Node};
 use serde_json::{Value, json};
 
 use super::{
-    bed::Server,
     cells::{Backing, Cell, Frontend, Mapping},
     services::target,
+    testbed::Server,
 };
 
-/// Port of the first pod's first mapping; the others follow. The same for every protocol.
+/// The host port of the first pod's first mapping, for every protocol; the others follow.
 const HOST_PORT: u16 = 8_100;
-/// Pods that have ports: who asks, and one on each of the first two nodes.
+/// Number of pods with host ports: the client, and one on each of the first two nodes.
 const PODS: usize = 3;
 
-/// What the runtime asks for, for the pod with this index on this node.
-pub(crate) fn asked_for(pod: usize, node: &Node) -> Value {
+/// The port mappings of the pod with this index on this node.
+pub(crate) fn requested(pod: usize, node: &Node) -> Value {
     if pod >= PODS {
         return json!({});
     }
@@ -34,7 +35,7 @@ pub(crate) fn asked_for(pod: usize, node: &Node) -> Value {
     json!({"portMappings": mappings.collect::<Vec<_>>()})
 }
 
-/// The same as the oracle wants to know it; `nodes`: name and addresses of each.
+/// All host ports, in the form of the oracle.
 pub(crate) fn all<'a>(pods: &'a [Server], nodes: &'a [Node]) -> Vec<HostPort<'a>> {
     let of_pod = |(index, pod): (usize, &'a Server)| {
         let node = nodes.iter().find(|node| node.name() == pod.node).expect("a node for every pod");
@@ -50,7 +51,7 @@ pub(crate) fn all<'a>(pods: &'a [Server], nodes: &'a [Node]) -> Vec<HostPort<'a>
     pods.iter().take(PODS).enumerate().flat_map(of_pod).collect()
 }
 
-/// Where a cell asks; `node` is its door's address.
+/// The frontend of a cell; `node` is the address of the entry node.
 pub(crate) fn frontend(cell: Cell, mapping: Mapping, node: IpAddr) -> SocketAddr {
     let loopback: IpAddr = match cell.family {
         Family::V4 => Ipv4Addr::LOCALHOST.into(),
@@ -58,10 +59,10 @@ pub(crate) fn frontend(cell: Cell, mapping: Mapping, node: IpAddr) -> SocketAddr
     };
     let is_at_loopback = matches!(cell.frontend, Frontend::HostPortAtLoopback(_));
     let pod = match cell.backing {
-        Backing::Asker => 0,
+        Backing::Client => 0,
         Backing::SameNode => 1,
         Backing::OtherNode => 2,
-        backing => panic!("no port of the host is backed by {backing:?}"),
+        backing => panic!("no host port is backed by {backing:?}"),
     };
     SocketAddr::new(if is_at_loopback { loopback } else { node }, number(pod, mapping))
 }
@@ -73,18 +74,18 @@ fn mapped(pod: usize) -> impl Iterator<Item = (Mapping, Protocol, u16)> {
 }
 
 const fn number(pod: usize, mapping: Mapping) -> u16 {
-    let place = match mapping {
-        Mapping::Everywhere => 0,
+    let offset = match mapping {
+        Mapping::AllAddresses => 0,
         Mapping::OneAddress => 1,
         Mapping::Loopback => 2,
     };
-    HOST_PORT + 10 * pod as u16 + place
+    HOST_PORT + 10 * pod as u16 + offset
 }
 
-/// Of the first node's pods the IPv4 address, of the second's the IPv6 address.
+/// `hostIP`; with `OneAddress` the IPv4 address of the first node, the IPv6 address of the second.
 const fn host_ip(mapping: Mapping, pod: usize, [v4, v6]: [IpAddr; 2]) -> Option<IpAddr> {
     match mapping {
-        Mapping::Everywhere => None,
+        Mapping::AllAddresses => None,
         Mapping::OneAddress => Some(if pod + 1 < PODS { v4 } else { v6 }),
         Mapping::Loopback => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
     }

@@ -1,19 +1,22 @@
-//! The path table: every kind of client at every kind of frontend, with real sockets through real agents, held against the
-//! oracle ([`dataplane_oracle`]).
+//! The path table: every kind of client connects to every kind of frontend, with real sockets
+//! through real agents. The results are compared with the oracle ([`dataplane_oracle`]).
 //!
-//! A cell is a client, what stands behind the service, the frontend it asks, the service's policy, a protocol and a family. Ports
-//! of nodes that are pods' (`hostPort`) are frontends without a policy. SCTP is asked and answered by raw sockets, which any
-//! kernel has.
-//! One cluster of three nodes for each way of routing, with and without connect-time translation; all services are there at
-//! once. A sample runs by default, the same every time; with `DATAPLANE_FULL=1` (`cargo xtask test --full`) all of it.
-//! Where `KUBE_PROXY` names one, and `KUBEBUILDER_ASSETS` an API server, the oracle itself is held against kube-proxy.
+//! A cell is a client, the backends of the service, the frontend, the traffic policy, a protocol
+//! and an address family. Host ports are frontends without a policy. SCTP uses raw sockets on both
+//! sides, which every kernel has.
+//!
+//! There is one cluster of three nodes for each routing mode, with and without connect-time
+//! translation; all services exist at once. By default a sample of the cells runs, the same every
+//! time; with `DATAPLANE_FULL=1` (`cargo xtask test --full`) all cells run. If `KUBE_PROXY` is the
+//! path of kube-proxy and `KUBEBUILDER_ASSETS` has an API server, kube-proxy is compared with the
+//! oracle, too.
 
-mod bed;
 mod cells;
 mod host_ports;
-mod judge;
-mod known;
+mod known_failures;
+mod results;
 mod services;
+mod testbed;
 
 use std::{env, path::Path, thread};
 
@@ -26,112 +29,112 @@ use dataplane_testkit::{
 };
 
 use self::{
-    bed::Bed,
-    cells::{Asker, Cell, Frontend, Policy},
-    judge::{Sheet, timeout_ms},
+    cells::{Cell, ClientKind, Frontend, Policy},
+    results::{Results, timeout_ms},
+    testbed::Testbed,
 };
 
-/// What the datapath serves. One that is not here is not part of the services, either.
+/// Frontends that the datapath implements. The services have no others.
 const FRONTENDS: &[Frontend] = &Frontend::ALL;
-/// What the datapath obeys.
+/// Traffic policies that the datapath implements.
 const POLICIES: &[Policy] = &Policy::ALL;
-/// Cells of each cluster that run by default: three of each frontend by each protocol.
+/// Cells of each cluster that run by default: three for each frontend and protocol.
 const SAMPLE: usize = 3 * Frontend::ALL.len() * Protocol::ALL.len();
 
 #[test]
-fn native_with_connect_time() -> Result<()> {
-    ours(Routing::Native, true, false)
+fn native_with_connect_time_translation() -> Result<()> {
+    run_table(Routing::Native, true, false)
 }
 
 #[test]
-fn native_by_packets_alone() -> Result<()> {
-    ours(Routing::Native, false, false)
+fn native_per_packet() -> Result<()> {
+    run_table(Routing::Native, false, false)
 }
 
 #[test]
-fn overlay_with_connect_time() -> Result<()> {
-    ours(Routing::Vxlan, true, false)
+fn overlay_with_connect_time_translation() -> Result<()> {
+    run_table(Routing::Vxlan, true, false)
 }
 
 #[test]
-fn overlay_by_packets_alone() -> Result<()> {
-    ours(Routing::Vxlan, false, false)
+fn overlay_per_packet() -> Result<()> {
+    run_table(Routing::Vxlan, false, false)
 }
 
 #[test]
-fn native_in_the_driver() -> Result<()> {
-    ours(Routing::Native, false, true)
+fn native_by_xdp() -> Result<()> {
+    run_table(Routing::Native, false, true)
 }
 
 #[test]
-fn overlay_beside_the_driver() -> Result<()> {
-    ours(Routing::Vxlan, true, true)
+fn overlay_with_xdp() -> Result<()> {
+    run_table(Routing::Vxlan, true, true)
 }
 
-/// The oracle's own proof: all of the table, whatever of it is ours already.
+/// Verifies the oracle: kube-proxy gives the expected result in every cell of its frontends.
 #[test]
-fn kube_proxy_is_as_the_oracle_says() -> Result<()> {
+fn kube_proxy_agrees_with_the_oracle() -> Result<()> {
     let Some(program) = env::var_os("KUBE_PROXY") else {
-        run::skip("KUBE_PROXY names no kube-proxy to hold the oracle against");
+        run::skip("KUBE_PROXY is not set: kube-proxy is not compared with the oracle");
         return Ok(());
     };
     if env::var_os("KUBEBUILDER_ASSETS").is_none() {
-        run::skip("KUBEBUILDER_ASSETS names no kube-apiserver for kube-proxy");
+        run::skip("KUBEBUILDER_ASSETS is not set: kube-proxy needs its kube-apiserver");
         return Ok(());
     }
     let protocols = protocols(true);
-    let bed = Bed::peer(Path::new(&program), &Frontend::SERVICES, &Policy::ALL)?;
-    table(&bed, &cells::all(&Frontend::SERVICES, &Policy::ALL, &protocols))
+    let testbed = Testbed::kube_proxy(Path::new(&program), &Frontend::SERVICES, &Policy::ALL)?;
+    run_cells(&testbed, &cells::all(&Frontend::SERVICES, &Policy::ALL, &protocols))
 }
 
-fn ours(routing: Routing, connect_time: bool, xdp: bool) -> Result<()> {
+fn run_table(routing: Routing, connect_time: bool, xdp: bool) -> Result<()> {
     let all = cells::all(FRONTENDS, POLICIES, &protocols(false));
     let cells = if run::is_full() { all } else { cells::sample(all, SAMPLE) };
-    let bed = Bed::ours((routing, connect_time, xdp), FRONTENDS, POLICIES)?;
-    table(&bed, &cells)?;
-    bed.expect_loops(&cells)?;
+    let testbed = Testbed::dataplane((routing, connect_time, xdp), FRONTENDS, POLICIES)?;
+    run_cells(&testbed, &cells)?;
+    testbed.expect_loop_drops(&cells)?;
     if xdp && routing == Routing::Native {
-        bed.expect_turned_round()?;
+        testbed.expect_forwarded_by_xdp()?;
     }
     if run::is_full() {
-        let mode = bed.mode();
-        run::summarize(&format!("path table, {mode}: not asked: {}", missing()));
+        let mode = testbed.mode();
+        run::summarize(&format!("path table, {mode}: not covered: {}", missing()));
     }
     Ok(())
 }
 
-/// Those that can be asked here; `by_kernel`: netfilter translates them.
+/// The protocols that can be tested here; `by_kernel`: netfilter translates them.
 fn protocols(by_kernel: bool) -> Vec<Protocol> {
     let missing = if Path::new("/proc/net/sctp").exists() {
-        Some("the kernel has SCTP, which would answer beside the table's servers")
+        Some("the kernel has SCTP, which would reply in addition to the servers of the tests")
     } else if by_kernel && !Path::new("/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_closed").exists() {
         Some("the kernel's connection tracking has no SCTP for kube-proxy")
     } else {
         None
     };
     if let Some(missing) = missing {
-        run::skip(&format!("{missing}: all but SCTP is asked"));
+        run::skip(&format!("{missing}: SCTP is not tested"));
     }
     Protocol::ALL.into_iter().filter(|protocol| *protocol != Protocol::Sctp || missing.is_none()).collect()
 }
 
-fn table(bed: &Bed, cells: &[Cell]) -> Result<()> {
-    let mode = bed.mode();
-    let asked = ask(bed, cells).map_err(|error| error.context(bed.evidence()))?;
-    let sheet = asked.judge(mode, run::is_full());
+fn run_cells(testbed: &Testbed, cells: &[Cell]) -> Result<()> {
+    let mode = testbed.mode();
+    let results = probe_all(testbed, cells).map_err(|error| error.context(testbed.evidence()))?;
+    let summary = results.summarize(mode, run::is_full());
     if run::is_full() {
-        run::summarize(&format!("path table, {mode}: {}", sheet.summary()));
-        for known in sheet.known() {
+        run::summarize(&format!("path table, {mode}: {}", summary.counts()));
+        for known in summary.known() {
             run::summarize(&format!("path table, {mode}: known: {known}"));
         }
     }
-    if let Some(wrong) = sheet.wrong() {
-        bail!("{mode}: {}\n{wrong}\n{}", sheet.summary(), bed.evidence());
+    if let Some(wrong) = summary.wrong() {
+        bail!("{mode}: {}\n{wrong}\n{}", summary.counts(), testbed.evidence());
     }
     Ok(())
 }
 
-/// What the table has, and these services have not.
+/// Frontends and policies of the table that the datapath does not implement.
 fn missing() -> String {
     let frontends = Frontend::ALL.iter().filter(|frontend| !FRONTENDS.contains(frontend));
     let policies = Policy::ALL.iter().filter(|policy| !POLICIES.contains(policy));
@@ -142,67 +145,70 @@ fn missing() -> String {
     if all.is_empty() { "nothing".to_owned() } else { all.join(", ") }
 }
 
-/// Every client asks all its questions at once, beside the others.
-fn ask(bed: &Bed, cells: &[Cell]) -> Result<Sheet> {
-    let mut sheet = Sheet::default();
-    let questions = with_ports(cells);
-    let of = |asker| {
-        questions.iter().copied().filter(move |(cell, _)| cell.asker == asker).collect::<Vec<Question>>()
+/// Runs the queries of all clients in parallel.
+fn probe_all(testbed: &Testbed, cells: &[Cell]) -> Result<Results> {
+    let mut results = Results::default();
+    let queries = with_ports(cells);
+    let of = |client| {
+        queries.iter().copied().filter(move |(cell, _)| cell.client == client).collect::<Vec<Query>>()
     };
-    let groups: Vec<(&Place, Vec<Question>)> =
-        Asker::ALL.into_iter().map(|asker| (bed.place(asker), of(asker))).collect();
+    let groups: Vec<(&Place, Vec<Query>)> =
+        ClientKind::ALL.into_iter().map(|client| (testbed.place(client), of(client))).collect();
     thread::scope(|scope| {
-        let threads: Vec<_> =
-            groups.iter().map(|(place, cells)| scope.spawn(move || ask_from(bed, place, cells))).collect();
+        let threads: Vec<_> = groups
+            .iter()
+            .map(|(place, cells)| scope.spawn(move || probe_from(testbed, place, cells)))
+            .collect();
         for thread in threads {
-            for (cell, expected, heard) in
+            for (cell, expected, report) in
                 thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?
             {
-                sheet.add(cell, &expected, &heard, bed);
+                results.add(cell, &expected, &report, testbed);
             }
         }
-        Ok(sheet)
+        Ok(results)
     })
 }
 
-/// A cell, and the first of the ports it is asked from.
-type Question = (Cell, Option<u16>);
-type Asked = (Cell, Verdict, ProbeResult);
+/// A cell, and the first of its source ports.
+type Query = (Cell, Option<u16>);
+type Observed = (Cell, Verdict, ProbeResult);
 
-/// Over UDP every cell has ports of its own: a backend that is asked from one port through two names, on two nodes, answers
-/// under the first, as UDP has no end. They are above the ports of nodes and below those of masquerade.
-fn with_ports(cells: &[Cell]) -> Vec<Question> {
+/// Gives every UDP cell source ports of its own: if a backend gets datagrams from one port through
+/// two frontends on two nodes, it replies through the first, because a UDP flow has no end. The
+/// ports are above the node ports and below the ports of masquerade.
+fn with_ports(cells: &[Cell]) -> Vec<Query> {
     let mut free = (33_000..61_000).step_by(Probe::PORTS.into());
-    let question = |cell: &Cell| {
+    let query = |cell: &Cell| {
         let is_udp = cell.protocol == Protocol::Udp;
         (*cell, is_udp.then(|| free.next().expect("ports for a table")))
     };
-    cells.iter().map(question).collect()
+    cells.iter().map(query).collect()
 }
 
-fn ask_from(bed: &Bed, place: &Place, questions: &[Question]) -> Result<Vec<Asked>> {
-    let expected = questions
+fn probe_from(testbed: &Testbed, place: &Place, queries: &[Query]) -> Result<Vec<Observed>> {
+    let expected = queries
         .iter()
-        .map(|(cell, _)| bed.expected(*cell).with_context(|| cell.to_string()))
+        .map(|(cell, _)| testbed.expected(*cell).with_context(|| cell.to_string()))
         .collect::<Result<Vec<_>>>()?;
-    let probe = |(number, ((cell, ports), expected)): (usize, (&Question, &Verdict))| Probe {
+    let probe = |(number, ((cell, ports), expected)): (usize, (&Query, &Verdict))| Probe {
         number,
-        server: bed.frontend(*cell),
+        server: testbed.frontend(*cell),
         transport: match cell.protocol {
             Protocol::Tcp => Transport::Tcp,
             Protocol::Udp => Transport::Udp,
             Protocol::Sctp => Transport::Sctp,
         },
-        servers: judge::servers(expected),
+        servers: results::servers(expected),
         timeout_ms: timeout_ms(expected),
         ports: *ports,
     };
-    let probes: Vec<Probe> = questions.iter().zip(&expected).enumerate().map(probe).collect();
-    let heard = place.probe(&probes)?;
-    Ok(questions
+    let probes: Vec<Probe> = queries.iter().zip(&expected).enumerate().map(probe).collect();
+    let report = place.probe(&probes)?;
+    Ok(queries
         .iter()
         .zip(expected)
-        .zip(heard)
-        .map(|(((cell, _), expected), heard)| (*cell, expected, heard))
+        .zip(report)
+        .map(|(((cell, _), expected), report)| (*cell, expected, report))
         .collect())
 }

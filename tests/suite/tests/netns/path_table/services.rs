@@ -1,4 +1,4 @@
-//! The table's services: where they are, and how they are told. Knows no traffic.
+//! The services of the path table: their addresses and their objects. Sends no traffic.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -11,19 +11,19 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::{Value, json};
 
 use super::{
-    bed::Server,
-    cells::{Backing, Cell, Door, Frontend, Policy},
+    cells::{Backing, Cell, EntryNode, Frontend, Policy},
     host_ports,
+    testbed::Server,
 };
 
-/// Port of all services: the same for every protocol.
+/// The port of all services, for every protocol.
 const PORT: u16 = 80;
-/// `NodePort` of the first; the others follow.
+/// The node port of the first service; the others follow.
 const NODE_PORT: u16 = 30_100;
-/// Number of the first one's cluster addresses; the others follow.
+/// The number of the first service's cluster IPs; the others follow.
 const CLUSTER_IP: u16 = 100;
 
-/// Where a server answers who it is.
+/// The port at which servers reply with their name.
 pub(crate) const fn target(protocol: Protocol) -> u16 {
     match protocol {
         Protocol::Tcp => HTTP,
@@ -40,65 +40,65 @@ const fn port_name(protocol: Protocol) -> &'static str {
     }
 }
 
-/// A service as it was told.
-pub(crate) struct Laid {
+/// The objects of a service.
+pub(crate) struct TableService {
     pub(crate) backing: Backing,
     pub(crate) policy: Policy,
     pub(crate) service: Value,
     pub(crate) slices: Vec<Value>,
 }
 
-/// Addresses of a service that a door of its own leads to.
+/// Frontend addresses that are routed through an entry node of their own.
 #[derive(Clone, Copy)]
 enum Range {
-    Balancer,
+    LoadBalancer,
     External,
 }
 
 impl Range {
-    const fn v4(self, door: Door, number: u16) -> Ipv4Addr {
-        let door = door.node() as u8;
+    const fn v4(self, entry_node: EntryNode, number: u16) -> Ipv4Addr {
+        let index = entry_node.index() as u8;
         match self {
-            Self::Balancer => Ipv4Addr::new(198, 51, 100 + door, 10 + number as u8),
-            Self::External => Ipv4Addr::new(203, 0, 113 + door, 10 + number as u8),
+            Self::LoadBalancer => Ipv4Addr::new(198, 51, 100 + index, 10 + number as u8),
+            Self::External => Ipv4Addr::new(203, 0, 113 + index, 10 + number as u8),
         }
     }
 
-    const fn v6(self, door: Door, number: u16) -> Ipv6Addr {
+    const fn v6(self, entry_node: EntryNode, number: u16) -> Ipv6Addr {
         let kind = match self {
-            Self::Balancer => 0x100,
+            Self::LoadBalancer => 0x100,
             Self::External => 0x200,
         };
-        Ipv6Addr::new(0x2001, 0xdb8, kind + door.node() as u16, 0, 0, 0, 0, 10 + number)
+        Ipv6Addr::new(0x2001, 0xdb8, kind + entry_node.index() as u16, 0, 0, 0, 0, 10 + number)
     }
 
-    const fn address(self, family: Family, door: Door, number: u16) -> IpAddr {
+    const fn address(self, family: Family, entry_node: EntryNode, number: u16) -> IpAddr {
         match family {
-            Family::V4 => IpAddr::V4(self.v4(door, number)),
-            Family::V6 => IpAddr::V6(self.v6(door, number)),
+            Family::V4 => IpAddr::V4(self.v4(entry_node, number)),
+            Family::V6 => IpAddr::V6(self.v6(entry_node, number)),
         }
     }
 
-    /// All of a service.
+    /// All addresses of a service.
     fn addresses(self, number: u16) -> Vec<IpAddr> {
-        Door::BOTH
+        EntryNode::BOTH
             .iter()
-            .flat_map(|door| Family::BOTH.map(|family| self.address(family, *door, number)))
+            .flat_map(|entry_node| Family::BOTH.map(|family| self.address(family, *entry_node, number)))
             .collect()
     }
 }
 
-/// What the outside reaches through a door.
-pub(crate) fn prefixes(door: Door, frontends: &[Frontend]) -> Vec<IpNet> {
+/// The prefixes that are routed to an entry node.
+pub(crate) fn prefixes(entry_node: EntryNode, frontends: &[Frontend]) -> Vec<IpNet> {
     let of_range = |range: Range| {
         [
-            IpNet::from(Ipv4Net::new_assert(range.v4(door, 0), 24).trunc()),
-            Ipv6Net::new_assert(range.v6(door, 0), 64).trunc().into(),
+            IpNet::from(Ipv4Net::new_assert(range.v4(entry_node, 0), 24).trunc()),
+            Ipv6Net::new_assert(range.v6(entry_node, 0), 64).trunc().into(),
         ]
     };
-    let mut prefixes = [Range::Balancer, Range::External].map(of_range).concat();
-    // a cluster's own addresses mean the same on every node
-    if door == Door::First && frontends.contains(&Frontend::ClusterIpFromOutside) {
+    let mut prefixes = [Range::LoadBalancer, Range::External].map(of_range).concat();
+    // one route is enough: cluster IPs mean the same on every node
+    if entry_node == EntryNode::First && frontends.contains(&Frontend::ExternalClusterIp) {
         let own = service_addresses(CLUSTER_IP).map(|address| match address {
             IpAddr::V4(v4) => IpNet::from(Ipv4Net::new_assert(v4, 16).trunc()),
             IpAddr::V6(v6) => Ipv6Net::new_assert(v6, 64).trunc().into(),
@@ -108,27 +108,29 @@ pub(crate) fn prefixes(door: Door, frontends: &[Frontend]) -> Vec<IpNet> {
     prefixes
 }
 
-/// Where a cell asks the service with this number; `node` is its door's address.
+/// The frontend of the service with this number; `node` is the address of the entry node.
 pub(crate) fn frontend(cell: Cell, number: u16, node: IpAddr) -> SocketAddr {
-    let Cell { family, door, .. } = cell;
+    let Cell { family, entry_node, .. } = cell;
     match cell.frontend {
-        Frontend::ClusterIp | Frontend::ClusterIpFromOutside | Frontend::UnknownPort => {
+        Frontend::ClusterIp | Frontend::ExternalClusterIp | Frontend::UnknownPort => {
             let address =
                 service_addresses(CLUSTER_IP + number).into_iter().find(|address| family.is_of(address));
             let port = if cell.frontend == Frontend::UnknownPort { PORT + 1 } else { PORT };
             SocketAddr::new(address.expect("a service of both families"), port)
         }
         Frontend::NodePort => SocketAddr::new(node, NODE_PORT + number),
-        Frontend::LoadBalancer => SocketAddr::new(Range::Balancer.address(family, door, number), PORT),
-        Frontend::ExternalIp => SocketAddr::new(Range::External.address(family, door, number), PORT),
+        Frontend::LoadBalancer => {
+            SocketAddr::new(Range::LoadBalancer.address(family, entry_node, number), PORT)
+        }
+        Frontend::ExternalIp => SocketAddr::new(Range::External.address(family, entry_node, number), PORT),
         Frontend::HostPort(mapping) | Frontend::HostPortAtLoopback(mapping) => {
             host_ports::frontend(cell, mapping, node)
         }
     }
 }
 
-impl Laid {
-    /// `pods`: who asks, then one on each node; `host`: the first.
+impl TableService {
+    /// `pods`: the client, then one on each node; `host`: the first node.
     pub(crate) fn new(
         number: u16,
         backing: Backing,
@@ -139,8 +141,8 @@ impl Laid {
     ) -> Self {
         let name = format!("{backing:?}-{}", policy.name()).to_lowercase();
         let mut service = service(&name, number, policy, frontends);
-        if backing == Backing::Guarded {
-            // blanks are as the API takes them
+        if backing == Backing::SourceRanges {
+            // the API accepts blanks
             service["spec"]["loadBalancerSourceRanges"] = json!([" 192.0.2.0/24", "2001:db8:ffff::/64 "]);
         }
         let slices =
@@ -187,7 +189,7 @@ fn service(name: &str, number: u16, policy: Policy, frontends: &[Frontend]) -> V
     if has(Frontend::LoadBalancer) {
         let ingress = |address: &IpAddr| json!({"ip": address, "ipMode": "VIP"});
         service["status"]["loadBalancer"]["ingress"] =
-            Range::Balancer.addresses(number).iter().map(ingress).collect();
+            Range::LoadBalancer.addresses(number).iter().map(ingress).collect();
     }
     service
 }
@@ -218,26 +220,26 @@ fn endpoints(backing: Backing, family: Family, pods: &[Server], host: &Node) -> 
         endpoint
     };
     let pod = |pod: &Server| endpoint(&pod.node, pod.address(family));
-    let [asker, near, far, third] = pods else { panic!("who asks, and one on each node") };
+    let [client, near, far, third] = pods else { panic!("a client, and one pod on each node") };
     match backing {
         Backing::SameNode => vec![pod(near)],
         Backing::OtherNode => vec![pod(far)],
-        Backing::Asker => vec![pod(asker)],
+        Backing::Client => vec![pod(client)],
         Backing::Host => vec![endpoint(host.name(), host.address(family))],
-        Backing::Spread | Backing::Guarded => [near, far, third].map(pod).into(),
-        Backing::Hinted => [near, far, third]
+        Backing::Spread | Backing::SourceRanges => [near, far, third].map(pod).into(),
+        Backing::TopologyHints => [near, far, third]
             .map(|of| {
                 let mut endpoint = pod(of);
                 endpoint["hints"] = json!({"forNodes": [{"name": of.node}]});
                 endpoint
             })
             .into(),
-        Backing::Leaving => {
-            let mut leaving = pod(near);
-            conditions(&mut leaving, [false, true, true]);
-            vec![leaving, pod(far)]
+        Backing::Terminating => {
+            let mut terminating = pod(near);
+            conditions(&mut terminating, [false, true, true]);
+            vec![terminating, pod(far)]
         }
-        Backing::Nobody => {
+        Backing::NotReady => {
             let mut unready = pod(near);
             conditions(&mut unready, [false, false, false]);
             vec![unready]
