@@ -1,6 +1,6 @@
-//! `image`: the container image, as one file that container runtimes import. It contains only static
-//! programs. Needs no network, no daemon and no other tool. The same commit, tools and directories
-//! give the same bytes.
+//! `image`: the container image, as one file that container runtimes import. It contains only
+//! static programs. Needs no network, no daemon and no other tool. The same commit, tools and
+//! directories give the same bytes.
 
 mod binaries;
 mod check;

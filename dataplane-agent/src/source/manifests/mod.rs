@@ -64,7 +64,8 @@ pub struct ManifestSource {
     synced: bool,
 }
 
-/// Reads a directory without watching it: the objects it declares, and which of them were delivered.
+/// Reads a directory without watching it: the objects it declares, and which of them were
+/// delivered.
 #[derive(Debug, Default)]
 pub struct Reader {
     files: Files,

@@ -1,4 +1,5 @@
-//! `SERVICES`, `BACKENDS`, `BACKEND_GENERATIONS` and `SOURCE_RANGES`, each row with what it leads to.
+//! `SERVICES`, `BACKENDS`, `BACKEND_GENERATIONS` and `SOURCE_RANGES`, each row with what it leads
+//! to.
 
 use std::collections::{BTreeMap, BTreeSet};
 
