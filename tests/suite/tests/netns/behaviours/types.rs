@@ -35,7 +35,7 @@ impl Frontends {
                     match self {
                         Self::None => expect_no_answer(place, cluster)?,
                         Self::ClusterIp | Self::NodePort => {
-                            expect_answers(place, cluster, &testbed.names(&[0, 1]))?
+                            expect_answers(place, cluster, &testbed.names(&[0, 1]))?;
                         }
                     }
                 }
