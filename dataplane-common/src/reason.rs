@@ -87,7 +87,7 @@ numbered! {
         BadRoute = 75, "bad_route", "The row in ROUTES is of an unknown kind, or the kernel refused to redirect the packet.";
         NoSourceAddress = 76, "no_source_address", "The node has no address of this IP family to translate the source to.";
         BadService = 77, "bad_service", "The row in SERVICES is corrupt, or points to a backend slot that does not exist.";
-        HostLoop = 79, "host_loop", "A host process connected to its own node through a service, and was not translated at connect().";
+        HostLoop = 79, "host_loop", "A host process connected to its own node through a service, and was not translated at connection time.";
         NoLocalBackend = 80, "no_local_backend", "The service's traffic policy is Local, and this node has no ready endpoint of it.";
         SourceRange = 81, "source_range", "The client is not in the service's loadBalancerSourceRanges.";
         NoPort = 82, "no_port", "A cluster IP whose service does not have this port: rejected with ICMP port unreachable.";

@@ -63,7 +63,7 @@ pub struct AllocateArgs {
         default_value = "127.0.0.1:9965"
     )]
     http_bind_address: SocketAddr,
-    /// Log filter, as in RUST_LOG
+    /// Log filter, as of the tracing crate
     #[arg(long, env = "DATAPLANE_LOG", value_name = "FILTER", default_value = "info")]
     log: String,
     /// Log format: text or json

@@ -304,7 +304,7 @@ impl NodeTask {
                 drop(reply.send(services.unwrap_or_default()));
             }
             Query::Endpoints(reply) => {
-                drop(reply.send(datapath.map(NodeDatapath::endpoints).unwrap_or_default()))
+                drop(reply.send(datapath.map(NodeDatapath::endpoints).unwrap_or_default()));
             }
             Query::Routes(reply) => drop(reply.send(datapath.map(NodeDatapath::routes).unwrap_or_default())),
         }

@@ -43,10 +43,10 @@ pub struct CleanupArgs {
     /// Confirm the removal of rules left by kube-proxy
     #[arg(long, requires = "kube_proxy")]
     pub yes: bool,
-    /// Directory of the API socket (run_dir)
+    /// Directory of the API socket
     #[arg(long, env = "DATAPLANE_RUN_DIR", default_value = "/run/dataplane")]
     pub run_dir: PathBuf,
-    /// Directory of the agent's state (state_dir)
+    /// Directory of the agent's state
     #[arg(long, env = "DATAPLANE_STATE_DIR", default_value = "/var/lib/dataplane")]
     pub state_dir: PathBuf,
     /// Mount point of the BPF file system

@@ -118,7 +118,7 @@ pub struct EventsArgs {
     /// Only packets from or to this address
     #[arg(long)]
     address: Option<IpAddr>,
-    /// Only packets with this verdict or drop reason (no_backend, ...)
+    /// Only packets with this verdict or drop reason by name
     #[arg(long)]
     outcome: Option<String>,
 }

@@ -83,7 +83,11 @@ pub fn remote(node: &Node, network: &Network<'_>) -> NodeRoutes {
                 routes.kernel.push(path.kernel_route(*cidr));
             }
             Err(message) => {
-                routes.problem(node, "status.addresses", format!("pods in {cidr} are unreachable: {message}"))
+                routes.problem(
+                    node,
+                    "status.addresses",
+                    format!("pods in {cidr} are unreachable: {message}"),
+                );
             }
         }
     }
@@ -97,7 +101,7 @@ pub fn remote(node: &Node, network: &Network<'_>) -> NodeRoutes {
         match path(node, (*ip).into(), network) {
             Ok(path) => routes.datapath.push((prefix(&(*ip).into()), path.route())),
             Err(message) => {
-                routes.problem(node, "status.addresses", format!("{ip} is unreachable: {message}"))
+                routes.problem(node, "status.addresses", format!("{ip} is unreachable: {message}"));
             }
         }
     }

@@ -97,7 +97,7 @@ pub struct Settings {
     /// Mount point of the BPF file system [default: /sys/fs/bpf]
     #[arg(long, env = "DATAPLANE_BPFFS", value_name = "DIR", value_parser = parse::path)]
     pub bpffs: Option<PathBuf>,
-    /// Cgroup whose sockets are translated at connect(), or auto for the root cgroup [default:
+    /// Cgroup whose sockets are translated at connect time, or auto for the root cgroup [default:
     /// auto]
     #[arg(long, env = "DATAPLANE_CGROUP", value_name = "DIR", value_parser = parse::cgroup)]
     pub cgroup: Option<CgroupPath>,
@@ -131,10 +131,10 @@ pub struct Settings {
     /// Source ports of translated connections [default: 61000-65535]
     #[arg(long, env = "DATAPLANE_MASQUERADE_PORTS", value_name = "FIRST-LAST", value_parser = parse::ports)]
     pub masquerade_ports: Option<RangeInclusive<u16>>,
-    /// Choose the backend of TCP connections at connect() [default: true]
+    /// Choose the backend of TCP connections once, when they connect [default: true]
     #[arg(long, env = "DATAPLANE_CONNECT_TIME_TCP", value_name = "BOOL", value_parser = parse::flag)]
     pub connect_time_tcp: Option<bool>,
-    /// Choose the backend of UDP datagrams at connect() and sendmsg() [default: false]
+    /// Choose the backend of UDP datagrams when a socket connects or sends [default: false]
     #[arg(long, env = "DATAPLANE_CONNECT_TIME_UDP", value_name = "BOOL", value_parser = parse::flag)]
     pub connect_time_udp: Option<bool>,
     /// Load balancing of Services without the annotation: random or maglev [default: random]

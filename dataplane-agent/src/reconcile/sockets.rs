@@ -222,7 +222,7 @@ impl<T: SocketTable> Sockets<T> {
                 }
                 // the pod may be terminating
                 Err(SocketsError::Netns(error)) => {
-                    tracing::debug!(%error, "cannot open network namespace of pod")
+                    tracing::debug!(%error, "cannot open network namespace of pod");
                 }
                 Err(error) => {
                     let is_final = matches!(error, SocketsError::Kernel(SockDiagError::Unsupported(_)));

@@ -9,7 +9,7 @@ use std::{
 use k8s_openapi::api::discovery::v1::{Endpoint as ApiEndpoint, EndpointSlice};
 
 use super::{
-    ports::{HEADLESS, Port},
+    ports::{HEADLESS, ServicePort},
     topology::Node,
 };
 
@@ -39,7 +39,7 @@ pub(super) struct EligibleEndpoints<'a> {
 
 /// Returns the endpoints of `port` in all slices of its Service, each address once.
 pub(super) fn of_port(
-    port: &Port,
+    port: &ServicePort,
     namespace: Option<&str>,
     service: &str,
     slices: &[EndpointSlice],
@@ -101,7 +101,11 @@ impl Endpoint {
 }
 
 /// Returns the endpoints that are eligible on `node`.
-pub(super) fn eligible<'a>(port: &Port, endpoints: &'a [Endpoint], node: &Node) -> EligibleEndpoints<'a> {
+pub(super) fn eligible<'a>(
+    port: &ServicePort,
+    endpoints: &'a [Endpoint],
+    node: &Node,
+) -> EligibleEndpoints<'a> {
     let mut eligible = EligibleEndpoints::default();
     if port.uses_cluster() {
         let ready: Vec<&Endpoint> = endpoints.iter().filter(|endpoint| endpoint.is_ready).collect();

@@ -10,7 +10,7 @@ use super::{
     Client, Destination, Protocol, Rules, Topology, Verdict,
     differences::HairpinSource,
     endpoints::{self, EligibleEndpoints, Endpoint},
-    ports::{self, Port},
+    ports::{self, ServicePort},
     topology::{Entry, Origin},
 };
 
@@ -65,10 +65,10 @@ pub(super) fn verdict(
 /// so the client's first node translates; a node port exists on the node that has the address.
 fn frontend<'a>(
     topology: &'a Topology,
-    ports: &'a [Port],
+    ports: &'a [ServicePort],
     first: Entry<'a>,
     destination: &Destination,
-) -> Option<(&'a Port, Kind, Entry<'a>)> {
+) -> Option<(&'a ServicePort, Kind, Entry<'a>)> {
     let Destination { address, port: number, protocol } = destination;
     let mut of_protocol = ports.iter().filter(|port| port.protocol == *protocol);
     let service = of_protocol.clone().filter(|port| port.number == *number).find_map(|port| {
@@ -87,7 +87,7 @@ fn frontend<'a>(
 
 /// Whether the source ranges admit the client. They apply only to load balancer IPs, and also to
 /// pods and hosts. Checked first (the iptables rules first reject a port without endpoints).
-fn is_allowed(port: &Port, entry: Entry<'_>, client: &Client<'_>, destination: &Destination) -> bool {
+fn is_allowed(port: &ServicePort, entry: Entry<'_>, client: &Client<'_>, destination: &Destination) -> bool {
     if port.source_ranges.is_empty() || !port.load_balancer_ips.contains(&destination.address) {
         return true;
     }
@@ -104,7 +104,7 @@ struct RuleSet<'a> {
     client: &'a Client<'a>,
     entry: Entry<'a>,
     kind: Kind,
-    port: &'a Port,
+    port: &'a ServicePort,
 }
 
 impl RuleSet<'_> {

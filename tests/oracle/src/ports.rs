@@ -14,7 +14,7 @@ pub(super) const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// All frontends of one port of a Service in one address family.
 #[derive(Clone, Debug)]
-pub(super) struct Port {
+pub(super) struct ServicePort {
     pub(super) name: String,
     pub(super) protocol: Protocol,
     pub(super) number: u16,
@@ -31,7 +31,7 @@ pub(super) struct Port {
     pub(super) is_external_local: bool,
 }
 
-impl Port {
+impl ServicePort {
     /// Whether the port has frontends for outside clients.
     pub(super) fn is_external(&self) -> bool {
         self.node_port != 0 || !self.load_balancer_ips.is_empty() || !self.external.is_empty()
@@ -49,7 +49,7 @@ impl Port {
 }
 
 /// Returns the ports in the family of `like`; empty if kube-proxy does not serve the Service.
-pub(super) fn of(service: &Service, like: IpAddr) -> Vec<Port> {
+pub(super) fn of(service: &Service, like: IpAddr) -> Vec<ServicePort> {
     let labels = service.metadata.labels.iter().flatten();
     let is_not_proxied = labels.into_iter().any(|(label, _)| label == OTHER_PROXY || label == HEADLESS);
     let Some(spec) = service.spec.as_ref().filter(|_| !is_not_proxied) else { return Vec::new() };
@@ -62,7 +62,7 @@ pub(super) fn of(service: &Service, like: IpAddr) -> Vec<Port> {
         like,
     );
     let port = |port: &k8s_openapi::api::core::v1::ServicePort| {
-        Some(Port {
+        Some(ServicePort {
             name: port.name.clone().unwrap_or_default(),
             protocol: Protocol::ALL.into_iter().find(|protocol| protocol.is_named(port.protocol.as_ref()))?,
             number: port.port.try_into().ok()?,

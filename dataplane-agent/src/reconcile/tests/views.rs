@@ -25,7 +25,7 @@ fn service_view_lists_every_frontend() {
         .frontends
         .iter()
         .map(|it| {
-            let marks = [(it.local_only, " local"), (it.has_source_ranges, " guarded")];
+            let marks = [(it.local_only, " local"), (it.has_source_ranges, " has_source_ranges")];
             let marks: String = marks.into_iter().filter(|(is, _)| *is).map(|(_, mark)| mark).collect();
             format!("{:?} {}:{} {:?}{marks} {}", it.kind, it.address, it.port, it.clients, it.backends)
         })
@@ -33,17 +33,17 @@ fn service_view_lists_every_frontend() {
     assert_eq!(
         shown,
         [
-            "Cluster 10.96.0.9:53 All 1",
-            "Cluster fd96::9:53 All 0",
-            "External 203.0.113.1:53 Here 1",
-            "External 203.0.113.1:53 Outside local 0",
-            "LoadBalancer 192.0.2.9:53 Here guarded 1",
-            "LoadBalancer 192.0.2.9:53 Outside local guarded 0",
-            "Node 0.0.0.0:30053 Here 1",
-            "Node 0.0.0.0:30053 Outside local 0",
+            "ClusterIp 10.96.0.9:53 All 1",
+            "ClusterIp fd96::9:53 All 0",
+            "ExternalIp 203.0.113.1:53 Internal 1",
+            "ExternalIp 203.0.113.1:53 External local 0",
+            "LoadBalancer 192.0.2.9:53 Internal has_source_ranges 1",
+            "LoadBalancer 192.0.2.9:53 External local has_source_ranges 0",
+            "NodePort 0.0.0.0:30053 Internal 1",
+            "NodePort 0.0.0.0:30053 External local 0",
             // no endpoint of the family on any node: rejected, not dropped
-            "Node :::30053 Here 0",
-            "Node :::30053 Outside 0",
+            "NodePort :::30053 Internal 0",
+            "NodePort :::30053 External 0",
         ]
     );
     let of_cluster: Vec<_> = view.cluster_ips.iter().map(ToString::to_string).collect();

@@ -78,7 +78,7 @@ fn metrics_hold_what_was_published_counted_and_read() {
         "dataplane_ready 0",
         "dataplane_problems{origin=\"source\"} 0",
         "dataplane_api_requests_total{view=\"services\",result=\"ok\"} 1",
-        "dataplane_api_request_duration_seconds_count{request=\"services\"} 1",
+        "dataplane_api_request_duration_seconds_count{view=\"services\"} 1",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }

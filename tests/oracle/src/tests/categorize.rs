@@ -4,7 +4,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 
 use super::{
-    super::{Node, Protocol, endpoints, ports::Port},
+    super::{Node, Protocol, endpoints, ports::ServicePort},
     NODE, OTHER, endpoint, ip, slice, terminating, unready,
 };
 
@@ -15,8 +15,8 @@ struct Policies(bool, bool, bool);
 const CLUSTER: Policies = Policies(false, false, false);
 const INTERNAL_LOCAL: Policies = Policies(true, false, false);
 
-fn port(policies: Policies) -> Port {
-    Port {
+fn port(policies: Policies) -> ServicePort {
+    ServicePort {
         name: "p80".to_owned(),
         protocol: Protocol::Tcp,
         number: 80,
