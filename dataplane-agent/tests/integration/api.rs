@@ -1,4 +1,5 @@
-//! The local API and HTTP over real sockets: what clients get, and what they cannot do to each other.
+//! Tests of the local API and HTTP over real sockets: responses, and isolation of clients from each
+//! other.
 
 mod connections;
 mod http;
@@ -36,7 +37,7 @@ use tokio::{
     sync::{broadcast, mpsc, watch},
 };
 
-/// An agent's API without an agent: the seams are served with rows made here.
+/// The API of an agent, with test data in place of the datapath and the state.
 struct Agent {
     runtime: Runtime,
     run_dir: tempfile::TempDir,
@@ -44,11 +45,11 @@ struct Agent {
     queries: mpsc::Sender<Query>,
     api: Arc<Api>,
     metrics: Arc<Metrics>,
-    live: Arc<Rows>,
+    rows: Arc<Rows>,
     _instance: Instance,
 }
 
-/// Rows as the datapath would report them.
+/// Test data of the datapath.
 #[derive(Debug)]
 struct Rows {
     flows: Mutex<Vec<FlowView>>,
@@ -61,7 +62,7 @@ impl DatapathReader for Rows {
             hook: "from_pod".to_owned(),
             outcome: outcome.to_owned(),
             dropped,
-            text: "As the reason says.".to_owned(),
+            text: "Description of the outcome.".to_owned(),
             packets,
         };
         Ok(vec![count("no_backend", true, 3), count("to_pod", false, 500)])
@@ -89,12 +90,12 @@ impl Agent {
         let metrics = Arc::new(Metrics::new(published.clone()));
         let api = Api::new(published, queries.clone(), Arc::clone(&metrics));
         let instance = Instance::acquire(run_dir.path()).unwrap();
-        let live = Arc::new(Rows { flows: Mutex::default(), events: broadcast::channel(64).0 });
+        let rows = Arc::new(Rows { flows: Mutex::default(), events: broadcast::channel(64).0 });
         runtime.block_on(async {
             tokio::spawn(owner(asked));
             tokio::spawn(serve(instance.listen().unwrap(), Arc::clone(&api), limits));
         });
-        Self { runtime, run_dir, status, queries, api, metrics, live, _instance: instance }
+        Self { runtime, run_dir, status, queries, api, metrics, rows, _instance: instance }
     }
 
     fn health(&self) -> Health {
@@ -102,10 +103,10 @@ impl Agent {
         Health::start("127.0.0.1:0".parse().unwrap(), published, queries, Arc::clone(&self.metrics)).unwrap()
     }
 
-    /// The datapath is loaded.
+    /// Makes the datapath available.
     fn load(&self) {
         let _runtime = self.runtime.enter();
-        self.api.set_datapath_reader(self.live.clone());
+        self.api.set_datapath_reader(self.rows.clone());
     }
 
     fn socket(&self) -> PathBuf {
@@ -117,11 +118,11 @@ impl Agent {
     }
 
     fn emit(&self, event: EventView) {
-        self.live.events.send(Observation::Event(event)).unwrap();
+        self.rows.events.send(Observation::Event(event)).unwrap();
     }
 }
 
-/// The task that owns the state.
+/// The task that answers queries about the state.
 async fn owner(mut asked: mpsc::Receiver<Query>) {
     while let Some(query) = asked.recv().await {
         let answered = match query {
@@ -130,7 +131,7 @@ async fn owner(mut asked: mpsc::Receiver<Query>) {
             Query::Endpoints(answer) => answer.send(vec![endpoint()]).is_ok(),
             Query::Routes(answer) => answer.send(Vec::new()).is_ok(),
         };
-        assert!(answered, "the asker waits for its answer");
+        assert!(answered, "the requester waits for its response");
     }
 }
 
@@ -241,17 +242,17 @@ fn event(timestamp_ns: u64, outcome: &str) -> EventView {
     }
 }
 
-/// Waits for a condition that another thread brings about.
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+/// Waits for a condition that another thread fulfils.
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
-    while !holds() {
-        assert!(Instant::now() < deadline, "never: {what}");
+    while !condition() {
+        assert!(Instant::now() < deadline, "timed out waiting for: {what}");
         std::thread::yield_now();
     }
 }
 
 #[test]
-fn a_starting_agent_says_why_it_is_not_ready() {
+fn starting_agent_reports_why_it_is_not_ready() {
     let agent = Agent::start(Limits::default());
     let answer = agent.client().ask(&json!({ "view": "status" }));
     assert_eq!(answer["result"]["ready"], false);
@@ -263,7 +264,7 @@ fn a_starting_agent_says_why_it_is_not_ready() {
 }
 
 #[test]
-fn status_shows_what_was_published_and_the_most_frequent_outcome_first() {
+fn status_shows_the_published_state_and_outcomes_by_frequency() {
     let agent = Agent::start(Limits::default());
     agent.load();
     agent.status.send_modify(|status| status.not_ready.clear());
@@ -274,10 +275,10 @@ fn status_shows_what_was_published_and_the_most_frequent_outcome_first() {
 }
 
 #[test]
-fn flows_are_named_filtered_and_counted() {
+fn flows_are_filtered_counted_and_have_service_names() {
     let agent = Agent::start(Limits::default());
     agent.load();
-    *agent.live.flows.lock().unwrap() =
+    *agent.rows.flows.lock().unwrap() =
         vec![flow("10.1.0.5:1", Some(7)), flow("10.1.0.5:2", Some(7)), flow("10.1.0.6:1", None)];
     let mut client = agent.client();
     let answer = client.ask(&json!({ "view": "flows", "service": "default/web", "limit": 1 }));
@@ -292,7 +293,7 @@ fn flows_are_named_filtered_and_counted() {
 }
 
 #[test]
-fn events_are_kept_for_who_asks_late_and_come_once_to_who_follows() {
+fn events_are_kept_for_later_requests_and_sent_once_to_followers() {
     let agent = Agent::start(Limits::default());
     agent.load();
     agent.emit(event(1, "no_backend"));
@@ -309,7 +310,7 @@ fn events_are_kept_for_who_asks_late_and_come_once_to_who_follows() {
     assert_eq!(line["event"]["destinationName"], "Service default/web");
     assert_eq!(line["event"]["sourceName"], "Pod default/client");
     assert_eq!(line["event"]["device"], "dp0123456789a");
-    assert_eq!(late.line().unwrap(), "end", "the event that was no drop is left out");
+    assert_eq!(late.line().unwrap(), "end", "events that are no drops are left out");
 
     let mut follower = agent.client();
     follower.send("{\"view\":\"events\",\"follow\":true}\n");
@@ -320,13 +321,13 @@ fn events_are_kept_for_who_asks_late_and_come_once_to_who_follows() {
 }
 
 #[test]
-fn a_command_without_an_agent_fails() {
+fn command_fails_without_an_agent() {
     let ask = ClientArgs { socket: "/nonexistent/agent.sock".into(), output: Output::Table };
     assert_eq!(cli::run(Command::Status(ask)), ExitCode::FAILURE);
 }
 
 #[test]
-fn a_command_with_an_agent_succeeds() {
+fn command_succeeds_with_an_agent() {
     let agent = Agent::start(Limits::default());
     agent.load();
     for output in [Output::Table, Output::Json] {
@@ -338,7 +339,7 @@ fn a_command_with_an_agent_succeeds() {
     }
 }
 
-/// Answers like a CNI server that knows one verb.
+/// A CNI server with one verb.
 #[derive(Debug)]
 struct Adder;
 
@@ -354,7 +355,7 @@ impl CniServer for Adder {
 }
 
 #[test]
-fn the_plugins_requests_reach_the_cni_server_and_are_counted() {
+fn plugin_requests_reach_the_cni_server_and_are_counted() {
     let agent = Agent::start(Limits::default());
     let mut client = agent.client();
     let early = client.ask(&json!({ "verb": "add" }));

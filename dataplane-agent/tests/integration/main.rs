@@ -1,4 +1,5 @@
-//! The agent's modules against the kernel, the file system and sockets. Tests that need root say so and are skipped without.
+//! Tests of the agent's modules with the kernel, the file system and sockets. Tests that need root
+//! are skipped without it, and print that.
 
 mod api;
 mod datapath;

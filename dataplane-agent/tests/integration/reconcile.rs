@@ -1,4 +1,4 @@
-//! The reconciler against the kernel: real tables, real routes.
+//! Tests of the reconciler with real tables and real routes.
 
 use std::{
     net::IpAddr,
@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use crate::netns::{in_fresh_netns, ip};
 
-/// Services of the large test, each with as many backends.
+/// Number of services of the large test, and backends of each.
 const SERVICES: u16 = 1_000;
 const BACKENDS: u8 = 10;
 
@@ -69,7 +69,7 @@ fn store(services: u16) -> (Store, Changes) {
     (store, changes)
 }
 
-/// An agent over the pinned tables, when it has done all it can.
+/// A reconciler that has adopted the pinned tables and applied `changes`.
 fn agent(datapath: &Datapath, store: &Store, changes: &Changes) -> Reconciler {
     let (sender, _kernel) = mpsc::unbounded_channel();
     let mut agent = Reconciler::new(datapath.tables().unwrap(), sender);
@@ -77,12 +77,12 @@ fn agent(datapath: &Datapath, store: &Store, changes: &Changes) -> Reconciler {
     let adopted = agent.adopt().unwrap();
     let adoption = started.elapsed();
     agent.apply_changes(store, changes);
-    work(&mut agent);
+    run_until_idle(&mut agent);
     println!("{adopted:?} in {adoption:?}, {} writes, {:?} in all", agent.changes(), started.elapsed());
     agent
 }
 
-fn work(agent: &mut Reconciler) {
+fn run_until_idle(agent: &mut Reconciler) {
     let mut now = Instant::now();
     while let Some(due) = agent.work(now) {
         assert!(due <= now + Duration::from_secs(60), "{:?}", agent.problems());
@@ -104,7 +104,7 @@ fn a_thousand_services_are_adopted_without_a_write() {
         };
         let (mut store, changes) = store(SERVICES);
         let first = agent(&Datapath::load(&config).unwrap(), &store, &changes);
-        // a row for the port, one for the address, and for each backend a slot and a number
+        // a row for the port, one for the address, and for each backend a slot and a generation
         assert_eq!(first.changes(), u64::from(SERVICES) * (2 + 2 * u64::from(BACKENDS)));
         let before = first.services(&store);
         drop(first);
@@ -121,8 +121,8 @@ fn a_thousand_services_are_adopted_without_a_write() {
         slice.endpoints.pop();
         let changes = store.apply(SourceEvent::Upsert(Object::EndpointSlice(slice)));
         second.apply_changes(&store, &changes);
-        work(&mut second);
-        // the range, its frontend, and the generation of the one that is gone
+        run_until_idle(&mut second);
+        // the slots, the frontend, and the generation of the removed backend
         assert_eq!(second.changes(), u64::from(BACKENDS) - 1 + 1 + 1);
         let rows = datapath.tables().unwrap().services.entries().unwrap();
         assert_eq!(rows.iter().filter(|(_, row)| row.count == u32::from(BACKENDS) - 1).count(), 1);
@@ -131,7 +131,7 @@ fn a_thousand_services_are_adopted_without_a_write() {
 }
 
 #[test]
-fn a_table_of_the_kernel_that_is_full_says_so_and_the_rest_goes_on() {
+fn full_table_is_reported_and_other_services_are_applied() {
     in_fresh_netns(|| async {
         let directory = tempfile::tempdir().unwrap();
         let config = DatapathConfig {
@@ -160,7 +160,7 @@ fn a_table_of_the_kernel_that_is_full_says_so_and_the_rest_goes_on() {
 }
 
 #[test]
-fn the_kernels_routes_follow_and_others_are_left_alone() {
+fn agent_routes_are_updated_and_foreign_routes_are_kept() {
     in_fresh_netns(|| async {
         ip("link add eth0 type veth peer name eth0-peer");
         ip("addr add 192.168.1.1/24 dev eth0");
@@ -173,7 +173,8 @@ fn the_kernels_routes_follow_and_others_are_left_alone() {
             gateway: Some(hop.parse().unwrap()),
             ..KernelRoute::on_link(destination.parse().unwrap(), ifindex)
         };
-        // what an earlier agent left: one still right, one to another node now, one of a node that is gone
+        // left by an earlier agent: a current route, one with another next hop, one of a removed
+        // node
         for (destination, hop) in
             [("10.1.1.0/24", "192.168.1.2"), ("10.1.2.0/24", "192.168.1.2"), ("10.1.3.0/24", "192.168.1.3")]
         {
@@ -196,7 +197,7 @@ fn the_kernels_routes_follow_and_others_are_left_alone() {
         let shown = ip("route show proto 218");
         let lines: Vec<_> = shown.lines().map(|line| line.split(" metric").next().unwrap().trim()).collect();
         assert_eq!(lines, ["10.1.1.0/24 via 192.168.1.2 dev eth0", "10.1.2.0/24 via 192.168.1.4 dev eth0"]);
-        assert!(ip("route show").contains("10.1.9.0/24 via 192.168.1.9"), "it is not ours");
+        assert!(ip("route show").contains("10.1.9.0/24 via 192.168.1.9"), "a foreign route is kept");
         let problems = problems.borrow();
         assert_eq!(problems[0].subject, "route 10.1.4.0/24");
     });

@@ -1,4 +1,4 @@
-//! Health, readiness and metrics.
+//! Tests of health, readiness and metrics over HTTP.
 
 use std::{
     io::{Read as _, Write as _},
@@ -19,10 +19,10 @@ fn get(server: SocketAddr, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(server).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let code = answer.split(' ').nth(1).unwrap().parse().unwrap();
-    let body = answer.split_once("\r\n\r\n").unwrap().1.to_owned();
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap();
+    let code = response.split(' ').nth(1).unwrap().parse().unwrap();
+    let body = response.split_once("\r\n\r\n").unwrap().1.to_owned();
     (code, body)
 }
 
@@ -44,15 +44,17 @@ fn readiness_follows_the_published_status() {
 }
 
 #[test]
-fn http_answers_while_the_agents_own_runtime_is_stuck() {
+fn http_responds_while_the_agents_runtime_is_blocked() {
     let agent = Agent::start(Limits::default());
     let health = agent.health();
-    let (release, held) = std::sync::mpsc::channel::<()>();
-    let held = Arc::new(Mutex::new(held));
+    let (release, blocked) = std::sync::mpsc::channel::<()>();
+    let blocked = Arc::new(Mutex::new(blocked));
     for _ in 0..2 {
-        let held = Arc::clone(&held);
-        // both workers of the runtime
-        agent.runtime.spawn(async move { assert!(held.lock().unwrap().recv().is_err(), "until released") });
+        let blocked = Arc::clone(&blocked);
+        // blocks both worker threads of the runtime
+        agent
+            .runtime
+            .spawn(async move { assert!(blocked.lock().unwrap().recv().is_err(), "until released") });
     }
     assert_eq!(get(health.address(), "/readyz").0, 503);
     assert_eq!(get(health.address(), "/metrics").0, 200);
@@ -60,7 +62,7 @@ fn http_answers_while_the_agents_own_runtime_is_stuck() {
 }
 
 #[test]
-fn metrics_hold_what_was_published_counted_and_read() {
+fn metrics_show_tables_packets_and_requests() {
     let agent = Agent::start(Limits::default());
     agent.load();
     agent.status.send_modify(|status| {

@@ -1,4 +1,4 @@
-//! Programs on devices: adopted, replaced, swept.
+//! Tests of programs on devices: adopted, replaced, removed with stale pins.
 
 use std::{collections::BTreeSet, fs};
 
@@ -18,7 +18,7 @@ fn has_tcx() -> bool {
 }
 
 /// IDs of the programs attached to a device by tcx.
-fn running(device: &str, ingress: bool) -> Vec<u32> {
+fn tcx_programs(device: &str, ingress: bool) -> Vec<u32> {
     use aya::programs::{SchedClassifier, TcAttachType};
     let direction = if ingress { TcAttachType::Ingress } else { TcAttachType::Egress };
     let (_, programs) = SchedClassifier::query_tcx(device, direction).unwrap();
@@ -26,7 +26,7 @@ fn running(device: &str, ingress: bool) -> Vec<u32> {
 }
 
 /// IDs of the XDP programs attached to a device.
-fn driver(device: &str) -> Vec<String> {
+fn xdp_program(device: &str) -> Vec<String> {
     let shown = ip(&format!("-json link show dev {device}"));
     let devices: serde_json::Value = serde_json::from_str(&shown).unwrap();
     let xdp = &devices[0]["xdp"];
@@ -42,28 +42,28 @@ fn xdp_program_stays_attached_and_is_replaced_in_place() {
         veth("wire0");
         let mut first = Datapath::load(&node.config()).unwrap();
         assert_eq!(first.attach_xdp("wire0").unwrap(), XdpState::Native);
-        let before = driver("wire0");
+        let before = xdp_program("wire0");
         assert_eq!(before.len(), 1);
         drop(first);
-        assert_eq!(driver("wire0"), before, "the program stays attached when the agent ends");
+        assert_eq!(xdp_program("wire0"), before, "the program stays attached when the agent ends");
 
         let mut second = Datapath::load(&node.config()).unwrap();
         assert_eq!(second.attach_xdp("wire0").unwrap(), XdpState::Native);
-        let after = driver("wire0");
+        let after = xdp_program("wire0");
         assert_ne!(after, before, "the new agent's program");
 
         // another device with the same name
         ip("link del wire0");
         veth("wire0");
         assert_eq!(second.attach_xdp("wire0").unwrap(), XdpState::Native);
-        assert_eq!(driver("wire0"), after);
+        assert_eq!(xdp_program("wire0"), after);
         second.detach_uplink("wire0").unwrap();
-        assert_eq!(driver("wire0"), [] as [String; 0]);
+        assert_eq!(xdp_program("wire0"), [] as [String; 0]);
 
         second.attach_xdp("wire0").unwrap();
         let mut without = Datapath::load(&DatapathConfig { xdp: XdpUse::Off, ..node.config() }).unwrap();
         assert_eq!(without.attach_xdp("wire0").unwrap(), XdpState::Off);
-        assert_eq!(driver("wire0"), [] as [String; 0], "detached when XDP is off");
+        assert_eq!(xdp_program("wire0"), [] as [String; 0], "detached when XDP is off");
     });
 }
 
@@ -94,14 +94,14 @@ fn tcx_links_outlive_the_agent_and_their_program_is_replaced() {
             assert_eq!(datapath.attach_pod("dp1").unwrap(), Attachment::TcxAdopted);
             (program_id(&datapath, "from_pod"), program_id(&datapath, "to_pod"))
         };
-        assert_eq!((running("dp1", true), running("dp1", false)), (vec![first.0], vec![first.1]));
+        assert_eq!((tcx_programs("dp1", true), tcx_programs("dp1", false)), (vec![first.0], vec![first.1]));
         let mut datapath = Datapath::load(&node.config()).unwrap();
         assert_eq!(datapath.attach_pod("dp1").unwrap(), Attachment::TcxAdopted);
         let second = (program_id(&datapath, "from_pod"), program_id(&datapath, "to_pod"));
         assert_ne!(first, second);
-        assert_eq!((running("dp1", true), running("dp1", false)), (vec![second.0], vec![second.1]));
+        assert_eq!((tcx_programs("dp1", true), tcx_programs("dp1", false)), (vec![second.0], vec![second.1]));
         datapath.detach_pod("dp1").unwrap();
-        assert_eq!(running("dp1", true), [] as [u32; 0]);
+        assert_eq!(tcx_programs("dp1", true), [] as [u32; 0]);
     });
 }
 
@@ -118,7 +118,7 @@ fn new_device_with_an_old_name_gets_its_own_link() {
         ip("link del dp1");
         veth("dp1");
         assert_eq!(datapath.attach_pod("dp1").unwrap(), Attachment::Tcx);
-        assert_eq!(running("dp1", true), [program_id(&datapath, "from_pod")]);
+        assert_eq!(tcx_programs("dp1", true), [program_id(&datapath, "from_pod")]);
     });
 }
 
@@ -136,7 +136,7 @@ fn link_of_a_renamed_device_is_not_adopted() {
         ip("link set eth0.7 name moved");
         ip("link add eth0.7 type veth peer name other");
         assert_eq!(datapath.attach_uplink("eth0.7").unwrap(), Attachment::Tcx);
-        assert_eq!(running("eth0.7", true), [program_id(&datapath, "from_wire")]);
+        assert_eq!(tcx_programs("eth0.7", true), [program_id(&datapath, "from_wire")]);
     });
 }
 
@@ -155,7 +155,7 @@ fn pins_of_deleted_devices_are_removed() {
         ip("link del dp1");
         assert_eq!(datapath.remove_stale_links().unwrap(), ["dp1"]);
         assert_eq!(datapath.pins().all_devices().unwrap(), BTreeSet::from(["dp2".to_owned()]));
-        assert_eq!(running("dp2", true).len(), 1);
+        assert_eq!(tcx_programs("dp2", true).len(), 1);
         datapath.detach_pod("dp1").unwrap();
     });
 }
@@ -195,9 +195,9 @@ fn change_of_tc_mechanism_leaves_one_program_on_the_device() {
         Datapath::load(&clsact).unwrap().attach_pod("dp1").unwrap();
         assert_eq!(Datapath::load(&node.config()).unwrap().attach_pod("dp1").unwrap(), Attachment::Tcx);
         assert_eq!(run("tc", "filter show dev dp1 ingress").trim(), "");
-        assert_eq!(running("dp1", true).len(), 1);
+        assert_eq!(tcx_programs("dp1", true).len(), 1);
         assert_eq!(Datapath::load(&clsact).unwrap().attach_pod("dp1").unwrap(), Attachment::Clsact);
-        assert_eq!(running("dp1", true), [] as [u32; 0]);
+        assert_eq!(tcx_programs("dp1", true), [] as [u32; 0]);
     });
 }
 
@@ -229,7 +229,7 @@ fn cleanup_removes_everything() {
         assert!(removed.iter().any(|what| what == "Ingress filter of dp2"), "{removed:?}");
         assert_eq!(run("tc", "filter show dev dp1 ingress").trim(), "");
         if has_tcx() {
-            assert_eq!(running("dp1", true), [] as [u32; 0]);
+            assert_eq!(tcx_programs("dp1", true), [] as [u32; 0]);
         }
         assert_eq!(run("tc", "filter show dev dp2 ingress").trim(), "");
         let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();

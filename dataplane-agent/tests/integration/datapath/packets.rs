@@ -1,4 +1,4 @@
-//! Connections and packets through the attached programs, and what is told of them.
+//! Tests of connections and packets through the attached programs: counters, events, logs.
 
 use std::{
     io,
@@ -69,7 +69,7 @@ fn send_datagram(port: u16) {
     ip("addr replace 10.1.1.2/24 dev dp1-peer");
     ip("neigh replace 10.1.1.9 dev dp1-peer lladdr 0e:da:7a:00:00:01 nud permanent");
     let socket = UdpSocket::bind("10.1.1.2:4000").unwrap();
-    socket.send_to(b"knock", ("10.1.1.9", port)).unwrap();
+    socket.send_to(b"hello", ("10.1.1.9", port)).unwrap();
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn packet_events_are_reported() {
                         }
                     }
                 };
-                let event = timeout(Duration::from_secs(10), ours).await.expect("the event comes");
+                let event = timeout(Duration::from_secs(10), ours).await.expect("an event in time");
                 assert_eq!((event.hook, event.destination_port), (HookId::FromPod, port));
                 assert_eq!(event.source, "10.1.1.2".parse::<IpAddr>().unwrap());
                 assert_eq!(event.destination, "10.1.1.9".parse::<IpAddr>().unwrap());
@@ -128,7 +128,7 @@ fn log_of_the_programs_reaches_tracing() {
                 }
             }
         };
-        timeout(Duration::from_secs(10), found).await.expect("the line comes");
+        timeout(Duration::from_secs(10), found).await.expect("a log line in time");
         forwarding.abort();
     });
 }

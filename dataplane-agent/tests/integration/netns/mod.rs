@@ -1,4 +1,4 @@
-//! Fresh network and mount namespaces for one test: a thread of its own, whose end is the end of the namespaces.
+//! New network and mount namespaces for a test, on a thread that ends with them.
 
 use std::{future::Future, process::Command, thread};
 
@@ -8,17 +8,19 @@ use nix::{
 };
 use tokio::runtime;
 
-/// Runs the test in new namespaces, with a runtime that stays on the namespace's thread. Without root: a skip.
+/// Runs the test in new namespaces, with an async runtime on the namespaces' thread. Skipped
+/// without root.
 pub(crate) fn in_fresh_netns<T: Future<Output = ()>>(test: impl FnOnce() -> T + Send + 'static) {
     if !nix::unistd::Uid::effective().is_root() {
-        eprintln!("SKIP: a network namespace needs root");
+        eprintln!("SKIP: creating a network namespace needs root");
         return;
     }
     let run = move || {
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("root may make namespaces");
-        // mounts of the test are seen by nobody else and go with its thread
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("root can create namespaces");
+        // mounts of the test stay in its namespace
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("root may change propagation");
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
+            .expect("root can change mount propagation");
         ip("link set lo up");
         let runtime = runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
         runtime.block_on(test());
@@ -28,7 +30,7 @@ pub(crate) fn in_fresh_netns<T: Future<Output = ()>>(test: impl FnOnce() -> T + 
     }
 }
 
-/// `ip` in the namespace of this thread.
+/// Runs `ip` in the namespace of this thread.
 #[track_caller]
 pub(crate) fn ip(arguments: &str) -> String {
     run("ip", arguments)

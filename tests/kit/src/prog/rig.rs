@@ -135,7 +135,8 @@ impl Rig {
         let mut options =
             TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
         let (result, actions): (_, &[(i32, Action)]) = if hook == HookId::XdpWire {
-            // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
+            // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
+            // egress_ifindex
             let context = [0, frame.len() as u32, 0, self.ifindex, 0, 0].map(u32::to_ne_bytes).concat();
             options.ctx_in = Some(&context);
             let program: &mut Xdp = self.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?;

@@ -1,8 +1,9 @@
-//! Clusters whose nodes, agents, endpoints or API server come and go. Needs root.
+//! Clusters whose nodes, agents, endpoints or API server are added, changed, stopped and restarted.
+//! Needs root.
 //!
-//! Tests measure time: `cargo xtask test` runs one module after the other and nothing beside them.
+//! Tests measure time: `cargo xtask test` runs them one at a time, with nothing in parallel.
 
-mod away;
+mod api_outage;
 mod churn;
 mod nodes;
 mod objects;

@@ -1,4 +1,4 @@
-//! Many objects at once, and objects that are odd but legal.
+//! Many objects at once, and unusual but valid objects.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -17,20 +17,20 @@ use dataplane_testkit::{
 use serde_json::{Value, json};
 
 const SERVICES: u16 = 500;
-/// Of each service.
+/// Endpoints of each service.
 const ENDPOINTS: u16 = 10;
 
 #[test]
-fn five_hundred_services_and_five_thousand_endpoints_arrive() -> Result<()> {
+fn five_hundred_services_with_five_thousand_endpoints_are_applied() -> Result<()> {
     let spec = Spec { source: Source::kubernetes(), connect_tcp: false, ..Spec::new(2) };
     let mut cluster = Cluster::create(&spec)?;
     let (client, web) = cluster.explain((|| Ok((cluster.pod(0, "client")?, cluster.pod(1, "web")?)))())?;
     let _server = web.serve()?;
-    let mut services: Vec<Service> = (0..SERVICES).map(many).collect();
-    // one of them is real
-    let real = services.last_mut().context("there are services")?;
-    real.backends = vec![Backend { addresses: vec![web.v4().into()], ..web.backend() }];
-    let at = real.at(Family::V4, WEB_PORT);
+    let mut services: Vec<Service> = (0..SERVICES).map(numbered_service).collect();
+    // one of them has a real backend
+    let served = services.last_mut().context("there are services")?;
+    served.backends = vec![Backend { addresses: vec![web.v4().into()], ..web.backend() }];
+    let at = served.at(Family::V4, WEB_PORT);
 
     let objects: Vec<Value> = services.iter().flat_map(Service::objects).collect();
     let began = Instant::now();
@@ -47,23 +47,24 @@ fn five_hundred_services_and_five_thousand_endpoints_arrive() -> Result<()> {
         began.elapsed()
     );
     let mut checks = Checks::of(spec.describe());
-    checks
-        .that("one of them works", || client.place().get_as(at, 10, Some("web"), client.address(Family::V4)));
-    let gone = began.elapsed();
+    checks.that("the service with a real backend works", || {
+        client.place().get_as(at, 10, Some("web"), client.address(Family::V4))
+    });
+    let deleted = began.elapsed();
     cluster.control()?.objects().delete(&objects)?;
     for node in cluster.nodes_mut() {
-        checks.that(format!("{} has none of them in the end", node.name()), || {
-            node.agent_mut().until("end of the services", |agent| {
+        checks.that(format!("{} removes all of them", node.name()), || {
+            node.agent_mut().until("removal of the services", |agent| {
                 let views: Vec<ServiceView> = agent.ask(&View::Services)?;
                 Ok((!views.iter().any(|view| view.name.starts_with("many-"))).then_some(()))
             })
         });
     }
-    eprintln!("deleted, and gone from all tables after {:.1?}", began.elapsed().saturating_sub(gone));
+    eprintln!("removed from all tables {:.1?} after deletion", began.elapsed().saturating_sub(deleted));
     checks.finish(&cluster)
 }
 
-fn many(number: u16) -> Service {
+fn numbered_service(number: u16) -> Service {
     let [v4, _] = service_addresses(number + 100);
     let backend = |index: u16| {
         let [high, low] = (number * ENDPOINTS + index + 1).to_be_bytes();
@@ -82,16 +83,16 @@ fn many(number: u16) -> Service {
 }
 
 #[test]
-fn odd_but_legal_objects_change_nothing_they_should_not_by_manifests() -> Result<()> {
-    odd_but_legal(&Spec { connect_tcp: false, ..Spec::new(1) })
+fn unusual_objects_do_not_affect_other_services_from_manifests() -> Result<()> {
+    unusual_objects(&Spec { connect_tcp: false, ..Spec::new(1) })
 }
 
 #[test]
-fn odd_but_legal_objects_change_nothing_they_should_not_from_an_api_server() -> Result<()> {
-    odd_but_legal(&Spec { source: Source::kubernetes(), connect_tcp: false, ..Spec::new(1) })
+fn unusual_objects_do_not_affect_other_services_from_an_api_server() -> Result<()> {
+    unusual_objects(&Spec { source: Source::kubernetes(), connect_tcp: false, ..Spec::new(1) })
 }
 
-fn odd_but_legal(spec: &Spec) -> Result<()> {
+fn unusual_objects(spec: &Spec) -> Result<()> {
     let mut cluster = Cluster::create(spec)?;
     let (client, web) = cluster.explain((|| Ok((cluster.pod(0, "client")?, cluster.pod(0, "web")?)))())?;
     let _server = web.serve()?;
@@ -100,18 +101,18 @@ fn odd_but_legal(spec: &Spec) -> Result<()> {
     let before: Vec<ServiceView> = shown(&cluster, "web")?;
     let mut checks = Checks::of(spec.describe());
 
-    for (number, (what, objects)) in (100..).zip(useless(&web)) {
+    for (number, (what, objects)) in (100..).zip(ignored_objects(&web)) {
         cluster.apply_objects("odd", &objects).with_context(|| what.to_owned())?;
         await_all(&mut cluster, number, &web)?;
         checks.that(format!("{what}: another service works"), || {
             client.place().get_as(normal.at(Family::V4, WEB_PORT), 3, Some("web"), client.address(Family::V4))
         });
-        checks.that(format!("{what}: another service is what it was"), || {
+        checks.that(format!("{what}: another service is unchanged"), || {
             let now = shown(&cluster, "web")?;
-            ensure!(now == before, "{now:?}, not {before:?}");
+            ensure!(now == before, "{now:?}, expected {before:?}");
             Ok(())
         });
-        checks.that(format!("{what}: the agent is content"), || {
+        checks.that(format!("{what}: the agent is ready"), || {
             let status = cluster.nodes()[0].agent().status()?.status;
             ensure!(status.is_ready(), "{:?}", status.not_ready);
             Ok(())
@@ -119,13 +120,13 @@ fn odd_but_legal(spec: &Spec) -> Result<()> {
         cluster.withdraw("odd")?;
     }
 
-    for (number, (what, endpoints, answers)) in (200..).zip(backends(&web)) {
+    for (number, (what, endpoints, responds)) in (200..).zip(backends(&web)) {
         let odd = service("odd", 3, &[]);
         cluster.apply_objects("odd", &[odd_service(&odd, &json!({})), slice("odd", &endpoints)])?;
         await_all(&mut cluster, number, &web)?;
         checks.that(what, || {
             let at = odd.at(Family::V4, WEB_PORT);
-            if answers {
+            if responds {
                 client.place().get_as(at, 5, Some("web"), client.address(Family::V4))
             } else {
                 let requests = client.place().get(at, 1)?;
@@ -138,17 +139,18 @@ fn odd_but_legal(spec: &Spec) -> Result<()> {
     checks.finish(&cluster)
 }
 
-/// Waits until what was told has arrived: what comes after it has. The number is nobody else's.
+/// Waits until all changes so far are applied, by a marker service with a unique number applied
+/// after them.
 fn await_all(cluster: &mut Cluster, number: u16, web: &Pod) -> Result<()> {
     cluster.apply(&service(&format!("marker-{number}"), number, &[web]))
 }
 
-/// Objects that mean nothing to a datapath.
-fn useless(web: &Pod) -> Vec<(&'static str, Vec<Value>)> {
+/// Objects from which the datapath makes no backends.
+fn ignored_objects(web: &Pod) -> Vec<(&'static str, Vec<Value>)> {
     let odd = service("odd", 3, &[web]);
     let address = web.v4().to_string();
     let with = |change: Value| odd_service(&odd, &change);
-    let unowned = |labels: Value, change: Value| {
+    let slice_with = |labels: Value, change: Value| {
         let mut slice = slice("odd", &json!([{"addresses": [address], "conditions": {"ready": true}}]));
         slice["metadata"]["labels"] = labels;
         if let (Some(slice), Some(change)) = (slice.as_object_mut(), change.as_object()) {
@@ -165,15 +167,15 @@ fn useless(web: &Pod) -> Vec<(&'static str, Vec<Value>)> {
         ("a service without endpoints", vec![with(json!({}))]),
         ("a status without addresses", vec![with(json!({"status": {"loadBalancer": {}, "conditions": []}}))]),
         ("a headless service", vec![with(headless), slice("odd", &json!([{"addresses": [address]}]))]),
-        ("a service by another name", vec![external]),
-        ("a service that selects nothing", vec![with(json!({"spec": {"selector": null}}))]),
-        ("a slice of nobody", vec![unowned(json!({}), json!({}))]),
-        ("a slice of a service there is not", vec![slice("odd", &json!([{"addresses": [address]}]))]),
+        ("a service of type ExternalName", vec![external]),
+        ("a service without a selector", vec![with(json!({"spec": {"selector": null}}))]),
+        ("a slice without a service label", vec![slice_with(json!({}), json!({}))]),
+        ("a slice of a missing service", vec![slice("odd", &json!([{"addresses": [address]}]))]),
         (
-            "a slice of names",
+            "a slice of type FQDN",
             vec![
                 with(json!({})),
-                unowned(
+                slice_with(
                     json!({"kubernetes.io/service-name": "odd"}),
                     json!({"addressType": "FQDN", "endpoints": [{"addresses": ["db.example.org"]}]}),
                 ),
@@ -183,13 +185,16 @@ fn useless(web: &Pod) -> Vec<(&'static str, Vec<Value>)> {
             "a slice without endpoints and ports",
             vec![
                 with(json!({})),
-                unowned(json!({"kubernetes.io/service-name": "odd"}), json!({"endpoints": [], "ports": []})),
+                slice_with(
+                    json!({"kubernetes.io/service-name": "odd"}),
+                    json!({"endpoints": [], "ports": []}),
+                ),
             ],
         ),
     ]
 }
 
-/// Endpoints of a service, and whether it answers with them.
+/// Endpoints of a service, and whether the service responds.
 fn backends(web: &Pod) -> Vec<(&'static str, Value, bool)> {
     let address = web.v4().to_string();
     let ready = json!({"addresses": [address], "conditions": {"ready": true}, "nodeName": "node1"});
@@ -208,9 +213,13 @@ fn backends(web: &Pod) -> Vec<(&'static str, Value, bool)> {
             true,
         ),
         ("an endpoint without conditions is ready", json!([{"addresses": [address]}]), true),
-        ("the last endpoint that ends still serves", terminating(true), true),
-        ("one that ends and serves no more", terminating(false), false),
-        ("one that is not ready", json!([{"addresses": [address], "conditions": {"ready": false}}]), false),
+        ("the last endpoint is terminating and serving", terminating(true), true),
+        ("the last endpoint is terminating and not serving", terminating(false), false),
+        (
+            "an endpoint that is not ready",
+            json!([{"addresses": [address], "conditions": {"ready": false}}]),
+            false,
+        ),
     ]
 }
 
@@ -230,7 +239,7 @@ fn service(name: &str, number: u16, backends: &[&Pod]) -> Service {
     }
 }
 
-/// The Service of a service, with fields of its spec or its status changed.
+/// The Service object, with changed fields of its spec or status.
 fn odd_service(service: &Service, change: &Value) -> Value {
     let mut object = service.objects().swap_remove(0);
     for part in ["spec", "status"] {

@@ -1,4 +1,5 @@
-//! An agent dies under load and another takes over: traffic does not notice, and nothing is written that is right already.
+//! Agents are killed under load and started again: no traffic is lost, and correct rows are not
+//! written again.
 
 use std::time::Duration;
 
@@ -8,27 +9,27 @@ use dataplane_testkit::{
     traffic::now_us,
 };
 
-/// Of each family: 1,000 in all.
+/// Connections per family: 1,000 in all.
 const CONNECTIONS: u32 = 500;
-const PATIENCE: Duration = Duration::from_secs(60);
-const ENOUGH: usize = 100;
+const TIMEOUT: Duration = Duration::from_secs(60);
+const MIN_ANSWERS: usize = 100;
 
 #[test]
-fn nothing_is_lost_when_agents_are_killed_and_the_next_write_nothing_with_connect_time() -> Result<()> {
-    killed_under_load(&Spec { connect_tcp: true, ..Spec::new(2) })
+fn killed_agents_lose_no_traffic_and_restarted_ones_write_nothing_with_connect_time() -> Result<()> {
+    agents_are_killed_under_load(&Spec { connect_tcp: true, ..Spec::new(2) })
 }
 
 #[test]
-fn nothing_is_lost_when_agents_are_killed_and_the_next_write_nothing_by_packets_alone() -> Result<()> {
-    killed_under_load(&Spec { connect_tcp: false, ..Spec::new(2) })
+fn killed_agents_lose_no_traffic_and_restarted_ones_write_nothing_per_packet() -> Result<()> {
+    agents_are_killed_under_load(&Spec { connect_tcp: false, ..Spec::new(2) })
 }
 
 #[test]
-fn nothing_is_lost_when_agents_are_killed_and_the_next_write_nothing_over_the_overlay() -> Result<()> {
-    killed_under_load(&Spec { routing: Routing::Vxlan, connect_tcp: false, ..Spec::new(2) })
+fn killed_agents_lose_no_traffic_and_restarted_ones_write_nothing_over_the_overlay() -> Result<()> {
+    agents_are_killed_under_load(&Spec { routing: Routing::Vxlan, connect_tcp: false, ..Spec::new(2) })
 }
 
-fn killed_under_load(spec: &Spec) -> Result<()> {
+fn agents_are_killed_under_load(spec: &Spec) -> Result<()> {
     let mut cluster = Cluster::create(spec)?;
     let made = (|| Ok((cluster.pod(0, "client")?, cluster.pod(0, "near")?, cluster.pod(1, "far")?)))();
     let (client, near, far) = cluster.explain(made)?;
@@ -38,15 +39,16 @@ fn killed_under_load(spec: &Spec) -> Result<()> {
 
     let mut traffic = Vec::new();
     for family in Family::BOTH {
-        let held = client.place().hold(web.at(family, ECHO_PORT), CONNECTIONS, Duration::from_secs(1))?;
+        let connections =
+            client.place().hold(web.at(family, ECHO_PORT), CONNECTIONS, Duration::from_secs(1))?;
         let via_service =
             client.place().keep_sending(web.at(family, ECHO_PORT), Duration::from_millis(5), &[])?;
         let direct = client.place().keep_sending(far.echo(family), Duration::from_millis(5), &[])?;
         let requests = client.place().keep_getting(web.at(family, WEB_PORT), Duration::from_millis(5))?;
-        traffic.push((family, held, via_service, direct, requests));
+        traffic.push((family, connections, via_service, direct, requests));
     }
     for (_, _, _, _, requests) in &traffic {
-        requests.wait_answers(ENOUGH, 0, PATIENCE)?;
+        requests.wait_answers(MIN_ANSWERS, 0, TIMEOUT)?;
     }
 
     for node in cluster.nodes_mut() {
@@ -54,7 +56,7 @@ fn killed_under_load(spec: &Spec) -> Result<()> {
     }
     let killed = now_us()?;
     for (_, _, _, _, requests) in &traffic {
-        requests.wait_answers(ENOUGH, killed, PATIENCE)?;
+        requests.wait_answers(MIN_ANSWERS, killed, TIMEOUT)?;
     }
     let mut checks = Checks::of(spec.describe());
     for node in cluster.nodes_mut() {
@@ -63,39 +65,45 @@ fn killed_under_load(spec: &Spec) -> Result<()> {
     for node in cluster.nodes_mut() {
         let name = node.name().to_owned();
         let status = node.agent_mut().await_ready()?.status;
-        checks.that(format!("{name} adopted what it found and wrote nothing"), || {
+        checks.that(format!("{name} adopted the pinned rows and wrote nothing"), || {
             ensure!(status.pins_adopted > 0, "no pins were adopted");
-            ensure!(!status.tables.is_empty(), "no tables are shown");
+            ensure!(!status.tables.is_empty(), "status has no tables");
             let written: Vec<_> =
                 status.tables.iter().filter(|table| table.writes + table.removals > 0).collect();
             ensure!(written.is_empty(), "{written:?}");
             let services = status.tables.iter().find(|table| table.name == "SERVICES");
-            // six ports, and the addresses of both families
+            // six ports, and one address row per family
             ensure!(services.is_some_and(|table| table.used == 8), "{services:?}");
             Ok(())
         });
     }
     let ready = now_us()?;
     for (_, _, _, _, requests) in &traffic {
-        requests.wait_answers(ENOUGH, ready, PATIENCE)?;
+        requests.wait_answers(MIN_ANSWERS, ready, TIMEOUT)?;
     }
 
-    for (family, held, via_service, direct, requests) in traffic {
+    for (family, connections, via_service, direct, requests) in traffic {
         checks.that(format!("{CONNECTIONS} connections ({family})"), || {
-            let held = held.finish()?;
-            ensure!(held.connections == CONNECTIONS && held.broken.is_empty(), "{held:?}");
-            ensure!(held.received == held.sent && held.misdirected == 0, "{held:?}");
+            let connections = connections.finish()?;
+            ensure!(
+                connections.connections == CONNECTIONS && connections.broken.is_empty(),
+                "{connections:?}"
+            );
+            ensure!(
+                connections.received == connections.sent && connections.misdirected == 0,
+                "{connections:?}"
+            );
             Ok(())
         });
         checks.that(format!("UDP through the service ({family})"), || via_service.finish()?.check());
         checks.that(format!("UDP to the pod ({family})"), || direct.finish()?.check());
         checks.that(format!("requests ({family})"), || {
             let requests = requests.stop()?;
-            ensure!(failures(&requests).is_empty(), "{:?} of {}", failures(&requests), requests.len());
+            ensure!(failures(&requests).is_empty(), "{:?} of {} failed", failures(&requests), requests.len());
             Ok(())
         });
     }
-    checks.that("the next agents work: a pod comes, a backend goes, a pod goes", || {
+    checks.that("the restarted agents add a pod, remove a backend and delete a pod", || {
         let late = cluster.pod(1, "late")?;
         let _server = late.serve()?;
         cluster.apply(&Service::of(&[&late]))?;

@@ -1,4 +1,4 @@
-//! What a call means to the specification: versions, codes, what is named.
+//! Calls by the CNI specification: versions, error codes, messages.
 
 use std::fs;
 
@@ -11,11 +11,11 @@ use super::{
 };
 
 #[test]
-fn every_version_gets_a_result_of_its_own_form() -> Result<()> {
+fn result_has_the_format_of_the_requested_version() -> Result<()> {
     let runtime = Runtime::new(&RANGES)?;
     for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
         let pod = runtime.container()?;
-        let result = runtime.about("ADD", &pod).with("cniVersion", version).ok()?;
+        let result = runtime.pod_call("ADD", &pod).with("cniVersion", version).ok()?;
         assert_eq!(result["cniVersion"], version);
         let has_family = result["ips"][0].get("version").is_some();
         assert_eq!(has_family, version < "1", "{result}");
@@ -29,29 +29,29 @@ fn every_version_gets_a_result_of_its_own_form() -> Result<()> {
             let check = runtime.check(&pod, &result).with("cniVersion", version);
             assert_eq!(check.ok()?, Value::Null);
         }
-        assert_eq!(runtime.about("DEL", &pod).with("cniVersion", version).ok()?, Value::Null);
+        assert_eq!(runtime.pod_call("DEL", &pod).with("cniVersion", version).ok()?, Value::Null);
     }
     runtime.expect_clean()
 }
 
 #[test]
-fn the_plugin_tells_its_versions_whoever_asks() -> Result<()> {
-    let nobody = std::path::Path::new("/nonexistent/agent.sock");
-    for (asked, answered) in [("0.4.0", "0.4.0"), ("1.1.0", "1.1.0"), ("9.0.0", "1.1.0")] {
-        let versions = Call::new("VERSION", nobody, asked).ok()?;
+fn version_is_answered_without_an_agent() -> Result<()> {
+    let no_agent = std::path::Path::new("/nonexistent/agent.sock");
+    for (requested, returned) in [("0.4.0", "0.4.0"), ("1.1.0", "1.1.0"), ("9.0.0", "1.1.0")] {
+        let versions = Call::new("VERSION", no_agent, requested).ok()?;
         let expected =
-            json!({"cniVersion": answered, "supportedVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]});
+            json!({"cniVersion": returned, "supportedVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]});
         assert_eq!(versions, expected);
     }
     Ok(())
 }
 
 #[test]
-fn a_wrong_call_is_refused_by_its_code_and_names_what_is_wrong() -> Result<()> {
+fn invalid_call_returns_its_error_code_and_names_the_parameter() -> Result<()> {
     let runtime = Runtime::new(&RANGES)?;
     let pod = runtime.container()?;
-    let add = || runtime.about("ADD", &pod);
-    let too_old = |command: &str, version: &str| runtime.about(command, &pod).with("cniVersion", version);
+    let add = || runtime.pod_call("ADD", &pod);
+    let too_old = |command: &str, version: &str| runtime.pod_call(command, &pod).with("cniVersion", version);
     for (call, code, text) in [
         (too_old("CHECK", "0.3.1"), 1, "CHECK"),
         (too_old("GC", "1.0.0"), 1, "GC"),
@@ -65,10 +65,10 @@ fn a_wrong_call_is_refused_by_its_code_and_names_what_is_wrong() -> Result<()> {
         (add().with("name", json!(null)), 7, "name"),
         (add().with("agentSocket", 7), 7, "agentSocket"),
         (add().with("prevResult", json!({"ips": []})), 7, "prevResult"),
-        (runtime.about("CHECK", &pod), 7, "prevResult"),
+        (runtime.pod_call("CHECK", &pod), 7, "prevResult"),
         (runtime.call("GC"), 7, "cni.dev/valid-attachments"),
     ] {
-        let (found, message) = call.refused().with_context(|| format!("{call:?}"))?;
+        let (found, message) = call.error().with_context(|| format!("{call:?}"))?;
         assert_eq!(found, code, "{message}");
         assert!(message.contains(text), "{text} in {message}");
     }
@@ -80,31 +80,33 @@ fn a_wrong_call_is_refused_by_its_code_and_names_what_is_wrong() -> Result<()> {
 }
 
 #[test]
-fn an_agent_that_is_not_there_is_a_matter_of_time() -> Result<()> {
+fn missing_agent_is_a_temporary_error() -> Result<()> {
     let mut runtime = Runtime::new(&RANGES)?;
     let pod = runtime.container()?;
     let result = runtime.add(&pod)?;
     runtime.kill()?;
-    for (call, expected) in
-        [(runtime.about("ADD", &pod), 11), (runtime.check(&pod, &result), 11), (runtime.call("STATUS"), 50)]
-    {
-        let (code, message) = call.refused()?;
+    for (call, expected) in [
+        (runtime.pod_call("ADD", &pod), 11),
+        (runtime.check(&pod, &result), 11),
+        (runtime.call("STATUS"), 50),
+    ] {
+        let (code, message) = call.error()?;
         assert_eq!(code, expected, "{message}");
         assert!(message.starts_with("the agent cannot be reached at "), "{message}");
     }
     runtime.start()?;
-    runtime.about("DEL", &pod).ok()?;
+    runtime.pod_call("DEL", &pod).ok()?;
     runtime.expect_clean()
 }
 
 #[test]
-fn a_node_without_a_range_is_not_ready() -> Result<()> {
+fn node_without_a_pod_cidr_is_not_ready() -> Result<()> {
     let mut runtime = Runtime::new(&[])?;
     let pod = runtime.container()?;
-    assert_eq!(runtime.call("STATUS").refused()?.0, 50);
-    let (code, message) = runtime.about("ADD", &pod).refused()?;
+    assert_eq!(runtime.call("STATUS").error()?.0, 50);
+    let (code, message) = runtime.pod_call("ADD", &pod).error()?;
     assert_eq!((code, message.contains("no pod range yet")), (11, true), "{message}");
-    runtime.about("DEL", &pod).ok()?;
+    runtime.pod_call("DEL", &pod).ok()?;
     runtime.set_ranges(&RANGES);
     runtime.restart()?;
     assert_eq!(runtime.call("STATUS").ok()?, Value::Null);
@@ -113,13 +115,13 @@ fn a_node_without_a_range_is_not_ready() -> Result<()> {
 }
 
 #[test]
-fn a_pod_that_is_spoilt_fails_its_check_and_is_made_anew() -> Result<()> {
+fn changed_pod_network_fails_check_and_add_repairs_it() -> Result<()> {
     let runtime = Runtime::new(&RANGES)?;
     let pod = runtime.container()?;
     let mut result = runtime.add(&pod)?;
     let device = host_device(&result).to_owned();
     assert_eq!(runtime.check(&pod, &result).ok()?, Value::Null);
-    let spoils: [(&dyn Fn() -> Result<String>, &str); 7] = [
+    let changes: [(&dyn Fn() -> Result<String>, &str); 7] = [
         (&|| pod.namespace.ip("addr del fd77::1/128 dev eth0"), "eth0 in the pod does not have fd77::1"),
         (&|| pod.namespace.ip("route del default"), "the pod has no IPv4 default route"),
         (&|| pod.namespace.ip("neigh del fe80::1 dev eth0"), "no permanent neighbour fe80::1"),
@@ -128,27 +130,27 @@ fn a_pod_that_is_spoilt_fails_its_check_and_is_made_anew() -> Result<()> {
         (&|| runtime.namespace.ip("route flush proto 218"), "the node has no route to 10.77.0."),
         (&|| runtime.namespace.ip(&format!("link del {device}")), &format!("device {device} does not exist")),
     ];
-    for (spoil, text) in spoils {
-        spoil()?;
-        let (code, message) = runtime.check(&pod, &result).refused()?;
+    for (change, text) in changes {
+        change()?;
+        let (code, message) = runtime.check(&pod, &result).error()?;
         assert_eq!(code, 104, "{message}");
         assert!(message.contains(text), "{text} in {message}");
-        // each repair gives new addresses: only the first spoil may name one
+        // each repair allocates new addresses: only the first change may name one
         result = runtime.add(&pod)?;
         assert_eq!(runtime.check(&pod, &result).ok()?, Value::Null);
     }
-    runtime.about("DEL", &pod).ok()?;
+    runtime.pod_call("DEL", &pod).ok()?;
     runtime.expect_clean()
 }
 
 #[test]
-fn a_check_compares_what_the_runtime_remembers() -> Result<()> {
+fn check_compares_the_previous_result() -> Result<()> {
     let runtime = Runtime::new(&RANGES)?;
     let (pod, other) = (runtime.container()?, runtime.container()?);
     let result = runtime.add(&pod)?;
     let mut wrong = result.clone();
     wrong["ips"][0]["address"] = json!("10.77.0.9/32");
-    let (code, message) = runtime.check(&pod, &wrong).refused()?;
+    let (code, message) = runtime.check(&pod, &wrong).error()?;
     assert_eq!(code, 104);
     assert!(
         message.contains("10.77.0.9 is not") && message.contains("10.77.0.1 of this pod is missing"),
@@ -156,22 +158,22 @@ fn a_check_compares_what_the_runtime_remembers() -> Result<()> {
     );
     // never added
     wrong["interfaces"][1]["sandbox"] = json!(other.netns());
-    assert_eq!(runtime.check(&other, &wrong).refused()?.0, 3);
-    // not taken by the datapath
+    assert_eq!(runtime.check(&other, &wrong).error()?.0, 3);
+    // the datapath reports an error
     fs::write(runtime.path("run/fail-check"), "")?;
-    let (code, message) = runtime.check(&pod, &result).refused()?;
+    let (code, message) = runtime.check(&pod, &result).error()?;
     assert_eq!((code, message.contains("datapath")), (104, true), "{message}");
     Ok(())
 }
 
 #[test]
-fn a_device_name_the_container_has_already_is_refused() -> Result<()> {
+fn add_fails_if_the_container_has_a_device_of_the_name() -> Result<()> {
     let runtime = Runtime::new(&RANGES)?;
     let pod = runtime.container()?;
     pod.namespace.ip("link add eth0 type veth peer name other")?;
-    let (code, message) = runtime.about("ADD", &pod).refused()?;
+    let (code, message) = runtime.pod_call("ADD", &pod).error()?;
     assert_eq!(code, 101);
     assert!(message.contains("eth0") && message.contains("File exists"), "{message}");
-    assert_eq!(pod.ask("link show")?.len(), 3, "the container's own devices are left alone");
+    assert_eq!(pod.ip_json("link show")?.len(), 3, "the container's devices are unchanged");
     runtime.expect_clean()
 }

@@ -4,11 +4,15 @@
 use std::{
     net::{SocketAddr, TcpListener},
     os::fd::AsRawFd as _,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use dataplane_common::{net::Protocol, reason::HookId};
-use dataplane_testkit::prog::{Action, Family, Frame, Rig, World, at, ip, rig};
+use dataplane_testkit::{
+    lab::wait,
+    prog::{Action, Family, Frame, Rig, World, at, ip, rig},
+};
 use nix::{
     sched::{CloneFlags, unshare},
     sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket},
@@ -18,6 +22,7 @@ const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 const SYN_ACK: u8 = 0x12;
 const SLOT: u32 = 200;
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The addresses of the host and of an outside server are on the loopback device of a new
 /// namespace. The host's port 40000 is a frontend of a pod.
@@ -28,6 +33,8 @@ fn node(family: Family) -> Result<(Rig, World, SocketAddr)> {
     ip("link set lo up")?;
     for address in [world.host, world.outside] {
         ip(&format!("addr add {address}/{bits} dev lo"))?;
+        // the kernel adds the route of an IPv6 address later, in a work queue
+        wait::until("the route of an address", TIMEOUT, || ip(&format!("route get {address}")).map(Some))?;
     }
     let frontend = at(world.host, 40_000);
     rig.host_with_frontends(world.host)?;

@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 
 use dataplane_testkit::bins;
 
-/// What the plugin is called with.
+/// Environment and configuration of a call.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub(crate) environment: Vec<(&'static str, String)>,
     pub(crate) config: Value,
 }
 
-/// What came of it.
+/// Result of a call.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Outcome {
     pub(crate) success: bool,
@@ -27,7 +27,7 @@ pub(crate) struct Outcome {
 }
 
 impl Call {
-    /// A call with the configuration a runtime would read from its directory, in a version.
+    /// A call with a network configuration of this version.
     pub(crate) fn new(command: &str, socket: &Path, version: &str) -> Self {
         Self {
             environment: vec![("CNI_COMMAND", command.to_owned()), ("CNI_PATH", "/opt/cni/bin".to_owned())],
@@ -41,7 +41,7 @@ impl Call {
         }
     }
 
-    /// With an environment variable. An empty one is as good as none.
+    /// Sets an environment variable; an empty one counts as missing.
     #[must_use]
     pub(crate) fn set(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.environment.retain(|(set, _)| *set != name);
@@ -49,19 +49,19 @@ impl Call {
         self
     }
 
-    /// With a key of the configuration.
+    /// Sets a key of the configuration.
     #[must_use]
     pub(crate) fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.config[key] = value.into();
         self
     }
 
-    /// Calls.
+    /// Runs the plugin.
     pub(crate) fn run(&self) -> Result<Outcome> {
         run(&bins::cni()?, &self.environment, self.config.to_string().as_bytes())
     }
 
-    /// Calls, and expects success.
+    /// Runs the plugin; returns its result.
     pub(crate) fn ok(&self) -> Result<Value> {
         let Outcome { success, stdout } = self.run()?;
         if !success {
@@ -70,27 +70,27 @@ impl Call {
         Ok(stdout)
     }
 
-    /// Calls, and expects an error as the specification wants it. Its code and message.
-    pub(crate) fn refused(&self) -> Result<(u64, String)> {
+    /// Runs the plugin; returns code and message of its error.
+    pub(crate) fn error(&self) -> Result<(u64, String)> {
         self.run()?.error(self.config["cniVersion"].as_str())
     }
 }
 
 impl Outcome {
-    /// Code and message of an error in a version, if that can be told.
+    /// Code and message of an error, which must be of `version`, if given.
     pub(crate) fn error(&self, version: Option<&str>) -> Result<(u64, String)> {
         let Self { success, stdout } = self;
-        ensure!(!success, "a call that was to fail succeeded: {stdout}");
+        ensure!(!success, "the call succeeded: {stdout}");
         if let Some(version) = version {
-            ensure!(stdout["cniVersion"] == version, "an error in another version than {version}: {stdout}");
+            ensure!(stdout["cniVersion"] == version, "error is not of version {version}: {stdout}");
         }
-        let code = stdout["code"].as_u64().with_context(|| format!("an error without a code: {stdout}"))?;
-        let message = stdout["msg"].as_str().with_context(|| format!("an error without msg: {stdout}"))?;
+        let code = stdout["code"].as_u64().with_context(|| format!("error without a code: {stdout}"))?;
+        let message = stdout["msg"].as_str().with_context(|| format!("error without msg: {stdout}"))?;
         Ok((code, message.to_owned()))
     }
 }
 
-/// Calls the plugin with any bytes.
+/// Runs the plugin with any bytes on stdin.
 pub(crate) fn run(plugin: &PathBuf, environment: &[(&str, String)], config: &[u8]) -> Result<Outcome> {
     let mut child = Command::new(plugin)
         .env_clear()
@@ -102,13 +102,13 @@ pub(crate) fn run(plugin: &PathBuf, environment: &[(&str, String)], config: &[u8
         .with_context(|| plugin.display().to_string())?;
     let mut stdin = child.stdin.take().context("the plugin has no stdin")?;
     match stdin.write_all(config) {
-        // it refused the call before it read all of it
+        // the plugin failed before it read all of stdin
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => return Err(error.into()),
         _ => drop(stdin),
     }
     let output = child.wait_with_output()?;
     let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(stderr.is_empty(), "the plugin complains: {stderr}");
+    ensure!(stderr.is_empty(), "the plugin printed to stderr: {stderr}");
     let stdout = if output.stdout.is_empty() {
         Value::Null
     } else {

@@ -1,11 +1,11 @@
-//! A container as a runtime makes it: an ID and a network namespace.
+//! A container as a runtime creates it: an ID and a network namespace.
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use dataplane_testkit::lab::Namespace;
 
-/// A container's namespace. Deleted with this.
+/// A container's namespace, deleted when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Container {
     pub(crate) id: String,
@@ -18,14 +18,14 @@ impl Container {
         Ok(Self { id, namespace })
     }
 
-    /// What a runtime calls `CNI_NETNS`.
+    /// The path for `CNI_NETNS`.
     pub(crate) fn netns(&self) -> String {
         self.namespace.path().to_string_lossy().into_owned()
     }
 
-    /// What `ip -j` answers in the container.
-    pub(crate) fn ask(&self, question: &str) -> Result<Vec<Value>> {
-        ask(&self.namespace, question)
+    /// The output of `ip -j` in the container.
+    pub(crate) fn ip_json(&self, arguments: &str) -> Result<Vec<Value>> {
+        ip_json(&self.namespace, arguments)
     }
 }
 
@@ -36,16 +36,16 @@ impl Drop for Container {
     }
 }
 
-/// What `ip -j` answers in a namespace.
-pub(super) fn ask(namespace: &Namespace, question: &str) -> Result<Vec<Value>> {
+/// The output of `ip -j` in a namespace.
+pub(super) fn ip_json(namespace: &Namespace, arguments: &str) -> Result<Vec<Value>> {
     let output = std::process::Command::new("ip")
         .args(["-n", namespace.name(), "-j"])
-        .args(question.split_whitespace())
+        .args(arguments.split_whitespace())
         .output()
         .context("run ip (package iproute2)")?;
     anyhow::ensure!(
         output.status.success(),
-        "ip {question} in {}: {}",
+        "ip {arguments} in {}: {}",
         namespace.name(),
         String::from_utf8_lossy(&output.stderr).trim()
     );
@@ -53,7 +53,7 @@ pub(super) fn ask(namespace: &Namespace, question: &str) -> Result<Vec<Value>> {
     if text.trim().is_empty() {
         return Ok(Vec::new());
     }
-    let rows: Vec<Value> = serde_json::from_str(&text).with_context(|| format!("ip {question}: {text}"))?;
+    let rows: Vec<Value> = serde_json::from_str(&text).with_context(|| format!("ip {arguments}: {text}"))?;
     // filtered rows are empty objects
     Ok(rows.into_iter().filter(|row| row.as_object().is_some_and(|row| !row.is_empty())).collect())
 }

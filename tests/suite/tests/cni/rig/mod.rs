@@ -1,7 +1,8 @@
-//! A CNI runtime's side, as the specification has it: calls the plugin with environment, stdin, exit code and stdout.
+//! The container runtime's side of the CNI specification: calls the plugin with environment and
+//! stdin, reads exit code and stdout.
 //!
-//! [`Runtime`] is a node (a network namespace with `dataplane-cni-agent` in it) and what a runtime knows of it;
-//! [`Call`] is one call of the plugin; [`Container`] a namespace for a pod.
+//! [`Runtime`] is a node (a network namespace with `dataplane-cni-agent`) and its runtime; [`Call`]
+//! is one call of the plugin; [`Container`] is a pod's namespace.
 
 mod call;
 mod container;

@@ -1,4 +1,4 @@
-//! A node: a network namespace, an agent in it, and what a runtime does there.
+//! A node: a network namespace with an agent, and the container runtime's actions.
 
 use std::{
     collections::BTreeSet,
@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{Call, Container, container::ask};
+use super::{Call, Container, container::ip_json};
 use dataplane_testkit::{
     bins,
     lab::{Namespace, wait},
@@ -27,7 +27,7 @@ pub(crate) const NODE_V6: &str = "fd99::1";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// A node and its runtime. All of it goes with this.
+/// A node and its runtime. Dropping it removes both.
 #[derive(Debug)]
 pub(crate) struct Runtime {
     pub(crate) namespace: Namespace,
@@ -37,13 +37,13 @@ pub(crate) struct Runtime {
 }
 
 impl Runtime {
-    /// A node whose pods get addresses of these ranges, with an agent that runs.
+    /// Creates a node with a running agent whose pods get addresses of these ranges.
     pub(crate) fn new(ranges: &[&str]) -> Result<Self> {
         let namespace = Namespace::create(&unique("n"))?;
         let directory = tempfile::tempdir()?;
         let ranges = ranges.iter().map(ToString::to_string).collect();
         let mut runtime = Self { namespace, directory, ranges, agent: None };
-        // a cable with both ends here: not every kernel has dummy devices
+        // a veth pair with both ends here: not every kernel has dummy devices
         runtime.namespace.ip(&format!(
             "link add uplink type veth peer name uplink-peer
              addr add {NODE_V4}/24 dev uplink
@@ -55,7 +55,7 @@ impl Runtime {
         Ok(runtime)
     }
 
-    /// Starts the agent, and waits until it answers.
+    /// Starts the agent, and waits until it responds.
     pub(crate) fn start(&mut self) -> Result<()> {
         let log = fs::File::create(self.path("agent.log"))?;
         let mut command = Command::new("nsenter");
@@ -75,21 +75,21 @@ impl Runtime {
         let child = self.agent.insert(child.context("run nsenter (package util-linux)")?);
         let (socket, log) =
             (self.directory.path().join("run/agent.sock"), self.directory.path().join("agent.log"));
-        wait::until("the agent answers", Duration::from_secs(20), || {
+        wait::until("a response of the agent", Duration::from_secs(20), || {
             if let Some(status) = child.try_wait()? {
                 bail!("the agent ended ({status}): {}", fs::read_to_string(&log)?);
             }
-            Ok(ask_agent(&socket, &json!({"view": "status"})).ok())
+            Ok(request_view(&socket, &json!({"view": "status"})).ok())
         })?;
         Ok(())
     }
 
-    /// Other ranges from the next start on.
+    /// Changes the ranges for the next start of the agent.
     pub(crate) fn set_ranges(&mut self, ranges: &[&str]) {
         self.ranges = ranges.iter().map(ToString::to_string).collect();
     }
 
-    /// SIGKILL, and nothing after it.
+    /// Kills the agent with SIGKILL.
     pub(crate) fn kill(&mut self) -> Result<()> {
         if let Some(mut agent) = self.agent.take() {
             agent.kill()?;
@@ -104,7 +104,7 @@ impl Runtime {
         self.start()
     }
 
-    /// Makes a namespace for a pod.
+    /// Creates a namespace for a pod.
     pub(crate) fn container(&self) -> Result<Container> {
         Container::new(unique("c"))
     }
@@ -114,8 +114,8 @@ impl Runtime {
         Call::new(command, &self.socket(), "1.1.0")
     }
 
-    /// A call about a container's `eth0`.
-    pub(crate) fn about(&self, command: &str, container: &Container) -> Call {
+    /// A call for `eth0` of a container.
+    pub(crate) fn pod_call(&self, command: &str, container: &Container) -> Call {
         self.call(command)
             .set("CNI_CONTAINERID", &container.id)
             .set("CNI_NETNS", container.netns())
@@ -123,70 +123,71 @@ impl Runtime {
             .set("CNI_ARGS", format!("K8S_POD_NAMESPACE=test;K8S_POD_NAME={}", container.id))
     }
 
-    /// Makes a pod, and expects it to work.
+    /// Runs ADD; returns its result.
     pub(crate) fn add(&self, container: &Container) -> Result<Value> {
-        self.about("ADD", container).ok()
+        self.pod_call("ADD", container).ok()
     }
 
-    /// CHECK after an ADD that gave `result`.
+    /// A CHECK with the result of ADD.
     pub(crate) fn check(&self, container: &Container, result: &Value) -> Call {
-        self.about("CHECK", container).with("prevResult", result.clone())
+        self.pod_call("CHECK", container).with("prevResult", result.clone())
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.path("run").join("agent.sock")
     }
 
-    /// A file of the node.
+    /// Path of a file of the node.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    /// What the datapath was told, and forgets it.
-    pub(crate) fn told(&self) -> Result<Vec<String>> {
-        let path = self.path("run/wiring.log");
+    /// The calls to the datapath since the last time.
+    pub(crate) fn datapath_calls(&self) -> Result<Vec<String>> {
+        let path = self.path("run/datapath.log");
         let text = fs::read_to_string(&path).unwrap_or_default();
         fs::write(&path, "")?;
         Ok(text.lines().map(str::to_owned).collect())
     }
 
-    /// Has the agent look for pods that went without a word, as its timer does.
+    /// Triggers the agent's periodic release of vanished pods.
     pub(crate) fn sweep(&self) -> Result<()> {
-        let told = self.path("run/sweep");
-        fs::write(&told, "")?;
-        wait::until("the sweep is done", Duration::from_secs(10), || Ok((!told.exists()).then_some(())))
+        let request = self.path("run/sweep");
+        fs::write(&request, "")?;
+        wait::until("the end of the sweep", Duration::from_secs(10), || Ok((!request.exists()).then_some(())))
     }
 
-    /// What `ip -j` answers on the node.
-    pub(crate) fn ask(&self, question: &str) -> Result<Vec<Value>> {
-        ask(&self.namespace, question)
+    /// The output of `ip -j` on the node.
+    pub(crate) fn ip_json(&self, arguments: &str) -> Result<Vec<Value>> {
+        ip_json(&self.namespace, arguments)
     }
 
     /// Names of the pods' devices.
     pub(crate) fn devices(&self) -> Result<BTreeSet<String>> {
-        let links = self.ask("link show")?;
+        let links = self.ip_json("link show")?;
         let names = links.iter().filter_map(|link| link["ifname"].as_str());
         Ok(names.filter(|name| name.starts_with("dp")).map(str::to_owned).collect())
     }
 
-    /// Files of the records.
+    /// File names of the pod records.
     pub(crate) fn records(&self) -> Result<BTreeSet<String>> {
         let files = fs::read_dir(self.path("state/pods"))?;
         let names = files.map(|file| Ok(file?.file_name().to_string_lossy().into_owned()));
         names.filter(|name| name.as_ref().is_ok_and(|name| name != "boot_id")).collect()
     }
 
-    /// Addresses in use, of every range.
+    /// Number of addresses in use, per range.
     pub(crate) fn used(&self) -> Result<Vec<u64>> {
-        let status = ask_agent(&self.socket(), &json!({"view": "status"}))?;
+        let status = request_view(&self.socket(), &json!({"view": "status"}))?;
         let ranges = status["result"]["ipam"].as_array().with_context(|| format!("status: {status}"))?;
         Ok(ranges.iter().filter_map(|range| range["used"].as_u64()).collect())
     }
 
-    /// Nothing is left of any pod: device, route, neighbour, record or address.
+    /// Fails if a device, route, record or address of a pod is left.
     pub(crate) fn expect_clean(&self) -> Result<()> {
         let devices = self.devices()?;
-        let routes = [self.ask("-4 route show proto 218")?, self.ask("-6 route show proto 218")?].concat();
+        let routes =
+            [self.ip_json("-4 route show proto 218")?, self.ip_json("-6 route show proto 218")?].concat();
         let (records, used) = (self.records()?, self.used()?);
         if devices.is_empty() && routes.is_empty() && records.is_empty() && used.iter().all(|used| *used == 0)
         {
@@ -208,10 +209,10 @@ impl Drop for Runtime {
     }
 }
 
-/// A question to the agent's socket, as the CLI asks it.
-fn ask_agent(socket: &Path, question: &Value) -> Result<Value> {
+/// Sends a request to the agent's socket.
+fn request_view(socket: &Path, request: &Value) -> Result<Value> {
     let mut stream = UnixStream::connect(socket)?;
-    writeln!(stream, "{question}")?;
+    writeln!(stream, "{request}")?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
     Ok(serde_json::from_str(&line)?)

@@ -1,4 +1,4 @@
-//! ICMP messages: those the programs make, and those about packets they have translated.
+//! ICMP errors: those that the programs create, and those about translated packets.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,74 +7,76 @@ use dataplane_testkit::prog::{Family, Frame, World};
 use proptest::{prelude::*, test_runner::TestCaseError};
 
 use super::{
+    decode::{self, Decoded, ICMP, ICMPV6, SCTP, TCP, UDP},
     fail,
+    node::{Outcome, Output, TestNode},
     packets::Packet,
-    stage::{Became, Left, Stage},
-    wire::{self, ICMP, ICMPV6, Read, SCTP, TCP, UDP},
 };
 
-/// What an error must carry of a transport header (RFC 792).
-const LEAST: usize = 8;
+/// Bytes of the transport header that an ICMP error must quote (RFC 792).
+const MIN_QUOTED: usize = 8;
 
-/// A refusal: "port unreachable", from who was asked to who asked, about the very packet.
-pub(crate) fn refusal(asked: &Read, frame: &[u8], message: &[u8]) -> Result<(), TestCaseError> {
-    let read = Read::sound(message).map_err(fail)?;
-    let code = if asked.src.is_ipv4() { [3, 3] } else { [1, 4] };
+/// Checks a "port unreachable" from the destination of the packet to its source, which quotes the
+/// packet.
+pub(crate) fn check_rejection(original: &Decoded, frame: &[u8], message: &[u8]) -> Result<(), TestCaseError> {
+    let read = Decoded::checked(message).map_err(fail)?;
+    let code = if original.src.is_ipv4() { [3, 3] } else { [1, 4] };
     prop_assert_eq!(&message[read.l4..read.l4 + 2], &code);
-    prop_assert_eq!((read.src.ip(), read.dst.ip()), (asked.dst.ip(), asked.src.ip()));
+    prop_assert_eq!((read.src.ip(), read.dst.ip()), (original.dst.ip(), original.src.ip()));
     let quoted = &message[read.l4 + 8..read.end];
-    prop_assert!(quoted.len() >= asked.l4 - asked.l3 + LEAST, "{} bytes", quoted.len());
-    prop_assert_eq!(quoted, &frame[asked.l3..asked.l3 + quoted.len()]);
+    prop_assert!(quoted.len() >= original.l4 - original.l3 + MIN_QUOTED, "{} bytes", quoted.len());
+    prop_assert_eq!(quoted, &frame[original.l3..original.l3 + quoted.len()]);
     Ok(())
 }
 
-/// Errors about a packet that was translated, from who got it and from a router on its way, reach who sent it, as errors
-/// about what he sent.
-pub(crate) fn about(
-    stage: &Stage,
+/// Checks that ICMP errors about a translated packet, from its receiver and from a router, reach
+/// its sender and quote the packet as sent.
+pub(crate) fn check_errors_about(
+    node: &TestNode,
     packet: &Packet,
-    asked: &Read,
-    left: &Left,
-    sent: &Read,
+    original: &Decoded,
+    output: &Output,
+    sent: &Decoded,
 ) -> Result<(), TestCaseError> {
-    // what a process of the node answers with does not pass where the node sends messages by itself; and behind extension
-    // headers nobody looks
-    let is_met =
-        [HookId::FromPod, HookId::FromWire, HookId::FromOverlay, HookId::XdpWire].contains(&left.answered_at);
+    // not checked: replies of host processes, because errors from the host do not pass that hook,
+    // and errors that quote IPv6 extension headers, which are not parsed
+    let is_covered = [HookId::FromPod, HookId::FromWire, HookId::FromOverlay, HookId::XdpWire]
+        .contains(&output.reply_hook);
     let is_plain = sent.src.is_ipv4() || sent.l4 == sent.l3 + 40;
-    if !is_met || !is_plain || sent.end < sent.l4 + LEAST {
+    if !is_covered || !is_plain || sent.end < sent.l4 + MIN_QUOTED {
         return Ok(());
     }
     let router = World::new(packet.family).exempt;
     let kinds =
         if packet.family == Family::V4 { [(3, 3), (3, 4), (11, 0)] } else { [(1, 4), (2, 0), (3, 0)] };
-    let lengths = [sent.l4 + LEAST, sent.end.min(sent.l4 + 28), sent.end];
-    // no service has this protocol: it answers what the pod asked under its node's address, and nobody routes between the two
-    let is_answer = left.answered_at == HookId::FromPod && ![TCP, UDP, SCTP].contains(&asked.protocol);
-    let senders = if is_answer { &[sent.dst.ip()][..] } else { &[sent.dst.ip(), router, router] };
+    let lengths = [sent.l4 + MIN_QUOTED, sent.end.min(sent.l4 + 28), sent.end];
+    // other protocols have no services: a reply with the node's address is hairpin traffic, with no
+    // router between
+    let is_local = output.reply_hook == HookId::FromPod && ![TCP, UDP, SCTP].contains(&original.protocol);
+    let senders = if is_local { &[sent.dst.ip()][..] } else { &[sent.dst.ip(), router, router] };
     for ((kind, end), from) in kinds.into_iter().zip(lengths).zip(senders.iter().copied()) {
         let mut message = error(from, sent.src.ip(), kind);
-        message.payload = left.frame[sent.l3..end].to_vec();
+        message.payload = output.frame[sent.l3..end].to_vec();
         let message = message.build();
-        let came = stage.follow(left.answered_at, &message, from, packet.family).map_err(fail)?;
-        let Became::Passed(came) = came else { return Err(fail((kind, "an error about it", came))) };
-        let read = Read::sound(&came.frame).map_err(|wrong| fail((wrong, kind, &came)))?;
-        let expected = if from == sent.dst.ip() { asked.dst.ip() } else { from };
+        let came = node.follow(output.reply_hook, &message, from, packet.family).map_err(fail)?;
+        let Outcome::Forwarded(came) = came else { return Err(fail((kind, "ICMP error", came))) };
+        let read = Decoded::checked(&came.frame).map_err(|wrong| fail((wrong, kind, &came)))?;
+        let expected = if from == sent.dst.ip() { original.dst.ip() } else { from };
         prop_assert_eq!(
             (read.src.ip(), read.dst.ip()),
-            (expected, asked.src.ip()),
+            (expected, original.src.ip()),
             "{:?} {:?}",
             kind,
             came.outcomes
         );
-        let about = read.carried(&came.frame).map_err(fail)?;
-        prop_assert_eq!((about.src, about.dst), (asked.src, asked.dst), "{:?} is about", kind);
-        // nothing else of what it carries has changed, its checksum aside
-        let was = Read::frame(&message).and_then(|read| read.carried(&message)).map_err(fail)?;
-        let outer = Read::frame(&message).map_err(fail)?;
+        let quoted = read.quoted(&came.frame).map_err(fail)?;
+        prop_assert_eq!((quoted.src, quoted.dst), (original.src, original.dst), "{:?}: quoted packet", kind);
+        // nothing else in the quoted packet changes, except its checksum
+        let was = Decoded::frame(&message).and_then(|read| read.quoted(&message)).map_err(fail)?;
+        let outer = Decoded::frame(&message).map_err(fail)?;
         let may_change = [outer.changeable(), was.changeable()].concat();
-        let changed = wire::differences(&message, &came.frame, &may_change);
-        prop_assert!(changed.is_empty(), "{kind:?}: bytes at {changed:?} have changed");
+        let changed = decode::differences(&message, &came.frame, &may_change);
+        prop_assert!(changed.is_empty(), "{kind:?}: bytes at {changed:?} changed");
     }
     Ok(())
 }

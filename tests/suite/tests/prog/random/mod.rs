@@ -1,16 +1,16 @@
-//! Packets at random through the programs, in packet order: what is translated on its way comes back as what was asked, and
-//! what is not is left as it was, to the byte.
+//! Random packets through the programs, in packet order: a reply to a translated packet is
+//! translated back, and packets that are not translated stay unchanged, byte for byte.
 //!
-//! What is expected is worked out from the packets alone, by a reader and checksums of their own ([`wire`]). More of them
-//! with `DATAPLANE_FULL=1`.
+//! Expectations are derived from the packets alone, with a separate decoder and checksums
+//! ([`decode`]). `DATAPLANE_FULL=1` runs more packets.
 
 mod broken;
-mod driver;
+mod decode;
 mod fragments;
 mod messages;
+mod node;
 mod packets;
-mod stage;
-mod wire;
+mod xdp;
 
 use std::{collections::BTreeMap, fmt::Debug, net::SocketAddr};
 
@@ -23,22 +23,22 @@ use proptest::{
 };
 
 use self::{
+    decode::{Decoded, UDP},
+    node::{Outcome, Output, TestNode},
     packets::Packet,
-    stage::{Became, Left, Stage},
-    wire::{Read, UDP},
 };
 
-/// Longer by default than it takes to meet every kind of packet at every kind of service.
+/// Number of packets: enough for every kind of packet to every kind of service.
 const CASES: u32 = 500;
-/// So many more with `DATAPLANE_FULL=1`.
-const MORE: u32 = 60;
+/// Factor with `DATAPLANE_FULL=1`.
+const FULL_FACTOR: u32 = 60;
 
-/// Runs `test` on what a strategy makes, `share` of the usual number of times.
-fn try_all<S: Strategy>(share: u32, strategy: &S, test: impl Fn(S::Value) -> Result<(), TestCaseError>)
+/// Runs `test` on values of a strategy, a fraction (1/`share`) of the usual number of times.
+fn check_all<S: Strategy>(share: u32, strategy: &S, test: impl Fn(S::Value) -> Result<(), TestCaseError>)
 where
     S::Value: Debug,
 {
-    let cases = CASES / share * if run::is_full() { MORE } else { 1 };
+    let cases = CASES / share * if run::is_full() { FULL_FACTOR } else { 1 };
     let config = ProptestConfig {
         cases,
         failure_persistence: None,
@@ -54,130 +54,135 @@ fn fail(error: impl Debug) -> TestCaseError {
     TestCaseError::fail(format!("{error:?}"))
 }
 
-/// The packet ended, whether or not its sender hears of it.
+/// Whether the outcome is a drop reason, with or without an ICMP error.
 fn dropped(outcome: &str) -> bool {
     DropReason::ALL.iter().any(|reason| reason.name() == outcome)
 }
 
-fn backwards(tuple: (SocketAddr, SocketAddr)) -> (SocketAddr, SocketAddr) {
+fn reversed(tuple: (SocketAddr, SocketAddr)) -> (SocketAddr, SocketAddr) {
     (tuple.1, tuple.0)
 }
 
 #[test]
-fn what_is_translated_comes_back_as_it_was() -> Result<()> {
-    let stage = Stage::new()?;
+fn reply_to_a_translated_packet_is_translated_back() -> Result<()> {
+    let node = TestNode::new()?;
     let seen = std::cell::RefCell::new(BTreeMap::<String, u32>::new());
-    try_all(1, &packets::packet(), |packet| {
+    check_all(1, &packets::packet(), |packet| {
         let frame = packet.build();
-        let asked = Read::sound(&frame).map_err(fail)?;
-        let became = stage.send(&packet, &frame).map_err(fail)?;
-        let what = match &became {
-            Became::Passed(left) => there_and_back(&stage, &packet, (&asked, &frame), left)?,
-            Became::Refused(message) => messages::refusal(&asked, &frame, message).map(|()| "refused")?,
-            Became::Dropped(reason) => reason,
+        let original = Decoded::checked(&frame).map_err(fail)?;
+        let outcome = node.send(&packet, &frame).map_err(fail)?;
+        let what = match &outcome {
+            Outcome::Forwarded(output) => check_round_trip(&node, &packet, (&original, &frame), output)?,
+            Outcome::Rejected(message) => {
+                messages::check_rejection(&original, &frame, message).map(|()| "rejected")?
+            }
+            Outcome::Dropped(reason) => reason,
         };
         *seen.borrow_mut().entry(format!("{:?} {what}", packet.hook)).or_default() += 1;
-        stage.pass_time().map_err(fail)
+        node.pass_time().map_err(fail)
     });
-    stage.check_flows()?;
-    // or the packets are not what they were meant to be
+    node.check_flows()?;
+    // the packets must cover these kinds
     let seen = seen.into_inner();
     for kind in [
         "FromPod translated",
         "FromWire translated",
         "ToWire translated",
         "FromOverlay translated",
-        "FromPod refused",
-        "FromPod as it was",
+        "FromPod rejected",
+        "FromPod unchanged",
     ] {
         assert!(seen.get(kind).is_some_and(|count| *count > 3), "{kind}: {seen:#?}");
     }
     Ok(())
 }
 
-/// Looks at what a packet has become, and at what becomes of an answer.
-fn there_and_back(
-    stage: &Stage,
+/// Checks an output packet, and a reply to it.
+fn check_round_trip(
+    node: &TestNode,
     packet: &Packet,
-    (asked, frame): (&Read, &[u8]),
-    left: &Left,
+    (original, frame): (&Decoded, &[u8]),
+    output: &Output,
 ) -> Result<&'static str, TestCaseError> {
-    let sent = Read::sound(&left.frame).map_err(|wrong| fail((wrong, left)))?;
-    let translated = (sent.src, sent.dst) != (asked.src, asked.dst);
-    let may_change = if translated { asked.changeable() } else { asked.worn() };
-    let changed = wire::differences(frame, &left.frame, &may_change);
-    prop_assert!(changed.is_empty(), "{:?}: bytes at {changed:?} have changed", left.outcomes);
-    let (before, after) = (asked.checksum_of(frame), sent.checksum_of(&left.frame));
-    let is_none = |field: Option<&[u8]>| asked.protocol == UDP && field.is_some_and(|field| field == [0, 0]);
+    let sent = Decoded::checked(&output.frame).map_err(|wrong| fail((wrong, output)))?;
+    let translated = (sent.src, sent.dst) != (original.src, original.dst);
+    let may_change = if translated { original.changeable() } else { original.changed_by_forwarding() };
+    let changed = decode::differences(frame, &output.frame, &may_change);
+    prop_assert!(changed.is_empty(), "{:?}: bytes at {changed:?} changed", output.outcomes);
+    let (before, after) = (original.checksum_of(frame), sent.checksum_of(&output.frame));
+    let is_none =
+        |field: Option<&[u8]>| original.protocol == UDP && field.is_some_and(|field| field == [0, 0]);
     prop_assert_eq!(
         is_none(before),
         is_none(after),
-        "a checksum that is none stays none, and no other becomes so"
+        "a missing checksum must stay zero, and a computed one must not become zero"
     );
     if !translated {
-        return Ok("as it was");
+        return Ok("unchanged");
     }
-    let answer = packet.reply(&sent);
-    let back = stage.follow(left.answered_at, &answer, sent.dst.ip(), packet.family).map_err(fail)?;
-    let Became::Passed(back) = back else {
-        return Err(fail(format!("{sent:?} of {:?}: its answer: {back:?}", left.outcomes)));
+    let reply = packet.reply(&sent);
+    let back = node.follow(output.reply_hook, &reply, sent.dst.ip(), packet.family).map_err(fail)?;
+    let Outcome::Forwarded(back) = back else {
+        return Err(fail(format!("{sent:?} of {:?}: its reply: {back:?}", output.outcomes)));
     };
-    let heard = Read::sound(&back.frame).map_err(|wrong| fail((wrong, &back)))?;
+    let returned = Decoded::checked(&back.frame).map_err(|wrong| fail((wrong, &back)))?;
     prop_assert_eq!(
-        (heard.src, heard.dst),
-        backwards((asked.src, asked.dst)),
-        "the answer at {:?} to what was {:?} on its way and {:?} back",
-        left.answered_at,
-        &left.outcomes,
+        (returned.src, returned.dst),
+        reversed((original.src, original.dst)),
+        "reply at {:?}; outcomes {:?}, of the reply {:?}",
+        output.reply_hook,
+        &output.outcomes,
         &back.outcomes
     );
-    let answered = Read::frame(&answer).map_err(fail)?;
-    let changed = wire::differences(&answer, &back.frame, &answered.changeable());
-    prop_assert!(changed.is_empty(), "bytes of the answer at {changed:?} have changed");
-    messages::about(stage, packet, asked, left, &sent)?;
+    let reply_fields = Decoded::frame(&reply).map_err(fail)?;
+    let changed = decode::differences(&reply, &back.frame, &reply_fields.changeable());
+    prop_assert!(changed.is_empty(), "bytes of the reply at {changed:?} changed");
+    messages::check_errors_about(node, packet, original, output, &sent)?;
     Ok("translated")
 }
 
-/// The sum of one packet in 65,536 is such that its checksum is 0, which UDP must not send: here every packet's is.
+/// For one packet in 65,536 the computed checksum is 0, which UDP sends as 0xffff: here for every
+/// packet.
 #[test]
-fn a_checksum_that_comes_out_as_none_is_sent_as_the_other_zero() -> Result<()> {
-    let stage = Stage::new()?;
-    let made = std::cell::Cell::new(0);
-    try_all(2, &packets::packet().prop_filter("is UDP", |packet| packet.protocol == UDP), |packet| {
+fn computed_udp_checksum_of_zero_is_sent_as_ffff() -> Result<()> {
+    let node = TestNode::new()?;
+    let checked = std::cell::Cell::new(0);
+    check_all(2, &packets::packet().prop_filter("is UDP", |packet| packet.protocol == UDP), |packet| {
         let mut frame = packet.build();
-        let Became::Passed(left) = stage.send(&packet, &frame).map_err(fail)? else { return Ok(()) };
-        let asked = Read::frame(&frame).map_err(fail)?;
-        let sent = Read::sound(&left.frame).map_err(fail)?;
-        if sent.src == asked.src && sent.dst == asked.dst || asked.end < asked.l4 + 10 {
+        let Outcome::Forwarded(output) = node.send(&packet, &frame).map_err(fail)? else { return Ok(()) };
+        let original = Decoded::frame(&frame).map_err(fail)?;
+        let sent = Decoded::checked(&output.frame).map_err(fail)?;
+        if sent.src == original.src && sent.dst == original.dst || original.end < original.l4 + 10 {
             return Ok(());
         }
-        // the translation of this tuple is known: what is missing in its sum goes into the data, which both have
-        let data = asked.l4 + 8;
-        let field = |frame: &[u8]| u16::from_be_bytes([frame[asked.l4 + 6], frame[asked.l4 + 7]]);
+        // the translation of this tuple is known: adjust the data so that the checksum after it is
+        // 0
+        let data = original.l4 + 8;
+        let field = |frame: &[u8]| u16::from_be_bytes([frame[original.l4 + 6], frame[original.l4 + 7]]);
         if field(&frame) == 0 {
             return Ok(());
         }
         let old = u16::from_be_bytes([frame[data], frame[data + 1]]);
-        let new = wire::sum(&[old.to_be_bytes(), field(&left.frame).to_be_bytes()].concat());
+        let new = decode::sum(&[old.to_be_bytes(), field(&output.frame).to_be_bytes()].concat());
         let before =
-            wire::sum(&[(!field(&frame)).to_be_bytes(), (!old).to_be_bytes(), new.to_be_bytes()].concat());
+            decode::sum(&[(!field(&frame)).to_be_bytes(), (!old).to_be_bytes(), new.to_be_bytes()].concat());
         frame[data..data + 2].copy_from_slice(&new.to_be_bytes());
         let own = if before == u16::MAX { u16::MAX } else { !before };
-        frame[asked.l4 + 6..asked.l4 + 8].copy_from_slice(&own.to_be_bytes());
-        Read::sound(&frame).map_err(fail)?;
-        let Became::Passed(left) = stage.send(&packet, &frame).map_err(fail)? else {
-            return Err(fail("it passed before"));
+        frame[original.l4 + 6..original.l4 + 8].copy_from_slice(&own.to_be_bytes());
+        Decoded::checked(&frame).map_err(fail)?;
+        let Outcome::Forwarded(output) = node.send(&packet, &frame).map_err(fail)? else {
+            return Err(fail("the packet passed before"));
         };
-        prop_assert_eq!(field(&left.frame), u16::MAX);
-        Read::sound(&left.frame).map_err(fail)?;
-        made.set(made.get() + 1);
-        stage.pass_time().map_err(fail)
+        prop_assert_eq!(field(&output.frame), u16::MAX);
+        Decoded::checked(&output.frame).map_err(fail)?;
+        checked.set(checked.get() + 1);
+        node.pass_time().map_err(fail)
     });
-    assert!(made.get() > 20, "{} packets", made.get());
+    assert!(checked.get() > 20, "{} packets", checked.get());
     Ok(())
 }
 
-/// Hooks at which packets are translated, and the others.
+/// All hooks of devices.
 const HOOKS: [HookId; 6] = [
     HookId::FromPod,
     HookId::ToPod,

@@ -1,4 +1,4 @@
-//! Packets of every kind a node meets, and the frames they are. Knows no program.
+//! Strategies for packets of every kind, and their frames. Uses no program.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,25 +6,25 @@ use dataplane_common::reason::HookId;
 use dataplane_testkit::prog::{Family, Frame, World, at};
 use proptest::{collection::vec, prelude::*, sample::select};
 
-use super::wire::{self, ICMP, ICMPV6, SCTP, TCP, UDP};
+use super::decode::{self, ICMP, ICMPV6, SCTP, TCP, UDP};
 
 /// A protocol without ports.
 const GRE: u8 = 47;
-/// Ports of services in the world of these tests (`stage`) at the address of a service, of a balancer and of the node; each
-/// with one that nobody has.
-const OF_SERVICE: [u16; 7] = [80, 81, 82, 83, 84, 85, 9];
-const OF_BALANCER: [u16; 3] = [80, 80, 9];
-const OF_NODE: [u16; 4] = [30_080, 30_080, HOST_PORT, 22];
-/// Of a pod, at the node's address.
+/// Ports of the services of `TestNode` at a cluster IP, a load balancer IP and the node's address;
+/// each list has a closed port.
+const SERVICE_PORTS: [u16; 7] = [80, 81, 82, 83, 84, 85, 9];
+const LOAD_BALANCER_PORTS: [u16; 3] = [80, 80, 9];
+const NODE_PORTS: [u16; 4] = [30_080, 30_080, HOST_PORT, 22];
+/// A host port at the node's address.
 pub(crate) const HOST_PORT: u16 = 8_081;
 
-/// A packet, and where it is met.
+/// A packet and its first hook.
 #[derive(Clone, Debug)]
 pub(crate) struct Packet {
     pub(crate) family: Family,
     pub(crate) hook: HookId,
     pub(crate) protocol: u8,
-    /// Which of those who may send here; to which of those who may be asked.
+    /// Index into the sources and the destinations of the hook.
     from: usize,
     to: usize,
     ports: (u16, u16),
@@ -32,19 +32,19 @@ pub(crate) struct Packet {
     chunk: u8,
     pub(crate) hop_limit: u8,
     payload: Vec<u8>,
-    /// IPv4 options in words, IPv6 extension headers.
+    /// Number of IPv4 option words or IPv6 extension headers.
     extras: usize,
     no_checksum: bool,
-    /// Behind the packet.
+    /// Bytes of link padding after the packet.
     padding: usize,
 }
 
-/// A packet at any place where packets are translated.
+/// A packet at any hook that translates packets.
 pub(crate) fn packet() -> impl Strategy<Value = Packet> {
     packet_at(&[HookId::FromPod, HookId::FromPod, HookId::FromWire, HookId::ToWire, HookId::FromOverlay])
 }
 
-/// A packet at one of these places.
+/// A packet at one of these hooks.
 pub(crate) fn packet_at(hooks: &[HookId]) -> impl Strategy<Value = Packet> + use<> {
     let family = select(Family::BOTH.to_vec());
     let hook = select(hooks.to_vec());
@@ -60,7 +60,7 @@ pub(crate) fn packet_at(hooks: &[HookId]) -> impl Strategy<Value = Packet> + use
     (family, hook, protocol, ends, rest).prop_map(|(family, hook, protocol, (from, to, ports), rest)| {
         let (tcp_flags, chunk, hop_limit, payload, extras, no_checksum, padding) = rest;
         let protocol = if protocol == ICMP && family == Family::V6 { ICMPV6 } else { protocol };
-        // IPv4 has room for ten words
+        // only these checksums are optional
         let no_checksum = no_checksum && (protocol == SCTP || protocol == UDP && family == Family::V4);
         Packet {
             family,
@@ -85,7 +85,7 @@ impl Packet {
         World::new(self.family)
     }
 
-    /// Who is known to speak where the packet is met.
+    /// The source: one that occurs at this hook.
     pub(crate) fn src(&self) -> SocketAddr {
         let world = self.world();
         let senders: &[IpAddr] = match self.hook {
@@ -111,10 +111,10 @@ impl Packet {
             service,
             service,
             service,
-            balancers(self.family)[0],
-            balancers(self.family)[1],
-            balancers(self.family)[2],
-            balancers(self.family)[3],
+            load_balancer_ips(self.family)[0],
+            load_balancer_ips(self.family)[1],
+            load_balancer_ips(self.family)[2],
+            load_balancer_ips(self.family)[3],
             world.host,
             world.host,
             world.pod,
@@ -128,15 +128,15 @@ impl Packet {
         ];
         let address = everywhere[self.to];
         let ports: &[u16] = match address {
-            _ if address == service => &OF_SERVICE,
-            _ if address == world.host => &OF_NODE,
-            _ if balancers(self.family).contains(&address) => &OF_BALANCER,
+            _ if address == service => &SERVICE_PORTS,
+            _ if address == world.host => &NODE_PORTS,
+            _ if load_balancer_ips(self.family).contains(&address) => &LOAD_BALANCER_PORTS,
             _ => &[80],
         };
         at(address, ports[usize::from(self.ports.1) % ports.len()])
     }
 
-    fn described(&self, src: SocketAddr, dst: SocketAddr) -> Frame {
+    fn frame(&self, src: SocketAddr, dst: SocketAddr) -> Frame {
         let mut frame = match self.protocol {
             ICMP | ICMPV6 => Frame::ping(src.ip(), dst.ip(), self.ports.0),
             protocol => Frame { protocol, ..Frame::udp(src, dst) },
@@ -151,55 +151,56 @@ impl Packet {
 
     /// The frame.
     pub(crate) fn build(&self) -> Vec<u8> {
-        let mut frame = self.described(self.src(), self.dst());
+        let mut frame = self.frame(self.src(), self.dst());
         match self.family {
-            // "no operation", as often as it goes
+            // "no operation" options
             Family::V4 => frame.extra = vec![1; self.extras * 4],
             Family::V6 => (frame.extra, frame.first_extension) = extensions(self.extras, self.protocol),
         }
-        let mut bytes = finished(frame.build());
+        let mut bytes = with_valid_udp_checksum(frame.build());
         bytes.extend(vec![0xa5; self.padding]);
         bytes
     }
 
-    /// The parts of a packet of the same content, of so many bytes each, to be multiplied by eight.
-    pub(crate) fn parts(&self, units: usize) -> Vec<Vec<u8>> {
-        let whole = finished(self.described(self.src(), self.dst()).build());
-        let l4 = wire::Read::frame(&whole).expect("a packet of ours").l4;
-        let pieces: Vec<&[u8]> = whole[l4..].chunks(units * 8).collect();
-        let last = pieces.len() - 1;
-        let part = |(number, piece): (usize, &&[u8])| {
-            let place = ((number * units) as u16, number < last);
-            cut(&whole, l4, self.protocol, place, piece)
+    /// Fragments of a packet with the same content, of `units` × 8 bytes each.
+    pub(crate) fn fragments(&self, units: usize) -> Vec<Vec<u8>> {
+        let whole = with_valid_udp_checksum(self.frame(self.src(), self.dst()).build());
+        let l4 = decode::Decoded::frame(&whole).expect("a valid packet").l4;
+        let payloads: Vec<&[u8]> = whole[l4..].chunks(units * 8).collect();
+        let last = payloads.len() - 1;
+        let fragment = |(number, payload): (usize, &&[u8])| {
+            let position = ((number * units) as u16, number < last);
+            build_fragment(&whole, l4, self.protocol, position, payload)
         };
-        pieces.iter().enumerate().map(part).collect()
+        payloads.iter().enumerate().map(fragment).collect()
     }
 
-    /// A packet back, from who got it to whom it came from.
-    pub(crate) fn reply(&self, got: &wire::Read) -> Vec<u8> {
+    /// A reply to a packet, from its receiver to its sender.
+    pub(crate) fn reply(&self, received: &decode::Decoded) -> Vec<u8> {
         let mut frame = match self.protocol {
-            ICMP | ICMPV6 => Frame::pong(got.dst.ip(), got.src.ip(), got.src.port()),
-            protocol => Frame { protocol, ..Frame::udp(got.dst, got.src) },
+            ICMP | ICMPV6 => Frame::pong(received.dst.ip(), received.src.ip(), received.src.port()),
+            protocol => Frame { protocol, ..Frame::udp(received.dst, received.src) },
         };
-        // what is about to end must not begin, and the other way round
+        // a SYN gets a SYN-ACK and an INIT an INIT ACK, all others an ACK or DATA
         frame.tcp_flags = if self.tcp_flags & 0x13 == 0x02 { 0x12 } else { 0x10 };
         frame.chunk = if self.chunk == 1 { 2 } else { 0 };
         frame.payload.clone_from(&self.payload);
         frame.payload.reverse();
         frame.no_checksum = self.no_checksum;
-        finished(frame.build())
+        with_valid_udp_checksum(frame.build())
     }
 }
 
-/// Addresses of balancers: the second is of policy Local, the third of direct server return, the fourth for some clients only.
-pub(crate) fn balancers(family: Family) -> [IpAddr; 4] {
+/// Load balancer IPs: with policy Cluster, with policy Local, with DSR, and with source ranges.
+pub(crate) fn load_balancer_ips(family: Family) -> [IpAddr; 4] {
     match family {
         Family::V4 => [9, 10, 11, 12].map(|last| IpAddr::from([203, 0, 113, last])),
         Family::V6 => [9, 10, 11, 12].map(|last| IpAddr::from([0x2001, 0xdb8, 0x200, 0, 0, 0, 0, last])),
     }
 }
 
-/// So many extension headers before `protocol`, and what the first is. Hop-by-hop options come first, if at all.
+/// `count` extension headers before `protocol`, and the type of the first. Hop-by-hop options come
+/// first.
 fn extensions(count: usize, protocol: u8) -> (Vec<u8>, Option<u8>) {
     const DESTINATION: u8 = 60;
     let kinds: Vec<u8> = (0..count).map(|number| if number == 0 { 0 } else { DESTINATION }).collect();
@@ -209,39 +210,48 @@ fn extensions(count: usize, protocol: u8) -> (Vec<u8>, Option<u8>) {
 }
 
 /// A UDP checksum that comes out as 0 is sent as 0xffff (RFC 768).
-fn finished(mut frame: Vec<u8>) -> Vec<u8> {
-    let read = wire::Read::frame(&frame).expect("a packet of ours");
-    let at = read.l4 + 6;
+fn with_valid_udp_checksum(mut frame: Vec<u8>) -> Vec<u8> {
+    let decoded = decode::Decoded::frame(&frame).expect("a valid packet");
+    let at = decoded.l4 + 6;
     let field = frame.get(at..at + 2);
-    if read.protocol == UDP && field.is_some_and(|field| field == [0, 0]) && !is_meant_without(&read, &frame)
+    if decoded.protocol == UDP
+        && field.is_some_and(|field| field == [0, 0])
+        && !has_no_checksum(&decoded, &frame)
     {
         frame[at..at + 2].copy_from_slice(&[0xff, 0xff]);
     }
     frame
 }
 
-/// A sum that is 0 by itself would be 0xffff with a field of 0: it is only then that 0 was computed.
-fn is_meant_without(read: &wire::Read, frame: &[u8]) -> bool {
+/// Whether the 0 means no checksum. If the computed checksum is 0, the packet is valid with 0xffff
+/// as well.
+fn has_no_checksum(decoded: &decode::Decoded, frame: &[u8]) -> bool {
     let mut other = frame.to_vec();
-    other[read.l4 + 6..read.l4 + 8].copy_from_slice(&[0xff, 0xff]);
-    read.check_transport(&other[read.l4..read.end]).is_err()
+    other[decoded.l4 + 6..decoded.l4 + 8].copy_from_slice(&[0xff, 0xff]);
+    decoded.check_transport(&other[decoded.l4..decoded.end]).is_err()
 }
 
-fn cut(whole: &[u8], l4: usize, protocol: u8, (offset, more): (u16, bool), piece: &[u8]) -> Vec<u8> {
+fn build_fragment(
+    whole: &[u8],
+    l4: usize,
+    protocol: u8,
+    (offset, more): (u16, bool),
+    payload: &[u8],
+) -> Vec<u8> {
     let mut head = whole[..l4].to_vec();
     if l4 == 34 {
-        head[16..18].copy_from_slice(&((20 + piece.len()) as u16).to_be_bytes());
+        head[16..18].copy_from_slice(&((20 + payload.len()) as u16).to_be_bytes());
         head[20..22].copy_from_slice(&(offset | u16::from(more) << 13).to_be_bytes());
         head[24..26].copy_from_slice(&[0, 0]);
-        let sum = !wire::sum(&head[14..34]);
+        let sum = !decode::sum(&head[14..34]);
         head[24..26].copy_from_slice(&sum.to_be_bytes());
     } else {
-        head[18..20].copy_from_slice(&((8 + piece.len()) as u16).to_be_bytes());
+        head[18..20].copy_from_slice(&((8 + payload.len()) as u16).to_be_bytes());
         head[20] = 44;
         head.extend([protocol, 0]);
         head.extend((offset << 3 | u16::from(more)).to_be_bytes());
         head.extend([0x42; 4]);
     }
-    head.extend(piece);
+    head.extend(payload);
     head
 }

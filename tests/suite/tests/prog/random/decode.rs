@@ -1,4 +1,5 @@
-//! A frame, read by nobody's code but this file's: who speaks to whom, and whether every length and checksum is right.
+//! Decodes a frame with code that is independent of the datapath and the kit: addresses, ports, and
+//! a check of every length and checksum.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -14,31 +15,31 @@ pub(crate) const UDP: u8 = 17;
 pub(crate) const ICMPV6: u8 = 58;
 pub(crate) const SCTP: u8 = 132;
 
-/// What a packet says.
+/// The header fields of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Read {
-    /// Ports are an echo's identifier, twice; 0 where there are none, and in what is not a packet's first part.
+pub(crate) struct Decoded {
+    /// Ports; for echo the identifier, twice; 0 without ports and in later fragments.
     pub(crate) src: SocketAddr,
     pub(crate) dst: SocketAddr,
     pub(crate) protocol: u8,
     /// Offset of the IP header.
     pub(crate) l3: usize,
-    /// Offset of what follows all headers of IP.
+    /// Offset of the transport header, after all IP headers.
     pub(crate) l4: usize,
-    /// Where the packet ends, by its own word.
+    /// End of the packet by its length field.
     pub(crate) end: usize,
-    /// Offset in the whole, and whether more follows; a whole packet: (0, false).
+    /// Fragment offset, and whether more follow; (0, false) if not a fragment.
     pub(crate) fragment: (usize, bool),
 }
 
-impl Read {
-    /// The packet of a frame.
+impl Decoded {
+    /// Decodes the packet of a frame.
     pub(crate) fn frame(frame: &[u8]) -> Result<Self, String> {
         Self::packet(frame, ETHERNET, word(frame, 12)?)
     }
 
-    /// As [`Self::frame`], with all its checksums right.
-    pub(crate) fn sound(frame: &[u8]) -> Result<Self, String> {
+    /// As [`Self::frame`], with a check of all checksums.
+    pub(crate) fn checked(frame: &[u8]) -> Result<Self, String> {
         let read = Self::frame(frame)?;
         if read.fragment == (0, false) {
             read.check_transport(&frame[read.l4..read.end])?;
@@ -46,13 +47,13 @@ impl Read {
         Ok(read)
     }
 
-    /// The packet an ICMP error is about, of which `end` is where the error ends.
-    pub(crate) fn carried(&self, frame: &[u8]) -> Result<Self, String> {
+    /// The packet that an ICMP error quotes; `end` is the end of the error.
+    pub(crate) fn quoted(&self, frame: &[u8]) -> Result<Self, String> {
         let ether_type = if self.src.is_ipv4() { 0x0800 } else { 0x86dd };
-        let mut carried =
+        let mut quoted =
             Self::packet(&[&frame[..self.end], &vec![0; 0xffff]].concat(), self.l4 + 8, ether_type)?;
-        carried.end = carried.end.min(self.end);
-        Ok(carried)
+        quoted.end = quoted.end.min(self.end);
+        Ok(quoted)
     }
 
     fn packet(bytes: &[u8], l3: usize, ether_type: u16) -> Result<Self, String> {
@@ -66,9 +67,9 @@ impl Read {
     fn ipv4(bytes: &[u8], l3: usize) -> Result<Self, String> {
         let first = byte(bytes, l3)?;
         let l4 = l3 + usize::from(first & 15) * 4;
-        let header = bytes.get(l3..l4).ok_or("an IPv4 header cut short")?;
+        let header = bytes.get(l3..l4).ok_or("truncated IPv4 header")?;
         if first >> 4 != 4 || header.len() < 20 || sum(header) != 0xffff {
-            return Err(format!("a wrong IPv4 header: {header:02x?}"));
+            return Err(format!("wrong IPv4 header: {header:02x?}"));
         }
         let flags = word(bytes, l3 + 6)?;
         let fragment = (usize::from(flags & 0x1fff) * 8, flags & 0x2000 != 0);
@@ -78,9 +79,9 @@ impl Read {
     }
 
     fn ipv6(bytes: &[u8], l3: usize) -> Result<Self, String> {
-        let header = bytes.get(l3..l3 + 40).ok_or("an IPv6 header cut short")?;
+        let header = bytes.get(l3..l3 + 40).ok_or("truncated IPv6 header")?;
         if header[0] >> 4 != 6 {
-            return Err(format!("a wrong IPv6 header: {header:02x?}"));
+            return Err(format!("wrong IPv6 header: {header:02x?}"));
         }
         let address =
             |at: usize| IpAddr::from(<[u8; 16]>::try_from(&header[at..at + 16]).expect("sixteen bytes"));
@@ -126,19 +127,19 @@ impl Read {
         if self.protocol == ICMP { [0, 8].contains(&kind) } else { [128, 129].contains(&kind) }
     }
 
-    /// The checksum of what follows the IP headers, which is all of it.
+    /// Checks the transport checksum of a complete transport packet.
     pub(crate) fn check_transport(&self, transport: &[u8]) -> Result<(), String> {
         let field = self.checksum().and_then(|field| transport.get(field));
         let is_right = match (self.protocol, field) {
-            (_, None) => return if self.checksum().is_none() { Ok(()) } else { Err("cut short".to_owned()) },
-            // none over IPv4 (RFC 768), forbidden over IPv6 (RFC 8200 §8.1)
+            (_, None) => return if self.checksum().is_none() { Ok(()) } else { Err("truncated".to_owned()) },
+            // optional in IPv4 (RFC 768), mandatory in IPv6 (RFC 8200 §8.1)
             (UDP, Some([0, 0])) => self.src.is_ipv4(),
-            // to be computed by the device that sends it
-            (SCTP, Some(field)) => *field == [0; 4] || *field == castagnoli(transport).to_le_bytes(),
+            // 0: left to the device
+            (SCTP, Some(field)) => *field == [0; 4] || *field == crc32c(transport).to_le_bytes(),
             (ICMP, _) => sum(transport) == 0xffff,
             _ => sum(&[&self.pseudo_header(transport.len()), transport].concat()) == 0xffff,
         };
-        if is_right { Ok(()) } else { Err(format!("a wrong checksum: {self:?}: {field:02x?}")) }
+        if is_right { Ok(()) } else { Err(format!("wrong checksum: {self:?}: {field:02x?}")) }
     }
 
     fn pseudo_header(&self, len: usize) -> Vec<u8> {
@@ -154,7 +155,7 @@ impl Read {
         bytes
     }
 
-    /// Where the checksum is, behind [`Self::l4`].
+    /// Position of the checksum, relative to [`Self::l4`].
     fn checksum(&self) -> Option<Range<usize>> {
         match self.protocol {
             TCP => Some(16..18),
@@ -165,7 +166,7 @@ impl Read {
         }
     }
 
-    /// The checksum's field, where there is one.
+    /// The checksum field, if there is one.
     pub(crate) fn checksum_of<'a>(&self, frame: &'a [u8]) -> Option<&'a [u8]> {
         let field = self.checksum()?;
         frame.get(self.l4 + field.start..self.l4 + field.end)
@@ -191,8 +192,8 @@ impl Read {
         ranges
     }
 
-    /// Bytes that change on the way through a node: the hop limit, and what covers it.
-    pub(crate) fn worn(&self) -> Vec<Range<usize>> {
+    /// Bytes that forwarding changes: hop limit, and the IPv4 checksum.
+    pub(crate) fn changed_by_forwarding(&self) -> Vec<Range<usize>> {
         let l3 = self.l3;
         if self.src.is_ipv4() {
             vec![l3 + 8..l3 + 9, l3 + 10..l3 + 12]
@@ -202,22 +203,22 @@ impl Read {
     }
 }
 
-/// Where two frames differ, their link headers and these ranges aside.
-pub(crate) fn differences(one: &[u8], other: &[u8], but: &[Range<usize>]) -> Vec<usize> {
-    let counts = |at: &usize| *at >= ETHERNET && !but.iter().any(|range| range.contains(at));
+/// Positions at which two frames differ, except Ethernet headers and these ranges.
+pub(crate) fn differences(one: &[u8], other: &[u8], except: &[Range<usize>]) -> Vec<usize> {
+    let counts = |at: &usize| *at >= ETHERNET && !except.iter().any(|range| range.contains(at));
     let length = one.len().max(other.len());
     (0..length).filter(counts).filter(|at| one.get(*at) != other.get(*at)).collect()
 }
 
 fn byte(bytes: &[u8], at: usize) -> Result<u8, String> {
-    bytes.get(at).copied().ok_or_else(|| format!("nothing at {at}"))
+    bytes.get(at).copied().ok_or_else(|| format!("no byte at {at}"))
 }
 
 fn word(bytes: &[u8], at: usize) -> Result<u16, String> {
     Ok(u16::from_be_bytes([byte(bytes, at)?, byte(bytes, at + 1)?]))
 }
 
-/// The one's-complement sum (RFC 1071).
+/// The one's complement sum (RFC 1071).
 pub(crate) fn sum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
     let mut sum: u32 = words.sum();
@@ -227,8 +228,8 @@ pub(crate) fn sum(bytes: &[u8]) -> u16 {
     sum as u16
 }
 
-/// The CRC-32C of an SCTP packet, its own field taken for zero (RFC 9260 appendix A).
-fn castagnoli(packet: &[u8]) -> u32 {
+/// The CRC-32C of an SCTP packet; its checksum field counts as zero (RFC 9260 appendix A).
+fn crc32c(packet: &[u8]) -> u32 {
     let mut crc = u32::MAX;
     for (at, byte) in packet.iter().enumerate() {
         crc ^= u32::from(if (8..12).contains(&at) { 0 } else { *byte });
