@@ -238,7 +238,7 @@ async fn partly_written_file_is_not_applied() {
 #[tokio::test]
 async fn invalid_file_is_a_problem_until_it_is_corrected() {
     let mut source = RunningSource::synced(|directory| {
-        fs::write(directory.join("a.yaml"), service("a", "10.0.0.1")).unwrap()
+        fs::write(directory.join("a.yaml"), service("a", "10.0.0.1")).unwrap();
     })
     .await;
     replace(&source.directory, "a.yaml", &service("a", "10.0.0.256"));
@@ -258,7 +258,7 @@ async fn invalid_file_is_a_problem_until_it_is_corrected() {
 #[tokio::test]
 async fn removed_directory_removes_no_objects_and_is_read_when_recreated() {
     let mut source = RunningSource::synced(|directory| {
-        fs::write(directory.join("a.yaml"), service("a", "10.0.0.1")).unwrap()
+        fs::write(directory.join("a.yaml"), service("a", "10.0.0.1")).unwrap();
     })
     .await;
     let away = source.directory.with_file_name("away");

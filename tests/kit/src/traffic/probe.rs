@@ -66,7 +66,7 @@ async fn run_probe(probe: &Probe) -> ProbeResult {
         };
         match answer {
             Ok(Ok((name, source))) => {
-                *result.answers.entry(name).or_default().entry(source).or_default() += 1
+                *result.answers.entry(name).or_default().entry(source).or_default() += 1;
             }
             Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => result.refused += 1,
             Ok(Err(error)) if error.kind() == ErrorKind::ConnectionAborted => result.aborted += 1,

@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 
 use super::{
     RANGES, host_device,
-    rig::{Call, Runtime},
+    rig::{Call, Container, Runtime},
 };
 
 #[test]
 fn result_has_the_format_of_the_requested_version() -> Result<()> {
     let runtime = Runtime::new(&RANGES)?;
     for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
-        let pod = runtime.container()?;
+        let pod = Container::create()?;
         let result = runtime.pod_call("ADD", &pod).with("cniVersion", version).ok()?;
         assert_eq!(result["cniVersion"], version);
         let has_family = result["ips"][0].get("version").is_some();
@@ -49,7 +49,7 @@ fn version_is_answered_without_an_agent() -> Result<()> {
 #[test]
 fn invalid_call_returns_its_error_code_and_names_the_parameter() -> Result<()> {
     let runtime = Runtime::new(&RANGES)?;
-    let pod = runtime.container()?;
+    let pod = Container::create()?;
     let add = || runtime.pod_call("ADD", &pod);
     let too_old = |command: &str, version: &str| runtime.pod_call(command, &pod).with("cniVersion", version);
     for (call, code, text) in [
@@ -82,7 +82,7 @@ fn invalid_call_returns_its_error_code_and_names_the_parameter() -> Result<()> {
 #[test]
 fn missing_agent_is_a_temporary_error() -> Result<()> {
     let mut runtime = Runtime::new(&RANGES)?;
-    let pod = runtime.container()?;
+    let pod = Container::create()?;
     let result = runtime.add(&pod)?;
     runtime.kill()?;
     for (call, expected) in [
@@ -102,7 +102,7 @@ fn missing_agent_is_a_temporary_error() -> Result<()> {
 #[test]
 fn node_without_a_pod_cidr_is_not_ready() -> Result<()> {
     let mut runtime = Runtime::new(&[])?;
-    let pod = runtime.container()?;
+    let pod = Container::create()?;
     assert_eq!(runtime.call("STATUS").error()?.0, 50);
     let (code, message) = runtime.pod_call("ADD", &pod).error()?;
     assert_eq!((code, message.contains("no pod range yet")), (11, true), "{message}");
@@ -117,7 +117,7 @@ fn node_without_a_pod_cidr_is_not_ready() -> Result<()> {
 #[test]
 fn changed_pod_network_fails_check_and_add_repairs_it() -> Result<()> {
     let runtime = Runtime::new(&RANGES)?;
-    let pod = runtime.container()?;
+    let pod = Container::create()?;
     let mut result = runtime.add(&pod)?;
     let device = host_device(&result).to_owned();
     assert_eq!(runtime.check(&pod, &result).ok()?, Value::Null);
@@ -146,7 +146,7 @@ fn changed_pod_network_fails_check_and_add_repairs_it() -> Result<()> {
 #[test]
 fn check_compares_the_previous_result() -> Result<()> {
     let runtime = Runtime::new(&RANGES)?;
-    let (pod, other) = (runtime.container()?, runtime.container()?);
+    let (pod, other) = (Container::create()?, Container::create()?);
     let result = runtime.add(&pod)?;
     let mut wrong = result.clone();
     wrong["ips"][0]["address"] = json!("10.77.0.9/32");
@@ -169,7 +169,7 @@ fn check_compares_the_previous_result() -> Result<()> {
 #[test]
 fn add_fails_if_the_container_has_a_device_of_the_name() -> Result<()> {
     let runtime = Runtime::new(&RANGES)?;
-    let pod = runtime.container()?;
+    let pod = Container::create()?;
     pod.namespace.ip("link add eth0 type veth peer name other")?;
     let (code, message) = runtime.pod_call("ADD", &pod).error()?;
     assert_eq!(code, 101);

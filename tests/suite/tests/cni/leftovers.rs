@@ -16,10 +16,10 @@ use super::{
 #[test]
 fn pod_deleted_without_an_agent_is_removed_when_the_agent_starts() -> Result<()> {
     let mut runtime = Runtime::new(&["10.77.0.0/30", "fd77::/64"])?;
-    let (pod, other) = (runtime.container()?, runtime.container()?);
+    let (pod, other) = (Container::create()?, Container::create()?);
     runtime.add(&pod)?;
     let stays = runtime.add(&other)?;
-    let late = runtime.container()?;
+    let late = Container::create()?;
     assert_eq!(runtime.pod_call("ADD", &late).error()?.0, 100, "the range is exhausted");
     runtime.kill()?;
     // repeated DEL, and DEL of a device that never existed
@@ -53,7 +53,7 @@ fn pod_deleted_without_an_agent_is_removed_when_the_agent_starts() -> Result<()>
 #[test]
 fn addresses_of_a_pod_whose_namespace_vanished_are_released() -> Result<()> {
     let runtime = Runtime::new(&RANGES)?;
-    let (gone, stays) = (runtime.container()?, runtime.container()?);
+    let (gone, stays) = (Container::create()?, Container::create()?);
     runtime.add(&gone)?;
     let result = runtime.add(&stays)?;
     runtime.datapath_calls()?;
@@ -84,12 +84,12 @@ fn addresses_of_a_pod_whose_namespace_vanished_are_released() -> Result<()> {
 #[test]
 fn del_of_a_missing_pod_succeeds() -> Result<()> {
     let runtime = Runtime::new(&RANGES)?;
-    let pod = runtime.container()?;
+    let pod = Container::create()?;
     runtime.pod_call("DEL", &pod).ok()?;
     runtime.add(&pod)?;
     drop(pod);
     // the namespace is gone, and the runtime omits CNI_NETNS
-    let (again, last) = (runtime.container()?, runtime.container()?);
+    let (again, last) = (Container::create()?, Container::create()?);
     runtime.add(&again)?;
     let del = runtime.pod_call("DEL", &again).set("CNI_NETNS", "");
     dataplane_testkit::lab::Namespace::delete(again.namespace.name())?;
@@ -104,7 +104,7 @@ fn del_of_a_missing_pod_succeeds() -> Result<()> {
 #[test]
 fn add_that_fails_in_the_datapath_leaves_nothing() -> Result<()> {
     let runtime = Runtime::new(&RANGES)?;
-    let pod = runtime.container()?;
+    let pod = Container::create()?;
     fs::write(runtime.path("run/fail-attach"), "")?;
     let (code, message) = runtime.pod_call("ADD", &pod).error()?;
     assert_eq!(code, 103);
@@ -124,7 +124,7 @@ fn add_that_fails_in_the_datapath_leaves_nothing() -> Result<()> {
 #[test]
 fn gc_removes_unlisted_pods_of_its_network_only() -> Result<()> {
     let mut runtime = Runtime::new(&RANGES)?;
-    let pods = (0..4).map(|_| runtime.container()).collect::<Result<Vec<_>>>()?;
+    let pods = (0..4).map(|_| Container::create()).collect::<Result<Vec<_>>>()?;
     for pod in &pods[..3] {
         runtime.add(pod)?;
     }
@@ -147,7 +147,7 @@ fn gc_removes_unlisted_pods_of_its_network_only() -> Result<()> {
 #[test]
 fn pods_survive_the_loss_of_their_records() -> Result<()> {
     let mut runtime = Runtime::new(&["10.77.0.0/29"])?;
-    let pods = (0..3).map(|_| runtime.container()).collect::<Result<Vec<_>>>()?;
+    let pods = (0..3).map(|_| Container::create()).collect::<Result<Vec<_>>>()?;
     for pod in &pods {
         runtime.add(pod)?;
     }
@@ -162,7 +162,7 @@ fn pods_survive_the_loss_of_their_records() -> Result<()> {
     assert_eq!(runtime.used()?, [3], "addresses are recovered from kernel routes");
     assert!(directory.join(format!("{}.broken", records[1])).exists());
     // so they are not allocated again
-    let more = (0..3).map(|_| runtime.container()).collect::<Result<Vec<_>>>()?;
+    let more = (0..3).map(|_| Container::create()).collect::<Result<Vec<_>>>()?;
     let allocated =
         more.iter().map(|pod| Ok(addresses(&runtime.add(pod)?))).collect::<Result<Vec<_>>>()?.concat();
     assert_eq!(allocated, ["10.77.0.4", "10.77.0.5", "10.77.0.6"]);
@@ -176,7 +176,7 @@ fn pods_survive_the_loss_of_their_records() -> Result<()> {
 #[test]
 fn retry_succeeds_after_the_agent_was_killed_at_any_step() -> Result<()> {
     let mut runtime = Runtime::new(&["10.77.0.0/29", "fd77::/64"])?;
-    let pod = runtime.container()?;
+    let pod = Container::create()?;
     let begun = Instant::now();
     runtime.add(&pod)?;
     runtime.pod_call("DEL", &pod).ok()?;
@@ -227,7 +227,7 @@ fn descriptors_do_not_leak_over_many_pods() -> Result<()> {
     let pid = fs::read_to_string(runtime.path("run/agent.lock"))?;
     let descriptors = || Ok::<_, anyhow::Error>(fs::read_dir(format!("/proc/{}/fd", pid.trim()))?.count());
     let round = || {
-        let pod = runtime.container()?;
+        let pod = Container::create()?;
         runtime.add(&pod)?;
         runtime.pod_call("DEL", &pod).ok()
     };

@@ -11,7 +11,7 @@ use std::{collections::BTreeSet, process::Command, thread};
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use self::rig::{NODE_V4, NODE_V6, Runtime};
+use self::rig::{Container, NODE_V4, NODE_V6, Runtime};
 
 const RANGES: [&str; 2] = ["10.77.0.0/24", "fd77::/64"];
 
@@ -34,7 +34,7 @@ fn column(rows: &[Value], key: &str) -> Vec<String> {
 #[test]
 fn add_connects_a_pod_and_del_removes_everything() -> Result<()> {
     let runtime = Runtime::new(&RANGES)?;
-    let pod = runtime.container()?;
+    let pod = Container::create()?;
     let result = runtime.add(&pod)?;
     assert_eq!(addresses(&result), ["10.77.0.1", "fd77::1"]);
     let device = host_device(&result).to_owned();
@@ -97,7 +97,7 @@ fn add_connects_a_pod_and_del_removes_everything() -> Result<()> {
 #[test]
 fn repeated_add_returns_the_same_result_even_after_a_restart() -> Result<()> {
     let mut runtime = Runtime::new(&RANGES)?;
-    let pod = runtime.container()?;
+    let pod = Container::create()?;
     let result = runtime.add(&pod)?;
     assert_eq!(runtime.add(&pod)?, result);
     runtime.datapath_calls()?;
@@ -119,11 +119,11 @@ fn repeated_add_returns_the_same_result_even_after_a_restart() -> Result<()> {
 #[test]
 fn exhausted_range_is_an_error_and_a_freed_address_is_reused() -> Result<()> {
     let runtime = Runtime::new(&["10.77.0.0/29", "fd77::/64"])?;
-    let pods = (0..6).map(|_| runtime.container()).collect::<Result<Vec<_>>>()?;
+    let pods = (0..6).map(|_| Container::create()).collect::<Result<Vec<_>>>()?;
     for pod in &pods {
         runtime.add(pod)?;
     }
-    let late = runtime.container()?;
+    let late = Container::create()?;
     let (code, message) = runtime.pod_call("ADD", &late).error()?;
     assert_eq!(code, 100);
     assert_eq!(message, "pod range 10.77.0.0/29 is exhausted: 6 of its 6 addresses are in use");
@@ -137,7 +137,7 @@ fn exhausted_range_is_an_error_and_a_freed_address_is_reused() -> Result<()> {
 #[test]
 fn twenty_concurrent_pods_get_different_addresses() -> Result<()> {
     let runtime = Runtime::new(&RANGES)?;
-    let pods = (0..20).map(|_| runtime.container()).collect::<Result<Vec<_>>>()?;
+    let pods = (0..20).map(|_| Container::create()).collect::<Result<Vec<_>>>()?;
     let results = concurrently(&pods, |pod| runtime.add(pod))?;
     let unique: BTreeSet<String> = results.iter().flat_map(addresses).collect();
     assert_eq!(unique.len(), 40);
@@ -152,7 +152,7 @@ fn twenty_concurrent_pods_get_different_addresses() -> Result<()> {
 #[test]
 fn concurrent_calls_for_one_pod_create_one_pod() -> Result<()> {
     let runtime = Runtime::new(&RANGES)?;
-    let pod = runtime.container()?;
+    let pod = Container::create()?;
     let results = concurrently(&[&pod; 8], |pod| runtime.add(pod))?;
     assert!(results.iter().all(|result| *result == results[0]), "{results:?}");
     assert_eq!((runtime.devices()?.len(), runtime.used()?), (1, vec![1, 1]));

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
+use super::runtime::unique;
 use dataplane_testkit::lab::Namespace;
 
 /// A container's namespace, deleted when this is dropped.
@@ -13,7 +14,9 @@ pub(crate) struct Container {
 }
 
 impl Container {
-    pub(super) fn new(id: String) -> Result<Self> {
+    /// Creates a namespace for a pod, with an ID of its own.
+    pub(crate) fn create() -> Result<Self> {
+        let id = unique("c");
         let namespace = Namespace::create(&id)?;
         Ok(Self { id, namespace })
     }

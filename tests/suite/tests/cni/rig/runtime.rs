@@ -104,11 +104,6 @@ impl Runtime {
         self.start()
     }
 
-    /// Creates a namespace for a pod.
-    pub(crate) fn container(&self) -> Result<Container> {
-        Container::new(unique("c"))
-    }
-
     /// A call of the plugin.
     pub(crate) fn call(&self, command: &str) -> Call {
         Call::new(command, &self.socket(), "1.1.0")
@@ -218,6 +213,6 @@ fn request_view(socket: &Path, request: &Value) -> Result<Value> {
     Ok(serde_json::from_str(&line)?)
 }
 
-fn unique(kind: &str) -> String {
+pub(super) fn unique(kind: &str) -> String {
     format!("dpcni-{}-{kind}{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }

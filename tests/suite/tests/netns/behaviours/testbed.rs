@@ -245,6 +245,6 @@ fn probe(
     servers: usize,
     timeout_ms: u64,
 ) -> Result<ProbeResult> {
-    let probe = Probe { number: 0, server, transport, servers, timeout_ms: timeout_ms, ports: None };
+    let probe = Probe { number: 0, server, transport, servers, timeout_ms, ports: None };
     place.probe(&[probe])?.pop().context("the probe has no report")
 }
