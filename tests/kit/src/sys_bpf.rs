@@ -91,6 +91,9 @@ pub fn sums_of_array(map: BorrowedFd<'_>, count: u32) -> Result<Vec<u64>> {
     Ok(values.chunks(cpus).map(|value| value.iter().sum()).collect())
 }
 
+/// Calls `bpf(2)`.
+///
+/// # Safety
 /// `attributes` has the layout of the kernel's attributes for `command`, and every address in it
 /// points to memory that the command may read or write.
 pub unsafe fn call<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long> {

@@ -66,7 +66,7 @@ async fn run_probe(probe: &Probe) -> ProbeResult {
         };
         match answer {
             Ok(Ok((name, source))) => {
-                *result.answers.entry(name).or_default().entry(source).or_default() += 1
+                *result.answers.entry(name).or_default().entry(source).or_default() += 1;
             }
             Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => result.refused += 1,
             Ok(Err(error)) if error.kind() == ErrorKind::ConnectionAborted => result.aborted += 1,
@@ -117,7 +117,7 @@ async fn over_sctp(server: SocketAddr, deadline: Duration) -> IoResult<(String, 
     name_and_peer(&answer).ok_or_else(unexpected_response)
 }
 
-/// `raw_sctp` has its own timeout. The kernel's timeout for TCP is longer than ours.
+/// `raw_sctp` has its own timeout. The kernel's timeout for TCP is longer than a probe's.
 fn is_timeout(error: &Error, transport: Transport) -> bool {
     transport == Transport::Sctp && error.kind() == ErrorKind::TimedOut
 }
