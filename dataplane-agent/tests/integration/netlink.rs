@@ -153,19 +153,19 @@ fn routes_are_replaced_listed_and_removed() {
             netlink.ensure_route(route).await.unwrap();
         }
         wanted.sort_unstable();
-        let mut ours = netlink.agent_routes().await.unwrap();
-        ours.sort_unstable();
-        assert_eq!(ours, wanted);
+        let mut routes = netlink.agent_routes().await.unwrap();
+        routes.sort_unstable();
+        assert_eq!(routes, wanted);
 
         // another next hop replaces the route
         for destination in ["10.244.1.0/24", "fd01:1::/64"] {
             let hop = if destination.contains(':') { "fd00::8" } else { "10.0.0.8" };
             netlink.ensure_route(&route(destination, Some(hop))).await.unwrap();
         }
-        let ours = netlink.agent_routes().await.unwrap();
-        assert_eq!(ours.len(), wanted.len(), "{ours:?}");
-        assert!(ours.contains(&route("10.244.1.0/24", Some("10.0.0.8"))));
-        assert!(ours.contains(&route("fd01:1::/64", Some("fd00::8"))));
+        let routes = netlink.agent_routes().await.unwrap();
+        assert_eq!(routes.len(), wanted.len(), "{routes:?}");
+        assert!(routes.contains(&route("10.244.1.0/24", Some("10.0.0.8"))));
+        assert!(routes.contains(&route("fd01:1::/64", Some("fd00::8"))));
 
         for route in &wanted {
             netlink.remove_route(route.destination).await.unwrap();
@@ -182,10 +182,10 @@ fn foreign_route_to_the_same_prefix_is_kept() {
         ip("route add 10.244.1.0/24 via 10.0.0.77");
         let netlink = Netlink::connect().unwrap();
         let ifindex = netlink.link("eth0").await.unwrap().unwrap().ifindex;
-        let ours = KernelRoute::on_link("10.244.1.0/24".parse().unwrap(), ifindex);
-        netlink.ensure_route(&ours).await.unwrap();
-        assert_eq!(netlink.agent_routes().await.unwrap(), [ours]);
-        netlink.remove_route(ours.destination).await.unwrap();
+        let route = KernelRoute::on_link("10.244.1.0/24".parse().unwrap(), ifindex);
+        netlink.ensure_route(&route).await.unwrap();
+        assert_eq!(netlink.agent_routes().await.unwrap(), [route]);
+        netlink.remove_route(route.destination).await.unwrap();
         assert!(ip("route show 10.244.1.0/24").contains("via 10.0.0.77"));
     });
 }
@@ -216,8 +216,8 @@ fn monitor_reports_addresses_but_not_routes_of_the_agent() {
         let netlink = Netlink::connect().unwrap();
         let ifindex = netlink.link("eth0").await.unwrap().unwrap().ifindex;
         let mut monitor = Netlink::monitor().unwrap();
-        let ours = KernelRoute::on_link("10.244.1.0/24".parse().unwrap(), ifindex);
-        netlink.ensure_route(&ours).await.unwrap();
+        let route = KernelRoute::on_link("10.244.1.0/24".parse().unwrap(), ifindex);
+        netlink.ensure_route(&route).await.unwrap();
         ip("addr add 10.0.0.6/24 dev eth0");
         let mut seen = false;
         while !seen {

@@ -91,7 +91,7 @@ pub fn sums_of_array(map: BorrowedFd<'_>, count: u32) -> Result<Vec<u64>> {
     Ok(values.chunks(cpus).map(|value| value.iter().sum()).collect())
 }
 
-/// The system call `bpf`.
+/// Calls `bpf(2)`.
 ///
 /// # Safety
 /// `attributes` has the layout of the kernel's attributes for `command`, and every address in it

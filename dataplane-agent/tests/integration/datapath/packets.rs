@@ -87,7 +87,7 @@ fn packet_events_are_reported() {
             datapath.attach_pod("dp1").unwrap();
             send_datagram(port);
             for mut listener in listeners {
-                let ours = async {
+                let expected = async {
                     loop {
                         let event = listener.recv().await.unwrap();
                         if event.source_port == 4_000 {
@@ -95,7 +95,7 @@ fn packet_events_are_reported() {
                         }
                     }
                 };
-                let event = timeout(Duration::from_secs(10), ours).await.expect("an event in time");
+                let event = timeout(Duration::from_secs(10), expected).await.expect("an event in time");
                 assert_eq!((event.hook, event.destination_port), (HookId::FromPod, port));
                 assert_eq!(event.source, "10.1.1.2".parse::<IpAddr>().unwrap());
                 assert_eq!(event.destination, "10.1.1.9".parse::<IpAddr>().unwrap());

@@ -4,8 +4,8 @@
 //! node ── bridge (segment 1: 172.18.0.0/24, fd00:18::/64) ──┐
 //! node ── bridge (segment 2: 172.19.0.0/24, fd00:19::/64) ──┴─ gateway ── outside
 //! ```
-//! The outside host is `192.0.2.1` and `2001:db8:ffff::1`. Neither it nor the gateway has a route to a
-//! pod: a pod gets replies from there only if its packets were masqueraded.
+//! The outside host is `192.0.2.1` and `2001:db8:ffff::1`. Neither it nor the gateway has a route
+//! to a pod: a pod gets replies from there only if its packets were masqueraded.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},

@@ -30,6 +30,7 @@ static CLEANUPS: Mutex<Vec<fn()>> = Mutex::new(Vec::new());
 /// Runs `work` when the process exits: for resources that tests share, as none of them is known to
 /// be the last.
 ///
+/// # Panics
 /// If `atexit` fails.
 pub fn at_exit(work: fn()) {
     static AT_EXIT: Mutex<Vec<fn()>> = Mutex::new(Vec::new());

@@ -1,4 +1,5 @@
-//! A cluster of plain Linux routing and kube-proxy, which tests compare with ours. Uses no agent.
+//! A cluster of plain Linux routing and kube-proxy, which tests compare with the agent. Runs no
+//! agent.
 
 use std::{fs, net::IpAddr, path::Path, time::Duration};
 

@@ -232,6 +232,7 @@ pub(crate) fn pseudo_sum(src: IpAddr, dst: IpAddr, protocol: u8, len: usize) -> 
 impl Parsed {
     /// Parses a frame without fragments or extension headers.
     ///
+    /// # Errors
     /// A description of a wrong length or checksum.
     pub fn read(frame: &[u8]) -> Result<Self, String> {
         let ether_type = u16::from_be_bytes([frame[12], frame[13]]);

@@ -51,6 +51,7 @@ pub struct Run {
 impl Run {
     /// The output packet.
     ///
+    /// # Panics
     /// If a length or checksum of it is wrong.
     pub fn packet(&self) -> Parsed {
         match Parsed::read(&self.frame) {
@@ -167,6 +168,7 @@ impl Rig {
     /// As [`Self::run`], with `CHECKSUM_COMPLETE`; returns whether the kernel can check the result
     /// (Linux 6.16).
     ///
+    /// # Errors
     /// The kernel's checksum does not match the output packet.
     pub fn run_checksum_complete(&mut self, hook: HookId, frame: &[u8]) -> Result<bool> {
         self.load(hook)?;

@@ -103,6 +103,7 @@ impl World {
 
 /// A rig for a node of both families, and the addresses of one of them.
 ///
+/// # Errors
 /// Loading fails without root.
 pub fn rig(family: Family) -> Result<(Rig, World)> {
     rig_with(family, &node_config())

@@ -117,7 +117,7 @@ async fn over_sctp(server: SocketAddr, deadline: Duration) -> IoResult<(String, 
     name_and_peer(&answer).ok_or_else(unexpected_response)
 }
 
-/// `raw_sctp` has its own timeout. The kernel's timeout for TCP is longer than ours.
+/// `raw_sctp` has its own timeout. The kernel's timeout for TCP is longer than a probe's.
 fn is_timeout(error: &Error, transport: Transport) -> bool {
     transport == Transport::Sctp && error.kind() == ErrorKind::TimedOut
 }

@@ -33,6 +33,7 @@ const PORTS: std::ops::Range<u16> = 32_768..60_999;
 
 /// Sends an INIT, aborts the association after the response, and returns the server's answer.
 ///
+/// # Errors
 /// The ICMP error about the INIT, as a connected socket would receive it; `ConnectionAborted`: the
 /// port is closed; `TimedOut`: no response; `InvalidData`: an invalid response to this INIT.
 pub(super) fn request(server: SocketAddr, timeout: Duration) -> IoResult<String> {

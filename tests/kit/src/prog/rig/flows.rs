@@ -13,6 +13,7 @@ use super::{FLOWS, Rig};
 impl Rig {
     /// All flows. The index has both tuples of each, or only the forward tuple of a direct one.
     ///
+    /// # Errors
     /// Also if the index is inconsistent: a tuple without its flow, or a flow with one tuple.
     pub fn flows(&mut self) -> Result<Vec<Flow>> {
         let index: Vec<(FlowKey, FlowRef)> =
