@@ -158,7 +158,7 @@ fn pods_survive_the_loss_of_their_records() -> Result<()> {
     fs::write(record(1), "{ no record")?;
     runtime.restart()?;
     let log = fs::read_to_string(runtime.path("agent.log"))?;
-    ensure!(log.contains(&format!("{} is no record of a pod", record(1).display())), "{log}");
+    ensure!(log.contains(&format!("pod record {} is invalid", record(1).display())), "{log}");
     assert_eq!(runtime.used()?, [3], "addresses are recovered from kernel routes");
     assert!(directory.join(format!("{}.broken", records[1])).exists());
     // so they are not allocated again
