@@ -5,7 +5,7 @@
 //! attached. Pins keep everything that outlives the agent: dropping [`Datapath`] closes file
 //! descriptors and detaches nothing.
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
@@ -29,6 +29,8 @@ use super::{
 /// The eBPF object, built from the crate `dataplane-ebpf` by `build.rs`.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dataplane"));
 
+/// Number of attempts to load a program while signals interrupt the verifier.
+const LOAD_ATTEMPTS: usize = 5;
 /// Number of characters of the verifier log in an error. Its end has the reason.
 const LOG_TAIL: usize = 1_500;
 /// Prefixes of the statistics lines that follow the reason. Linux 7 has one for every function.
@@ -291,7 +293,23 @@ fn load_programs(ebpf: &mut Ebpf, names: impl Iterator<Item = &'static str>) -> 
     Ok(())
 }
 
-fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+/// Loads one program. The verifier gives up with `EAGAIN` when a signal is pending for the thread
+/// (`kernel/bpf/verifier.c`, Linux 5.0): such an attempt is repeated, as libbpf does.
+///
+/// # Errors
+/// The error of the last attempt.
+pub fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    for _ in 1..LOAD_ATTEMPTS {
+        match try_load(program) {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {
+            }
+            result => return result,
+        }
+    }
+    try_load(program)
+}
+
+fn try_load(program: &mut Program) -> Result<(), ProgramError> {
     match program {
         Program::SchedClassifier(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),

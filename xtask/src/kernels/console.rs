@@ -11,7 +11,7 @@ pub(super) struct Outcome {
     /// Release of the kernel; empty if the console has none.
     pub(super) release: String,
     pub(super) programs: Vec<Program>,
-    pub(super) hooks: Vec<HookId>,
+    pub(super) hooks: Vec<Hook>,
     pub(super) traffic: Vec<Traffic>,
     /// Results of the tests, by step.
     pub(super) suites: Vec<(String, Report)>,
@@ -27,7 +27,7 @@ pub(super) struct Program {
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct HookId {
+pub(super) struct Hook {
     pub(super) place: String,
     pub(super) how: Option<String>,
     pub(super) refused: Option<String>,
@@ -46,7 +46,7 @@ pub(super) struct Traffic {
 enum Finding {
     Kernel { release: String },
     Program(Program),
-    HookId(HookId),
+    Hook(Hook),
     Traffic(Traffic),
 }
 
@@ -90,7 +90,7 @@ impl Outcome {
                     self.problems.extend(program.refused.iter().map(|why| format!("program {name}: {why}")));
                     self.programs.push(program);
                 }
-                Ok(Finding::HookId(hook)) => {
+                Ok(Finding::Hook(hook)) => {
                     let place = &hook.place;
                     self.problems.extend(hook.refused.iter().map(|why| format!("{place}: {why}")));
                     self.hooks.push(hook);

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, Queue, RingBuf},
-    programs::{Program, SchedClassifier, Xdp},
+    programs::{SchedClassifier, Xdp},
 };
 use dataplane_common::{
     abi::{
@@ -196,12 +196,9 @@ impl Rig {
 
     fn load(&mut self, hook: HookId) -> Result<()> {
         if !self.loaded.contains(&hook) {
-            let loaded = match self.ebpf.program_mut(hook.name()).context(hook.name())? {
-                Program::SchedClassifier(program) => program.load(),
-                Program::Xdp(program) => program.load(),
-                _ => anyhow::bail!("{} is of an unexpected type", hook.name()),
-            };
-            loaded.with_context(|| format!("load {}", hook.name()))?;
+            let program = self.ebpf.program_mut(hook.name()).context(hook.name())?;
+            dataplane_agent::datapath::loader::load_program(program)
+                .with_context(|| format!("load {}", hook.name()))?;
             self.loaded.push(hook);
         }
         Ok(())
