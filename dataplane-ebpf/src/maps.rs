@@ -15,9 +15,9 @@ use aya_ebpf::{
 };
 use dataplane_common::{
     abi::{
-        Addr, Affinity, AffinityKey, BackendSlot, ConnectedPeer, Endpoint, Event, FRAGMENT_TIMEOUT_SECS,
-        Flow, FlowHints, FlowKey, FlowRef, FragmentKey, FragmentPorts, OriginKey, ReorderKey, Route, Service,
-        ServiceKey, SocketOrigin, SourceRange, names::capacity,
+        Addr, Affinity, AffinityKey, BackendSlot, ConnectedPeer, Device, Endpoint, Event,
+        FRAGMENT_TIMEOUT_SECS, Flow, FlowHints, FlowKey, FlowRef, FragmentKey, FragmentPorts, OriginKey,
+        ReorderKey, Route, Service, ServiceKey, SocketOrigin, SourceRange, names::capacity,
     },
     reason::COUNTERS as COUNTER_ENTRIES,
 };
@@ -27,6 +27,10 @@ use crate::helpers::time;
 /// Addresses of this node. Written by the agent; the datapath sets flow hints.
 #[btf_map]
 static ENDPOINTS: HashMap<Addr, Endpoint, { capacity::ENDPOINTS as usize }> = HashMap::new();
+
+/// Devices that carry the node's traffic. Written by the agent.
+#[btf_map]
+static DEVICES: HashMap<u32, Device, { capacity::DEVICES as usize }> = HashMap::new();
 
 /// Prefixes of the rest of the cluster. Written by the agent; the datapath sets flow hints.
 #[btf_map]
@@ -119,6 +123,13 @@ pub(crate) const MAX_BUFFERED_BYTES: usize = 2_040;
 pub(crate) fn endpoint(addr: &Addr) -> Option<&'static Endpoint> {
     // SAFETY: memory of the map lives as long as the map; see the module about its reuse.
     unsafe { ENDPOINTS.get(addr) }
+}
+
+/// The row of a device, if it carries the node's traffic and has programs attached.
+#[inline(always)]
+pub(crate) fn device(ifindex: u32) -> Option<&'static Device> {
+    // SAFETY: as in `endpoint`.
+    unsafe { DEVICES.get(&ifindex) }
 }
 
 /// Sets the flow hint for packets of `protocol` to `addr`, an address of this node or of another.

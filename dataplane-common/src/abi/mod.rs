@@ -2,6 +2,7 @@
 
 mod addr;
 mod config;
+mod device;
 mod endpoint;
 mod event;
 mod flow;
@@ -14,6 +15,7 @@ mod socket;
 
 pub use addr::{Addr, MacAddr, Port};
 pub use config::{ClusterRange, NodeAddresses, NodeConfig, NodeFlags};
+pub use device::{Device, DeviceFlags};
 pub use endpoint::{Endpoint, EndpointFlags};
 pub use event::Event;
 pub use flow::{Flow, FlowFlags, FlowKey, FlowRef};

@@ -5,6 +5,8 @@
 pub mod capacity {
     /// `ENDPOINTS`: pods and addresses of this node.
     pub const ENDPOINTS: u32 = 4_096;
+    /// `DEVICES`: devices that carry the node's traffic.
+    pub const DEVICES: u32 = 256;
     /// `ROUTES`: prefixes of other nodes (two families, pod CIDRs and node addresses) and
     /// exceptions.
     pub const ROUTES: u32 = 32_768;
@@ -37,6 +39,8 @@ pub mod capacity {
 pub mod map {
     /// Hash: `Addr` → `Endpoint`.
     pub const ENDPOINTS: &str = "ENDPOINTS";
+    /// Hash: ifindex (`u32`) → `Device`.
+    pub const DEVICES: &str = "DEVICES";
     /// LPM trie: prefix of `Addr` → `Route`.
     pub const ROUTES: &str = "ROUTES";
     /// Hash: `ServiceKey` → `Service`.
@@ -77,8 +81,9 @@ pub mod map {
     /// Ring buffer of `Event`.
     pub const EVENTS: &str = "EVENTS";
     /// Maps that are pinned, and so outlive the agent, in the order they are pinned.
-    pub const PINNED: [&str; 16] = [
+    pub const PINNED: [&str; 17] = [
         ENDPOINTS,
+        DEVICES,
         ROUTES,
         SERVICES,
         BACKENDS,

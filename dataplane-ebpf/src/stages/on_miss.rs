@@ -52,14 +52,14 @@ impl OnMiss for Masquerade {
     const FORWARD_KINDS: u32 = flow::kinds::MASQUERADE;
 
     #[inline(always)]
-    fn create_flow<F: IpFamily>(_ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason> {
-        let node = F::node_address();
-        if !config::flag(NodeFlags::MASQUERADE) || node.is_zero() {
+    fn create_flow<F: IpFamily>(ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason> {
+        let source = source_of::<F>(ctx.ifindex());
+        if !config::flag(NodeFlags::MASQUERADE) || source.is_zero() {
             return Ok(false);
         }
         let new_flow = &mut scratch.new_flow;
         new_flow.reply_tuple = scratch.tuple.reversed();
-        new_flow.snat_source = node;
+        new_flow.snat_source = source;
         new_flow.service_id = 0;
         new_flow.backend_id = 0;
         new_flow.backend_generation = 0;
@@ -121,6 +121,16 @@ fn is_cluster_ip<F: IpFamily>(scratch: &Scratch) -> bool {
     F::cluster_range().contains(&tuple.dst)
         && Protocol::has_ports(tuple.protocol)
         && maps::has_service(&ServiceKey::of_address(tuple.dst))
+}
+
+/// The source of translated packets that leave by a device: its address, else the node's; `::` if
+/// there is neither.
+#[inline(always)]
+fn source_of<F: IpFamily>(ifindex: u32) -> Addr {
+    match maps::device(ifindex) {
+        Some(device) if !F::device_address(device).is_zero() => F::device_address(device),
+        _ => F::node_address(),
+    }
 }
 
 /// The node's address, which replaces the client's.

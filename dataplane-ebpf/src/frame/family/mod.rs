@@ -5,7 +5,7 @@ mod v4;
 mod v6;
 
 use dataplane_common::{
-    abi::{Addr, ClusterRange},
+    abi::{Addr, ClusterRange, Device},
     checksum::Change,
     reason::DropReason,
 };
@@ -72,6 +72,9 @@ pub(crate) trait IpFamily: Sized {
 
     /// The node's address that the source is translated to; `::` if there is none.
     fn node_address() -> Addr;
+
+    /// The address of a device; `::` if it has none.
+    fn device_address(device: &Device) -> Addr;
 
     /// A prefix that holds all cluster IPs.
     fn cluster_range() -> ClusterRange;

@@ -1,7 +1,7 @@
 //! IPv4 (RFC 791).
 
 use dataplane_common::{
-    abi::{Addr, ClusterRange},
+    abi::{Addr, ClusterRange, Device},
     checksum::{self, Change},
     net::{Icmpv4Type, Ipv4Header, Protocol},
     reason::DropReason,
@@ -141,6 +141,11 @@ impl IpFamily for V4 {
     #[inline(always)]
     fn node_address() -> Addr {
         config::ipv4()
+    }
+
+    #[inline(always)]
+    fn device_address(device: &Device) -> Addr {
+        device.ipv4
     }
 
     #[inline(always)]

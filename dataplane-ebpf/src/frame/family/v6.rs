@@ -1,7 +1,7 @@
 //! IPv6 (RFC 8200) and its extension headers.
 
 use dataplane_common::{
-    abi::{Addr, ClusterRange},
+    abi::{Addr, ClusterRange, Device},
     checksum::{self, Change},
     net::{FragmentHeader, Icmpv6Type, Ipv6Header, Protocol},
     reason::DropReason,
@@ -145,6 +145,11 @@ impl IpFamily for V6 {
     #[inline(always)]
     fn node_address() -> Addr {
         config::ipv6()
+    }
+
+    #[inline(always)]
+    fn device_address(device: &Device) -> Addr {
+        device.ipv6
     }
 
     #[inline(always)]
