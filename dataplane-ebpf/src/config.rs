@@ -14,6 +14,8 @@ static NODE: NodeConfig = NodeConfig {
     host_mac: MacAddr::new([0; 6]),
     overlay_mac: MacAddr::new([0; 6]),
     overlay_vni: 0,
+    overlay_port: Port::new(0),
+    reserved: 0,
     snat_first: Port::new(0),
     snat_last: Port::new(0),
     flow_slots: 0,
@@ -97,6 +99,11 @@ pub(crate) fn overlay_mac() -> MacAddr {
 #[inline(always)]
 pub(crate) fn overlay_vni() -> u32 {
     field!(overlay_vni)
+}
+
+#[inline(always)]
+pub(crate) fn overlay_port() -> Port {
+    field!(overlay_port)
 }
 
 /// First port and size of the range for source translation.

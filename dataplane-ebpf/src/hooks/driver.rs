@@ -29,6 +29,18 @@ pub(crate) trait Hook {
     /// Its number in counters and events.
     const ID: HookId;
 
+    /// Looks at the frame before its packet: a verdict or a drop ends the run.
+    #[inline(always)]
+    fn admit(_ctx: &Self::Context) -> Result<Option<Verdict>, DropReason> {
+        Ok(None)
+    }
+
+    /// What happens to a frame that has no IP packet.
+    #[inline(always)]
+    fn run_not_ip(_ctx: &Self::Context, _ether_type: u16) -> Result<Verdict, DropReason> {
+        Ok(Verdict::StackNotIp)
+    }
+
     /// What happens to a packet here: the order of the stages, and nothing else.
     fn run<F: IpFamily>(ctx: &Self::Context, scratch: &mut Scratch) -> Result<Verdict, DropReason>;
 }
@@ -37,10 +49,14 @@ pub(crate) trait Hook {
 #[inline(always)]
 pub(crate) fn run_tc<H: Hook<Context = TcContext>>(ctx: &TcContext) -> i32 {
     let Some(scratch) = scratch::current() else { return TC_ACT_UNSPEC };
-    let (result, icmp_sent) = match ctx.ether_type() {
-        EtherType::IPV4 => run_tc_family::<H, V4>(ctx, scratch),
-        EtherType::IPV6 => run_tc_family::<H, V6>(ctx, scratch),
-        _ => (Ok(Verdict::StackNotIp), false),
+    let (result, icmp_sent) = match H::admit(ctx) {
+        Ok(None) => match ctx.ether_type() {
+            EtherType::IPV4 => run_tc_family::<H, V4>(ctx, scratch),
+            EtherType::IPV6 => run_tc_family::<H, V6>(ctx, scratch),
+            ether_type => (H::run_not_ip(ctx, ether_type), false),
+        },
+        Ok(Some(verdict)) => (Ok(verdict), false),
+        Err(reason) => (Err(reason), false),
     };
     let tuple_recorded = matches!(result, Err(reason) if sends_icmp_error(reason));
     verdict::record(ctx, scratch, H::ID, result, tuple_recorded);

@@ -20,6 +20,7 @@ use crate::{
         with_header,
     },
     helpers::fib::{self, NextHop},
+    maps,
     scratch::Scratch,
     stages::{
         nat, on_miss, rewrite,
@@ -49,6 +50,13 @@ impl Hook for XdpWire {
         };
         if !may_have_flow {
             return Ok(Verdict::LeftToTc);
+        }
+        // tc drops those with a loopback address
+        if F::is_link_scoped(&packet.src) {
+            return Ok(Verdict::LeftToTc);
+        }
+        if maps::endpoint(&packet.src).is_some() {
+            return Err(DropReason::SourceIsLocal);
         }
         match nat::find_tuple::<F, on_miss::SelectBackend>(ctx, &packet, scratch) {
             Ok(true) => send_back(ctx, &packet, scratch),

@@ -81,6 +81,8 @@ fn try_lookup(scratch: &mut Scratch, forward_kinds: u32) -> bool {
             return false;
         }
         Direction::Forward => reverse(&flow.reply, &mut scratch.nat_tuple),
+        // its identifier is the sender's own
+        Direction::Reply if transport & Transport::ECHO_REQUEST != 0 => return false,
         Direction::Reply if is_to_direct_connection(flow, tcp) => {
             maps::remove_flow_key(&scratch.tuple, reference);
             return false;

@@ -49,6 +49,16 @@ impl Destination {
         }
     }
 
+    /// Whether it is a node, this or another, not a pod of it. `dst`: the address it was found for.
+    #[inline(always)]
+    pub(crate) fn is_node(&self, dst: &Addr) -> bool {
+        match self {
+            Self::Host(_) => true,
+            Self::Node(route) => route.next_hop == *dst,
+            _ => false,
+        }
+    }
+
     /// How to look for the frontend of a packet to it.
     #[inline(always)]
     pub(crate) fn frontend_query(&self, origin: Origin) -> FrontendQuery {
@@ -239,6 +249,9 @@ fn deliver<F: IpFamily>(
 ) -> Result<Verdict, DropReason> {
     if packet.hop_limit <= 1 {
         return Ok(Verdict::StackTtlExpired);
+    }
+    if endpoint.is_down() {
+        return Err(DropReason::DeviceDown);
     }
     F::decrement_hop_limit(ctx)?;
     set_link_addresses(ctx, endpoint.mac, config::host_mac())?;

@@ -17,5 +17,6 @@ mod sctp;
 mod service_range;
 mod services;
 mod sockets;
+mod spoofing;
 mod too_big;
 mod xdp;

@@ -18,7 +18,7 @@ const SLOT: u32 = 200;
 /// other node and a gateway as neighbours. Node port 30080 has a backend on the other node.
 fn node(family: Family, flags: u32) -> Result<(Rig, World, SocketAddr)> {
     let (mut rig, world) = rig(family)?;
-    uplink(&mut rig, &[family])?;
+    uplink(&[family])?;
     rig.host_with_node_ports(world.host)?;
     let frontend = at(world.host, NODE_PORT);
     for protocol in [Protocol::TCP, Protocol::UDP, Protocol::SCTP] {
