@@ -20,6 +20,7 @@
 pub const ABI_VERSION: u32 = 6;
 
 pub mod abi;
+pub mod budget;
 pub mod checksum;
 pub mod crc32c;
 pub mod flow;

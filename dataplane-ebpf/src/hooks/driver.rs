@@ -6,6 +6,7 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use dataplane_common::{
+    abi::Endpoint,
     net::EtherType,
     reason::{DropReason, HookId, Verdict},
 };
@@ -16,6 +17,7 @@ use crate::{
         Frame,
         family::{IpFamily, V4, V6},
     },
+    maps,
     scratch::{self, Scratch},
     stages::{reject, reorder},
     verdict,
@@ -76,7 +78,11 @@ fn run_tc_family<H: Hook<Context = TcContext>, F: IpFamily>(
     scratch.reorder.enabled = u32::from(reorder::is_enabled(H::ID));
     let result = match H::run::<F>(ctx, scratch) {
         Err(DropReason::FragmentUnknown) if reorder::is_enabled(H::ID) => {
-            reorder::buffer_early_fragment(ctx, scratch)
+            match reorder::buffer_early_fragment(ctx, scratch) {
+                // the host reassembles its own packets; one of a service lacks this fragment
+                Err(DropReason::FragmentUnknown) if is_for_host::<F>(ctx) => Ok(Verdict::StackHost),
+                result => result,
+            }
         }
         Err(DropReason::FragmentOvertaken) if reorder::is_enabled(H::ID) => {
             reorder::replay_early_fragment(ctx, scratch)
@@ -92,6 +98,12 @@ fn run_tc_family<H: Hook<Context = TcContext>, F: IpFamily>(
         _ => false,
     };
     (result, icmp_sent)
+}
+
+/// Whether the packet is addressed to the host itself.
+#[inline(always)]
+fn is_for_host<F: IpFamily>(ctx: &TcContext) -> bool {
+    F::parse(ctx).is_ok_and(|packet| maps::endpoint(&packet.dst).is_some_and(Endpoint::is_host))
 }
 
 /// Whether the sender of a packet dropped for this reason gets an ICMP error.

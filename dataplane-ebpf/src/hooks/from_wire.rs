@@ -55,7 +55,12 @@ impl Hook for FromWire {
             return Ok(verdict);
         }
         Ok(match resolve_inbound(ctx, &packet, scratch)? {
-            Inbound::Local(destination) => route::forward(ctx, &packet, &destination, DeliverVia::Peer)?,
+            Inbound::Local(destination) => {
+                if let Destination::Pod(_) = destination {
+                    nat::remember_inbound(ctx, &packet, scratch);
+                }
+                route::forward(ctx, &packet, &destination, DeliverVia::Peer)?
+            }
             Inbound::Translated(destination) => {
                 route::forward_translated(ctx, &packet, &destination, scratch)?
             }

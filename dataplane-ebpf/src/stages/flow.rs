@@ -229,6 +229,12 @@ fn try_create(scratch: &mut Scratch) -> Result<(), DropReason> {
     let keeps_source = scratch.nat.direct != 0
         || (scratch.new_flow.snat_source.is_zero() && claim_reply(scratch, reference, false));
     if !keeps_source {
+        // the tuple belongs to a flow already, which knows what happens to answers
+        if scratch.new_flow.flags & FlowFlags::INBOUND != 0 {
+            set_epoch(flow, reference.epoch);
+            maps::put_flow_slot(slot);
+            return Err(DropReason::FlowTableFull);
+        }
         if !scratch.new_flow.snat_source.is_zero() {
             scratch.new_flow.reply_tuple.dst = scratch.new_flow.snat_source;
         }

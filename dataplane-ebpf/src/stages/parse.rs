@@ -83,6 +83,11 @@ pub(crate) fn tuple<F: IpFamily>(
             }
             Ok(())
         }
+        // no ports that the first fragment would tell
+        Fragment::Later if Transport::of::<F>(packet.protocol) == 0 => {
+            scratch.transport = 0;
+            Ok(())
+        }
         Fragment::Later => {
             set_fragment_key(packet, scratch);
             let ports =

@@ -13,6 +13,7 @@ mod icmp_errors;
 mod malformed;
 mod masquerade;
 mod random;
+mod replies;
 mod sctp;
 mod service_range;
 mod services;
