@@ -203,6 +203,11 @@ pub(super) fn ports(text: &str) -> Result<RangeInclusive<u16>, Invalid> {
     range
         .filter(|range| !range.is_empty() && *range.start() >= 1_024)
         .ok_or_else(|| Invalid::new("must be FIRST-LAST within 1024-65535"))
+    if let IpNet::V6(v6) = cidr
+        && let (Some(ipv4), Some(bits)) = (v6.network().to_ipv4_mapped(), v6.prefix_len().checked_sub(96))
+    {
+        return Err(Invalid::new(format!("{text} is IPv4-mapped; did you mean {ipv4}/{bits}?")));
+    }
 }
 
 pub(super) fn capacity(text: &str) -> Result<u32, Invalid> {

@@ -224,6 +224,10 @@ fn invalid_value_is_refused_with_the_allowed_ones() {
         ("node_name: Node_1", "node_name: \"Node_1\": must be the name of a Node"),
         ("node_name: ''", "node_name: \"\": must be the name of a Node"),
         ("source: etcd", "source: \"etcd\": must be manifests or kubernetes"),
+        (
+            "masquerade: {except: ['::ffff:10.0.0.0/104']}",
+            "::ffff:10.0.0.0/104 is IPv4-mapped; did you mean 10.0.0.0/8?",
+        ),
         ("kubeconfig: ''", "kubeconfig: \"\": must be a path"),
         ("api_server: 10.0.0.1", "api_server: \"10.0.0.1\": \"10.0.0.1\" is not a server URL"),
         ("api_server: ['ftp://a']", "\"ftp://a\" is not a server URL such as https://10.0.0.1:6443"),
