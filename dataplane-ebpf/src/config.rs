@@ -22,6 +22,7 @@ static NODE: NodeConfig = NodeConfig {
     flags: 0,
     flow_probes: 0,
     host_netns: [0; 8],
+    mark: 0,
 };
 
 #[repr(transparent)]
@@ -116,6 +117,12 @@ pub(crate) fn snat_ports() -> (u16, u32) {
 #[inline(always)]
 pub(crate) fn flow_probes() -> u32 {
     field!(flow_probes)
+}
+
+/// Bits of `skb->mark` that say that a packet has been handled.
+#[inline(always)]
+pub(crate) fn mark() -> u32 {
+    field!(mark)
 }
 
 /// Cookie of the host's network namespace; 0 if unknown, which no namespace has.

@@ -130,6 +130,7 @@ pub(super) fn constants(config: &Config) -> NodeConfig {
         flow_probes: FLOW_PROBES,
         // 0 if unknown: then processes of the host cannot reach host ports of pods
         host_netns: netns::cookie().unwrap_or(0).to_ne_bytes(),
+        mark: config.mark,
     }
 }
 

@@ -6,7 +6,7 @@ use crate::abi;
 
 abi! {
     /// `.rodata` symbol `NODE` of the object, set by the loader.
-    pub struct NodeConfig: 44 {
+    pub struct NodeConfig: 48 {
         /// Link address of the host side of every pod device.
         pub host_mac: MacAddr,
         /// Link address of the overlay device, the same on every node.
@@ -30,6 +30,9 @@ abi! {
         /// Cookie of the host's network namespace in native byte order (`SO_NETNS_COOKIE`,
         /// Linux 5.14); 0 if the kernel does not support it.
         pub host_netns: [u8; 8],
+        /// Bits of `skb->mark` that packets carry once a program has handled them; never 0. No
+        /// other bit is read or written.
+        pub mark: u32,
     }
 
     /// `.data` symbol `NODE_ADDRESSES` of the object, written by the agent whenever an address

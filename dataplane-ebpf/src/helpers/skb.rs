@@ -20,11 +20,6 @@ use dataplane_common::{
 use super::{AF_INET, AF_INET6};
 use crate::config;
 
-/// `skb->mark` of packets that one of these programs has already handled: the next of them to see
-/// the packet on this node lets it pass. The kernel clears the mark when the packet enters another
-/// network namespace.
-const HANDLED: u32 = 0x0da7_a001;
-
 /// Bytes of the tunnel key as Linux 5.10 knows it, which refuses the longer one; later kernels accept
 /// the shorter length.
 const TUNNEL_KEY_LEN: usize = core::mem::offset_of!(bpf_tunnel_key, __bindgen_anon_3);
@@ -39,16 +34,21 @@ macro_rules! skb_field {
 }
 pub(crate) use skb_field;
 
-/// Whether one of these programs has already handled the packet on this node.
+/// Whether one of these programs has already handled the packet on this node: `skb->mark` has all
+/// bits of [`config::mark`]. The kernel clears the mark when a packet enters another network
+/// namespace.
 #[inline(always)]
 pub(crate) fn is_handled(ctx: &TcContext) -> bool {
-    skb_field!(ctx, mark) == HANDLED
+    let mark = config::mark();
+    skb_field!(ctx, mark) & mark == mark
 }
 
+/// Marks the packet for [`is_handled`]. The other bits of the mark belong to other programs.
 #[inline(always)]
 pub(crate) fn mark_handled(ctx: &TcContext) {
+    let mark = skb_field!(ctx, mark) | config::mark();
     // SAFETY: as in `skb_field!`; `mark` is writable in tc programs.
-    unsafe { (*ctx.skb.skb).mark = HANDLED };
+    unsafe { (*ctx.skb.skb).mark = mark };
 }
 
 /// Redirects into the pod behind the host-side device `ifindex`, without a queue in between

@@ -33,6 +33,9 @@ const SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
 pub const OVERLAY_VNI: u32 = 1;
 pub const OVERLAY_NODE: Ipv4Addr = Ipv4Addr::new(172, 19, 0, 4);
 
+/// Mark of handled packets in a rig.
+pub const MARK: u32 = 0x1000;
+
 /// Size of a rig's flow table.
 pub const FLOWS: u32 = 64;
 
@@ -86,6 +89,7 @@ pub fn node_config() -> NodeConfig {
             | NodeFlags::TUNNEL_KEY_IN_CB,
         flow_probes: 8,
         host_netns: [0; 8],
+        mark: MARK,
     }
 }
 
@@ -266,6 +270,32 @@ impl Rig {
                 Err(error).with_context(|| format!("{} on a packet with CHECKSUM_COMPLETE", hook.name()))
             }
         }
+    }
+
+    /// Runs a tc program on a frame with this `skb->mark`; returns the name of the outcome and the
+    /// mark afterwards.
+    pub fn run_marked(&mut self, hook: HookId, frame: &[u8], mark: u32) -> Result<(&'static str, u32)> {
+        self.load(hook)?;
+        let before = self.counters()?;
+        // struct __sk_buff: len, pkt_type, mark, ..
+        let context = [0, 0, mark].map(u32::to_ne_bytes).concat();
+        let (mut out, mut context_out) = (vec![0; frame.len() + 2_048], [0; 256]);
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ctx_out: Some(&mut context_out),
+            ..TestRunOptions::new()
+        };
+        let program: &mut SchedClassifier =
+            self.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?;
+        program.test_run(options)?;
+        let after = self.counters()?;
+        let counter = before.iter().zip(&after).position(|(before, after)| before != after);
+        let number = counter.context("no counter increased")? as u32 % reason::OUTCOMES;
+        let outcome = Outcome::from_number(number as u8).context("unknown outcome")?;
+        let [.., a, b, c, d] = context_out[..12] else { unreachable!("a slice of 12 bytes") };
+        Ok((outcome.name(), u32::from_ne_bytes([a, b, c, d])))
     }
 
     /// The last event that the programs reported since the previous call.

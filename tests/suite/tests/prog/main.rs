@@ -11,6 +11,7 @@ mod fragments;
 mod frontends;
 mod icmp_errors;
 mod malformed;
+mod marks;
 mod masquerade;
 mod random;
 mod replies;
