@@ -19,6 +19,7 @@ use super::{
     pods::{Directories, PodChannel, serve_pods},
     programs::LoadedPrograms,
     reserved_ports::NodeReservedPorts,
+    xdp_check::XdpCheck,
 };
 use crate::{
     api::{
@@ -30,7 +31,8 @@ use crate::{
     compile::routes::RoutingMode,
     config::{Config, NodePortAddresses, Routing},
     datapath::{
-        AttachError, CgroupError, Datapath, LoadError, OpenError, XdpState, default_cgroup, table::TableError,
+        AttachError, CgroupError, Datapath, LoadError, OpenError, XdpState, XdpUse, default_cgroup,
+        table::TableError,
     },
     netlink::{Netlink, NetlinkError, Uplink},
     reconcile::{KernelRoutes, KernelSockets, NodeNetwork, Reconciler, SocketUpdate, Sockets},
@@ -69,6 +71,7 @@ pub(super) struct NodeDatapath {
     pods: BTreeMap<String, PodDevice>,
     /// XDP state of each uplink.
     xdp: BTreeMap<String, XdpState>,
+    xdp_check: XdpCheck,
     /// Attach errors by device name.
     attach_errors: BTreeMap<String, String>,
     /// Routes changed since the pod network was last published.
@@ -128,6 +131,7 @@ impl NodeDatapath {
             pods: BTreeMap::new(),
             xdp: BTreeMap::new(),
             attach_errors: BTreeMap::new(),
+            xdp_check: XdpCheck::default(),
             routes_changed: true,
             kernel_problems,
             socket_updates,
@@ -197,7 +201,11 @@ impl NodeDatapath {
         for uplink in &self.plan.uplinks {
             let tc = self.datapath.attach_uplink(&uplink.name)?;
             // tc first: the XDP program passes packets on to it
-            let xdp = self.datapath.attach_xdp(&uplink.name)?;
+            let refusal = (config.xdp == XdpUse::Native).then(|| self.xdp_check.refusal(uplink)).flatten();
+            let xdp = match refusal {
+                Some(reason) => self.datapath.refuse_xdp(&uplink.name, reason)?,
+                None => self.datapath.attach_xdp(&uplink.name)?,
+            };
             tracing::info!(
                 device = uplink.name,
                 mtu = uplink.mtu,
@@ -220,6 +228,19 @@ impl NodeDatapath {
     }
 
     /// Gives the reconciler the node's network: devices, addresses and service settings.
+    /// Detaches the XDP program from devices that lose what it sends; tc does its work.
+    fn check_xdp(&mut self, now: Instant) {
+        let is_native = |uplink: &&Uplink| self.xdp.get(&uplink.name) == Some(&XdpState::Native);
+        for (device, reason) in self.xdp_check.check(self.plan.uplinks.iter().filter(is_native), now) {
+            tracing::warn!(device, "{device}: {reason}");
+            match self.datapath.refuse_xdp(&device, reason) {
+                Ok(state) => drop(self.xdp.insert(device, state)),
+                Err(error) => tracing::error!(%error, "cannot detach the XDP program from {device}"),
+            }
+            self.dirty = true;
+        }
+    }
+
     fn configure_reconciler(&mut self, config: &Config, store: &Store) {
         let network = NodeNetwork {
             own: config.node_name.clone(),
@@ -302,6 +323,7 @@ impl NodeDatapath {
         }
         let before = (self.reconciler.changes(), self.reconciler.applied_revision());
         let due = self.reconciler.work(now);
+        self.check_xdp(now);
         let after = (self.reconciler.changes(), self.reconciler.applied_revision());
         for update in self.reconciler.take_udp_backend_updates() {
             self.send_socket_update(update);
@@ -319,7 +341,7 @@ impl NodeDatapath {
             self.udp_backends_sent = true;
             self.send_socket_update(self.reconciler.udp_backends());
         }
-        due
+        [due, self.xdp_check.next_due()].into_iter().flatten().min()
     }
 
     /// Reserves host ports in the kernel: before a port is served, and periodically, because others
