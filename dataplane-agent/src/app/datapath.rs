@@ -117,6 +117,7 @@ impl NodeDatapath {
             "adopted pinned table rows"
         );
         let (kernel_routes, kernel_problems) = KernelRoutes::new(Netlink::connect()?, kernel_receiver);
+        reconciler.set_installed_routes(kernel_routes.installed());
         tokio::spawn(kernel_routes.run());
         let (socket_updates, socket_receiver) = mpsc::unbounded_channel();
         let connected = KernelSockets::new(datapath.connected_peers()?);
@@ -130,8 +131,8 @@ impl NodeDatapath {
             reserved_ports: NodeReservedPorts::new(config),
             pods: BTreeMap::new(),
             xdp: BTreeMap::new(),
-            attach_errors: BTreeMap::new(),
             xdp_check: XdpCheck::default(),
+            attach_errors: BTreeMap::new(),
             routes_changed: true,
             kernel_problems,
             socket_updates,
@@ -227,7 +228,6 @@ impl NodeDatapath {
         Ok(())
     }
 
-    /// Gives the reconciler the node's network: devices, addresses and service settings.
     /// Detaches the XDP program from devices that lose what it sends; tc does its work.
     fn check_xdp(&mut self, now: Instant) {
         let is_native = |uplink: &&Uplink| self.xdp.get(&uplink.name) == Some(&XdpState::Native);
@@ -241,6 +241,7 @@ impl NodeDatapath {
         }
     }
 
+    /// Gives the reconciler the node's network: devices, addresses and service settings.
     fn configure_reconciler(&mut self, config: &Config, store: &Store) {
         let network = NodeNetwork {
             own: config.node_name.clone(),
@@ -322,8 +323,8 @@ impl NodeDatapath {
             self.reserve_ports();
         }
         let before = (self.reconciler.changes(), self.reconciler.applied_revision());
-        let due = self.reconciler.work(now);
         self.check_xdp(now);
+        let due = self.reconciler.work(now);
         let after = (self.reconciler.changes(), self.reconciler.applied_revision());
         for update in self.reconciler.take_udp_backend_updates() {
             self.send_socket_update(update);
