@@ -64,6 +64,9 @@ impl Names {
         for uplink in &status.uplinks {
             names.devices.insert(uplink.ifindex, uplink.device.clone());
         }
+        for other in &status.other_devices {
+            names.devices.insert(other.ifindex, other.device.clone());
+        }
         names
     }
 
@@ -144,6 +147,7 @@ mod tests {
             mac: None,
             flow_hints: Vec::new(),
             accepts_node_ports,
+            device_down: false,
         };
         let web = service(
             "web",

@@ -3,6 +3,7 @@
 
 mod pods;
 mod status;
+mod uplinks;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,12 +31,9 @@ use crate::{
     cni::{CniError, PodDevice, PodNetwork},
     compile::routes::RoutingMode,
     config::{Config, NodePortAddresses, Routing},
-    datapath::{
-        AttachError, CgroupError, Datapath, LoadError, OpenError, XdpState, XdpUse, default_cgroup,
-        table::TableError,
-    },
-    netlink::{Netlink, NetlinkError, Uplink},
-    reconcile::{KernelRoutes, KernelSockets, NodeNetwork, Reconciler, SocketUpdate, Sockets},
+    datapath::{AttachError, CgroupError, Datapath, LoadError, OpenError, XdpState, table::TableError},
+    netlink::{Netlink, NetlinkError},
+    reconcile::{Devices, KernelRoutes, KernelSockets, NodeNetwork, Reconciler, SocketUpdate, Sockets},
     state::{Changes, Store},
 };
 
@@ -56,6 +54,15 @@ pub(super) enum StartError {
     Pinned(#[from] PinnedDatapathError),
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    #[error("cannot attach the programs to uplink {device}: {reason}")]
+    Uplink { device: String, reason: String },
+}
+
+/// An uplink with programs.
+#[derive(Debug)]
+struct AttachedUplink {
+    name: String,
+    xdp: XdpState,
 }
 
 /// The running datapath of this node.
@@ -69,10 +76,14 @@ pub(super) struct NodeDatapath {
     reserved_ports: NodeReservedPorts,
     /// Attached pods by the name of their host-side device.
     pods: BTreeMap<String, PodDevice>,
-    /// XDP state of each uplink.
-    xdp: BTreeMap<String, XdpState>,
     xdp_check: XdpCheck,
-    /// Attach errors by device name.
+    /// Rows of the uplinks for the programs.
+    devices: Devices,
+    /// Uplinks that have programs, by index.
+    attached: BTreeMap<u32, AttachedUplink>,
+    /// Errors of uplinks that have no programs, by device name.
+    uplink_errors: BTreeMap<String, String>,
+    /// Attach errors of pods, by device name.
     attach_errors: BTreeMap<String, String>,
     /// Routes changed since the pod network was last published.
     routes_changed: bool,
@@ -123,14 +134,17 @@ impl NodeDatapath {
         let connected = KernelSockets::new(datapath.connected_peers()?);
         let (sockets, socket_problems) = Sockets::new(connected, socket_receiver);
         tokio::spawn(sockets.run());
+        let devices = Devices::adopt(Box::new(datapath.devices()?))?;
         let mut node = Self {
             plan,
+            devices,
+            attached: BTreeMap::new(),
+            uplink_errors: BTreeMap::new(),
             datapath,
             published_addresses: None,
             reconciler,
             reserved_ports: NodeReservedPorts::new(config),
             pods: BTreeMap::new(),
-            xdp: BTreeMap::new(),
             xdp_check: XdpCheck::default(),
             attach_errors: BTreeMap::new(),
             routes_changed: true,
@@ -152,7 +166,10 @@ impl NodeDatapath {
         node.reserve_ports();
         // full tables before the programs are attached
         while node.reconciler.work(Instant::now()).is_some_and(|due| due <= Instant::now()) {}
-        node.attach_node(config, &[])?;
+        node.detach_others()?;
+        node.attach_uplinks();
+        node.attach_host(config)?;
+        node.log_warnings(&[]);
         node.publish_pod_network();
         Ok(node)
     }
@@ -171,13 +188,18 @@ impl NodeDatapath {
         self.dirty = true;
         let before = std::mem::replace(&mut self.plan, plan);
         self.publish_node_addresses()?;
-        if before.uplinks != self.plan.uplinks || before.overlay != self.plan.overlay {
-            self.attach_node(config, &before.uplinks)?;
+        if before.uplinks != self.plan.uplinks || !self.uplink_errors.is_empty() {
+            self.attach_uplinks();
+        }
+        if before.overlay != self.plan.overlay {
+            self.attach_host(config)?;
         }
         if before != self.plan {
             self.configure_reconciler(config, store);
         }
-        Ok(())
+        self.reconciler.set_down_pods(&self.plan.down_pods, Instant::now());
+        self.log_warnings(&before.warnings);
+        self.attached()
     }
 
     /// Writes the node's addresses and the ranges of cluster IPs for the programs.
@@ -188,57 +210,6 @@ impl NodeDatapath {
             self.published_addresses = Some(addresses);
         }
         Ok(())
-    }
-
-    /// Attaches programs to uplinks, overlay device and cgroup; detaches them from devices that are
-    /// no longer uplinks.
-    fn attach_node(&mut self, config: &Config, before: &[Uplink]) -> Result<(), StartError> {
-        let is_uplink = |name: &str| self.plan.uplinks.iter().any(|uplink| uplink.name == name);
-        for gone in before.iter().filter(|uplink| !is_uplink(&uplink.name)) {
-            self.datapath.detach_uplink(&gone.name)?;
-            self.xdp.remove(&gone.name);
-            tracing::info!("detached from {}: no longer an uplink", gone.name);
-        }
-        for uplink in &self.plan.uplinks {
-            let tc = self.datapath.attach_uplink(&uplink.name)?;
-            // tc first: the XDP program passes packets on to it
-            let refusal = (config.xdp == XdpUse::Native).then(|| self.xdp_check.refusal(uplink)).flatten();
-            let xdp = match refusal {
-                Some(reason) => self.datapath.refuse_xdp(&uplink.name, reason)?,
-                None => self.datapath.attach_xdp(&uplink.name)?,
-            };
-            tracing::info!(
-                device = uplink.name,
-                mtu = uplink.mtu,
-                ?tc,
-                ?xdp,
-                "attached to uplink {}",
-                uplink.name
-            );
-            self.xdp.insert(uplink.name.clone(), xdp);
-        }
-        if let Some(overlay) = self.plan.overlay {
-            let device = &self.plan.overlay_device;
-            let tc = self.datapath.attach_overlay(device)?;
-            tracing::info!(device, mtu = overlay.mtu, ?tc, "attached to overlay device {device}");
-        }
-        let cgroup = config.cgroup.clone().map_or_else(default_cgroup, Ok)?;
-        self.datapath.attach_cgroup(&cgroup)?;
-        tracing::info!("attached socket programs to cgroup {}", cgroup.display());
-        Ok(())
-    }
-
-    /// Detaches the XDP program from devices that lose what it sends; tc does its work.
-    fn check_xdp(&mut self, now: Instant) {
-        let is_native = |uplink: &&Uplink| self.xdp.get(&uplink.name) == Some(&XdpState::Native);
-        for (device, reason) in self.xdp_check.check(self.plan.uplinks.iter().filter(is_native), now) {
-            tracing::warn!(device, "{device}: {reason}");
-            match self.datapath.refuse_xdp(&device, reason) {
-                Ok(state) => drop(self.xdp.insert(device, state)),
-                Err(error) => tracing::error!(%error, "cannot detach the XDP program from {device}"),
-            }
-            self.dirty = true;
-        }
     }
 
     /// Gives the reconciler the node's network: devices, addresses and service settings.
@@ -377,7 +348,11 @@ impl NodeDatapath {
             self.send_socket_update(self.reconciler.udp_backends());
         }
         self.reserve_ports();
-        let drift = self.reconciler.statistics().drift - before;
+        let devices = self.devices.audit(&self.plan.uplinks).unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot audit the table of devices; retrying at the next audit");
+            0
+        });
+        let drift = self.reconciler.statistics().drift - before + devices;
         if drift > 0 {
             tracing::warn!(drift, "audit found table rows changed by another process; repairing them");
         }

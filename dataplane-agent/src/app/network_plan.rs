@@ -3,7 +3,7 @@
 //! Derived from the configuration, the Node object and netlink. A plain value: two plans are equal
 //! if no network change matters to the datapath. Changes no program and no table.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use dataplane_common::{
     abi::{Addr, ClusterRange, MacAddr, NodeAddresses, NodeConfig, NodeFlags, Port},
@@ -14,7 +14,7 @@ use crate::{
     compile::routes::Overlay,
     config::{Config, Routing},
     netlink::{
-        HostAddress, Netlink, NetlinkError, OverlayDevice, SysctlError, Uplink, UplinkError, link::HOST_MAC,
+        DeviceChoice, HostAddress, Netlink, NetlinkError, OverlayDevice, SysctlError, Uplink, link::HOST_MAC,
         overlay::overhead, sysctl,
     },
     state::Node,
@@ -23,6 +23,8 @@ use crate::{
 /// MAC address of the overlay device, the same on every node: no neighbour entries are needed for
 /// it.
 const OVERLAY_MAC: MacAddr = MacAddr::new([0x0e, 0xda, 0x7a, 0, 0, 2]);
+/// MTU of pods on a node without uplinks.
+const DEFAULT_MTU: u32 = 1_500;
 /// Slots that are examined for a new flow before it is dropped.
 const FLOW_PROBES: u32 = 8;
 
@@ -31,7 +33,14 @@ const FLOW_PROBES: u32 = 8;
 pub(super) struct NodeNetworkPlan {
     /// This node's Node object.
     pub node: Node,
+    /// Devices that carry the node's traffic; those with an InternalIP first.
     pub uplinks: Vec<Uplink>,
+    /// Every device, with the reason why it is an uplink or not.
+    pub choices: Vec<DeviceChoice>,
+    /// What of the setting `uplinks` does not fit this node.
+    pub warnings: Vec<String>,
+    /// Pod devices that are down.
+    pub down_pods: BTreeSet<u32>,
     pub overlay: Option<Overlay>,
     /// Name of the overlay device.
     pub overlay_device: String,
@@ -40,6 +49,8 @@ pub(super) struct NodeNetworkPlan {
     pub primary_ips: PrimaryIps,
     /// Configured MTU of pods.
     mtu: Option<u32>,
+    /// Smallest MTU of the uplinks to other nodes.
+    node_mtu: u32,
 }
 
 /// The node's primary addresses, at most one per family. Masqueraded packets have them as their
@@ -54,45 +65,59 @@ pub(super) struct PrimaryIps {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SetupError {
     #[error(transparent)]
-    Uplink(#[from] UplinkError),
-    #[error(transparent)]
     Netlink(#[from] NetlinkError),
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
-    #[error("uplink {0} is not an Ethernet device; choose another with the configuration key uplinks")]
-    NotEthernet(String),
 }
 
 impl NodeNetworkPlan {
     /// Sets the node's sysctls, creates the overlay device, and returns the resulting plan.
-    pub(super) async fn set_up(config: &Config, node: &Node, netlink: &Netlink) -> Result<Self, SetupError> {
-        let uplinks = netlink.uplinks(&config.uplinks, &node.internal_ips, &config.vxlan.device).await?;
-        if let Some(uplink) = uplinks.iter().find(|uplink| uplink.mac.is_none()) {
-            return Err(SetupError::NotEthernet(uplink.name.clone()));
-        }
+    ///
+    /// `others` are the InternalIPs of the other nodes, `before` the indexes of the uplinks so far.
+    pub(super) async fn set_up(
+        config: &Config,
+        node: &Node,
+        others: &[IpAddr],
+        before: &BTreeSet<u32>,
+        netlink: &Netlink,
+    ) -> Result<Self, SetupError> {
+        let devices =
+            netlink.devices(&config.uplinks, &node.internal_ips, &config.vxlan.device, before).await?;
+        let uplinks = devices.uplinks;
         let names: Vec<&str> = uplinks.iter().map(|uplink| uplink.name.as_str()).collect();
         for change in sysctl::prepare_node(&names)? {
             tracing::info!("set sysctl {} from {} to {}", change.key, change.from, change.to);
         }
-        let overlay = overlay(config, node, &uplinks, netlink).await?;
-        let host = netlink.host_addresses().await?;
+        let node_mtu = netlink.node_mtu(&uplinks, &node.internal_ips, others).await?.unwrap_or(DEFAULT_MTU);
+        let overlay = overlay(config, node, node_mtu, netlink).await?;
         let primary_ips = PrimaryIps {
             ipv4: primary_ip(node, &uplinks, IpAddr::is_ipv4),
             ipv6: primary_ip(node, &uplinks, IpAddr::is_ipv6),
         };
-        let mut addresses: Vec<IpAddr> = host.iter().map(HostAddress::ip).collect();
+        let mut addresses: Vec<IpAddr> = devices.addresses.iter().map(HostAddress::ip).collect();
         addresses.sort_unstable();
         addresses.dedup();
         let overlay_device = config.vxlan.device.clone();
         let (node, mtu) = (node.clone(), config.mtu);
-        Ok(Self { node, uplinks, overlay, overlay_device, addresses, primary_ips, mtu })
+        Ok(Self {
+            node,
+            uplinks,
+            choices: devices.choices,
+            warnings: devices.warnings,
+            down_pods: devices.down_pods,
+            overlay,
+            overlay_device,
+            addresses,
+            primary_ips,
+            mtu,
+            node_mtu,
+        })
     }
 
     /// MTU of pods: the configured one, else the largest that reaches every other node without
     /// fragmentation.
     pub(super) fn pod_mtu(&self, overlay_used: bool) -> u32 {
-        let uplink = smallest_mtu(&self.uplinks);
-        let tunnel = self.overlay.filter(|_| overlay_used).map_or(uplink, |overlay| overlay.mtu);
+        let tunnel = self.overlay.filter(|_| overlay_used).map_or(self.node_mtu, |overlay| overlay.mtu);
         self.mtu.unwrap_or(tunnel)
     }
 }
@@ -138,7 +163,7 @@ pub(super) fn constants(config: &Config) -> NodeConfig {
 async fn overlay(
     config: &Config,
     node: &Node,
-    uplinks: &[Uplink],
+    node_mtu: u32,
     netlink: &Netlink,
 ) -> Result<Option<Overlay>, SetupError> {
     if config.routing == Routing::Native {
@@ -147,20 +172,15 @@ async fn overlay(
     // IPv4 is preferred for the tunnel, as in `compile::routes`
     let tunnel_ip = node.internal_ips.iter().min_by_key(|ip| ip.is_ipv6());
     let Some(tunnel_ip) = tunnel_ip else { return Ok(None) };
-    let mtu = smallest_mtu(uplinks).saturating_sub(overhead(*tunnel_ip));
+    let mtu = node_mtu.saturating_sub(overhead(*tunnel_ip));
     let device =
         OverlayDevice { name: config.vxlan.device.clone(), port: config.vxlan.port, mtu, mac: OVERLAY_MAC };
     let link = netlink.ensure_overlay(&device).await?;
     Ok(Some(Overlay { ifindex: link.ifindex, mtu: link.mtu }))
 }
 
-/// The first InternalIP of a family, else the first address of an uplink.
+/// The first InternalIP of a family, else the source address of the first uplink that has one.
 fn primary_ip(node: &Node, uplinks: &[Uplink], family: fn(&IpAddr) -> bool) -> Option<IpAddr> {
     let internal = node.internal_ips.iter().copied().find(family);
-    internal
-        .or_else(|| uplinks.iter().flat_map(|uplink| &uplink.addresses).map(ipnet::IpNet::addr).find(family))
-}
-
-fn smallest_mtu(uplinks: &[Uplink]) -> u32 {
-    uplinks.iter().map(|uplink| uplink.mtu).min().unwrap_or(1_500)
+    internal.or_else(|| uplinks.iter().flat_map(|uplink| &uplink.sources).copied().find(family))
 }

@@ -7,6 +7,7 @@
 mod status;
 
 use std::{
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -210,7 +211,14 @@ impl NodeTask {
         if self.datapath.is_none() && self.loaded.is_none() {
             return Ok(());
         }
-        let plan = match NodeNetworkPlan::set_up(&self.config, node, &self.netlink).await {
+        let others: Vec<IpAddr> = self
+            .store
+            .nodes()
+            .filter(|other| other.name != node.name)
+            .flat_map(|other| other.internal_ips.iter().copied())
+            .collect();
+        let before = self.datapath.as_ref().map(NodeDatapath::uplink_indexes).unwrap_or_default();
+        let plan = match NodeNetworkPlan::set_up(&self.config, node, &others, &before, &self.netlink).await {
             Ok(plan) => plan,
             Err(error) => {
                 self.retry_setup(error.to_string());
@@ -227,8 +235,11 @@ impl NodeTask {
                 let datapath =
                     block_in_place(|| NodeDatapath::start(&self.config, loaded, plan, &self.store))?;
                 datapath.start_cni_server(&self.config, &self.netlink, &self.api, &self.pods)?;
-                self.datapath = Some(datapath);
                 self.setup_failure = None;
+                if let Err(error) = datapath.attached() {
+                    self.retry_setup(error.to_string());
+                }
+                self.datapath = Some(datapath);
             }
         }
         Ok(())
@@ -273,6 +284,9 @@ impl NodeTask {
     fn on_changes(&mut self, changes: &Changes) {
         if changes.nodes.contains(&self.config.node_name) {
             self.schedule_setup(Instant::now());
+        } else if !changes.nodes.is_empty() {
+            // which uplinks lead to other nodes decides the MTU
+            self.schedule_setup(Instant::now() + NETWORK_DEBOUNCE);
         }
         if !changes.services.is_empty() {
             self.publish_health_checks(&changes.services);

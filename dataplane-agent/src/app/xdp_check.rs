@@ -59,13 +59,13 @@ impl XdpCheck {
         }
     }
 
-    /// Checks the devices that run XDP, if it is time. Returns those that must not, with the
-    /// reason.
+    /// Checks the devices that run XDP, if it is time. Returns the indexes of those that must not,
+    /// with the reason.
     pub(super) fn check<'a>(
         &mut self,
         devices: impl Iterator<Item = &'a Uplink>,
         now: Instant,
-    ) -> Vec<(String, String)> {
+    ) -> Vec<(u32, String)> {
         if self.next.is_some_and(|next| now < next) {
             return Vec::new();
         }
@@ -76,10 +76,10 @@ impl XdpCheck {
             let sent = ethtool::statistics(&uplink.name).map(|all| Sent::of(&all)).unwrap_or_default();
             let losses = self.last.get(&uplink.name).and_then(|before| sent.losses_since(*before));
             if let Some(reason) = Self::peer_refusal(uplink) {
-                failed.push((uplink.name.clone(), reason));
+                failed.push((uplink.ifindex, reason));
             } else if let Some(reason) = losses {
                 self.lossy.insert(uplink.ifindex, reason.clone());
-                failed.push((uplink.name.clone(), reason));
+                failed.push((uplink.ifindex, reason));
             } else {
                 last.insert(uplink.name.clone(), sent);
             }

@@ -94,6 +94,10 @@ fn backends(service: &ServiceView) -> String {
     cell
 }
 
+fn device_state(device: &str, is_down: bool) -> String {
+    if is_down { format!("{device} (down)") } else { device.to_owned() }
+}
+
 pub(super) fn endpoints(endpoints: &[EndpointView]) -> String {
     let mut rows = table(["ADDRESS", "POD", "DEVICE", "MAC", "FLOW-HINTS"]);
     for endpoint in endpoints {
@@ -105,7 +109,7 @@ pub(super) fn endpoints(endpoints: &[EndpointView]) -> String {
         rows.add_row([
             endpoint.address.to_string(),
             pod,
-            or_dash(endpoint.device.as_ref()),
+            or_dash(endpoint.device.as_ref().map(|device| device_state(device, endpoint.device_down))),
             or_dash(endpoint.mac.as_ref()),
             list(&endpoint.flow_hints),
         ]);
@@ -303,6 +307,7 @@ mod tests {
             mac: None,
             flow_hints: vec!["tcp".to_owned()],
             accepts_node_ports: true,
+            device_down: false,
         };
         let out = endpoints(&[host]);
         let row = ["192.0.2.1", "(this node, accepts node ports)", "-", "-", "tcp"];

@@ -97,16 +97,24 @@ fn write_problems(out: &mut String, status: &Status) -> fmt::Result {
 }
 
 fn write_network(out: &mut String, view: &StatusView) -> fmt::Result {
-    let mut rows = table(["UPLINK", "MTU", "SERVICE-HOOK", "ADDRESSES"]);
+    let mut rows = table(["UPLINK", "MTU", "SERVICE-HOOK", "ADDRESSES", "REASON"]);
     for uplink in &view.status.uplinks {
         rows.add_row([
             uplink.device.clone(),
             uplink.mtu.to_string(),
             uplink.service_hook.clone(),
             list(&uplink.addresses),
+            or_dash(Some(&uplink.reason).filter(|reason| !reason.is_empty())),
         ]);
     }
     if !view.status.uplinks.is_empty() {
+        write!(out, "\n{}", text(&rows))?;
+    }
+    let mut rows = table(["NOT-UPLINK", "REASON"]);
+    for device in &view.status.other_devices {
+        rows.add_row([&device.device, &device.reason]);
+    }
+    if !view.status.other_devices.is_empty() {
         write!(out, "\n{}", text(&rows))?;
     }
     let mut rows = table(["NODE", "ROUTING", "INTERNAL-IPS", "POD-CIDRS"]);
@@ -165,7 +173,7 @@ fn write_drops(out: &mut String, view: &StatusView) -> fmt::Result {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::views::{CountView, Origin, ProblemView, TableView};
+    use crate::api::views::{CountView, Origin, OtherDeviceView, ProblemView, TableView, UplinkView};
 
     fn view() -> StatusView {
         StatusView {
@@ -182,6 +190,30 @@ mod tests {
         assert!(out.contains("Ready      no\n           start: the agent is starting\n"), "{out}");
         assert!(out.contains("source not synced"), "{out}");
         assert!(out.ends_with("\nNo packets dropped.\n"), "{out}");
+    }
+
+    #[test]
+    fn every_device_has_the_reason_why_it_is_an_uplink_or_not() {
+        let mut view = view();
+        view.status.uplinks = vec![UplinkView {
+            device: "eth0".to_owned(),
+            ifindex: 2,
+            mtu: 1_500,
+            addresses: vec!["10.0.0.5/24".parse().unwrap()],
+            service_hook: "tc".to_owned(),
+            reason: "has an address of the node".to_owned(),
+        }];
+        view.status.other_devices = vec![OtherDeviceView {
+            device: "lo".to_owned(),
+            ifindex: 1,
+            reason: "loopback device".to_owned(),
+        }];
+        let out = status(&view);
+        assert!(
+            out.contains("eth0    1500  tc            10.0.0.5/24  has an address of the node\n"),
+            "{out}"
+        );
+        assert!(out.contains("\nNOT-UPLINK  REASON\nlo          loopback device\n"), "{out}");
     }
 
     #[test]

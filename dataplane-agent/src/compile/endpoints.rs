@@ -14,6 +14,8 @@ pub struct PodDevice {
     pub mac: MacAddr,
     /// Ingress bandwidth is limited by the queue of the host-side device.
     pub shaped: bool,
+    /// The device is down at one end.
+    pub down: bool,
 }
 
 /// The entries of a pod.
@@ -25,7 +27,8 @@ pub fn pod(device: &PodDevice) -> Vec<(Addr, Endpoint)> {
 /// The value shared by all entries of a pod.
 pub fn endpoint(device: &PodDevice) -> Endpoint {
     let endpoint = Endpoint::pod(device.ifindex, device.mac);
-    if device.shaped { endpoint.with_queue() } else { endpoint }
+    let endpoint = if device.shaped { endpoint.with_queue() } else { endpoint };
+    if device.down { endpoint.with_device_down() } else { endpoint }
 }
 
 /// The entries of the host. An address on several devices is one entry.
@@ -45,7 +48,8 @@ mod tests {
     fn pod_has_entry_per_address_family() {
         let mac = MacAddr::new([2, 0, 0, 0, 0, 1]);
         let addresses = ["10.1.0.2", "fd01::2"].map(|ip| ip.parse().unwrap()).to_vec();
-        let entries = pod(&PodDevice { addresses: addresses.clone(), ifindex: 7, mac, shaped: false });
+        let entries =
+            pod(&PodDevice { addresses: addresses.clone(), ifindex: 7, mac, shaped: false, down: false });
         let mut listed: Vec<_> = entries.iter().map(|(addr, _)| addr.to_ip()).collect();
         listed.sort();
         assert_eq!(listed, addresses);

@@ -1,5 +1,6 @@
 //! Compiles objects to the desired table entries. Pure: no clock, no table, no kernel.
 
+pub mod devices;
 pub mod endpoints;
 pub mod host_ports;
 pub mod prefixes;

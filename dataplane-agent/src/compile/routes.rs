@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::prefixes;
 use crate::{
     datapath::table::RoutePrefix,
-    netlink::{KernelRoute, Uplink},
+    netlink::{KernelRoute, Uplink, uplink::on_link},
     state::Node,
 };
 
@@ -168,8 +168,7 @@ fn native<'a>(node: &Node, destination: IpNet, network: &Network<'a>) -> Result<
     // a node address is its own next hop; otherwise the destination's family is preferred
     hops.sort_by_key(|ip| (*ip != destination.addr(), ip.is_ipv6() != ipv6));
     for next_hop in hops {
-        let neighbours = |uplink: &&Uplink| uplink.mac.is_some() && uplink.reaches(next_hop);
-        if let Some(uplink) = network.uplinks.iter().find(neighbours) {
+        if let Some(uplink) = on_link(network.uplinks, next_hop).filter(|uplink| uplink.mac.is_some()) {
             return Ok(Path::Native { next_hop, uplink });
         }
     }
@@ -245,6 +244,8 @@ mod tests {
             mtu: 1_500,
             mac: Some(MacAddr::new([2, 0, 0, 0, 0, 1])),
             addresses: vec!["192.168.1.1/24".parse().unwrap(), "fd00::1/64".parse().unwrap()],
+            sources: Vec::new(),
+            bridge: false,
         }
     }
 

@@ -50,7 +50,11 @@ fn set(settings: &mut Settings, path: &Path, key: &str, value: &Value) -> Result
         Value::Null => return Err(invalid("has no value; remove the key to use its default".to_owned())),
         Value::Sequence(items) => {
             let items: Option<Vec<_>> = items.iter().map(scalar).collect();
-            items.ok_or_else(|| invalid("must be a list of plain values".to_owned()))?.join(",")
+            items
+                .ok_or_else(|| {
+                    invalid("must be a list of plain values; quote those that begin with ! or *".to_owned())
+                })?
+                .join(",")
         }
         value => scalar(value)
             .ok_or_else(|| invalid(format!("must be a plain value or a list, not {}", type_name(value))))?,

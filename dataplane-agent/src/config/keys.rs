@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     datapath::{EbpfLog, XdpUse},
-    netlink::Uplinks,
+    netlink::DevicePatterns,
     state::{Forwarding, LoadBalancing},
     telemetry::LogFormat,
 };
@@ -102,9 +102,10 @@ pub struct Settings {
     /// auto]
     #[arg(long, env = "DATAPLANE_CGROUP", value_name = "DIR", value_parser = parse::cgroup)]
     pub cgroup: Option<CgroupPath>,
-    /// Network devices that lead to other nodes, or auto [default: auto]
-    #[arg(long, env = "DATAPLANE_UPLINKS", value_name = "DEVICE,..", value_parser = parse::uplinks)]
-    pub uplinks: Option<Uplinks>,
+    /// Network devices that carry the node's traffic: auto, names, names with *, and !NAME for
+    /// exceptions [default: auto]
+    #[arg(long, env = "DATAPLANE_UPLINKS", value_name = "DEVICE,..", value_parser = parse::from_str::<DevicePatterns>)]
+    pub uplinks: Option<DevicePatterns>,
     /// XDP acceleration of service traffic from outside: off or native [default: off]
     #[arg(long, env = "DATAPLANE_XDP", value_name = "MODE", value_parser = parse::from_str::<XdpUse>)]
     pub xdp: Option<XdpUse>,
@@ -120,7 +121,8 @@ pub struct Settings {
     /// Name of the overlay device [default: dataplane0]
     #[arg(long, env = "DATAPLANE_VXLAN_DEVICE", value_name = "DEVICE", value_parser = parse::device)]
     pub vxlan_device: Option<String>,
-    /// MTU of pods, or auto for the uplink's less the tunnel overhead [default: auto]
+    /// MTU of pods, or auto: that of the uplinks to other nodes, less the tunnel overhead [default:
+    /// auto]
     #[arg(long, env = "DATAPLANE_MTU", value_name = "BYTES", value_parser = parse::mtu)]
     pub mtu: Option<Mtu>,
     /// Bits of the packet mark (fwmark) that packets carry once they have been handled [default:
@@ -247,7 +249,7 @@ impl Settings {
             "run_dir" => fill(&mut self.run_dir, parse::path(text)),
             "bpffs" => fill(&mut self.bpffs, parse::path(text)),
             "cgroup" => fill(&mut self.cgroup, parse::cgroup(text)),
-            "uplinks" => fill(&mut self.uplinks, parse::uplinks(text)),
+            "uplinks" => fill(&mut self.uplinks, parse::from_str(text)),
             "xdp" => fill(&mut self.xdp, parse::from_str(text)),
             "routing" => fill(&mut self.routing, parse::from_str(text)),
             "vxlan.vni" => fill(&mut self.vxlan_vni, parse::vni(text)),

@@ -23,7 +23,7 @@ pub use types::{
 use crate::{
     cluster::{Access, FailoverStats},
     datapath::{Capacity, EbpfLog, XdpUse},
-    netlink::Uplinks,
+    netlink::DevicePatterns,
     telemetry::LogFormat,
 };
 
@@ -50,11 +50,12 @@ pub struct Config {
     pub bpffs: PathBuf,
     /// Cgroup whose sockets are translated at `connect()`; `None`: the root cgroup.
     pub cgroup: Option<PathBuf>,
-    pub uplinks: Uplinks,
+    /// Devices that carry the node's traffic.
+    pub uplinks: DevicePatterns,
     pub xdp: XdpUse,
     pub routing: Routing,
     pub vxlan: Vxlan,
-    /// MTU of pods; `None`: derived from the uplink and the routing mode.
+    /// MTU of pods; `None`: derived from the uplinks and the routing mode.
     pub mtu: Option<u32>,
     /// Bits of `skb->mark` that handled packets carry; not 0.
     pub mark: u32,
@@ -217,9 +218,7 @@ impl Config {
                 ),
             });
         }
-        if let Uplinks::Named(names) = &self.uplinks
-            && names.contains(device)
-        {
+        if self.uplinks.names().any(|name| name == device) {
             return Err(ConfigError::Conflict {
                 key: "uplinks",
                 reason: format!("{device} is the overlay device (vxlan.device)"),

@@ -7,7 +7,6 @@ use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
 use super::NodePortAddresses;
-use crate::netlink::Uplinks;
 
 /// Longest name of a network device: `IFNAMSIZ` less its NUL.
 const DEVICE_NAME_MAX: usize = 15;
@@ -131,15 +130,6 @@ fn server(text: &str) -> Result<Uri, Invalid> {
             && url.query().is_none()
     });
     url.ok_or_else(|| Invalid::new(format!("{text:?} is not a server URL such as https://10.0.0.1:6443")))
-}
-
-pub(super) fn uplinks(text: &str) -> Result<Uplinks, Invalid> {
-    if text == "auto" {
-        return Ok(Uplinks::Auto);
-    }
-    text.split(',').map(device).collect::<Result<_, _>>().map(Uplinks::Named).map_err(|_device| {
-        Invalid::new("must be auto, or names of network devices (a list, or separated by commas)")
-    })
 }
 
 pub(super) fn device(text: &str) -> Result<String, Invalid> {

@@ -81,7 +81,7 @@ fn every_key_of_the_file_reaches_the_configuration() {
     assert_eq!(config.run_dir, Path::new("/r"));
     assert_eq!(config.bpffs, Path::new("/b"));
     assert_eq!(config.cgroup.as_deref(), Some(Path::new("/c")));
-    assert_eq!(config.uplinks, Uplinks::Named(vec!["eth0".to_owned(), "eth1".to_owned()]));
+    assert_eq!(config.uplinks, "eth0,eth1".parse().unwrap());
     assert_eq!(config.routing, Routing::Vxlan);
     assert_eq!(config.vxlan, Vxlan { vni: 7, port: 4789, device: "overlay0".to_owned() });
     assert_eq!((config.mtu, config.mark), (Some(9000), 0x30_0000));
@@ -122,7 +122,7 @@ fn an_empty_file_means_the_defaults() {
         assert!(config.masquerade.enabled && config.connect_time.tcp && !config.connect_time.udp);
         assert_eq!(config.http_bind_address, Some("127.0.0.1:9964".parse().unwrap()));
         assert_eq!((config.source, config.api_server, config.kubeconfig), (Source::Manifests, vec![], None));
-        assert_eq!((config.mtu, config.cgroup, config.uplinks), (None, None, Uplinks::Auto));
+        assert_eq!((config.mtu, config.cgroup, config.uplinks), (None, None, DevicePatterns::default()));
         assert_eq!(config.capacity, Capacity::default());
     }
 }
@@ -142,7 +142,7 @@ fn flags_override_the_file() {
     assert_eq!(config.vxlan.vni, 9);
     assert_eq!(config.masquerade.except, []);
     assert_eq!(config.http_bind_address, Some("[::1]:80".parse().unwrap()));
-    assert_eq!(config.uplinks, Uplinks::Named(vec!["a".to_owned(), "b".to_owned()]));
+    assert_eq!(config.uplinks, "a,b".parse().unwrap());
     assert_eq!(config.routing, Routing::Vxlan);
 }
 
@@ -251,6 +251,7 @@ fn invalid_value_is_refused_with_the_allowed_ones() {
         ("state_dir: ''", "state_dir: \"\": must be a path"),
         ("mtu:", "mtu: has no value"),
         ("uplinks: [{a: b}]", "uplinks: must be a list of plain values"),
+        ("uplinks: [!docker0]", "must be a list of plain values; quote those that begin with ! or *"),
         ("- mtu", "expected a mapping of keys to values, found a list"),
     ];
     for (yaml, message) in cases {

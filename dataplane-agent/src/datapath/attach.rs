@@ -5,6 +5,7 @@
 //! agent replaces the program in place, so that no packet passes a device without a program.
 
 use std::{
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
 };
@@ -92,6 +93,23 @@ impl Datapath {
     pub fn detach_uplink(&mut self, device: &str) -> Result<(), AttachError> {
         self.detach_xdp(device)?;
         self.detach_device(device, UPLINK)
+    }
+
+    /// Devices with a pinned link of an uplink program.
+    pub fn pinned_uplinks(&self) -> Result<BTreeSet<String>, AttachError> {
+        let mut devices = BTreeSet::new();
+        for name in [program::FROM_WIRE, program::TO_WIRE, program::XDP_WIRE] {
+            devices.append(&mut self.pins.devices(name)?);
+        }
+        Ok(devices)
+    }
+
+    /// Follows the renaming of a device: the pins have its name. Its programs stay attached.
+    pub fn rename_uplink(&mut self, from: &str, to: &str) -> Result<(), AttachError> {
+        for name in [program::FROM_WIRE, program::TO_WIRE, program::XDP_WIRE] {
+            self.pins.rename_device(name, from, to)?;
+        }
+        Ok(())
     }
 
     pub fn attach_overlay(&mut self, device: &str) -> Result<Attachment, AttachError> {

@@ -14,7 +14,7 @@ use aya::{
     programs::{Program, ProgramError},
 };
 use dataplane_common::abi::{
-    ConnectedPeer, NodeAddresses, NodeConfig,
+    ConnectedPeer, Device, NodeAddresses, NodeConfig,
     names::{self, capacity, map, program},
 };
 
@@ -180,6 +180,7 @@ impl Datapath {
         // before the programs are loaded: the verifier's error about a map of another layout is
         // harder to read
         Tables::open(&pins)?;
+        HashTable::<u32, Device>::open(&pins, map::DEVICES)?;
         load_programs(&mut ebpf, used_programs(config.xdp))?;
         Ok(Self { ebpf, pins, tc: config.tc, xdp: config.xdp, problems })
     }
@@ -213,6 +214,11 @@ impl Datapath {
     /// The backends of connected UDP sockets, by socket cookie.
     pub fn connected_peers(&self) -> Result<HashTable<u64, ConnectedPeer>, OpenError> {
         HashTable::open(&self.pins, map::CONNECTED_PEERS)
+    }
+
+    /// The devices that carry the node's traffic, by index.
+    pub fn devices(&self) -> Result<HashTable<u32, Device>, OpenError> {
+        HashTable::open(&self.pins, map::DEVICES)
     }
 
     /// The kernel's information on every loaded program.

@@ -137,6 +137,16 @@ impl Pins {
         }
     }
 
+    /// Renames the pin of a program's link on a device that was renamed. A missing pin is not an
+    /// error.
+    pub fn rename_device(&self, program: &str, from: &str, to: &str) -> Result<(), PinsError> {
+        let path = self.device_link(program, from);
+        match fs::rename(&path, self.device_link(program, to)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done.map_err(|source| PinsError::Io { operation: "rename", path, source }),
+        }
+    }
+
     /// Removes the pins of other ABI versions, which detaches their programs. Call it after this
     /// version is attached.
     pub fn remove_other_versions(&self) -> Result<Vec<PathBuf>, PinsError> {

@@ -108,6 +108,11 @@ impl Datapath {
         Ok(XdpState::Native)
     }
 
+    /// Whether the configuration asks for XDP.
+    pub fn uses_xdp(&self) -> bool {
+        self.xdp == XdpUse::Native
+    }
+
     /// Detaches the XDP program from a device on which it does not work.
     pub fn refuse_xdp(&self, device: &str, reason: String) -> Result<XdpState, AttachError> {
         self.detach_xdp(device)?;

@@ -26,6 +26,9 @@ pub struct HostAddress {
     pub network: IpNet,
     /// Whether the address has global scope, not link or host scope.
     pub global: bool,
+    /// Whether new connections may have it as their source: it is not deprecated, tentative,
+    /// temporary (IPv6) or secondary (IPv4).
+    pub preferred: bool,
 }
 
 impl HostAddress {
@@ -144,11 +147,15 @@ fn read(message: &AddressMessage) -> Option<HostAddress> {
         }
     }
     let failed = message.header.flags.contains(AddressHeaderFlags::Dadfailed);
+    // of an IPv6 address, the flag `Secondary` means temporary
+    let unpreferred =
+        AddressHeaderFlags::Deprecated | AddressHeaderFlags::Tentative | AddressHeaderFlags::Secondary;
     let network = IpNet::new(ip?, message.header.prefix_len).ok()?;
     (!failed).then_some(HostAddress {
         ifindex: message.header.index,
         network,
         global: message.header.scope == AddressScope::Universe,
+        preferred: !message.header.flags.intersects(unpreferred),
     })
 }
 

@@ -8,7 +8,7 @@ use rtnetlink::{
     LinkMessageBuilder, LinkUnspec,
     packet_route::{
         RouteNetlinkMessage,
-        link::{InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+        link::{InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
     },
 };
 
@@ -29,8 +29,15 @@ pub struct Link {
     pub mtu: u32,
     /// `None` for devices without Ethernet addresses (tunnels).
     pub mac: Option<MacAddr>,
+    /// Administrative state.
     pub up: bool,
+    /// The other end of the link is up, too.
+    pub carrier: bool,
     pub loopback: bool,
+    /// Frames have an Ethernet header.
+    pub ethernet: bool,
+    /// Index of the bridge, bond, team or VRF that the device is a port of.
+    pub controller: Option<u32>,
     /// The device does not resolve neighbours (`IFF_NOARP`).
     pub noarp: bool,
     pub(super) kind: Option<InfoKind>,
@@ -113,11 +120,17 @@ impl Link {
         self.kind == Some(InfoKind::Vxlan)
     }
 
-    /// A device of which only the name is set.
+    /// Whether packets that are redirected to it arrive at the other end.
+    pub const fn delivers(&self) -> bool {
+        self.up && self.carrier
+    }
+
+    /// An Ethernet device of which only the name is set.
     #[cfg(test)]
     pub(crate) fn named(name: &str) -> Self {
         let mut link = Self::read(LinkMessage::default());
         name.clone_into(&mut link.name);
+        link.ethernet = true;
         link
     }
 
@@ -129,6 +142,9 @@ impl Link {
             mtu: 0,
             mac: None,
             up: flags.contains(LinkFlags::Up),
+            carrier: flags.contains(LinkFlags::LowerUp),
+            ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+            controller: None,
             loopback: flags.contains(LinkFlags::Loopback),
             noarp: flags.contains(LinkFlags::Noarp),
             kind: None,
@@ -139,6 +155,9 @@ impl Link {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes).ok().map(MacAddr::new),
+                LinkAttribute::Controller(ifindex) => {
+                    link.controller = Some(ifindex).filter(|index| *index != 0)
+                }
                 LinkAttribute::LinkInfo(infos) => link.read_info(infos),
                 _ => {}
             }

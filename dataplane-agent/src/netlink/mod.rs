@@ -7,6 +7,8 @@
 //! operator's request.
 
 pub mod address;
+mod device_choice;
+pub mod device_patterns;
 pub mod link;
 pub mod neigh;
 pub mod netdev;
@@ -32,6 +34,7 @@ use rtnetlink::{
 use tokio::{sync::Mutex, time::sleep};
 
 pub use address::{Change, HostAddress, Monitor};
+pub use device_patterns::{DevicePatterns, InvalidPattern};
 pub use link::Link;
 pub use neigh::Neighbour;
 pub use overlay::OverlayDevice;
@@ -41,7 +44,7 @@ pub use route::KernelRoute;
 pub use shape::Rate;
 pub use sock_diag::{SockDiag, SockDiagError};
 pub use sysctl::{SysctlChange, SysctlError};
-pub use uplink::{Uplink, UplinkError, Uplinks};
+pub use uplink::{DeviceChoice, NodeDevices, Uplink};
 
 /// Why the kernel's network configuration could not be read or changed.
 #[derive(Debug, thiserror::Error)]

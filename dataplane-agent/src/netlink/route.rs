@@ -118,7 +118,7 @@ impl Netlink {
     }
 }
 
-fn message(route: &KernelRoute) -> Result<RouteMessage, String> {
+pub(super) fn message(route: &KernelRoute) -> Result<RouteMessage, String> {
     let destination = route.destination;
     let scope = if route.gateway.is_none() && destination.addr().is_ipv4() {
         RouteScope::Link

@@ -231,6 +231,31 @@ impl Endpoints {
         self.apply_now(addr, now)
     }
 
+    /// Sets which pod devices are down, by index, and writes the entries that change. Failures are
+    /// retried by later work.
+    pub(super) fn set_down(&mut self, down: &BTreeSet<u32>, now: Instant) {
+        let mut changed = Vec::new();
+        for (id, pod) in &mut self.pods {
+            let is_down = down.contains(&pod.device.ifindex);
+            if pod.device.down != is_down {
+                pod.device.down = is_down;
+                changed.push((id.clone(), compile::endpoints::pod(&pod.device)));
+            }
+        }
+        for (id, entries) in changed {
+            for (addr, endpoint) in entries {
+                let desired = self.desired.get_mut(&addr);
+                // the address may be another pod's or the host's since
+                let Some(desired) = desired.filter(|desired| desired.pod.as_ref() == Some(&id)) else {
+                    continue;
+                };
+                desired.endpoint = endpoint;
+                let result = self.apply(addr);
+                self.record_result(addr, &result, now);
+            }
+        }
+    }
+
     pub(super) fn check_pod(&self, id: &str) -> Result<(), String> {
         let Some(pod) = self.pods.get(id) else {
             return Err(format!("pod attachment {id} is not known to the agent"));

@@ -81,6 +81,11 @@ impl Reconciler {
         result
     }
 
+    /// Sets which pod devices are down, by index.
+    pub fn set_down_pods(&mut self, down: &BTreeSet<u32>, now: Instant) {
+        self.endpoints.set_down(down, now);
+    }
+
     /// Updates the host ports of pods with these names now.
     fn host_ports_changed(&mut self, names: impl IntoIterator<Item = NamespacedName>, now: Instant) {
         for name in names {

@@ -10,6 +10,7 @@
 //! netlink message.
 
 pub mod backoff;
+pub mod devices;
 pub mod endpoints;
 mod host;
 pub mod instrumented;
@@ -33,6 +34,7 @@ use dataplane_common::abi::{
 };
 use tokio::sync::mpsc::UnboundedSender;
 
+pub use devices::Devices;
 pub use endpoints::{EndpointError, LocalPod};
 pub use host::HostPorts;
 pub use kernel_routes::{InstalledRoutes, KernelRoutes, KernelUpdate};

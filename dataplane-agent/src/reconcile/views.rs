@@ -89,6 +89,7 @@ impl Reconciler {
             mac: (!endpoint.is_host()).then(|| endpoint.mac.to_string()),
             flow_hints: hinted_protocols(endpoint.flow_hints),
             accepts_node_ports: endpoint.is_host() && endpoint.has_node_ports(),
+            device_down: endpoint.is_down(),
         }
     }
 

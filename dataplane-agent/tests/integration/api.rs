@@ -206,6 +206,7 @@ fn endpoint() -> EndpointView {
         mac: None,
         flow_hints: Vec::new(),
         accepts_node_ports: false,
+        device_down: false,
     }
 }
 

@@ -34,7 +34,7 @@ impl EndpointFlags {
     /// An address of the host that serves node ports. User space that sets it must set all flow
     /// hints.
     pub const NODE_PORTS: u16 = 8;
-    /// The pod's host-side device is down: packets to it are dropped.
+    /// The pod's device is down at one end: packets to it are dropped.
     pub const DOWN: u16 = 16;
 }
 
@@ -71,6 +71,13 @@ impl Endpoint {
     #[inline(always)]
     pub const fn is_shaped(&self) -> bool {
         self.flags & EndpointFlags::SHAPED != 0
+    }
+
+    /// The same endpoint with its device down.
+    #[must_use]
+    pub const fn with_device_down(mut self) -> Self {
+        self.flags |= EndpointFlags::DOWN;
+        self
     }
 
     /// The same endpoint with frontends at it.

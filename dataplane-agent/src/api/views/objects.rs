@@ -110,6 +110,9 @@ pub struct EndpointView {
     /// An address of the host that accepts node ports.
     #[serde(default)]
     pub accepts_node_ports: bool,
+    /// The pod's device is down: packets to it are dropped.
+    #[serde(default)]
+    pub device_down: bool,
 }
 
 /// Name of a pod.

@@ -66,6 +66,9 @@ pub struct Status {
     /// Checks that fail; the agent is ready if it is empty.
     pub not_ready: Vec<NotReady>,
     pub uplinks: Vec<UplinkView>,
+    /// Devices that are no uplinks, without those of pods.
+    #[serde(default)]
+    pub other_devices: Vec<OtherDeviceView>,
     /// The other nodes.
     pub nodes: Vec<NodeView>,
     /// Revision of the state.
@@ -129,6 +132,7 @@ impl Status {
                 reason: "the agent is starting".to_owned(),
             }],
             uplinks: Vec::new(),
+            other_devices: Vec::new(),
             nodes: Vec::new(),
             revision: 0,
             applied_revision: 0,
@@ -159,7 +163,7 @@ pub struct NotReady {
     pub reason: String,
 }
 
-/// A device that leads to the other nodes.
+/// A device that carries the node's traffic to and from other machines.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UplinkView {
@@ -167,8 +171,22 @@ pub struct UplinkView {
     pub ifindex: u32,
     pub mtu: u32,
     pub addresses: Vec<IpNet>,
-    /// Hook that translates service packets from outside: `xdp` (in the driver) or `tc`.
+    /// Hook that translates service packets from outside: `xdp` (in the driver), `tc`, or `none` if
+    /// the programs cannot be attached.
     pub service_hook: String,
+    /// Why it is an uplink.
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// A device that is no uplink.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OtherDeviceView {
+    pub device: String,
+    pub ifindex: u32,
+    /// Why it is no uplink.
+    pub reason: String,
 }
 
 /// Another node.

@@ -30,6 +30,7 @@ impl NodeDatapath {
         if let Err(error) = &result {
             tracing::error!(%error, "cannot recover existing pods, retrying; no pod can be added");
         } else {
+            self.reconciler.set_down_pods(&self.plan.down_pods, Instant::now());
             self.reconciler.pods_loaded();
             match self.datapath.remove_stale_links() {
                 Ok(gone) if gone.is_empty() => {}
@@ -66,6 +67,8 @@ impl NodeDatapath {
                 ifindex: device.ifindex,
                 mac: device.mac,
                 shaped: device.shaped,
+                // the next change of its state is reported
+                down: false,
             },
             port_mappings: device.port_mappings,
         };

@@ -2,7 +2,10 @@
 
 use super::NodeDatapath;
 use crate::{
-    api::views::{EndpointView, NotReady, Origin, ProblemView, RouteView, ServiceView, Status, UplinkView},
+    api::views::{
+        EndpointView, NotReady, Origin, OtherDeviceView, ProblemView, RouteView, ServiceView, Status,
+        UplinkView,
+    },
     datapath::XdpState,
     netlink::Uplink,
     state::Store,
@@ -32,6 +35,20 @@ impl NodeDatapath {
             Some(Err(error)) => Some(format!("cannot recover existing pods; no pod can be added: {error}")),
             None => Some("existing pods are being attached".to_owned()),
         };
+        // one of several without programs is a problem; all of them, or one with the address that
+        // the other nodes know, is a node that nobody reaches
+        let has_internal_ip = |name: &String| {
+            let uplink = self.plan.uplinks.iter().find(|uplink| uplink.name == *name);
+            uplink.is_some_and(|uplink| {
+                uplink.addresses.iter().any(|network| self.plan.node.internal_ips.contains(&network.addr()))
+            })
+        };
+        let failed =
+            self.uplink_errors.iter().find(|(name, _)| self.attached.is_empty() || has_internal_ip(name));
+        reasons.extend(failed.map(|(name, reason)| NotReady {
+            check: "network".to_owned(),
+            reason: format!("the programs are not attached to {name}: {reason}"),
+        }));
         reasons.extend(pods.map(|reason| NotReady { check: "pods".to_owned(), reason }));
         if !self.initial_sync_done {
             let reason = "initial synchronisation of the tables has not finished".to_owned();
@@ -43,36 +60,55 @@ impl NodeDatapath {
     /// Fills in the fields of `status` that this module knows.
     pub(in crate::app) fn fill_status(&self, status: &mut Status, store: &Store) {
         status.uplinks = self.plan.uplinks.iter().map(|uplink| self.uplink_view(uplink)).collect();
+        status.other_devices = self
+            .plan
+            .choices
+            .iter()
+            .filter(|choice| !choice.is_uplink)
+            .map(|choice| OtherDeviceView {
+                device: choice.name.clone(),
+                ifindex: choice.ifindex,
+                reason: choice.reason.clone(),
+            })
+            .collect();
         status.pins_adopted = self.pins_adopted;
         status.objects.pods = self.pods.len() as u64;
         status.applied_revision = self.reconciler.applied_revision();
         status.nodes = self.reconciler.nodes(store);
         status.tables = self.reconciler.tables();
+        status.tables.push(self.devices.view());
         status.reconcile = self.reconciler.statistics();
         status.problems.extend(self.reconciler.problems());
         status.problems.extend(self.reserved_ports.problem());
         status.problems.extend(self.kernel_problems.borrow().iter().cloned());
         status.problems.extend(self.socket_problems.borrow().iter().cloned());
         let capacity = self.datapath.problems().iter().map(|message| ("capacity", message));
-        let attach = self.attach_errors.iter().map(|(device, message)| (device.as_str(), message));
-        let xdp = self.xdp.iter().filter_map(|(device, state)| match state {
-            XdpState::Refused(reason) => Some((device.as_str(), reason)),
+        let errors = self.attach_errors.iter().chain(&self.uplink_errors);
+        let attach = errors.map(|(device, message)| (device.as_str(), message));
+        let xdp = self.attached.values().filter_map(|uplink| match &uplink.xdp {
+            XdpState::Refused(reason) => Some((uplink.name.as_str(), reason)),
             XdpState::Off | XdpState::Native => None,
         });
-        status.problems.extend(capacity.chain(attach).chain(xdp).map(|(subject, message)| ProblemView {
-            origin: Origin::Datapath,
-            subject: subject.to_owned(),
-            message: message.clone(),
-        }));
+        let warnings = self.plan.warnings.iter().map(|message| ("uplinks", message));
+        status.problems.extend(capacity.chain(attach).chain(xdp).chain(warnings).map(
+            |(subject, message)| ProblemView {
+                origin: Origin::Datapath,
+                subject: subject.to_owned(),
+                message: message.clone(),
+            },
+        ));
     }
 
     fn uplink_view(&self, uplink: &Uplink) -> UplinkView {
+        let attached = self.attached.get(&uplink.ifindex);
+        let choice = self.plan.choices.iter().find(|choice| choice.ifindex == uplink.ifindex);
         UplinkView {
             device: uplink.name.clone(),
             ifindex: uplink.ifindex,
             mtu: uplink.mtu,
             addresses: uplink.addresses.clone(),
-            service_hook: self.xdp.get(&uplink.name).map_or("tc", XdpState::name).to_owned(),
+            service_hook: attached.map_or("none", |attached| attached.xdp.name()).to_owned(),
+            reason: choice.map(|choice| choice.reason.clone()).unwrap_or_default(),
         }
     }
 }

@@ -57,6 +57,27 @@ fn flow_hints_set_by_datapath_are_kept() {
 }
 
 #[test]
+fn device_that_is_down_is_flagged_and_keeps_its_flow_hints() {
+    let mut fixture = Fixture::new(LARGE);
+    for (id, ip, ifindex) in [("c1", "10.1.0.2", 7), ("c2", "10.1.0.3", 8)] {
+        fixture.reconciler.upsert_pod(id, &pod(id, ip, ifindex), fixture.now).unwrap();
+    }
+    let up = entry(&fixture, "10.1.0.3");
+    fixture.reconciler.set_down_pods(&[7].into(), fixture.now);
+    let down = entry(&fixture, "10.1.0.2").unwrap();
+    assert_eq!((down.is_down(), down.flow_hints), (true, FlowHints::ALL));
+    assert_eq!(entry(&fixture, "10.1.0.3"), up);
+    fixture.reconciler.check_pod("c1").unwrap();
+
+    let writes = fixture.reconciler.changes();
+    fixture.reconciler.set_down_pods(&[7].into(), fixture.now);
+    assert_eq!(fixture.reconciler.changes(), writes);
+    fixture.reconciler.set_down_pods(&[].into(), fixture.now);
+    let up_again = entry(&fixture, "10.1.0.2").unwrap();
+    assert_eq!((up_again.is_down(), up_again.flow_hints), (false, FlowHints::ALL));
+}
+
+#[test]
 fn readded_host_address_gets_all_flow_hints() {
     let mut fixture = Fixture::new(LARGE);
     host(&mut fixture, &["192.168.1.1"]);

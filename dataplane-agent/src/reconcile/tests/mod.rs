@@ -339,6 +339,8 @@ fn network() -> NodeNetwork {
             mtu: 1_500,
             mac: Some(MacAddr::new([2, 0, 0, 0, 0, 1])),
             addresses: vec!["192.168.1.1/24".parse().unwrap(), "fd00::1/64".parse().unwrap()],
+            sources: Vec::new(),
+            bridge: false,
         }],
         mode: RoutingMode::Auto,
         overlay: Some(Overlay { ifindex: 9, mtu: 1_450 }),
@@ -360,6 +362,7 @@ fn pod(pod: &str, ip: &str, ifindex: u32) -> LocalPod {
             ifindex,
             mac: MacAddr::new([2, 0, 0, 0, 1, ifindex as u8]),
             shaped: false,
+            down: false,
         },
         port_mappings: Vec::new(),
     }

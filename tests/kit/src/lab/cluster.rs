@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{
     fabric::{Fabric, Segment},
-    netns::Namespace,
+    netns::{Namespace, veth},
     node::Node,
     objects::Service,
     pod::Pod,
@@ -205,6 +205,34 @@ impl Cluster {
             &self.resources.cgroup()?.join("outside"),
             &self.resources.directory().join("logs"),
         )
+    }
+
+    /// The router between the segments, to run processes there.
+    pub fn gateway(&self) -> Result<Place> {
+        Place::new(
+            self.fabric.gateway().clone(),
+            &self.resources.cgroup()?.join("gateway"),
+            &self.resources.directory().join("logs"),
+        )
+    }
+
+    /// Connects the machine with this index to a segment by a further device, which gets no address.
+    pub fn add_device(&self, node: usize, device: &str, segment: Segment) -> Result<()> {
+        let node = self.node(node)?;
+        let port = format!("{}-{device}", node.name());
+        self.fabric.add_device(node.place().namespace(), device, segment, &port, self.spec.mtu)
+    }
+
+    /// Creates a container that is no pod: a namespace with a device `eth0`, whose other end is a
+    /// port of a bridge on the node with this index.
+    pub fn container(&self, node: usize, name: &str, bridge: &str) -> Result<Place> {
+        let node = self.node(node)?;
+        let namespace = Namespace::create(&self.resources.namespace(name))?;
+        let host = node.place().namespace();
+        veth((&namespace, "eth0"), (host, name))?;
+        host.ip(&format!("link set {name} master {bridge} up"))?;
+        namespace.ip("link set eth0 up")?;
+        Place::new(namespace, &node.place().cgroup().join(name), node.place().logs())
     }
 
     /// Creates a pod on the node with this index.

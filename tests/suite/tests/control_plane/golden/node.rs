@@ -135,6 +135,8 @@ impl Node {
                 mtu: UPLINK_MTU,
                 mac: Some(MacAddr::new([2, 0, 0, 0, 0, 1])),
                 addresses: own.internal_ips.iter().map(subnet).collect::<Result<_, _>>()?,
+                sources: Vec::new(),
+                bridge: false,
             }],
             mode,
             overlay: overlay.then_some(Overlay { ifindex: OVERLAY.0, mtu: OVERLAY_MTU }),
@@ -224,6 +226,7 @@ impl Pod {
                 ifindex,
                 mac: MacAddr::new([2, 0, 0, 0, 1, ifindex as u8]),
                 shaped: false,
+                down: false,
             },
             port_mappings: self.port_mappings.clone(),
         }

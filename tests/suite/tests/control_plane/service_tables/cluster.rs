@@ -85,6 +85,8 @@ pub(crate) fn network(index: usize) -> NodeNetwork {
             mtu: 1_500,
             mac: Some(MacAddr::new([2, 0, 0, 0, 0, index as u8])),
             addresses: node_addresses(index).map(|it| subnet(it).parse().expect("an address")).into(),
+            sources: Vec::new(),
+            bridge: false,
         }],
         mode: RoutingMode::Auto,
         overlay: None,
@@ -108,6 +110,7 @@ pub(crate) fn local_pod(node: usize, pod: usize) -> LocalPod {
             ifindex,
             mac: MacAddr::new([2, 0, 0, 1, node as u8, pod as u8]),
             shaped: false,
+            down: false,
         },
         port_mappings: Vec::new(),
     }
