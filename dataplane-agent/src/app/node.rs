@@ -40,6 +40,8 @@ use crate::{
 const EVENT_BURST: usize = 4_096;
 /// Debounces kernel notifications of network changes.
 const NETWORK_DEBOUNCE: Duration = Duration::from_millis(50);
+/// As above, if only routes changed: a node with a routing protocol may have many, often.
+const ROUTE_DEBOUNCE: Duration = Duration::from_millis(500);
 /// First and longest wait between attempts to set up the network.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(10);
@@ -157,8 +159,10 @@ impl NodeTask {
                 Some(request) = requests.recv() => self.on_pod_request(request),
                 Some(query) = inputs.queries.recv() => self.on_query(query),
                 change = inputs.monitor.changed() => {
-                    change.ok_or(NodeError::Monitor)?;
-                    self.schedule_setup(Instant::now() + NETWORK_DEBOUNCE);
+                    let change = change.ok_or(NodeError::Monitor)?;
+                    let is_route = !(change.links || change.addresses);
+                    let debounce = if is_route { ROUTE_DEBOUNCE } else { NETWORK_DEBOUNCE };
+                    self.schedule_setup(Instant::now() + debounce);
                 }
                 Ok(()) = inputs.problems.changed() => self.dirty = true,
                 () = inputs.node_problems.changed() => self.dirty = true,
@@ -208,16 +212,17 @@ impl NodeTask {
             // its arrival schedules a setup; a running datapath survives its deletion
             return Ok(());
         };
-        if self.datapath.is_none() && self.loaded.is_none() {
-            return Ok(());
-        }
         let others: Vec<IpAddr> = self
             .store
             .nodes()
             .filter(|other| other.name != node.name)
             .flat_map(|other| other.internal_ips.iter().copied())
             .collect();
-        let before = self.datapath.as_ref().map(NodeDatapath::uplink_indexes).unwrap_or_default();
+        let before = match (&self.datapath, &self.loaded) {
+            (Some(datapath), _) => datapath.uplink_indexes(),
+            (None, Some(loaded)) => loaded.uplink_indexes()?,
+            (None, None) => return Ok(()),
+        };
         let plan = match NodeNetworkPlan::set_up(&self.config, node, &others, &before, &self.netlink).await {
             Ok(plan) => plan,
             Err(error) => {

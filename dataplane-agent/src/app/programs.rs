@@ -1,11 +1,13 @@
 //! The loaded eBPF programs, before they are attached.
 
+use std::collections::BTreeSet;
+
 use dataplane_common::abi::names::map;
 
 use super::{datapath::StartError, network_plan::constants};
 use crate::{
     config::Config,
-    datapath::{Datapath, DatapathConfig, EbpfLog, TcHooks},
+    datapath::{Datapath, DatapathConfig, EbpfLog, TcHooks, table::Table as _},
 };
 
 /// Programs that are loaded but not attached, and their tables: adopted from pins, or empty.
@@ -38,5 +40,10 @@ impl LoadedPrograms {
             tracing::warn!(%error, "cannot forward the log of the eBPF programs (key log_ebpf)");
         }
         Ok(Self { datapath, pins_adopted })
+    }
+
+    /// Indexes of the uplinks of an earlier agent.
+    pub(super) fn uplink_indexes(&self) -> Result<BTreeSet<u32>, StartError> {
+        Ok(self.datapath.devices()?.entries()?.into_iter().map(|(ifindex, _)| ifindex).collect())
     }
 }
