@@ -217,7 +217,9 @@ fn containers_behind_a_bridge_reach_node_ports_and_are_backends() -> Result<()> 
     service.backends[0].addresses = CONTAINER.to_vec();
     service.backends[0].node = cluster.nodes()[0].name().to_owned();
     service.backends.truncate(1);
-    apply(&mut cluster, &service)?;
+    // the Service object stays the same
+    let objects = node_port_service(&service);
+    cluster.change(objects.len() - 1, |cluster| cluster.apply_objects("web", &objects))?;
     for family in Family::BOTH {
         let node = &cluster.nodes()[0];
         checks.that(format!("the container is a backend for clients outside ({family})"), || {
@@ -238,10 +240,10 @@ fn internal_ip_on_the_loopback_device() -> Result<()> {
     let node = &cluster.nodes()[0];
     let transfer: [IpAddr; 2] = ["172.18.0.101".parse()?, "fd00:18::101".parse()?];
     let [v4, v6] = node.addresses();
-    add_addresses(node.place(), "eth0", transfer)?;
     node.place().namespace().ip(&format!(
         "addr del {v4}/24 dev eth0\naddr del {v6}/64 dev eth0\naddr add {v4}/32 dev lo\naddr add {v6}/128 dev lo nodad"
     ))?;
+    add_addresses(node.place(), "eth0", transfer)?;
     for (via, (address, transfer)) in GATEWAY[0].into_iter().zip(node.addresses().into_iter().zip(transfer)) {
         node.place().namespace().ip(&format!("route replace default via {via} dev eth0"))?;
         cluster.fabric().gateway().ip(&format!("route add {address} via {transfer}"))?;
