@@ -251,7 +251,7 @@ fn invalid_value_is_refused_with_the_allowed_ones() {
         ("state_dir: ''", "state_dir: \"\": must be a path"),
         ("mtu:", "mtu: has no value"),
         ("uplinks: [{a: b}]", "uplinks: must be a list of plain values"),
-        ("uplinks: [!docker0]", "must be a list of plain values; quote those that begin with ! or *"),
+        ("uplinks:\n- !docker0", "must be a list of plain values; quote those that begin with ! or *"),
         ("- mtu", "expected a mapping of keys to values, found a list"),
     ];
     for (yaml, message) in cases {

@@ -129,7 +129,7 @@ pub(super) fn route_devices(routes: &[RouteMessage]) -> BTreeSet<u32> {
             && route.header.protocol != PROTOCOL
             && read(route).is_some_and(|route| !is_link_local(&route.destination))
     };
-    routes.iter().filter(counts).flat_map(|route| devices(route)).collect()
+    routes.iter().filter(counts).flat_map(devices).collect()
 }
 
 fn devices(route: &RouteMessage) -> Vec<u32> {

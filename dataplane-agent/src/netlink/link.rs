@@ -23,6 +23,7 @@ pub const HOST_MAC: MacAddr = MacAddr::new([0x0e, 0xda, 0x7a, 0, 0, 1]);
 
 /// A network device.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent flags of the kernel")]
 pub struct Link {
     pub ifindex: u32,
     pub name: String,
@@ -156,7 +157,7 @@ impl Link {
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes).ok().map(MacAddr::new),
                 LinkAttribute::Controller(ifindex) => {
-                    link.controller = Some(ifindex).filter(|index| *index != 0)
+                    link.controller = Some(ifindex).filter(|index| *index != 0);
                 }
                 LinkAttribute::LinkInfo(infos) => link.read_info(infos),
                 _ => {}

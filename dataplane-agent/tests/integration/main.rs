@@ -7,3 +7,4 @@ mod manifests;
 mod netlink;
 mod netns;
 mod reconcile;
+mod uplinks;

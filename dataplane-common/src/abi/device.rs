@@ -27,7 +27,7 @@ abi! {
 pub struct DeviceFlags;
 
 impl DeviceFlags {
-    /// Frames have an Ethernet header. Unset: packets begin with the IP header (WireGuard, tun,
+    /// Frames have an Ethernet header. Unset: packets begin with the IP header (`WireGuard`, tun,
     /// IPIP).
     pub const ETHERNET: u32 = 1;
 }

@@ -216,7 +216,7 @@ impl Cluster {
         )
     }
 
-    /// Connects the machine with this index to a segment by a further device, which gets no address.
+    /// Connects the machine with this index to a segment by a further device, without an address.
     pub fn add_device(&self, node: usize, device: &str, segment: Segment) -> Result<()> {
         let node = self.node(node)?;
         let port = format!("{}-{device}", node.name());
