@@ -52,6 +52,9 @@ pub(crate) trait Frame: EbpfContext {
     /// one.
     fn has_connected_socket(&self, tuple: &FlowKey) -> bool;
 
+    /// Whether the packet was sent by a socket of the host that is not connected.
+    fn has_unconnected_socket(&self) -> bool;
+
     /// EtherType in host order.
     fn ether_type(&self) -> u16;
 

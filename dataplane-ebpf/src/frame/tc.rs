@@ -92,6 +92,13 @@ impl Frame for TcContext {
     }
 
     #[inline(always)]
+    fn has_unconnected_socket(&self) -> bool {
+        let sk = skb_field!(self, __bindgen_anon_2);
+        // SAFETY: the pointer is the union's only field beside its size.
+        socket::is_unconnected(unsafe { sk.sk })
+    }
+
+    #[inline(always)]
     fn ether_type(&self) -> u16 {
         u16::from_be(skb_field!(self, protocol) as u16)
     }

@@ -77,6 +77,12 @@ impl Frame for XdpContext {
         socket::has_connected_socket(self.as_ptr(), tuple)
     }
 
+    /// XDP sees packets that arrive.
+    #[inline(always)]
+    fn has_unconnected_socket(&self) -> bool {
+        false
+    }
+
     #[inline(always)]
     fn ether_type(&self) -> u16 {
         with_header(self, 0, |eth: &mut EthHeader| eth.ether_type()).unwrap_or(0)

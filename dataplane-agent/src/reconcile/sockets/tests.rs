@@ -45,7 +45,7 @@ fn backend(last: u8) -> UdpBackend {
 
 fn peer(cookie: u64, netns: u64, last: u8) -> (u64, ConnectedPeer) {
     let UdpBackend { addr, port } = backend(last);
-    (cookie, ConnectedPeer { backend: addr, netns, port, reserved: [0; 6] })
+    (cookie, ConnectedPeer { backend: addr, netns, port, reserved: 0, service_id: 0 })
 }
 
 fn pod(name: &str) -> Netns {

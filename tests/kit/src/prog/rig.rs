@@ -1,5 +1,6 @@
 //! A separate datapath for one test: the agent's object, small maps, no pins, nothing attached.
 
+mod cgroup;
 mod flows;
 mod tables;
 
@@ -19,6 +20,7 @@ use dataplane_common::{
     reason::{self, HookId, Outcome},
 };
 
+pub use self::cgroup::SocketPrograms;
 use super::frame::{HOST_MAC, OVERLAY_MAC, Parsed};
 use crate::sys_bpf::{TestRun, sums_of_array};
 
