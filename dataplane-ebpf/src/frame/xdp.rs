@@ -2,7 +2,7 @@
 
 use aya_ebpf::{EbpfContext as _, programs::XdpContext};
 use dataplane_common::{
-    abi::FlowKey,
+    abi::{FlowKey, Port},
     checksum::Change,
     net::{EthHeader, Header},
     reason::DropReason,
@@ -79,7 +79,7 @@ impl Frame for XdpContext {
 
     /// XDP sees packets that arrive.
     #[inline(always)]
-    fn has_unconnected_socket(&self) -> bool {
+    fn has_unconnected_socket(&self, _port: Port) -> bool {
         false
     }
 

@@ -55,12 +55,19 @@ pub(crate) fn has_connected_socket(ctx: *mut c_void, tuple: &FlowKey) -> bool {
     }
 }
 
-/// Whether this is a socket, `__sk_buff::sk`, that is neither connected nor connecting; null is none.
+/// Whether this is a socket, `__sk_buff::sk`, with this local port, that is neither connected nor
+/// connecting; null is none.
 #[inline(always)]
-pub(crate) fn is_unconnected(socket: *const bpf_sock) -> bool {
+pub(crate) fn is_unconnected(socket: *const bpf_sock, port: Port) -> bool {
+    if socket.is_null() {
+        return false;
+    }
     // SAFETY: not null: the socket of a packet outlives the program. Volatile: the kernel allows
-    // the field to be read as a whole only.
-    !socket.is_null() && unsafe { (&raw const (*socket).state).read_volatile() } == TCP_CLOSE
+    // the fields to be read as a whole only.
+    unsafe {
+        (&raw const (*socket).state).read_volatile() == TCP_CLOSE
+            && (&raw const (*socket).src_port).read_volatile() == u32::from(port.get())
+    }
 }
 
 /// The socket that a cgroup program runs for, and the address of the call.

@@ -100,7 +100,7 @@ impl OnMiss for SelectBackend {
         // a socket that is translated at `sendmsg()` too has that port in use at the backend
         let prefers_range_port = tuple.protocol == Protocol::UDP
             && scratch.frontend_query.from_outside == 0
-            && (config::flag(NodeFlags::CONNECT_UDP) || ctx.has_unconnected_socket());
+            && (config::flag(NodeFlags::CONNECT_UDP) || ctx.has_unconnected_socket(tuple.src_port));
 
         let new_flow = &mut scratch.new_flow;
         new_flow.reply_tuple.src = backend.addr;

@@ -78,6 +78,12 @@ pub fn node_config() -> NodeConfig {
     }
 }
 
+/// As [`node_config`], without connect-time translation of UDP: as by default.
+pub fn per_packet_udp() -> NodeConfig {
+    let node = node_config();
+    NodeConfig { flags: node.flags & !NodeFlags::CONNECT_UDP, ..node }
+}
+
 /// The loaded datapath and its tables.
 pub struct Rig {
     ebpf: Ebpf,

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use dataplane_testkit::{
-    lab::{Checks, Client, Cluster, ECHO_PORT, Family, Place, Pod, Process, Service, Spec},
+    lab::{
+        Checks, Client, Cluster, ECHO_PORT, Family, Place, Pod, Process, Service, Spec, service_addresses,
+    },
     traffic::{
         now_us,
         report::{Datagrams, Request},
@@ -131,16 +133,25 @@ fn sockets_leave_a_removed_backend_per_packet() -> Result<()> {
     sockets_leave_a_removed_backend(&Spec { connect_tcp: false, connect_udp: false, ..Spec::new(2) })
 }
 
-/// Flows to the service move; flows to the pod's own address stay.
+/// Flows to the service move; flows to the pod's own address stay, and those to another service that
+/// keeps the backend.
 fn sockets_leave_a_removed_backend(spec: &Spec) -> Result<()> {
     let mut testbed = Testbed::create(spec)?;
     testbed.cluster.apply(&Service::of(&[&testbed.leaves]))?;
+    let keeps = Service {
+        name: "keeps".to_owned(),
+        addresses: service_addresses(2).to_vec(),
+        ..Service::of(&[&testbed.leaves])
+    };
+    testbed.cluster.apply(&keeps)?;
     let senders = testbed.start_senders(spec.connect_udp)?;
     let mut direct = Vec::new();
     for family in Family::BOTH {
         for (from, place) in testbed.clients() {
             let client = place.keep_sending(testbed.leaves.echo(family), INTERVAL, &["--connected"])?;
-            direct.push((format!("{from}, {family}"), client));
+            direct.push((format!("connected to the pod itself: {from}, {family}"), client));
+            let client = place.keep_sending(keeps.at(family, ECHO_PORT), INTERVAL, &["--connected"])?;
+            direct.push((format!("connected to another service: {from}, {family}"), client));
         }
     }
     let clock = testbed.clock()?;
@@ -154,8 +165,8 @@ fn sockets_leave_a_removed_backend(spec: &Spec) -> Result<()> {
     for sender in senders {
         checks.that(sender.name.clone(), || expect_moved(sender, gone).map(drop));
     }
-    for (from, client) in direct {
-        checks.that(format!("connected to the pod itself: {from}"), || {
+    for (what, client) in direct {
+        checks.that(what, || {
             let report = client.finish()?;
             ensure!(report.is_complete() && report.ended == 0, "{report:?}");
             Ok(())
