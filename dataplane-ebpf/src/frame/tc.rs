@@ -7,7 +7,12 @@ use aya_ebpf::{
     },
     programs::TcContext,
 };
-use dataplane_common::{abi::{FlowKey, Port}, checksum::Change, net::Header, reason::DropReason};
+use dataplane_common::{
+    abi::{FlowKey, Port},
+    checksum::Change,
+    net::Header,
+    reason::DropReason,
+};
 
 use super::{ChangedIn, ChecksumField, Frame};
 use crate::helpers::{skb::skb_field, socket};

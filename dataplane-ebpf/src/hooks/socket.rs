@@ -85,8 +85,7 @@ fn try_sendmsg(socket: &Socket<'_>) -> Result<Verdict, DropReason> {
     };
     let cookie = socket.cookie();
     let hash = hash::finish(cookie as u32 ^ (cookie >> 32) as u32);
-    let mut origin =
-        frontend.origin(service, service::select_backend(service, &frontend.client, hash)?);
+    let mut origin = frontend.origin(service, service::select_backend(service, &frontend.client, hash)?);
     for next in 1..=OTHER_BACKENDS {
         if !has_other_frontend(socket, cookie, &origin) {
             break;
@@ -126,12 +125,7 @@ pub(crate) fn recvmsg(socket: &Socket<'_>) -> i32 {
     let origin = if socket.is_connected_to(&addr, port) {
         connected_origin(socket, socket.origin())
     } else {
-        maps::datagram_origin(&OriginKey {
-            cookie: socket.cookie(),
-            backend: addr,
-            port,
-            reserved: [0; 6],
-        })
+        maps::datagram_origin(&OriginKey { cookie: socket.cookie(), backend: addr, port, reserved: [0; 6] })
     };
     verdict::record_socket(HookId::Recvmsg, Ok(restore(socket, origin)))
 }

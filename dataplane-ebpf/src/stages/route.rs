@@ -194,7 +194,7 @@ fn exceeds_path_mtu<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> bool
 /// Forwards a packet that leaves the cluster past the stack, which drops a packet that arrives with
 /// the node's own address as its source.
 #[inline(always)]
-fn forward_outside<F: IpFamily>(
+pub(crate) fn forward_outside<F: IpFamily>(
     ctx: &TcContext,
     packet: &Packet<F>,
     scratch: &Scratch,

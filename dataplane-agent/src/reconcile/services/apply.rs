@@ -120,8 +120,7 @@ impl Services {
             return Ok(());
         }
         let protocol = port.key.protocol.number();
-        let keys =
-            backends.iter().map(|b| BackendKey { service: id, addr: b.addr, port: b.port, protocol });
+        let keys = backends.iter().map(|b| BackendKey { service: id, addr: b.addr, port: b.port, protocol });
         let last = frontends.iter().filter_map(|it| self.rows.get(&it.key)).map(|row| row.generation).max();
 
         let ids: Option<Vec<u32>> = keys.clone().map(|key| self.backends.id(&key)).collect();

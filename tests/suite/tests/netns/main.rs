@@ -7,6 +7,7 @@ mod behaviours;
 mod changes;
 mod frontends;
 mod host_ports;
+mod host_routes;
 mod lab;
 mod masquerade;
 mod path_table;

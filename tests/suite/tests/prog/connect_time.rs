@@ -227,7 +227,9 @@ fn mptcp_peer_is_the_service() -> Result<()> {
                 }
                 client => client?,
             };
-            let listener = if is_server_mptcp { listen(mptcp(domain)?, node.backend)? } else {
+            let listener = if is_server_mptcp {
+                listen(mptcp(domain)?, node.backend)?
+            } else {
                 TcpListener::bind(node.backend)?
             };
             connect(client.as_raw_fd(), &SockaddrStorage::from(node.first))?;

@@ -130,7 +130,8 @@ fn new_connection_with_the_ports_of_a_closed_one_selects_a_backend_again() -> Re
 #[test]
 fn reply_reaches_a_client_that_has_closed_its_side() -> Result<()> {
     for family in Family::BOTH {
-        let few = NodeConfig { snat_first: Port::new(61_000), snat_last: Port::new(61_000), ..per_packet_udp() };
+        let few =
+            NodeConfig { snat_first: Port::new(61_000), snat_last: Port::new(61_000), ..per_packet_udp() };
         let (mut rig, world) = rig_with(family, &few)?;
         let (client, server) = (at(world.pod, 40_000), at(world.outside, 443));
         let out = |rig: &mut Rig, client, flags| {
@@ -280,7 +281,8 @@ fn full_table_keeps_established_connections_and_counts_the_drop() -> Result<()> 
 #[test]
 fn snat_ports_of_closed_connections_are_reused() -> Result<()> {
     for family in Family::BOTH {
-        let few = NodeConfig { snat_first: Port::new(61_000), snat_last: Port::new(61_001), ..per_packet_udp() };
+        let few =
+            NodeConfig { snat_first: Port::new(61_000), snat_last: Port::new(61_001), ..per_packet_udp() };
         let (mut rig, world) = rig_with(family, &few)?;
         let server = at(world.outside, 443);
         let client = |port| at(world.pod, port);

@@ -180,8 +180,12 @@ impl Services {
                 ranges.get(key).map_or(0, BTreeSet::len).to_string(),
             ]);
         }
-        let without_range: BTreeSet<_> =
-            self.udp.iter().map(|(_, key, text)| (key, text)).filter(|(key, _)| !self.numbers.contains_key(key)).collect();
+        let without_range: BTreeSet<_> = self
+            .udp
+            .iter()
+            .map(|(_, key, text)| (key, text))
+            .filter(|(key, _)| !self.numbers.contains_key(key))
+            .collect();
         for (_, text) in without_range {
             table.row([String::new(), text.clone(), "UDP".to_owned(), "0".to_owned()]);
         }
