@@ -77,7 +77,7 @@ fn translate_host<F: IpFamily>(
     let is_to_services = matches!(destination, Destination::ServiceRange);
     match route::lookup(&scratch.nat_tuple.dst)? {
         // the kernel's route to cluster IPs has a next hop that does not exist
-        Destination::Outside { .. } if is_to_services => route::forward_outside(ctx, packet, scratch),
+        Destination::Outside { .. } if is_to_services => route::reroute(ctx, scratch),
         Destination::Outside { .. } => Ok(Verdict::Delivered),
         // the stack that sent it would drop a packet from its own address
         Destination::Host(_) => Err(DropReason::HostLoop),

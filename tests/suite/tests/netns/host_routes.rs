@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use dataplane_testkit::lab::{
-    Checks, Cluster, ECHO_PORT, Family, Pod, Process, Routing, Service, Spec, WEB_PORT, wait,
+    Checks, Cluster, ECHO_PORT, Family, Pod, Process, Routing, Service, Spec, WEB_PORT, failures, wait,
 };
 use serde_json::json;
 
@@ -29,6 +29,40 @@ fn without_a_default_route(routing: Routing) -> Result<()> {
     let node = &cluster.nodes()[0];
     node.place().namespace().ip("route del default\nroute del ::/0")?;
     check(&cluster, &pods)
+}
+
+/// A backend that no node has: the packet leaves by the kernel's route to it.
+#[test]
+fn backend_outside_of_the_cluster() -> Result<()> {
+    let (mut cluster, pods, _servers) = create(Routing::Native)?;
+    // the other node's host, by an address that is not in its Node object
+    let outside = ["198.18.7.1", "2001:db8:18:7::1"];
+    cluster.nodes()[1].place().namespace().ip(&format!(
+        "addr add {}/32 dev eth0\n\
+         addr add {}/128 dev eth0 nodad",
+        outside[0], outside[1]
+    ))?;
+    let [v4, v6] = Family::BOTH.map(|family| cluster.nodes()[1].address(family));
+    cluster.nodes()[0].place().namespace().ip(&format!(
+        "route add {}/32 via {v4}\n\
+         route add {}/128 via {v6}",
+        outside[0], outside[1]
+    ))?;
+    let _server = cluster.nodes()[1].serve()?;
+    let mut backend = pods[1].backend();
+    backend.addresses = outside.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
+    let service = Service { backends: vec![backend], ..Service::of(&[]) };
+    cluster.apply(&service)?;
+    let mut checks = Checks::of("host processes, per packet".to_owned());
+    for family in Family::BOTH {
+        // TCP, because an UDP server answers from another of the host's addresses
+        checks.that(format!("TCP to the cluster IP ({family})"), || {
+            let requests = cluster.nodes()[0].place().get(service.at(family, WEB_PORT), DATAGRAMS)?;
+            ensure!(failures(&requests).is_empty(), "{:?}", failures(&requests));
+            Ok(())
+        });
+    }
+    checks.finish(&cluster)
 }
 
 /// As on machines with a public and a private network: the node's address is that of the private
