@@ -20,8 +20,11 @@
 pub const ABI_VERSION: u32 = 6;
 
 pub mod abi;
+pub mod budget;
 pub mod checksum;
 pub mod crc32c;
+#[cfg(feature = "user")]
+pub mod ethtool;
 pub mod flow;
 pub mod hash;
 pub mod maglev;

@@ -67,6 +67,10 @@ numbered! {
         LeftToTc = 20, "left_to_tc", "Not handled by XDP: passed on to tc.";
         FragmentHeld = 21, "fragment_held", "A fragment that arrived before the first one, which has the ports: buffered until that arrives.";
         FragmentAgain = 22, "fragment_again", "A first fragment, or one that arrived before it: re-injected in order.";
+        StackOtherHost = 23, "stack_other_host", "The frame is addressed to another link address: passed to the kernel, which drops it.";
+        StackVlan = 24, "stack_vlan", "The frame has a VLAN tag: passed to the kernel, which hands it to the VLAN device.";
+        NeighbourAnswered = 25, "neighbour_answered", "An ARP request or neighbour solicitation of a pod for its gateway: answered.";
+        NeighbourIgnored = 26, "neighbour_ignored", "ARP, neighbour discovery or a group report of a pod that needs no answer: discarded, because a pod's neighbours are fixed.";
     }
 }
 
@@ -95,6 +99,15 @@ numbered! {
         NoService = 84, "no_service", "An address of the service CIDR that no service has.";
         TooBig = 85, "too_big", "Translated, and larger than the path MTU: rejected with ICMP fragmentation needed or packet too big.";
         FragmentOvertaken = 86, "fragment_overtaken", "A buffered fragment was lost before it could be re-injected behind the first one.";
+        SourceNotOwned = 87, "source_not_owned", "A pod sent a packet from an address that is not its own.";
+        SourceIsLocal = 88, "source_is_local", "A packet from another machine has an address of this node or of one of its pods as its source.";
+        LoopbackAddress = 89, "loopback_address", "A packet from a pod or another machine has a loopback address as its source or destination.";
+        MappedAddress = 90, "mapped_address", "An IPv6 packet has an IPv4-mapped address (::ffff:0:0/96) as its source or destination.";
+        TunnelSource = 91, "tunnel_source", "A packet from the tunnel with another VNI, from an address that no node has, or with a source that does not belong to the node that sent it.";
+        TunnelPort = 92, "tunnel_port", "A pod sent a packet to the tunnel port of a node.";
+        VlanTag = 93, "vlan_tag", "A frame from a pod or from the tunnel has a VLAN tag.";
+        ConfiguresOthers = 94, "configures_others", "A pod sent a router advertisement, a redirect or a DHCP answer.";
+        DeviceDown = 95, "device_down", "The host-side device of the pod is down.";
     }
 }
 

@@ -14,12 +14,15 @@ static NODE: NodeConfig = NodeConfig {
     host_mac: MacAddr::new([0; 6]),
     overlay_mac: MacAddr::new([0; 6]),
     overlay_vni: 0,
+    overlay_port: Port::new(0),
+    reserved: 0,
     snat_first: Port::new(0),
     snat_last: Port::new(0),
     flow_slots: 0,
     flags: 0,
     flow_probes: 0,
     host_netns: [0; 8],
+    mark: 0,
 };
 
 #[repr(transparent)]
@@ -99,6 +102,11 @@ pub(crate) fn overlay_vni() -> u32 {
     field!(overlay_vni)
 }
 
+#[inline(always)]
+pub(crate) fn overlay_port() -> Port {
+    field!(overlay_port)
+}
+
 /// First port and size of the range for source translation.
 #[inline(always)]
 pub(crate) fn snat_ports() -> (u16, u32) {
@@ -109,6 +117,12 @@ pub(crate) fn snat_ports() -> (u16, u32) {
 #[inline(always)]
 pub(crate) fn flow_probes() -> u32 {
     field!(flow_probes)
+}
+
+/// Bits of `skb->mark` that say that a packet has been handled.
+#[inline(always)]
+pub(crate) fn mark() -> u32 {
+    field!(mark)
 }
 
 /// Cookie of the host's network namespace; 0 if unknown, which no namespace has.

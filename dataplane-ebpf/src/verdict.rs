@@ -56,9 +56,10 @@ pub(crate) const fn tc_action(verdict: Verdict) -> i32 {
         | Verdict::ToWire
         | Verdict::ToOverlay
         | Verdict::ToOutside
-        | Verdict::FragmentAgain => TC_ACT_REDIRECT,
-        // its bytes are in REORDER_FRAGMENTS now
-        Verdict::FragmentHeld => TC_ACT_SHOT,
+        | Verdict::FragmentAgain
+        | Verdict::NeighbourAnswered => TC_ACT_REDIRECT,
+        // the bytes of a held fragment are in REORDER_FRAGMENTS now
+        Verdict::FragmentHeld | Verdict::NeighbourIgnored => TC_ACT_SHOT,
         _ => TC_ACT_UNSPEC,
     }
 }

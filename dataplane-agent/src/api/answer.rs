@@ -4,6 +4,7 @@
 //! server. Knows no connection.
 
 use std::{
+    collections::HashMap,
     fmt,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
@@ -222,11 +223,18 @@ impl Api {
     async fn refresh_names(&self) -> Arc<Names> {
         let services = self.query(Query::Services).await.unwrap_or_default();
         let endpoints = self.query(Query::Endpoints).await.unwrap_or_default();
-        let names = Arc::new(Names::new(&services, &endpoints, &self.status.borrow()));
+        let names = Arc::new(Names::new(&services, &endpoints, &self.status.borrow(), devices()));
         *self.names.lock().unwrap_or_else(PoisonError::into_inner) =
             (Some(Instant::now()), Arc::clone(&names));
         names
     }
+}
+
+/// Names of the node's devices by index; none if they cannot be listed, which only costs names.
+fn devices() -> HashMap<u32, String> {
+    let devices = nix::net::if_::if_nameindex();
+    let named = devices.iter().flat_map(nix::net::if_::Interfaces::iter);
+    named.map(|device| (device.index(), device.name().to_string_lossy().into_owned())).collect()
 }
 
 impl fmt::Debug for Api {

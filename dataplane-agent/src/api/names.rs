@@ -1,13 +1,15 @@
 //! Names of services, pods and devices for the addresses, IDs and interface indices of events and
 //! flows.
 //!
-//! Built from the views `services`, `endpoints` and `status`; refreshed when an address has no
-//! name.
+//! Built from the views `services`, `endpoints` and `status` and the kernel's list of devices;
+//! refreshed when an address or a device has no name.
 
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
 };
+
+use dataplane_common::reason::HookId;
 
 use super::views::{EndpointView, EventView, FlowView, FrontendKind, PeerView, ServiceView, Status};
 
@@ -21,11 +23,19 @@ pub(super) struct Names {
     services: HashMap<u32, String>,
     pods: HashMap<IpAddr, String>,
     devices: HashMap<u32, String>,
+    /// Pods by the index of their host-side device.
+    device_pods: HashMap<u32, String>,
 }
 
 impl Names {
-    pub(super) fn new(services: &[ServiceView], endpoints: &[EndpointView], status: &Status) -> Self {
-        let mut names = Self::default();
+    /// `devices`: name of each device of the node, by its index.
+    pub(super) fn new(
+        services: &[ServiceView],
+        endpoints: &[EndpointView],
+        status: &Status,
+        devices: HashMap<u32, String>,
+    ) -> Self {
+        let mut names = Self { devices, ..Self::default() };
         for service in services {
             let name = format!("{}/{}", service.namespace, service.name);
             for frontend in &service.frontends {
@@ -40,7 +50,9 @@ impl Names {
         }
         for endpoint in endpoints {
             if let Some(pod) = &endpoint.pod {
-                names.pods.insert(endpoint.address, format!("{}/{}", pod.namespace, pod.name));
+                let name = format!("{}/{}", pod.namespace, pod.name);
+                names.device_pods.insert(endpoint.ifindex, name.clone());
+                names.pods.insert(endpoint.address, name);
             }
             if endpoint.accepts_node_ports {
                 names.node_addresses.insert(endpoint.address);
@@ -55,12 +67,16 @@ impl Names {
         names
     }
 
-    /// Adds names to an event. Returns true if its device and both ends have one.
+    /// Adds names to an event. Returns true if its device, the pod of a pod device and both ends
+    /// have one.
     pub(super) fn name_event(&self, event: &mut EventView) -> bool {
         event.device = self.devices.get(&event.ifindex).cloned();
+        event.device_pod = self.device_pods.get(&event.ifindex).cloned();
         event.source_name = event.source.and_then(|peer| self.name_of(peer, &event.protocol));
         event.destination_name = event.destination.and_then(|peer| self.name_of(peer, &event.protocol));
-        let device_known = event.ifindex == 0 || event.device.is_some();
+        let is_pod_hook = [HookId::FromPod, HookId::ToPod].map(HookId::name).contains(&event.hook.as_str());
+        let device_known =
+            event.ifindex == 0 || event.device.is_some() && (event.device_pod.is_some() || !is_pod_hook);
         device_known && event.source_name.is_some() && event.destination_name.is_some()
     }
 
@@ -90,7 +106,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
-    use crate::api::views::{ClientsView, FrontendView};
+    use crate::api::views::{ClientsView, FrontendView, PodView};
 
     fn names() -> Names {
         let frontend = |kind, end: &str| {
@@ -141,7 +157,53 @@ mod tests {
         let host_port = service("hostport:pod", &[(FrontendKind::HostPort, "192.0.2.7:30080")]);
         let endpoints = [("192.0.2.5", true), ("192.0.2.6", false), ("192.0.2.7", true), ("fd00::5", true)];
         let endpoints = endpoints.map(|(address, accepts_node_ports)| endpoint(address, accepts_node_ports));
-        Names::new(&[web, host_port], &endpoints, &Status::starting("n1"))
+        Names::new(&[web, host_port], &endpoints, &Status::starting("n1"), HashMap::new())
+    }
+
+    /// A pod that sends with another pod's address is named by its device.
+    #[test]
+    fn device_of_a_pod_names_the_pod_whatever_the_source_address() {
+        let pod = |name: &str, address: &str, ifindex| EndpointView {
+            address: address.parse().unwrap(),
+            pod: Some(PodView { namespace: "shop".to_owned(), name: name.to_owned() }),
+            device: Some(format!("dp{ifindex}")),
+            ifindex,
+            mac: None,
+            flow_hints: Vec::new(),
+            accepts_node_ports: false,
+        };
+        let endpoints = [pod("client", "10.1.0.5", 7), pod("intruder", "10.1.0.6", 8)];
+        let devices = HashMap::from([(3, "dataplane0".to_owned()), (9, "dp9".to_owned())]);
+        let names = Names::new(&[], &endpoints, &Status::starting("n1"), devices);
+        let event = |hook: HookId, ifindex| {
+            let peer = |address: &str| Some(PeerView { address: address.parse().unwrap(), port: 1 });
+            let mut event = EventView {
+                timestamp_ns: 0,
+                hook: hook.name().to_owned(),
+                outcome: "no_endpoint".to_owned(),
+                dropped: true,
+                text: String::new(),
+                protocol: "UDP".to_owned(),
+                source: peer("10.1.0.5"),
+                destination: peer("10.1.0.6"),
+                source_name: None,
+                destination_name: None,
+                ifindex,
+                device: None,
+                device_pod: None,
+                length: 0,
+            };
+            let complete = names.name_event(&mut event);
+            let source = event.source_name.unwrap();
+            (event.device.unwrap_or_default(), event.device_pod.unwrap_or_default(), source, complete)
+        };
+        let named = |device: &str, pod: &str, complete| {
+            (device.to_owned(), pod.to_owned(), "Pod shop/client".to_owned(), complete)
+        };
+        assert_eq!(event(HookId::FromPod, 8), named("dp8", "shop/intruder", true));
+        assert_eq!(event(HookId::FromOverlay, 3), named("dataplane0", "", true));
+        // a pod that was added since: the names are out of date
+        assert_eq!(event(HookId::FromPod, 9), named("dp9", "", false));
     }
 
     fn name(end: &str, protocol: &str) -> Option<String> {

@@ -130,6 +130,7 @@ fn event(packet: PacketEvent) -> EventView {
         destination_name: None,
         ifindex: packet.ifindex,
         device: None,
+        device_pod: None,
         length: packet.length,
     }
 }

@@ -19,6 +19,7 @@ use super::{
     pods::{Directories, PodChannel, serve_pods},
     programs::LoadedPrograms,
     reserved_ports::NodeReservedPorts,
+    xdp_check::XdpCheck,
 };
 use crate::{
     api::{
@@ -30,7 +31,8 @@ use crate::{
     compile::routes::RoutingMode,
     config::{Config, NodePortAddresses, Routing},
     datapath::{
-        AttachError, CgroupError, Datapath, LoadError, OpenError, XdpState, default_cgroup, table::TableError,
+        AttachError, CgroupError, Datapath, LoadError, OpenError, XdpState, XdpUse, default_cgroup,
+        table::TableError,
     },
     netlink::{Netlink, NetlinkError, Uplink},
     reconcile::{KernelRoutes, KernelSockets, NodeNetwork, Reconciler, SocketUpdate, Sockets},
@@ -69,6 +71,7 @@ pub(super) struct NodeDatapath {
     pods: BTreeMap<String, PodDevice>,
     /// XDP state of each uplink.
     xdp: BTreeMap<String, XdpState>,
+    xdp_check: XdpCheck,
     /// Attach errors by device name.
     attach_errors: BTreeMap<String, String>,
     /// Routes changed since the pod network was last published.
@@ -114,6 +117,7 @@ impl NodeDatapath {
             "adopted pinned table rows"
         );
         let (kernel_routes, kernel_problems) = KernelRoutes::new(Netlink::connect()?, kernel_receiver);
+        reconciler.set_installed_routes(kernel_routes.installed());
         tokio::spawn(kernel_routes.run());
         let (socket_updates, socket_receiver) = mpsc::unbounded_channel();
         let connected = KernelSockets::new(datapath.connected_peers()?);
@@ -127,6 +131,7 @@ impl NodeDatapath {
             reserved_ports: NodeReservedPorts::new(config),
             pods: BTreeMap::new(),
             xdp: BTreeMap::new(),
+            xdp_check: XdpCheck::default(),
             attach_errors: BTreeMap::new(),
             routes_changed: true,
             kernel_problems,
@@ -197,7 +202,11 @@ impl NodeDatapath {
         for uplink in &self.plan.uplinks {
             let tc = self.datapath.attach_uplink(&uplink.name)?;
             // tc first: the XDP program passes packets on to it
-            let xdp = self.datapath.attach_xdp(&uplink.name)?;
+            let refusal = (config.xdp == XdpUse::Native).then(|| self.xdp_check.refusal(uplink)).flatten();
+            let xdp = match refusal {
+                Some(reason) => self.datapath.refuse_xdp(&uplink.name, reason)?,
+                None => self.datapath.attach_xdp(&uplink.name)?,
+            };
             tracing::info!(
                 device = uplink.name,
                 mtu = uplink.mtu,
@@ -217,6 +226,19 @@ impl NodeDatapath {
         self.datapath.attach_cgroup(&cgroup)?;
         tracing::info!("attached socket programs to cgroup {}", cgroup.display());
         Ok(())
+    }
+
+    /// Detaches the XDP program from devices that lose what it sends; tc does its work.
+    fn check_xdp(&mut self, now: Instant) {
+        let is_native = |uplink: &&Uplink| self.xdp.get(&uplink.name) == Some(&XdpState::Native);
+        for (device, reason) in self.xdp_check.check(self.plan.uplinks.iter().filter(is_native), now) {
+            tracing::warn!(device, "{device}: {reason}");
+            match self.datapath.refuse_xdp(&device, reason) {
+                Ok(state) => drop(self.xdp.insert(device, state)),
+                Err(error) => tracing::error!(%error, "cannot detach the XDP program from {device}"),
+            }
+            self.dirty = true;
+        }
     }
 
     /// Gives the reconciler the node's network: devices, addresses and service settings.
@@ -301,6 +323,7 @@ impl NodeDatapath {
             self.reserve_ports();
         }
         let before = (self.reconciler.changes(), self.reconciler.applied_revision());
+        self.check_xdp(now);
         let due = self.reconciler.work(now);
         let after = (self.reconciler.changes(), self.reconciler.applied_revision());
         for update in self.reconciler.take_udp_backend_updates() {
@@ -319,7 +342,7 @@ impl NodeDatapath {
             self.udp_backends_sent = true;
             self.send_socket_update(self.reconciler.udp_backends());
         }
-        due
+        [due, self.xdp_check.next_due()].into_iter().flatten().min()
     }
 
     /// Reserves host ports in the kernel: before a port is served, and periodically, because others

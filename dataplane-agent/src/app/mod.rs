@@ -13,6 +13,7 @@ mod pods;
 mod programs;
 mod reserved_ports;
 mod source;
+mod xdp_check;
 
 use std::{process::ExitCode, sync::Arc};
 

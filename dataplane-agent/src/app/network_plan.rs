@@ -117,6 +117,8 @@ pub(super) fn constants(config: &Config) -> NodeConfig {
         host_mac: HOST_MAC,
         overlay_mac: OVERLAY_MAC,
         overlay_vni: config.vxlan.vni,
+        overlay_port: Port::new(if config.routing == Routing::Native { 0 } else { config.vxlan.port }),
+        reserved: 0,
         snat_first: Port::new(*config.masquerade.ports.start()),
         snat_last: Port::new(*config.masquerade.ports.end()),
         // set by the loader
@@ -128,6 +130,7 @@ pub(super) fn constants(config: &Config) -> NodeConfig {
         flow_probes: FLOW_PROBES,
         // 0 if unknown: then processes of the host cannot reach host ports of pods
         host_netns: netns::cookie().unwrap_or(0).to_ne_bytes(),
+        mark: config.mark,
     }
 }
 

@@ -28,10 +28,15 @@ pub(super) fn sentence(event: &EventView) -> String {
 
 fn write_sentence(out: &mut String, verb: &str, event: &EventView) -> std::fmt::Result {
     write!(out, "{verb} {} at {}", event.outcome, event.hook)?;
-    if let Some(device) = &event.device {
-        write!(out, " ({device})")?;
-    } else if event.ifindex != 0 {
-        write!(out, " (device {})", event.ifindex)?;
+    if event.ifindex != 0 {
+        match &event.device {
+            Some(device) => write!(out, " ({device}")?,
+            None => write!(out, " (device {}", event.ifindex)?,
+        }
+        match &event.device_pod {
+            Some(pod) => write!(out, " of Pod {pod})")?,
+            None => out.push(')'),
+        }
     }
     match (event.source, event.destination) {
         (Some(source), Some(destination)) => write!(
@@ -91,6 +96,7 @@ mod tests {
             destination_name: Some("Service default/web".to_owned()),
             ifindex: 7,
             device: Some("dp0123456789a".to_owned()),
+            device_pod: None,
             length: 74,
         }
     }
@@ -101,6 +107,18 @@ mod tests {
             sentence(&event()),
             "drop no_backend at from_pod (dp0123456789a): 10.1.0.5:43210 → 10.96.0.10:80 TCP, 74 bytes \
              (Service default/web). The service has no ready backend."
+        );
+    }
+
+    #[test]
+    fn pod_of_the_device_is_named_beside_the_owner_of_the_source_address() {
+        let device_pod = Some("default/intruder".to_owned());
+        let source_name = Some("Pod default/client".to_owned());
+        let event = EventView { source_name, device_pod, ..event() };
+        assert_eq!(
+            sentence(&event),
+            "drop no_backend at from_pod (dp0123456789a of Pod default/intruder): 10.1.0.5:43210 → 10.96.0.10:80 TCP, \
+             74 bytes (Pod default/client → Service default/web). The service has no ready backend."
         );
     }
 

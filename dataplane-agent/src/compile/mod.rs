@@ -2,5 +2,6 @@
 
 pub mod endpoints;
 pub mod host_ports;
+pub mod prefixes;
 pub mod routes;
 pub mod services;

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use dataplane_common::abi::{Addr, FlowHints, Route, RouteKind};
 use ipnet::IpNet;
 
+use super::prefixes;
 use crate::{
     datapath::table::RoutePrefix,
     netlink::{KernelRoute, Uplink},
@@ -79,7 +80,7 @@ pub fn remote(node: &Node, network: &Network<'_>) -> NodeRoutes {
         }
         match path(node, *cidr, network) {
             Ok(path) => {
-                routes.datapath.push((prefix(cidr), path.route()));
+                routes.datapath.extend(rows(cidr, path.route()));
                 routes.kernel.push(path.kernel_route(*cidr));
             }
             Err(message) => {
@@ -99,7 +100,7 @@ pub fn remote(node: &Node, network: &Network<'_>) -> NodeRoutes {
         }
         // the kernel has its own routes to nodes
         match path(node, (*ip).into(), network) {
-            Ok(path) => routes.datapath.push((prefix(&(*ip).into()), path.route())),
+            Ok(path) => routes.datapath.extend(rows(&(*ip).into(), path.route())),
             Err(message) => {
                 routes.problem(node, "status.addresses", format!("{ip} is unreachable: {message}"));
             }
@@ -110,17 +111,17 @@ pub fn remote(node: &Node, network: &Network<'_>) -> NodeRoutes {
 
 /// Routes of this node's pod CIDRs: packets to an address without an endpoint are dropped.
 pub fn local(node: &Node) -> Vec<(RoutePrefix, Route)> {
-    node.pod_cidrs.iter().map(|cidr| (prefix(cidr), terminal(RouteKind::Local))).collect()
+    node.pod_cidrs.iter().flat_map(|cidr| rows(cidr, terminal(RouteKind::Local))).collect()
 }
 
 /// Destinations outside the cluster that are not masqueraded.
 pub fn exceptions(cidrs: &[IpNet]) -> Vec<(RoutePrefix, Route)> {
-    cidrs.iter().map(|cidr| (prefix(cidr), terminal(RouteKind::NoMasquerade))).collect()
+    cidrs.iter().flat_map(|cidr| rows(cidr, terminal(RouteKind::NoMasquerade))).collect()
 }
 
 /// Ranges of cluster IPs: packets to an address without a Service are dropped.
 pub fn service_cidrs(cidrs: &[IpNet]) -> Vec<(RoutePrefix, Route)> {
-    cidrs.iter().map(|cidr| (prefix(cidr), terminal(RouteKind::Services))).collect()
+    cidrs.iter().flat_map(|cidr| rows(cidr, terminal(RouteKind::Services))).collect()
 }
 
 /// Kernel routes of the host's processes to ranges of cluster IPs: out of the uplink that has the
@@ -135,10 +136,14 @@ pub fn to_service_cidrs(cidrs: &[IpNet], uplinks: &[Uplink], sources: &[IpAddr])
     cidrs.iter().filter_map(route).collect()
 }
 
-/// Converts a network to a table key.
-pub fn prefix(network: &IpNet) -> RoutePrefix {
-    let base = if network.addr().is_ipv4() { Addr::V4_PREFIX_BITS } else { 0 };
-    RoutePrefix { addr: network.network().into(), bits: base + u32::from(network.prefix_len()) }
+/// Converts a network to table keys: one, unless it is an IPv6 network that contains the
+/// IPv4-mapped addresses.
+pub fn keys(network: &IpNet) -> impl Iterator<Item = RoutePrefix> {
+    prefixes::prefixes(network).into_iter().map(|(addr, bits)| RoutePrefix { addr, bits })
+}
+
+fn rows(network: &IpNet, route: Route) -> impl Iterator<Item = (RoutePrefix, Route)> {
+    keys(network).map(move |key| (key, route))
 }
 
 /// Converts a table key to a network.
@@ -338,9 +343,9 @@ mod tests {
 
     #[test]
     fn prefix_conversion_round_trips() {
-        for text in ["10.1.2.0/24", "0.0.0.0/0", "fd00::/8", "::/0", "10.0.0.1/32"] {
+        for text in ["10.1.2.0/24", "0.0.0.0/0", "fd00::/8", "2000::/3", "10.0.0.1/32"] {
             let cidr: IpNet = text.parse().unwrap();
-            assert_eq!(network(&prefix(&cidr)), Some(cidr));
+            assert_eq!(keys(&cidr).map(|key| network(&key)).collect::<Vec<_>>(), [Some(cidr)]);
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Every key of the file; a dot separates section and key.
-pub const KEYS: [&str; 46] = [
+pub const KEYS: [&str; 47] = [
     "node_name",
     "source",
     "manifests",
@@ -36,6 +36,7 @@ pub const KEYS: [&str; 46] = [
     "vxlan.port",
     "vxlan.device",
     "mtu",
+    "mark",
     "masquerade.enabled",
     "masquerade.except",
     "masquerade.ports",
@@ -122,6 +123,10 @@ pub struct Settings {
     /// MTU of pods, or auto for the uplink's less the tunnel overhead [default: auto]
     #[arg(long, env = "DATAPLANE_MTU", value_name = "BYTES", value_parser = parse::mtu)]
     pub mtu: Option<Mtu>,
+    /// Bits of the packet mark (fwmark) that packets carry once they have been handled [default:
+    /// 0x1000]
+    #[arg(long, env = "DATAPLANE_MARK", value_name = "BITS", value_parser = parse::mark)]
+    pub mark: Option<u32>,
     /// Masquerade packets from pods to destinations outside of the cluster [default: true]
     #[arg(long, env = "DATAPLANE_MASQUERADE_ENABLED", value_name = "BOOL", value_parser = parse::flag)]
     pub masquerade_enabled: Option<bool>,
@@ -249,6 +254,7 @@ impl Settings {
             "vxlan.port" => fill(&mut self.vxlan_port, parse::port(text)),
             "vxlan.device" => fill(&mut self.vxlan_device, parse::device(text)),
             "mtu" => fill(&mut self.mtu, parse::mtu(text)),
+            "mark" => fill(&mut self.mark, parse::mark(text)),
             "masquerade.enabled" => fill(&mut self.masquerade_enabled, parse::flag(text)),
             "masquerade.except" => fill(&mut self.masquerade_except, parse::cidrs(text)),
             "masquerade.ports" => fill(&mut self.masquerade_ports, parse::ports(text)),

@@ -27,6 +27,9 @@ use crate::{
     telemetry::LogFormat,
 };
 
+/// The only bit of a packet mark that no known software uses; docs/config.md lists them.
+const DEFAULT_MARK: u32 = 0x1000;
+
 /// The configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -53,6 +56,8 @@ pub struct Config {
     pub vxlan: Vxlan,
     /// MTU of pods; `None`: derived from the uplink and the routing mode.
     pub mtu: Option<u32>,
+    /// Bits of `skb->mark` that handled packets carry; not 0.
+    pub mark: u32,
     pub masquerade: Masquerade,
     pub connect_time: ConnectTime,
     pub services: Services,
@@ -145,6 +150,7 @@ impl Config {
                 device: set.vxlan_device.unwrap_or_else(|| "dataplane0".to_owned()),
             },
             mtu: set.mtu.unwrap_or_default().0,
+            mark: set.mark.unwrap_or(DEFAULT_MARK),
             masquerade: Masquerade {
                 enabled: set.masquerade_enabled.unwrap_or(true),
                 except: set.masquerade_except.unwrap_or_default().0,

@@ -170,6 +170,17 @@ pub(super) fn mtu(text: &str) -> Result<Mtu, Invalid> {
         .map_err(|_range| Invalid::new(format!("must be auto or {MTU_MIN} to {MTU_MAX}")))
 }
 
+/// Bits of a mark: hexadecimal with the prefix `0x`, or decimal, as YAML passes numbers on.
+pub(super) fn mark(text: &str) -> Result<u32, Invalid> {
+    let bits = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    bits.ok()
+        .filter(|bits| *bits != 0)
+        .ok_or_else(|| Invalid::new("must be the bits of a packet mark, such as 0x1000, and not 0"))
+}
+
 pub(super) fn cidrs(text: &str) -> Result<Cidrs, Invalid> {
     if text.is_empty() {
         return Ok(Cidrs::default());
@@ -191,6 +202,11 @@ fn cidr(text: &str) -> Result<IpNet, Invalid> {
     };
     if cidr.trunc() != cidr {
         return Err(Invalid::new(format!("{text} has host bits set; did you mean {}?", cidr.trunc())));
+    }
+    if let IpNet::V6(v6) = cidr
+        && let (Some(ipv4), Some(bits)) = (v6.network().to_ipv4_mapped(), v6.prefix_len().checked_sub(96))
+    {
+        return Err(Invalid::new(format!("{text} is IPv4-mapped; did you mean {ipv4}/{bits}?")));
     }
     Ok(cidr)
 }

@@ -44,6 +44,7 @@ uplinks: [eth0, eth1]
 routing: vxlan
 vxlan: {vni: 7, port: 4789, device: overlay0}
 mtu: 9000
+mark: 0x300000
 masquerade: {enabled: false, except: [10.0.0.0/8, 'fd00::/8'], ports: 50000-50999}
 connect_time: {tcp: false, udp: true}
 services: {load_balancing: maglev, forwarding: dsr}
@@ -83,7 +84,7 @@ fn every_key_of_the_file_reaches_the_configuration() {
     assert_eq!(config.uplinks, Uplinks::Named(vec!["eth0".to_owned(), "eth1".to_owned()]));
     assert_eq!(config.routing, Routing::Vxlan);
     assert_eq!(config.vxlan, Vxlan { vni: 7, port: 4789, device: "overlay0".to_owned() });
-    assert_eq!(config.mtu, Some(9000));
+    assert_eq!((config.mtu, config.mark), (Some(9000), 0x30_0000));
     let except = vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
     assert_eq!(config.masquerade, Masquerade { enabled: false, except, ports: 50_000..=50_999 });
     assert_eq!(config.connect_time, ConnectTime { tcp: false, udp: true });
@@ -117,7 +118,7 @@ fn an_empty_file_means_the_defaults() {
         let config = with_file(yaml, &["--node-name", "n1"]).unwrap();
         assert_eq!(config.manifests, Path::new("/etc/dataplane/manifests"), "{yaml:?}");
         assert_eq!(config.vxlan, Vxlan { vni: 1, port: 8472, device: "dataplane0".to_owned() });
-        assert_eq!(config.masquerade.ports, 61_000..=65_535);
+        assert_eq!((config.masquerade.ports, config.mark), (61_000..=65_535, 0x1000));
         assert!(config.masquerade.enabled && config.connect_time.tcp && !config.connect_time.udp);
         assert_eq!(config.http_bind_address, Some("127.0.0.1:9964".parse().unwrap()));
         assert_eq!((config.source, config.api_server, config.kubeconfig), (Source::Manifests, vec![], None));
@@ -130,13 +131,14 @@ fn an_empty_file_means_the_defaults() {
 fn flags_override_the_file() {
     let flags = [
         "--mtu=auto",
+        "--mark=0x10000",
         "--vxlan-vni=9",
         "--masquerade-except=",
         "--http-bind-address=[::1]:80",
         "--uplinks=a,b",
     ];
     let config = with_file(EVERYTHING, &flags).unwrap();
-    assert_eq!(config.mtu, None);
+    assert_eq!((config.mtu, config.mark), (None, 0x10000));
     assert_eq!(config.vxlan.vni, 9);
     assert_eq!(config.masquerade.except, []);
     assert_eq!(config.http_bind_address, Some("[::1]:80".parse().unwrap()));
@@ -210,6 +212,9 @@ fn unknown_key_is_refused_with_a_suggestion() {
 fn invalid_value_is_refused_with_the_allowed_ones() {
     let cases = [
         ("mtu: 1000", "mtu: \"1000\": must be auto or 1280 to 65535"),
+        ("mark: 0", "mark: \"0\": must be the bits of a packet mark, such as 0x1000, and not 0"),
+        ("mark: '0xg'", "mark: \"0xg\": must be the bits of a packet mark"),
+        ("mark: 0x100000000", "mark: \"4294967296\": must be the bits of a packet mark"),
         ("vxlan: {vni: 16777216}", "vxlan.vni: \"16777216\": must be 1 to 16777215"),
         ("vxlan: {port: 0}", "vxlan.port: \"0\": must be 1 to 65535"),
         ("xdp: generic", "xdp: \"generic\": must be off or native"),
@@ -219,6 +224,10 @@ fn invalid_value_is_refused_with_the_allowed_ones() {
         ("masquerade: {ports: 2000-1999}", "masquerade.ports: \"2000-1999\": must be FIRST-LAST within 1024"),
         ("masquerade: {ports: 80-90}", "masquerade.ports: \"80-90\": must be FIRST-LAST within 1024"),
         ("masquerade: {except: [10.0.0.1/8]}", "10.0.0.1/8 has host bits set; did you mean 10.0.0.0/8?"),
+        (
+            "masquerade: {except: ['::ffff:10.0.0.0/104']}",
+            "::ffff:10.0.0.0/104 is IPv4-mapped; did you mean 10.0.0.0/8?",
+        ),
         ("masquerade: {except: [ten]}", "\"ten\" is not a CIDR"),
         ("masquerade: {enabled: maybe}", "masquerade.enabled: \"maybe\": must be true or false"),
         ("node_name: Node_1", "node_name: \"Node_1\": must be the name of a Node"),

@@ -5,7 +5,7 @@
 //! attached. Pins keep everything that outlives the agent: dropping [`Datapath`] closes file
 //! descriptors and detaches nothing.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, thread, time::Duration};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
@@ -31,6 +31,8 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 
 /// Number of attempts to load a program while signals interrupt the verifier.
 const LOAD_ATTEMPTS: usize = 5;
+/// Pause between them: a signal may stay pending for a moment.
+const LOAD_PAUSE: Duration = Duration::from_millis(20);
 /// Number of characters of the verifier log in an error. Its end has the reason.
 const LOG_TAIL: usize = 1_500;
 /// Prefixes of the statistics lines that follow the reason. Linux 7 has one for every function.
@@ -302,6 +304,7 @@ pub fn load_program(program: &mut Program) -> Result<(), ProgramError> {
     for _ in 1..LOAD_ATTEMPTS {
         match try_load(program) {
             Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {
+                thread::sleep(LOAD_PAUSE);
             }
             result => return result,
         }

@@ -37,7 +37,7 @@ pub enum XdpState {
     Off,
     /// In XDP, in native mode.
     Native,
-    /// At tc, because the XDP program could not be attached: the reason.
+    /// At tc, because XDP does not work on the device: the reason.
     Refused(String),
 }
 
@@ -106,6 +106,12 @@ impl Datapath {
             source,
         })?;
         Ok(XdpState::Native)
+    }
+
+    /// Detaches the XDP program from a device on which it does not work.
+    pub fn refuse_xdp(&self, device: &str, reason: String) -> Result<XdpState, AttachError> {
+        self.detach_xdp(device)?;
+        Ok(XdpState::Refused(reason))
     }
 
     /// Detaches the XDP program from a device.

@@ -9,6 +9,7 @@
 pub mod address;
 pub mod link;
 pub mod neigh;
+pub mod netdev;
 pub mod nftables;
 pub mod overlay;
 pub mod pod;

@@ -7,13 +7,13 @@
 use std::{
     fs::File,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
     thread,
 };
 
-use dataplane_common::abi::MacAddr;
+use dataplane_common::{abi::MacAddr, net};
 use ipnet::IpNet;
 use nix::{
     sched::{CloneFlags, setns},
@@ -33,10 +33,10 @@ use super::{
     KernelRoute, Link, Neighbour, Netlink, NetlinkError, Rate, SysctlError, link::HOST_MAC, route, sysctl,
 };
 
-/// Next hop of a pod's IPv4 default route (RFC 3927 link-local). No device has this address.
-pub const GATEWAY_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1));
-/// Next hop of a pod's IPv6 default route.
-pub const GATEWAY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1));
+/// Next hop of a pod's IPv4 default route; the datapath answers ARP requests for it.
+pub const GATEWAY_V4: IpAddr = IpAddr::V4(net::GATEWAY_V4);
+/// Next hop of a pod's IPv6 default route; the datapath answers neighbour solicitations for it.
+pub const GATEWAY_V6: IpAddr = IpAddr::V6(net::GATEWAY_V6);
 
 /// Why an operation in a pod's network namespace failed.
 #[derive(Debug, thiserror::Error)]

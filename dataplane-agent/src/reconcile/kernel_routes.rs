@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -63,6 +64,25 @@ impl RouteTable for Netlink {
     }
 }
 
+/// The routes of the agent that are in the kernel. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct InstalledRoutes(Arc<Mutex<BTreeMap<IpNet, KernelRoute>>>);
+
+impl InstalledRoutes {
+    pub fn contains(&self, route: &KernelRoute) -> bool {
+        self.lock().get(&route.destination.trunc()) == Some(route)
+    }
+
+    #[cfg(test)]
+    pub(super) fn insert(&self, route: KernelRoute) {
+        self.lock().insert(route.destination.trunc(), route);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<IpNet, KernelRoute>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Desired and actual routes.
 #[derive(Debug)]
 pub struct KernelRoutes<T> {
@@ -70,7 +90,7 @@ pub struct KernelRoutes<T> {
     updates: UnboundedReceiver<KernelUpdate>,
     problems: watch::Sender<Vec<ProblemView>>,
     desired: BTreeMap<IpNet, KernelRoute>,
-    actual: BTreeMap<IpNet, KernelRoute>,
+    actual: InstalledRoutes,
     queue: WorkQueue<IpNet>,
     sweeps: Vec<KernelSweep>,
     list_error: Option<String>,
@@ -88,12 +108,17 @@ impl<T: RouteTable> KernelRoutes<T> {
             updates,
             problems,
             desired: BTreeMap::new(),
-            actual: BTreeMap::new(),
+            actual: InstalledRoutes::default(),
             queue: WorkQueue::default(),
             sweeps: Vec::new(),
             list_error: None,
         };
         (routes, published)
+    }
+
+    /// The routes that are in the kernel, for the sender of updates.
+    pub fn installed(&self) -> InstalledRoutes {
+        self.actual.clone()
     }
 
     /// Runs until the sender of updates is gone. Routes stay: stopping the agent does not affect
@@ -148,7 +173,7 @@ impl<T: RouteTable> KernelRoutes<T> {
     }
 
     fn sweep(&mut self) {
-        for destination in self.actual.keys() {
+        for destination in self.actual.lock().keys() {
             let kind = if destination.prefix_len() == destination.max_prefix_len() {
                 KernelSweep::Pods
             } else {
@@ -165,12 +190,13 @@ impl<T: RouteTable> KernelRoutes<T> {
         match self.table.list().await {
             Ok(routes) => {
                 self.list_error = None;
-                self.actual = routes.into_iter().map(|route| (route.destination.trunc(), route)).collect();
+                *self.actual.lock() =
+                    routes.into_iter().map(|route| (route.destination.trunc(), route)).collect();
             }
             Err(error) => self.list_error = Some(error.to_string()),
         }
         for (destination, route) in &self.desired {
-            if self.actual.get(destination) != Some(route) {
+            if !self.actual.contains(route) {
                 self.queue.push(*destination);
             }
         }
@@ -187,16 +213,16 @@ impl<T: RouteTable> KernelRoutes<T> {
     }
 
     async fn apply(&mut self, destination: IpNet) -> Result<(), NetlinkError> {
-        let actual = self.actual.get(&destination);
+        let actual = self.actual.lock().get(&destination).copied();
         match self.desired.get(&destination) {
-            Some(desired) if actual == Some(desired) => {}
+            Some(desired) if actual == Some(*desired) => {}
             Some(desired) => {
                 self.table.ensure(desired).await?;
-                self.actual.insert(destination, *desired);
+                self.actual.lock().insert(destination, *desired);
             }
             None if actual.is_some() => {
                 self.table.remove(destination).await?;
-                self.actual.remove(&destination);
+                self.actual.lock().remove(&destination);
             }
             None => {}
         }

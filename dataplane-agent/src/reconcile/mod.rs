@@ -35,7 +35,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 pub use endpoints::{EndpointError, LocalPod};
 pub use host::HostPorts;
-pub use kernel_routes::{KernelRoutes, KernelUpdate};
+pub use kernel_routes::{InstalledRoutes, KernelRoutes, KernelUpdate};
 pub use routes::NodeNetwork;
 pub use sockets::{KernelSockets, SocketUpdate, Sockets};
 
@@ -146,6 +146,11 @@ impl Reconciler {
             pods_loaded: false,
             audit: Audit::Endpoints,
         }
+    }
+
+    /// Where to see which kernel routes are in place: [`KernelRoutes::installed`].
+    pub fn set_installed_routes(&mut self, installed: InstalledRoutes) {
+        self.routes.installed = Some(installed);
     }
 
     /// Adopts the rows in the tables. Call it once, before anything else.

@@ -3,21 +3,26 @@
 //! A prefix may have several owners, such as a node's pod CIDR that is also an exception.
 //! Precedence: this node, its pods, other nodes, ServiceCIDRs, exceptions. Flow hints belong to the
 //! datapath, as in `ENDPOINTS`.
+//!
+//! A packet of the host to a Service is routed by the kernel's route to the backend where the row
+//! says native (`bpf_redirect_neigh` looks it up), and without it where the row says overlay. A
+//! node that changes from one to the other therefore gets its kernel route first for native
+//! routing, and its row first for the overlay.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use dataplane_common::abi::Route;
+use dataplane_common::abi::{Route, RouteKind};
 use ipnet::IpNet;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
     backoff::WorkQueue,
     instrumented::InstrumentedTable,
-    kernel_routes::{KernelSweep, KernelUpdate},
+    kernel_routes::{InstalledRoutes, KernelSweep, KernelUpdate},
     owners::KeyOwners,
 };
 use crate::{
@@ -29,6 +34,11 @@ use crate::{
     netlink::{KernelRoute, Uplink},
     state::{Forwarding, LoadBalancing, Node, Store},
 };
+
+/// How often a row that waits for its kernel route is tried, and for how long: packets of pods do
+/// not need that route.
+const KERNEL_ROUTE_INTERVAL: Duration = Duration::from_millis(1);
+const KERNEL_ROUTE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The network of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +87,14 @@ pub(super) struct Routes {
     pub(super) problems: BTreeMap<String, Vec<Problem>>,
     kernel_owners: KeyOwners<IpNet, RouteOwner, KernelRoute>,
     kernel: UnboundedSender<KernelUpdate>,
+    /// `None`: unknown; then no row waits.
+    pub(super) installed: Option<InstalledRoutes>,
+    /// Rows that wait for their kernel route, since when.
+    waiting: HashMap<RoutePrefix, Instant>,
+    /// Rows whose kernel route is sent after them.
+    kernel_after: BTreeSet<RoutePrefix>,
+    /// Sweeps to send when no kernel route is held back: they remove every route that was not sent.
+    sweeps_after: Vec<KernelSweep>,
 }
 
 impl Routes {
@@ -94,6 +112,10 @@ impl Routes {
             problems: BTreeMap::new(),
             kernel_owners: KeyOwners::default(),
             kernel,
+            installed: None,
+            waiting: HashMap::new(),
+            kernel_after: BTreeSet::new(),
+            sweeps_after: Vec::new(),
         }
     }
 
@@ -196,16 +218,35 @@ impl Routes {
     fn set_kernel_routes(&mut self, owner: &RouteOwner, routes: Vec<KernelRoute>) {
         let entries = routes.into_iter().map(|route| (route.destination.trunc(), route));
         for destination in self.kernel_owners.set(owner, entries) {
-            let update = match self.kernel_owners.effective(&destination) {
-                Some((_, route)) => KernelUpdate::Ensure(*route),
-                None => KernelUpdate::Remove(destination),
-            };
-            self.publish_kernel_route(update);
+            match routes::keys(&destination)
+                .find(|key| self.is_to_change(key, RouteKind::Native, RouteKind::Overlay))
+            {
+                Some(key) => drop(self.kernel_after.insert(key)),
+                None => self.send_kernel_route(destination),
+            }
         }
     }
 
-    pub(super) fn sweep_kernel(&self, sweep: KernelSweep) {
-        self.publish_kernel_route(KernelUpdate::Sweep(sweep));
+    /// Whether the row is to change from one kind to another.
+    fn is_to_change(&self, prefix: &RoutePrefix, from: RouteKind, to: RouteKind) -> bool {
+        let actual = self.actual.get(prefix).and_then(Route::kind);
+        let desired = self.owners.effective(prefix).and_then(|(_, route)| route.kind());
+        (actual, desired) == (Some(from), Some(to))
+    }
+
+    fn send_kernel_route(&self, destination: IpNet) {
+        self.publish_kernel_route(match self.kernel_owners.effective(&destination) {
+            Some((_, route)) => KernelUpdate::Ensure(*route),
+            None => KernelUpdate::Remove(destination),
+        });
+    }
+
+    pub(super) fn sweep_kernel(&mut self, sweep: KernelSweep) {
+        if self.kernel_after.is_empty() {
+            self.publish_kernel_route(KernelUpdate::Sweep(sweep));
+        } else {
+            self.sweeps_after.push(sweep);
+        }
     }
 
     fn publish_kernel_route(&self, update: KernelUpdate) {
@@ -225,11 +266,42 @@ impl Routes {
     /// Reconciles one due key. Returns `false` if there is none.
     pub(super) fn work_one(&mut self, now: Instant) -> bool {
         let Some(prefix) = self.queue.pop(now) else { return false };
+        if self.must_wait(&prefix, now) {
+            let message = "waits for the kernel route".to_owned();
+            self.queue.postpone(prefix, message, now + KERNEL_ROUTE_INTERVAL);
+            return true;
+        }
+        self.waiting.remove(&prefix);
         match self.apply(&prefix) {
-            Ok(()) => self.queue.done(&prefix),
+            Ok(()) => {
+                self.queue.done(&prefix);
+                if self.kernel_after.remove(&prefix)
+                    && let Some(destination) = routes::network(&prefix)
+                {
+                    self.send_kernel_route(destination);
+                    for sweep in std::mem::take(&mut self.sweeps_after) {
+                        self.sweep_kernel(sweep);
+                    }
+                }
+            }
             Err(error) => self.queue.fail(prefix, error.to_string(), now),
         }
         true
+    }
+
+    /// Whether the row must be written after its kernel route, which is not there yet.
+    fn must_wait(&mut self, prefix: &RoutePrefix, now: Instant) -> bool {
+        let Some(installed) = &self.installed else { return false };
+        if !self.is_to_change(prefix, RouteKind::Overlay, RouteKind::Native) {
+            return false;
+        }
+        // the kernel has its own routes to the addresses of nodes
+        let route =
+            routes::network(prefix).and_then(|destination| self.kernel_owners.effective(&destination));
+        if route.is_none_or(|(_, route)| installed.contains(route)) {
+            return false;
+        }
+        now < *self.waiting.entry(*prefix).or_insert(now) + KERNEL_ROUTE_TIMEOUT
     }
 
     fn apply(&mut self, prefix: &RoutePrefix) -> Result<(), TableError> {

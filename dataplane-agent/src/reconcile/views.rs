@@ -149,8 +149,8 @@ impl Reconciler {
     }
 
     fn routing(&self, node: &Node) -> String {
-        let kinds = node.pod_cidrs.iter().filter_map(|cidr| {
-            let route = self.routes.actual.get(&routes::prefix(cidr))?;
+        let kinds = node.pod_cidrs.iter().flat_map(routes::keys).filter_map(|key| {
+            let route = self.routes.actual.get(&key)?;
             match route.kind()? {
                 RouteKind::Native => Some("native"),
                 RouteKind::Overlay => Some("vxlan"),

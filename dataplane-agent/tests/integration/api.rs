@@ -238,6 +238,7 @@ fn event(timestamp_ns: u64, outcome: &str) -> EventView {
         destination_name: None,
         ifindex: 12,
         device: None,
+        device_pod: None,
         length: 74,
     }
 }

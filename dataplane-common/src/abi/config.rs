@@ -6,13 +6,17 @@ use crate::abi;
 
 abi! {
     /// `.rodata` symbol `NODE` of the object, set by the loader.
-    pub struct NodeConfig: 40 {
+    pub struct NodeConfig: 48 {
         /// Link address of the host side of every pod device.
         pub host_mac: MacAddr,
         /// Link address of the overlay device, the same on every node.
         pub overlay_mac: MacAddr,
         /// VXLAN network identifier.
         pub overlay_vni: u32,
+        /// UDP port of the tunnel; 0: there is none.
+        pub overlay_port: Port,
+        /// Must be 0.
+        pub reserved: u16,
         /// First port of the range for source translation (inclusive).
         pub snat_first: Port,
         /// Last port of that range (inclusive).
@@ -26,6 +30,9 @@ abi! {
         /// Cookie of the host's network namespace in native byte order (`SO_NETNS_COOKIE`,
         /// Linux 5.14); 0 if the kernel does not support it.
         pub host_netns: [u8; 8],
+        /// Bits of `skb->mark` that packets carry once a program has handled them; never 0. No
+        /// other bit is read or written.
+        pub mark: u32,
     }
 
     /// `.data` symbol `NODE_ADDRESSES` of the object, written by the agent whenever an address
@@ -82,4 +89,7 @@ impl NodeFlags {
     pub const TRACE: u32 = 8;
     /// Host processes can connect to node ports on loopback addresses.
     pub const LOOPBACK_NODE_PORTS: u32 = 16;
+    /// Read the tunnel key from the packet's control buffer (`skb->cb`: VNI, IPv4 address of the
+    /// sender) instead of the tunnel's metadata, which `BPF_PROG_TEST_RUN` cannot set. For tests.
+    pub const TUNNEL_KEY_IN_CB: u32 = 32;
 }

@@ -34,6 +34,8 @@ impl EndpointFlags {
     /// An address of the host that serves node ports. User space that sets it must set all flow
     /// hints.
     pub const NODE_PORTS: u16 = 8;
+    /// The pod's host-side device is down: packets to it are dropped.
+    pub const DOWN: u16 = 16;
 }
 
 impl Endpoint {
@@ -94,6 +96,12 @@ impl Endpoint {
     #[inline(always)]
     pub const fn has_node_ports(&self) -> bool {
         self.flags & EndpointFlags::NODE_PORTS != 0
+    }
+
+    /// Whether its host-side device is down.
+    #[inline(always)]
+    pub const fn is_down(&self) -> bool {
+        self.flags & EndpointFlags::DOWN != 0
     }
 
     /// The same endpoint with all flow hints set: what user space writes over an existing row.

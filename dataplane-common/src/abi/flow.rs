@@ -85,6 +85,9 @@ impl FlowFlags {
     /// them and answers the client. No reply passes this node, and `FLOW_INDEX` has no entry for
     /// `reply`.
     pub const DIRECT: u32 = 4;
+    /// Nothing is translated: a client outside of the cluster addressed the pod itself, and the
+    /// pod's answers must keep its address.
+    pub const INBOUND: u32 = 8;
 }
 
 impl FlowKey {

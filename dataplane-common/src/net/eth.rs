@@ -25,6 +25,16 @@ impl EtherType {
     pub const ARP: u16 = 0x0806;
     /// IPv6.
     pub const IPV6: u16 = 0x86dd;
+    /// VLAN tag (IEEE 802.1Q).
+    pub const VLAN: u16 = 0x8100;
+    /// Outer VLAN tag (IEEE 802.1ad).
+    pub const VLAN_OUTER: u16 = 0x88a8;
+
+    /// Whether it is a VLAN tag.
+    #[inline(always)]
+    pub const fn is_vlan(ether_type: u16) -> bool {
+        matches!(ether_type, Self::VLAN | Self::VLAN_OUTER)
+    }
 }
 
 impl EthHeader {

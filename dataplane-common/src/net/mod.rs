@@ -5,6 +5,7 @@
 //! A header has the alignment the device gave it; where a CPU cannot load unaligned words
 //! (`CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS`), the verifier rejects the program.
 
+mod arp;
 mod eth;
 mod icmp;
 mod ipv4;
@@ -12,8 +13,9 @@ mod ipv6;
 mod transport;
 mod vxlan;
 
+pub use arp::ArpMessage;
 pub use eth::{EthHeader, EtherType};
-pub use icmp::{IcmpHeader, Icmpv4Type, Icmpv6Type};
+pub use icmp::{GATEWAY_V4, GATEWAY_V6, IcmpHeader, Icmpv4Type, Icmpv6Type, NeighbourMessage};
 pub use ipv4::Ipv4Header;
 pub use ipv6::{FragmentHeader, Ipv6Header};
 pub use transport::{SctpHeader, TcpHeader, UdpHeader};
@@ -92,5 +94,5 @@ macro_rules! header {
 
 header! {
     EthHeader: 14, Ipv4Header: 20, Ipv6Header: 40, FragmentHeader: 8, TcpHeader: 20, UdpHeader: 8,
-    SctpHeader: 16, IcmpHeader: 8,
+    SctpHeader: 16, IcmpHeader: 8, ArpMessage: 28, NeighbourMessage: 32,
 }

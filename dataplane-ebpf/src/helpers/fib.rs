@@ -15,7 +15,7 @@ use crate::frame::Frame;
 /// Where the kernel would send a packet next.
 pub(crate) enum NextHop {
     /// Out of a device, to a neighbour whose link address is known.
-    Resolved { ifindex: u32, src_mac: MacAddr, dst_mac: MacAddr },
+    Resolved { ifindex: u32, next_hop: Addr, src_mac: MacAddr, dst_mac: MacAddr },
     /// Out of a device, to a neighbour whose link address is not known yet.
     Unresolved { ifindex: u32, next_hop: Addr },
     /// Nowhere, or not without the stack (blackhole, tunnel, smaller MTU).
@@ -41,26 +41,25 @@ pub(crate) fn fib_lookup(ctx: &impl Frame, src: &Addr, dst: &Addr, length: u16) 
     }
     // SAFETY: the context is the kernel's; `params` is initialised whole and outlives the call.
     let result = unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut params, size_of::<FibLookup>() as i32, 0) };
+    // the kernel has written the next hop over the destination.
+    // SAFETY: both members of the union are plain integers.
+    let next_hop = unsafe {
+        // an IPv4 route may have an IPv6 next hop (RFC 5549)
+        if params.family == AF_INET as u8 {
+            Addr::v4_word(params.__bindgen_anon_4.ipv4_dst)
+        } else {
+            Addr::v6_words(params.__bindgen_anon_4.ipv6_dst)
+        }
+    };
     // negative: the helper refused its arguments
     match u32::try_from(result).unwrap_or(BPF_FIB_LKUP_RET_NOT_FWDED) {
         BPF_FIB_LKUP_RET_SUCCESS => NextHop::Resolved {
             ifindex: params.ifindex,
+            next_hop,
             src_mac: MacAddr::new(params.smac),
             dst_mac: MacAddr::new(params.dmac),
         },
-        BPF_FIB_LKUP_RET_NO_NEIGH => {
-            // the kernel has written the next hop over the destination.
-            // SAFETY: both members of the union are plain integers.
-            let next_hop = unsafe {
-                // an IPv4 route may have an IPv6 next hop (RFC 5549)
-                if params.family == AF_INET as u8 {
-                    Addr::v4_word(params.__bindgen_anon_4.ipv4_dst)
-                } else {
-                    Addr::v6_words(params.__bindgen_anon_4.ipv6_dst)
-                }
-            };
-            NextHop::Unresolved { ifindex: params.ifindex, next_hop }
-        }
+        BPF_FIB_LKUP_RET_NO_NEIGH => NextHop::Unresolved { ifindex: params.ifindex, next_hop },
         _ => NextHop::None,
     }
 }

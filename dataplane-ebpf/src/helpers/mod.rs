@@ -10,3 +10,10 @@ pub(crate) mod time;
 /// Address families as the kernel's structures name them.
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
+
+/// The same number, hidden from the optimiser.
+#[inline(always)]
+pub(crate) fn opaque(number: u64) -> u64 {
+    // SAFETY: a live local.
+    unsafe { (&raw const number).read_volatile() }
+}

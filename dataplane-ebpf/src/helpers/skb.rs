@@ -7,19 +7,22 @@ use aya_ebpf::{
     },
     helpers::generated::{
         bpf_clone_redirect, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_head,
-        bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_set_tunnel_key,
-        bpf_skb_store_bytes,
+        bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_load_bytes,
+        bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
-use dataplane_common::{abi::Addr, reason::DropReason};
+use dataplane_common::{
+    abi::{Addr, NodeFlags},
+    reason::DropReason,
+};
 
 use super::{AF_INET, AF_INET6};
+use crate::config;
 
-/// `skb->mark` of packets that one of these programs has already handled: the next of them to see
-/// the packet on this node lets it pass. The kernel clears the mark when the packet enters another
-/// network namespace.
-const HANDLED: u32 = 0x0da7_a001;
+/// Bytes of the tunnel key as Linux 5.10 knows it, which refuses the longer one; later kernels accept
+/// the shorter length.
+const TUNNEL_KEY_LEN: usize = core::mem::offset_of!(bpf_tunnel_key, __bindgen_anon_3);
 
 /// Reads a field of `struct __sk_buff`.
 macro_rules! skb_field {
@@ -31,16 +34,21 @@ macro_rules! skb_field {
 }
 pub(crate) use skb_field;
 
-/// Whether one of these programs has already handled the packet on this node.
+/// Whether one of these programs has already handled the packet on this node: `skb->mark` has all
+/// bits of [`config::mark`]. The kernel clears the mark when a packet enters another network
+/// namespace.
 #[inline(always)]
 pub(crate) fn is_handled(ctx: &TcContext) -> bool {
-    skb_field!(ctx, mark) == HANDLED
+    let mark = config::mark();
+    skb_field!(ctx, mark) & mark == mark
 }
 
+/// Marks the packet for [`is_handled`]. The other bits of the mark belong to other programs.
 #[inline(always)]
 pub(crate) fn mark_handled(ctx: &TcContext) {
+    let mark = skb_field!(ctx, mark) | config::mark();
     // SAFETY: as in `skb_field!`; `mark` is writable in tc programs.
-    unsafe { (*ctx.skb.skb).mark = HANDLED };
+    unsafe { (*ctx.skb.skb).mark = mark };
 }
 
 /// Redirects into the pod behind the host-side device `ifindex`, without a queue in between
@@ -164,9 +172,6 @@ pub(crate) fn grow_head(ctx: &TcContext, len: usize) -> Result<(), DropReason> {
 /// Sets the tunnel key: where the VXLAN device sends the packet.
 #[inline(always)]
 pub(crate) fn set_tunnel(ctx: &TcContext, vni: u32, remote: &Addr) -> Result<(), DropReason> {
-    // the key as Linux 5.10 knows it, which refuses the longer one; later kernels accept the
-    // shorter length
-    const LEN: usize = core::mem::offset_of!(bpf_tunnel_key, __bindgen_anon_3);
     // SAFETY: an all-zero key is a valid one.
     let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
     key.tunnel_id = vni;
@@ -182,7 +187,8 @@ pub(crate) fn set_tunnel(ctx: &TcContext, vni: u32, remote: &Addr) -> Result<(),
         BPF_F_TUNINFO_IPV6
     };
     // SAFETY: the key is initialised whole and outlives the call.
-    let result = unsafe { bpf_skb_set_tunnel_key(ctx.skb.skb, &raw mut key, LEN as u32, u64::from(flags)) };
+    let result =
+        unsafe { bpf_skb_set_tunnel_key(ctx.skb.skb, &raw mut key, TUNNEL_KEY_LEN as u32, u64::from(flags)) };
     match result {
         0 => Ok(()),
         _ => Err(DropReason::TunnelFailed),
@@ -193,18 +199,73 @@ pub(crate) fn set_tunnel(ctx: &TcContext, vni: u32, remote: &Addr) -> Result<(),
 /// `PACKET_OTHERHOST`.
 #[inline(always)]
 pub(crate) fn set_packet_host(ctx: &TcContext) -> Result<(), DropReason> {
-    const PACKET_HOST: u32 = 0;
-    if pkt_type(ctx) == PACKET_HOST {
+    if addressed_to(ctx) == AddressedTo::Host {
         return Ok(());
     }
     // SAFETY: the context is the kernel's.
-    match unsafe { bpf_skb_change_type(ctx.skb.skb, PACKET_HOST) } {
+    match unsafe { bpf_skb_change_type(ctx.skb.skb, AddressedTo::Host as u32) } {
         0 => Ok(()),
         _ => Err(DropReason::WriteFailed),
     }
 }
 
+/// Whom a frame is addressed to (`skb->pkt_type`, by its destination link address).
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum AddressedTo {
+    /// This device.
+    Host = 0,
+    /// All stations, or a group.
+    Group = 1,
+    /// Another station: a switch floods, or the device is in promiscuous mode.
+    Other = 3,
+}
+
 #[inline(always)]
-fn pkt_type(ctx: &TcContext) -> u32 {
-    skb_field!(ctx, pkt_type)
+pub(crate) fn addressed_to(ctx: &TcContext) -> AddressedTo {
+    match skb_field!(ctx, pkt_type) {
+        0 => AddressedTo::Host,
+        3 => AddressedTo::Other,
+        _ => AddressedTo::Group,
+    }
+}
+
+/// Whether the frame had a VLAN tag, which the kernel keeps beside it.
+#[inline(always)]
+pub(crate) fn has_vlan_tag(ctx: &TcContext) -> bool {
+    skb_field!(ctx, vlan_present) != 0
+}
+
+/// From whom the tunnel received a packet.
+pub(crate) struct TunnelSender {
+    pub(crate) vni: u32,
+    /// Source of the outer packet.
+    pub(crate) addr: Addr,
+}
+
+/// The sender of a packet that the overlay device received (Linux 4.3).
+#[inline(always)]
+pub(crate) fn tunnel_sender(ctx: &TcContext) -> Result<TunnelSender, DropReason> {
+    if config::flag(NodeFlags::TUNNEL_KEY_IN_CB) {
+        let cb = skb_field!(ctx, cb);
+        return Ok(TunnelSender { vni: cb[0], addr: Addr::v4_word(cb[1]) });
+    }
+    // SAFETY: all-zero bytes are a valid key.
+    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    let read = |key: &mut bpf_tunnel_key, flags: u32| {
+        // SAFETY: the key is writable for its whole length.
+        unsafe { bpf_skb_get_tunnel_key(ctx.skb.skb, key, TUNNEL_KEY_LEN as u32, flags.into()) }
+    };
+    // the helper refuses the flag of the other family
+    if read(&mut key, 0) == 0 {
+        // SAFETY: the helper has filled the IPv4 address, in host order.
+        let addr = unsafe { key.__bindgen_anon_1.remote_ipv4 };
+        return Ok(TunnelSender { vni: key.tunnel_id, addr: Addr::v4_word(addr.to_be()) });
+    }
+    if read(&mut key, BPF_F_TUNINFO_IPV6) == 0 {
+        // SAFETY: the helper has filled the IPv6 address, in network order.
+        let addr = unsafe { key.__bindgen_anon_1.remote_ipv6 };
+        return Ok(TunnelSender { vni: key.tunnel_id, addr: Addr::v6_words(addr) });
+    }
+    Err(DropReason::TunnelSource)
 }

@@ -6,6 +6,7 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use dataplane_common::{
+    abi::Endpoint,
     net::EtherType,
     reason::{DropReason, HookId, Verdict},
 };
@@ -16,6 +17,7 @@ use crate::{
         Frame,
         family::{IpFamily, V4, V6},
     },
+    maps,
     scratch::{self, Scratch},
     stages::{reject, reorder},
     verdict,
@@ -29,6 +31,18 @@ pub(crate) trait Hook {
     /// Its number in counters and events.
     const ID: HookId;
 
+    /// Looks at the frame before its packet: a verdict or a drop ends the run.
+    #[inline(always)]
+    fn admit(_ctx: &Self::Context) -> Result<Option<Verdict>, DropReason> {
+        Ok(None)
+    }
+
+    /// What happens to a frame that has no IP packet.
+    #[inline(always)]
+    fn run_not_ip(_ctx: &Self::Context, _ether_type: u16) -> Result<Verdict, DropReason> {
+        Ok(Verdict::StackNotIp)
+    }
+
     /// What happens to a packet here: the order of the stages, and nothing else.
     fn run<F: IpFamily>(ctx: &Self::Context, scratch: &mut Scratch) -> Result<Verdict, DropReason>;
 }
@@ -37,10 +51,14 @@ pub(crate) trait Hook {
 #[inline(always)]
 pub(crate) fn run_tc<H: Hook<Context = TcContext>>(ctx: &TcContext) -> i32 {
     let Some(scratch) = scratch::current() else { return TC_ACT_UNSPEC };
-    let (result, icmp_sent) = match ctx.ether_type() {
-        EtherType::IPV4 => run_tc_family::<H, V4>(ctx, scratch),
-        EtherType::IPV6 => run_tc_family::<H, V6>(ctx, scratch),
-        _ => (Ok(Verdict::StackNotIp), false),
+    let (result, icmp_sent) = match H::admit(ctx) {
+        Ok(None) => match ctx.ether_type() {
+            EtherType::IPV4 => run_tc_family::<H, V4>(ctx, scratch),
+            EtherType::IPV6 => run_tc_family::<H, V6>(ctx, scratch),
+            ether_type => (H::run_not_ip(ctx, ether_type), false),
+        },
+        Ok(Some(verdict)) => (Ok(verdict), false),
+        Err(reason) => (Err(reason), false),
     };
     let tuple_recorded = matches!(result, Err(reason) if sends_icmp_error(reason));
     verdict::record(ctx, scratch, H::ID, result, tuple_recorded);
@@ -60,7 +78,11 @@ fn run_tc_family<H: Hook<Context = TcContext>, F: IpFamily>(
     scratch.reorder.enabled = u32::from(reorder::is_enabled(H::ID));
     let result = match H::run::<F>(ctx, scratch) {
         Err(DropReason::FragmentUnknown) if reorder::is_enabled(H::ID) => {
-            reorder::buffer_early_fragment(ctx, scratch)
+            match reorder::buffer_early_fragment(ctx, scratch) {
+                // the host reassembles its own packets; one of a service lacks this fragment
+                Err(DropReason::FragmentUnknown) if is_for_host::<F>(ctx) => Ok(Verdict::StackHost),
+                result => result,
+            }
         }
         Err(DropReason::FragmentOvertaken) if reorder::is_enabled(H::ID) => {
             reorder::replay_early_fragment(ctx, scratch)
@@ -76,6 +98,12 @@ fn run_tc_family<H: Hook<Context = TcContext>, F: IpFamily>(
         _ => false,
     };
     (result, icmp_sent)
+}
+
+/// Whether the packet is addressed to the host itself.
+#[inline(always)]
+fn is_for_host<F: IpFamily>(ctx: &TcContext) -> bool {
+    F::parse(ctx).is_ok_and(|packet| maps::endpoint(&packet.dst).is_some_and(Endpoint::is_host))
 }
 
 /// Whether the sender of a packet dropped for this reason gets an ICMP error.

@@ -3,7 +3,10 @@
 //! As from the wire, but a packet for another machine is dropped.
 
 use aya_ebpf::programs::TcContext;
-use dataplane_common::reason::{DropReason, HookId, Verdict};
+use dataplane_common::{
+    net::EtherType,
+    reason::{DropReason, HookId, Verdict},
+};
 
 use super::{
     driver::Hook,
@@ -11,8 +14,12 @@ use super::{
 };
 use crate::{
     frame::family::IpFamily,
+    helpers::skb,
     scratch::Scratch,
-    stages::route::{self, DeliverVia},
+    stages::{
+        route::{self, DeliverVia},
+        source,
+    },
 };
 
 pub(crate) struct FromOverlay;
@@ -23,8 +30,20 @@ impl Hook for FromOverlay {
     const ID: HookId = HookId::FromOverlay;
 
     #[inline(always)]
+    fn admit(ctx: &TcContext) -> Result<Option<Verdict>, DropReason> {
+        if skb::has_vlan_tag(ctx) { Err(DropReason::VlanTag) } else { Ok(None) }
+    }
+
+    /// Nodes send IP only: the device has no neighbours.
+    #[inline(always)]
+    fn run_not_ip(_ctx: &TcContext, ether_type: u16) -> Result<Verdict, DropReason> {
+        Err(if EtherType::is_vlan(ether_type) { DropReason::VlanTag } else { DropReason::TunnelSource })
+    }
+
+    #[inline(always)]
     fn run<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<Verdict, DropReason> {
         let packet = F::parse(ctx)?;
+        source::check_tunnel(ctx, &packet)?;
         match resolve_inbound(ctx, &packet, scratch)? {
             Inbound::Local(destination) => route::forward(ctx, &packet, &destination, DeliverVia::Peer),
             Inbound::Translated(destination) => {

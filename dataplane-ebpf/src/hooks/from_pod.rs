@@ -6,15 +6,20 @@
 //! replies to translated connections go there (`FlowHints`).
 
 use aya_ebpf::programs::TcContext;
-use dataplane_common::reason::{DropReason, HookId, Verdict};
+use dataplane_common::{
+    net::EtherType,
+    reason::{DropReason, HookId, Verdict},
+};
 
 use super::driver::Hook;
 use crate::{
     frame::family::IpFamily,
+    helpers::skb,
     scratch::Scratch,
     stages::{
-        nat, on_miss,
+        nat, neighbour, on_miss,
         route::{self, DeliverVia, Destination, Origin},
+        source,
     },
 };
 
@@ -26,13 +31,31 @@ impl Hook for FromPod {
     const ID: HookId = HookId::FromPod;
 
     #[inline(always)]
+    fn admit(ctx: &TcContext) -> Result<Option<Verdict>, DropReason> {
+        if skb::has_vlan_tag(ctx) { Err(DropReason::VlanTag) } else { Ok(None) }
+    }
+
+    #[inline(always)]
+    fn run_not_ip(ctx: &TcContext, ether_type: u16) -> Result<Verdict, DropReason> {
+        match ether_type {
+            EtherType::ARP => neighbour::on_arp(ctx),
+            tag if EtherType::is_vlan(tag) => Err(DropReason::VlanTag),
+            _ => Ok(Verdict::StackNotIp),
+        }
+    }
+
+    #[inline(always)]
     fn run<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<Verdict, DropReason> {
         let packet = F::parse(ctx)?;
+        if let Some(verdict) = source::check_pod(ctx, &packet)? {
+            return Ok(verdict);
+        }
         let destination = route::lookup(&packet.dst)?;
         scratch.frontend_query = destination.frontend_query(Origin::Node);
         let may_have_flow = match destination {
             Destination::Outside { .. } => {
                 if let Some(verdict) = packet.link_scoped(ctx) {
+                    source::check_to_node::<F>(ctx)?;
                     return Ok(verdict);
                 }
                 true
@@ -40,6 +63,9 @@ impl Hook for FromPod {
             Destination::ServiceRange => true,
             _ => destination.may_have_flow(ctx, &packet),
         };
+        if destination.is_node(&packet.dst) {
+            source::check_to_node::<F>(ctx)?;
+        }
         let translated = may_have_flow
             && match destination {
                 // the only addresses that frontends have

@@ -7,15 +7,20 @@
 //! that pod had connected to a service.
 
 use aya_ebpf::programs::TcContext;
-use dataplane_common::reason::{DropReason, HookId, Verdict};
+use dataplane_common::{
+    net::EtherType,
+    reason::{DropReason, HookId, Verdict},
+};
 
 use super::driver::Hook;
 use crate::{
     frame::{family::IpFamily, packet::Packet},
+    helpers::skb::{self, AddressedTo},
     scratch::Scratch,
     stages::{
         nat, on_miss,
         route::{self, DeliverVia, Destination, Origin},
+        source,
     },
 };
 
@@ -27,10 +32,35 @@ impl Hook for FromWire {
     const ID: HookId = HookId::FromWire;
 
     #[inline(always)]
+    fn admit(ctx: &TcContext) -> Result<Option<Verdict>, DropReason> {
+        if skb::has_vlan_tag(ctx) {
+            return Ok(Some(Verdict::StackVlan));
+        }
+        Ok(match skb::addressed_to(ctx) {
+            AddressedTo::Host => None,
+            AddressedTo::Group => Some(Verdict::StackLinkLocal),
+            AddressedTo::Other => Some(Verdict::StackOtherHost),
+        })
+    }
+
+    #[inline(always)]
+    fn run_not_ip(_ctx: &TcContext, ether_type: u16) -> Result<Verdict, DropReason> {
+        Ok(if EtherType::is_vlan(ether_type) { Verdict::StackVlan } else { Verdict::StackNotIp })
+    }
+
+    #[inline(always)]
     fn run<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<Verdict, DropReason> {
         let packet = F::parse(ctx)?;
+        if let Some(verdict) = source::check_wire(ctx, &packet)? {
+            return Ok(verdict);
+        }
         Ok(match resolve_inbound(ctx, &packet, scratch)? {
-            Inbound::Local(destination) => route::forward(ctx, &packet, &destination, DeliverVia::Peer)?,
+            Inbound::Local(destination) => {
+                if let Destination::Pod(_) = destination {
+                    nat::remember_inbound(ctx, &packet, scratch);
+                }
+                route::forward(ctx, &packet, &destination, DeliverVia::Peer)?
+            }
             Inbound::Translated(destination) => {
                 route::forward_translated(ctx, &packet, &destination, scratch)?
             }

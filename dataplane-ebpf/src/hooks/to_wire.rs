@@ -58,7 +58,9 @@ impl Hook for ToWire {
 /// A pod's packet to outside of the cluster.
 #[inline(always)]
 fn masquerade_pod<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<Verdict, DropReason> {
-    let translated = nat::translate::<F, on_miss::Masquerade>(ctx, scratch)?;
+    // an answer to a client outside (`FlowFlags::INBOUND`) is "translated" to itself
+    let translated =
+        nat::translate::<F, on_miss::Masquerade>(ctx, scratch)? && scratch.nat_tuple.src != scratch.tuple.src;
     Ok(if translated { Verdict::Masqueraded } else { Verdict::Delivered })
 }
 

@@ -20,6 +20,7 @@ use crate::{
         with_header,
     },
     helpers::fib::{self, NextHop},
+    maps,
     scratch::Scratch,
     stages::{
         nat, on_miss, rewrite,
@@ -49,6 +50,13 @@ impl Hook for XdpWire {
         };
         if !may_have_flow {
             return Ok(Verdict::LeftToTc);
+        }
+        // tc drops those with a loopback address
+        if F::is_link_scoped(&packet.src) {
+            return Ok(Verdict::LeftToTc);
+        }
+        if maps::endpoint(&packet.src).is_some() {
+            return Err(DropReason::SourceIsLocal);
         }
         match nat::find_tuple::<F, on_miss::SelectBackend>(ctx, &packet, scratch) {
             Ok(true) => send_back(ctx, &packet, scratch),
@@ -93,9 +101,14 @@ fn send_back<F: IpFamily>(
         _ => return Ok(Verdict::LeftToTc),
     };
     let length = ctx.length() as u16 - L3 as u16;
-    let NextHop::Resolved { ifindex, src_mac, dst_mac } = fib::fib_lookup(ctx, src, dst, length) else {
+    let NextHop::Resolved { ifindex, next_hop, src_mac, dst_mac } = fib::fib_lookup(ctx, src, dst, length)
+    else {
         return Ok(Verdict::LeftToTc);
     };
+    // the kernel refreshes a neighbour entry only if it uses it, as tc makes it do
+    if maps::is_neighbour_check_due(&next_hop) {
+        return Ok(Verdict::LeftToTc);
+    }
     // a device in promiscuous mode also receives frames for others
     let is_addressed_to_us = with_header(ctx, 0, |eth: &mut EthHeader| eth.dst == src_mac)?;
     if ifindex != ctx.ifindex() || !is_addressed_to_us {

@@ -6,8 +6,10 @@ use dataplane_common::{
     hash,
 };
 
-use super::opaque;
-use crate::{helpers::time, maps};
+use crate::{
+    helpers::{opaque, time},
+    maps,
+};
 
 /// Steps of the binary search that leave one slot of the largest range.
 const SEARCH_STEPS: u32 = 18;

@@ -81,6 +81,8 @@ fn try_lookup(scratch: &mut Scratch, forward_kinds: u32) -> bool {
             return false;
         }
         Direction::Forward => reverse(&flow.reply, &mut scratch.nat_tuple),
+        // its identifier is the sender's own
+        Direction::Reply if transport & Transport::ECHO_REQUEST != 0 => return false,
         Direction::Reply if is_to_direct_connection(flow, tcp) => {
             maps::remove_flow_key(&scratch.tuple, reference);
             return false;
@@ -230,6 +232,12 @@ fn try_create(scratch: &mut Scratch) -> Result<(), DropReason> {
     let keeps_source = scratch.nat.direct != 0
         || (may_keep_source && !prefers_range_port && claim_reply(scratch, reference, false));
     if !keeps_source {
+        // the tuple belongs to a flow already, which knows what happens to answers
+        if scratch.new_flow.flags & FlowFlags::INBOUND != 0 {
+            set_epoch(flow, reference.epoch);
+            maps::put_flow_slot(slot);
+            return Err(DropReason::FlowTableFull);
+        }
         if !may_keep_source {
             scratch.new_flow.reply_tuple.dst = scratch.new_flow.snat_source;
         }

@@ -15,6 +15,7 @@ use dataplane_common::{
 use super::{flow, parse, rewrite::replace_port};
 use crate::{
     frame::{ChangedIn, ChecksumField, Frame, L3, family::IpFamily, packet::Packet},
+    maps,
     scratch::Scratch,
 };
 
@@ -37,6 +38,12 @@ pub(crate) fn translate<F: IpFamily>(
         return Ok(false);
     }
     let Scratch { tuple, nat_tuple, .. } = scratch;
+    // an error is for the end of the flow that sent the quoted packet, and a pod, which is no
+    // router, may send one only about its own flows
+    let from_pod = maps::endpoint(&packet.src).is_some_and(|endpoint| !endpoint.is_host());
+    if packet.dst != tuple.dst || (from_pod && packet.src != tuple.src) {
+        return Ok(false);
+    }
 
     // outer header: the source is translated only if it is the flow's own end; a router keeps its
     // address
@@ -98,6 +105,9 @@ fn read_quoted_header<F: IpFamily>(
         let ip: Ipv6Header = ctx.read(offset)?;
         if ip.version() != 6 {
             return Err(DropReason::BadHeader);
+        }
+        if ip.src().is_v4() || ip.dst().is_v4() {
+            return Err(DropReason::MappedAddress);
         }
         tuple.src = ip.dst();
         tuple.dst = ip.src();

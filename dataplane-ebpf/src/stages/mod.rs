@@ -15,6 +15,7 @@ pub(crate) mod affinity;
 pub(crate) mod flow;
 pub(crate) mod icmp_error;
 pub(crate) mod nat;
+pub(crate) mod neighbour;
 pub(crate) mod on_miss;
 pub(crate) mod parse;
 pub(crate) mod reject;
@@ -22,13 +23,7 @@ pub(crate) mod reorder;
 pub(crate) mod rewrite;
 pub(crate) mod route;
 pub(crate) mod service;
-
-/// The same number, hidden from the optimiser.
-#[inline(always)]
-pub(crate) fn opaque(number: u64) -> u64 {
-    // SAFETY: a live local.
-    unsafe { (&raw const number).read_volatile() }
-}
+pub(crate) mod source;
 
 /// `Result<bool, DropReason>` in one register, which is all that a subprogram may return (a larger
 /// value would be written through a pointer, and the verifier rejects what is left in `r0`).

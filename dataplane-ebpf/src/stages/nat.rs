@@ -5,7 +5,11 @@
 //! [`translate`], an [`OnMiss`].
 
 use aya_ebpf::programs::TcContext;
-use dataplane_common::reason::{DropReason, Verdict};
+use dataplane_common::{
+    abi::NodeFlags,
+    net::Protocol,
+    reason::{DropReason, Verdict},
+};
 
 use super::{
     PackedResult, flow, icmp_error,
@@ -14,7 +18,9 @@ use super::{
     route::{self, Destination},
 };
 use crate::{
+    config,
     frame::{Frame, family::IpFamily, packet::Packet},
+    helpers::opaque,
     scratch::Scratch,
 };
 
@@ -33,6 +39,31 @@ pub(crate) fn translate<F: IpFamily, M: OnMiss>(
         try_translate::<F, M>(ctx, scratch).into()
     }
     outlined::<F, M>(ctx, scratch).unpack()
+}
+
+/// Remembers the flow of a packet from outside of the cluster to a pod, so that the pod's answers are
+/// not masqueraded. TCP needs none: its flags tell an answer.
+#[inline(always)]
+pub(crate) fn remember_inbound<F: IpFamily>(ctx: &TcContext, packet: &Packet<F>, scratch: &mut Scratch) {
+    #[inline(never)]
+    fn outlined<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> PackedResult {
+        try_remember_inbound::<F>(ctx, scratch).into()
+    }
+    let is_tcp = opaque(u64::from(packet.protocol ^ Protocol::TCP).wrapping_sub(1)) >> 63;
+    if opaque(is_tcp) == 0 && config::flag(NodeFlags::MASQUERADE) {
+        // with the flow table full, the packet arrives all the same
+        let _best_effort = outlined::<F>(ctx, scratch).unpack();
+    }
+}
+
+#[inline(always)]
+fn try_remember_inbound<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<bool, DropReason> {
+    let packet = F::parse(ctx)?;
+    let is_from_outside = matches!(route::lookup(&packet.src)?, Destination::Outside { masquerade: true });
+    if !is_from_outside || !packet.has_transport() || packet.is_icmp_error(ctx) {
+        return Ok(false);
+    }
+    find_tuple::<F, on_miss::RememberInbound>(ctx, &packet, scratch)
 }
 
 /// Translates a packet of the host's stack to `destination` if it is the reply of a host process

@@ -3,12 +3,13 @@
 
 use dataplane_common::{
     abi::{Addr, FlowFlags, NodeFlags, ServiceFlags, ServiceKey},
+    flow::tcp_flags,
     hash,
     net::Protocol,
     reason::DropReason,
 };
 
-use super::{flow, service};
+use super::{flow, parse::Transport, service};
 use crate::{
     config,
     frame::{Frame, family::IpFamily},
@@ -39,6 +40,10 @@ pub(crate) enum SelectBackend {}
 /// Translates the source to the node's address, if the node masquerades.
 pub(crate) enum Masquerade {}
 
+/// Remembers that a client outside of the cluster has addressed a pod, so that the pod's answers are
+/// not masqueraded.
+pub(crate) enum RememberInbound {}
+
 impl OnMiss for Pass {
     const FORWARD_KINDS: u32 = flow::kinds::ANY;
 
@@ -53,6 +58,9 @@ impl OnMiss for Masquerade {
 
     #[inline(always)]
     fn create_flow<F: IpFamily>(ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason> {
+        if is_reply(scratch) {
+            return Ok(false);
+        }
         let source = source_of::<F>(ctx.ifindex());
         if !config::flag(NodeFlags::MASQUERADE) || source.is_zero() {
             return Ok(false);
@@ -68,6 +76,38 @@ impl OnMiss for Masquerade {
         flow::create(scratch)?;
         Ok(true)
     }
+}
+
+impl OnMiss for RememberInbound {
+    const FORWARD_KINDS: u32 = flow::kinds::MASQUERADE;
+
+    #[inline(always)]
+    fn create_flow<F: IpFamily>(_ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason> {
+        if is_reply(scratch) || scratch.transport & Transport::HANDSHAKE != 0 {
+            return Ok(false);
+        }
+        let new_flow = &mut scratch.new_flow;
+        new_flow.reply_tuple = scratch.tuple.reversed();
+        new_flow.snat_source = Addr::UNSPECIFIED;
+        new_flow.service_id = 0;
+        new_flow.backend_id = 0;
+        new_flow.backend_generation = 0;
+        new_flow.flags = FlowFlags::INBOUND;
+        new_flow.prefers_range_port = 0;
+        flow::create(scratch)?;
+        Ok(true)
+    }
+}
+
+/// Whether a packet without a flow answers another: it does not begin a connection (TCP, SCTP), or is
+/// an ICMP message other than a request.
+#[inline(always)]
+fn is_reply(scratch: &Scratch) -> bool {
+    let transport = scratch.transport;
+    if transport & Transport::HANDSHAKE != 0 {
+        return !tcp_flags::is_initial_syn(transport as u8);
+    }
+    transport & (Transport::ECHO | Transport::ECHO_REQUEST) == Transport::ECHO
 }
 
 impl OnMiss for SelectBackend {

@@ -37,6 +37,15 @@ impl<F: IpFamily> Packet<F> {
         None
     }
 
+    /// Type of an ICMP message of the packet's own family; `None` without its header.
+    #[inline(always)]
+    pub(crate) fn icmp_type(&self, ctx: &impl Frame) -> Option<u8> {
+        if !self.has_transport() {
+            return None;
+        }
+        ctx.read::<IcmpHeader>(self.l4).ok().map(|icmp| icmp.kind)
+    }
+
     /// Whether this is an ICMP error, which quotes another packet.
     #[inline(always)]
     pub(crate) fn is_icmp_error(&self, ctx: &impl Frame) -> bool {
@@ -74,6 +83,11 @@ pub(crate) fn tuple<F: IpFamily>(
             }
             Ok(())
         }
+        // no ports that the first fragment would tell
+        Fragment::Later if Transport::of::<F>(packet.protocol) == 0 => {
+            scratch.transport = 0;
+            Ok(())
+        }
         Fragment::Later => {
             set_fragment_key(packet, scratch);
             let ports =
@@ -105,6 +119,8 @@ impl Transport {
     pub(crate) const PORTS: u32 = 1 << 8;
     /// ICMP echo: the identifier is both ports.
     pub(crate) const ECHO: u32 = 1 << 9;
+    /// ICMP echo request: not a reply.
+    pub(crate) const ECHO_REQUEST: u32 = 1 << 11;
     /// Connections begin and end explicitly (TCP, SCTP).
     pub(crate) const HANDSHAKE: u32 = 1 << 10;
 
@@ -150,6 +166,9 @@ fn read_transport<F: IpFamily>(
         if F::icmp_is_echo(icmp.kind) {
             scratch.tuple.src_port = icmp.id();
             scratch.tuple.dst_port = icmp.id();
+            if F::icmp_is_echo_request(icmp.kind) {
+                scratch.transport |= Transport::ECHO_REQUEST;
+            }
         } else {
             scratch.transport = 0;
         }

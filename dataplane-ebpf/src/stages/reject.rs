@@ -25,7 +25,8 @@ use crate::{
         packet::{Fragment, Packet},
         with_header,
     },
-    helpers::skb,
+    helpers::{skb, time},
+    maps,
     scratch::Scratch,
 };
 
@@ -51,6 +52,10 @@ pub(crate) fn send_icmp_error<F: IpFamily>(
     if scratch.transport & u32::from(tcp_flags::RST) != 0 {
         return false;
     }
+    // as the kernel, which limits all but "packet too big"
+    if !matches!(reason, DropReason::TooBig) && !may_refuse::<F>(ctx, hook) {
+        return false;
+    }
     let sent = match hook {
         HookId::FromPod | HookId::FromWire | HookId::ToWire => outlined::<F>(ctx, kind, mtu).unpack(),
         HookId::FromOverlay => match outlined::<F>(ctx, kind, mtu).unpack() {
@@ -71,6 +76,27 @@ pub(crate) fn send_icmp_error<F: IpFamily>(
         skb::redirect(device)
     };
     action == TC_ACT_REDIRECT
+}
+
+/// Whether the sender of the packet is told of a refusal: it is one station, and the budget for
+/// refusals is not used up.
+#[inline(always)]
+fn may_refuse<F: IpFamily>(ctx: &TcContext, hook: HookId) -> bool {
+    #[inline(never)]
+    fn outlined<F: IpFamily>(ctx: &TcContext, from_pod: bool) -> PackedResult {
+        let Ok(packet) = F::parse(ctx) else { return Ok(false).into() };
+        // multicast, broadcast, link-local and loopback
+        if packet.src.is_unspecified() || F::is_link_scoped(&packet.src) {
+            return Ok(false).into();
+        }
+        let now = time::now_ns();
+        // the source of a pod's packet is proven; elsewhere it may be a victim's
+        let allowed =
+            (from_pod || maps::spend_client_refusal(&packet.src, now)) && maps::spend_refusal(from_pod, now);
+        Ok(allowed).into()
+    }
+    let from_pod = matches!(hook, HookId::FromPod | HookId::ToWire);
+    matches!(outlined::<F>(ctx, from_pod).unpack(), Ok(true))
 }
 
 /// Sends the ICMP error, if its destination is behind the tunnel, to the node there. True if it is.

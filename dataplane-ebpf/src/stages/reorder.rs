@@ -9,10 +9,10 @@
 use aya_ebpf::{bindings::TC_ACT_REDIRECT, programs::TcContext};
 use dataplane_common::reason::{DropReason, HookId, Verdict};
 
-use super::{PackedResult, opaque};
+use super::PackedResult;
 use crate::{
     frame::{Frame, L3},
-    helpers::{skb, time},
+    helpers::{opaque, skb, time},
     maps::{self, MAX_BUFFERED_BYTES},
     scratch::Scratch,
 };

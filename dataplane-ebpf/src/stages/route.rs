@@ -49,6 +49,16 @@ impl Destination {
         }
     }
 
+    /// Whether it is a node, this or another, not a pod of it. `dst`: the address it was found for.
+    #[inline(always)]
+    pub(crate) fn is_node(&self, dst: &Addr) -> bool {
+        match self {
+            Self::Host(_) => true,
+            Self::Node(route) => route.next_hop == *dst,
+            _ => false,
+        }
+    }
+
     /// How to look for the frontend of a packet to it.
     #[inline(always)]
     pub(crate) fn frontend_query(&self, origin: Origin) -> FrontendQuery {
@@ -239,11 +249,10 @@ fn forward_by_fib<F: IpFamily>(ctx: &TcContext, scratch: &Scratch) -> Result<boo
     F::decrement_hop_limit(ctx)?;
     skb::mark_handled(ctx);
     let action = match next_hop {
-        NextHop::Resolved { ifindex, src_mac, dst_mac } => {
-            set_link_addresses(ctx, dst_mac, src_mac)?;
-            skb::redirect(ifindex)
+        // by the kernel's neighbour entry, which is refreshed by being used
+        NextHop::Resolved { ifindex, next_hop, .. } | NextHop::Unresolved { ifindex, next_hop } => {
+            skb::redirect_neigh(ifindex, &next_hop)
         }
-        NextHop::Unresolved { ifindex, next_hop } => skb::redirect_neigh(ifindex, &next_hop),
         NextHop::None => return Ok(false),
     };
     redirect_result(action, Verdict::ToOutside).map(|_| true)
@@ -256,10 +265,12 @@ fn deliver<F: IpFamily>(
     endpoint: &Endpoint,
     via: DeliverVia,
 ) -> Result<Verdict, DropReason> {
-    if packet.hop_limit <= 1 {
+    if endpoint.is_down() {
+        return Err(DropReason::DeviceDown);
+    }
+    if !pass_hop::<F>(ctx, packet, via)? {
         return Ok(Verdict::StackTtlExpired);
     }
-    F::decrement_hop_limit(ctx)?;
     set_link_addresses(ctx, endpoint.mac, config::host_mac())?;
     // bpf_redirect_peer bypasses the queue that limits a pod's bandwidth
     let action = if via == DeliverVia::Peer && !endpoint.is_shaped() {
@@ -273,6 +284,19 @@ fn deliver<F: IpFamily>(
     redirect_result(action, Verdict::ToPod)
 }
 
+/// Decrements the hop limit as a router does. False if it has expired. A packet of the host itself,
+/// which leaves at tc egress, has not passed a router yet.
+#[inline(always)]
+fn pass_hop<F: IpFamily>(ctx: &TcContext, packet: &Packet<F>, via: DeliverVia) -> Result<bool, DropReason> {
+    if via == DeliverVia::HostDevice {
+        return Ok(true);
+    }
+    if packet.hop_limit <= 1 {
+        return Ok(false);
+    }
+    F::decrement_hop_limit(ctx).map(|()| true)
+}
+
 #[inline(always)]
 fn to_node<F: IpFamily>(
     ctx: &TcContext,
@@ -281,13 +305,13 @@ fn to_node<F: IpFamily>(
     via: DeliverVia,
     check_mtu: bool,
 ) -> Result<Verdict, DropReason> {
-    if packet.hop_limit <= 1 {
+    if via == DeliverVia::Peer && packet.hop_limit <= 1 {
         return Ok(Verdict::StackTtlExpired);
     }
     if check_mtu && route.mtu != 0 && ctx.length() > route.mtu + L3 as u32 && !ctx.is_gso() {
         return Ok(Verdict::StackTooBig);
     }
-    F::decrement_hop_limit(ctx)?;
+    pass_hop::<F>(ctx, packet, via)?;
     skb::mark_handled(ctx);
     if route.kind() == Some(RouteKind::Overlay) {
         encapsulate(ctx, route)?;

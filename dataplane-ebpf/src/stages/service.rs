@@ -1,7 +1,7 @@
 //! Services: finds the frontend a packet or socket is addressed to, and selects a backend.
 
 use dataplane_common::{
-    abi::{Addr, BackendSlot, Port, Route, Scope, Service, ServiceFlags, ServiceKey},
+    abi::{Addr, BackendSlot, Port, Scope, Service, ServiceFlags, ServiceKey},
     flow::tcp_flags,
     hash,
     net::Protocol,
@@ -121,10 +121,16 @@ pub(crate) fn is_mid_connection(scratch: &Scratch) -> bool {
 /// another node of the cluster, which translates the packet and answers the client.
 #[inline(always)]
 pub(crate) fn uses_direct_return(service: &Service, backend: &BackendSlot, scratch: &Scratch) -> bool {
-    service.flags & ServiceFlags::DSR != 0
-        && scratch.frontend_query.from_outside != 0
-        && maps::endpoint(&backend.addr).is_none()
-        && maps::route(&backend.addr).is_some_and(Route::is_node)
+    if service.flags & ServiceFlags::DSR == 0
+        || scratch.frontend_query.from_outside == 0
+        || maps::endpoint(&backend.addr).is_some()
+    {
+        return false;
+    }
+    let Some(to) = maps::route(&backend.addr).filter(|route| route.is_node()) else { return false };
+    // a node accepts no packet with its own source from another: a client on the backend's node
+    // must not get its packet back unchanged
+    maps::route(&scratch.tuple.src).is_none_or(|from| !from.is_node() || from.next_hop != to.next_hop)
 }
 
 /// Whether the source must become the node's address, so that the reply comes back to this node.

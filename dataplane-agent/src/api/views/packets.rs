@@ -61,6 +61,9 @@ pub struct EventView {
     pub ifindex: u32,
     /// Name of that device.
     pub device: Option<String>,
+    /// `namespace/name` of the pod behind that device: the sender, whatever the source address
+    /// says.
+    pub device_pod: Option<String>,
     /// Bytes.
     pub length: u32,
 }

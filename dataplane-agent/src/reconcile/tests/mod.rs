@@ -24,7 +24,9 @@ use ipnet::IpNet;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use self::check::{Checked, Checker};
-use super::{KernelUpdate, LocalPod, NodeNetwork, ReconcileTables, Reconciler, slots::QUARANTINE};
+use super::{
+    InstalledRoutes, KernelUpdate, LocalPod, NodeNetwork, ReconcileTables, Reconciler, slots::QUARANTINE,
+};
 use crate::{
     compile::{
         endpoints::PodDevice,

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::*;
+use crate::reconcile::kernel_routes::KernelSweep;
 
 fn listed(fixture: &Fixture) -> Vec<String> {
     let show = |view: crate::api::views::RouteView| {
@@ -74,6 +75,75 @@ fn changed_routing_mode_rewrites_routes() {
     fixture.reconciler.set_network(vxlan, &fixture.store);
     fixture.settle();
     assert!(listed(&fixture).iter().all(|route| !route.contains("Native")), "{:?}", listed(&fixture));
+}
+
+/// The kernel's route and the row of node `b`, which `three_nodes` routes natively.
+fn route_and_row(fixture: &Fixture) -> [String; 2] {
+    let destination: IpNet = "10.1.1.0/24".parse().unwrap();
+    let row = listed(fixture).into_iter().find(|row| row.starts_with("10.1.1.0/24")).unwrap();
+    [fixture.kernel_routes[&destination].to_string(), row]
+}
+
+#[test]
+fn kernel_route_follows_row_that_changes_to_overlay() {
+    let native = ["10.1.1.0/24 via 192.168.1.2 dev 2", "10.1.1.0/24 Native via 192.168.1.2 dev eth0"];
+    let overlay = ["10.1.1.0/24 dev 9", "10.1.1.0/24 Overlay via 192.168.1.2 dev dataplane0"];
+    let mut fixture = three_nodes();
+    assert_eq!(route_and_row(&fixture), native);
+    fixture.reconciler.set_network(NodeNetwork { mode: RoutingMode::Vxlan, ..network() }, &fixture.store);
+    assert!(fixture.kernel.is_empty(), "the row is not written yet");
+    fixture.settle();
+    assert_eq!(route_and_row(&fixture), overlay);
+}
+
+/// A sweep removes kernel routes that were not sent.
+#[test]
+fn sweep_follows_kernel_routes_that_are_held_back() {
+    let mut fixture = three_nodes();
+    fixture.restart();
+    fixture.reconciler.set_network(NodeNetwork { mode: RoutingMode::Vxlan, ..network() }, &fixture.store);
+    let everything = fixture.store.everything();
+    fixture.apply_changes(&everything);
+    while fixture.reconciler.work(fixture.now).is_some_and(|due| due <= fixture.now) {}
+    let updates: Vec<_> = std::iter::from_fn(|| fixture.kernel.try_recv().ok()).collect();
+    let is_route = |it: &KernelUpdate| matches!(it, KernelUpdate::Ensure(route) if route.to_string() == "10.1.1.0/24 dev 9");
+    let route = updates.iter().position(is_route).expect("the kernel route is sent");
+    let sweep = updates.iter().position(|it| *it == KernelUpdate::Sweep(KernelSweep::Nodes));
+    assert!(route < sweep.expect("the sweep is sent"), "{updates:?}");
+}
+
+#[test]
+fn row_that_changes_to_native_follows_kernel_route() {
+    let mut fixture = three_nodes();
+    fixture.reconciler.set_network(NodeNetwork { mode: RoutingMode::Vxlan, ..network() }, &fixture.store);
+    fixture.settle();
+    let installed = InstalledRoutes::default();
+    fixture.reconciler.set_installed_routes(installed.clone());
+    fixture.reconciler.set_network(network(), &fixture.store);
+    let half = ["10.1.1.0/24 via 192.168.1.2 dev 2", "10.1.1.0/24 Overlay via 192.168.1.2 dev dataplane0"];
+    for _ in 0..10 {
+        let due = fixture.work().expect("the row waits");
+        fixture.advance(due.saturating_duration_since(fixture.now));
+        assert_eq!(route_and_row(&fixture), half);
+    }
+    assert_eq!(fixture.problems(), [] as [&str; 0]);
+    installed.insert(fixture.kernel_routes[&"10.1.1.0/24".parse().unwrap()]);
+    fixture.settle();
+    assert!(route_and_row(&fixture)[1].contains("Native"));
+}
+
+/// Packets of pods do not need the kernel's route.
+#[test]
+fn row_does_not_wait_for_ever_for_kernel_route() {
+    let mut fixture = three_nodes();
+    fixture.reconciler.set_network(NodeNetwork { mode: RoutingMode::Vxlan, ..network() }, &fixture.store);
+    fixture.settle();
+    fixture.reconciler.set_installed_routes(InstalledRoutes::default());
+    fixture.reconciler.set_network(network(), &fixture.store);
+    fixture.work();
+    fixture.advance(Duration::from_secs(3));
+    fixture.settle();
+    assert!(route_and_row(&fixture)[1].contains("Native"));
 }
 
 #[test]

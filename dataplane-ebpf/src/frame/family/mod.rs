@@ -61,11 +61,17 @@ pub(crate) trait IpFamily: Sized {
     /// Whether it is an echo request or reply, which has an identifier.
     fn icmp_is_echo(kind: u8) -> bool;
 
+    /// Whether it is an echo request.
+    fn icmp_is_echo_request(kind: u8) -> bool;
+
     /// Whether it is neighbour discovery, which stays on its link.
     fn icmp_is_link_scoped(kind: u8) -> bool;
 
     /// Whether the address is link-local, loopback or multicast.
     fn is_link_scoped(addr: &Addr) -> bool;
+
+    /// Whether the address is loopback.
+    fn is_loopback(addr: &Addr) -> bool;
 
     /// Whether a link-local address is one that routers forward to all the same.
     fn is_forwardable_link_local(addr: &Addr) -> bool;

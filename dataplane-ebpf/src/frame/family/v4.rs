@@ -119,6 +119,11 @@ impl IpFamily for V4 {
     }
 
     #[inline(always)]
+    fn icmp_is_echo_request(kind: u8) -> bool {
+        kind == Icmpv4Type::ECHO_REQUEST
+    }
+
+    #[inline(always)]
     fn icmp_is_link_scoped(_kind: u8) -> bool {
         false
     }
@@ -128,6 +133,11 @@ impl IpFamily for V4 {
         let [a, ..] = addr.v4_part().to_ne_bytes();
         // multicast and 255.255.255.255, link-local, loopback
         a >= 224 || Self::is_forwardable_link_local(addr) || a == 127
+    }
+
+    #[inline(always)]
+    fn is_loopback(addr: &Addr) -> bool {
+        addr.v4_part().to_ne_bytes()[0] == 127
     }
 
     /// 169.254.0.0/16 (RFC 3927): cloud metadata services are at 169.254.169.254, and the kernel

@@ -15,6 +15,7 @@ use crate::{
         packet::{Fragment, Packet},
         with_header,
     },
+    helpers::opaque,
 };
 
 /// IPv6.
@@ -35,6 +36,10 @@ impl IpFamily for V6 {
         let header = with_header(ctx, L3, |ip: &mut Ipv6Header| *ip)?;
         if header.version() != 6 {
             return Err(DropReason::BadHeader);
+        }
+        // tables and flows have IPv4 addresses in this form: such a packet would pass for IPv4
+        if is_mapped(header.src) | is_mapped(header.dst) != 0 {
+            return Err(DropReason::MappedAddress);
         }
         // 0: the length is in a jumbo payload option (RFC 2675), or absent (BIG TCP)
         let payload_len = header.payload_len() as usize;
@@ -126,6 +131,11 @@ impl IpFamily for V6 {
     }
 
     #[inline(always)]
+    fn icmp_is_echo_request(kind: u8) -> bool {
+        kind == Icmpv6Type::ECHO_REQUEST
+    }
+
+    #[inline(always)]
     fn icmp_is_link_scoped(kind: u8) -> bool {
         Icmpv6Type::is_discovery(kind)
     }
@@ -135,6 +145,11 @@ impl IpFamily for V6 {
         let [a, b, ..] = addr.words()[0].to_ne_bytes();
         // ff00::/8 multicast, fe80::/10 link-local, ::1 (RFC 4291)
         a == 0xff || (a == 0xfe && b & 0xc0 == 0x80) || addr.is_loopback()
+    }
+
+    #[inline(always)]
+    fn is_loopback(addr: &Addr) -> bool {
+        addr.is_loopback()
     }
 
     #[inline(always)]
@@ -156,6 +171,14 @@ impl IpFamily for V6 {
     fn cluster_range() -> ClusterRange {
         config::cluster_ipv6()
     }
+}
+
+/// 1 for an IPv4-mapped address (RFC 4291 §2.5.5.2), else 0. By arithmetic, because the verifier would
+/// follow everything after a comparison of each word twice.
+#[inline(always)]
+fn is_mapped(words: [u32; 4]) -> u64 {
+    let difference = words[0] | words[1] | (words[2] ^ 0xffff_u32.to_be());
+    opaque(u64::from(difference).wrapping_sub(1)) >> 63
 }
 
 #[inline(always)]

@@ -1,10 +1,14 @@
 //! A separate datapath for one test: the agent's object, small maps, no pins, nothing attached.
 
 mod cgroup;
+pub mod devices;
 mod flows;
 mod tables;
 
-use std::{net::IpAddr, os::fd::AsFd as _};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    os::fd::AsFd as _,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
@@ -14,7 +18,7 @@ use aya::{
 };
 use dataplane_common::{
     abi::{
-        Event, MacAddr, NodeAddresses, NodeConfig, NodeFlags, Port,
+        Addr, Endpoint, Event, MacAddr, NodeAddresses, NodeConfig, NodeFlags, Port,
         names::{self, map},
     },
     reason::{self, HookId, Outcome},
@@ -26,6 +30,13 @@ use crate::sys_bpf::{TestRun, sums_of_array};
 
 /// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE`.
 const SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
+
+/// VNI of a rig's tunnel, and the node that packets from it come from unless a test says otherwise.
+pub const OVERLAY_VNI: u32 = 1;
+pub const OVERLAY_NODE: Ipv4Addr = Ipv4Addr::new(172, 19, 0, 4);
+
+/// Mark of handled packets in a rig.
+pub const MARK: u32 = 0x1000;
 
 /// Size of a rig's flow table.
 pub const FLOWS: u32 = 64;
@@ -68,13 +79,19 @@ pub fn node_config() -> NodeConfig {
     NodeConfig {
         host_mac: MacAddr::new(HOST_MAC),
         overlay_mac: MacAddr::new(OVERLAY_MAC),
-        overlay_vni: 1,
+        overlay_vni: OVERLAY_VNI,
+        overlay_port: Port::new(8_472),
+        reserved: 0,
         snat_first: Port::new(61_000),
         snat_last: Port::new(61_999),
         flow_slots: FLOWS,
-        flags: NodeFlags::CONNECT_TCP | NodeFlags::CONNECT_UDP | NodeFlags::MASQUERADE,
+        flags: NodeFlags::CONNECT_TCP
+            | NodeFlags::CONNECT_UDP
+            | NodeFlags::MASQUERADE
+            | NodeFlags::TUNNEL_KEY_IN_CB,
         flow_probes: 8,
         host_netns: [0; 8],
+        mark: MARK,
     }
 }
 
@@ -89,8 +106,39 @@ pub struct Rig {
     ebpf: Ebpf,
     /// Programs are loaded when a test first runs them: the verifier takes most of a test's time.
     loaded: Vec<HookId>,
-    /// Ingress device of XDP packets; 1 is the namespace's loopback.
+    /// The uplink.
     pub ifindex: u32,
+}
+
+/// What the kernel says of a frame at tc beside its bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Metadata {
+    /// The device that the program is attached to.
+    pub ifindex: u32,
+    /// Bytes of each packet of a GSO packet, and their number; 0: it is none, or (the number) the
+    /// kernel has not counted them.
+    pub gso_size: u32,
+    pub gso_segs: u32,
+    /// VNI, and node that sent a packet through the tunnel.
+    pub tunnel: (u32, Ipv4Addr),
+}
+
+impl Metadata {
+    /// `struct __sk_buff`, with the fields that may be set.
+    fn context(self) -> [u8; 192] {
+        const IFINDEX: usize = 40;
+        const CB: usize = 48;
+        const GSO_SEGS: usize = 164;
+        const GSO_SIZE: usize = 176;
+        let mut context = [0; 192];
+        let mut set = |at: usize, value: [u8; 4]| context[at..at + 4].copy_from_slice(&value);
+        set(IFINDEX, self.ifindex.to_ne_bytes());
+        set(CB, self.tunnel.0.to_ne_bytes());
+        set(CB + 4, self.tunnel.1.octets());
+        set(GSO_SEGS, self.gso_segs.to_ne_bytes());
+        set(GSO_SIZE, self.gso_size.to_ne_bytes());
+        context
+    }
 }
 
 impl Rig {
@@ -132,17 +180,56 @@ impl Rig {
         for slot in 0..node.flow_slots {
             slots.push(slot, 0)?;
         }
-        Ok(Self { ebpf, loaded: Vec::new(), ifindex: 1 })
+        devices::create()?;
+        Ok(Self { ebpf, loaded: Vec::new(), ifindex: devices::WIRE })
     }
 
-    /// Runs the program of `hook` on a frame.
+    /// Runs the program of `hook` on a frame, which arrives from a pod on the device of its source,
+    /// and through the tunnel from the node of [`OVERLAY_NODE`].
     pub fn run(&mut self, hook: HookId, frame: &[u8]) -> Result<Run> {
+        let metadata = self.metadata(hook, frame)?;
+        self.run_with(hook, frame, metadata)
+    }
+
+    /// What [`Self::run`] says of a frame.
+    pub fn metadata(&mut self, hook: HookId, frame: &[u8]) -> Result<Metadata> {
+        let ifindex = match hook {
+            HookId::FromPod => self.device_of_source(frame)?,
+            HookId::ToPod => devices::PODS[0],
+            HookId::FromWire | HookId::ToWire => self.ifindex,
+            _ => devices::LOOPBACK,
+        };
+        Ok(Metadata { ifindex, gso_size: 0, gso_segs: 0, tunnel: (OVERLAY_VNI, OVERLAY_NODE) })
+    }
+
+    /// The device of the pod that has the frame's source address, else that of the first pod.
+    fn device_of_source(&mut self, frame: &[u8]) -> Result<u32> {
+        let source = match frame.get(12..14) {
+            Some([0x08, 0x00]) => {
+                frame.get(26..30).and_then(|ip| <[u8; 4]>::try_from(ip).ok()).map(IpAddr::from)
+            }
+            Some([0x86, 0xdd]) => {
+                frame.get(22..38).and_then(|ip| <[u8; 16]>::try_from(ip).ok()).map(IpAddr::from)
+            }
+            _ => None,
+        };
+        let Some(source) = source else { return Ok(devices::PODS[0]) };
+        let endpoint = self.hash::<Addr, Endpoint>(map::ENDPOINTS)?.get(&source.into(), 0).ok();
+        Ok(endpoint
+            .map(|endpoint| endpoint.ifindex)
+            .filter(|ifindex| *ifindex != 0)
+            .unwrap_or(devices::PODS[0]))
+    }
+
+    /// Runs the program of `hook` on a frame with this metadata.
+    pub fn run_with(&mut self, hook: HookId, frame: &[u8], metadata: Metadata) -> Result<Run> {
         self.load(hook)?;
         let before = self.counters()?;
         // a packet may grow: a reordered fragment is replaced by a longer one
         let mut out = vec![0; frame.len() + 2_048];
         let mut options =
             TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+        let skb = metadata.context();
         let (result, actions): (_, &[(i32, Action)]) = if hook == HookId::XdpWire {
             // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
             // egress_ifindex
@@ -152,6 +239,7 @@ impl Rig {
             let actions = &[(1, Action::Drop), (2, Action::Next), (3, Action::Transmit)];
             (program.test_run(options)?, actions)
         } else {
+            options.ctx_in = Some(&skb);
             let program: &mut SchedClassifier =
                 self.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?;
             (program.test_run(options)?, &[(-1, Action::Next), (2, Action::Drop), (7, Action::Redirect)])
@@ -190,6 +278,32 @@ impl Rig {
                 Err(error).with_context(|| format!("{} on a packet with CHECKSUM_COMPLETE", hook.name()))
             }
         }
+    }
+
+    /// Runs a tc program on a frame with this `skb->mark`; returns the name of the outcome and the
+    /// mark afterwards.
+    pub fn run_marked(&mut self, hook: HookId, frame: &[u8], mark: u32) -> Result<(&'static str, u32)> {
+        self.load(hook)?;
+        let before = self.counters()?;
+        // struct __sk_buff: len, pkt_type, mark, ..
+        let context = [0, 0, mark].map(u32::to_ne_bytes).concat();
+        let (mut out, mut context_out) = (vec![0; frame.len() + 2_048], [0; 256]);
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ctx_out: Some(&mut context_out),
+            ..TestRunOptions::new()
+        };
+        let program: &mut SchedClassifier =
+            self.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?;
+        program.test_run(options)?;
+        let after = self.counters()?;
+        let counter = before.iter().zip(&after).position(|(before, after)| before != after);
+        let number = counter.context("no counter increased")? as u32 % reason::OUTCOMES;
+        let outcome = Outcome::from_number(number as u8).context("unknown outcome")?;
+        let [.., a, b, c, d] = context_out[..12] else { unreachable!("a slice of 12 bytes") };
+        Ok((outcome.name(), u32::from_ne_bytes([a, b, c, d])))
     }
 
     /// The last event that the programs reported since the previous call.

@@ -3,35 +3,17 @@
 
 use std::fs;
 
-use anyhow::{Context as _, Result, ensure};
-use nix::sched::{CloneFlags, unshare};
+use anyhow::{Context as _, Result};
 
-use super::{
-    frame::HOST_MAC,
-    rig::Rig,
-    world::{Family, World},
-};
+pub use super::rig::devices::ip;
+use super::world::{Family, World};
 
 pub const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
 pub const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 3];
 
-/// Runs `ip` in the namespace of the calling thread.
-pub fn ip(arguments: &str) -> Result<String> {
-    let output = std::process::Command::new("ip").args(arguments.split(' ')).output().context("run ip")?;
-    let problem = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "ip {arguments}: {problem}");
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-/// Moves the calling thread into a new namespace with an uplink, which has the MAC address of test
-/// frames and is the rig's ingress device. The namespace ends with the thread.
-pub fn uplink(rig: &mut Rig, families: &[Family]) -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNET).context("create a network namespace")?;
+/// Gives the rig's uplink addresses, routes and neighbours.
+pub fn uplink(families: &[Family]) -> Result<()> {
     let mac = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
-    ip(&format!("link add wire0 address {} type veth peer name wire1", mac(HOST_MAC)))?;
-    for device in ["lo", "wire1", "wire0"] {
-        ip(&format!("link set {device} up"))?;
-    }
     for (key, value) in [
         ("net/ipv4/ip_forward", "1"),
         ("net/ipv6/conf/all/forwarding", "1"),
@@ -51,6 +33,5 @@ pub fn uplink(rig: &mut Rig, families: &[Family]) -> Result<()> {
         ip(&format!("neigh replace {} lladdr {} nud permanent dev wire0", world.wire_node, mac(NODE_MAC)))?;
         ip(&format!("neigh replace {gateway} lladdr {} nud permanent dev wire0", mac(GATEWAY_MAC)))?;
     }
-    rig.ifindex = nix::net::if_::if_nametoindex("wire0")?;
     Ok(())
 }

@@ -9,7 +9,7 @@ use dataplane_common::{
     net::Protocol,
 };
 
-use super::rig::{Rig, per_packet_udp};
+use super::rig::{OVERLAY_NODE, Rig, per_packet_udp};
 
 /// The IP family; tests run for both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct World {
     pub wire_node: IpAddr,
     /// A pod of a node reached through the overlay.
     pub overlay_pod: IpAddr,
+    /// That node, as the tunnel knows it.
+    pub overlay_node: IpAddr,
     pub outside: IpAddr,
     /// An outside address in a range excepted from masquerade.
     pub exempt: IpAddr,
@@ -67,6 +69,7 @@ impl World {
             wire_pod: ip("10.1.1.5", "fd00:10:1::5"),
             wire_node: ip("172.18.0.3", "fd00:18::3"),
             overlay_pod: ip("10.1.2.5", "fd00:10:2::5"),
+            overlay_node: OVERLAY_NODE.into(),
             outside: ip("192.0.2.1", "2001:db8:ffff::1"),
             exempt: ip("198.51.100.7", "2001:db8:eeee::7"),
             service: SocketAddr::new(service, 80),
@@ -83,7 +86,8 @@ impl World {
         rig.route((self.unassigned, pods), RouteKind::Local, None, 0)?;
         rig.route((self.wire_pod, pods), RouteKind::Native, Some(self.wire_node), 1_500)?;
         rig.route((self.wire_node, node), RouteKind::Native, Some(self.wire_node), 1_500)?;
-        rig.route((self.overlay_pod, pods), RouteKind::Overlay, Some("172.19.0.4".parse()?), 1_450)?;
+        rig.route((self.overlay_pod, pods), RouteKind::Overlay, Some(self.overlay_node), 1_450)?;
+        rig.route((self.overlay_node, 32), RouteKind::Overlay, Some(self.overlay_node), 1_450)?;
         rig.route((self.exempt, node), RouteKind::NoMasquerade, None, 0)?;
         // the backends of both families must not share slots
         let base = if self.pod.is_ipv4() { 0 } else { 100 };

@@ -7,6 +7,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result};
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{TcpListener, TcpStream, UdpSocket},
@@ -15,6 +16,8 @@ use tokio::{
 
 use super::{canonical, print, raw_sctp, report::Ready, sctp};
 
+/// Receive buffer of the UDP socket.
+const RECEIVE_BYTES: usize = 16 << 20;
 /// The datagram that requests the server's name and the peer's address.
 pub(super) const NAME_REQUEST: &[u8] = b"who?";
 
@@ -24,6 +27,8 @@ pub(super) async fn run(name: &str, bind: IpAddr, http: u16, echo: u16, init: Op
     let tcp = listen(bind, echo).await?;
     let address = SocketAddr::new(bind, echo);
     let udp = UdpSocket::bind(address).await.with_context(|| format!("bind UDP {address}"))?;
+    // a server that waits for a CPU must not lose datagrams
+    setsockopt(&udp, sockopt::RcvBufForce, &RECEIVE_BYTES).context("enlarge the receive buffer")?;
     let associations =
         init.map(|port| Ok::<_, anyhow::Error>((raw_sctp::Server::both()?, port))).transpose()?;
     print(&Ready { ready: true })?;

@@ -8,4 +8,5 @@ mod churn;
 mod nodes;
 mod objects;
 mod restart;
+mod routing;
 mod upgrade;

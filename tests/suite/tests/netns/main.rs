@@ -5,6 +5,7 @@
 
 mod behaviours;
 mod changes;
+mod events;
 mod frontends;
 mod host_ports;
 mod host_routes;

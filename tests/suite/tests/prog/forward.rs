@@ -86,8 +86,8 @@ fn packet_to_an_unassigned_address_is_dropped_as_no_endpoint() -> Result<()> {
 fn packets_from_other_nodes_are_redirected_to_the_pod() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
-        for hook in [HookId::FromWire, HookId::FromOverlay] {
-            let frame = Frame::tcp(at(world.wire_pod, 1000), at(world.other_pod, 80), 0x02);
+        for (hook, sender) in [(HookId::FromWire, world.wire_pod), (HookId::FromOverlay, world.overlay_pod)] {
+            let frame = Frame::tcp(at(sender, 1000), at(world.other_pod, 80), 0x02);
             let run = rig.run(hook, &frame.build())?;
             assert_eq!((run.action, run.outcome), (Action::Redirect, "to_pod"));
             assert_eq!(run.packet().eth_dst, OTHER_POD_MAC);
@@ -143,14 +143,17 @@ fn packet_above_the_path_mtu_goes_to_the_stack() -> Result<()> {
 }
 
 #[test]
-fn arp_neighbour_discovery_and_multicast_go_to_the_stack() -> Result<()> {
+fn multicast_of_a_pod_and_neighbour_discovery_of_the_wire_go_to_the_stack() -> Result<()> {
     let (mut rig, world) = rig(Family::V6)?;
-    let mut arp = vec![0xff; 12];
+    let mut arp = [HOST_MAC, [2; 6]].concat();
     arp.extend([0x08, 0x06]);
-    arp.extend([0; 28]);
-    assert_eq!(rig.run(HookId::FromPod, &arp)?.outcome, "stack_not_ip");
-    let solicitation = Frame { icmp: (135, 0), ..Frame::ping(world.pod, "ff02::1:ff00:1".parse()?, 0) };
-    assert_eq!(rig.run(HookId::FromPod, &solicitation.build())?.outcome, "stack_link_local");
+    arp.extend([0; 46]);
+    assert_eq!(rig.run(HookId::FromWire, &arp)?.outcome, "stack_not_ip");
+    for (source, outcome) in [(world.outside, "stack_unmanaged"), (world.host, "stack_link_local")] {
+        let advertisement = Frame { icmp: (136, 0), ..Frame::ping(source, "ff02::1".parse()?, 0) };
+        let run = rig.run(HookId::FromWire, &advertisement.build())?;
+        assert_eq!((run.action, run.outcome), (Action::Next, outcome), "also a claim to the node's address");
+    }
     let group = Frame::udp(at("10.1.0.2".parse()?, 1), at("224.0.0.251".parse()?, 5353));
     assert_eq!(rig.run(HookId::FromPod, &group.build())?.outcome, "stack_link_local");
     Ok(())

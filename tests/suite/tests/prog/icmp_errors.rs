@@ -59,7 +59,7 @@ fn too_big_about_a_masqueraded_packet_reaches_the_pod() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
         let (pod, outside) = (at(world.pod, 40_000), at(world.outside, 443));
-        let sent = rig.run(HookId::ToWire, &Frame::tcp(pod, outside, 0x10).build())?.frame;
+        let sent = rig.run(HookId::ToWire, &Frame::tcp(pod, outside, 0x02).build())?.frame;
         let router = world.exempt;
         let run = rig.run(HookId::FromWire, &Frame::too_big(router, world.host, &sent).build())?;
         assert_eq!(run.outcome, "to_pod");

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use dataplane_common::{net::Protocol, reason::HookId};
-use dataplane_testkit::prog::{Action, Family, Frame, POD_MAC, at, rig};
+use dataplane_testkit::prog::{Action, Family, Frame, MARK, POD_MAC, at, rig};
 
 #[test]
 fn pod_is_masqueraded_and_the_reply_reaches_it() -> Result<()> {
@@ -134,6 +134,7 @@ fn flow_without_a_free_snat_port_is_dropped_as_ports_exhausted() -> Result<()> {
         flow_slots: 64,
         flags: NodeFlags::MASQUERADE,
         flow_probes: 8,
+        mark: MARK,
         ..NodeConfig::default()
     };
     let ipv4 = "172.18.0.2".parse::<std::net::IpAddr>()?.into();

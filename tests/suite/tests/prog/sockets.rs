@@ -7,16 +7,13 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use dataplane_common::{net::Protocol, reason::HookId};
 use dataplane_testkit::{
     lab::wait,
     prog::{Action, Family, Frame, Rig, World, at, ip, rig},
 };
-use nix::{
-    sched::{CloneFlags, unshare},
-    sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket},
-};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket};
 
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
@@ -24,13 +21,11 @@ const SYN_ACK: u8 = 0x12;
 const SLOT: u32 = 200;
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The addresses of the host and of an outside server are on the loopback device of a new
+/// The addresses of the host and of an outside server are on the loopback device of the rig's
 /// namespace. The host's port 40000 is a frontend of a pod.
 fn node(family: Family) -> Result<(Rig, World, SocketAddr)> {
-    unshare(CloneFlags::CLONE_NEWNET).context("create a network namespace")?;
     let (mut rig, world) = rig(family)?;
     let bits = if family == Family::V4 { "32" } else { "128 nodad" };
-    ip("link set lo up")?;
     for address in [world.host, world.outside] {
         ip(&format!("addr add {address}/{bits} dev lo"))?;
         // the kernel adds the route of an IPv6 address later, in a work queue

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use anyhow::Result;
 use dataplane_common::{abi::ServiceFlags, net::Protocol, reason::HookId};
 use dataplane_testkit::prog::{
-    Action, Family, Frame, GATEWAY_MAC, HOST_MAC, NODE_MAC, Rig, World, at, ip, rig, uplink,
+    Action, Family, Frame, GATEWAY_MAC, HOST_MAC, NODE_MAC, Rig, Run, World, at, ip, rig, uplink,
 };
 
 const SYN: u8 = 0x02;
@@ -18,7 +18,7 @@ const SLOT: u32 = 200;
 /// other node and a gateway as neighbours. Node port 30080 has a backend on the other node.
 fn node(family: Family, flags: u32) -> Result<(Rig, World, SocketAddr)> {
     let (mut rig, world) = rig(family)?;
-    uplink(&mut rig, &[family])?;
+    uplink(&[family])?;
     rig.host_with_node_ports(world.host)?;
     let frontend = at(world.host, NODE_PORT);
     for protocol in [Protocol::TCP, Protocol::UDP, Protocol::SCTP] {
@@ -30,19 +30,43 @@ fn node(family: Family, flags: u32) -> Result<(Rig, World, SocketAddr)> {
     Ok((rig, world, frontend))
 }
 
+/// Runs the XDP program. Once a second for each neighbour it leaves a packet to tc: that packet is
+/// run again.
+fn transmit(rig: &mut Rig, frame: &[u8]) -> Result<Run> {
+    let run = rig.run(HookId::XdpWire, frame)?;
+    if run.outcome == "left_to_tc" { rig.run(HookId::XdpWire, frame) } else { Ok(run) }
+}
+
+/// The kernel refreshes a neighbour entry only when its own stack uses it.
+#[test]
+fn packet_is_left_to_tc_once_a_second_for_each_neighbour() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world, frontend) = node(family, 0)?;
+        let request = Frame::tcp(at(world.outside, 40_000), frontend, SYN).build();
+        let run = rig.run(HookId::XdpWire, &request)?;
+        assert_eq!((run.action, run.outcome, &run.frame), (Action::Next, "left_to_tc", &request));
+        let mut left = 0;
+        for _ in 0..50 {
+            left += usize::from(rig.run(HookId::XdpWire, &request)?.outcome == "left_to_tc");
+        }
+        assert!(left <= 3, "{left} of 50 packets in less than three seconds");
+    }
+    Ok(())
+}
+
 #[test]
 fn connection_to_a_backend_on_another_node_is_transmitted_both_ways() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world, frontend) = node(family, 0)?;
         let client = at(world.outside, 40_000);
-        let run = rig.run(HookId::XdpWire, &Frame::tcp(client, frontend, SYN).build())?;
+        let run = transmit(&mut rig, &Frame::tcp(client, frontend, SYN).build())?;
         assert_eq!((run.action, run.outcome), (Action::Transmit, "to_wire"));
         let request = run.packet();
         assert_eq!((request.eth_dst, request.eth_src, request.hop_limit), (NODE_MAC, HOST_MAC, 63));
         let (between, dst) = request.tuple();
         assert_eq!((between.ip(), dst), (world.host, at(world.wire_pod, 8080)), "with the node as source");
 
-        let run = rig.run(HookId::XdpWire, &Frame::tcp(dst, between, SYN_ACK).build())?;
+        let run = transmit(&mut rig, &Frame::tcp(dst, between, SYN_ACK).build())?;
         assert_eq!((run.action, run.outcome), (Action::Transmit, "to_outside"));
         let reply = run.packet();
         assert_eq!((reply.eth_dst, reply.eth_src, reply.hop_limit), (GATEWAY_MAC, HOST_MAC, 63));
@@ -63,7 +87,7 @@ fn datagrams_with_and_without_a_checksum_are_transmitted() -> Result<()> {
             }
             let client = at(world.outside, 40_000 + u16::from(no_checksum));
             let frame = Frame { no_checksum, ..Frame::udp(client, frontend) }.build();
-            let run = rig.run(HookId::XdpWire, &frame)?;
+            let run = transmit(&mut rig, &frame)?;
             assert_eq!(run.action, Action::Transmit);
             assert_eq!(run.packet().tuple().1, at(world.wire_pod, 8080));
             if no_checksum {
@@ -82,13 +106,13 @@ fn association_with_a_checksum_is_transmitted() -> Result<()> {
         let (mut rig, world, frontend) = node(family, 0)?;
         let client = at(world.outside, 40_000);
         let backend = at(world.wire_pod, 8080);
-        let run = rig.run(HookId::XdpWire, &Frame::sctp(client, frontend, INIT).build())?;
+        let run = transmit(&mut rig, &Frame::sctp(client, frontend, INIT).build())?;
         assert_eq!((run.action, run.outcome), (Action::Transmit, "to_wire"));
         let (between, dst) = run.packet().tuple();
         assert_eq!((between.ip(), dst), (world.host, backend));
         for payload in [0, 1, 2, 3, 1_400] {
             let reply = Frame { payload: vec![7; payload], ..Frame::sctp(backend, between, INIT_ACK) };
-            let run = rig.run(HookId::XdpWire, &reply.build())?;
+            let run = transmit(&mut rig, &reply.build())?;
             assert_eq!((run.action, run.outcome), (Action::Transmit, "to_outside"));
             assert_eq!(run.packet().tuple(), (frontend, client));
         }
@@ -109,7 +133,7 @@ fn xdp_and_tc_share_flows() -> Result<()> {
         let (mut rig, world, frontend) = node(family, 0)?;
         let client = at(world.outside, 40_000);
         let first = rig.run(HookId::FromWire, &Frame::tcp(client, frontend, SYN).build())?.packet().tuple();
-        let second = rig.run(HookId::XdpWire, &Frame::tcp(client, frontend, 0x10).build())?.packet().tuple();
+        let second = transmit(&mut rig, &Frame::tcp(client, frontend, 0x10).build())?.packet().tuple();
         assert_eq!(first, second);
         let (between, backend) = first;
         let reply = rig.run(HookId::FromWire, &Frame::tcp(backend, between, 0x10).build())?.packet().tuple();

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context as _, Result};
 use aya::maps::{LpmTrie, MapData, lpm_trie::Key};
 use dataplane_common::abi::{
-    Addr, BackendSlot, Endpoint, MacAddr, Port, Route, RouteKind, Scope, Service, ServiceKey, SourceRange,
-    names::map,
+    Addr, BackendSlot, Endpoint, EndpointFlags, MacAddr, Port, Route, RouteKind, Scope, Service, ServiceKey,
+    SourceRange, names::map,
 };
 
 use super::Rig;
@@ -14,6 +14,13 @@ use super::Rig;
 impl Rig {
     pub fn pod(&mut self, addr: IpAddr, ifindex: u32, mac: [u8; 6]) -> Result<()> {
         let endpoint = Endpoint::pod(ifindex, MacAddr::new(mac));
+        Ok(self.hash(map::ENDPOINTS)?.insert(Addr::from(addr), endpoint, 0)?)
+    }
+
+    /// A pod whose host-side device is down.
+    pub fn pod_down(&mut self, addr: IpAddr, ifindex: u32) -> Result<()> {
+        let mut endpoint = Endpoint::pod(ifindex, MacAddr::new([0; 6]));
+        endpoint.flags |= EndpointFlags::DOWN;
         Ok(self.hash(map::ENDPOINTS)?.insert(Addr::from(addr), endpoint, 0)?)
     }
 

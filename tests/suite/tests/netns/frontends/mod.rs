@@ -10,6 +10,7 @@ mod health;
 mod policies;
 mod sizes;
 mod source_ranges;
+mod xdp;
 
 use std::net::{IpAddr, SocketAddr};
 

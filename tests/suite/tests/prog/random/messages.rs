@@ -7,7 +7,7 @@ use dataplane_testkit::prog::{Family, Frame, World};
 use proptest::{prelude::*, test_runner::TestCaseError};
 
 use super::{
-    decode::{self, Decoded, ICMP, ICMPV6, SCTP, TCP, UDP},
+    decode::{self, Decoded, ICMP, ICMPV6},
     fail,
     node::{Outcome, Output, TestNode},
     packets::Packet,
@@ -50,9 +50,8 @@ pub(crate) fn check_errors_about(
     let kinds =
         if packet.family == Family::V4 { [(3, 3), (3, 4), (11, 0)] } else { [(1, 4), (2, 0), (3, 0)] };
     let lengths = [sent.l4 + MIN_QUOTED, sent.end.min(sent.l4 + 28), sent.end];
-    // other protocols have no services: a reply with the node's address is hairpin traffic, with no
-    // router between
-    let is_local = output.reply_hook == HookId::FromPod && ![TCP, UDP, SCTP].contains(&original.protocol);
+    // a pod is no router
+    let is_local = output.reply_hook == HookId::FromPod;
     let senders = if is_local { &[sent.dst.ip()][..] } else { &[sent.dst.ip(), router, router] };
     for ((kind, end), from) in kinds.into_iter().zip(lengths).zip(senders.iter().copied()) {
         let mut message = error(from, sent.src.ip(), kind);

@@ -59,7 +59,7 @@ impl TestNode {
     /// A node with an uplink and next hops for XDP, in a namespace of the calling thread.
     pub(crate) fn with_uplink() -> Result<Self> {
         let node = Self::new()?;
-        uplink(&mut node.rig.borrow_mut(), &Family::BOTH)?;
+        uplink(&Family::BOTH)?;
         Ok(node)
     }
 

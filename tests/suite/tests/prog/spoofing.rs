@@ -1,0 +1,422 @@
+//! Sources that a sender does not own: every sender with every source, in packets of every kind.
+//! Each cell asserts the verdict, and the rig the one counter.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use anyhow::Result;
+use dataplane_common::{
+    net::{ArpMessage, GATEWAY_V4, GATEWAY_V6, Protocol},
+    reason::HookId,
+};
+use dataplane_testkit::prog::{
+    Action, Family, Frame, HOST_MAC, Metadata, OVERLAY_VNI, POD_MAC, Rig, World, at, devices, rig,
+};
+
+const SYN: u8 = 0x02;
+
+/// Where a source address belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    /// The first pod of this node.
+    Pod,
+    /// The second.
+    OtherPod,
+    /// This node's pod CIDR, but no pod has it.
+    Unassigned,
+    /// A pod of a node reached natively, and of one reached through the tunnel.
+    WirePod,
+    OverlayPod,
+    Host,
+    WireNode,
+    OverlayNode,
+    Service,
+    Internet,
+    Loopback,
+    /// An IPv4-mapped IPv6 address of the pod.
+    Mapped,
+    LinkLocal,
+    Unspecified,
+    Multicast,
+}
+
+impl Owner {
+    const ALL: [Self; 15] = [
+        Self::Pod,
+        Self::OtherPod,
+        Self::Unassigned,
+        Self::WirePod,
+        Self::OverlayPod,
+        Self::Host,
+        Self::WireNode,
+        Self::OverlayNode,
+        Self::Service,
+        Self::Internet,
+        Self::Loopback,
+        Self::Mapped,
+        Self::LinkLocal,
+        Self::Unspecified,
+        Self::Multicast,
+    ];
+
+    /// An address of it; `None` if the family has none.
+    fn address(self, family: Family, world: &World) -> Option<IpAddr> {
+        let ip = |v4: &str, v6: &str| -> Option<IpAddr> {
+            match family {
+                Family::V4 => v4.parse().ok(),
+                Family::V6 => v6.parse().ok(),
+            }
+        };
+        match self {
+            Self::Pod => Some(world.pod),
+            Self::OtherPod => Some(world.other_pod),
+            Self::Unassigned => Some(world.unassigned),
+            Self::WirePod => Some(world.wire_pod),
+            Self::OverlayPod => Some(world.overlay_pod),
+            Self::Host => Some(world.host),
+            Self::WireNode => Some(world.wire_node),
+            Self::OverlayNode => ip("172.19.0.4", ""),
+            Self::Service => Some(world.service.ip()),
+            Self::Internet => Some(world.outside),
+            Self::Loopback => ip("127.0.0.1", "::1"),
+            Self::Mapped => ip("", "::ffff:10.1.0.2"),
+            Self::LinkLocal => ip("169.254.7.7", "fe80::7"),
+            Self::Unspecified => ip("0.0.0.0", "::"),
+            Self::Multicast => ip("224.0.0.7", "ff02::7"),
+        }
+    }
+}
+
+/// Why a packet of this sender with a source of this owner is dropped; `None`: it is not, or not for
+/// its source.
+fn expected(hook: HookId, owner: Owner, family: Family) -> Option<&'static str> {
+    use Owner::{Host, Loopback, Mapped, OtherPod, OverlayNode, OverlayPod, Pod, WireNode, WirePod};
+    match (hook, owner) {
+        (_, Mapped) => Some("mapped_address"),
+        // the first pod
+        (HookId::FromPod, Pod) => None,
+        (HookId::FromPod, _) => Some("source_not_owned"),
+        (_, Loopback) => Some("loopback_address"),
+        (_, Pod | OtherPod | Host) => Some("source_is_local"),
+        (HookId::FromWire, _) => None,
+        // the node of the tunnel's sender
+        (_, OverlayPod | OverlayNode) => None,
+        // the row of an IPv6 address names the node by IPv6, and the tunnel by IPv4: only that a
+        // node sent it is known
+        (_, WirePod | WireNode) if family == Family::V6 => None,
+        _ => Some("tunnel_source"),
+    }
+}
+
+/// A packet of each kind.
+fn frames(src: IpAddr, dst: IpAddr) -> Vec<(&'static str, Vec<u8>)> {
+    let (src, dst) = (at(src, 40_000), at(dst, 8_080));
+    let udp = Frame::udp(src, dst);
+    let extension = match src {
+        SocketAddr::V4(_) => Frame { extra: vec![1; 4], ..udp.clone() },
+        SocketAddr::V6(_) => Frame {
+            extra: vec![Protocol::UDP, 0, 1, 4, 0, 0, 0, 0],
+            first_extension: Some(Protocol::DESTINATION),
+            ..udp.clone()
+        },
+    };
+    vec![
+        ("TCP", Frame::tcp(src, dst, SYN).build()),
+        ("UDP", udp.build()),
+        ("SCTP", Frame::sctp(src, dst, 1).build()),
+        ("echo request", Frame::ping(src.ip(), dst.ip(), 7).build()),
+        ("echo reply", Frame::pong(src.ip(), dst.ip(), 7).build()),
+        ("first fragment", Frame { fragment: Some((0, true)), ..udp.clone() }.build()),
+        ("later fragment", Frame { fragment: Some((3, false)), ..udp }.build()),
+        ("options", extension.build()),
+    ]
+}
+
+#[test]
+fn packet_with_a_source_of_somebody_else_is_dropped() -> Result<()> {
+    let source_reasons =
+        ["source_not_owned", "source_is_local", "loopback_address", "mapped_address", "tunnel_source"];
+    let mut cells = 0;
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        for hook in [HookId::FromPod, HookId::FromWire, HookId::FromOverlay] {
+            for owner in Owner::ALL {
+                let Some(source) = owner.address(family, &world) else { continue };
+                for destination in [world.other_pod, world.host, world.service.ip(), world.outside] {
+                    for (kind, frame) in frames(source, destination) {
+                        let mut metadata = rig.metadata(hook, &frame)?;
+                        if hook == HookId::FromPod {
+                            metadata.ifindex = devices::PODS[0];
+                        }
+                        let run = rig.run_with(hook, &frame, metadata)?;
+                        let cell = format!("{} {owner:?} {source} -> {destination} {kind}", hook.name());
+                        cells += 1;
+                        match expected(hook, owner, family) {
+                            // an address of no node or pod may be behind the tunnel only with DSR
+                            Some("tunnel_source")
+                                if destination != world.other_pod && destination != world.host =>
+                            {
+                                assert_eq!(run.action, Action::Drop, "{cell}: {}", run.outcome);
+                            }
+                            Some(reason) => {
+                                assert_eq!((run.action, run.outcome), (Action::Drop, reason), "{cell}");
+                            }
+                            None => {
+                                assert!(!source_reasons.contains(&run.outcome), "{cell}: {}", run.outcome)
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    println!("{cells} cells");
+    Ok(())
+}
+
+#[test]
+fn xdp_drops_a_local_source_before_it_is_translated() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        for (source, outcome) in [(world.pod, "source_is_local"), (world.host, "source_is_local")] {
+            let run = rig.run(HookId::XdpWire, &Frame::tcp(at(source, 1), world.service, SYN).build())?;
+            assert_eq!((run.action, run.outcome), (Action::Drop, outcome));
+        }
+    }
+    Ok(())
+}
+
+/// The tunnel's sender must be the node that the inner source belongs to, in this VNI.
+#[test]
+fn tunnel_is_between_nodes_only() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        let frame = Frame::udp(at(world.overlay_pod, 1), at(world.pod, 2)).build();
+        let node = Ipv4Addr::new(172, 19, 0, 4);
+        let stranger = Ipv4Addr::new(192, 0, 2, 9);
+        for (tunnel, outcome) in [
+            ((OVERLAY_VNI, node), "to_pod"),
+            ((OVERLAY_VNI + 1, node), "tunnel_source"),
+            ((OVERLAY_VNI, stranger), "tunnel_source"),
+            ((OVERLAY_VNI, Ipv4Addr::new(10, 1, 2, 5)), "tunnel_source"),
+        ] {
+            let metadata = Metadata { tunnel, ..rig.metadata(HookId::FromOverlay, &frame)? };
+            let run = rig.run_with(HookId::FromOverlay, &frame, metadata)?;
+            assert_eq!(run.outcome, outcome, "{tunnel:?}");
+        }
+        // a router on the path of the other node's client reports to a pod
+        let sent = Frame::udp(at(world.pod, 2), at(world.overlay_pod, 1)).build();
+        let error = Frame::too_big(world.outside, world.pod, &sent).build();
+        assert_eq!(rig.run(HookId::FromOverlay, &error)?.outcome, "to_pod");
+    }
+    Ok(())
+}
+
+#[test]
+fn pod_does_not_reach_the_tunnel_port_of_a_node() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        for node in [world.host, world.wire_node] {
+            let run = rig.run(HookId::FromPod, &Frame::udp(at(world.pod, 1), at(node, 8_472)).build())?;
+            assert_eq!((run.action, run.outcome), (Action::Drop, "tunnel_port"), "{node}");
+        }
+        // a pod may use the port
+        let run =
+            rig.run(HookId::FromPod, &Frame::udp(at(world.pod, 1), at(world.other_pod, 8_472)).build())?;
+        assert_eq!(run.outcome, "to_pod");
+    }
+    Ok(())
+}
+
+#[test]
+fn frame_with_a_vlan_tag_is_dropped_or_left_alone() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        for tag in [[0x81, 0x00], [0x88, 0xa8]] {
+            for (hook, source, action, outcome) in [
+                (HookId::FromPod, world.pod, Action::Drop, "vlan_tag"),
+                (HookId::FromOverlay, world.overlay_pod, Action::Drop, "vlan_tag"),
+                (HookId::FromWire, world.outside, Action::Next, "stack_vlan"),
+                (HookId::XdpWire, world.outside, Action::Next, "stack_not_ip"),
+            ] {
+                let mut frame = Frame::tcp(at(source, 1), world.service, SYN).build();
+                frame.splice(12..12, [tag[0], tag[1], 0, 7]);
+                let run = rig.run(hook, &frame)?;
+                assert_eq!((run.action, run.outcome, run.frame), (action, outcome, frame), "{}", hook.name());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Behind a switch that floods, every node sees every frame.
+#[test]
+fn frame_for_another_station_is_left_to_the_kernel() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        for (station, outcome) in
+            [([2, 0, 0, 0, 0, 0x99], "stack_other_host"), ([0xff; 6], "stack_link_local")]
+        {
+            let mut frame = Frame::tcp(at(world.outside, 1), world.own_service, SYN).build();
+            frame[..6].copy_from_slice(&station);
+            let run = rig.run(HookId::FromWire, &frame)?;
+            assert_eq!((run.action, run.outcome, run.frame), (Action::Next, outcome, frame));
+        }
+        assert_eq!(rig.flows()?, []);
+    }
+    Ok(())
+}
+
+/// An ARP request of the pod.
+fn arp_request(target: Ipv4Addr) -> Vec<u8> {
+    let mut frame = [[0xff; 6], POD_MAC].concat();
+    frame.extend([0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]);
+    frame.extend(POD_MAC);
+    frame.extend([10, 1, 0, 2]);
+    frame.extend([0; 6]);
+    frame.extend(target.octets());
+    frame
+}
+
+#[test]
+fn arp_request_for_the_gateway_is_answered_and_others_are_discarded() -> Result<()> {
+    let (mut rig, _) = rig(Family::V4)?;
+    let run = rig.run(HookId::FromPod, &arp_request(GATEWAY_V4))?;
+    assert_eq!((run.action, run.outcome), (Action::Redirect, "neighbour_answered"));
+    let mut answer = [POD_MAC, HOST_MAC].concat();
+    answer.extend([0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 2]);
+    answer.extend(HOST_MAC);
+    answer.extend(GATEWAY_V4.octets());
+    answer.extend(POD_MAC);
+    answer.extend([10, 1, 0, 2]);
+    assert_eq!(run.frame, answer);
+    assert_eq!(size_of::<ArpMessage>() + 14, answer.len());
+    for target in [Ipv4Addr::new(10, 1, 0, 3), Ipv4Addr::new(172, 18, 0, 2)] {
+        let run = rig.run(HookId::FromPod, &arp_request(target))?;
+        assert_eq!((run.action, run.outcome), (Action::Drop, "neighbour_ignored"), "{target}");
+    }
+    Ok(())
+}
+
+/// A neighbour solicitation for `target`, with or without the option that names its sender.
+fn solicitation(src: IpAddr, target: std::net::Ipv6Addr, option: bool) -> Result<Frame> {
+    let mut payload = target.octets().to_vec();
+    if option {
+        payload.extend([1, 1]);
+        payload.extend(POD_MAC);
+    }
+    let ping = Frame::ping(src, "ff02::1:ff00:1".parse()?, 0);
+    Ok(Frame { icmp: (135, 0), hop_limit: 255, payload, ..ping })
+}
+
+#[test]
+fn solicitation_for_the_gateway_is_answered_and_other_discovery_is_discarded() -> Result<()> {
+    let (mut rig, world) = rig(Family::V6)?;
+    for (source, option) in [(world.pod, true), (world.pod, false), ("fe80::7".parse()?, true)] {
+        let run = rig.run(HookId::FromPod, &solicitation(source, GATEWAY_V6, option)?.build())?;
+        assert_eq!((run.action, run.outcome), (Action::Redirect, "neighbour_answered"));
+        // checks the checksum, too
+        let answer = run.packet();
+        assert_eq!((answer.src, answer.dst, answer.hop_limit), (GATEWAY_V6.into(), source, 255));
+        assert_eq!((answer.eth_dst, answer.eth_src), (run.frame[..6].try_into()?, HOST_MAC));
+        assert_eq!(run.frame[54], 136);
+        assert_eq!(answer.payload[..16], GATEWAY_V6.octets());
+        assert_eq!(answer.payload[16..], [&[2, 1][..], &HOST_MAC].concat());
+    }
+    let other = solicitation(world.pod, "fd00:10::3".parse()?, true)?;
+    let duplicate_detection = solicitation("::".parse()?, GATEWAY_V6, false)?;
+    let message = |kind: u8| Frame { icmp: (kind, 0), ..Frame::ping(world.pod, world.host, 0) };
+    let ignored = [other, duplicate_detection, message(133), message(136), message(131), message(143)];
+    for frame in ignored {
+        let run = rig.run(HookId::FromPod, &frame.build())?;
+        assert_eq!((run.action, run.outcome), (Action::Drop, "neighbour_ignored"), "{:?}", frame.icmp);
+    }
+    Ok(())
+}
+
+#[test]
+fn pod_configures_nobody() -> Result<()> {
+    let (mut rig, v4) = rig(Family::V4)?;
+    let v6 = World::new(Family::V6);
+    let broadcast = "255.255.255.255".parse()?;
+    let dhcp = |src: IpAddr, dst: IpAddr, ports: (u16, u16)| Frame::udp(at(src, ports.0), at(dst, ports.1));
+    for frame in [
+        Frame { icmp: (5, 0), ..Frame::ping(v4.pod, v4.host, 0) },
+        Frame { icmp: (9, 0), ..Frame::ping(v4.pod, v4.other_pod, 0) },
+        Frame { icmp: (134, 0), ..Frame::ping("fe80::7".parse()?, "ff02::1".parse()?, 0) },
+        Frame { icmp: (137, 0), ..Frame::ping("fe80::1".parse()?, v6.host, 0) },
+        dhcp(v4.pod, v4.host, (67, 68)),
+        dhcp(v4.pod, broadcast, (67, 68)),
+        dhcp(v6.pod, v6.host, (547, 546)),
+    ] {
+        let run = rig.run(HookId::FromPod, &frame.build())?;
+        assert_eq!((run.action, run.outcome), (Action::Drop, "configures_others"), "{frame:?}");
+    }
+    Ok(())
+}
+
+/// A pod is no router: it may report errors about its own flows only. And an error is for the end of
+/// the flow that sent the quoted packet.
+#[test]
+fn icmp_error_reaches_only_the_owner_of_the_flow() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        let victim = at(world.other_pod, 40_000);
+        let sent = rig.run(HookId::ToWire, &Frame::udp(victim, at(world.outside, 53)).build())?;
+        assert_eq!(sent.outcome, "masqueraded");
+        let forged = Frame::too_big(world.pod, world.host, &sent.frame).build();
+        let run = rig.run(HookId::FromPod, &forged)?;
+        assert_eq!((run.outcome, run.frame), ("stack_host", forged), "of a pod, about another's flow");
+        let misaddressed = Frame::too_big(world.outside, world.pod, &sent.frame).build();
+        let run = rig.run(HookId::FromWire, &misaddressed)?;
+        assert_eq!(run.packet().dst, world.pod, "to its own destination, not to the flow's owner");
+        let real = Frame::too_big(world.exempt, world.host, &sent.frame).build();
+        assert_eq!(rig.run(HookId::FromWire, &real)?.packet().dst, world.other_pod);
+    }
+    Ok(())
+}
+
+#[test]
+fn echo_request_never_matches_a_masqueraded_identifier() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        let sent = rig.run(HookId::ToWire, &Frame::ping(world.pod, world.outside, 7).build())?.packet();
+        let request = Frame::ping(world.outside, world.host, sent.src_port).build();
+        let run = rig.run(HookId::FromWire, &request)?;
+        assert_eq!((run.outcome, run.frame), ("stack_host", request));
+        let reply = Frame::pong(world.outside, world.host, sent.src_port).build();
+        assert_eq!(rig.run(HookId::FromWire, &reply)?.outcome, "to_pod");
+    }
+    Ok(())
+}
+
+/// Direct server return never sends a packet back to the node of its client, which would refuse it.
+#[test]
+fn dsr_is_not_used_for_a_client_on_the_backends_node() -> Result<()> {
+    use dataplane_common::abi::ServiceFlags;
+    for family in Family::BOTH {
+        let (mut rig, world): (Rig, World) = rig(family)?;
+        let frontend = at(world.host, 30_080);
+        rig.host_with_node_ports(world.host)?;
+        rig.service_with(frontend, Protocol::TCP, 200, &[at(world.wire_pod, 8080)], |key, service| {
+            *key = key.at_node();
+            service.flags = ServiceFlags::DSR;
+        })?;
+        for (client, keeps_source) in [(world.outside, true), (world.wire_node, false)] {
+            let run = rig.run(HookId::FromWire, &Frame::tcp(at(client, 40_000), frontend, SYN).build())?;
+            assert_eq!(run.outcome, "to_wire");
+            assert_eq!(run.packet().src == client, keeps_source, "{client}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn packet_to_a_pod_whose_device_is_down_is_dropped() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        rig.pod_down(world.other_pod, 12)?;
+        let run = rig.run(HookId::FromPod, &Frame::udp(at(world.pod, 1), at(world.other_pod, 2)).build())?;
+        assert_eq!((run.action, run.outcome), (Action::Drop, "device_down"));
+    }
+    Ok(())
+}
