@@ -89,6 +89,9 @@ pub(crate) struct NewFlow {
     pub(crate) backend_generation: u32,
     /// Bits of `FlowFlags`.
     pub(crate) flags: u32,
+    /// Not 0: the source port becomes one of the node's range while there is a free one, because
+    /// the client's socket may exchange datagrams with the backend without a flow.
+    pub(crate) prefers_range_port: u32,
 }
 
 /// State of `stages::reorder`.

@@ -156,6 +156,11 @@ async fn network(args: &CleanupArgs, report: &mut Report<'_>) -> Result<(), Clea
         if report.start(&format_args!("route {route}")) {
             report.done(netlink.remove_route(destination).await);
         }
+        if let Some(neighbour) = route.neighbour()
+            && report.start(&format_args!("neighbour {}", neighbour.address))
+        {
+            report.done(netlink.remove_neighbour(neighbour.ifindex, neighbour.address).await);
+        }
     }
     for link in netlink.links().await? {
         if !is_agent_link(&link, &args.vxlan_device) {

@@ -124,6 +124,18 @@ pub fn service_cidrs(cidrs: &[IpNet]) -> Vec<(RoutePrefix, Route)> {
     cidrs.iter().flat_map(|cidr| rows(cidr, terminal(RouteKind::Services))).collect()
 }
 
+/// Kernel routes of the host's processes to ranges of cluster IPs: out of the uplink that has the
+/// node's address of the family, else the first.
+pub fn to_service_cidrs(cidrs: &[IpNet], uplinks: &[Uplink], sources: &[IpAddr]) -> Vec<KernelRoute> {
+    let route = |cidr: &IpNet| {
+        let source = *sources.iter().find(|source| source.is_ipv4() == cidr.addr().is_ipv4())?;
+        let has_source = |uplink: &&Uplink| uplink.addresses.iter().any(|network| network.addr() == source);
+        let uplink = uplinks.iter().find(has_source).or_else(|| uplinks.first())?;
+        Some(KernelRoute::to_services(*cidr, uplink.ifindex, source))
+    };
+    cidrs.iter().filter_map(route).collect()
+}
+
 /// Converts a network to table keys: one, unless it is an IPv6 network that contains the
 /// IPv4-mapped addresses.
 pub fn keys(network: &IpNet) -> impl Iterator<Item = RoutePrefix> {

@@ -4,7 +4,10 @@
 //! agent may remove. The metric protects other routes to the same prefix: the kernel matches
 //! `replace` by prefix and metric only.
 
-use std::{fmt, net::IpAddr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use ipnet::IpNet;
 use rtnetlink::{
@@ -18,11 +21,17 @@ use rtnetlink::{
     },
 };
 
-use super::{Netlink, NetlinkError};
+use super::{Neighbour, Netlink, NetlinkError, link::HOST_MAC};
 
 /// Protocol of the agent's routes: a number that `rt_protos` of iproute2 does not assign.
 pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(218);
 const METRIC: u32 = 218;
+
+/// Next hop of the routes to IPv4 cluster IPs. No device has this address: packets to cluster IPs
+/// are translated on their way out of the uplink, and never reach it.
+const SERVICES_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 218, 218));
+/// Next hop of the routes to IPv6 cluster IPs.
+const SERVICES_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0xda7a, 0, 0, 0x218));
 
 /// A route in the main table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,6 +59,20 @@ impl KernelRoute {
         let source = sources.iter().find(|source| source.is_ipv4() == pod.is_ipv4()).copied();
         Self { source, ..Self::on_link(pod.into(), ifindex) }
     }
+
+    /// A route to a range of cluster IPs, out of an uplink: packets of the host's processes get this
+    /// source and reach the programs whatever other routes the node has, even without a default
+    /// route.
+    pub fn to_services(range: IpNet, ifindex: u32, source: IpAddr) -> Self {
+        let gateway = if range.addr().is_ipv4() { SERVICES_V4 } else { SERVICES_V6 };
+        Self { gateway: Some(gateway), source: Some(source), ..Self::on_link(range, ifindex) }
+    }
+
+    /// The permanent neighbour that the route needs: its next hop, if no device has that address.
+    pub fn neighbour(&self) -> Option<Neighbour> {
+        let address = self.gateway.filter(|gateway| [SERVICES_V4, SERVICES_V6].contains(gateway))?;
+        Some(Neighbour { ifindex: self.ifindex, address, mac: HOST_MAC })
+    }
 }
 
 impl fmt::Display for KernelRoute {
@@ -65,6 +88,9 @@ impl fmt::Display for KernelRoute {
 impl Netlink {
     /// Adds a route, or replaces the agent's route to the same prefix.
     pub async fn ensure_route(&self, route: &KernelRoute) -> Result<(), NetlinkError> {
+        if let Some(neighbour) = route.neighbour() {
+            self.ensure_neighbour(&neighbour).await?;
+        }
         let message = message(route).map_err(|detail| NetlinkError::Protocol {
             operation: "add route",
             object: route.to_string(),
@@ -146,6 +172,10 @@ pub(super) fn message(route: &KernelRoute) -> Result<RouteMessage, String> {
         }
         (_, Some(gateway)) => attributes.push(RouteAttribute::Gateway(gateway.into())),
     }
+    if route.neighbour().is_some() {
+        builder.get_mut().header.flags.insert(RouteFlags::Onlink);
+    }
+    let attributes = &mut builder.get_mut().attributes;
     if let Some(mtu) = route.mtu {
         attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
     }
@@ -222,6 +252,17 @@ mod tests {
                 mtu: Some(1_450),
             };
             assert_eq!(read(&message(&route).unwrap()), Some(route));
+        }
+    }
+
+    #[test]
+    fn next_hop_of_cluster_ips_needs_no_address_on_the_device() {
+        for (range, source) in [("10.96.0.0/16", "172.18.0.2"), ("fd96::/108", "fd18::2")] {
+            let route = KernelRoute::to_services(range.parse().unwrap(), 7, source.parse().unwrap());
+            let message = message(&route).unwrap();
+            assert!(message.header.flags.contains(RouteFlags::Onlink));
+            assert_eq!(read(&message), Some(route));
+            assert_eq!(route.neighbour().map(|neighbour| neighbour.ifindex), Some(7));
         }
     }
 }

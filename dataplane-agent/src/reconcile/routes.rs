@@ -132,6 +132,7 @@ impl Routes {
         self.set_routes(&RouteOwner::Exceptions, exceptions);
         self.network = Some(network);
         self.compile_all(store);
+        self.service_cidrs_changed(store, &store.everything().service_cidrs);
     }
 
     pub(super) fn nodes_changed<'a>(&mut self, store: &Store, names: impl IntoIterator<Item = &'a str>) {
@@ -157,7 +158,13 @@ impl Routes {
     pub(super) fn service_cidrs_changed(&mut self, store: &Store, names: &BTreeSet<String>) {
         for name in names {
             let cidrs = store.service_cidr(name).map_or(&[][..], |range| &range.cidrs);
-            self.set_routes(&RouteOwner::ServiceCidr(name.clone()), routes::service_cidrs(cidrs));
+            let owner = RouteOwner::ServiceCidr(name.clone());
+            self.set_routes(&owner, routes::service_cidrs(cidrs));
+            // not known before the network: then `set_network` sets them
+            if let Some(network) = &self.network {
+                let kernel = routes::to_service_cidrs(cidrs, &network.uplinks, &network.sources);
+                self.set_kernel_routes(&owner, kernel);
+            }
         }
     }
 

@@ -35,9 +35,11 @@ const RESCAN_DELAY: Duration = Duration::from_secs(1);
 /// Pause after a scan, as a multiple of its duration.
 const PAUSE_FACTOR: u32 = 10;
 
-/// A UDP backend.
+/// A UDP backend of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UdpBackend {
+    /// ID of the service port; 0 for any: sockets of earlier programs do not have it.
+    pub service: u32,
     pub addr: Addr,
     pub port: Port,
 }
@@ -86,7 +88,7 @@ impl RemovedBackends {
     }
 
     fn has(&self, peer: &ConnectedPeer) -> bool {
-        let backend = UdpBackend { addr: peer.backend, port: peer.port };
+        let backend = UdpBackend { service: peer.service_id, addr: peer.backend, port: peer.port };
         self.removed.contains(&backend) || self.all.as_ref().is_some_and(|all| !all.contains(&backend))
     }
 

@@ -14,7 +14,7 @@ pub mod capacity {
     pub const SERVICES: u32 = 131_072;
     /// `BACKENDS`: slots of all ranges.
     pub const BACKENDS: u32 = 262_144;
-    /// `BACKEND_GENERATIONS`: distinct backends.
+    /// `BACKEND_GENERATIONS`: distinct backends of each service port.
     pub const BACKEND_GENERATIONS: u32 = 262_144;
     /// `FLOWS` and `FLOW_SLOTS`: translated connections. `FLOW_INDEX` has twice as many entries.
     pub const FLOWS: u32 = 131_072;

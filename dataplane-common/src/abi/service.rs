@@ -9,8 +9,8 @@
 //! (kernel/bpf/hashtab.c), so the datapath copies a row; its checksum tells whether the copy is
 //! whole and belongs to the key that was looked up.
 //!
-//! `BACKEND_GENERATIONS[id]` is odd while the number is assigned to a backend and even while it is
-//! free: assigning and releasing a number each add one, so that the generation in a flow never
+//! `BACKEND_GENERATIONS[id]` is odd while the number is assigned to a backend of a service and even
+//! while it is free: assigning and releasing a number each add one, so that the generation in a flow never
 //! matches a later backend's.
 
 use super::{Addr, Port};
@@ -55,7 +55,7 @@ abi! {
     pub struct BackendSlot: 28 {
         /// Address of the pod or host behind the service.
         pub addr: Addr,
-        /// Stable number of this (address, port, protocol); index into `BACKEND_GENERATIONS`.
+        /// Stable number of this backend of the service; index into `BACKEND_GENERATIONS`.
         pub id: u32,
         /// Value of `BACKEND_GENERATIONS[id]` when this slot was written.
         pub generation: u32,

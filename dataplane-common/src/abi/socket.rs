@@ -16,8 +16,8 @@ abi! {
         pub frontend_port: Port,
         /// Port of the backend.
         pub backend_port: Port,
-        /// Must be 0.
-        pub reserved: u32,
+        /// [`Service::id`](super::Service::id) of the frontend.
+        pub service_id: u32,
     }
 
     /// Value of `CONNECTED_PEERS`, whose key is `bpf_get_socket_cookie`: the backend of a connected
@@ -30,7 +30,9 @@ abi! {
         /// Port of the backend.
         pub port: Port,
         /// Must be 0.
-        pub reserved: [u8; 6],
+        pub reserved: u16,
+        /// [`Service::id`](super::Service::id) of the frontend; 0 in entries of earlier programs.
+        pub service_id: u32,
     }
 
     /// Key of `DATAGRAM_ORIGINS` (LRU): one peer of an unconnected UDP socket.

@@ -12,7 +12,7 @@ mod xdp;
 
 use aya_ebpf::EbpfContext;
 use dataplane_common::{
-    abi::FlowKey,
+    abi::{FlowKey, Port},
     checksum::Change,
     net::{EthHeader, Header},
     reason::DropReason,
@@ -51,6 +51,9 @@ pub(crate) trait Frame: EbpfContext {
     /// Whether a TCP segment of this tuple belongs to a socket of the host that is not a listening
     /// one.
     fn has_connected_socket(&self, tuple: &FlowKey) -> bool;
+
+    /// Whether the packet was sent by a socket of the host that has this port and is not connected.
+    fn has_unconnected_socket(&self, port: Port) -> bool;
 
     /// EtherType in host order.
     fn ether_type(&self) -> u16;

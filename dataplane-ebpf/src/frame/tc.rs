@@ -7,7 +7,12 @@ use aya_ebpf::{
     },
     programs::TcContext,
 };
-use dataplane_common::{abi::FlowKey, checksum::Change, net::Header, reason::DropReason};
+use dataplane_common::{
+    abi::{FlowKey, Port},
+    checksum::Change,
+    net::Header,
+    reason::DropReason,
+};
 
 use super::{ChangedIn, ChecksumField, Frame};
 use crate::helpers::{skb::skb_field, socket};
@@ -89,6 +94,13 @@ impl Frame for TcContext {
     #[inline(always)]
     fn has_connected_socket(&self, tuple: &FlowKey) -> bool {
         socket::has_connected_socket(self.skb.skb.cast(), tuple)
+    }
+
+    #[inline(always)]
+    fn has_unconnected_socket(&self, port: Port) -> bool {
+        let sk = skb_field!(self, __bindgen_anon_2);
+        // SAFETY: the pointer is the union's only field beside its size.
+        socket::is_unconnected(unsafe { sk.sk }, port)
     }
 
     #[inline(always)]

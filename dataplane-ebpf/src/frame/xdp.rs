@@ -2,7 +2,7 @@
 
 use aya_ebpf::{EbpfContext as _, programs::XdpContext};
 use dataplane_common::{
-    abi::FlowKey,
+    abi::{FlowKey, Port},
     checksum::Change,
     net::{EthHeader, Header},
     reason::DropReason,
@@ -75,6 +75,12 @@ impl Frame for XdpContext {
     #[inline(always)]
     fn has_connected_socket(&self, tuple: &FlowKey) -> bool {
         socket::has_connected_socket(self.as_ptr(), tuple)
+    }
+
+    /// XDP sees packets that arrive.
+    #[inline(always)]
+    fn has_unconnected_socket(&self, _port: Port) -> bool {
+        false
     }
 
     #[inline(always)]

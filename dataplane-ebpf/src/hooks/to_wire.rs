@@ -76,7 +76,10 @@ fn translate_host<F: IpFamily>(
         let is_unserved = matches!(destination, Destination::ServiceRange);
         return if is_unserved { Err(route::no_service_reason(packet)) } else { Ok(Verdict::Delivered) };
     }
+    let is_to_services = matches!(destination, Destination::ServiceRange);
     match route::lookup(&scratch.nat_tuple.dst)? {
+        // the kernel's route to cluster IPs has a next hop that does not exist
+        Destination::Outside { .. } if is_to_services => route::reroute(ctx, scratch),
         Destination::Outside { .. } => Ok(Verdict::Delivered),
         // the stack that sent it would drop a packet from its own address
         Destination::Host(_) => Err(DropReason::HostLoop),

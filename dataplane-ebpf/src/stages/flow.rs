@@ -198,7 +198,8 @@ fn record_packet(flow: &mut Flow, direction: Direction, tcp: u8) -> bool {
 /// the tuple they leave with to `scratch.nat_tuple`.
 ///
 /// If the source is to be translated, or if another flow has the reply tuple already, the source
-/// port becomes one of the node's range (`snat_ports`), so that the reply tuple is unique.
+/// port becomes one of the node's range (`snat_ports`), so that the reply tuple is unique. It also
+/// does if `prefers_range_port` says so, and the range has a free one.
 ///
 /// # Errors
 /// [`DropReason::FlowTableFull`], [`DropReason::PortsExhausted`].
@@ -226,8 +227,10 @@ fn try_create(scratch: &mut Scratch) -> Result<(), DropReason> {
     set_epoch(flow, flow.epoch | 1);
 
     scratch.nat.direct = scratch.new_flow.flags & FlowFlags::DIRECT;
+    let may_keep_source = scratch.new_flow.snat_source.is_zero();
+    let prefers_range_port = may_keep_source && scratch.new_flow.prefers_range_port != 0;
     let keeps_source = scratch.nat.direct != 0
-        || (scratch.new_flow.snat_source.is_zero() && claim_reply(scratch, reference, false));
+        || (may_keep_source && !prefers_range_port && claim_reply(scratch, reference, false));
     if !keeps_source {
         // the tuple belongs to a flow already, which knows what happens to answers
         if scratch.new_flow.flags & FlowFlags::INBOUND != 0 {
@@ -235,11 +238,15 @@ fn try_create(scratch: &mut Scratch) -> Result<(), DropReason> {
             maps::put_flow_slot(slot);
             return Err(DropReason::FlowTableFull);
         }
-        if !scratch.new_flow.snat_source.is_zero() {
+        if !may_keep_source {
             scratch.new_flow.reply_tuple.dst = scratch.new_flow.snat_source;
         }
         scratch.new_flow.flags |= FlowFlags::SOURCE;
-        if !claim_reply_port(scratch, reference) {
+        let claimed = claim_reply_port(scratch, reference) || {
+            scratch.new_flow.reply_tuple.dst_port = scratch.tuple.src_port;
+            prefers_range_port && claim_reply(scratch, reference, false)
+        };
+        if !claimed {
             set_epoch(flow, reference.epoch);
             maps::put_flow_slot(slot);
             return Err(DropReason::PortsExhausted);

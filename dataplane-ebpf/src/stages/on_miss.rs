@@ -72,6 +72,7 @@ impl OnMiss for Masquerade {
         new_flow.backend_id = 0;
         new_flow.backend_generation = 0;
         new_flow.flags = 0;
+        new_flow.prefers_range_port = 0;
         flow::create(scratch)?;
         Ok(true)
     }
@@ -92,6 +93,7 @@ impl OnMiss for RememberInbound {
         new_flow.backend_id = 0;
         new_flow.backend_generation = 0;
         new_flow.flags = FlowFlags::INBOUND;
+        new_flow.prefers_range_port = 0;
         flow::create(scratch)?;
         Ok(true)
     }
@@ -135,6 +137,10 @@ impl OnMiss for SelectBackend {
         let backend = service::select_backend(service, &tuple.src, hash)?;
         let direct = service::uses_direct_return(service, backend, scratch);
         let keeps_source = direct || !service::needs_snat(service, backend, scratch);
+        // a socket that is translated at `sendmsg()` too has that port in use at the backend
+        let prefers_range_port = tuple.protocol == Protocol::UDP
+            && scratch.frontend_query.from_outside == 0
+            && (config::flag(NodeFlags::CONNECT_UDP) || ctx.has_unconnected_socket(tuple.src_port));
 
         let new_flow = &mut scratch.new_flow;
         new_flow.reply_tuple.src = backend.addr;
@@ -147,6 +153,7 @@ impl OnMiss for SelectBackend {
         new_flow.backend_id = backend.id;
         new_flow.backend_generation = backend.generation;
         new_flow.flags = FlowFlags::SERVICE | if direct { FlowFlags::DIRECT } else { 0 };
+        new_flow.prefers_range_port = u32::from(prefers_range_port);
         flow::create(scratch)?;
         Ok(true)
     }

@@ -220,6 +220,25 @@ fn forward_outside<F: IpFamily>(
     Ok(if forwarded { Verdict::ToOutside } else { Verdict::StackOutside })
 }
 
+/// Sends a translated packet of the host on by the kernel's route to its new destination: the stack
+/// routed it to the old one.
+#[inline(always)]
+pub(crate) fn reroute(ctx: &TcContext, scratch: &Scratch) -> Result<Verdict, DropReason> {
+    #[inline(never)]
+    fn outlined(ctx: &TcContext, scratch: &Scratch) -> u32 {
+        match fib::fib_lookup(ctx, &scratch.nat_tuple.src, &scratch.nat_tuple.dst, 0) {
+            NextHop::Resolved { ifindex, .. } | NextHop::Unresolved { ifindex, .. } => ifindex,
+            NextHop::None => 0,
+        }
+    }
+    let ifindex = outlined(ctx, scratch);
+    if ifindex == 0 {
+        return Ok(Verdict::Delivered);
+    }
+    skb::mark_handled(ctx);
+    redirect_result(skb::redirect_neigh_by_route(ifindex), Verdict::ToOutside)
+}
+
 /// Forwards by the kernel's routing tables. False if they have no usable route.
 #[inline(always)]
 fn forward_by_fib<F: IpFamily>(ctx: &TcContext, scratch: &Scratch) -> Result<bool, DropReason> {

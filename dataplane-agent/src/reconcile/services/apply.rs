@@ -52,9 +52,7 @@ impl Services {
         port: &PortEntries,
         now: Instant,
     ) -> Result<(), RangeError> {
-        let found = port.frontends().filter(|key| self.owns(&port.key, key));
-        let found: Vec<u32> = found.filter_map(|key| Some(self.rows.get(key)?.id)).collect();
-        let id = self.ids.allocate(&port.key, found);
+        let id = self.allocate_id(port);
         // write source ranges before rows that use them; on failure, those rows stay as they are
         let source_ranges_written = self.source_ranges.allow(id, &port.source_ranges);
         let skipped =
@@ -79,6 +77,19 @@ impl Services {
         source_ranges_written?;
         result?;
         Ok(self.source_ranges.restrict(id, &port.source_ranges)?)
+    }
+
+    /// The ID of a port. A new port gets the ID of frontends that it takes over.
+    fn allocate_id(&mut self, port: &PortEntries) -> u32 {
+        if let Some(id) = self.ids.get(&port.key) {
+            return id;
+        }
+        let found = port.frontends().filter(|key| self.owns(&port.key, key));
+        let found: Vec<u32> = found.filter_map(|key| Some(self.rows.get(key)?.id)).collect();
+        let id = self.ids.allocate(&port.key, found);
+        let serving: Vec<_> = super::serving_keys(port, id).collect();
+        self.backends.add_serving(serving.iter());
+        id
     }
 
     /// Whether the port owns the frontend; other ports wait for it.
@@ -109,7 +120,7 @@ impl Services {
             return Ok(());
         }
         let protocol = port.key.protocol.number();
-        let keys = backends.iter().map(|b| BackendKey { addr: b.addr, port: b.port, protocol });
+        let keys = backends.iter().map(|b| BackendKey { service: id, addr: b.addr, port: b.port, protocol });
         let last = frontends.iter().filter_map(|it| self.rows.get(&it.key)).map(|row| row.generation).max();
 
         let ids: Option<Vec<u32>> = keys.clone().map(|key| self.backends.id(&key)).collect();

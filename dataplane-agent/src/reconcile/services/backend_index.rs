@@ -44,12 +44,14 @@ impl BackendIndex {
         self.by_key.insert_unique(hash, id, rehash);
     }
 
-    pub(super) fn remove(&mut self, id: u32) {
-        let Some(backend) = self.by_id.get_mut(id as usize).and_then(Option::take) else { return };
+    /// Removes the backend with this ID, and returns it.
+    pub(super) fn remove(&mut self, id: u32) -> Option<Backend> {
+        let backend = self.by_id.get_mut(id as usize)?.take()?;
         let hash = self.hasher.hash_one(backend.key);
         if let Ok(entry) = self.by_key.find_entry(hash, |other| *other == id) {
             entry.remove();
         }
+        Some(backend)
     }
 
     /// In the order of IDs.
@@ -72,7 +74,7 @@ mod tests {
     use super::*;
 
     fn key(n: u8) -> BackendKey {
-        BackendKey { addr: IpAddr::from([10, 0, 0, n]).into(), port: Port::new(80), protocol: 6 }
+        BackendKey { service: 1, addr: IpAddr::from([10, 0, 0, n]).into(), port: Port::new(80), protocol: 6 }
     }
 
     proptest! {
@@ -82,7 +84,7 @@ mod tests {
             let (mut index, mut model) = (BackendIndex::default(), BTreeMap::new());
             for (id, n) in changes {
                 if model.remove(&id).is_some() {
-                    index.remove(id);
+                    prop_assert!(index.remove(id).is_some());
                 } else if !model.values().any(|other| *other == n) {
                     model.insert(id, n);
                     index.insert(id, Backend { key: key(n), generation: 1, ranges: 0 });

@@ -1,12 +1,15 @@
-//! Reconciles `BACKEND_GENERATIONS`: a stable ID for every backend, and whether the backend still
-//! exists.
+//! Reconciles `BACKEND_GENERATIONS`: a stable ID for every backend of a service, and whether the
+//! service still has it.
+//!
+//! IDs are not shared between services: the flows of a service that loses a backend become stale,
+//! and those of other services to the same backend do not.
 //!
 //! A generation is odd while its ID is in use, even while it is free. A new agent can therefore
 //! find IDs that its predecessor did not free, and a flow to a removed backend stays stale after
 //! its ID is reused.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     time::Instant,
 };
 
@@ -23,9 +26,11 @@ use crate::{
     state::TransportProtocol,
 };
 
-/// A backend: each has an ID.
+/// A backend of a service: each has an ID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(in crate::reconcile) struct BackendKey {
+    /// ID of the service port; 0 for an ID that an earlier agent used for several services.
+    pub(in crate::reconcile) service: u32,
     pub(in crate::reconcile) addr: Addr,
     pub(in crate::reconcile) port: Port,
     pub(in crate::reconcile) protocol: u8,
@@ -35,7 +40,13 @@ impl BackendKey {
     /// The backend as the peer of connected UDP sockets; `None` for other protocols.
     fn udp(&self) -> Option<UdpBackend> {
         let is_udp = self.protocol == TransportProtocol::Udp.number();
-        is_udp.then_some(UdpBackend { addr: self.addr, port: self.port })
+        is_udp.then_some(UdpBackend { service: self.service, addr: self.addr, port: self.port })
+    }
+
+    /// The same backend, of no service in particular.
+    const fn shared(mut self) -> Self {
+        self.service = 0;
+        self
     }
 }
 
@@ -58,9 +69,16 @@ pub(in crate::reconcile) struct Backends {
     next: u32,
     /// The next ID to check for one that an earlier agent left allocated; `None`: all are checked.
     next_scan: Option<u32>,
-    /// Serving UDP backends, with the number of Services. They keep their ID even if no range
-    /// contains them.
-    serving: HashMap<BackendKey, u32>,
+    /// Serving UDP backends. They keep their ID even if no range contains them.
+    serving: HashSet<BackendKey>,
+    /// IDs that an earlier agent used for several services, and what it used them for. New ranges
+    /// have other IDs, and these stay allocated for its flows while one of the services has the
+    /// backend.
+    shared: BTreeMap<u32, BTreeSet<BackendKey>>,
+    /// Every service was delivered and written.
+    swept: bool,
+    /// Number of services of each UDP backend with an ID.
+    udp_services: HashMap<BackendKey, u32>,
     /// UDP backends whose ID was allocated or freed.
     udp_updates: Vec<SocketUpdate>,
     /// IDs that may be unused.
@@ -82,7 +100,10 @@ impl Backends {
             freed: BTreeSet::new(),
             next: 0,
             next_scan: None,
-            serving: HashMap::new(),
+            serving: HashSet::new(),
+            shared: BTreeMap::new(),
+            swept: false,
+            udp_services: HashMap::new(),
             udp_updates: Vec::new(),
             queue: WorkQueue::default(),
         }
@@ -93,14 +114,20 @@ impl Backends {
     pub(super) fn adopt_slots(
         &mut self,
         slots: &[BackendSlot],
+        service: u32,
         protocol: u8,
     ) -> Result<Option<Vec<u32>>, TableError> {
         let mut new: HashMap<u32, Backend> = HashMap::new();
+        let mut shared: Vec<(u32, [BackendKey; 2])> = Vec::new();
         let mut new_ids: HashMap<BackendKey, u32> = HashMap::new();
         for slot in slots {
-            let key = BackendKey { addr: slot.addr, port: slot.port, protocol };
+            let key = BackendKey { service, addr: slot.addr, port: slot.port, protocol };
             let generation = match self.index.get(slot.id).or_else(|| new.get(&slot.id)) {
                 Some(backend) if backend.key == key => backend.generation,
+                Some(backend) if backend.key.shared() == key.shared() => {
+                    shared.push((slot.id, [backend.key, key]));
+                    backend.generation
+                }
                 Some(_) => return Ok(None),
                 None => match self.table.get(&slot.id)? {
                     Some(generation) => generation,
@@ -119,21 +146,39 @@ impl Backends {
         }
         for (id, backend) in new {
             if self.index.get(id).is_none() {
+                self.count_udp(&backend.key);
                 self.index.insert(id, backend);
             }
+        }
+        for (id, keys) in shared {
+            self.shared.entry(id).or_default().extend(keys);
         }
         Ok(Some(slots.iter().map(|slot| slot.id).collect()))
     }
 
     /// Ends adoption: all other IDs are free.
     pub(super) fn finish_adoption(&mut self) {
+        for id in self.shared.keys() {
+            if let Some(Backend { key, generation, ranges }) = self.index.remove(*id) {
+                self.index.insert(*id, Backend { key: key.shared(), generation, ranges });
+            }
+        }
         self.next = self.index.iter().last().map_or(0, |(id, _)| id + 1);
         self.freed = (0..self.next).filter(|id| self.index.get(*id).is_none()).collect();
     }
 
+    /// Whether an earlier agent used the ID for several services.
+    pub(super) fn is_shared(&self, id: u32) -> bool {
+        self.shared.contains_key(&id)
+    }
+
     /// Starts the scan for IDs that an earlier agent left allocated.
-    pub(super) const fn sweep(&mut self) {
+    pub(super) fn sweep(&mut self) {
         self.next_scan = Some(0);
+        self.swept = true;
+        for id in self.shared.keys() {
+            self.queue.push(*id);
+        }
     }
 
     /// Checks some IDs. Each costs a system call and nothing waits for the result.
@@ -188,6 +233,9 @@ impl Backends {
             self.next = id + 1;
         }
         self.udp_updates.extend(key.udp().map(SocketUpdate::BackendAdded));
+        if self.count_udp(&key) {
+            self.udp_updates.extend(key.shared().udp().map(SocketUpdate::BackendAdded));
+        }
         self.index.insert(id, Backend { key, generation, ranges: 0 });
         self.queue.push(id);
         Ok(id)
@@ -214,24 +262,50 @@ impl Backends {
         }
     }
 
-    /// Counts a Service for which these backends serve.
+    /// These backends serve.
     pub(super) fn add_serving<'a>(&mut self, keys: impl Iterator<Item = &'a BackendKey>) {
-        for key in keys {
-            *self.serving.entry(*key).or_default() += 1;
-        }
+        self.serving.extend(keys);
     }
 
     /// Reverts [`Self::add_serving`].
     pub(super) fn remove_serving<'a>(&mut self, keys: impl Iterator<Item = &'a BackendKey>) {
         for key in keys {
-            let Some(services) = self.serving.get_mut(key) else { continue };
-            *services -= 1;
-            if *services == 0 {
-                self.serving.remove(key);
-                if let Some(id) = self.id(key) {
+            self.serving.remove(key);
+            for key in [*key, key.shared()] {
+                if let Some(id) = self.id(&key) {
                     self.queue.push(id);
                 }
             }
+        }
+    }
+
+    /// Counts a service of the backend, which gets an ID. Returns whether it is the first.
+    fn count_udp(&mut self, key: &BackendKey) -> bool {
+        if key.udp().is_none() {
+            return false;
+        }
+        let services = self.udp_services.entry(key.shared()).or_default();
+        *services += 1;
+        *services == 1
+    }
+
+    /// Reverts [`Self::count_udp`]. Returns whether it was the last.
+    fn uncount_udp(&mut self, key: &BackendKey) -> bool {
+        let Some(services) = self.udp_services.get_mut(&key.shared()) else { return false };
+        *services -= 1;
+        let is_last = *services == 0;
+        if is_last {
+            self.udp_services.remove(&key.shared());
+        }
+        is_last
+    }
+
+    /// Whether flows with the ID of the backend continue although no range contains it.
+    fn serves(&self, id: u32, key: &BackendKey) -> bool {
+        let has_backend = |key: &BackendKey| self.serving.contains(key) || self.id(key).is_some();
+        match self.shared.get(&id) {
+            Some(keys) => !self.swept || keys.iter().any(has_backend),
+            None => self.serving.contains(key),
         }
     }
 
@@ -249,12 +323,23 @@ impl Backends {
     /// become stale.
     fn free_if_unused(&mut self, id: u32) -> Result<(), TableError> {
         match self.index.get(id) {
-            Some(backend) if backend.ranges > 0 || self.serving.contains_key(&backend.key) => {}
+            Some(backend) if backend.ranges > 0 || self.serves(id, &backend.key) => {}
             Some(Backend { key, generation, .. }) => {
+                let key = *key;
                 self.table.insert(&id, &generation.wrapping_add(1))?;
-                self.udp_updates.extend(key.udp().map(SocketUpdate::BackendRemoved));
                 self.index.remove(id);
                 self.freed.insert(id);
+                self.shared.remove(&id);
+                // the datapath has no sockets of a shared ID: an earlier one did not record services
+                if key != key.shared() {
+                    self.udp_updates.extend(key.udp().map(SocketUpdate::BackendRemoved));
+                }
+                if self.uncount_udp(&key) {
+                    self.udp_updates.extend(key.shared().udp().map(SocketUpdate::BackendRemoved));
+                }
+                if let Some(shared) = self.id(&key.shared()) {
+                    self.queue.push(shared);
+                }
             }
             None => {
                 if let Some(generation) = self.table.get(&id)?.filter(|generation| in_use(*generation)) {
@@ -282,10 +367,12 @@ impl Backends {
         std::mem::take(&mut self.udp_updates)
     }
 
-    /// All UDP backends with an ID, or that may have one from an earlier agent.
+    /// All UDP backends with an ID, or that may have one from an earlier agent; also those of no
+    /// service in particular.
     pub(in crate::reconcile) fn udp(&self) -> impl Iterator<Item = UdpBackend> {
         let index = self.index.iter().map(|(_, backend)| &backend.key);
-        index.chain(self.serving.keys()).filter_map(BackendKey::udp)
+        let both = |key: &BackendKey| [*key, key.shared()];
+        index.chain(&self.serving).flat_map(both).filter_map(|key| key.udp())
     }
 
     /// Number of allocated IDs.

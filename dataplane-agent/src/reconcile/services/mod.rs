@@ -36,7 +36,7 @@ use super::{backoff::WorkQueue, instrumented::InstrumentedTable, slots::SlotsErr
 use crate::{
     compile::{
         self,
-        services::{ServiceEntries, ServicePortKey},
+        services::{PortEntries, ServiceEntries, ServicePortKey},
     },
     datapath::table::{SourcePrefix, Table, TableError},
     state::NamespacedName,
@@ -124,6 +124,7 @@ impl Services {
             self.rows.insert(key, value);
         }
         self.backends.finish_adoption();
+        self.ranges.finish_adoption(&self.backends);
         self.source_ranges.adopt()?;
         self.ids.adopt(self.rows.values().map(|row| row.id));
         Ok((self.rows.len(), self.backends.used(), self.broken.len()))
@@ -149,9 +150,7 @@ impl Services {
                 *range = Some(cluster_range::widened(*range, key.addr));
             }
         }
-        let (serving, served) = (serving_keys(entries.as_ref()), serving_keys(before.as_deref()));
-        self.backends.add_serving(serving.difference(&served));
-        self.backends.remove_serving(served.difference(&serving));
+        let served = self.serving_keys(before.as_deref());
         let ports = entries.iter().flat_map(|entries| &entries.ports).map(|port| &port.key);
         let ports: HashSet<_> = ports.collect();
         for port in before.iter().flat_map(|before| &before.ports) {
@@ -164,11 +163,22 @@ impl Services {
                 self.ids.release(&port.key);
             }
         }
+        // a new port gets its ID when it is applied
+        let serving = self.serving_keys(entries.as_ref());
+        self.backends.add_serving(serving.difference(&served));
+        self.backends.remove_serving(served.difference(&serving));
         match entries {
             Some(entries) => self.desired.insert(name.clone(), Arc::new(entries)),
             None => self.desired.remove(name),
         };
         self.queue.push(ServiceWork::Service(name.clone()));
+    }
+
+    /// Backends whose UDP flows continue.
+    fn serving_keys(&self, entries: Option<&ServiceEntries>) -> BTreeSet<BackendKey> {
+        let ports = entries.into_iter().flat_map(|entries| &entries.ports);
+        let with_ids = ports.filter_map(|port| Some((port, self.ids.get(&port.key)?)));
+        with_ids.flat_map(|(port, id)| serving_keys(port, id)).collect()
     }
 
     /// Whether the Service has desired entries.
@@ -370,14 +380,10 @@ fn is_host_port(frontend: &ServiceKey, port: &ServicePortKey) -> bool {
     is_node_port(frontend) || compile::host_ports::is_host_ports_name(&port.service)
 }
 
-/// Backends whose UDP flows continue.
-fn serving_keys(entries: Option<&ServiceEntries>) -> BTreeSet<BackendKey> {
-    let ports = entries.into_iter().flat_map(|entries| &entries.ports);
-    let keys = ports.flat_map(|port| {
-        let protocol = port.key.protocol.number();
-        port.serving_udp.iter().map(move |it| BackendKey { addr: it.addr, port: it.port, protocol })
-    });
-    keys.collect()
+/// Backends of a port whose UDP flows continue.
+fn serving_keys(port: &PortEntries, service: u32) -> impl Iterator<Item = BackendKey> + '_ {
+    let protocol = port.key.protocol.number();
+    port.serving_udp.iter().map(move |it| BackendKey { service, addr: it.addr, port: it.port, protocol })
 }
 
 fn frontends_of(entries: Option<&ServiceEntries>) -> BTreeSet<(ServiceKey, ServicePortKey)> {

@@ -79,7 +79,7 @@ impl Ranges {
             return Ok((vec![range.start], true));
         }
         if self.slots.reserve(range) {
-            let content = self.read(range, protocol, backends)?;
+            let content = self.read(range, row.id, protocol, backends)?;
             self.insert(range, content, backends);
             self.acquire(range.start);
             return Ok((vec![range.start], true));
@@ -90,6 +90,7 @@ impl Ranges {
     fn read(
         &self,
         range: Range,
+        service: u32,
         protocol: u8,
         backends: &mut Backends,
     ) -> Result<Option<Vec<u32>>, TableError> {
@@ -97,7 +98,7 @@ impl Ranges {
         for index in range.start..range.end() {
             slots.push(self.table.get(&index)?.unwrap_or_default());
         }
-        backends.adopt_slots(&slots, protocol)
+        backends.adopt_slots(&slots, service, protocol)
     }
 
     fn acquire_overlapping(&mut self, range: Range, backends: &mut Backends) -> Vec<u32> {
@@ -193,6 +194,13 @@ impl Ranges {
     pub(super) fn contents(&self) -> impl Iterator<Item = (u32, &[u32])> {
         let intact = self.extents.iter().filter(|(_, extent)| extent.intact);
         intact.map(|(start, extent)| (*start, &*extent.content))
+    }
+
+    /// Ends adoption: ranges with IDs that an earlier agent used for several services are rewritten.
+    pub(super) fn finish_adoption(&mut self, backends: &Backends) {
+        for extent in self.extents.values_mut() {
+            extent.intact &= !extent.content.iter().any(|id| backends.is_shared(*id));
+        }
     }
 
     /// Marks the content as changed by another program: rows that use it are rewritten.

@@ -40,12 +40,12 @@ impl SocketTable for Fake {
 }
 
 fn backend(last: u8) -> UdpBackend {
-    UdpBackend { addr: Addr::v4([10, 1, 0, last]), port: Port::new(53) }
+    UdpBackend { service: 7, addr: Addr::v4([10, 1, 0, last]), port: Port::new(53) }
 }
 
 fn peer(cookie: u64, netns: u64, last: u8) -> (u64, ConnectedPeer) {
-    let UdpBackend { addr, port } = backend(last);
-    (cookie, ConnectedPeer { backend: addr, netns, port, reserved: [0; 6] })
+    let UdpBackend { service, addr, port } = backend(last);
+    (cookie, ConnectedPeer { backend: addr, netns, port, reserved: 0, service_id: service })
 }
 
 fn pod(name: &str) -> Netns {
@@ -88,6 +88,24 @@ async fn only_sockets_of_removed_backends_are_destroyed() {
     until(|| fake.destroyed.lock().unwrap().len() == 4).await;
     let once = [(Netns::Host, 11), (pod("two"), 21)];
     assert_eq!(*fake.destroyed.lock().unwrap(), [once.clone(), once].concat());
+}
+
+#[tokio::test]
+async fn sockets_of_another_service_are_kept() {
+    let (cookie, of_service) = peer(11, 1, 1);
+    let of_another = ConnectedPeer { service_id: 8, ..of_service };
+    let of_earlier_program = ConnectedPeer { service_id: 0, ..of_service };
+    let peers = vec![(cookie, of_service), (12, of_another), (13, of_earlier_program)];
+    let fake = Fake { peers, ..Fake::default() };
+    let (updates, _) = start(&fake);
+    updates.send(SocketUpdate::BackendRemoved(backend(1))).unwrap();
+    until(|| !fake.destroyed.lock().unwrap().is_empty()).await;
+    assert_eq!(fake.destroyed.lock().unwrap()[0], (Netns::Host, 11));
+    // the second scan
+    until(|| fake.destroyed.lock().unwrap().len() == 2).await;
+    updates.send(SocketUpdate::BackendRemoved(UdpBackend { service: 0, ..backend(1) })).unwrap();
+    until(|| fake.destroyed.lock().unwrap().contains(&(Netns::Host, 13))).await;
+    assert!(!fake.destroyed.lock().unwrap().contains(&(Netns::Host, 12)));
 }
 
 #[tokio::test]

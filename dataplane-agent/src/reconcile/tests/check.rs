@@ -1,7 +1,7 @@
 //! Tables that check, after every write, what a concurrent reader could see.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex},
     time::Instant,
 };
@@ -9,7 +9,7 @@ use std::{
 use dataplane_common::abi::{Addr, BackendSlot, Port, Scope, Service, ServiceFlags, ServiceKey};
 
 use crate::{
-    compile::services::{NodeContext, compile},
+    compile::services::{NodeContext, ServicePortKey, compile},
     datapath::{
         table::{Table, TableError},
         testing::MemoryTable,
@@ -95,14 +95,14 @@ pub(super) fn expected(store: &Store) -> HashMap<ServiceKey, Vec<Content>> {
     expected
 }
 
-/// Serving UDP backends of all Services.
-pub(super) fn serving_udp(store: &Store) -> BTreeSet<(Addr, Port, u8)> {
+/// Serving UDP backends of each service port.
+pub(super) fn serving_udp(store: &Store) -> Vec<(ServicePortKey, Addr, Port)> {
     let node_context = node_context();
-    let mut serving_udp = BTreeSet::new();
+    let mut serving_udp = Vec::new();
     for service in store.services() {
         for port in compile(service, store.slices_of(&service.name), &node_context).ports {
-            let protocol = port.key.protocol.number();
-            serving_udp.extend(port.serving_udp.iter().map(|backend| (backend.addr, backend.port, protocol)));
+            let backends = port.serving_udp.iter();
+            serving_udp.extend(backends.map(|backend| (port.key.clone(), backend.addr, backend.port)));
         }
     }
     serving_udp

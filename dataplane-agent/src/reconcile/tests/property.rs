@@ -202,7 +202,7 @@ fn assert_services(fixture: &Fixture) -> u64 {
         assert!(expected[&key].contains(&content(&row, &slots)), "{key:?}");
         used.extend(slots.iter().map(|slot| slot.id));
         for slot in slots {
-            let backend = (slot.addr, slot.port, key.protocol);
+            let backend = (row.id, slot.addr, slot.port);
             assert_eq!(*ids.entry(slot.id).or_insert(backend), backend, "one ID for two backends");
         }
     }
@@ -211,7 +211,11 @@ fn assert_services(fixture: &Fixture) -> u64 {
     let allocated: BTreeSet<_> = allocated.map(|(id, _)| id).collect();
     assert!(used.is_subset(&allocated), "{used:?} of {allocated:?}");
     let with_frontend: BTreeSet<_> = used.iter().map(|id| ids[id]).collect();
-    let serving_only = serving_udp(&fixture.store).difference(&with_frontend).count();
+    let serving = serving_udp(&fixture.store).into_iter();
+    let serving = serving.map(|(port, addr, number)| (fixture.reconciler.services.id(&port), addr, number));
+    let serving_only = serving
+        .filter(|(id, addr, port)| id.is_none_or(|id| !with_frontend.contains(&(id, *addr, *port))))
+        .count();
     let kept = allocated.len() - used.len();
     assert!(kept <= serving_only, "{used:?} of {allocated:?}, at most {serving_only} more");
     kept as u64

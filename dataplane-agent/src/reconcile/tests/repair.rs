@@ -38,8 +38,8 @@ fn change_row(fixture: &mut Fixture, change: impl FnOnce(&mut Service, &Service)
     fixture.services.insert(&broken, &row.with_checksum(&broken)).unwrap();
 }
 
-/// A range of three slots, a row, and the ID of the backend that only the broken row uses.
-const REPAIR: u64 = 3 + 1 + 1;
+/// A range of three slots, a row, and the IDs of three backends.
+const REPAIR: u64 = 3 + 1 + 3;
 
 #[test]
 fn overlapping_row_is_rewritten() {
@@ -62,11 +62,11 @@ fn row_beyond_table_is_rewritten() {
 
 #[test]
 fn row_over_whole_table_is_rewritten() {
-    // the ID is freed and allocated again while the range is in quarantine
+    // the IDs are freed and allocated again while the range is in quarantine
     let fixture = damaged(|fixture| {
         change_row(fixture, |row, _| (row.first_slot, row.count) = (0, LARGE.slots));
     });
-    assert_repaired(fixture, REPAIR + 2);
+    assert_repaired(fixture, REPAIR + 2 * 3);
 }
 
 #[test]

@@ -213,6 +213,35 @@ fn service_cidr_routes_exist_while_an_object_has_them() {
 }
 
 #[test]
+fn host_reaches_cluster_ips_by_the_uplink_with_its_address() {
+    let mut fixture = three_nodes();
+    let range = ServiceCidr {
+        name: "kubernetes".to_owned(),
+        cidrs: ["10.96.0.0/16", "fd96::/108"].map(|cidr| cidr.parse().unwrap()).into(),
+        ..Default::default()
+    };
+    let other = Uplink {
+        name: "eth1".to_owned(),
+        ifindex: 3,
+        addresses: vec!["192.0.2.1/24".parse().unwrap()],
+        ..network().uplinks.remove(0)
+    };
+    let sources: [IpAddr; 2] = ["192.168.1.1".parse().unwrap(), "fd00::1".parse().unwrap()];
+    let uplinks = [vec![other], network().uplinks].concat();
+    fixture.apply([SourceEvent::Upsert(Object::ServiceCidr(range.clone()))]);
+    fixture
+        .reconciler
+        .set_network(NodeNetwork { uplinks, sources: sources.to_vec(), ..network() }, &fixture.store);
+    fixture.settle();
+    for (cidr, source) in range.cidrs.iter().zip(sources) {
+        assert_eq!(fixture.kernel_routes[cidr], KernelRoute::to_services(*cidr, 2, source));
+    }
+    fixture.apply([removed(ObjectKey::ServiceCidr("kubernetes".to_owned()))]);
+    fixture.settle();
+    assert!(range.cidrs.iter().all(|cidr| !fixture.kernel_routes.contains_key(cidr)));
+}
+
+#[test]
 fn host_has_kernel_route_to_each_local_pod() {
     let mut fixture = Fixture::new(LARGE);
     fixture.reconciler.upsert_pod("c1", &pod("web", "10.1.0.2", 7), fixture.now).unwrap();

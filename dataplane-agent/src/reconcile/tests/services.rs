@@ -80,7 +80,9 @@ fn serving_udp_backend_keeps_flows_without_new_connections() {
     let mut fixture = web(LARGE, 2);
     let key = frontend("10.96.0.1", UDP);
     let (leaves, stays) = (slot(&fixture, &key, 0), slot(&fixture, &key, 1));
-    let backend = UdpBackend { addr: leaves.addr, port: leaves.port };
+    let service = fixture.services.get(&key).unwrap().unwrap().id;
+    let backend = UdpBackend { service, addr: leaves.addr, port: leaves.port };
+    let of_any_service = UdpBackend { service: 0, ..backend };
     drop(fixture.reconciler.take_udp_backend_updates());
     let ending = |serving| {
         let mut slice = slice("web", addresses(2));
@@ -98,15 +100,21 @@ fn serving_udp_backend_keeps_flows_without_new_connections() {
     fixture.settle();
     assert_ne!(generation(&fixture, &leaves), leaves.generation);
     assert_eq!(generation(&fixture, &stays), stays.generation);
-    assert_eq!(fixture.reconciler.take_udp_backend_updates(), [SocketUpdate::BackendRemoved(backend)]);
+    assert_eq!(
+        fixture.reconciler.take_udp_backend_updates(),
+        [backend, of_any_service].map(SocketUpdate::BackendRemoved)
+    );
 
     fixture.apply([upsert(slice("web", addresses(2)))]);
     fixture.settle();
-    assert_eq!(fixture.reconciler.take_udp_backend_updates(), [SocketUpdate::BackendAdded(backend)]);
+    assert_eq!(
+        fixture.reconciler.take_udp_backend_updates(),
+        [backend, of_any_service].map(SocketUpdate::BackendAdded)
+    );
     fixture.apply([service_removed("web")]);
     fixture.settle();
     let updates = fixture.reconciler.take_udp_backend_updates();
-    assert!(updates.len() == 2 && updates.contains(&SocketUpdate::BackendRemoved(backend)), "{updates:?}");
+    assert!(updates.len() == 4 && updates.contains(&SocketUpdate::BackendRemoved(backend)), "{updates:?}");
 }
 
 /// Changes the objects so that only the local endpoint is eligible.
@@ -156,28 +164,79 @@ fn udp_backend_excluded_by_policy_or_hints_keeps_flows() {
         fixture.apply([upsert(slice)]);
         fixture.settle();
         assert_ne!(generation(&fixture, &far), far.generation, "{what}: removed");
-        let backend = UdpBackend { addr: far.addr, port: far.port };
+        let service = fixture.services.get(&cluster_ip).unwrap().unwrap().id;
+        let backend = UdpBackend { service, addr: far.addr, port: far.port };
         assert_eq!(
             fixture.reconciler.take_udp_backend_updates(),
-            [SocketUpdate::BackendRemoved(backend)],
+            [backend, UdpBackend { service: 0, ..backend }].map(SocketUpdate::BackendRemoved),
             "{what}"
         );
     }
 }
 
 #[test]
-fn backend_of_two_services_is_removed_after_both_dropped_it() {
+fn service_that_loses_a_backend_of_two_services_makes_only_its_flows_stale() {
     let mut fixture = web(LARGE, 1);
     fixture.apply([upsert(service("too", &["10.96.0.2"])), upsert(slice("too", addresses(1)))]);
     fixture.settle();
-    let backend = slot(&fixture, &frontend("10.96.0.1", TCP), 0);
-    assert_eq!(backend, slot(&fixture, &frontend("10.96.0.2", TCP), 0));
-    fixture.apply([service_removed("web")]);
+    drop(fixture.reconciler.take_udp_backend_updates());
+    let (web, too) = (frontend("10.96.0.1", UDP), frontend("10.96.0.2", UDP));
+    let (of_web, of_too) = (slot(&fixture, &web, 0), slot(&fixture, &too, 0));
+    assert_eq!((of_web.addr, of_web.port), (of_too.addr, of_too.port));
+    assert_ne!(of_web.id, of_too.id);
+    let service = fixture.services.get(&web).unwrap().unwrap().id;
+    fixture.apply([upsert(slice("web", addresses(2).skip(1)))]);
     fixture.settle();
-    assert_eq!(generation(&fixture, &backend), backend.generation);
+    assert_ne!(generation(&fixture, &of_web), of_web.generation);
+    assert_eq!(generation(&fixture, &of_too), of_too.generation);
+    let removed = SocketUpdate::BackendRemoved(UdpBackend { service, addr: of_web.addr, port: of_web.port });
+    let updates = fixture.reconciler.take_udp_backend_updates();
+    let removals: Vec<_> =
+        updates.into_iter().filter(|it| matches!(it, SocketUpdate::BackendRemoved(_))).collect();
+    assert_eq!(removals, [removed], "sockets without a known service stay: the other service has it");
     fixture.apply([service_removed("too")]);
     fixture.settle();
-    assert_ne!(generation(&fixture, &backend), backend.generation);
+    assert_ne!(generation(&fixture, &of_too), of_too.generation);
+}
+
+/// Before, an ID was that of a backend, whatever services had it.
+#[test]
+fn flows_of_ids_that_an_earlier_agent_shared_continue() {
+    let mut fixture = web(LARGE, 1);
+    fixture.apply([upsert(service("too", &["10.96.0.2"])), upsert(slice("too", addresses(1)))]);
+    fixture.settle();
+    // as an earlier agent wrote it: the slots of `too` have the ID of `web`
+    let keys = ["10.96.0.1", "10.96.0.2"].map(|ip| frontend(ip, UDP));
+    let [shared, own] = keys.map(|key| slot(&fixture, &key, 0));
+    let row = fixture.services.get(&keys[1]).unwrap().unwrap();
+    fixture.backends.insert(&row.first_slot, &shared).unwrap();
+    fixture.generations.insert(&own.id, &(own.generation + 1)).unwrap();
+
+    let rows_before = fixture.services.entries().unwrap();
+    fixture.restart();
+    fixture.reconciler.pods_loaded();
+    fixture.replay();
+    fixture.settle();
+    let ids = keys.map(|key| slot(&fixture, &key, 0).id);
+    assert!(ids[0] != ids[1] && !ids.contains(&shared.id), "new flows: {ids:?}, not {}", shared.id);
+    assert_eq!(generation(&fixture, &shared), shared.generation, "old flows continue");
+    let service_ids = |rows: Vec<(ServiceKey, Service)>| -> Vec<_> {
+        rows.into_iter().map(|(key, row)| (key, row.id)).collect()
+    };
+    assert_eq!(service_ids(fixture.services.entries().unwrap()), service_ids(rows_before));
+
+    // while one of the services has the backend
+    fixture.apply([upsert(slice("web", addresses(2).skip(1)))]);
+    fixture.settle();
+    assert_eq!(generation(&fixture, &shared), shared.generation);
+    fixture.apply([upsert(slice("too", addresses(2).skip(1)))]);
+    fixture.settle();
+    assert_ne!(generation(&fixture, &shared), shared.generation);
+    fixture.restart();
+    fixture.reconciler.pods_loaded();
+    fixture.replay();
+    fixture.settle();
+    assert_eq!(fixture.reconciler.changes(), 0, "a second restart writes nothing");
 }
 
 #[test]

@@ -227,6 +227,15 @@ impl Place {
         serde_json::from_str(text.lines().last().unwrap_or_default()).context("a client's report")
     }
 
+    /// Sends a datagram to each UDP echo server over one socket that is not connected; returns the
+    /// sources of the answers in the same order.
+    pub fn ask(&self, servers: &[SocketAddr]) -> Result<Vec<Option<SocketAddr>>> {
+        let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
+        let arguments: Vec<&str> = ["ask"].into_iter().chain(servers.iter().map(String::as_str)).collect();
+        let text = self.run(bins::traffic()?, &arguments)?;
+        serde_json::from_str(text.lines().last().unwrap_or_default()).context("a client's report")
+    }
+
     /// Runs all probes concurrently; returns their results in the same order.
     pub fn probe(&self, probes: &[Probe]) -> Result<Vec<ProbeResult>> {
         let mut command = self.command(bins::traffic()?)?;

@@ -11,6 +11,9 @@ mod world;
 
 pub(crate) use frame::pseudo_sum;
 pub use frame::{Frame, HOST_MAC, OVERLAY_MAC, Parsed};
-pub use rig::{Action, FLOWS, MARK, Metadata, OVERLAY_NODE, OVERLAY_VNI, Rig, Run, devices, node_config};
+pub use rig::{
+    Action, FLOWS, MARK, Metadata, OVERLAY_NODE, OVERLAY_VNI, Rig, Run, SocketPrograms, devices, node_config,
+    per_packet_udp,
+};
 pub use uplink::{GATEWAY_MAC, NODE_MAC, ip, uplink};
 pub use world::{Family, OTHER_POD_MAC, POD_MAC, World, at, rig, rig_with};

@@ -1,5 +1,6 @@
 //! A separate datapath for one test: the agent's object, small maps, no pins, nothing attached.
 
+mod cgroup;
 pub mod devices;
 mod flows;
 mod tables;
@@ -23,6 +24,7 @@ use dataplane_common::{
     reason::{self, HookId, Outcome},
 };
 
+pub use self::cgroup::SocketPrograms;
 use super::frame::{HOST_MAC, OVERLAY_MAC, Parsed};
 use crate::sys_bpf::{TestRun, sums_of_array};
 
@@ -91,6 +93,12 @@ pub fn node_config() -> NodeConfig {
         host_netns: [0; 8],
         mark: MARK,
     }
+}
+
+/// As [`node_config`], without connect-time translation of UDP: as by default.
+pub fn per_packet_udp() -> NodeConfig {
+    let node = node_config();
+    NodeConfig { flags: node.flags & !NodeFlags::CONNECT_UDP, ..node }
 }
 
 /// The loaded datapath and its tables.
@@ -278,7 +286,8 @@ impl Rig {
         self.load(hook)?;
         let before = self.counters()?;
         // struct __sk_buff: len, pkt_type, mark, ..
-        let context = [0, 0, mark].map(u32::to_ne_bytes).concat();
+        let mut context = self.metadata(hook, frame)?.context();
+        context[8..12].copy_from_slice(&mark.to_ne_bytes());
         let (mut out, mut context_out) = (vec![0; frame.len() + 2_048], [0; 256]);
         let options = TestRunOptions {
             data_in: Some(frame),

@@ -9,7 +9,7 @@ use dataplane_common::{
     net::Protocol,
 };
 
-use super::rig::{OVERLAY_NODE, Rig, node_config};
+use super::rig::{OVERLAY_NODE, Rig, per_packet_udp};
 
 /// The IP family; tests run for both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +110,7 @@ impl World {
 /// # Errors
 /// Loading fails without root.
 pub fn rig(family: Family) -> Result<(Rig, World)> {
-    rig_with(family, &node_config())
+    rig_with(family, &per_packet_udp())
 }
 
 /// As [`rig`], with another configuration.

@@ -5,6 +5,7 @@
 //! results as lines of JSON ([`report`]). Clients without a count end when their stdin closes.
 //! Knows no cluster.
 
+mod ask;
 mod datagrams;
 mod dns;
 mod fragments;
@@ -118,6 +119,12 @@ pub enum Command {
         #[arg(long, default_value_t = TIMEOUT_MS)]
         timeout_ms: u64,
     },
+    /// Send a datagram to each UDP echo server over one socket, then print the sources of the answers
+    Ask {
+        servers: Vec<SocketAddr>,
+        #[arg(long, default_value_t = TIMEOUT_MS)]
+        timeout_ms: u64,
+    },
     /// Run the probes read from stdin, a line of JSON each, concurrently; a line for each
     Probe,
     /// Query a DNS server
@@ -137,6 +144,7 @@ pub enum Command {
 pub async fn run(command: Command) -> Result<()> {
     let ms = Duration::from_millis;
     match command {
+        Command::Ask { servers, timeout_ms } => ask::run(&servers, ms(timeout_ms)).await,
         Command::Serve { name, http, bind, sctp: true, .. } => {
             serve::over_sctp(&name, SocketAddr::new(bind, http)).await
         }

@@ -9,6 +9,7 @@ mod devices;
 mod events;
 mod frontends;
 mod host_ports;
+mod host_routes;
 mod lab;
 mod masquerade;
 mod path_table;

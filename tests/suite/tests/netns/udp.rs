@@ -2,11 +2,13 @@
 //!
 //! Datagrams are translated in three ways: at `connect()`, at `sendmsg()`, and per packet.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Result, ensure};
 use dataplane_testkit::{
-    lab::{Checks, Client, Cluster, ECHO_PORT, Family, Place, Pod, Process, Service, Spec},
+    lab::{
+        Checks, Client, Cluster, ECHO_PORT, Family, Place, Pod, Process, Service, Spec, service_addresses,
+    },
     traffic::{
         now_us,
         report::{Datagrams, Request},
@@ -131,16 +133,25 @@ fn sockets_leave_a_removed_backend_per_packet() -> Result<()> {
     sockets_leave_a_removed_backend(&Spec { connect_tcp: false, connect_udp: false, ..Spec::new(2) })
 }
 
-/// Flows to the service move; flows to the pod's own address stay.
+/// Flows to the service move; flows to the pod's own address stay, and those to another service that
+/// keeps the backend.
 fn sockets_leave_a_removed_backend(spec: &Spec) -> Result<()> {
     let mut testbed = Testbed::create(spec)?;
     testbed.cluster.apply(&Service::of(&[&testbed.leaves]))?;
+    let keeps = Service {
+        name: "keeps".to_owned(),
+        addresses: service_addresses(2).to_vec(),
+        ..Service::of(&[&testbed.leaves])
+    };
+    testbed.cluster.apply(&keeps)?;
     let senders = testbed.start_senders(spec.connect_udp)?;
     let mut direct = Vec::new();
     for family in Family::BOTH {
         for (from, place) in testbed.clients() {
             let client = place.keep_sending(testbed.leaves.echo(family), INTERVAL, &["--connected"])?;
-            direct.push((format!("{from}, {family}"), client));
+            direct.push((format!("connected to the pod itself: {from}, {family}"), client));
+            let client = place.keep_sending(keeps.at(family, ECHO_PORT), INTERVAL, &["--connected"])?;
+            direct.push((format!("connected to another service: {from}, {family}"), client));
         }
     }
     let clock = testbed.clock()?;
@@ -154,8 +165,8 @@ fn sockets_leave_a_removed_backend(spec: &Spec) -> Result<()> {
     for sender in senders {
         checks.that(sender.name.clone(), || expect_moved(sender, gone).map(drop));
     }
-    for (from, client) in direct {
-        checks.that(format!("connected to the pod itself: {from}"), || {
+    for (what, client) in direct {
+        checks.that(what, || {
             let report = client.finish()?;
             ensure!(report.is_complete() && report.ended == 0, "{report:?}");
             Ok(())
@@ -256,6 +267,68 @@ fn sockets_leave_a_backend_removed_while_no_agent_ran() -> Result<()> {
     let mut checks = Checks::of(spec.describe());
     for sender in senders {
         checks.that(sender.name.clone(), || expect_moved(sender, gone).map(drop));
+    }
+    checks.finish(&testbed.cluster)
+}
+
+const NODE_PORT: u16 = 30_007;
+
+#[test]
+fn socket_gets_each_answer_by_the_name_it_used_with_connect_time_translation() -> Result<()> {
+    socket_gets_each_answer_by_the_name_it_used(&Spec { connect_udp: true, ..Spec::new(2) })
+}
+
+#[test]
+fn socket_gets_each_answer_by_the_name_it_used_per_packet() -> Result<()> {
+    socket_gets_each_answer_by_the_name_it_used(&Spec { connect_udp: false, ..Spec::new(2) })
+}
+
+/// One socket sends to several frontends of one backend before it reads any answer.
+fn socket_gets_each_answer_by_the_name_it_used(spec: &Spec) -> Result<()> {
+    let mut testbed = Testbed::create(spec)?;
+    let web = Service::of(&[&testbed.leaves]);
+    let other = Service {
+        name: "other".to_owned(),
+        addresses: service_addresses(2).to_vec(),
+        ..Service::of(&[&testbed.leaves])
+    };
+    let mut objects = web.objects();
+    objects[0]["spec"]["type"] = json!("NodePort");
+    for port in objects[0]["spec"]["ports"].as_array_mut().into_iter().flatten() {
+        if port["protocol"] == "UDP" {
+            port["nodePort"] = json!(NODE_PORT);
+        }
+    }
+    testbed.cluster.change(1, |cluster| cluster.apply_objects("service-web", &objects))?;
+    testbed.cluster.apply(&other)?;
+
+    let mut checks = Checks::of(spec.describe());
+    let node = &testbed.cluster.nodes()[0];
+    for family in Family::BOTH {
+        let cluster_ip = web.at(family, ECHO_PORT);
+        let other_ip = other.at(family, ECHO_PORT);
+        let node_port = SocketAddr::new(node.address(family), NODE_PORT);
+        let pod = testbed.leaves.echo(family);
+        for asked in [
+            vec![cluster_ip, node_port],
+            vec![node_port, cluster_ip],
+            vec![cluster_ip, other_ip, node_port, cluster_ip],
+            vec![node_port, other_ip, cluster_ip, node_port, other_ip],
+        ] {
+            for (from, place) in testbed.clients() {
+                checks.that(format!("{from}: {asked:?}"), || {
+                    let sources = place.ask(&asked)?;
+                    let expected: Vec<_> = asked.iter().copied().map(Some).collect();
+                    ensure!(sources == expected, "{sources:?}");
+                    Ok(())
+                });
+            }
+        }
+        checks.that(format!("a pod's own address ({family})"), || {
+            let sources = testbed.client.place().ask(&[pod])?;
+            ensure!(sources == [Some(pod)], "{sources:?}");
+            Ok(())
+        });
     }
     checks.finish(&testbed.cluster)
 }

@@ -8,7 +8,9 @@ use dataplane_common::{
     net::Protocol,
     reason::HookId,
 };
-use dataplane_testkit::prog::{FLOWS, Family, Frame, Rig, Run, at, node_config, rig, rig_with};
+use dataplane_testkit::prog::{
+    FLOWS, Family, Frame, Rig, Run, at, node_config, per_packet_udp, rig, rig_with,
+};
 
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
@@ -30,6 +32,32 @@ fn udp_flow_changes_backend_when_its_backend_is_removed() -> Result<()> {
         assert_eq!((run.outcome, run.packet().dst), ("to_overlay", world.overlay_pod));
         // a late reply of the old backend is translated back
         let run = rig.run(HookId::FromWire, &Frame::udp(at(world.wire_pod, 8080), client).build())?;
+        assert_eq!(run.packet().tuple(), (world.service, client));
+    }
+    Ok(())
+}
+
+/// With connect-time translation of UDP, the client's socket may exchange datagrams with the backend
+/// from its own port, without a flow: their answers must not belong to the flow.
+#[test]
+fn udp_flow_beside_connect_time_translation_has_a_source_port_of_its_own() -> Result<()> {
+    for family in Family::BOTH {
+        let one_port =
+            NodeConfig { snat_first: Port::new(61_000), snat_last: Port::new(61_000), ..node_config() };
+        let (mut rig, world) = rig_with(family, &one_port)?;
+        let (client, backend) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
+        let run = rig.run(HookId::FromPod, &Frame::udp(client, world.service).build())?;
+        assert_eq!(run.packet().tuple(), (at(world.pod, 61_000), backend));
+        let run = rig.run(HookId::FromWire, &Frame::udp(backend, at(world.pod, 61_000)).build())?;
+        assert_eq!(run.packet().tuple(), (world.service, client));
+        // an answer to the socket itself
+        let run = rig.run(HookId::FromWire, &Frame::udp(backend, client).build())?;
+        assert_eq!(run.packet().tuple(), (backend, client));
+        // without a free port the flow has the client's
+        let client = at(world.pod, 40_001);
+        let run = rig.run(HookId::FromPod, &Frame::udp(client, world.service).build())?;
+        assert_eq!(run.packet().tuple(), (client, backend));
+        let run = rig.run(HookId::FromWire, &Frame::udp(backend, client).build())?;
         assert_eq!(run.packet().tuple(), (world.service, client));
     }
     Ok(())
@@ -102,7 +130,8 @@ fn new_connection_with_the_ports_of_a_closed_one_selects_a_backend_again() -> Re
 #[test]
 fn reply_reaches_a_client_that_has_closed_its_side() -> Result<()> {
     for family in Family::BOTH {
-        let few = NodeConfig { snat_first: Port::new(61_000), snat_last: Port::new(61_000), ..node_config() };
+        let few =
+            NodeConfig { snat_first: Port::new(61_000), snat_last: Port::new(61_000), ..per_packet_udp() };
         let (mut rig, world) = rig_with(family, &few)?;
         let (client, server) = (at(world.pod, 40_000), at(world.outside, 443));
         let out = |rig: &mut Rig, client, flags| {
@@ -252,7 +281,8 @@ fn full_table_keeps_established_connections_and_counts_the_drop() -> Result<()> 
 #[test]
 fn snat_ports_of_closed_connections_are_reused() -> Result<()> {
     for family in Family::BOTH {
-        let few = NodeConfig { snat_first: Port::new(61_000), snat_last: Port::new(61_001), ..node_config() };
+        let few =
+            NodeConfig { snat_first: Port::new(61_000), snat_last: Port::new(61_001), ..per_packet_udp() };
         let (mut rig, world) = rig_with(family, &few)?;
         let server = at(world.outside, 443);
         let client = |port| at(world.pod, port);

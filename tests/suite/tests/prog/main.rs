@@ -5,6 +5,7 @@
 
 mod budget;
 mod checksum_complete;
+mod connect_time;
 mod flows;
 mod forward;
 mod fragments;

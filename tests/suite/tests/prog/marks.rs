@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 use dataplane_common::{abi::NodeConfig, reason::HookId};
-use dataplane_testkit::prog::{Family, Frame, MARK, at, node_config, rig, rig_with};
+use dataplane_testkit::prog::{Family, Frame, MARK, at, per_packet_udp, rig, rig_with};
 
 /// Bits of kubelet, Calico and Tailscale.
 const OTHERS: u32 = 0x00ff_c000;
@@ -24,7 +24,7 @@ fn other_bits_of_the_mark_are_kept() -> Result<()> {
 #[test]
 fn only_a_packet_with_all_bits_of_the_mark_counts_as_handled() -> Result<()> {
     let mask = 0x30_0000;
-    let (mut rig, world) = rig_with(Family::V4, &NodeConfig { mark: mask, ..node_config() })?;
+    let (mut rig, world) = rig_with(Family::V4, &NodeConfig { mark: mask, ..per_packet_udp() })?;
     let frame = Frame::udp(at(world.pod, 40_000), at(world.outside, 443)).build();
     for mark in [mask, mask | OTHERS, u32::MAX] {
         assert_eq!(rig.run_marked(HookId::ToWire, &frame, mark)?, ("forwarded", mark));

@@ -225,9 +225,9 @@ fn check_slot_ranges(
     for (key, row) in rows {
         let slots = agent.tables.range(row);
         for slot in &slots {
-            let backend = (slot.addr, slot.port, key.protocol);
+            let backend = (row.id, slot.addr, slot.port);
             if *backends_by_id.entry(slot.id).or_insert(backend) != backend {
-                return Err(format!("id {} belongs to two backends", slot.id));
+                return Err(format!("id {} belongs to two backends or services", slot.id));
             }
             let generation = agent.tables.generations.row(&slot.id);
             if generation != Some(slot.generation) || slot.generation % 2 == 0 {
@@ -241,7 +241,7 @@ fn check_slot_ranges(
     }
     let backends: BTreeSet<_> = backends_by_id.values().collect();
     if backends.len() != backends_by_id.len() {
-        return Err(format!("a backend has two ids: {backends_by_id:?}"));
+        return Err(format!("a backend of a service has two ids: {backends_by_id:?}"));
     }
     let unused: Vec<u32> =
         backends_by_id.keys().filter(|id| !agent.tables.ids_in_use().contains(id)).copied().collect();

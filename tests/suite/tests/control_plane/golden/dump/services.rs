@@ -42,8 +42,8 @@ pub(super) struct Services {
     /// Number of each backend in the dump, and its ID.
     numbers: BTreeMap<BackendKey, (usize, u32)>,
     ranges: Vec<(String, String)>,
-    /// UDP backends, in a range or not.
-    udp: BTreeSet<(BackendKey, String)>,
+    /// UDP backends by service ID, in a range or not.
+    udp: BTreeSet<(u32, BackendKey, String)>,
 }
 
 impl Services {
@@ -78,9 +78,9 @@ impl Services {
         services.number_backends();
         services.ranges = services.read_ranges(node)?;
         if let SocketUpdate::AllBackends(backends) = node.reconciler.udp_backends() {
-            let udp = backends.into_iter().map(|it| {
+            let udp = backends.into_iter().filter(|it| it.service != 0).map(|it| {
                 let key = (by_family(it.addr), it.port.get(), Protocol::UDP);
-                (key, endpoint(it.addr, it.port.get()))
+                (it.service, key, endpoint(it.addr, it.port.get()))
             });
             services.udp = udp.collect();
         }
@@ -180,7 +180,13 @@ impl Services {
                 ranges.get(key).map_or(0, BTreeSet::len).to_string(),
             ]);
         }
-        for (_, text) in self.udp.iter().filter(|(key, _)| !self.numbers.contains_key(key)) {
+        let without_range: BTreeSet<_> = self
+            .udp
+            .iter()
+            .map(|(_, key, text)| (key, text))
+            .filter(|(key, _)| !self.numbers.contains_key(key))
+            .collect();
+        for (_, text) in without_range {
             table.row([String::new(), text.clone(), "UDP".to_owned(), "0".to_owned()]);
         }
         table
@@ -226,8 +232,15 @@ impl Services {
             }
         }
         let in_use = self.generations.values().filter(|generation| *generation % 2 == 1).count();
-        let without_range = self.udp.iter().filter(|(key, _)| !self.numbers.contains_key(key)).count();
-        let known = self.numbers.values().map(|(_, id)| id).collect::<BTreeSet<_>>().len() + without_range;
+        let (mut ids, mut in_ranges) = (BTreeSet::new(), BTreeSet::new());
+        for (key, row) in &self.rows {
+            for slot in self.slots_of(row) {
+                ids.insert(slot.id);
+                in_ranges.insert((row.id, (by_family(slot.addr), slot.port.get(), key.protocol)));
+            }
+        }
+        let without_range = self.udp.iter().filter(|(id, key, _)| !in_ranges.contains(&(*id, *key))).count();
+        let known = ids.len() + without_range;
         if in_use != known {
             let what = format!("{in_use} IDs are in use, for {known} backends");
             table.row(["BACKEND_GENERATIONS".to_owned(), what]);
