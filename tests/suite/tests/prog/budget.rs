@@ -14,7 +14,7 @@ const CEILINGS: [(&str, u32); 16] = [
     (program::FROM_POD, 450_000),
     (program::TO_POD, 90_000),
     (program::FROM_WIRE, 450_000),
-    (program::TO_WIRE, 300_000),
+    (program::TO_WIRE, 400_000),
     (program::FROM_OVERLAY, 450_000),
     (program::TO_OVERLAY, 90_000),
     (program::XDP_WIRE, 100_000),

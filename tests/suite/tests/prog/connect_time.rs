@@ -12,11 +12,10 @@ use anyhow::{Context as _, Result, ensure};
 use dataplane_common::{abi::NodeConfig, net::Protocol, netns};
 use dataplane_testkit::{
     lab::wait,
-    prog::{Family, Rig, SocketPrograms, World, at, ip, node_config, rig_with},
+    prog::{Family, Rig, SocketPrograms, World, at, devices, ip, node_config, rig_with},
 };
 use nix::{
     libc,
-    sched::{CloneFlags, unshare},
     sys::socket::{SockaddrLike as _, SockaddrStorage, connect},
 };
 
@@ -45,7 +44,7 @@ enum Of {
 
 impl Node {
     fn create(family: Family, of: Of, flags: u32) -> Result<Self> {
-        unshare(CloneFlags::CLONE_NEWNET).context("create a network namespace")?;
+        devices::enter_namespace()?;
         let host_netns = match of {
             // no namespace has the cookie 0
             Of::Pod => [0; 8],
@@ -60,7 +59,6 @@ impl Node {
             rig.service(first, protocol, FIRST, &[backend], 0)?;
             rig.service(second, protocol, SECOND, &[backend], 0)?;
         }
-        ip("link set lo up")?;
         let bits = if family == Family::V4 { "32" } else { "128 nodad" };
         for address in [first.ip(), second.ip(), backend.ip(), world.host, world.other_pod] {
             ip(&format!("addr add {address}/{bits} dev lo"))?;

@@ -14,6 +14,7 @@ mod icmp_errors;
 mod malformed;
 mod marks;
 mod masquerade;
+mod neighbours;
 mod random;
 mod replies;
 mod sctp;

@@ -1,7 +1,7 @@
 //! The devices that packets of a rig arrive on: the kernel runs a program only on a packet of a
 //! device that exists.
 
-use std::process::Command;
+use std::{cell::Cell, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CloneFlags, unshare};
@@ -24,10 +24,25 @@ pub fn ip(arguments: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Moves the calling thread into a new namespace with these devices. The namespace ends with the
-/// thread.
-pub(super) fn create() -> Result<()> {
+thread_local! {
+    /// The thread is in a new namespace, without these devices yet.
+    static ENTERED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Moves the calling thread into a new namespace, in which its next rig is created. The namespace
+/// ends with the thread.
+pub fn enter_namespace() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNET).context("create a network namespace")?;
+    ENTERED.set(true);
+    Ok(())
+}
+
+/// Creates these devices in the namespace of [`enter_namespace`], or in a new one.
+pub(super) fn create() -> Result<()> {
+    if !ENTERED.take() {
+        enter_namespace()?;
+        ENTERED.set(false);
+    }
     let mac = HOST_MAC.map(|byte| format!("{byte:02x}")).join(":");
     ip(&format!("link add wire0 index {WIRE} address {mac} type veth peer name wire1"))?;
     // only their indexes matter
