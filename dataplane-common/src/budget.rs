@@ -16,8 +16,8 @@ impl Budget {
         Self { interval, tolerance: interval * (burst - 1) }
     }
 
-    /// Spends one at the time `now`, in nanoseconds. `due` is what the previous call returned, at first
-    /// 0. `None` if the budget is used up.
+    /// Spends one at the time `now`, in nanoseconds. `due` is what the previous call returned, at
+    /// first 0. `None` if the budget is used up.
     #[inline(always)]
     pub const fn spend(self, due: u64, now: u64) -> Option<u64> {
         let due = if due > now { due } else { now };

@@ -5,6 +5,8 @@
 //! copied and has a checksum (`SERVICES`). Elsewhere a packet in flight while its pod is replaced
 //! may reach the new pod, whose stack drops it.
 
+mod limits;
+
 use core::ptr;
 
 use aya_ebpf::{
@@ -16,14 +18,13 @@ use aya_ebpf::{
 use dataplane_common::{
     abi::{
         Addr, Affinity, AffinityKey, BackendSlot, ConnectedPeer, Device, Endpoint, Event,
-        FRAGMENT_TIMEOUT_SECS, Flow, FlowHints, FlowKey, FlowRef, FragmentKey, FragmentPorts, OriginKey,
+        FRAGMENT_TIMEOUT_SECS, Flow, FlowHints, FlowKey, FlowRef, FragmentKey, FragmentedPacket, OriginKey,
         ReorderKey, Route, Service, ServiceKey, SocketOrigin, SourceRange, names::capacity,
     },
-    budget::Budget,
-    hash,
     reason::COUNTERS as COUNTER_ENTRIES,
 };
 
+pub(crate) use self::limits::{is_neighbour_check_due, spend_client_refusal, spend_refusal};
 use crate::helpers::time;
 
 /// Addresses of this node. Written by the agent; the datapath sets flow hints.
@@ -63,9 +64,9 @@ static FLOWS: Array<Flow, { capacity::FLOWS as usize }> = Array::new();
 #[btf_map]
 static FLOW_SLOTS: Queue<u32, { capacity::FLOWS as usize }> = Queue::new();
 
-/// Ports of fragmented packets. Written by the datapath.
+/// What the first fragments of packets carried. Written by the datapath.
 #[btf_map]
-static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, { capacity::FRAGMENTS as usize }> =
+static FRAGMENTED_PACKETS: LruHashMap<FragmentKey, FragmentedPacket, { capacity::FRAGMENTS as usize }> =
     LruHashMap::new();
 
 /// Fragments that arrived before the first one. Written by the datapath, not pinned.
@@ -100,20 +101,6 @@ static SOURCE_RANGES: LpmTrie<SourceRange, u32, { capacity::SOURCE_RANGES as usi
 #[btf_map]
 static AFFINITY: LruHashMap<AffinityKey, Affinity, { capacity::AFFINITY as usize }> = LruHashMap::new();
 
-/// When XDP last left a packet to tc for the sake of a neighbour, by hash of its address: 32 bits of
-/// the hash, 32 of seconds. Written by the datapath, not pinned.
-#[btf_map]
-static NEIGHBOUR_CHECKS: Array<u64, { NEIGHBOUR_CHECK_SLOTS as usize }> = Array::new();
-
-/// When the next refusal to a client outside would be in time at one a second: nanoseconds of
-/// `CLOCK_MONOTONIC`. Written by the datapath, not pinned.
-#[btf_map]
-static REFUSAL_CLIENTS: LruHashMap<Addr, u64, 1_024> = LruHashMap::new();
-
-/// As `REFUSAL_CLIENTS`, of all refusals: to pods, and to others. Not pinned.
-#[btf_map]
-static REFUSAL_TOTALS: Array<u64, 2> = Array::new();
-
 /// Packets by hook and outcome. Written by the datapath.
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { COUNTER_ENTRIES as usize }> = PerCpuArray::new();
@@ -121,14 +108,6 @@ static COUNTERS: PerCpuArray<u64, { COUNTER_ENTRIES as usize }> = PerCpuArray::n
 /// Drops, and with tracing on every packet; read by the agent.
 #[btf_map]
 static EVENTS: RingBuf<Event, { capacity::EVENTS_BYTES as usize }> = RingBuf::new();
-
-/// Slots of [`NEIGHBOUR_CHECKS`].
-const NEIGHBOUR_CHECK_SLOTS: u32 = 256;
-/// Refusals to one client outside: the kernel's `icmp_ratelimit` and its burst
-/// (`net/ipv4/inetpeer.c`, `inet_peer_xrlim_allow`).
-const CLIENT_REFUSALS: Budget = Budget::per_second(1, 6);
-/// Refusals of the node: the kernel's `icmp_msgs_per_sec` and `icmp_msgs_burst`.
-const NODE_REFUSALS: Budget = Budget::per_second(1_000, 50);
 
 /// A fragment that arrived before the first one: all of it but the Ethernet header.
 #[repr(C)]
@@ -281,13 +260,21 @@ pub(crate) fn put_flow_slot(slot: u32) {
     let _never_full = FLOW_SLOTS.push(slot, 0);
 }
 
-/// Ports of a fragmented packet. `None` if its first fragment has not been seen, or too long ago to
+/// What the first fragment of a packet carried. `None` if it has not been seen, or too long ago to
 /// be of the same packet.
 #[inline(always)]
-pub(crate) fn fragment_ports(key: &FragmentKey) -> Option<FragmentPorts> {
-    // SAFETY: copied at once.
-    let ports = unsafe { FRAGMENTS.get(key) }.copied()?;
-    within_fragment_timeout(ports.received_at).then_some(ports)
+pub(crate) fn fragmented_packet(key: &FragmentKey) -> Option<&'static mut FragmentedPacket> {
+    // SAFETY: memory of the map lives as long as the map. CPUs may race for the counts: then the
+    // entry stays until its timeout.
+    let packet = unsafe { FRAGMENTED_PACKETS.get_ptr_mut(key)?.as_mut() }?;
+    within_fragment_timeout(packet.received_at).then_some(packet)
+}
+
+/// Removes what the first fragment carried: its packet is complete.
+#[inline(always)]
+pub(crate) fn remove_fragmented_packet(key: &FragmentKey) {
+    // removed by another CPU meanwhile: the same result
+    let _absent = FRAGMENTED_PACKETS.remove(key);
 }
 
 /// Whether a packet of which a fragment was received at that time can still be reassembled.
@@ -297,9 +284,9 @@ pub(crate) fn within_fragment_timeout(received_at: u32) -> bool {
 }
 
 #[inline(always)]
-pub(crate) fn store_fragment_ports(key: &FragmentKey, ports: FragmentPorts) {
+pub(crate) fn store_fragmented_packet(key: &FragmentKey, packet: FragmentedPacket) {
     // on failure the later fragments are dropped (`fragment_unknown`)
-    let _best_effort = FRAGMENTS.insert(key, ports, BPF_ANY.into());
+    let _best_effort = FRAGMENTED_PACKETS.insert(key, packet, BPF_ANY.into());
 }
 
 /// This CPU's buffer for a fragment that is about to be stored.
@@ -328,46 +315,6 @@ pub(crate) fn buffer_fragment(key: &ReorderKey, fragment: &BufferedFragment) -> 
 #[inline(always)]
 pub(crate) fn remove_buffered_fragment(key: &ReorderKey) -> bool {
     REORDER_FRAGMENTS.remove(key).is_ok()
-}
-
-/// Whether the neighbour has not been checked in this second. Then it counts as checked.
-#[inline(always)]
-pub(crate) fn is_neighbour_check_due(neighbour: &Addr) -> bool {
-    let hash = hash::client(*neighbour);
-    let Some(last) = NEIGHBOUR_CHECKS.get_ptr_mut(hash % NEIGHBOUR_CHECK_SLOTS) else { return true };
-    let now = u64::from(hash) << 32 | u64::from(time::now());
-    // SAFETY: array values live as long as the map. CPUs may race: then more than one packet is
-    // left to tc.
-    unsafe {
-        let is_due = last.read_volatile() != now;
-        if is_due {
-            last.write_volatile(now);
-        }
-        is_due
-    }
-}
-
-/// Whether one more refusal to a client outside is within its budget.
-#[inline(always)]
-pub(crate) fn spend_client_refusal(client: &Addr, now: u64) -> bool {
-    // SAFETY: copied at once.
-    let due = unsafe { REFUSAL_CLIENTS.get(client) }.copied().unwrap_or(0);
-    let Some(next) = CLIENT_REFUSALS.spend(due, now) else { return false };
-    // on failure the client gets one refusal more
-    let _best_effort = REFUSAL_CLIENTS.insert(client, next, BPF_ANY.into());
-    true
-}
-
-/// Whether one more refusal, to a pod or to another client, is within the budget of the node.
-#[inline(always)]
-pub(crate) fn spend_refusal(to_pod: bool, now: u64) -> bool {
-    let Some(due) = REFUSAL_TOTALS.get_ptr_mut(u32::from(!to_pod)) else { return false };
-    // SAFETY: array values live as long as the map. CPUs may race: then one refusal is not counted.
-    unsafe {
-        let Some(next) = NODE_REFUSALS.spend(due.read_volatile(), now) else { return false };
-        due.write_volatile(next);
-    }
-    true
 }
 
 #[inline(always)]

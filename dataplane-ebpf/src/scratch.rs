@@ -26,7 +26,8 @@ pub(crate) struct Scratch {
     pub(crate) nat_tuple: FlowKey,
     /// The flow about to be created. Written by `on_miss`, read by `flow::create`.
     pub(crate) new_flow: NewFlow,
-    /// Key of the packet in `FRAGMENTS` and `REORDER_FRAGMENTS`. Written by `parse` for fragments.
+    /// Key of the packet in `FRAGMENTED_PACKETS` and `REORDER_FRAGMENTS`. Written by `parse` for
+    /// fragments.
     pub(crate) reorder: Reorder,
     /// Record for the ring buffer `EVENTS`. Written and sent by `event`.
     pub(crate) event: Event,
@@ -97,7 +98,8 @@ pub(crate) struct NewFlow {
 /// State of `stages::reorder`.
 #[repr(C)]
 pub(crate) struct Reorder {
-    /// The packet, and a position among its buffered fragments.
+    /// The packet, and a position among its buffered fragments. Its hook is written by
+    /// `hooks::driver`.
     pub(crate) key: ReorderKey,
     /// Not 0: this hook buffers fragments that arrive before the first one. Written by
     /// `hooks::driver`.

@@ -168,6 +168,7 @@ mod tests {
     #[test]
     fn device_of_a_pod_names_the_pod_whatever_the_source_address() {
         let pod = |name: &str, address: &str, ifindex| EndpointView {
+            device_down: false,
             address: address.parse().unwrap(),
             pod: Some(PodView { namespace: "shop".to_owned(), name: name.to_owned() }),
             device: Some(format!("dp{ifindex}")),

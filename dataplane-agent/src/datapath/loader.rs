@@ -117,7 +117,7 @@ impl Capacity {
             (map::FLOW_SLOTS, self.flows),
             // one entry per direction
             (map::FLOW_INDEX, self.flows.saturating_mul(2)),
-            (map::FRAGMENTS, self.fragments),
+            (map::FRAGMENTED_PACKETS, self.fragments),
             (map::DATAGRAM_ORIGINS, self.datagram_origins),
             (map::SOURCE_RANGES, self.source_ranges),
             (map::AFFINITY, self.affinity),

@@ -60,9 +60,9 @@ impl KernelRoute {
         Self { source, ..Self::on_link(pod.into(), ifindex) }
     }
 
-    /// A route to a range of cluster IPs, out of an uplink: packets of the host's processes get this
-    /// source and reach the programs whatever other routes the node has, even without a default
-    /// route.
+    /// A route to a range of cluster IPs, out of an uplink: packets of the host's processes get
+    /// this source and reach the programs whatever other routes the node has, even without a
+    /// default route.
     pub fn to_services(range: IpNet, ifindex: u32, source: IpAddr) -> Self {
         let gateway = if range.addr().is_ipv4() { SERVICES_V4 } else { SERVICES_V6 };
         Self { gateway: Some(gateway), source: Some(source), ..Self::on_link(range, ifindex) }

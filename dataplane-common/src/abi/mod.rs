@@ -20,7 +20,7 @@ pub use endpoint::{Endpoint, EndpointFlags};
 pub use event::Event;
 pub use flow::{Flow, FlowFlags, FlowKey, FlowRef};
 pub use flow_hints::FlowHints;
-pub use fragment::{FRAGMENT_TIMEOUT_SECS, FragmentKey, FragmentPorts, ReorderKey};
+pub use fragment::{FRAGMENT_TIMEOUT_SECS, FragmentKey, FragmentedPacket, ReorderKey};
 pub use route::{Route, RouteKind};
 pub use service::{
     Affinity, AffinityKey, BackendSlot, Scope, Service, ServiceFlags, ServiceKey, SourceRange,

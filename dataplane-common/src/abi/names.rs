@@ -18,7 +18,7 @@ pub mod capacity {
     pub const BACKEND_GENERATIONS: u32 = 262_144;
     /// `FLOWS` and `FLOW_SLOTS`: translated connections. `FLOW_INDEX` has twice as many entries.
     pub const FLOWS: u32 = 131_072;
-    /// `FRAGMENTS`.
+    /// `FRAGMENTED_PACKETS`.
     pub const FRAGMENTS: u32 = 4_096;
     /// `REORDER_FRAGMENTS`, two KiB each.
     pub const REORDER_FRAGMENTS: u32 = 512;
@@ -58,8 +58,8 @@ pub mod map {
     /// User space pushes each slot once when it creates the map. After that only the datapath uses
     /// it; the program that has popped a slot owns its record.
     pub const FLOW_SLOTS: &str = "FLOW_SLOTS";
-    /// LRU hash: `FragmentKey` → `FragmentPorts`.
-    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// LRU hash: `FragmentKey` → `FragmentedPacket`.
+    pub const FRAGMENTED_PACKETS: &str = "FRAGMENTED_PACKETS";
     /// LRU hash: `ReorderKey` → 32 bits of time received, 32 of length, the fragment's bytes. Not
     /// pinned: no fragment is worth keeping across a restart of the agent.
     pub const REORDER_FRAGMENTS: &str = "REORDER_FRAGMENTS";
@@ -91,7 +91,7 @@ pub mod map {
         FLOW_INDEX,
         FLOWS,
         FLOW_SLOTS,
-        FRAGMENTS,
+        FRAGMENTED_PACKETS,
         CONNECTED_ORIGINS,
         CONNECTED_PEERS,
         DATAGRAM_ORIGINS,

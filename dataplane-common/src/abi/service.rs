@@ -10,8 +10,8 @@
 //! whole and belongs to the key that was looked up.
 //!
 //! `BACKEND_GENERATIONS[id]` is odd while the number is assigned to a backend of a service and even
-//! while it is free: assigning and releasing a number each add one, so that the generation in a flow never
-//! matches a later backend's.
+//! while it is free: assigning and releasing a number each add one, so that the generation in a
+//! flow never matches a later backend's.
 
 use super::{Addr, Port};
 use crate::abi;

@@ -88,6 +88,18 @@ impl Ipv4Header {
         u16::from_be(self.fragment) & (Self::MORE_FRAGMENTS | Self::OFFSET) != 0
     }
 
+    /// Offset of its data in the fragmented packet, in bytes.
+    #[inline(always)]
+    pub const fn fragment_offset(&self) -> u32 {
+        (u16::from_be(self.fragment) & Self::OFFSET) as u32 * 8
+    }
+
+    /// Whether fragments come behind it.
+    #[inline(always)]
+    pub const fn has_more_fragments(&self) -> bool {
+        u16::from_be(self.fragment) & Self::MORE_FRAGMENTS != 0
+    }
+
     /// Whether this is a later fragment, without the transport header.
     #[inline(always)]
     pub const fn is_later_fragment(&self) -> bool {

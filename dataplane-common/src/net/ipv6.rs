@@ -85,6 +85,18 @@ impl Ipv6Header {
 }
 
 impl FragmentHeader {
+    /// Offset of its data in the fragmented packet, in bytes.
+    #[inline(always)]
+    pub const fn data_offset(&self) -> u32 {
+        (u16::from_be(self.offset) & 0xfff8) as u32
+    }
+
+    /// Whether fragments come behind it.
+    #[inline(always)]
+    pub const fn has_more(&self) -> bool {
+        u16::from_be(self.offset) & 1 != 0
+    }
+
     /// Whether this is a later fragment, without the transport header.
     #[inline(always)]
     pub const fn is_later(&self) -> bool {

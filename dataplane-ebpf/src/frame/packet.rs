@@ -17,6 +17,8 @@ pub(crate) struct Packet<F> {
     pub(crate) fragment: Fragment,
     /// Identification, as it lies in the packet; 0 if this is no fragment of IPv6.
     pub(crate) fragment_id: u32,
+    /// Offset in the frame of the header that says which fragment this is.
+    pub(crate) fragment_at: usize,
     family: PhantomData<F>,
 }
 
@@ -31,6 +33,15 @@ pub(crate) enum Fragment {
     Later,
 }
 
+/// Which bytes of the fragmented part of a packet a fragment carries.
+#[derive(Clone, Copy)]
+pub(crate) struct Extent {
+    pub(crate) offset: u32,
+    pub(crate) length: u32,
+    /// No fragment comes behind it.
+    pub(crate) is_last: bool,
+}
+
 impl<F> Packet<F> {
     #[inline(always)]
     pub(crate) const fn new(
@@ -41,8 +52,9 @@ impl<F> Packet<F> {
         l4: usize,
         fragment: Fragment,
         fragment_id: u32,
+        fragment_at: usize,
     ) -> Self {
-        Self { src, dst, protocol, hop_limit, l4, fragment, fragment_id, family: PhantomData }
+        Self { src, dst, protocol, hop_limit, l4, fragment, fragment_id, fragment_at, family: PhantomData }
     }
 
     /// Its tuple, with zeros for the ports.

@@ -115,7 +115,8 @@ impl Frame for TcContext {
 
     #[inline(always)]
     fn is_gso(&self) -> bool {
-        // the number of segments is not counted yet in what a virtual machine or a packet socket sent
+        // the number of segments is not counted yet in what a virtual machine or a packet socket
+        // sent
         skb_field!(self, gso_size) != 0
     }
 

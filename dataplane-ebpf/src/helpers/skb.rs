@@ -20,8 +20,8 @@ use dataplane_common::{
 use super::{AF_INET, AF_INET6};
 use crate::config;
 
-/// Bytes of the tunnel key as Linux 5.10 knows it, which refuses the longer one; later kernels accept
-/// the shorter length.
+/// Bytes of the tunnel key as Linux 5.10 knows it, which refuses the longer one; later kernels
+/// accept the shorter length.
 const TUNNEL_KEY_LEN: usize = core::mem::offset_of!(bpf_tunnel_key, __bindgen_anon_3);
 
 /// Reads a field of `struct __sk_buff`.

@@ -33,7 +33,7 @@ pub(crate) trait Hook {
 
     /// Looks at the frame before its packet: a verdict or a drop ends the run.
     #[inline(always)]
-    fn admit(_ctx: &Self::Context) -> Result<Option<Verdict>, DropReason> {
+    fn check_frame(_ctx: &Self::Context) -> Result<Option<Verdict>, DropReason> {
         Ok(None)
     }
 
@@ -51,7 +51,7 @@ pub(crate) trait Hook {
 #[inline(always)]
 pub(crate) fn run_tc<H: Hook<Context = TcContext>>(ctx: &TcContext) -> i32 {
     let Some(scratch) = scratch::current() else { return TC_ACT_UNSPEC };
-    let (result, icmp_sent) = match H::admit(ctx) {
+    let (result, icmp_sent) = match H::check_frame(ctx) {
         Ok(None) => match ctx.ether_type() {
             EtherType::IPV4 => run_tc_family::<H, V4>(ctx, scratch),
             EtherType::IPV6 => run_tc_family::<H, V6>(ctx, scratch),
@@ -76,6 +76,7 @@ fn run_tc_family<H: Hook<Context = TcContext>, F: IpFamily>(
     scratch: &mut Scratch,
 ) -> (Result<Verdict, DropReason>, bool) {
     scratch.reorder.enabled = u32::from(reorder::is_enabled(H::ID));
+    scratch.reorder.key.packet.hook = H::ID as u8;
     let result = match H::run::<F>(ctx, scratch) {
         Err(DropReason::FragmentUnknown) if reorder::is_enabled(H::ID) => {
             match reorder::buffer_early_fragment(ctx, scratch) {

@@ -30,7 +30,7 @@ impl Hook for FromOverlay {
     const ID: HookId = HookId::FromOverlay;
 
     #[inline(always)]
-    fn admit(ctx: &TcContext) -> Result<Option<Verdict>, DropReason> {
+    fn check_frame(ctx: &TcContext) -> Result<Option<Verdict>, DropReason> {
         if skb::has_vlan_tag(ctx) { Err(DropReason::VlanTag) } else { Ok(None) }
     }
 

@@ -31,7 +31,7 @@ impl Hook for FromPod {
     const ID: HookId = HookId::FromPod;
 
     #[inline(always)]
-    fn admit(ctx: &TcContext) -> Result<Option<Verdict>, DropReason> {
+    fn check_frame(ctx: &TcContext) -> Result<Option<Verdict>, DropReason> {
         if skb::has_vlan_tag(ctx) { Err(DropReason::VlanTag) } else { Ok(None) }
     }
 

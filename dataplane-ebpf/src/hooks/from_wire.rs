@@ -32,7 +32,7 @@ impl Hook for FromWire {
     const ID: HookId = HookId::FromWire;
 
     #[inline(always)]
-    fn admit(ctx: &TcContext) -> Result<Option<Verdict>, DropReason> {
+    fn check_frame(ctx: &TcContext) -> Result<Option<Verdict>, DropReason> {
         if skb::has_vlan_tag(ctx) {
             return Ok(Some(Verdict::StackVlan));
         }

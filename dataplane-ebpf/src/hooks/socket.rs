@@ -53,7 +53,8 @@ fn try_connect(socket: &Socket<'_>) -> Result<Verdict, DropReason> {
             return Ok(Verdict::SocketTranslated);
         }
     }
-    // the socket may have been connected to a service before, and now connects to the backend itself
+    // the socket may have been connected to a service before, and now connects to the backend
+    // itself
     socket.remove_origin();
     if socket.protocol() == Protocol::UDP {
         maps::remove_peer(socket.cookie());
@@ -221,8 +222,8 @@ fn find_frontend(
         && (is_loopback
             || endpoint.is_some_and(Endpoint::is_host)
             || service.flags & ServiceFlags::HOST_BACKEND != 0);
-    // a host's datagrams that pass a device hook are translated there: if one socket uses both, each
-    // answer has the address of its own frontend
+    // a host's datagrams that pass a device hook are translated there: if one socket uses both,
+    // each answer has the address of its own frontend
     let is_left_to_packets = !enabled || (in_host_netns && call == Call::Sendmsg);
     if is_left_to_packets && !stays_in_host {
         return Ok(None);

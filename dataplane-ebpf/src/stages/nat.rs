@@ -41,8 +41,8 @@ pub(crate) fn translate<F: IpFamily, M: OnMiss>(
     outlined::<F, M>(ctx, scratch).unpack()
 }
 
-/// Remembers the flow of a packet from outside of the cluster to a pod, so that the pod's answers are
-/// not masqueraded. TCP needs none: its flags tell an answer.
+/// Remembers the flow of a packet from outside of the cluster to a pod, so that the pod's answers
+/// are not masqueraded. TCP needs none: its flags tell an answer.
 #[inline(always)]
 pub(crate) fn remember_inbound<F: IpFamily>(ctx: &TcContext, packet: &Packet<F>, scratch: &mut Scratch) {
     #[inline(never)]

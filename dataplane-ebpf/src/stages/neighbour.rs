@@ -1,8 +1,8 @@
 //! Neighbour discovery and control messages of pods.
 //!
-//! A pod's neighbours are fixed: it has one, its gateway. So what a pod asks of its link is answered
-//! here or discarded, and never reaches the host's stack, whose neighbour table all pods share. And
-//! a pod configures nobody: its router advertisements and redirects are dropped.
+//! A pod's neighbours are fixed: it has one, its gateway. So what a pod asks of its link is
+//! answered here or discarded, and never reaches the host's stack, whose neighbour table all pods
+//! share. And a pod configures nobody: its router advertisements and redirects are dropped.
 
 use aya_ebpf::{bindings::TC_ACT_REDIRECT, programs::TcContext};
 use dataplane_common::{

@@ -2,7 +2,7 @@
 //! passes.
 
 use dataplane_common::{
-    abi::{Addr, FlowFlags, NodeFlags, ServiceFlags, ServiceKey},
+    abi::{Addr, FlowFlags, NodeFlags, Port, ServiceFlags, ServiceKey},
     flow::tcp_flags,
     hash,
     net::Protocol,
@@ -40,8 +40,8 @@ pub(crate) enum SelectBackend {}
 /// Translates the source to the node's address, if the node masquerades.
 pub(crate) enum Masquerade {}
 
-/// Remembers that a client outside of the cluster has addressed a pod, so that the pod's answers are
-/// not masqueraded.
+/// Remembers that a client outside of the cluster has addressed a pod, so that the pod's answers
+/// are not masqueraded.
 pub(crate) enum RememberInbound {}
 
 impl OnMiss for Pass {
@@ -64,6 +64,9 @@ impl OnMiss for Masquerade {
         let source = source_of::<F>(ctx.ifindex());
         if !config::flag(NodeFlags::MASQUERADE) || source.is_zero() {
             return Ok(false);
+        }
+        if is_tunnel_port(scratch.tuple.protocol, scratch.tuple.dst_port) {
+            return Err(DropReason::TunnelPort);
         }
         let new_flow = &mut scratch.new_flow;
         new_flow.reply_tuple = scratch.tuple.reversed();
@@ -99,8 +102,14 @@ impl OnMiss for RememberInbound {
     }
 }
 
-/// Whether a packet without a flow answers another: it does not begin a connection (TCP, SCTP), or is
-/// an ICMP message other than a request.
+/// Whether the packet would pass for one of the tunnel, if its source became the node's.
+#[inline(always)]
+fn is_tunnel_port(protocol: u8, port: Port) -> bool {
+    protocol == Protocol::UDP && port == config::overlay_port()
+}
+
+/// Whether a packet without a flow answers another: it does not begin a connection (TCP, SCTP), or
+/// is an echo reply.
 #[inline(always)]
 fn is_reply(scratch: &Scratch) -> bool {
     let transport = scratch.transport;
@@ -137,6 +146,9 @@ impl OnMiss for SelectBackend {
         let backend = service::select_backend(service, &tuple.src, hash)?;
         let direct = service::uses_direct_return(service, backend, scratch);
         let keeps_source = direct || !service::needs_snat(service, backend, scratch);
+        if !keeps_source && is_tunnel_port(tuple.protocol, backend.port) {
+            return Err(DropReason::TunnelPort);
+        }
         // a socket that is translated at `sendmsg()` too has that port in use at the backend
         let prefers_range_port = tuple.protocol == Protocol::UDP
             && scratch.frontend_query.from_outside == 0

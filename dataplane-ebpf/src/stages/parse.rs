@@ -2,7 +2,7 @@
 //! protocol. Ports are read late, because a packet that is not translated does not need them.
 
 use dataplane_common::{
-    abi::{FlowKey, FragmentPorts},
+    abi::FragmentedPacket,
     net::{IcmpHeader, Protocol, SctpHeader, TcpHeader, UdpHeader},
     reason::{DropReason, Verdict},
 };
@@ -75,38 +75,55 @@ pub(crate) fn tuple<F: IpFamily>(
         Fragment::First => {
             transport::<F>(ctx, packet.l4, scratch)?;
             set_fragment_key(packet, scratch);
-            let FlowKey { src_port: src, dst_port: dst, .. } = scratch.tuple;
-            let ports = FragmentPorts { src, dst, received_at: time::now() };
-            maps::store_fragment_ports(&scratch.reorder.key.packet, ports);
+            let first = FragmentedPacket {
+                src_port: scratch.tuple.src_port,
+                dst_port: scratch.tuple.dst_port,
+                received_at: time::now(),
+                seen: F::extent(ctx, packet)?.length,
+                length: 0,
+                protocol: packet.protocol,
+                reserved: 0,
+                transport: (scratch.transport & !Transport::TCP_FLAGS) as u16,
+            };
+            maps::store_fragmented_packet(&scratch.reorder.key.packet, first);
             if scratch.reorder.enabled != 0 && maps::buffered_fragment(&scratch.reorder.key).is_some() {
                 return Err(DropReason::FragmentOvertaken);
             }
             Ok(())
         }
         // no ports that the first fragment would tell
-        Fragment::Later if Transport::of::<F>(packet.protocol) == 0 => {
+        Fragment::Later if Transport::of::<F>(packet.protocol) == 0 && !F::is_extension(packet.protocol) => {
             scratch.transport = 0;
             Ok(())
         }
         Fragment::Later => {
             set_fragment_key(packet, scratch);
-            let ports =
-                maps::fragment_ports(&scratch.reorder.key.packet).ok_or(DropReason::FragmentUnknown)?;
-            scratch.tuple.src_port = ports.src;
-            scratch.tuple.dst_port = ports.dst;
-            scratch.transport = Transport::of::<F>(packet.protocol);
+            let extent = F::extent(ctx, packet)?;
+            let key = &scratch.reorder.key.packet;
+            let first = maps::fragmented_packet(key).ok_or(DropReason::FragmentUnknown)?;
+            scratch.tuple.src_port = first.src_port;
+            scratch.tuple.dst_port = first.dst_port;
+            scratch.tuple.protocol = first.protocol;
+            scratch.transport = u32::from(first.transport);
+            if extent.is_last {
+                first.length = extent.offset.wrapping_add(extent.length);
+            }
+            first.seen = first.seen.wrapping_add(extent.length);
+            if first.length != 0 && first.seen >= first.length {
+                maps::remove_fragmented_packet(key);
+            }
             Ok(())
         }
     }
 }
 
 #[inline(always)]
-fn set_fragment_key<F>(packet: &Packet<F>, scratch: &mut Scratch) {
+fn set_fragment_key<F: IpFamily>(packet: &Packet<F>, scratch: &mut Scratch) {
     let key = &mut scratch.reorder.key.packet;
     key.src = packet.src;
     key.dst = packet.dst;
     key.id = packet.fragment_id;
-    key.protocol = packet.protocol;
+    key.protocol = if F::FRAGMENTS_SHARE_PROTOCOL { packet.protocol } else { 0 };
     scratch.reorder.key.index = 0;
 }
 
@@ -115,6 +132,8 @@ fn set_fragment_key<F>(packet: &Packet<F>, scratch: &mut Scratch) {
 pub(crate) struct Transport;
 
 impl Transport {
+    /// TCP flags.
+    pub(crate) const TCP_FLAGS: u32 = 0xff;
     /// The protocol has ports.
     pub(crate) const PORTS: u32 = 1 << 8;
     /// ICMP echo: the identifier is both ports.

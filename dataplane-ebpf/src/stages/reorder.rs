@@ -80,7 +80,7 @@ fn try_buffer(ctx: &TcContext, scratch: &mut Scratch) -> Result<bool, DropReason
             // on another CPU the first fragment publishes its ports and then looks for stored
             // fragments; this one is stored and then looks for the ports: at least one of the two
             // sees the other
-            let is_first_missing = maps::fragment_ports(&key.packet).is_none();
+            let is_first_missing = maps::fragmented_packet(&key.packet).is_none();
             return Ok(is_first_missing || !maps::remove_buffered_fragment(key));
         }
     }

@@ -1,7 +1,7 @@
 //! Services: finds the frontend a packet or socket is addressed to, and selects a backend.
 
 use dataplane_common::{
-    abi::{Addr, BackendSlot, Port, Scope, Service, ServiceFlags, ServiceKey},
+    abi::{Addr, BackendSlot, Port, Route, Scope, Service, ServiceFlags, ServiceKey},
     flow::tcp_flags,
     hash,
     net::Protocol,
@@ -117,8 +117,8 @@ pub(crate) fn is_mid_connection(scratch: &Scratch) -> bool {
     scratch.tuple.protocol == Protocol::TCP && !tcp_flags::is_initial_syn(scratch.transport as u8)
 }
 
-/// Whether direct server return applies: the client is outside of the node, and the backend on
-/// another node of the cluster, which translates the packet and answers the client.
+/// Whether direct server return applies: the client is outside of the cluster, and the backend on
+/// another node, which translates the packet and answers the client.
 #[inline(always)]
 pub(crate) fn uses_direct_return(service: &Service, backend: &BackendSlot, scratch: &Scratch) -> bool {
     if service.flags & ServiceFlags::DSR == 0
@@ -127,10 +127,10 @@ pub(crate) fn uses_direct_return(service: &Service, backend: &BackendSlot, scrat
     {
         return false;
     }
-    let Some(to) = maps::route(&backend.addr).filter(|route| route.is_node()) else { return false };
-    // a node accepts no packet with its own source from another: a client on the backend's node
-    // must not get its packet back unchanged
-    maps::route(&scratch.tuple.src).is_none_or(|from| !from.is_node() || from.next_hop != to.next_hop)
+    // a client in the cluster would get its packet back, or an answer through the tunnel that does
+    // not belong to the node that sends it
+    maps::route(&backend.addr).is_some_and(Route::is_node)
+        && !maps::route(&scratch.tuple.src).is_some_and(Route::is_node)
 }
 
 /// Whether the source must become the node's address, so that the reply comes back to this node.

@@ -60,7 +60,8 @@ fn try_check_pod<F: IpFamily>(ctx: &TcContext) -> Result<Option<Verdict>, DropRe
     if owner(&packet.src) == ctx.ifindex() { Ok(None) } else { Err(DropReason::SourceNotOwned) }
 }
 
-/// The host-side device of the pod that has the address; 0, which no packet arrives on, if none has.
+/// The host-side device of the pod that has the address; 0, which no packet arrives on, if none
+/// has.
 #[inline(always)]
 fn owner(addr: &Addr) -> u32 {
     maps::endpoint(addr).map_or(0, |endpoint| endpoint.ifindex)
@@ -144,8 +145,8 @@ fn is_node_address(addr: &Addr) -> bool {
 /// Checks a pod's packet to a node or to its own link.
 ///
 /// # Errors
-/// [`DropReason::LoopbackAddress`]; [`DropReason::TunnelPort`]; [`DropReason::ConfiguresOthers`] for
-/// a DHCP answer (RFC 2131 §4.1, RFC 8415 §7.2).
+/// [`DropReason::LoopbackAddress`]; [`DropReason::TunnelPort`]; [`DropReason::ConfiguresOthers`]
+/// for a DHCP answer (RFC 2131 §4.1, RFC 8415 §7.2).
 #[inline(always)]
 pub(crate) fn check_to_node<F: IpFamily>(ctx: &TcContext) -> Result<(), DropReason> {
     #[inline(never)]

@@ -330,7 +330,8 @@ impl Backends {
                 self.index.remove(id);
                 self.freed.insert(id);
                 self.shared.remove(&id);
-                // the datapath has no sockets of a shared ID: an earlier one did not record services
+                // the datapath has no sockets of a shared ID: an earlier one did not record
+                // services
                 if key != key.shared() {
                     self.udp_updates.extend(key.udp().map(SocketUpdate::BackendRemoved));
                 }

@@ -196,7 +196,8 @@ impl Ranges {
         intact.map(|(start, extent)| (*start, &*extent.content))
     }
 
-    /// Ends adoption: ranges with IDs that an earlier agent used for several services are rewritten.
+    /// Ends adoption: ranges with IDs that an earlier agent used for several services are
+    /// rewritten.
     pub(super) fn finish_adoption(&mut self, backends: &Backends) {
         for extent in self.extents.values_mut() {
             extent.intact &= !extent.content.iter().any(|id| backends.is_shared(*id));

@@ -91,11 +91,11 @@ async fn only_sockets_of_removed_backends_are_destroyed() {
 }
 
 #[tokio::test]
-async fn sockets_of_another_service_are_kept() {
+async fn sockets_of_other_service_service_are_kept() {
     let (cookie, of_service) = peer(11, 1, 1);
-    let of_another = ConnectedPeer { service_id: 8, ..of_service };
+    let of_other_service = ConnectedPeer { service_id: 8, ..of_service };
     let of_earlier_program = ConnectedPeer { service_id: 0, ..of_service };
-    let peers = vec![(cookie, of_service), (12, of_another), (13, of_earlier_program)];
+    let peers = vec![(cookie, of_service), (12, of_other_service), (13, of_earlier_program)];
     let fake = Fake { peers, ..Fake::default() };
     let (updates, _) = start(&fake);
     updates.send(SocketUpdate::BackendRemoved(backend(1))).unwrap();

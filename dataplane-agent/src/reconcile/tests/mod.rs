@@ -6,6 +6,7 @@ mod endpoints;
 mod frontends;
 mod property;
 mod repair;
+mod restarts;
 mod routes;
 mod services;
 mod views;

@@ -11,7 +11,10 @@ use dataplane_common::{
 };
 
 pub(crate) use self::{v4::V4, v6::V6};
-use super::{Frame, packet::Packet};
+use super::{
+    Frame,
+    packet::{Extent, Packet},
+};
 
 /// An IP family.
 pub(crate) trait IpFamily: Sized {
@@ -32,6 +35,15 @@ pub(crate) trait IpFamily: Sized {
     /// Bytes of the packet from offset `l4` of the frame on, as the IP header says: a frame may be
     /// padded.
     fn transport_len(ctx: &impl Frame, l4: usize) -> Result<u16, DropReason>;
+
+    /// Whether what the fragments of a packet share includes its protocol.
+    const FRAGMENTS_SHARE_PROTOCOL: bool;
+
+    /// Which bytes a fragment carries.
+    fn extent(ctx: &impl Frame, packet: &Packet<Self>) -> Result<Extent, DropReason>;
+
+    /// Whether this is the number of an extension header, not of a protocol.
+    fn is_extension(protocol: u8) -> bool;
 
     /// Whether routers may fragment it (IPv4 without DF).
     fn may_be_fragmented(ctx: &impl Frame) -> bool;

@@ -12,7 +12,7 @@ use crate::{
     config,
     frame::{
         Frame, L3,
-        packet::{Fragment, Packet},
+        packet::{Extent, Fragment, Packet},
         with_header,
     },
 };
@@ -60,6 +60,7 @@ impl IpFamily for V4 {
             L3 + header_len,
             fragment,
             u32::from(header.id),
+            L3,
         ))
     }
 
@@ -67,6 +68,23 @@ impl IpFamily for V4 {
     fn transport_len(ctx: &impl Frame, l4: usize) -> Result<u16, DropReason> {
         let header = with_header(ctx, L3, |ip: &mut Ipv4Header| *ip)?;
         Ok(header.total_len().wrapping_sub((l4 - L3) as u16))
+    }
+
+    const FRAGMENTS_SHARE_PROTOCOL: bool = true;
+
+    #[inline(always)]
+    fn extent(ctx: &impl Frame, _packet: &Packet<Self>) -> Result<Extent, DropReason> {
+        let header = with_header(ctx, L3, |ip: &mut Ipv4Header| *ip)?;
+        Ok(Extent {
+            offset: header.fragment_offset(),
+            length: u32::from(header.total_len()).wrapping_sub(header.header_len() as u32),
+            is_last: !header.has_more_fragments(),
+        })
+    }
+
+    #[inline(always)]
+    fn is_extension(_protocol: u8) -> bool {
+        false
     }
 
     #[inline(always)]

@@ -12,7 +12,7 @@ use crate::{
     config,
     frame::{
         Frame, L3,
-        packet::{Fragment, Packet},
+        packet::{Extent, Fragment, Packet},
         with_header,
     },
     helpers::opaque,
@@ -54,6 +54,7 @@ impl IpFamily for V6 {
             L3 + Ipv6Header::LEN,
             Fragment::Whole,
             0,
+            L3,
         );
         if is_extension(header.next_header) {
             skip_extensions(ctx, &mut packet)?;
@@ -65,6 +66,25 @@ impl IpFamily for V6 {
     fn transport_len(ctx: &impl Frame, l4: usize) -> Result<u16, DropReason> {
         let header = with_header(ctx, L3, |ip: &mut Ipv6Header| *ip)?;
         Ok(header.payload_len().wrapping_sub((l4 - L3 - Ipv6Header::LEN) as u16))
+    }
+
+    const FRAGMENTS_SHARE_PROTOCOL: bool = false;
+
+    #[inline(always)]
+    fn extent(ctx: &impl Frame, packet: &Packet<Self>) -> Result<Extent, DropReason> {
+        let ip = with_header(ctx, L3, |ip: &mut Ipv6Header| *ip)?;
+        let fragment: FragmentHeader = ctx.read(packet.fragment_at)?;
+        let headers = packet.fragment_at + size_of::<FragmentHeader>() - L3 - Ipv6Header::LEN;
+        Ok(Extent {
+            offset: fragment.data_offset(),
+            length: u32::from(ip.payload_len()).wrapping_sub(headers as u32),
+            is_last: !fragment.has_more(),
+        })
+    }
+
+    #[inline(always)]
+    fn is_extension(protocol: u8) -> bool {
+        is_extension(protocol)
     }
 
     #[inline(always)]
@@ -173,8 +193,8 @@ impl IpFamily for V6 {
     }
 }
 
-/// 1 for an IPv4-mapped address (RFC 4291 §2.5.5.2), else 0. By arithmetic, because the verifier would
-/// follow everything after a comparison of each word twice.
+/// 1 for an IPv4-mapped address (RFC 4291 §2.5.5.2), else 0. By arithmetic, because the verifier
+/// would follow everything after a comparison of each word twice.
 #[inline(always)]
 fn is_mapped(words: [u32; 4]) -> u64 {
     let difference = words[0] | words[1] | (words[2] ^ 0xffff_u32.to_be());
@@ -198,43 +218,41 @@ const fn is_extension(next_header: u8) -> bool {
 #[inline(always)]
 fn skip_extensions(ctx: &impl Frame, packet: &mut Packet<V6>) -> Result<(), DropReason> {
     let end = walk_extensions(ctx, packet.protocol);
-    match end & 0xff {
-        0 => {}
-        reason => return Err(DropReason::from_number(reason as u8).unwrap_or(DropReason::ExtensionHeaders)),
-    }
-    packet.protocol = (end >> 8) as u8;
-    packet.fragment = match (end >> 16) as u8 {
+    let low = end as u32;
+    packet.fragment = match low >> 8 & 3 {
+        0 => Fragment::Whole,
         1 => Fragment::First,
         2 => Fragment::Later,
-        _ => Fragment::Whole,
+        _ => {
+            return Err(DropReason::from_number(low as u8).unwrap_or(DropReason::ExtensionHeaders));
+        }
     };
-    packet.l4 = L3 + Ipv6Header::LEN + usize::from((end >> 24) as u8) * 8;
+    packet.protocol = low as u8;
+    packet.l4 = L3 + Ipv6Header::LEN + (low >> 10 & 0xff) as usize * 8;
+    packet.fragment_at = L3 + Ipv6Header::LEN + (low >> 18 & 0xff) as usize * 8;
     packet.fragment_id = (end >> 32) as u32;
     Ok(())
 }
 
 /// Where the walk ends, packed into one register, so that the verifier does not follow every
-/// iteration into the code after it. From the lowest bits: 8 of drop reason (0: none), 8 of
-/// protocol, 8 of [`Fragment`], 8 of length in units of 8 bytes, 32 of identification.
+/// iteration into the code after it. From the lowest bits: 8 of protocol (or drop reason), 2 of
+/// [`Fragment`] (3: dropped), 8 of length and 8 of the fragment header's offset in units of 8
+/// bytes, 6 unused, 32 of identification.
 #[inline(never)]
 fn walk_extensions(ctx: &impl Frame, first: u8) -> u64 {
+    const DROPPED: u64 = 3 << 8;
     let (mut protocol, mut length) = (first, 0_u32);
     for _ in 0..MAX_EXTENSION_HEADERS {
         if !is_extension(protocol) || protocol == Protocol::NO_NEXT {
-            return u64::from(protocol) << 8 | u64::from(length) << 24;
+            return u64::from(protocol) | u64::from(length) << 10;
         }
         // all begin with the next header and the length in units of 8 bytes, not counting the first
         // 8
         let Ok(header) = ctx.read::<FragmentHeader>(L3 + Ipv6Header::LEN + length as usize * 8) else {
-            return u64::from(DropReason::Truncated.number());
+            return u64::from(DropReason::Truncated.number()) | DROPPED;
         };
         if protocol == Protocol::FRAGMENT {
-            // the walk ends here: a later fragment has no further headers
-            let fragment = if header.is_later() { 2 } else { 1 };
-            return u64::from(header.next_header) << 8
-                | fragment << 16
-                | u64::from(length + 1) << 24
-                | u64::from(header.id) << 32;
+            return behind_fragment_header(ctx, header, length);
         }
         protocol = header.next_header;
         length += 1 + u32::from(header.reserved);
@@ -242,5 +260,25 @@ fn walk_extensions(ctx: &impl Frame, first: u8) -> u64 {
             break;
         }
     }
-    u64::from(DropReason::ExtensionHeaders.number())
+    u64::from(DropReason::ExtensionHeaders.number()) | DROPPED
+}
+
+/// The end of the walk at a fragment header, `length` units of 8 bytes behind the IP header. Only
+/// destination options may stand behind it (RFC 8200 §4.1), in the first fragment.
+#[inline(always)]
+fn behind_fragment_header(ctx: &impl Frame, header: FragmentHeader, length: u32) -> u64 {
+    let kind = if header.is_later() { 2_u64 } else { 1 };
+    let (mut protocol, mut end) = (header.next_header, length + 1);
+    if kind == 1
+        && protocol == Protocol::DESTINATION
+        && let Ok(options) = ctx.read::<FragmentHeader>(L3 + Ipv6Header::LEN + end as usize * 8)
+    {
+        protocol = options.next_header;
+        end += 1 + u32::from(options.reserved);
+    }
+    u64::from(protocol)
+        | kind << 8
+        | u64::from(end & 0xff) << 10
+        | u64::from(length) << 18
+        | u64::from(header.id) << 32
 }

@@ -27,7 +27,7 @@ const LARGE_MAPS: [&str; 10] = [
     map::FLOW_SLOTS,
     map::DATAGRAM_ORIGINS,
     map::AFFINITY,
-    map::FRAGMENTS,
+    map::FRAGMENTED_PACKETS,
 ];
 
 /// The programs. Dropping it detaches them.

@@ -165,7 +165,7 @@ impl Rig {
             (map::FLOWS, FLOWS),
             (map::FLOW_SLOTS, FLOWS),
             (map::FLOW_INDEX, 2 * FLOWS),
-            (map::FRAGMENTS, 64),
+            (map::FRAGMENTED_PACKETS, 64),
             (map::REORDER_FRAGMENTS, 64),
             (map::DATAGRAM_ORIGINS, 64),
             (map::SOURCE_RANGES, 64),

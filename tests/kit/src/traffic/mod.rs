@@ -119,7 +119,8 @@ pub enum Command {
         #[arg(long, default_value_t = TIMEOUT_MS)]
         timeout_ms: u64,
     },
-    /// Send a datagram to each UDP echo server over one socket, then print the sources of the answers
+    /// Send a datagram to each UDP echo server over one socket, then print the sources of the
+    /// answers
     Ask {
         servers: Vec<SocketAddr>,
         #[arg(long, default_value_t = TIMEOUT_MS)]

@@ -1,5 +1,5 @@
-//! Processes of a node reach cluster IPs over UDP, translated per packet, whatever default route the
-//! node has: none, or one that leaves by a device without the node's address.
+//! Processes of a node reach cluster IPs over UDP, translated per packet, whatever default route
+//! the node has: none, or one that leaves by a device without the node's address.
 
 use std::time::Duration;
 

@@ -133,8 +133,8 @@ fn sockets_leave_a_removed_backend_per_packet() -> Result<()> {
     sockets_leave_a_removed_backend(&Spec { connect_tcp: false, connect_udp: false, ..Spec::new(2) })
 }
 
-/// Flows to the service move; flows to the pod's own address stay, and those to another service that
-/// keeps the backend.
+/// Flows to the service move; flows to the pod's own address stay, and those to another service
+/// that keeps the backend.
 fn sockets_leave_a_removed_backend(spec: &Spec) -> Result<()> {
     let mut testbed = Testbed::create(spec)?;
     testbed.cluster.apply(&Service::of(&[&testbed.leaves]))?;

@@ -37,8 +37,8 @@ fn udp_flow_changes_backend_when_its_backend_is_removed() -> Result<()> {
     Ok(())
 }
 
-/// With connect-time translation of UDP, the client's socket may exchange datagrams with the backend
-/// from its own port, without a flow: their answers must not belong to the flow.
+/// With connect-time translation of UDP, the client's socket may exchange datagrams with the
+/// backend from its own port, without a flow: their answers must not belong to the flow.
 #[test]
 fn udp_flow_beside_connect_time_translation_has_a_source_port_of_its_own() -> Result<()> {
     for family in Family::BOTH {

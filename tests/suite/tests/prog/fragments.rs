@@ -1,17 +1,9 @@
-//! Fragments that arrive before the first one: they are kept and follow it. In a separate
-//! namespace, because a copy of the first fragment is sent to its loopback device.
+//! Fragments: later ones get the translation of the first, and those that arrive before it are kept
+//! and follow it.
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use dataplane_common::{abi::FRAGMENT_TIMEOUT_SECS, reason::HookId};
-use dataplane_testkit::prog::{Action, Family, Frame, Rig, World, at, ip, rig};
-use nix::sched::{CloneFlags, unshare};
-
-/// A rig in a namespace whose loopback is up: the kernel's test runs use it as the device.
-fn loopback_up(family: Family) -> Result<(Rig, World)> {
-    unshare(CloneFlags::CLONE_NEWNET).context("create a network namespace")?;
-    ip("link set lo up")?;
-    rig(family)
-}
+use dataplane_testkit::prog::{Action, Family, Frame, Rig, World, at, rig};
 
 /// Three fragments of a datagram with this ID, each with other bytes and another length.
 fn three_fragments(world: &World, id: u16) -> [Vec<u8>; 3] {
@@ -31,7 +23,7 @@ fn from_pod(rig: &mut Rig, frame: &[u8]) -> Result<(Action, &'static str, Vec<u8
 #[test]
 fn later_fragments_are_kept_until_the_first_arrives() -> Result<()> {
     for family in Family::BOTH {
-        let (mut rig, world) = loopback_up(family)?;
+        let (mut rig, world) = rig(family)?;
         let [first, second, third] = three_fragments(&world, 7);
         for early in [&third, &second] {
             let (action, outcome, _) = from_pod(&mut rig, early)?;
@@ -60,7 +52,7 @@ fn later_fragments_are_kept_until_the_first_arrives() -> Result<()> {
 
 #[test]
 fn fragments_of_different_packets_are_kept_apart() -> Result<()> {
-    let (mut rig, world) = loopback_up(Family::V4)?;
+    let (mut rig, world) = rig(Family::V4)?;
     let ([first, later, _], [_, other, _]) = (three_fragments(&world, 7), three_fragments(&world, 8));
     from_pod(&mut rig, &other)?;
     assert_eq!(from_pod(&mut rig, &first)?.1, "to_wire", "the kept fragment belongs to another packet");
@@ -72,7 +64,7 @@ fn fragments_of_different_packets_are_kept_apart() -> Result<()> {
 /// Fragment IDs repeat: a fragment of an old packet does not belong to the new one.
 #[test]
 fn expired_fragments_are_ignored() -> Result<()> {
-    let (mut rig, world) = loopback_up(Family::V4)?;
+    let (mut rig, world) = rig(Family::V4)?;
     let [first, later, _] = three_fragments(&world, 7);
     from_pod(&mut rig, &later)?;
     rig.age_fragments(FRAGMENT_TIMEOUT_SECS + 1)?;
@@ -96,7 +88,7 @@ fn expired_fragments_are_ignored() -> Result<()> {
 
 #[test]
 fn fragment_above_the_size_limit_is_dropped() -> Result<()> {
-    let (mut rig, world) = loopback_up(Family::V4)?;
+    let (mut rig, world) = rig(Family::V4)?;
     let fragment = |payload| {
         let client = at(world.pod, 1_000);
         Frame { fragment: Some((2, false)), payload: vec![5; payload], ..Frame::udp(client, world.service) }
@@ -111,10 +103,57 @@ fn fragment_above_the_size_limit_is_dropped() -> Result<()> {
 /// A packet on egress cannot be injected again; the host's stack sends its fragments in order.
 #[test]
 fn fragments_are_not_kept_on_egress() -> Result<()> {
-    let (mut rig, world) = loopback_up(Family::V4)?;
+    let (mut rig, world) = rig(Family::V4)?;
     let later =
         Frame { fragment: Some((2, false)), ..Frame::udp(at(world.pod, 1_000), at(world.outside, 53)) };
     let run = rig.run(HookId::ToWire, &later.build())?;
     assert_eq!((run.action, run.outcome), (Action::Drop, "fragment_unknown"));
+    Ok(())
+}
+
+/// A packet that re-uses the identification does not get the ports of the one before, whose
+/// fragments have all arrived.
+#[test]
+fn reused_identification_does_not_take_the_ports_of_a_complete_packet() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        let [first, second, third] = three_fragments(&world, 7);
+        for fragment in [&first, &third, &second] {
+            assert_eq!(from_pod(&mut rig, fragment)?.1, "to_wire");
+        }
+        assert_eq!(from_pod(&mut rig, &second)?.1, "fragment_held", "of the next packet");
+    }
+    Ok(())
+}
+
+/// Destination options may stand behind the fragment header (RFC 8200 §4.1): only the first
+/// fragment has them, and with them the protocol.
+#[test]
+fn options_behind_the_fragment_header_do_not_hide_the_ports() -> Result<()> {
+    const FRAGMENT: u8 = 44;
+    const DESTINATION: u8 = 60;
+    const UDP: u8 = 17;
+    let (mut rig, world) = rig(Family::V6)?;
+    let whole = Frame { payload: vec![9; 600], ..Frame::udp(at(world.pod, 1_000), world.service) }.build();
+    let (headers, udp) = whole.split_at(54);
+    let part = |offset: u16, more: bool, data: &[u8]| {
+        let mut frame = headers.to_vec();
+        frame[18..20].copy_from_slice(&(8 + data.len() as u16).to_be_bytes());
+        frame[20] = FRAGMENT;
+        frame.extend([DESTINATION, 0]);
+        frame.extend((offset << 3 | u16::from(more)).to_be_bytes());
+        frame.extend([1, 2, 3, 4]);
+        frame.extend(data);
+        frame
+    };
+    let options = [UDP, 0, 1, 4, 0, 0, 0, 0];
+    let first = part(0, true, &[&options, &udp[..392]].concat());
+    let later = part(50, false, &udp[392..]);
+    for fragment in [&first, &later] {
+        let (action, outcome, frame) = from_pod(&mut rig, fragment)?;
+        assert_eq!((action, outcome), (Action::Redirect, "to_wire"));
+        let std::net::IpAddr::V6(backend) = world.wire_pod else { unreachable!("an IPv6 world") };
+        assert_eq!(frame[38..54], backend.octets(), "translated");
+    }
     Ok(())
 }

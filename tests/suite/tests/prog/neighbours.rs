@@ -1,5 +1,5 @@
-//! Neighbour discovery and configuration by pods: answered for the gateway, discarded or dropped, and
-//! never passed to the kernel, whose neighbour table all pods share.
+//! Neighbour discovery and configuration by pods: answered for the gateway, discarded or dropped,
+//! and never passed to the kernel, whose neighbour table all pods share.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -1,5 +1,5 @@
-//! Answers of pods to clients outside keep the pod's address, refusals have a budget, and what is the
-//! host's own passes unchanged.
+//! Answers of pods to clients outside keep the pod's address, refusals have a budget, and what is
+//! the host's own passes unchanged.
 
 use anyhow::Result;
 use dataplane_common::{abi::FlowFlags, net::Protocol, reason::HookId};

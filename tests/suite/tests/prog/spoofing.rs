@@ -81,8 +81,8 @@ impl Owner {
     }
 }
 
-/// Why a packet of this sender with a source of this owner is dropped; `None`: it is not, or not for
-/// its source.
+/// Why a packet of this sender with a source of this owner is dropped; `None`: it is not, or not
+/// for its source.
 fn expected(hook: HookId, owner: Owner, family: Family) -> Option<&'static str> {
     use Owner::{Host, Loopback, Mapped, OtherPod, OverlayNode, OverlayPod, Pod, WireNode, WirePod};
     match (hook, owner) {
@@ -214,6 +214,9 @@ fn pod_does_not_reach_the_tunnel_port_of_a_node() -> Result<()> {
             let run = rig.run(HookId::FromPod, &Frame::udp(at(world.pod, 1), at(node, 8_472)).build())?;
             assert_eq!((run.action, run.outcome), (Action::Drop, "tunnel_port"), "{node}");
         }
+        // another address of a node, which no row names
+        let masqueraded = Frame::udp(at(world.pod, 1), at(world.outside, 8_472)).build();
+        assert_eq!(rig.run(HookId::ToWire, &masqueraded)?.outcome, "tunnel_port");
         // a pod may use the port
         let run =
             rig.run(HookId::FromPod, &Frame::udp(at(world.pod, 1), at(world.other_pod, 8_472)).build())?;
@@ -261,8 +264,8 @@ fn frame_for_another_station_is_left_to_the_kernel() -> Result<()> {
     Ok(())
 }
 
-/// A pod is no router: it may report errors about its own flows only. And an error is for the end of
-/// the flow that sent the quoted packet.
+/// A pod is no router: it may report errors about its own flows only. And an error is for the end
+/// of the flow that sent the quoted packet.
 #[test]
 fn icmp_error_reaches_only_the_owner_of_the_flow() -> Result<()> {
     for family in Family::BOTH {
@@ -296,9 +299,10 @@ fn echo_request_never_matches_a_masqueraded_identifier() -> Result<()> {
     Ok(())
 }
 
-/// Direct server return never sends a packet back to the node of its client, which would refuse it.
+/// Direct server return is for clients outside: a node refuses its own packets from another, and an
+/// answer through the tunnel with the source of a third.
 #[test]
-fn dsr_is_not_used_for_a_client_on_the_backends_node() -> Result<()> {
+fn dsr_is_not_used_for_a_client_in_the_cluster() -> Result<()> {
     use dataplane_common::abi::ServiceFlags;
     for family in Family::BOTH {
         let (mut rig, world): (Rig, World) = rig(family)?;
@@ -308,7 +312,9 @@ fn dsr_is_not_used_for_a_client_on_the_backends_node() -> Result<()> {
             *key = key.at_node();
             service.flags = ServiceFlags::DSR;
         })?;
-        for (client, keeps_source) in [(world.outside, true), (world.wire_node, false)] {
+        for (client, keeps_source) in
+            [(world.outside, true), (world.wire_node, false), (world.overlay_pod, false)]
+        {
             let run = rig.run(HookId::FromWire, &Frame::tcp(at(client, 40_000), frontend, SYN).build())?;
             assert_eq!(run.outcome, "to_wire");
             assert_eq!(run.packet().src == client, keeps_source, "{client}");

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 use dataplane_common::abi::{
-    Flow, FlowFlags, FlowKey, FlowRef, FragmentKey, FragmentPorts, Port, ReorderKey, names::map,
+    Flow, FlowFlags, FlowKey, FlowRef, FragmentKey, FragmentedPacket, Port, ReorderKey, names::map,
 };
 
 use super::{FLOWS, Rig};
@@ -56,12 +56,12 @@ impl Rig {
 
     /// Makes every fragment `seconds` older.
     pub fn age_fragments(&mut self, seconds: u32) -> Result<()> {
-        let mut firsts = self.hash::<FragmentKey, FragmentPorts>(map::FRAGMENTS)?;
+        let mut firsts = self.hash::<FragmentKey, FragmentedPacket>(map::FRAGMENTED_PACKETS)?;
         let entries: Vec<_> = firsts.iter().collect::<Result<_, _>>()?;
         for (key, ports) in entries {
             firsts.insert(
                 key,
-                FragmentPorts { received_at: ports.received_at.wrapping_sub(seconds), ..ports },
+                FragmentedPacket { received_at: ports.received_at.wrapping_sub(seconds), ..ports },
                 0,
             )?;
         }
