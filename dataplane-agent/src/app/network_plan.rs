@@ -39,6 +39,8 @@ pub(super) struct NodeNetworkPlan {
     pub choices: Vec<DeviceChoice>,
     /// What of the setting `uplinks` does not fit this node.
     pub warnings: Vec<String>,
+    /// Sysctls of the operator that break the datapath.
+    pub sysctl_problems: Vec<String>,
     /// Pod devices that are down.
     pub down_pods: BTreeSet<u32>,
     pub overlay: Option<Overlay>,
@@ -85,7 +87,7 @@ impl NodeNetworkPlan {
             netlink.devices(&config.uplinks, &node.internal_ips, &config.vxlan.device, before).await?;
         let uplinks = devices.uplinks;
         let names: Vec<&str> = uplinks.iter().map(|uplink| uplink.name.as_str()).collect();
-        for change in sysctl::prepare_node(&names)? {
+        for change in sysctl::prepare_node(&names, &config.vxlan.device)? {
             tracing::info!("set sysctl {} from {} to {}", change.key, change.from, change.to);
         }
         let node_mtu = netlink.node_mtu(&uplinks, &node.internal_ips, others).await?.unwrap_or(DEFAULT_MTU);
@@ -104,6 +106,7 @@ impl NodeNetworkPlan {
             uplinks,
             choices: devices.choices,
             warnings: devices.warnings,
+            sysctl_problems: sysctl::problems()?,
             down_pods: devices.down_pods,
             overlay,
             overlay_device,

@@ -9,6 +9,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::link::POD_DEVICE_PREFIX;
+
 /// Where the agent's container mounts the host's `/proc/sys`: its own is read-only unless it is
 /// privileged.
 const HOST_PROC_SYS: &str = "/host/proc/sys";
@@ -78,9 +80,10 @@ fn write_host_mount(key: &str, value: &str, read_only: io::Error) -> io::Result<
     }
 }
 
-/// Enables forwarding of both families. The node still accepts router advertisements.
-pub fn prepare_node(uplinks: &[&str]) -> Result<Vec<SysctlChange>, SysctlError> {
-    let mut changes = Vec::new();
+/// Enables forwarding of both families, and moves source validation from `all` to the devices. The
+/// node still accepts router advertisements. `overlay`: name of the overlay device.
+pub fn prepare_node(uplinks: &[&str], overlay: &str) -> Result<Vec<SysctlChange>, SysctlError> {
+    let mut changes = move_reverse_path_filter(overlay)?;
     for uplink in uplinks {
         // with forwarding enabled, accept_ra=1 means off; 2 keeps the node's default route. Set it
         // before forwarding, because the kernel removes that route when forwarding is enabled.
@@ -92,6 +95,40 @@ pub fn prepare_node(uplinks: &[&str]) -> Result<Vec<SysctlChange>, SysctlError> 
     changes.extend(set("net/ipv4/ip_forward", "1")?);
     changes.extend(set("net/ipv6/conf/all/forwarding", "1")?);
     Ok(changes)
+}
+
+/// Gives every device but pod devices and the overlay device at least the `rp_filter` of `all`, and
+/// sets that to 0.
+///
+/// The kernel uses the maximum of `all` and the device's value
+/// (Documentation/networking/ip-sysctl.rst), so nothing changes for these devices. On pod devices,
+/// which have no IPv4 address, 1 and 2 both drop replies of services to processes of the host.
+fn move_reverse_path_filter(overlay: &str) -> Result<Vec<SysctlChange>, SysctlError> {
+    const ALL: &str = "net/ipv4/conf/all/rp_filter";
+    let Some(all) = get(ALL)?.filter(|all| all != "0") else { return Ok(Vec::new()) };
+    let mut changes = Vec::new();
+    // with `default`, for devices to come
+    for device in devices()? {
+        if device == "all" || device == overlay || device.starts_with(POD_DEVICE_PREFIX) {
+            continue;
+        }
+        let key = format!("net/ipv4/conf/{device}/rp_filter");
+        if get(&key)?.is_some_and(|own| own < all) {
+            changes.extend(set(&key, &all)?);
+        }
+    }
+    changes.extend(set(ALL, "0")?);
+    Ok(changes)
+}
+
+/// Names below `net/ipv4/conf`: the devices, `all` and `default`.
+fn devices() -> Result<Vec<String>, SysctlError> {
+    const KEY: &str = "net/ipv4/conf";
+    let failed = |source| SysctlError { operation: "list", key: KEY.to_owned(), source };
+    fs::read_dir(path(KEY))
+        .map_err(failed)?
+        .map(|entry| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned()))
+        .collect()
 }
 
 /// Sets the sysctls of a pod device or the overlay device: no source validation, because replies of
@@ -116,15 +153,6 @@ pub fn prepare_device(device: &str) -> Result<Vec<SysctlChange>, SysctlError> {
 /// Sysctls of the operator that break the datapath, as sentences. They are not changed.
 pub fn problems() -> Result<Vec<String>, SysctlError> {
     let mut problems = Vec::new();
-    // the kernel uses the maximum of `all` and the device's value
-    // (Documentation/networking/ip-sysctl.rst)
-    if get("net/ipv4/conf/all/rp_filter")?.as_deref() == Some("1") {
-        problems.push(
-            "net.ipv4.conf.all.rp_filter is 1: the kernel drops replies of services to processes of this host; \
-             set it to 0 or 2"
-                .to_owned(),
-        );
-    }
     if get("net/ipv6/conf/all/disable_ipv6")?.as_deref() == Some("1") {
         problems.push(
             "net.ipv6.conf.all.disable_ipv6 is 1: pods have no IPv6; set it to 0 if they need it".to_owned(),

@@ -193,12 +193,12 @@ fn sysctls_are_set_once_and_reported() {
         device("eth0", "10.0.0.5/24");
         sysctl::set("net/ipv4/ip_forward", "0").unwrap();
         sysctl::set("net/ipv6/conf/eth0/accept_ra", "1").unwrap();
-        let changes = sysctl::prepare_node(&["eth0", "not-there"]).unwrap();
+        let changes = sysctl::prepare_node(&["eth0", "not-there"], "dataplane0").unwrap();
         let keys: Vec<_> = changes.iter().map(|change| change.key.as_str()).collect();
         assert!(keys.contains(&"net/ipv4/ip_forward"), "{keys:?}");
         assert!(keys.contains(&"net/ipv6/conf/eth0/accept_ra"), "{keys:?}");
         assert_eq!(sysctl::get("net/ipv4/ip_forward").unwrap().as_deref(), Some("1"));
-        assert_eq!(sysctl::prepare_node(&["eth0"]).unwrap(), []);
+        assert_eq!(sysctl::prepare_node(&["eth0"], "dataplane0").unwrap(), []);
     });
 }
 
@@ -231,12 +231,19 @@ fn only_ports_of_the_agent_are_released() {
     });
 }
 
+/// Ubuntu sets it to 2 for all devices.
 #[test]
-fn strict_reverse_path_filter_is_reported_and_not_changed() {
+fn reverse_path_filter_moves_from_all_to_the_devices() {
     in_fresh_netns(|| async {
-        sysctl::set("net/ipv4/conf/all/rp_filter", "1").unwrap();
-        assert!(sysctl::problems().unwrap().iter().any(|problem| problem.contains("rp_filter")));
-        assert_eq!(sysctl::get("net/ipv4/conf/all/rp_filter").unwrap().as_deref(), Some("1"));
+        let value = |device: &str| sysctl::get(&format!("net/ipv4/conf/{device}/rp_filter")).unwrap();
+        for (device, own) in [("all", "2"), ("default", "0"), ("lo", "1")] {
+            sysctl::set(&format!("net/ipv4/conf/{device}/rp_filter"), own).unwrap();
+        }
+        sysctl::prepare_node(&[], "dataplane0").unwrap();
+        let after = ["all", "default", "lo"].map(|device| value(device).unwrap());
+        assert_eq!(after, ["0", "2", "2"], "nothing changes for the devices");
+        let again = sysctl::prepare_node(&[], "dataplane0").unwrap();
+        assert!(again.iter().all(|change| !change.key.ends_with("rp_filter")), "{again:?}");
     });
 }
 

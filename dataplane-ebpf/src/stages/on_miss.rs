@@ -160,7 +160,8 @@ impl OnMiss for SelectBackend {
         new_flow.reply_tuple.dst = tuple.src;
         new_flow.reply_tuple.dst_port = tuple.src_port;
         new_flow.reply_tuple.protocol = tuple.protocol;
-        new_flow.snat_source = if keeps_source { Addr::UNSPECIFIED } else { snat_address::<F>()? };
+        new_flow.snat_source =
+            if keeps_source { Addr::UNSPECIFIED } else { snat_address::<F>(&backend.addr)? };
         new_flow.service_id = service.id;
         new_flow.backend_id = backend.id;
         new_flow.backend_generation = backend.generation;
@@ -191,9 +192,10 @@ fn source_of<F: IpFamily>(ifindex: u32) -> Addr {
     }
 }
 
-/// The node's address, which replaces the client's.
+/// The address that replaces the client's in packets to a backend: of the device by which they leave
+/// for another node, else the node's.
 #[inline(always)]
-fn snat_address<F: IpFamily>() -> Result<Addr, DropReason> {
-    let addr = F::node_address();
+fn snat_address<F: IpFamily>(backend: &Addr) -> Result<Addr, DropReason> {
+    let addr = source_of::<F>(maps::route(backend).map_or(0, |route| route.ifindex));
     if addr.is_zero() { Err(DropReason::NoSourceAddress) } else { Ok(addr) }
 }

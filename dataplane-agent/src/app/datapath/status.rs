@@ -90,7 +90,8 @@ impl NodeDatapath {
             XdpState::Off | XdpState::Native => None,
         });
         let warnings = self.plan.warnings.iter().map(|message| ("uplinks", message));
-        status.problems.extend(capacity.chain(attach).chain(xdp).chain(warnings).map(
+        let sysctls = self.plan.sysctl_problems.iter().map(|message| ("sysctl", message));
+        status.problems.extend(capacity.chain(attach).chain(xdp).chain(warnings).chain(sysctls).map(
             |(subject, message)| ProblemView {
                 origin: Origin::Datapath,
                 subject: subject.to_owned(),

@@ -53,7 +53,7 @@ async fn main() -> Result<()> {
     let Args { run_dir, state_dir, ranges, sources, mtu } = Args::parse();
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
     let instance = Instance::acquire(&run_dir)?;
-    sysctl::prepare_node(&[])?;
+    sysctl::prepare_node(&[], "dataplane0")?;
     // before pending deletes are read: see `Server::start`
     let listener = instance.listen()?;
     let recorder = Recorder { directory: run_dir.clone() };

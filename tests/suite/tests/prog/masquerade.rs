@@ -39,6 +39,32 @@ fn pod_is_masqueraded_and_the_reply_reaches_it() -> Result<()> {
     Ok(())
 }
 
+/// A node with several uplinks: the source is the address of the device by which a packet leaves.
+#[test]
+fn translated_source_is_the_address_of_the_leaving_device() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        let wire = rig.ifindex;
+        // without a row the node's address
+        let first = rig.run(HookId::ToWire, &Frame::udp(at(world.pod, 1), at(world.outside, 53)).build())?;
+        assert_eq!(first.packet().src, world.host);
+        // the rig's native routes leave by device 2
+        for device in [wire, 2] {
+            rig.device(device, "203.0.113.77".parse()?, "2001:db8:77::77".parse()?)?;
+        }
+        let own: std::net::IpAddr =
+            if family == Family::V4 { "203.0.113.77" } else { "2001:db8:77::77" }.parse()?;
+        let run = rig.run(HookId::ToWire, &Frame::udp(at(world.pod, 2), at(world.outside, 53)).build())?;
+        assert_eq!((run.outcome, run.packet().src), ("masqueraded", own));
+        let reply = Frame::udp(at(world.outside, 53), run.packet().tuple().0).build();
+        assert_eq!(rig.run(HookId::FromWire, &reply)?.packet().dst, world.pod);
+        let run =
+            rig.run(HookId::FromWire, &Frame::tcp(at(world.outside, 9), world.service, 0x02).build())?;
+        assert_eq!((run.outcome, run.packet().src), ("to_wire", own), "to a backend on another node");
+    }
+    Ok(())
+}
+
 /// The metadata address of clouds is link-local, but packets of pods to it leave the node.
 #[test]
 fn link_local_metadata_address_is_masqueraded() -> Result<()> {

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context as _, Result};
 use aya::maps::{LpmTrie, MapData, lpm_trie::Key};
 use dataplane_common::abi::{
-    Addr, BackendSlot, Endpoint, EndpointFlags, MacAddr, Port, Route, RouteKind, Scope, Service, ServiceKey,
-    SourceRange, names::map,
+    Addr, BackendSlot, Device, DeviceFlags, Endpoint, EndpointFlags, MacAddr, Port, Route, RouteKind, Scope,
+    Service, ServiceKey, SourceRange, names::map,
 };
 
 use super::Rig;
@@ -22,6 +22,13 @@ impl Rig {
         let mut endpoint = Endpoint::pod(ifindex, MacAddr::new([0; 6]));
         endpoint.flags |= EndpointFlags::DOWN;
         Ok(self.hash(map::ENDPOINTS)?.insert(Addr::from(addr), endpoint, 0)?)
+    }
+
+    /// The device with this index has these addresses.
+    pub fn device(&mut self, ifindex: u32, ipv4: IpAddr, ipv6: IpAddr) -> Result<()> {
+        let device =
+            Device { ipv4: ipv4.into(), ipv6: ipv6.into(), flags: DeviceFlags::ETHERNET, reserved: 0 };
+        Ok(self.hash(map::DEVICES)?.insert(ifindex, device, 0)?)
     }
 
     pub fn host(&mut self, addr: IpAddr) -> Result<()> {
