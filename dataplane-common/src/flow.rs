@@ -238,8 +238,7 @@ mod tests {
             assert_eq!(state.after(Direction::Reply, tcp_flags::RST), State::Closing);
         }
         assert_eq!(State::Closing.after(Direction::Reply, tcp_flags::ACK), State::Closing);
-        // after a FIN from the client the response may take a while: nobody gets the tuple
-        // meanwhile
+        // after a FIN from the client the response may take a while: the tuple stays in use
         let half_closed = flow(Protocol::TCP, State::EndedForward, 100);
         assert!(
             !tuple_reusable(&half_closed, 100 + 3_600, true)

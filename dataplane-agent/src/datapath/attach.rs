@@ -46,6 +46,18 @@ pub enum Attachment {
     ClsactAdopted,
 }
 
+impl Attachment {
+    /// Its name in log lines.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::TcxAdopted => "tcx, adopted",
+            Self::Clsact => "clsact",
+            Self::ClsactAdopted => "clsact, adopted",
+        }
+    }
+}
+
 /// Why a program could not be attached or detached.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {

@@ -187,7 +187,7 @@ mod tests {
         let response = probe(one).await.unwrap();
         assert!(response.starts_with("HTTP/1.0 503 "), "without endpoints: {response}");
         sender.send_replace(checks(&[("too", other, 1)]));
-        until(one, "nobody", |answer| answer.is_none()).await;
+        until(one, "no server", |answer| answer.is_none()).await;
         assert!(problems.now().is_empty());
     }
 

@@ -192,8 +192,8 @@ fn source_of<F: IpFamily>(ifindex: u32) -> Addr {
     }
 }
 
-/// The address that replaces the client's in packets to a backend: of the device by which they leave
-/// for another node, else the node's.
+/// The address that replaces the client's in packets to a backend: of the device by which they
+/// leave for another node, else the node's.
 #[inline(always)]
 fn snat_address<F: IpFamily>(backend: &Addr) -> Result<Addr, DropReason> {
     let addr = source_of::<F>(maps::route(backend).map_or(0, |route| route.ifindex));

@@ -105,7 +105,7 @@ impl Outcome {
         }
         if let Some(end) = end.filter(|_| self.problems.len() == known) {
             let error = lines.iter().find(|line| line.starts_with("Error: ")).or(lines.last());
-            self.problems.push(format!("{step} {end}: {}", error.unwrap_or(&"without a word")));
+            self.problems.push(format!("{step} {end}: {}", error.unwrap_or(&"no message")));
         }
     }
 

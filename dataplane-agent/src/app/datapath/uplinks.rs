@@ -118,7 +118,7 @@ impl NodeDatapath {
         } else {
             self.datapath.attach_xdp(name)?
         };
-        tracing::info!(device = name, mtu, ?tc, ?xdp, "attached to uplink {name}");
+        tracing::info!(mtu, tc = tc.name(), services = xdp.name(), "attached to uplink {name}");
         self.attached.insert(*ifindex, AttachedUplink { name: name.clone(), xdp });
         Ok(())
     }
@@ -149,7 +149,7 @@ impl NodeDatapath {
         if let Some(overlay) = self.plan.overlay {
             let device = &self.plan.overlay_device;
             let tc = self.datapath.attach_overlay(device)?;
-            tracing::info!(device, mtu = overlay.mtu, ?tc, "attached to overlay device {device}");
+            tracing::info!(mtu = overlay.mtu, tc = tc.name(), "attached to overlay device {device}");
         }
         let cgroup = config.cgroup.clone().map_or_else(default_cgroup, Ok)?;
         self.datapath.attach_cgroup(&cgroup)?;

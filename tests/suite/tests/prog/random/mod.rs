@@ -120,6 +120,10 @@ fn check_round_trip(
     if !translated {
         return Ok("unchanged");
     }
+    // the stack answers instead of forwarding it
+    if output.outcomes.contains(&"stack_ttl_expired") {
+        return Ok("expired");
+    }
     let reply = packet.reply(&sent);
     let back = node.follow(output.reply_hook, &reply, sent.dst.ip(), packet.family).map_err(fail)?;
     let Outcome::Forwarded(back) = back else {
