@@ -46,7 +46,11 @@ fn replies_to_a_host_socket_are_not_translated_as_requests() -> Result<()> {
         let kind = if family == Family::V4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let client = socket(kind, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         bind(client.as_raw_fd(), &SockaddrStorage::from(frontend))?;
-        connect(client.as_raw_fd(), &SockaddrStorage::from(server))?;
+        // as the routes, the source address of a new IPv6 address is usable only a moment later
+        wait::until("a connection on loopback", TIMEOUT, || {
+            connect(client.as_raw_fd(), &SockaddrStorage::from(server))?;
+            Ok(Some(()))
+        })?;
         let _accepted = listener.accept()?;
 
         for flags in [SYN_ACK, ACK] {
