@@ -5,7 +5,8 @@
 //! (`docs/kernels.md`); the ceilings leave room for that.
 
 use anyhow::{Context as _, Result};
-use aya::{EbpfLoader, programs::Program};
+use aya::EbpfLoader;
+use dataplane_agent::datapath::loader;
 use dataplane_common::abi::names::{NODE, program};
 use dataplane_testkit::prog::node_config;
 
@@ -41,14 +42,7 @@ fn every_program_stays_under_its_ceiling() -> Result<()> {
         let mut over = Vec::new();
         for (name, ceiling) in CEILINGS {
             let program = ebpf.program_mut(name).context(name)?;
-            match program {
-                Program::SchedClassifier(program) => program.load(),
-                Program::CgroupSockAddr(program) => program.load(),
-                Program::Xdp(program) => program.load(),
-                Program::CgroupSock(program) => program.load(),
-                _ => anyhow::bail!("{name} is of an unexpected type"),
-            }
-            .with_context(|| format!("load {name}"))?;
+            loader::load_program(program).with_context(|| format!("load {name}"))?;
             // before Linux 5.16 the number is unknown: loading is the check
             let Some(processed) = program.info()?.verified_instruction_count() else {
                 println!("{name:>14} passes");
