@@ -30,7 +30,7 @@ use super::{
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dataplane"));
 
 /// Number of attempts to load a program while signals interrupt the verifier.
-const LOAD_ATTEMPTS: usize = 5;
+const LOAD_ATTEMPTS: usize = 50;
 /// Pause between them: a signal may stay pending for a moment.
 const LOAD_PAUSE: Duration = Duration::from_millis(20);
 /// Number of characters of the verifier log in an error. Its end has the reason.
