@@ -17,7 +17,7 @@ use aya_ebpf::{
 };
 use dataplane_common::{
     abi::{
-        Addr, Affinity, AffinityKey, BackendSlot, ConnectedPeer, Device, Endpoint, Event,
+        Addr, Affinity, AffinityKey, AllowedSource, BackendSlot, ConnectedPeer, Device, Endpoint, Event,
         FRAGMENT_TIMEOUT_SECS, Flow, FlowHints, FlowKey, FlowRef, FragmentKey, FragmentedPacket, OriginKey,
         ReorderKey, Route, Service, ServiceKey, SocketOrigin, SourceRange, names::capacity,
     },
@@ -34,6 +34,10 @@ static ENDPOINTS: HashMap<Addr, Endpoint, { capacity::ENDPOINTS as usize }> = Ha
 /// Devices that carry the node's traffic. Written by the agent.
 #[btf_map]
 static DEVICES: HashMap<u32, Device, { capacity::DEVICES as usize }> = HashMap::new();
+
+/// Sources that pods may use besides their own addresses. Written by the agent.
+#[btf_map]
+static ALLOWED_SOURCES: LpmTrie<AllowedSource, u32, { capacity::ALLOWED_SOURCES as usize }> = LpmTrie::new();
 
 /// Prefixes of the rest of the cluster. Written by the agent; the datapath sets flow hints.
 #[btf_map]
@@ -133,6 +137,12 @@ pub(crate) fn endpoint(addr: &Addr) -> Option<&'static Endpoint> {
 pub(crate) fn device(ifindex: u32) -> Option<&'static Device> {
     // SAFETY: as in `endpoint`.
     unsafe { DEVICES.get(&ifindex) }
+}
+
+/// Whether the pod behind the device may use the source besides its own addresses.
+#[inline(always)]
+pub(crate) fn is_allowed_source(ifindex: u32, source: &Addr) -> bool {
+    ALLOWED_SOURCES.get(&Key::new(160, AllowedSource { ifindex, addr: *source })).is_some()
 }
 
 /// Sets the flow hint for packets of `protocol` to `addr`, an address of this node or of another.

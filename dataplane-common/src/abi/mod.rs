@@ -1,6 +1,7 @@
 //! Map keys and values. One file per map family.
 
 mod addr;
+mod allowed_source;
 mod config;
 mod device;
 mod endpoint;
@@ -14,6 +15,7 @@ mod service;
 mod socket;
 
 pub use addr::{Addr, MacAddr, Port};
+pub use allowed_source::AllowedSource;
 pub use config::{ClusterRange, NodeAddresses, NodeConfig, NodeFlags};
 pub use device::{Device, DeviceFlags};
 pub use endpoint::{Endpoint, EndpointFlags};

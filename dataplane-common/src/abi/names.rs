@@ -7,6 +7,8 @@ pub mod capacity {
     pub const ENDPOINTS: u32 = 4_096;
     /// `DEVICES`: devices that carry the node's traffic.
     pub const DEVICES: u32 = 256;
+    /// `ALLOWED_SOURCES`: prefixes of all pods that route for others.
+    pub const ALLOWED_SOURCES: u32 = 1_024;
     /// `ROUTES`: prefixes of other nodes (two families, pod CIDRs and node addresses) and
     /// exceptions.
     pub const ROUTES: u32 = 32_768;
@@ -41,6 +43,8 @@ pub mod map {
     pub const ENDPOINTS: &str = "ENDPOINTS";
     /// Hash: ifindex (`u32`) → `Device`.
     pub const DEVICES: &str = "DEVICES";
+    /// LPM trie: prefix of `AllowedSource` → `u32`, not used.
+    pub const ALLOWED_SOURCES: &str = "ALLOWED_SOURCES";
     /// LPM trie: prefix of `Addr` → `Route`.
     pub const ROUTES: &str = "ROUTES";
     /// Hash: `ServiceKey` → `Service`.
@@ -81,9 +85,10 @@ pub mod map {
     /// Ring buffer of `Event`.
     pub const EVENTS: &str = "EVENTS";
     /// Maps that are pinned, and so outlive the agent, in the order they are pinned.
-    pub const PINNED: [&str; 17] = [
+    pub const PINNED: [&str; 18] = [
         ENDPOINTS,
         DEVICES,
+        ALLOWED_SOURCES,
         ROUTES,
         SERVICES,
         BACKENDS,

@@ -16,8 +16,8 @@ use crate::{
     maps,
 };
 
-/// Checks a packet that a pod sent: its source is an address of the pod behind the device. `Some`
-/// ends the run: the packet was neighbour discovery.
+/// Checks a packet that a pod sent: its source is an address of the pod behind the device, or one
+/// that the pod is allowed besides. `Some` ends the run: the packet was neighbour discovery.
 ///
 /// # Errors
 /// [`DropReason::SourceNotOwned`], [`DropReason::ConfiguresOthers`].
@@ -37,7 +37,7 @@ pub(crate) fn check_pod<F: IpFamily>(
         }
     }
     // by arithmetic: a branch on the protocol would make the verifier follow all code below twice
-    let is_other_device = owner(&packet.src) ^ ctx.ifindex();
+    let is_other_device = owner(&packet.src).unwrap_or(0) ^ ctx.ifindex();
     let is_icmp = opaque(u64::from(packet.protocol ^ F::ICMP).wrapping_sub(1)) >> 63;
     if opaque(u64::from(is_other_device) | is_icmp) == 0 {
         return Ok(None);
@@ -57,14 +57,25 @@ fn try_check_pod<F: IpFamily>(ctx: &TcContext) -> Result<Option<Verdict>, DropRe
     if let Some(verdict) = neighbour::on_icmp(ctx, &packet)? {
         return Ok(Some(verdict));
     }
-    if owner(&packet.src) == ctx.ifindex() { Ok(None) } else { Err(DropReason::SourceNotOwned) }
+    let is_known = match owner(&packet.src) {
+        // no address of this node: a pod that routes for others may be allowed to use it
+        None => is_allowed::<F>(ctx, &packet.src),
+        Some(ifindex) => ifindex == ctx.ifindex(),
+    };
+    if is_known { Ok(None) } else { Err(DropReason::SourceNotOwned) }
 }
 
-/// The host-side device of the pod that has the address; 0, which no packet arrives on, if none
-/// has.
+/// Whether the pod may use a source that nobody on this node has.
 #[inline(always)]
-fn owner(addr: &Addr) -> u32 {
-    maps::endpoint(addr).map_or(0, |endpoint| endpoint.ifindex)
+fn is_allowed<F: IpFamily>(ctx: &TcContext, src: &Addr) -> bool {
+    !F::is_link_scoped(src) && !src.is_unspecified() && maps::is_allowed_source(ctx.ifindex(), src)
+}
+
+/// The host-side device of the pod that has the address, 0 for an address of the host; `None`:
+/// nobody on this node has it. No packet arrives on device 0.
+#[inline(always)]
+fn owner(addr: &Addr) -> Option<u32> {
+    maps::endpoint(addr).map(|endpoint| endpoint.ifindex)
 }
 
 /// Checks a packet that arrived on an uplink. `Some` ends the run.

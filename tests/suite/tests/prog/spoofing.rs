@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use dataplane_common::{net::Protocol, reason::HookId};
 use dataplane_testkit::prog::{Action, Family, Frame, Metadata, OVERLAY_VNI, Rig, World, at, devices, rig};
 
@@ -165,6 +165,67 @@ fn packet_with_a_source_of_somebody_else_is_dropped() -> Result<()> {
         }
     }
     println!("{cells} cells");
+    Ok(())
+}
+
+/// What `from_pod` does with a packet of the pod behind `ifindex`.
+fn outcome_from(rig: &mut Rig, ifindex: u32, frame: &[u8]) -> Result<&'static str> {
+    let metadata = Metadata { ifindex, ..rig.metadata(HookId::FromPod, frame)? };
+    Ok(rig.run_with(HookId::FromPod, frame, metadata)?.outcome)
+}
+
+#[test]
+fn pod_sends_from_its_allowed_sources_only() -> Result<()> {
+    for (family, prefix, bits, inside, beside) in [
+        (Family::V4, "10.9.0.0", 16, "10.9.7.7", "10.10.7.7"),
+        (Family::V6, "fd00:9::", 64, "fd00:9::7", "fd00:9:0:1::7"),
+    ] {
+        let (mut rig, world) = rig(family)?;
+        let [router, other] = [devices::PODS[0], devices::PODS[1]];
+        rig.allow_source(router, (prefix.parse()?, bits))?;
+        for (device, source, is_allowed) in
+            [(router, inside, true), (router, beside, false), (other, inside, false)]
+        {
+            for (kind, frame) in frames(source.parse()?, world.other_pod) {
+                let outcome = outcome_from(&mut rig, device, &frame)?;
+                assert_eq!(outcome != "source_not_owned", is_allowed, "{device} {source} {kind}: {outcome}");
+                assert!(!is_allowed || kind != "UDP" || outcome == "to_pod", "{outcome}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A pod that may send as everybody cannot send as this node, as another pod of it, or from an
+/// address that no machine has.
+#[test]
+fn allowed_sources_never_cover_addresses_of_this_node() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        let unspecified = Owner::Unspecified.address(family, &world).context("unspecified address")?;
+        // also by a row that the agent would not write: of the whole range of IPv4-mapped addresses
+        rig.allow_source(devices::PODS[0], (unspecified, 0))?;
+        for owner in Owner::ALL {
+            let Some(source) = owner.address(family, &world) else { continue };
+            let refused = match owner {
+                Owner::Mapped => Some("mapped_address"),
+                Owner::OtherPod
+                | Owner::Host
+                | Owner::Loopback
+                | Owner::LinkLocal
+                | Owner::Unspecified
+                | Owner::Multicast => Some("source_not_owned"),
+                _ => None,
+            };
+            for (kind, frame) in frames(source, world.other_pod) {
+                let outcome = outcome_from(&mut rig, devices::PODS[0], &frame)?;
+                match refused {
+                    Some(reason) => assert_eq!(outcome, reason, "{owner:?} {source} {kind}"),
+                    None => assert_ne!(outcome, "source_not_owned", "{owner:?} {source} {kind}"),
+                }
+            }
+        }
+    }
     Ok(())
 }
 

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context as _, Result};
 use aya::maps::{LpmTrie, MapData, lpm_trie::Key};
 use dataplane_common::abi::{
-    Addr, BackendSlot, Device, DeviceFlags, Endpoint, EndpointFlags, MacAddr, Port, Route, RouteKind, Scope,
-    Service, ServiceKey, SourceRange, names::map,
+    Addr, AllowedSource, BackendSlot, Device, DeviceFlags, Endpoint, EndpointFlags, MacAddr, Port, Route,
+    RouteKind, Scope, Service, ServiceKey, SourceRange, names::map,
 };
 
 use super::Rig;
@@ -89,6 +89,15 @@ impl Rig {
         let mut ranges: LpmTrie<&mut MapData, SourceRange, u32> =
             LpmTrie::try_from(self.ebpf.map_mut(map::SOURCE_RANGES).context("SOURCE_RANGES")?)?;
         Ok(ranges.insert(&key, 1, 0)?)
+    }
+
+    /// Allows packets from the pod's device to have a source in the range.
+    pub fn allow_source(&mut self, ifindex: u32, range: (IpAddr, u32)) -> Result<()> {
+        let bits = if range.0.is_ipv4() { range.1 + Addr::V4_PREFIX_BITS } else { range.1 };
+        let key = Key::new(32 + bits, AllowedSource { ifindex, addr: range.0.into() });
+        let mut sources: LpmTrie<&mut MapData, AllowedSource, u32> =
+            LpmTrie::try_from(self.ebpf.map_mut(map::ALLOWED_SOURCES).context("ALLOWED_SOURCES")?)?;
+        Ok(sources.insert(&key, 1, 0)?)
     }
 
     /// A service whose backends have the slots from `first_slot` on, with the slot as ID.
