@@ -33,7 +33,9 @@ use crate::{
     config::{Config, NodePortAddresses, Routing},
     datapath::{AttachError, CgroupError, Datapath, LoadError, OpenError, XdpState, table::TableError},
     netlink::{Netlink, NetlinkError},
-    reconcile::{Devices, KernelRoutes, KernelSockets, NodeNetwork, Reconciler, SocketUpdate, Sockets},
+    reconcile::{
+        AllowedSources, Devices, KernelRoutes, KernelSockets, NodeNetwork, Reconciler, SocketUpdate, Sockets,
+    },
     state::{Changes, Store},
 };
 
@@ -79,6 +81,10 @@ pub(super) struct NodeDatapath {
     xdp_check: XdpCheck,
     /// Rows of the uplinks for the programs.
     devices: Devices,
+    /// Rows of the pods that route for others.
+    allowed_sources: AllowedSources,
+    /// Namespaces whose pods may have allowed sources.
+    allowed_sources_namespaces: Vec<String>,
     /// Uplinks that have programs, by index.
     attached: BTreeMap<u32, AttachedUplink>,
     /// Errors of uplinks that have no programs, by device name.
@@ -135,9 +141,12 @@ impl NodeDatapath {
         let (sockets, socket_problems) = Sockets::new(connected, socket_receiver);
         tokio::spawn(sockets.run());
         let devices = Devices::adopt(Box::new(datapath.devices()?))?;
+        let allowed_sources = AllowedSources::adopt(Box::new(datapath.allowed_sources()?))?;
         let mut node = Self {
             plan,
             devices,
+            allowed_sources,
+            allowed_sources_namespaces: config.allowed_sources_namespaces.clone(),
             attached: BTreeMap::new(),
             uplink_errors: BTreeMap::new(),
             datapath,
@@ -352,7 +361,11 @@ impl NodeDatapath {
             tracing::warn!(%error, "cannot audit the table of devices; retrying at the next audit");
             0
         });
-        let drift = self.reconciler.statistics().drift - before + devices;
+        let allowed_sources = self.allowed_sources.audit().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot audit the table of allowed sources; retrying at the next audit");
+            0
+        });
+        let drift = self.reconciler.statistics().drift - before + devices + allowed_sources;
         if drift > 0 {
             tracing::warn!(drift, "audit found table rows changed by another process; repairing them");
         }

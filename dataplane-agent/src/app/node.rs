@@ -114,6 +114,7 @@ impl NodeTask {
         metrics: &Metrics,
     ) -> (Self, mpsc::Receiver<PodRequest>) {
         let (pods, requests) = PodChannel::new();
+        let pending_lookups = PendingPodLookups::new(config.allowed_sources_namespaces.clone());
         let now = Instant::now();
         let task = Self {
             config,
@@ -124,7 +125,7 @@ impl NodeTask {
             loaded: None,
             datapath: None,
             pods,
-            pending_lookups: PendingPodLookups::default(),
+            pending_lookups,
             latency: ProgrammingLatency::new(metrics.latency()),
             next_setup: Some(now),
             setup_failure: None,

@@ -22,10 +22,16 @@ type Reply = oneshot::Sender<Result<PodAnnotations, PodDatapathError>>;
 /// Lookups that wait for their pod.
 #[derive(Debug, Default)]
 pub(super) struct PendingPodLookups {
+    /// Namespaces whose pods may have allowed sources.
+    allowed_sources_namespaces: Vec<String>,
     lookups: Vec<(Pod, Instant, Reply)>,
 }
 
 impl PendingPodLookups {
+    pub(super) const fn new(allowed_sources_namespaces: Vec<String>) -> Self {
+        Self { allowed_sources_namespaces, lookups: Vec::new() }
+    }
+
     /// Adds a lookup. `may_wait`: the source will deliver the pod, so an absent one is waited for.
     pub(super) fn push(&mut self, pod: Pod, reply: Reply, may_wait: bool) {
         let deadline = Instant::now() + if may_wait { LOOKUP_TIMEOUT } else { Duration::ZERO };
@@ -40,8 +46,10 @@ impl PendingPodLookups {
             let uid = Uid::from(pod.uid.as_str());
             let cached = store.pod(&name).filter(|cached| !uid.excludes(cached.owner.uid));
             let result = match cached {
-                Some(cached) => annotations::read(&cached.annotations)
-                    .map_err(|error| PodDatapathError(error.to_string())),
+                Some(cached) => {
+                    annotations::read(&cached.annotations, &pod.namespace, &self.allowed_sources_namespaces)
+                        .map_err(|error| PodDatapathError(error.to_string()))
+                }
                 None if now < deadline => {
                     self.lookups.push((pod, deadline, reply));
                     continue;

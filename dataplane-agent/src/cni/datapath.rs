@@ -6,6 +6,7 @@ use std::{fmt, net::IpAddr, path::PathBuf};
 use dataplane_cni::protocol::{Pod, PortMapping};
 use dataplane_common::abi::MacAddr;
 use futures::future::BoxFuture;
+use ipnet::IpNet;
 
 use super::PodAnnotations;
 
@@ -21,6 +22,8 @@ pub struct PodDevice {
     pub netns: Option<PathBuf>,
     /// At most one per family.
     pub addresses: Vec<IpAddr>,
+    /// Sources that the pod may use besides its addresses.
+    pub allowed_sources: Vec<IpNet>,
     /// `None` if the runtime did not name the pod, or the record is lost.
     pub pod: Option<Pod>,
     /// Host ports of the pod.

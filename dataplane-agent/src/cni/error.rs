@@ -56,7 +56,7 @@ impl CniError {
             }
             Self::Unknown(_) => "delete the pod; the runtime's record of it is out of date",
             Self::NameTaken { .. } | Self::PortTaken { .. } => "delete one of the two pods",
-            Self::Annotations { .. } => "correct the pod's annotation and create the pod again",
+            Self::Annotations { .. } => "correct the pod's annotation, or the agent's configuration",
             Self::Netns(_) => {
                 "check that the runtime's directory of network namespaces is mounted in the agent's container"
             }

@@ -16,6 +16,7 @@ use std::{
 
 use dataplane_cni::protocol::{Attachment, Bandwidth, Pod, PortMapping};
 use dataplane_common::abi::MacAddr;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// Directory of the records, in the state directory. It holds nothing else.
@@ -45,6 +46,9 @@ pub struct Record {
     pub mac: MacAddr,
     pub mtu: u32,
     pub addresses: Vec<IpAddr>,
+    /// Sources that the pod may use besides its addresses.
+    #[serde(default)]
+    pub allowed_sources: Vec<IpNet>,
     /// Host ports of the pod.
     #[serde(default)]
     pub port_mappings: Vec<PortMapping>,
@@ -200,6 +204,7 @@ mod tests {
             mac: MacAddr::new([0x0a, 0xda, 10, 1, 0, 5]),
             mtu: 1_450,
             addresses: vec!["10.1.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
+            allowed_sources: vec!["10.9.0.0/16".parse().unwrap()],
             port_mappings: Vec::new(),
             bandwidth: Bandwidth::default(),
             sequence,

@@ -159,6 +159,7 @@ async fn adopt_device(
         mac,
         netns: None,
         addresses,
+        allowed_sources: Vec::new(),
         pod: None,
         port_mappings: Vec::new(),
         shaped: false,

@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::{
     CniPreset, NodePortAddresses, Routing, Source,
-    parse::{self, CgroupPath, Cidrs, Http, Invalid, KubeconfigPath, Mtu, Servers},
+    parse::{self, CgroupPath, Cidrs, Http, Invalid, KubeconfigPath, Mtu, Namespaces, Servers},
 };
 use crate::{
     datapath::{EbpfLog, XdpUse},
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Every key of the file; a dot separates section and key.
-pub const KEYS: [&str; 47] = [
+pub const KEYS: [&str; 48] = [
     "node_name",
     "source",
     "manifests",
@@ -46,6 +46,7 @@ pub const KEYS: [&str; 47] = [
     "services.forwarding",
     "node_ports.addresses",
     "node_ports.loopback",
+    "allowed_sources_namespaces",
     "cni.install",
     "cni.preset",
     "cni.bin_dir",
@@ -158,6 +159,10 @@ pub struct Settings {
     /// Serve node ports at loopback addresses, for processes of the node [default: true]
     #[arg(long, env = "DATAPLANE_NODE_PORTS_LOOPBACK", value_name = "BOOL", value_parser = parse::flag)]
     pub node_ports_loopback: Option<bool>,
+    /// Namespaces whose pods may have the annotation dataplane.local/allowed-sources [default:
+    /// none]
+    #[arg(long, env = "DATAPLANE_ALLOWED_SOURCES_NAMESPACES", value_name = "NAMESPACE,..", value_parser = parse::namespaces)]
+    pub allowed_sources_namespaces: Option<Namespaces>,
     /// Install the CNI plugin and its configuration [default: true with source kubernetes, else
     /// false]
     #[arg(long, env = "DATAPLANE_CNI_INSTALL", value_name = "BOOL", value_parser = parse::flag)]
@@ -266,6 +271,9 @@ impl Settings {
             "node_ports.addresses" => fill(&mut self.node_ports_addresses, parse::node_ports(text)),
             "node_ports.loopback" => fill(&mut self.node_ports_loopback, parse::flag(text)),
             "connect_time.udp" => fill(&mut self.connect_time_udp, parse::flag(text)),
+            "allowed_sources_namespaces" => {
+                fill(&mut self.allowed_sources_namespaces, parse::namespaces(text))
+            }
             "cni.install" => fill(&mut self.cni_install, parse::flag(text)),
             "cni.preset" => fill(&mut self.cni_preset, parse::from_str(text)),
             "cni.bin_dir" => fill(&mut self.cni_bin_dir, parse::path(text)),

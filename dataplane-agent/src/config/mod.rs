@@ -63,6 +63,8 @@ pub struct Config {
     pub connect_time: ConnectTime,
     pub services: Services,
     pub node_ports: NodePorts,
+    /// Namespaces whose pods may have the annotation `dataplane.local/allowed-sources`.
+    pub allowed_sources_namespaces: Vec<String>,
     pub cni: Cni,
     pub capacity: Capacity,
     /// Address of `/metrics`, `/healthz` and `/readyz`; `None`: off.
@@ -169,6 +171,7 @@ impl Config {
                 addresses: set.node_ports_addresses.unwrap_or_default(),
                 loopback: set.node_ports_loopback.unwrap_or(true),
             },
+            allowed_sources_namespaces: set.allowed_sources_namespaces.unwrap_or_default().0,
             cni: Cni {
                 install: set.cni_install.unwrap_or(in_cluster),
                 bin_dir: set.cni_bin_dir.unwrap_or_else(|| preset.bin_dir().into()),

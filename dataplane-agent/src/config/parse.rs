@@ -10,6 +10,8 @@ use super::NodePortAddresses;
 
 /// Longest name of a network device: `IFNAMSIZ` less its NUL.
 const DEVICE_NAME_MAX: usize = 15;
+/// Longest name of a namespace (RFC 1123 label).
+const NAMESPACE_NAME_MAX: usize = 63;
 /// Longest name of a Kubernetes object (RFC 1123 subdomain).
 const OBJECT_NAME_MAX: usize = 253;
 /// Minimum link MTU of IPv6 (RFC 8200 §5).
@@ -45,6 +47,10 @@ pub struct Mtu(pub Option<u32>);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cidrs(pub Vec<IpNet>);
 
+/// Names of namespaces; may be empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Namespaces(pub Vec<String>);
+
 /// A listen address; `None`: off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Http(pub Option<SocketAddr>);
@@ -71,16 +77,31 @@ pub(super) fn flag(text: &str) -> Result<bool, Invalid> {
 }
 
 pub(super) fn node_name(text: &str) -> Result<String, Invalid> {
-    let label = |label: &str| {
-        let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
-        ends(label.chars().next())
-            && ends(label.chars().next_back())
-            && label.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
-    };
-    if text.len() <= OBJECT_NAME_MAX && text.split('.').all(label) {
+    if text.len() <= OBJECT_NAME_MAX && text.split('.').all(is_label) {
         return Ok(text.to_owned());
     }
     Err(Invalid::new("must be the name of a Node: lower-case letters, digits, - and ., up to 253 characters"))
+}
+
+fn is_label(text: &str) -> bool {
+    let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    ends(text.chars().next())
+        && ends(text.chars().next_back())
+        && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+}
+
+pub(super) fn namespaces(text: &str) -> Result<Namespaces, Invalid> {
+    if text.is_empty() {
+        return Ok(Namespaces::default());
+    }
+    let name = |text: &str| {
+        let text = text.trim();
+        if text.len() <= NAMESPACE_NAME_MAX && is_label(text) {
+            return Ok(text.to_owned());
+        }
+        Err(Invalid::new(format!("{text:?} is not the name of a namespace: patterns are not possible")))
+    };
+    text.split(',').map(name).collect::<Result<_, _>>().map(Namespaces)
 }
 
 pub(super) fn path(text: &str) -> Result<PathBuf, Invalid> {

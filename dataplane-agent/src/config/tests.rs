@@ -50,6 +50,7 @@ connect_time: {tcp: false, udp: true}
 services: {load_balancing: maglev, forwarding: dsr}
 xdp: native
 node_ports: {addresses: [10.0.0.0/8], loopback: false}
+allowed_sources_namespaces: [vpn, virtual-machines]
 capacity:
   endpoints: 1
   routes: 2
@@ -90,6 +91,7 @@ fn every_key_of_the_file_reaches_the_configuration() {
     assert_eq!(config.connect_time, ConnectTime { tcp: false, udp: true });
     let addresses = NodePortAddresses::Within(vec!["10.0.0.0/8".parse().unwrap()]);
     assert_eq!(config.node_ports, NodePorts { addresses, loopback: false });
+    assert_eq!(config.allowed_sources_namespaces, ["vpn", "virtual-machines"]);
     let services = Services { load_balancing: LoadBalancing::Maglev, forwarding: Forwarding::Dsr };
     assert_eq!((config.services, config.xdp), (services, XdpUse::Native));
     let capacity = Capacity {
@@ -229,6 +231,8 @@ fn invalid_value_is_refused_with_the_allowed_ones() {
             "::ffff:10.0.0.0/104 is IPv4-mapped; did you mean 10.0.0.0/8?",
         ),
         ("masquerade: {except: [ten]}", "\"ten\" is not a CIDR"),
+        ("allowed_sources_namespaces: ['vpn-*']", "\"vpn-*\" is not the name of a namespace"),
+        ("allowed_sources_namespaces: [Vpn]", "\"Vpn\" is not the name of a namespace"),
         ("masquerade: {enabled: maybe}", "masquerade.enabled: \"maybe\": must be true or false"),
         ("node_name: Node_1", "node_name: \"Node_1\": must be the name of a Node"),
         ("node_name: ''", "node_name: \"\": must be the name of a Node"),

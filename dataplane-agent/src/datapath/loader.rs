@@ -21,8 +21,9 @@ use dataplane_common::abi::{
 use super::{
     attach::TcHooks,
     log::EbpfLog,
-    maps::{HashTable, OpenError, Tables},
+    maps::{HashTable, LpmTable, OpenError, Tables},
     pins::{Pins, PinsError},
+    table::AllowedPrefix,
     xdp::XdpUse,
 };
 
@@ -181,6 +182,7 @@ impl Datapath {
         // harder to read
         Tables::open(&pins)?;
         HashTable::<u32, Device>::open(&pins, map::DEVICES)?;
+        LpmTable::<AllowedPrefix, u32>::open(&pins, map::ALLOWED_SOURCES)?;
         load_programs(&mut ebpf, used_programs(config.xdp))?;
         Ok(Self { ebpf, pins, tc: config.tc, xdp: config.xdp, problems })
     }
@@ -219,6 +221,11 @@ impl Datapath {
     /// The devices that carry the node's traffic, by index.
     pub fn devices(&self) -> Result<HashTable<u32, Device>, OpenError> {
         HashTable::open(&self.pins, map::DEVICES)
+    }
+
+    /// The sources that pods may use besides their own addresses.
+    pub fn allowed_sources(&self) -> Result<LpmTable<AllowedPrefix, u32>, OpenError> {
+        LpmTable::open(&self.pins, map::ALLOWED_SOURCES)
     }
 
     /// The kernel's information on every loaded program.

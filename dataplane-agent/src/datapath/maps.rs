@@ -8,12 +8,13 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
 };
 use dataplane_common::abi::{
-    Addr, BackendSlot, Endpoint, Flow, FlowKey, FlowRef, Route, Service, ServiceKey, SourceRange, names::map,
+    Addr, AllowedSource, BackendSlot, Endpoint, Flow, FlowKey, FlowRef, Route, Service, ServiceKey,
+    SourceRange, names::map,
 };
 
 use super::{
     pins::Pins,
-    table::{RoutePrefix, SourcePrefix, Table, TableError},
+    table::{AllowedPrefix, RoutePrefix, SourcePrefix, Table, TableError},
 };
 
 /// Why a pinned map could not be opened: it is missing, or has another type, key size or value
@@ -150,6 +151,22 @@ impl Prefix for SourcePrefix {
 
     fn data(&self) -> SourceRange {
         self.range
+    }
+
+    fn bits(&self) -> u32 {
+        self.bits
+    }
+}
+
+impl Prefix for AllowedPrefix {
+    type Data = AllowedSource;
+
+    fn new(source: AllowedSource, bits: u32) -> Self {
+        Self { source, bits }
+    }
+
+    fn data(&self) -> AllowedSource {
+        self.source
     }
 
     fn bits(&self) -> u32 {

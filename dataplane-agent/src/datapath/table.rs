@@ -1,6 +1,6 @@
 //! The reconciler's interface to a map of the datapath.
 
-use dataplane_common::abi::{Addr, SourceRange};
+use dataplane_common::abi::{Addr, AllowedSource, SourceRange};
 
 /// Key of `ROUTES`: a prefix of an [`Addr`]. IPv4 prefixes start at bit 96.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -14,6 +14,14 @@ pub struct RoutePrefix {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SourcePrefix {
     pub range: SourceRange,
+    /// 32 to 160.
+    pub bits: u32,
+}
+
+/// Key of `ALLOWED_SOURCES`: a prefix of an [`AllowedSource`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AllowedPrefix {
+    pub source: AllowedSource,
     /// 32 to 160.
     pub bits: u32,
 }

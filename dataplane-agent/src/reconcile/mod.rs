@@ -9,6 +9,7 @@
 //! ([`Reconciler::synced`], [`Reconciler::pods_loaded`]). Knows no Kubernetes type, no aya and no
 //! netlink message.
 
+pub mod allowed_sources;
 pub mod backoff;
 pub mod devices;
 pub mod endpoints;
@@ -34,6 +35,7 @@ use dataplane_common::abi::{
 };
 use tokio::sync::mpsc::UnboundedSender;
 
+pub use allowed_sources::AllowedSources;
 pub use devices::Devices;
 pub use endpoints::{EndpointError, LocalPod};
 pub use host::HostPorts;

@@ -5,9 +5,9 @@ use std::time::Instant;
 use super::NodeDatapath;
 use crate::{
     app::pods::PodRequest,
-    cni::{CniError, PodDatapathError, PodDevice},
+    cni::{CniError, PodDatapathError, PodDevice, annotations::ALLOWED_SOURCES},
     compile::endpoints,
-    datapath::AttachError,
+    datapath::{AttachError, table::TableError},
     reconcile::{LocalPod, SocketUpdate},
 };
 
@@ -32,6 +32,9 @@ impl NodeDatapath {
         } else {
             self.reconciler.set_down_pods(&self.plan.down_pods, Instant::now());
             self.reconciler.pods_loaded();
+            if let Err(error) = self.allowed_sources.pods_loaded() {
+                tracing::warn!(%error, "cannot remove the allowed sources of deleted pods; retrying at the next audit");
+            }
             match self.datapath.remove_stale_links() {
                 Ok(gone) if gone.is_empty() => {}
                 Ok(gone) => tracing::info!(devices = ?gone, "removed pins of deleted devices"),
@@ -56,6 +59,7 @@ impl NodeDatapath {
         // programs first: once the address is in the table, packets are redirected to the device
         self.pods.insert(name.clone(), device.clone());
         self.attach_pod(&name).map_err(|error| PodDatapathError(error.to_string()))?;
+        let allowed_sources = self.set_allowed_sources(&device);
         let (namespace, pod) =
             device.pod.map_or_else(Default::default, |pod| (pod.namespace.clone(), pod.name));
         let entry = LocalPod {
@@ -74,7 +78,24 @@ impl NodeDatapath {
         };
         self.reconciler
             .upsert_pod(&name, &entry, Instant::now())
-            .map_err(|error| PodDatapathError(error.to_string()))
+            .map_err(|error| PodDatapathError(error.to_string()))?;
+        allowed_sources.map_err(|error| PodDatapathError(error.to_string()))
+    }
+
+    /// Allows the sources of the pod's annotation, unless the configuration has changed since the
+    /// pod was added.
+    fn set_allowed_sources(&mut self, device: &PodDevice) -> Result<(), TableError> {
+        let namespace = device.pod.as_ref().map_or("", |pod| pod.namespace.as_str());
+        let is_listed = self.allowed_sources_namespaces.iter().any(|listed| listed == namespace);
+        let sources = if is_listed { device.allowed_sources.as_slice() } else { &[] };
+        if sources.len() != device.allowed_sources.len() {
+            tracing::warn!(
+                pod = ?device.pod,
+                "annotation {ALLOWED_SOURCES} is ignored: allowed_sources_namespaces no longer lists namespace \
+                 {namespace}"
+            );
+        }
+        self.allowed_sources.set(&device.name, device.ifindex, sources)
     }
 
     fn attach_pod(&mut self, device: &str) -> Result<(), AttachError> {
@@ -94,11 +115,13 @@ impl NodeDatapath {
     /// Removes the addresses first: no packet may be redirected to a device without programs.
     fn remove_pod(&mut self, device: &PodDevice) -> Result<(), PodDatapathError> {
         let withdrawn = self.reconciler.remove_pod(&device.name, Instant::now());
+        let sources_removed = self.allowed_sources.remove(&device.name);
         self.pods.remove(&device.name);
         self.send_socket_update(SocketUpdate::PodRemoved(device.name.clone()));
         self.attach_errors.remove(&device.name);
         self.datapath.detach_pod(&device.name).map_err(|error| PodDatapathError(error.to_string()))?;
-        withdrawn.map_err(|error| PodDatapathError(error.to_string()))
+        withdrawn.map_err(|error| PodDatapathError(error.to_string()))?;
+        sources_removed.map_err(|error| PodDatapathError(error.to_string()))
     }
 
     fn check_pod(&self, device: &PodDevice) -> Result<(), PodDatapathError> {

@@ -77,6 +77,7 @@ impl NodeDatapath {
         status.nodes = self.reconciler.nodes(store);
         status.tables = self.reconciler.tables();
         status.tables.push(self.devices.view());
+        status.tables.push(self.allowed_sources.view());
         status.reconcile = self.reconciler.statistics();
         status.problems.extend(self.reconciler.problems());
         status.problems.extend(self.reserved_ports.problem());

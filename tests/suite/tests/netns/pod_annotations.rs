@@ -1,7 +1,10 @@
 //! What pods request by annotations and by the runtime: fixed addresses and bandwidth limits.
 
+use std::net::IpAddr;
+
 use anyhow::{Context as _, Result, bail, ensure};
-use dataplane_testkit::lab::{Checks, Cluster, Family, Place, Service, Spec};
+use dataplane_testkit::lab::{Checks, Cluster, Family, Node, Place, Pod, Service, Spec};
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 #[test]
@@ -16,6 +19,7 @@ fn requested_addresses_are_assigned_or_refused_with_a_reason() -> Result<()> {
         pod_with("late", json!({"dataplane.local/ipv4": v4})),
         pod_with("out-of-range", json!({"dataplane.local/ipv4": "192.0.2.7"})),
         pod_with("malformed", json!({"dataplane.local/ipv6": v4})),
+        pod_with("router", json!({"dataplane.local/allowed-sources": "10.9.0.0/16"})),
     ];
     cluster.apply_objects("annotations", &objects)?;
     // objects are applied in order: when the agents have this service, they have the pods
@@ -34,6 +38,10 @@ fn requested_addresses_are_assigned_or_refused_with_a_reason() -> Result<()> {
         ("late", format!("{v4} is in use by pod default/both")),
         ("out-of-range", "192.0.2.7 is not a pod address of this node's range".to_owned()),
         ("malformed", "annotation dataplane.local/ipv6".to_owned()),
+        (
+            "router",
+            "namespace default; to allow it, add the namespace to allowed_sources_namespaces".to_owned(),
+        ),
     ] {
         checks.that(format!("{name} is refused"), || {
             let Err(error) = cluster.pod(0, name) else { bail!("the pod was created") };
@@ -48,6 +56,103 @@ fn requested_addresses_are_assigned_or_refused_with_a_reason() -> Result<()> {
         Ok(())
     });
     checks.finish(&cluster)
+}
+
+/// A pod that routes for others sends from their addresses, also after a restart of the agent, and
+/// until it is deleted.
+#[test]
+fn pod_sends_from_its_allowed_sources() -> Result<()> {
+    let config = json!({"allowed_sources_namespaces": ["vpn", "default"]});
+    let spec = Spec { config, ..Spec::new(1) };
+    let mut cluster = Cluster::create(&spec)?;
+    let pod_with = |name: &str, sources: &str| {
+        let annotations = json!({"dataplane.local/allowed-sources": sources});
+        cluster.nodes()[0].pod_object(name, &annotations)
+    };
+    let objects = [pod_with("router", "10.9.0.0/16, fd00:9::/64"), pod_with("malformed", "10.9.0.1/16")];
+    cluster.apply_objects("annotations", &objects)?;
+    // objects are applied in order: when the agents have this service, they have the pods
+    cluster.apply(&Service::of(&[]))?;
+    let pods = (|| Ok((cluster.pod(0, "router")?, cluster.pod(0, "plain")?, cluster.pod(0, "server")?)))();
+    let (router, plain, server) = cluster.explain(pods)?;
+    let _server = server.serve()?;
+    let sources = [(Family::V4, "10.9.0.7/32"), (Family::V6, "fd00:9::7/128")];
+    for (family, source) in sources {
+        for pod in [&router, &plain] {
+            let nodad = if family == Family::V6 { "nodad" } else { "" };
+            pod.place().namespace().ip(&format!("address add {source} dev eth0 {nodad}"))?;
+        }
+        // the operator's route of the replies
+        let (via, device) = (router.address(family), router.host_device()?);
+        cluster.nodes()[0]
+            .place()
+            .namespace()
+            .ip(&format!("route add {source} via {via} dev {device} onlink"))?;
+    }
+
+    let mut checks = Checks::of(spec.describe());
+    checks.that("an invalid annotation is refused", || {
+        let Err(error) = cluster.pod(0, "malformed") else { bail!("the pod was created") };
+        let message = format!("{error:#}");
+        ensure!(
+            message.contains("default/malformed") && message.contains("did you mean 10.9.0.0/16?"),
+            "{message}"
+        );
+        Ok(())
+    });
+    for (family, source) in sources {
+        let source = source.parse::<IpNet>()?.addr();
+        checks.that(format!("requests from {source}"), || sends_from(&router, &server, family, source));
+        checks.that(format!("a pod without the annotation is refused ({family})"), || {
+            let before = cluster.nodes()[0].count("from_pod", "source_not_owned")?;
+            let refused = sends_from(&plain, &server, family, source);
+            ensure!(refused.is_err(), "{refused:?}");
+            ensure!(
+                cluster.nodes()[0].count("from_pod", "source_not_owned")? > before,
+                "nothing was counted"
+            );
+            Ok(())
+        });
+    }
+    for (what, variable, wanted) in [
+        ("allowed sources outlive the agent", "", 2),
+        // a variable overrides the file
+        ("they end when the namespace is no longer listed", "DATAPLANE_ALLOWED_SOURCES_NAMESPACES=vpn", 0),
+        ("and return with it", "", 2),
+    ] {
+        checks.that(what, || {
+            let agent = cluster.nodes_mut()[0].agent_mut();
+            agent.kill()?;
+            agent.set_wrapper(
+                ["env", variable].into_iter().filter(|it| !it.is_empty()).map(str::to_owned).collect(),
+            );
+            agent.start()?;
+            agent.await_ready()?;
+            ensure!(rows(&cluster.nodes()[0])? == wanted, "{} rows", rows(&cluster.nodes()[0])?);
+            let sent = sends_from(&router, &server, Family::V4, "10.9.0.7".parse()?);
+            ensure!(sent.is_ok() == (wanted > 0), "{sent:?}");
+            Ok(())
+        });
+    }
+    checks.that("they end with the pod", || {
+        router.delete()?;
+        ensure!(rows(&cluster.nodes()[0])? == 0, "{} rows", rows(&cluster.nodes()[0])?);
+        Ok(())
+    });
+    checks.finish(&cluster)
+}
+
+fn sends_from(pod: &Pod, server: &Pod, family: Family, source: IpAddr) -> Result<()> {
+    let requests = pod.place().get_from(server.web(family), 3, source)?;
+    ensure!(requests.iter().all(|request| request.answer().is_some()), "{requests:?}");
+    Ok(())
+}
+
+/// Rows of `ALLOWED_SOURCES`, as `status` says.
+fn rows(node: &Node) -> Result<u64> {
+    let tables = node.agent().status()?.status.tables;
+    let table = tables.iter().find(|table| table.name == "ALLOWED_SOURCES").context("no such table")?;
+    Ok(table.used)
 }
 
 #[test]
