@@ -102,7 +102,7 @@ numbered! {
         SourceNotOwned = 87, "source_not_owned", "A pod sent a packet from an address that is not its own.";
         SourceIsLocal = 88, "source_is_local", "A packet from another machine has an address of this node or of one of its pods as its source.";
         LoopbackAddress = 89, "loopback_address", "A packet from a pod or another machine has a loopback address as its source or destination.";
-        MappedAddress = 90, "mapped_address", "An IPv6 packet has an IPv4-mapped address (::ffff:0:0/96) as its source or destination.";
+        MappedAddress = 90, "mapped_address", "An IPv6 packet has an IPv4-mapped address as its source or destination.";
         TunnelSource = 91, "tunnel_source", "A packet from the tunnel with another VNI, from an address that no node has, or with a source that does not belong to the node that sent it.";
         TunnelPort = 92, "tunnel_port", "A packet of a pod or a client to the tunnel port of a node, or one that would leave for such a port with the node's address.";
         VlanTag = 93, "vlan_tag", "A frame from a pod or from the tunnel has a VLAN tag.";

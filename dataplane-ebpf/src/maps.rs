@@ -136,7 +136,7 @@ pub(crate) fn endpoint(addr: &Addr) -> Option<&'static Endpoint> {
 #[inline(always)]
 pub(crate) fn device(ifindex: u32) -> Option<&'static Device> {
     // SAFETY: as in `endpoint`.
-    unsafe { DEVICES.get(&ifindex) }
+    unsafe { DEVICES.get(ifindex) }
 }
 
 /// Whether the pod behind the device may use the source besides its own addresses.

@@ -4,6 +4,8 @@ use core::marker::PhantomData;
 
 use dataplane_common::abi::{Addr, FlowKey, Port};
 
+use super::L3;
+
 /// Fields of the IP header, and where the transport header starts. `F` is the family; what depends
 /// on it is in `stages::parse`.
 pub(crate) struct Packet<F> {
@@ -52,9 +54,9 @@ impl<F> Packet<F> {
         l4: usize,
         fragment: Fragment,
         fragment_id: u32,
-        fragment_at: usize,
     ) -> Self {
-        Self { src, dst, protocol, hop_limit, l4, fragment, fragment_id, fragment_at, family: PhantomData }
+        let (fragment_at, family) = (L3, PhantomData);
+        Self { src, dst, protocol, hop_limit, l4, fragment, fragment_id, fragment_at, family }
     }
 
     /// Its tuple, with zeros for the ports.

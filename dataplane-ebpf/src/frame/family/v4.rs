@@ -60,7 +60,6 @@ impl IpFamily for V4 {
             L3 + header_len,
             fragment,
             u32::from(header.id),
-            L3,
         ))
     }
 

@@ -54,7 +54,6 @@ impl IpFamily for V6 {
             L3 + Ipv6Header::LEN,
             Fragment::Whole,
             0,
-            L3,
         );
         if is_extension(header.next_header) {
             skip_extensions(ctx, &mut packet)?;
