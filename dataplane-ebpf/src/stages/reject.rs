@@ -7,7 +7,7 @@
 
 use aya_ebpf::{bindings::TC_ACT_REDIRECT, programs::TcContext};
 use dataplane_common::{
-    abi::RouteKind,
+    abi::{FlowKey, RouteKind},
     checksum,
     flow::tcp_flags,
     net::{EthHeader, FragmentHeader, IcmpHeader, Protocol, SctpHeader, TcpHeader, UdpHeader},
@@ -19,12 +19,7 @@ use super::{
     route::{self, Destination},
 };
 use crate::{
-    frame::{
-        Frame, L3,
-        family::IpFamily,
-        packet::{Fragment, Packet},
-        with_header,
-    },
+    frame::{Frame, L3, family::IpFamily, packet::Fragment, with_header},
     helpers::{skb, time},
     maps,
     scratch::Scratch,
@@ -40,9 +35,11 @@ pub(crate) fn send_icmp_error<F: IpFamily>(
     reason: DropReason,
 ) -> bool {
     #[inline(never)]
-    fn outlined<F: IpFamily>(ctx: &TcContext, kind: u16, mtu: u32) -> PackedResult {
-        build_icmp_error::<F>(ctx, kind, mtu).into()
+    fn outlined<F: IpFamily>(ctx: &TcContext, kind: u16, mtu: u32, tuple: &FlowKey) -> PackedResult {
+        build_icmp_error::<F>(ctx, kind, mtu, tuple).into()
     }
+    // from memory: the addresses take too much of the stack
+    let tuple = &scratch.event.tuple;
     let ((kind, code), mtu) = if matches!(reason, DropReason::TooBig) {
         (F::TOO_BIG, scratch.nat.path_mtu)
     } else {
@@ -57,8 +54,8 @@ pub(crate) fn send_icmp_error<F: IpFamily>(
         return false;
     }
     let sent = match hook {
-        HookId::FromPod | HookId::FromWire | HookId::ToWire => outlined::<F>(ctx, kind, mtu).unpack(),
-        HookId::FromOverlay => match outlined::<F>(ctx, kind, mtu).unpack() {
+        HookId::FromPod | HookId::FromWire | HookId::ToWire => outlined::<F>(ctx, kind, mtu, tuple).unpack(),
+        HookId::FromOverlay => match outlined::<F>(ctx, kind, mtu, tuple).unpack() {
             Ok(true) => send_into_tunnel::<F>(ctx),
             other => other,
         },
@@ -112,23 +109,29 @@ fn send_into_tunnel<F: IpFamily>(ctx: &TcContext) -> Result<bool, DropReason> {
 }
 
 /// `kind`: type and code, as they lie in the message. `mtu`: 0 unless the packet is too big.
+/// `tuple`: the packet's.
 #[inline(always)]
-fn build_icmp_error<F: IpFamily>(ctx: &TcContext, kind: u16, mtu: u32) -> Result<bool, DropReason> {
+fn build_icmp_error<F: IpFamily>(
+    ctx: &TcContext,
+    kind: u16,
+    mtu: u32,
+    tuple: &FlowKey,
+) -> Result<bool, DropReason> {
     const FRAGMENT_AND_PORTS: usize = size_of::<FragmentHeader>() + UdpHeader::LEN;
     let packet = F::parse(ctx)?;
     // IPv6 only: an IPv4 fragment has no fragment header
     let first =
         packet.fragment == Fragment::First && packet.l4 == L3 + F::HEADER + size_of::<FragmentHeader>();
     if mtu != 0 && first {
-        return quote::<F, { FRAGMENT_AND_PORTS / 4 }>(ctx, &packet, kind, mtu);
+        return quote::<F, { FRAGMENT_AND_PORTS / 4 }>(ctx, tuple, kind, mtu);
     }
     if packet.fragment != Fragment::Whole || packet.l4 != L3 + F::HEADER {
         return Ok(false);
     }
     match packet.protocol {
-        Protocol::TCP => quote::<F, { TcpHeader::LEN / 4 }>(ctx, &packet, kind, mtu),
-        Protocol::UDP => quote::<F, { UdpHeader::LEN / 4 }>(ctx, &packet, kind, mtu),
-        Protocol::SCTP => quote::<F, { SctpHeader::QUOTED / 4 }>(ctx, &packet, kind, mtu),
+        Protocol::TCP => quote::<F, { TcpHeader::LEN / 4 }>(ctx, tuple, kind, mtu),
+        Protocol::UDP => quote::<F, { UdpHeader::LEN / 4 }>(ctx, tuple, kind, mtu),
+        Protocol::SCTP => quote::<F, { SctpHeader::QUOTED / 4 }>(ctx, tuple, kind, mtu),
         _ => Ok(false),
     }
 }
@@ -139,7 +142,7 @@ fn build_icmp_error<F: IpFamily>(ctx: &TcContext, kind: u16, mtu: u32) -> Result
 #[inline(always)]
 fn quote<F: IpFamily, const WORDS: usize>(
     ctx: &TcContext,
-    packet: &Packet<F>,
+    tuple: &FlowKey,
     kind: u16,
     mtu: u32,
 ) -> Result<bool, DropReason> {
@@ -154,7 +157,7 @@ fn quote<F: IpFamily, const WORDS: usize>(
         header.ether_type = eth.ether_type;
     })?;
     let len = size_of::<IcmpHeader>() + F::HEADER + size_of_val(&transport);
-    let pseudo_header = F::write_icmp_ip_header(ctx, &packet.dst, &packet.src, len)?;
+    let pseudo_header = F::write_icmp_ip_header(ctx, &tuple.dst, &tuple.src, len)?;
     // ICMPv6 has 32 bits of MTU, whose lower half is where ICMP has its 16; no MTU needs more
     let sequence = (mtu as u16).to_be();
     let sum = pseudo_header + quoted + u64::from(kind) + u64::from(sequence);

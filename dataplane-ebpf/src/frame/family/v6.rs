@@ -233,13 +233,15 @@ fn skip_extensions(ctx: &impl Frame, packet: &mut Packet<V6>) -> Result<(), Drop
     Ok(())
 }
 
+/// [`Fragment`] of a packet that is dropped.
+const DROPPED: u64 = 3 << 8;
+
 /// Where the walk ends, packed into one register, so that the verifier does not follow every
 /// iteration into the code after it. From the lowest bits: 8 of protocol (or drop reason), 2 of
 /// [`Fragment`] (3: dropped), 8 of length and 8 of the fragment header's offset in units of 8
 /// bytes, 6 unused, 32 of identification.
 #[inline(never)]
 fn walk_extensions(ctx: &impl Frame, first: u8) -> u64 {
-    const DROPPED: u64 = 3 << 8;
     let (mut protocol, mut length) = (first, 0_u32);
     for _ in 0..MAX_EXTENSION_HEADERS {
         if !is_extension(protocol) || protocol == Protocol::NO_NEXT {
@@ -267,17 +269,16 @@ fn walk_extensions(ctx: &impl Frame, first: u8) -> u64 {
 #[inline(always)]
 fn behind_fragment_header(ctx: &impl Frame, header: FragmentHeader, length: u32) -> u64 {
     let kind = if header.is_later() { 2_u64 } else { 1 };
-    let (mut protocol, mut end) = (header.next_header, length + 1);
-    if kind == 1
-        && protocol == Protocol::DESTINATION
-        && let Ok(options) = ctx.read::<FragmentHeader>(L3 + Ipv6Header::LEN + end as usize * 8)
-    {
-        protocol = options.next_header;
-        end += 1 + u32::from(options.reserved);
+    // packed before the next read: what is live across it takes stack, of which Linux 6.1 counts 32
+    // bytes at a time
+    let packed = kind << 8 | u64::from(length) << 18 | u64::from(header.id) << 32;
+    let end = |packed: u64| (packed >> 18 & 0xff) + 1;
+    if kind == 2 || header.next_header != Protocol::DESTINATION {
+        return packed | u64::from(header.next_header) | end(packed) << 10;
     }
-    u64::from(protocol)
-        | kind << 8
-        | u64::from(end & 0xff) << 10
-        | u64::from(length) << 18
-        | u64::from(header.id) << 32
+    let Ok(options) = ctx.read::<FragmentHeader>(L3 + Ipv6Header::LEN + end(packed) as usize * 8) else {
+        return u64::from(DropReason::Truncated.number()) | DROPPED;
+    };
+    let end = end(packed) + 1 + u64::from(options.reserved);
+    packed | u64::from(options.next_header) | (end & 0xff) << 10
 }

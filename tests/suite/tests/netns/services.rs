@@ -156,10 +156,11 @@ fn udp(checks: &mut Checks, from: &str, place: &Place, web: &Service, family: Fa
 
 /// The size of a large datagram: fragmented, except where the known limit applies.
 ///
-/// Known limit: without connect-time translation the host's kernel routes to the cluster IP, not to
-/// the backend, and fragments to the MTU of the uplink. These fragments do not fit the overlay.
+/// Known limit: unconnected sockets of the host are translated per packet. Its kernel routes to the
+/// cluster IP, not to the backend, and fragments to the MTU of the uplink. These fragments do not
+/// fit the overlay.
 fn large_datagram(spec: &Spec, from: &str) -> &'static str {
-    let is_limited = from == "host" && spec.routing == Routing::Vxlan && !spec.connect_udp;
+    let is_limited = from == "host" && spec.routing == Routing::Vxlan;
     if is_limited { "--size=1300" } else { "--size=3000" }
 }
 
