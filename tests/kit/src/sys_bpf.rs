@@ -13,15 +13,17 @@ const MAP_LOOKUP_BATCH: libc::c_long = 24;
 
 /// Parameters of `BPF_PROG_TEST_RUN`.
 #[derive(Clone, Copy, Debug)]
-pub struct TestRun {
+pub struct TestRun<'a> {
     pub repeat: u32,
     /// Bits of `BPF_F_TEST_..` (include/uapi/linux/bpf.h).
     pub flags: u32,
     /// Batch size for live frames; 0: the kernel's default.
     pub batch_size: u32,
+    /// The program's context, as far as it may be set; empty: the kernel's default.
+    pub context: &'a [u8],
 }
 
-impl TestRun {
+impl TestRun<'_> {
     /// Runs the program on `frame` and discards the output.
     pub fn run(self, program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<()> {
         #[derive(Default)]
@@ -51,9 +53,11 @@ impl TestRun {
             repeat: self.repeat,
             flags: self.flags,
             batch_size: self.batch_size,
+            context_size_in: self.context.len() as u32,
+            context_in: if self.context.is_empty() { 0 } else { self.context.as_ptr() as u64 },
             ..Attributes::default()
         };
-        // SAFETY: the frame is live memory of the stated length, which the kernel reads.
+        // SAFETY: frame and context are live memory of the stated lengths, which the kernel reads.
         unsafe { call(PROG_TEST_RUN, &mut attributes) }.map(drop)
     }
 }

@@ -79,7 +79,7 @@ impl Program {
     /// verdict says. Their input device is the loopback device of this thread's namespace. A
     /// recycled frame keeps its changed content.
     pub(super) fn run_live(&self, frame: &[u8], count: u32) -> Result<()> {
-        TestRun { repeat: count, flags: LIVE_FRAMES, batch_size: BATCH }
+        TestRun { repeat: count, flags: LIVE_FRAMES, batch_size: BATCH, context: &[] }
             .run(self.0.as_fd(), frame)
             .context("cannot run a program on live frames")
     }

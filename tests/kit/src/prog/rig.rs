@@ -59,6 +59,8 @@ pub struct Run {
     /// Name of the verdict or drop reason: the one counter that increased.
     pub outcome: &'static str,
     pub frame: Vec<u8>,
+    /// `skb->mark` afterwards; 0 at XDP.
+    pub mark: u32,
 }
 
 impl Run {
@@ -121,7 +123,12 @@ pub struct Metadata {
     pub gso_segs: u32,
     /// VNI, and node that sent a packet through the tunnel.
     pub tunnel: (u32, Ipv4Addr),
+    /// `skb->mark`.
+    pub mark: u32,
 }
+
+/// Offset of `mark` in `struct __sk_buff`.
+const SKB_MARK: usize = 8;
 
 impl Metadata {
     /// `struct __sk_buff`, with the fields that may be set.
@@ -132,6 +139,7 @@ impl Metadata {
         const GSO_SIZE: usize = 176;
         let mut context = [0; 192];
         let mut set = |at: usize, value: [u8; 4]| context[at..at + 4].copy_from_slice(&value);
+        set(SKB_MARK, self.mark.to_ne_bytes());
         set(IFINDEX, self.ifindex.to_ne_bytes());
         set(CB, self.tunnel.0.to_ne_bytes());
         set(CB + 4, self.tunnel.1.octets());
@@ -199,7 +207,7 @@ impl Rig {
             HookId::FromWire | HookId::ToWire => self.ifindex,
             _ => devices::LOOPBACK,
         };
-        Ok(Metadata { ifindex, gso_size: 0, gso_segs: 0, tunnel: (OVERLAY_VNI, OVERLAY_NODE) })
+        Ok(Metadata { ifindex, gso_size: 0, gso_segs: 0, tunnel: (OVERLAY_VNI, OVERLAY_NODE), mark: 0 })
     }
 
     /// The device of the pod that has the frame's source address, else that of the first pod.
@@ -223,28 +231,70 @@ impl Rig {
 
     /// Runs the program of `hook` on a frame with this metadata.
     pub fn run_with(&mut self, hook: HookId, frame: &[u8], metadata: Metadata) -> Result<Run> {
-        self.load(hook)?;
-        let before = self.counters()?;
         // a packet may grow: a reordered fragment is replaced by a longer one
         let mut out = vec![0; frame.len() + 2_048];
-        let mut options =
-            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
-        let skb = metadata.context();
-        let (result, actions): (_, &[(i32, Action)]) = if hook == HookId::XdpWire {
-            // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
-            // egress_ifindex
-            let context = [0, frame.len() as u32, 0, self.ifindex, 0, 0].map(u32::to_ne_bytes).concat();
-            options.ctx_in = Some(&context);
-            let program: &mut Xdp = self.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?;
-            let actions = &[(1, Action::Drop), (2, Action::Next), (3, Action::Transmit)];
-            (program.test_run(options)?, actions)
-        } else {
-            options.ctx_in = Some(&skb);
-            let program: &mut SchedClassifier =
-                self.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?;
-            (program.test_run(options)?, &[(-1, Action::Next), (2, Action::Drop), (7, Action::Redirect)])
-        };
+        let (skb, mut skb_out) = (metadata.context(), [0; 256]);
+        let ((result, actions), outcome) = self.counted(hook, |rig| {
+            let mut options =
+                TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+            let (result, actions): (_, &[(i32, Action)]) = if hook == HookId::XdpWire {
+                // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
+                // egress_ifindex
+                let context = [0, frame.len() as u32, 0, rig.ifindex, 0, 0].map(u32::to_ne_bytes).concat();
+                options.ctx_in = Some(&context);
+                let program: &mut Xdp = rig.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?;
+                (program.test_run(options)?, &[(1, Action::Drop), (2, Action::Next), (3, Action::Transmit)])
+            } else {
+                options.ctx_in = Some(&skb);
+                options.ctx_out = Some(&mut skb_out);
+                let program = rig.classifier(hook)?;
+                (program.test_run(options)?, &[(-1, Action::Next), (2, Action::Drop), (7, Action::Redirect)])
+            };
+            Ok((result, actions))
+        })?;
         out.truncate(result.data_size_out as usize);
+        let returned = result.return_value as i32;
+        let action = actions.iter().find(|(number, _)| *number == returned);
+        let (_, action) = *action.with_context(|| format!("unknown action {returned}"))?;
+        let mark = u32::from_ne_bytes(skb_out[SKB_MARK..SKB_MARK + 4].try_into()?);
+        Ok(Run { action, outcome, frame: out, mark })
+    }
+
+    /// As [`Self::run`], with `CHECKSUM_COMPLETE`; returns the outcome, or `None` if the kernel cannot
+    /// check the result (before Linux 6.16).
+    ///
+    /// # Errors
+    /// The kernel's checksum does not match the output packet.
+    pub fn run_checksum_complete(&mut self, hook: HookId, frame: &[u8]) -> Result<Option<&'static str>> {
+        let context = self.metadata(hook, frame)?.context();
+        let run = TestRun { repeat: 1, flags: SKB_CHECKSUM_COMPLETE, batch_size: 0, context: &context };
+        let checked = self.counted(hook, |rig| {
+            run.run(rig.classifier(hook)?.fd()?.as_fd(), frame)
+                .with_context(|| format!("{} on a packet with CHECKSUM_COMPLETE", hook.name()))
+        });
+        match checked {
+            Ok(((), outcome)) => Ok(Some(outcome)),
+            Err(error)
+                if error
+                    .downcast_ref::<std::io::Error>()
+                    .is_some_and(|error| error.raw_os_error() == Some(libc::EINVAL)) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Calls `run`, which runs the program of `hook` once; returns also the name of the outcome: the
+    /// one counter that increased.
+    fn counted<T>(
+        &mut self,
+        hook: HookId,
+        run: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<(T, &'static str)> {
+        self.load(hook)?;
+        let before = self.counters()?;
+        let result = run(self)?;
         let after = self.counters()?;
         let increased: Vec<usize> =
             (0..before.len()).filter(|index| before[*index] != after[*index]).collect();
@@ -255,56 +305,11 @@ impl Rig {
         ensure!(increased[0] as u32 / reason::OUTCOMES == hook as u32, "the counter belongs to another hook");
         let outcome = Outcome::from_number((increased[0] as u32 % reason::OUTCOMES) as u8)
             .context("unknown outcome")?;
-        let returned = result.return_value as i32;
-        let action = actions.iter().find(|(number, _)| *number == returned);
-        let (_, action) = *action.with_context(|| format!("unknown action {returned}"))?;
-        Ok(Run { action, outcome: outcome.name(), frame: out })
+        Ok((result, outcome.name()))
     }
 
-    /// As [`Self::run`], with `CHECKSUM_COMPLETE`; returns whether the kernel can check the result
-    /// (Linux 6.16).
-    ///
-    /// # Errors
-    /// The kernel's checksum does not match the output packet.
-    pub fn run_checksum_complete(&mut self, hook: HookId, frame: &[u8]) -> Result<bool> {
-        self.load(hook)?;
-        let program: &mut SchedClassifier =
-            self.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?;
-        let run = TestRun { repeat: 1, flags: SKB_CHECKSUM_COMPLETE, batch_size: 0 };
-        match run.run(program.fd()?.as_fd(), frame) {
-            Ok(()) => Ok(true),
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
-            Err(error) => {
-                Err(error).with_context(|| format!("{} on a packet with CHECKSUM_COMPLETE", hook.name()))
-            }
-        }
-    }
-
-    /// Runs a tc program on a frame with this `skb->mark`; returns the name of the outcome and the
-    /// mark afterwards.
-    pub fn run_marked(&mut self, hook: HookId, frame: &[u8], mark: u32) -> Result<(&'static str, u32)> {
-        self.load(hook)?;
-        let before = self.counters()?;
-        // struct __sk_buff: len, pkt_type, mark, ..
-        let mut context = self.metadata(hook, frame)?.context();
-        context[8..12].copy_from_slice(&mark.to_ne_bytes());
-        let (mut out, mut context_out) = (vec![0; frame.len() + 2_048], [0; 256]);
-        let options = TestRunOptions {
-            data_in: Some(frame),
-            data_out: Some(&mut out),
-            ctx_in: Some(&context),
-            ctx_out: Some(&mut context_out),
-            ..TestRunOptions::new()
-        };
-        let program: &mut SchedClassifier =
-            self.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?;
-        program.test_run(options)?;
-        let after = self.counters()?;
-        let counter = before.iter().zip(&after).position(|(before, after)| before != after);
-        let number = counter.context("no counter increased")? as u32 % reason::OUTCOMES;
-        let outcome = Outcome::from_number(number as u8).context("unknown outcome")?;
-        let [.., a, b, c, d] = context_out[..12] else { unreachable!("a slice of 12 bytes") };
-        Ok((outcome.name(), u32::from_ne_bytes([a, b, c, d])))
+    fn classifier(&mut self, hook: HookId) -> Result<&mut SchedClassifier> {
+        Ok(self.ebpf.program_mut(hook.name()).context(hook.name())?.try_into()?)
     }
 
     /// The last event that the programs reported since the previous call.

@@ -5,13 +5,14 @@ use anyhow::Result;
 use dataplane_common::reason::HookId;
 use dataplane_testkit::prog::{Family, Frame, Rig, at, rig};
 
-/// Runs the packet; returns whether this kernel can check.
+/// Runs the packet, which must reach the pod; returns whether this kernel can check.
 fn run(rig: &mut Rig, hook: HookId, frame: &Frame) -> Result<bool> {
-    let checked = rig.run_checksum_complete(hook, &frame.build())?;
-    if !checked {
-        println!("skipped: this kernel does not check CHECKSUM_COMPLETE in test runs");
+    let outcome = rig.run_checksum_complete(hook, &frame.build())?;
+    match outcome {
+        Some(outcome) => assert_eq!(outcome, "to_pod", "{frame:?}"),
+        None => println!("skipped: this kernel does not check CHECKSUM_COMPLETE in test runs"),
     }
-    Ok(checked)
+    Ok(outcome.is_some())
 }
 
 #[test]
