@@ -11,6 +11,13 @@ pub(crate) mod time;
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 
+/// 1 if the number is 0, else 0. By arithmetic: the verifier would follow all code behind a
+/// comparison twice.
+#[inline(always)]
+pub(crate) fn is_zero(number: u32) -> u64 {
+    opaque(u64::from(number).wrapping_sub(1)) >> 63
+}
+
 /// The same number, hidden from the optimiser.
 #[inline(always)]
 pub(crate) fn opaque(number: u64) -> u64 {

@@ -70,6 +70,25 @@ pub(crate) fn is_unconnected(socket: *const bpf_sock, port: Port) -> bool {
     }
 }
 
+/// Reads an IPv6 address word by word: the kernel allows nothing else of its structures, and the
+/// compiler would join the loads.
+///
+/// # Safety
+/// The pointer is to a field of a live context or socket.
+#[inline(always)]
+unsafe fn read_words(field: *const [u32; 4]) -> [u32; 4] {
+    let words = field.cast::<u32>();
+    // SAFETY: the caller's promise.
+    unsafe {
+        [
+            words.read_volatile(),
+            words.add(1).read_volatile(),
+            words.add(2).read_volatile(),
+            words.add(3).read_volatile(),
+        ]
+    }
+}
+
 /// The socket that a cgroup program runs for, and the address of the call.
 pub(crate) struct Socket<'a> {
     ctx: &'a SockAddrContext,
@@ -99,17 +118,10 @@ impl<'a> Socket<'a> {
     #[inline(always)]
     pub(crate) fn addr(&self) -> Addr {
         let sock_addr = self.ctx.sock_addr;
-        // SAFETY: as above. Volatile: the kernel allows these fields to be read word by word only,
-        // and the compiler would join the loads.
+        // SAFETY: as above. Volatile: as in `read_words`.
         unsafe {
             if self.v6 {
-                let words = (&raw const (*sock_addr).user_ip6).cast::<u32>();
-                Addr::v6_words([
-                    words.read_volatile(),
-                    words.add(1).read_volatile(),
-                    words.add(2).read_volatile(),
-                    words.add(3).read_volatile(),
-                ])
+                Addr::v6_words(read_words(&raw const (*sock_addr).user_ip6))
             } else {
                 Addr::v4_word((&raw const (*sock_addr).user_ip4).read_volatile())
             }
@@ -154,13 +166,7 @@ impl<'a> Socket<'a> {
         // to be read word by word.
         unsafe {
             let remote = if self.v6 {
-                let words = (&raw const (*socket).dst_ip6).cast::<u32>();
-                Addr::v6_words([
-                    words.read_volatile(),
-                    words.add(1).read_volatile(),
-                    words.add(2).read_volatile(),
-                    words.add(3).read_volatile(),
-                ])
+                Addr::v6_words(read_words(&raw const (*socket).dst_ip6))
             } else {
                 Addr::v4_word((&raw const (*socket).dst_ip4).read_volatile())
             };
@@ -219,13 +225,7 @@ impl<'a> Socket<'a> {
                 let size = size_of::<SocketTupleV4>() as u32;
                 bpf_sk_lookup_tcp(ctx, (&raw mut tuple).cast(), size, netns, 0)
             } else {
-                let words = (&raw const (*socket).src_ip6).cast::<u32>();
-                let daddr = [
-                    words.read_volatile(),
-                    words.add(1).read_volatile(),
-                    words.add(2).read_volatile(),
-                    words.add(3).read_volatile(),
-                ];
+                let daddr = read_words(&raw const (*socket).src_ip6);
                 let mut tuple = SocketTupleV6 { saddr: remote.words(), daddr, sport, dport };
                 let size = size_of::<SocketTupleV6>() as u32;
                 bpf_sk_lookup_tcp(ctx, (&raw mut tuple).cast(), size, netns, 0)

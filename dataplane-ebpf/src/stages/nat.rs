@@ -20,7 +20,7 @@ use super::{
 use crate::{
     config,
     frame::{Frame, family::IpFamily, packet::Packet},
-    helpers::opaque,
+    helpers::is_zero,
     scratch::Scratch,
 };
 
@@ -49,8 +49,8 @@ pub(crate) fn remember_inbound<F: IpFamily>(ctx: &TcContext, packet: &Packet<F>,
     fn outlined<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> PackedResult {
         try_remember_inbound::<F>(ctx, scratch).into()
     }
-    let is_tcp = opaque(u64::from(packet.protocol ^ Protocol::TCP).wrapping_sub(1)) >> 63;
-    if opaque(is_tcp) == 0 && config::flag(NodeFlags::MASQUERADE) {
+    let is_tcp = is_zero(u32::from(packet.protocol ^ Protocol::TCP));
+    if is_tcp == 0 && config::flag(NodeFlags::MASQUERADE) {
         // with the flow table full, the packet arrives all the same
         let _best_effort = outlined::<F>(ctx, scratch).unpack();
     }

@@ -18,12 +18,14 @@ use dataplane_common::{
 use super::PackedResult;
 use crate::{
     config,
-    frame::{Frame, L3, family::IpFamily, packet::Packet, with_header},
+    frame::{
+        Frame, L3,
+        family::{IpFamily, V6},
+        packet::Packet,
+        with_header,
+    },
     helpers::skb,
 };
-
-/// What happened to a message, as a number that a subprogram can return.
-const ANSWERED: bool = true;
 
 /// Answers an ARP request for the gateway; other ARP of a pod is discarded.
 #[inline(always)]
@@ -67,7 +69,7 @@ pub(crate) fn on_icmp<F: IpFamily>(
 /// Sends the answer that the frame has become back into the pod.
 #[inline(always)]
 fn send(ctx: &TcContext, answered: bool) -> Result<Verdict, DropReason> {
-    if answered != ANSWERED {
+    if !answered {
         return Ok(Verdict::NeighbourIgnored);
     }
     match skb::redirect(ctx.ifindex()) {
@@ -76,6 +78,7 @@ fn send(ctx: &TcContext, answered: bool) -> Result<Verdict, DropReason> {
     }
 }
 
+/// Turns an ARP request for the gateway into its answer. False for anything else.
 #[inline(always)]
 fn answer_arp(ctx: &TcContext) -> Result<bool, DropReason> {
     const GATEWAY: [u16; 2] = ArpMessage::ip(GATEWAY_V4.octets());
@@ -84,7 +87,7 @@ fn answer_arp(ctx: &TcContext) -> Result<bool, DropReason> {
         || request.operation != ArpMessage::REQUEST
         || request.target_ip != GATEWAY
     {
-        return Ok(!ANSWERED);
+        return Ok(false);
     }
     with_header(ctx, 0, |eth: &mut EthHeader| eth.set_addresses(eth.src, config::host_mac()))?;
     with_header(ctx, L3, |arp: &mut ArpMessage| {
@@ -94,9 +97,10 @@ fn answer_arp(ctx: &TcContext) -> Result<bool, DropReason> {
         arp.sender_mac = config::host_mac();
         arp.sender_ip = GATEWAY;
     })?;
-    Ok(ANSWERED)
+    Ok(true)
 }
 
+/// Turns a neighbour solicitation for the gateway into its answer. False for anything else.
 #[inline(always)]
 fn answer_solicitation(ctx: &TcContext) -> Result<bool, DropReason> {
     const L4: usize = L3 + Ipv6Header::LEN;
@@ -107,17 +111,14 @@ fn answer_solicitation(ctx: &TcContext) -> Result<bool, DropReason> {
     let target = Addr::v6_words([solicitation[2], solicitation[3], solicitation[4], solicitation[5]]);
     // from the unspecified address: duplicate address detection
     if target != gateway || ip.src().is_zero() {
-        return Ok(!ANSWERED);
+        return Ok(false);
     }
     let eth: EthHeader = ctx.read(0)?;
     skb::set_len(ctx, L4 + size_of::<NeighbourMessage>())?;
     with_header(ctx, 0, |header: &mut EthHeader| header.set_addresses(eth.src, config::host_mac()))?;
-    let length = size_of::<NeighbourMessage>();
-    with_header(ctx, L3, |header: &mut Ipv6Header| {
-        *header = Ipv6Header::for_icmp(gateway.words(), ip.src, length);
-        // RFC 4861 §7.1.2
-        header.hop_limit = 255;
-    })?;
+    let pseudo_header = V6::write_icmp_ip_header(ctx, &gateway, &ip.src(), size_of::<NeighbourMessage>())?;
+    // RFC 4861 §7.1.2
+    with_header(ctx, L3, |header: &mut Ipv6Header| header.hop_limit = 255)?;
     let mut advertisement = NeighbourMessage {
         kind: Icmpv6Type::NEIGHBOUR_ADVERTISEMENT,
         code: 0,
@@ -127,12 +128,7 @@ fn answer_solicitation(ctx: &TcContext) -> Result<bool, DropReason> {
         option: NeighbourMessage::TARGET_LINK_ADDRESS,
         mac: config::host_mac(),
     };
-    let pseudo_header = [(length as u32).to_be(), u32::from(Protocol::ICMPV6).to_be()];
-    let sum = checksum::sum_of_words(&gateway.words())
-        + checksum::sum_of_words(&ip.src)
-        + checksum::sum_of_words(&pseudo_header)
-        + advertisement.sum();
-    advertisement.checksum = !checksum::fold(sum);
+    advertisement.checksum = !checksum::fold(pseudo_header + advertisement.sum());
     with_header(ctx, L4, |message: &mut NeighbourMessage| *message = advertisement)?;
-    Ok(ANSWERED)
+    Ok(true)
 }

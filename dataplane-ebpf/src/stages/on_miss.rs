@@ -68,16 +68,7 @@ impl OnMiss for Masquerade {
         if is_tunnel_port(scratch.tuple.protocol, scratch.tuple.dst_port) {
             return Err(DropReason::TunnelPort);
         }
-        let new_flow = &mut scratch.new_flow;
-        new_flow.reply_tuple = scratch.tuple.reversed();
-        new_flow.snat_source = source;
-        new_flow.service_id = 0;
-        new_flow.backend_id = 0;
-        new_flow.backend_generation = 0;
-        new_flow.flags = 0;
-        new_flow.prefers_range_port = 0;
-        flow::create(scratch)?;
-        Ok(true)
+        create_without_backend(scratch, source, 0)
     }
 }
 
@@ -89,17 +80,24 @@ impl OnMiss for RememberInbound {
         if is_reply(scratch) || scratch.transport & Transport::HANDSHAKE != 0 {
             return Ok(false);
         }
-        let new_flow = &mut scratch.new_flow;
-        new_flow.reply_tuple = scratch.tuple.reversed();
-        new_flow.snat_source = Addr::UNSPECIFIED;
-        new_flow.service_id = 0;
-        new_flow.backend_id = 0;
-        new_flow.backend_generation = 0;
-        new_flow.flags = FlowFlags::INBOUND;
-        new_flow.prefers_range_port = 0;
-        flow::create(scratch)?;
-        Ok(true)
+        create_without_backend(scratch, Addr::UNSPECIFIED, FlowFlags::INBOUND)
     }
+}
+
+/// Creates the flow of a packet whose destination stays. `snat_source` as in
+/// [`NewFlow`](crate::scratch::NewFlow).
+#[inline(always)]
+fn create_without_backend(scratch: &mut Scratch, snat_source: Addr, flags: u32) -> Result<bool, DropReason> {
+    let new_flow = &mut scratch.new_flow;
+    new_flow.reply_tuple = scratch.tuple.reversed();
+    new_flow.snat_source = snat_source;
+    new_flow.service_id = 0;
+    new_flow.backend_id = 0;
+    new_flow.backend_generation = 0;
+    new_flow.flags = flags;
+    new_flow.prefers_range_port = 0;
+    flow::create(scratch)?;
+    Ok(true)
 }
 
 /// Whether the packet would pass for one of the tunnel, if its source became the node's.

@@ -49,9 +49,7 @@ impl<F: IpFamily> Packet<F> {
     /// Whether this is an ICMP error, which quotes another packet.
     #[inline(always)]
     pub(crate) fn is_icmp_error(&self, ctx: &impl Frame) -> bool {
-        self.protocol == F::ICMP
-            && self.has_transport()
-            && ctx.read::<IcmpHeader>(self.l4).is_ok_and(|icmp| F::icmp_is_error(icmp.kind))
+        self.protocol == F::ICMP && self.icmp_type(ctx).is_some_and(F::icmp_is_error)
     }
 }
 

@@ -12,7 +12,7 @@ use super::{PackedResult, neighbour};
 use crate::{
     config,
     frame::{Frame, family::IpFamily, packet::Packet},
-    helpers::{opaque, skb},
+    helpers::{is_zero, opaque, skb},
     maps,
 };
 
@@ -38,7 +38,7 @@ pub(crate) fn check_pod<F: IpFamily>(
     }
     // by arithmetic: a branch on the protocol would make the verifier follow all code below twice
     let is_other_device = owner(&packet.src).unwrap_or(0) ^ ctx.ifindex();
-    let is_icmp = opaque(u64::from(packet.protocol ^ F::ICMP).wrapping_sub(1)) >> 63;
+    let is_icmp = is_zero(u32::from(packet.protocol ^ F::ICMP));
     if opaque(u64::from(is_other_device) | is_icmp) == 0 {
         return Ok(None);
     }

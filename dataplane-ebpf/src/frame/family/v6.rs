@@ -15,7 +15,7 @@ use crate::{
         packet::{Extent, Fragment, Packet},
         with_header,
     },
-    helpers::opaque,
+    helpers::is_zero,
 };
 
 /// IPv6.
@@ -192,12 +192,10 @@ impl IpFamily for V6 {
     }
 }
 
-/// 1 for an IPv4-mapped address (RFC 4291 §2.5.5.2), else 0. By arithmetic, because the verifier
-/// would follow everything after a comparison of each word twice.
+/// 1 for an IPv4-mapped address (RFC 4291 §2.5.5.2), else 0.
 #[inline(always)]
 fn is_mapped(words: [u32; 4]) -> u64 {
-    let difference = words[0] | words[1] | (words[2] ^ 0xffff_u32.to_be());
-    opaque(u64::from(difference).wrapping_sub(1)) >> 63
+    is_zero(words[0] | words[1] | (words[2] ^ 0xffff_u32.to_be()))
 }
 
 #[inline(always)]
