@@ -19,6 +19,7 @@ pub mod reserved_ports;
 pub mod route;
 pub mod shape;
 pub mod sock_diag;
+mod socket;
 pub mod sysctl;
 pub mod uplink;
 mod wire;

@@ -2,25 +2,15 @@
 //!
 //! Implemented here because two messages do not justify a dependency.
 
-use std::{
-    io,
-    os::fd::{AsRawFd as _, OwnedFd},
+use std::io;
+
+use nix::sys::socket::SockProtocol;
+
+use super::{
+    socket::{ERROR, NetlinkSocket, REQUEST},
+    wire::{attribute, error_of, messages, put_bytes, put_text},
 };
 
-use nix::sys::{
-    socket::{
-        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt,
-        socket, sockopt::ReceiveTimeout,
-    },
-    time::TimeVal,
-};
-
-use super::wire::{attribute, error_of, messages, put_bytes, put_text};
-
-/// `linux/netlink.h`
-const REQUEST: u16 = 0x1;
-const ERROR: u16 = 2;
-const HEADER_BYTES: usize = 16;
 /// Size of `genlmsghdr`, which precedes the attributes.
 const GENERIC_BYTES: usize = 4;
 /// `linux/genetlink.h`: the family that knows the others.
@@ -34,16 +24,10 @@ const IFINDEX: u16 = 1;
 const XDP_FEATURES: u16 = 3;
 const NDO_XMIT: u64 = 1 << 2;
 
-/// Size of the receive buffer in bytes.
-const RECEIVE_BYTES: usize = 16 * 1024;
-/// Receive timeout in seconds.
-const TIMEOUT: i64 = 5;
-
 /// A generic netlink socket of one network namespace.
 #[derive(Debug)]
 pub struct Netdev {
-    socket: OwnedFd,
-    sequence: u32,
+    socket: NetlinkSocket,
     /// ID of the family `netdev`; `None`: the kernel has none.
     family: Option<u16>,
 }
@@ -51,14 +35,8 @@ pub struct Netdev {
 impl Netdev {
     /// Opens the socket in the network namespace of the calling thread.
     pub fn open() -> io::Result<Self> {
-        let socket = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkGeneric,
-        )?;
-        setsockopt(&socket, ReceiveTimeout, &TimeVal::new(TIMEOUT, 0))?;
-        let mut netdev = Self { socket, sequence: 0, family: None };
+        let socket = NetlinkSocket::open(SockProtocol::NetlinkGeneric)?;
+        let mut netdev = Self { socket, family: None };
         let mut name = Vec::new();
         put_text(&mut name, FAMILY_NAME, "netdev");
         netdev.family = match netdev.request(CONTROL, GET_FAMILY, &name, FAMILY_ID) {
@@ -88,22 +66,10 @@ impl Netdev {
         attributes: &[u8],
         searched: u16,
     ) -> io::Result<Option<Vec<u8>>> {
-        self.sequence += 1;
-        let length = HEADER_BYTES + GENERIC_BYTES + attributes.len();
-        let mut message = Vec::with_capacity(length);
-        message.extend((length as u32).to_ne_bytes());
-        message.extend(family.to_ne_bytes());
-        message.extend(REQUEST.to_ne_bytes());
-        message.extend(self.sequence.to_ne_bytes());
-        message.extend(0_u32.to_ne_bytes());
-        message.extend([command, 1, 0, 0]);
-        message.extend(attributes);
-        sendto(self.socket.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+        self.socket.request(family, REQUEST, &[&[command, 1, 0, 0], attributes])?;
         loop {
-            let mut buffer = vec![0; RECEIVE_BYTES];
-            let received = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-            buffer.truncate(received);
-            let answer = messages(&buffer).find(|message| message.sequence == self.sequence);
+            let buffer = self.socket.receive()?;
+            let answer = messages(&buffer).find(|message| message.sequence == self.socket.sequence);
             let Some(answer) = answer else { continue };
             if answer.kind == ERROR {
                 return Err(io::Error::from_raw_os_error(error_of(answer.body)));

@@ -4,27 +4,17 @@
 //! a rule only the target chain is read. `iptables-nft` keeps its rules here, too. Knows nothing of
 //! kube-proxy.
 
-use std::{
-    collections::BTreeSet,
-    fmt, io,
-    os::fd::{AsRawFd as _, OwnedFd},
+use std::{collections::BTreeSet, fmt, io};
+
+use nix::sys::socket::SockProtocol;
+
+use super::{
+    socket::{ACK, DONE, DUMP, ERROR, NetlinkSocket, REQUEST},
+    wire::{attribute, error_of, messages, parse, put_bytes, put_text, text},
 };
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket,
-    sockopt::{RcvBuf, ReceiveTimeout},
-};
-use nix::sys::time::TimeVal;
-
-use super::wire::{attribute, error_of, messages, parse, put_bytes, put_text, text};
-
-/// `linux/netlink.h`
-const REQUEST: u16 = 0x1;
-const ACK: u16 = 0x4;
-const DUMP: u16 = 0x300;
+/// `linux/netlink.h`: flag of a dump that is not consistent.
 const INTERRUPTED: u16 = 0x10;
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
 /// `linux/netfilter/nfnetlink.h`
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
@@ -53,10 +43,6 @@ const VERDICT_CHAIN: u16 = 2;
 
 /// Bytes of one transaction: below a socket's default send buffer.
 const BATCH_BYTES: usize = 64 * 1024;
-/// Size of the receive buffer in bytes.
-const RECEIVE_BYTES: usize = 64 * 1024;
-/// Receive timeout in seconds.
-const TIMEOUT: i64 = 5;
 /// How often an inconsistent dump is repeated.
 const DUMP_ATTEMPTS: u32 = 10;
 
@@ -103,8 +89,7 @@ pub enum Removal {
 /// A netfilter netlink socket of the calling thread's network namespace.
 #[derive(Debug)]
 pub struct Nftables {
-    socket: OwnedFd,
-    sequence: u32,
+    socket: NetlinkSocket,
 }
 
 impl Family {
@@ -145,18 +130,10 @@ impl Nftables {
     ///
     /// The kernel has no netfilter, or the process lacks permission.
     pub fn open() -> io::Result<Self> {
-        let socket = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkNetFilter,
-        )?;
+        let socket = NetlinkSocket::open(SockProtocol::NetlinkNetFilter)?;
         // the errors of a whole batch arrive at once
-        setsockopt(&socket, RcvBuf, &(1 << 20))?;
-        // the kernel responds before `sendto` returns: a response that is missing by then never
-        // arrives
-        setsockopt(&socket, ReceiveTimeout, &TimeVal::new(TIMEOUT, 0))?;
-        Ok(Self { socket, sequence: 0 })
+        socket.set_receive_buffer(1 << 20)?;
+        Ok(Self { socket })
     }
 
     pub fn tables(&mut self) -> io::Result<Vec<Table>> {
@@ -209,9 +186,9 @@ impl Nftables {
                     break;
                 }
             }
-            let last = self.sequence;
+            let last = self.socket.sequence;
             self.put(&mut batch, BATCH_END, REQUEST, Family(0), SUBSYSTEM, &[]);
-            self.send(&batch)?;
+            self.socket.send(&batch)?;
             self.wait_for_ack(last)?;
             rest = rest.get(taken..).unwrap_or_default();
         }
@@ -222,7 +199,7 @@ impl Nftables {
     fn wait_for_ack(&self, last: u32) -> io::Result<()> {
         let mut failed = None;
         loop {
-            let buffer = self.receive()?;
+            let buffer = self.socket.receive()?;
             for message in messages(&buffer) {
                 if message.kind != ERROR {
                     continue;
@@ -250,7 +227,7 @@ impl Nftables {
         for _ in 0..DUMP_ATTEMPTS {
             let mut request = Vec::new();
             self.put(&mut request, SUBSYSTEM << 8 | get, REQUEST | DUMP, family, 0, attributes);
-            self.send(&request)?;
+            self.socket.send(&request)?;
             let mut found = BTreeSet::new();
             if self.collect(new, &mut |family, attributes| found.extend(read(family, attributes)))? {
                 return Ok(found.into_iter().collect());
@@ -263,9 +240,9 @@ impl Nftables {
     fn collect(&self, new: u16, each: &mut dyn FnMut(Family, &[u8])) -> io::Result<bool> {
         let mut consistent = true;
         loop {
-            let buffer = self.receive()?;
+            let buffer = self.socket.receive()?;
             for message in messages(&buffer) {
-                if message.sequence != self.sequence {
+                if message.sequence != self.socket.sequence {
                     continue;
                 }
                 consistent &= message.flags & INTERRUPTED == 0;
@@ -301,28 +278,8 @@ impl Nftables {
         resource: u16,
         attributes: &[u8],
     ) {
-        self.sequence += 1;
-        let length = (20 + attributes.len()) as u32;
-        batch.extend(length.to_ne_bytes());
-        batch.extend(kind.to_ne_bytes());
-        batch.extend(flags.to_ne_bytes());
-        batch.extend(self.sequence.to_ne_bytes());
-        batch.extend(0_u32.to_ne_bytes());
-        batch.extend([family.0, 0]);
-        batch.extend(resource.to_be_bytes());
-        batch.extend(attributes);
-    }
-
-    fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        sendto(self.socket.as_raw_fd(), bytes, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
-        Ok(())
-    }
-
-    fn receive(&self) -> io::Result<Vec<u8>> {
-        let mut buffer = vec![0; RECEIVE_BYTES];
-        let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        buffer.truncate(length);
-        Ok(buffer)
+        let [high, low] = resource.to_be_bytes();
+        self.socket.put(batch, kind, flags, &[&[family.0, 0, high, low], attributes]);
     }
 }
 

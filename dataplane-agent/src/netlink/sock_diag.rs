@@ -3,28 +3,15 @@
 //! Implemented here because two messages do not justify a dependency. Sockets are identified by
 //! their cookies.
 
-use std::{
-    collections::HashSet,
-    io,
-    os::fd::{AsRawFd as _, OwnedFd},
+use std::{collections::HashSet, io};
+
+use nix::sys::socket::SockProtocol;
+
+use super::{
+    socket::{ACK, DONE, DUMP, ERROR, NetlinkSocket, REQUEST},
+    wire::{Message, error_of, messages},
 };
 
-use nix::sys::{
-    socket::{
-        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt,
-        socket, sockopt::ReceiveTimeout,
-    },
-    time::TimeVal,
-};
-
-use super::wire::{Message, error_of, messages};
-
-/// `linux/netlink.h`
-const REQUEST: u16 = 0x1;
-const ACK: u16 = 0x4;
-const DUMP: u16 = 0x300;
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
 /// `linux/sock_diag.h`
 const BY_FAMILY: u16 = 20;
 const DESTROY: u16 = 21;
@@ -38,11 +25,6 @@ const ESTABLISHED: u32 = 1 << 1;
 const ID_BYTES: usize = 48;
 const ID_OFFSET: usize = 4;
 const COOKIE_BYTES: usize = 8;
-
-/// Size of the receive buffer in bytes.
-const RECEIVE_BYTES: usize = 64 * 1024;
-/// Receive timeout in seconds.
-const TIMEOUT: i64 = 5;
 
 /// A connected UDP socket.
 #[derive(Clone, Copy, Debug)]
@@ -65,21 +47,13 @@ pub enum SockDiagError {
 /// A `sock_diag` netlink socket of one network namespace.
 #[derive(Debug)]
 pub struct SockDiag {
-    socket: OwnedFd,
-    sequence: u32,
+    socket: NetlinkSocket,
 }
 
 impl SockDiag {
     /// Opens the socket in the network namespace of the calling thread.
     pub fn open() -> io::Result<Self> {
-        let socket = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkSockDiag,
-        )?;
-        setsockopt(&socket, ReceiveTimeout, &TimeVal::new(TIMEOUT, 0))?;
-        Ok(Self { socket, sequence: 0 })
+        NetlinkSocket::open(SockProtocol::NetlinkSockDiag).map(|socket| Self { socket })
     }
 
     /// Destroys the connected UDP sockets with these cookies: the next call on such a socket fails
@@ -112,9 +86,9 @@ impl SockDiag {
         self.send(BY_FAMILY, REQUEST | DUMP, family, &[0; ID_BYTES])?;
         let mut found = Vec::new();
         loop {
-            let buffer = self.receive()?;
+            let buffer = self.socket.receive()?;
             for message in messages(&buffer) {
-                if message.sequence != self.sequence {
+                if message.sequence != self.socket.sequence {
                     continue;
                 }
                 match message.kind {
@@ -135,9 +109,9 @@ impl SockDiag {
     fn destroy_socket(&mut self, socket: &Socket) -> io::Result<bool> {
         self.send(DESTROY, REQUEST | ACK, socket.family, &socket.id)?;
         loop {
-            let buffer = self.receive()?;
+            let buffer = self.socket.receive()?;
             let is_response =
-                |message: &Message<'_>| message.sequence == self.sequence && message.kind == ERROR;
+                |message: &Message<'_>| message.sequence == self.socket.sequence && message.kind == ERROR;
             let Some(response) = messages(&buffer).find(is_response) else { continue };
             return match error_of(response.body) {
                 0 => Ok(true),
@@ -147,29 +121,9 @@ impl SockDiag {
         }
     }
 
-    /// Sends a header and an `inet_diag_req_v2`.
+    /// Sends an `inet_diag_req_v2`.
     fn send(&mut self, kind: u16, flags: u16, family: u8, id: &[u8; ID_BYTES]) -> io::Result<()> {
-        self.sequence += 1;
-        let mut message = Vec::new();
-        message.extend(0_u32.to_ne_bytes());
-        message.extend(kind.to_ne_bytes());
-        message.extend(flags.to_ne_bytes());
-        message.extend(self.sequence.to_ne_bytes());
-        message.extend(0_u32.to_ne_bytes());
-        message.extend([family, UDP, 0, 0]);
-        message.extend(ESTABLISHED.to_ne_bytes());
-        message.extend(id);
-        let length = (message.len() as u32).to_ne_bytes();
-        message[..4].copy_from_slice(&length);
-        sendto(self.socket.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
-        Ok(())
-    }
-
-    fn receive(&self) -> io::Result<Vec<u8>> {
-        let mut buffer = vec![0; RECEIVE_BYTES];
-        let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        buffer.truncate(length);
-        Ok(buffer)
+        self.socket.request(kind, flags, &[&[family, UDP, 0, 0], &ESTABLISHED.to_ne_bytes(), id])
     }
 }
 
