@@ -107,7 +107,7 @@ numbered! {
         TunnelPort = 92, "tunnel_port", "A packet of a pod or a client to the tunnel port of a node, or one that would leave for such a port with the node's address.";
         VlanTag = 93, "vlan_tag", "A frame from a pod or from the tunnel has a VLAN tag.";
         ConfiguresOthers = 94, "configures_others", "A pod sent a router advertisement, a redirect or a DHCP answer.";
-        DeviceDown = 95, "device_down", "The host-side device of the pod is down.";
+        DeviceDown = 95, "device_down", "The device of the pod is down, at the host's side or at the pod's.";
     }
 }
 

@@ -105,7 +105,7 @@ impl Endpoint {
         self.flags & EndpointFlags::NODE_PORTS != 0
     }
 
-    /// Whether its host-side device is down.
+    /// Whether its device is down.
     #[inline(always)]
     pub const fn is_down(&self) -> bool {
         self.flags & EndpointFlags::DOWN != 0

@@ -260,8 +260,8 @@ impl Rig {
         Ok(Run { action, outcome, frame: out, mark })
     }
 
-    /// As [`Self::run`], with `CHECKSUM_COMPLETE`; returns the outcome, or `None` if the kernel cannot
-    /// check the result (before Linux 6.16).
+    /// As [`Self::run`], with `CHECKSUM_COMPLETE`; returns the outcome, or `None` if the kernel
+    /// cannot check the result (before Linux 6.16).
     ///
     /// # Errors
     /// The kernel's checksum does not match the output packet.
@@ -285,8 +285,8 @@ impl Rig {
         }
     }
 
-    /// Calls `run`, which runs the program of `hook` once; returns also the name of the outcome: the
-    /// one counter that increased.
+    /// Calls `run`, which runs the program of `hook` once; returns also the name of the outcome:
+    /// the one counter that increased.
     fn counted<T>(
         &mut self,
         hook: HookId,
