@@ -50,7 +50,7 @@ impl NodeDatapath {
             self.detach_gone(ifindex);
         }
         if let Err(error) = self.follow_renames(&uplinks) {
-            tracing::warn!(%error, "cannot follow the renaming of an uplink");
+            tracing::warn!(%error, "cannot move the pins of a renamed uplink");
         }
         for uplink in &uplinks {
             if let Err(error) = self.attach_uplink(uplink) {
@@ -59,7 +59,7 @@ impl NodeDatapath {
         }
         // after the programs of their devices
         if let Err(error) = self.devices.retain(&uplinks) {
-            tracing::warn!(%error, "cannot remove a row of a former uplink; the next audit does");
+            tracing::warn!(%error, "cannot remove the row of a former uplink from DEVICES; retrying at the next audit");
         }
     }
 

@@ -46,7 +46,7 @@ impl Rig {
                 Program::CgroupSock(program) => {
                     program.attach(&directory, CgroupAttachMode::Single)?;
                 }
-                _ => bail!("{name} is no socket program"),
+                _ => bail!("{name} is not a socket program"),
             }
         }
         enter(&entered.cgroup)?;

@@ -63,7 +63,9 @@ fn direct_server_return(spec: &Spec) -> Result<()> {
         checks.that(format!("datagrams ({family})"), || testbed.external.send(echo, 50, &[])?.check());
         checks.that(format!("a host at the node port of another node ({family})"), || {
             // direct server return is for clients outside of the cluster
-            let [entry, .., host] = testbed.cluster.nodes() else { anyhow::bail!("three nodes") };
+            let [entry, .., host] = testbed.cluster.nodes() else {
+                anyhow::bail!("the testbed has fewer than two nodes")
+            };
             let seen_as = entry.address(family);
             expect_all_backends_see(host.place(), testbed.node_port(0, family), seen_as, 3)
         });
