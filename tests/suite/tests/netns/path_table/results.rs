@@ -141,7 +141,9 @@ fn is_right(protocol: Protocol, expected: &Verdict, report: &ProbeResult, testbe
             }
             // a closed SCTP port replies with ABORT, not with an ICMP error
             Verdict::NotTranslated if protocol == Protocol::Sctp => kinds == (true, false, true, false),
-            Verdict::NotTranslated | Verdict::Rejected => kinds == (true, true, false, false),
+            Verdict::NotTranslated => kinds == (true, true, false, false),
+            // refusals are limited: the next request may get none
+            Verdict::Rejected => answers.is_empty() && *refused > 0 && *aborted == 0,
             Verdict::Dropped => kinds == (true, false, false, true),
             Verdict::NoFrontend => answers.is_empty(),
         }
@@ -149,6 +151,17 @@ fn is_right(protocol: Protocol, expected: &Verdict, report: &ProbeResult, testbe
 
 const fn is_answerless(expected: &Verdict) -> bool {
     matches!(expected, Verdict::Rejected | Verdict::Dropped)
+}
+
+/// Whether the client should have been refused and got no response at all, which the limit of
+/// refusals explains.
+pub(crate) fn is_unrefused(expected: &Verdict, report: &ProbeResult) -> bool {
+    let ProbeResult { answers, refused, aborted, silent, failed, number: _ } = report;
+    matches!(expected, Verdict::Rejected)
+        && answers.is_empty()
+        && refused + aborted == 0
+        && *silent > 0
+        && failed.is_empty()
 }
 
 fn is_not_permitted(report: &ProbeResult) -> bool {
