@@ -71,6 +71,7 @@ numbered! {
         StackVlan = 24, "stack_vlan", "The frame has a VLAN tag: passed to the kernel, which hands it to the VLAN device.";
         NeighbourAnswered = 25, "neighbour_answered", "An ARP request or neighbour solicitation of a pod for its gateway: answered.";
         NeighbourIgnored = 26, "neighbour_ignored", "ARP, neighbour discovery or a group report of a pod that needs no answer: discarded, because a pod's neighbours are fixed.";
+        EchoAnswered = 27, "echo_answered", "A ping to a service address with a ready backend: answered.";
     }
 }
 
@@ -108,6 +109,7 @@ numbered! {
         VlanTag = 93, "vlan_tag", "A frame from a pod or from the tunnel has a VLAN tag.";
         ConfiguresOthers = 94, "configures_others", "A pod sent a router advertisement, a redirect or a DHCP answer.";
         DeviceDown = 95, "device_down", "The device of the pod is down, at the host's side or at the pod's.";
+        TtlExpired = 96, "ttl_expired", "A translated packet from another machine whose TTL or hop limit expires here: rejected with ICMP time exceeded.";
     }
 }
 

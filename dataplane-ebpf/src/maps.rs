@@ -185,6 +185,13 @@ pub(crate) fn has_service(key: &ServiceKey) -> bool {
     unsafe { SERVICES.get(key) }.is_some()
 }
 
+/// Flags of a row; 0 without one.
+#[inline(always)]
+pub(crate) fn service_flags(key: &ServiceKey) -> u32 {
+    // SAFETY: as in `endpoint`.
+    unsafe { SERVICES.get(key) }.map_or(0, |row| row.flags)
+}
+
 /// Copies a row. False if there is none. The copy may be torn: [`Service::is_intact`] tells.
 #[inline(always)]
 pub(crate) fn copy_service(key: &ServiceKey, copy: &mut Service) -> bool {

@@ -31,6 +31,8 @@ pub(crate) struct Scratch {
     pub(crate) reorder: Reorder,
     /// Record for the ring buffer `EVENTS`. Written and sent by `event`.
     pub(crate) event: Event,
+    /// Of the ICMP error that the packet becomes. Written by `reject`.
+    pub(crate) icmp_addresses: IcmpAddresses,
     /// From where, and for which kinds of frontends, the packet is looked up. Written by the hook
     /// before `nat`.
     pub(crate) frontend_query: FrontendQuery,
@@ -53,10 +55,12 @@ pub(crate) struct Nat {
     /// Not 0: the packet, once translated, has this node's address as its source, or (direct server
     /// return) is still addressed to this node. The stack does not forward such a packet, so it
     /// cannot answer for it either: these programs forward it or send the ICMP error. Cleared by
-    /// `nat::translate`, set by `route::check_path_mtu`.
+    /// `nat::translate`, set by `route::check_limits`.
     pub(crate) bypasses_stack: u32,
+    /// TTL or hop limit with which the packet arrived. Written by `nat::translate`.
+    pub(crate) hop_limit: u32,
     /// MTU of the route to `nat_tuple.dst`, in bytes of IP packet. Written by
-    /// `route::check_path_mtu`; valid only if that returned true.
+    /// `route::check_limits`; valid only if that returned `TooBig`.
     pub(crate) path_mtu: u32,
 }
 
@@ -93,6 +97,13 @@ pub(crate) struct NewFlow {
     /// Not 0: the source port becomes one of the node's range while there is a free one, because
     /// the client's socket may exchange datagrams with the backend without a flow.
     pub(crate) prefers_range_port: u32,
+}
+
+/// Source and destination of an ICMP error.
+#[repr(C)]
+pub(crate) struct IcmpAddresses {
+    pub(crate) src: Addr,
+    pub(crate) dst: Addr,
 }
 
 /// State of `stages::reorder`.

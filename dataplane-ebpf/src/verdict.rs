@@ -57,7 +57,8 @@ pub(crate) const fn tc_action(verdict: Verdict) -> i32 {
         | Verdict::ToOverlay
         | Verdict::ToOutside
         | Verdict::FragmentAgain
-        | Verdict::NeighbourAnswered => TC_ACT_REDIRECT,
+        | Verdict::NeighbourAnswered
+        | Verdict::EchoAnswered => TC_ACT_REDIRECT,
         // the bytes of a held fragment are in REORDER_FRAGMENTS now
         Verdict::FragmentHeld | Verdict::NeighbourIgnored => TC_ACT_SHOT,
         _ => TC_ACT_UNSPEC,

@@ -92,4 +92,6 @@ impl NodeFlags {
     /// Read the tunnel key from the packet's control buffer (`skb->cb`: VNI, IPv4 address of the
     /// sender) instead of the tunnel's metadata, which `BPF_PROG_TEST_RUN` cannot set. For tests.
     pub const TUNNEL_KEY_IN_CB: u32 = 32;
+    /// Answer pings to service addresses with a ready backend.
+    pub const ANSWER_PING: u32 = 64;
 }

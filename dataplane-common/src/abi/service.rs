@@ -14,7 +14,7 @@
 //! flow never matches a later backend's.
 
 use super::{Addr, Port};
-use crate::abi;
+use crate::{abi, net::Protocol};
 
 abi! {
     /// Key of `SERVICES`: one frontend.
@@ -23,9 +23,10 @@ abi! {
         /// address of a family: every address of the node that serves node ports
         /// ([`EndpointFlags::NODE_PORTS`](super::EndpointFlags::NODE_PORTS)).
         pub addr: Addr,
-        /// Service port or node port. 0 with protocol 0: marks the address as a cluster IP.
+        /// Service port or node port. 0: the row is about the address ([`ServiceKey::of_address`],
+        /// [`ServiceKey::of_ping`]).
         pub port: Port,
-        /// IP protocol number (6, 17, 132).
+        /// IP protocol number (6, 17, 132); 0, 1 or 58 with port 0.
         pub protocol: u8,
         /// A [`Scope`].
         pub scope: u8,
@@ -97,6 +98,15 @@ impl ServiceKey {
     #[inline(always)]
     pub const fn of_address(addr: Addr) -> Self {
         Self { addr, port: Port::new(0), protocol: 0, scope: Scope::Any as u8 }
+    }
+
+    /// The key of the row that says that pings to an external IP or load balancer address are
+    /// answered ([`ServiceFlags::READY`]): several Services may share such an address. Cluster IPs
+    /// have the flag in the row [`of_address`](Self::of_address).
+    #[inline(always)]
+    pub const fn of_ping(addr: Addr) -> Self {
+        let protocol = if addr.is_v4() { Protocol::ICMP } else { Protocol::ICMPV6 };
+        Self { addr, port: Port::new(0), protocol, scope: Scope::Any as u8 }
     }
 
     /// The key of the same port on every address of the node that serves node ports, of the same
@@ -179,6 +189,8 @@ impl ServiceFlags {
     /// A host process of this node is among the backends: another host process is translated at
     /// `connect()`, because its packets to that backend pass no device hook.
     pub const HOST_BACKEND: u32 = 64;
+    /// Only in rows of addresses: a port of the Service has a ready backend at this address.
+    pub const READY: u32 = 128;
 }
 
 #[cfg(test)]

@@ -59,6 +59,8 @@ impl Icmpv6Type {
     pub const UNREACHABLE: u8 = 1;
     /// Packet too big.
     pub const TOO_BIG: u8 = 2;
+    /// Time exceeded; code 0: hop limit.
+    pub const TIME_EXCEEDED: u8 = 3;
     /// Echo request.
     pub const ECHO_REQUEST: u8 = 128;
     /// Echo reply.

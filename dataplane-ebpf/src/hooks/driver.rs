@@ -110,7 +110,7 @@ fn is_for_host<F: IpFamily>(ctx: &TcContext) -> bool {
 /// Whether the sender of a packet dropped for this reason gets an ICMP error.
 #[inline(always)]
 const fn sends_icmp_error(reason: DropReason) -> bool {
-    matches!(reason, DropReason::NoBackend | DropReason::NoPort | DropReason::TooBig)
+    matches!(reason, DropReason::NoBackend | DropReason::NoPort | DropReason::TooBig | DropReason::TtlExpired)
 }
 
 /// Runs an XDP hook on a packet and returns an `XDP_*` action. What is not sent back out of the

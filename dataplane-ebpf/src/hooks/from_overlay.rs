@@ -44,11 +44,12 @@ impl Hook for FromOverlay {
     fn run<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<Verdict, DropReason> {
         let packet = F::parse(ctx)?;
         source::check_tunnel(ctx, &packet)?;
-        match resolve_inbound(ctx, &packet, scratch)? {
+        match resolve_inbound(ctx, &packet, scratch, Self::ID)? {
             Inbound::Local(destination) => route::forward(ctx, &packet, &destination, DeliverVia::Peer),
             Inbound::Translated(destination) => {
                 route::forward_translated(ctx, &packet, &destination, scratch)
             }
+            Inbound::Answered(verdict) => Ok(verdict),
             // the sending node's routes are out of date
             Inbound::NotLocal => Err(DropReason::NoEndpoint),
         }

@@ -17,7 +17,7 @@ use crate::{
     helpers::skb,
     scratch::Scratch,
     stages::{
-        nat, neighbour, on_miss,
+        nat, neighbour, on_miss, ping,
         route::{self, DeliverVia, Destination, Origin},
         source,
     },
@@ -63,6 +63,11 @@ impl Hook for FromPod {
             Destination::ServiceRange => true,
             _ => destination.may_have_flow(ctx, &packet),
         };
+        if let Destination::Outside { .. } | Destination::ServiceRange = destination
+            && let Some(verdict) = ping::answer(ctx, &packet, Self::ID)?
+        {
+            return Ok(verdict);
+        }
         if destination.is_node(&packet.dst) {
             source::check_to_node::<F>(ctx)?;
         }

@@ -18,7 +18,7 @@ use crate::{
     helpers::skb::{self, AddressedTo},
     scratch::Scratch,
     stages::{
-        nat, on_miss,
+        nat, on_miss, ping,
         route::{self, DeliverVia, Destination, Origin},
         source,
     },
@@ -54,7 +54,7 @@ impl Hook for FromWire {
         if let Some(verdict) = source::check_wire(ctx, &packet)? {
             return Ok(verdict);
         }
-        Ok(match resolve_inbound(ctx, &packet, scratch)? {
+        Ok(match resolve_inbound(ctx, &packet, scratch, Self::ID)? {
             Inbound::Local(destination) => {
                 if let Destination::Pod(_) = destination {
                     nat::remember_inbound(ctx, &packet, scratch);
@@ -64,6 +64,7 @@ impl Hook for FromWire {
             Inbound::Translated(destination) => {
                 route::forward_translated(ctx, &packet, &destination, scratch)?
             }
+            Inbound::Answered(verdict) => verdict,
             Inbound::NotLocal => Verdict::StackUnmanaged,
         })
     }
@@ -75,6 +76,8 @@ pub(super) enum Inbound {
     Local(Destination),
     /// To `scratch.nat_tuple`, on this node or elsewhere.
     Translated(Destination),
+    /// Answered by this node; what the packet has become is on its way.
+    Answered(Verdict),
     /// Past this node: nothing of it is this datapath's.
     NotLocal,
 }
@@ -89,6 +92,7 @@ pub(super) fn resolve_inbound<F: IpFamily>(
     ctx: &TcContext,
     packet: &Packet<F>,
     scratch: &mut Scratch,
+    hook: HookId,
 ) -> Result<Inbound, DropReason> {
     let mut destination = route::lookup(&packet.dst)?;
     scratch.frontend_query = destination.frontend_query(Origin::Outside);
@@ -115,7 +119,15 @@ pub(super) fn resolve_inbound<F: IpFamily>(
     Ok(match destination {
         _ if translated => Inbound::Translated(destination),
         Destination::Pod(_) | Destination::Host(_) => Inbound::Local(destination),
-        Destination::ServiceRange if may_be_to_frontend => return Err(route::no_service_reason(packet)),
+        Destination::Outside { .. } | Destination::ServiceRange if may_be_to_frontend => {
+            match ping::answer(ctx, packet, hook)? {
+                Some(verdict) => Inbound::Answered(verdict),
+                None if matches!(destination, Destination::ServiceRange) => {
+                    return Err(route::no_service_reason(packet));
+                }
+                None => Inbound::NotLocal,
+            }
+        }
         _ => Inbound::NotLocal,
     })
 }

@@ -15,7 +15,7 @@ use crate::{
     scratch::Scratch,
     stages::{
         nat,
-        route::{self, Destination},
+        route::{self, Destination, Origin},
     },
 };
 
@@ -41,6 +41,7 @@ impl Hook for ToOverlay {
         let Destination::Node(route) = destination else {
             return Err(DropReason::NoEndpoint);
         };
+        scratch.frontend_query = destination.frontend_query(Origin::Node);
         let verdict = nat::translate_host_reply(ctx, &packet, &destination, scratch)?;
         route::encapsulate(ctx, route)?;
         skb::mark_handled(ctx);

@@ -11,7 +11,10 @@ use crate::{
     frame::family::IpFamily,
     helpers::skb,
     scratch::Scratch,
-    stages::{nat, route},
+    stages::{
+        nat,
+        route::{self, Origin},
+    },
 };
 
 pub(crate) struct ToPod;
@@ -30,6 +33,8 @@ impl Hook for ToPod {
         if let Some(verdict) = packet.link_scoped(ctx) {
             return Ok(verdict);
         }
-        nat::translate_host_reply(ctx, &packet, &route::lookup(&packet.dst)?, scratch)
+        let destination = route::lookup(&packet.dst)?;
+        scratch.frontend_query = destination.frontend_query(Origin::Node);
+        nat::translate_host_reply(ctx, &packet, &destination, scratch)
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     helpers::skb,
     scratch::Scratch,
     stages::{
-        nat, on_miss,
+        nat, on_miss, ping,
         route::{self, DeliverVia, Destination, Origin},
     },
 };
@@ -72,6 +72,9 @@ fn translate_host<F: IpFamily>(
     destination: &Destination,
     scratch: &mut Scratch,
 ) -> Result<Verdict, DropReason> {
+    if let Some(verdict) = ping::answer(ctx, packet, ToWire::ID)? {
+        return Ok(verdict);
+    }
     if !nat::translate::<F, on_miss::SelectBackend>(ctx, scratch)? {
         let is_unserved = matches!(destination, Destination::ServiceRange);
         return if is_unserved { Err(route::no_service_reason(packet)) } else { Ok(Verdict::Delivered) };

@@ -18,6 +18,7 @@ pub(crate) mod nat;
 pub(crate) mod neighbour;
 pub(crate) mod on_miss;
 pub(crate) mod parse;
+pub(crate) mod ping;
 pub(crate) mod reject;
 pub(crate) mod reorder;
 pub(crate) mod rewrite;

@@ -83,6 +83,7 @@ pub(crate) fn translate_host_reply<F: IpFamily>(
 fn try_translate<F: IpFamily, M: OnMiss>(ctx: &TcContext, scratch: &mut Scratch) -> Result<bool, DropReason> {
     let packet = F::parse(ctx)?;
     scratch.nat.bypasses_stack = 0;
+    scratch.nat.hop_limit = packet.hop_limit.into();
     if packet.is_icmp_error(ctx) {
         return icmp_error::translate::<F>(ctx, &packet, scratch, M::FORWARD_KINDS);
     }
@@ -90,9 +91,7 @@ fn try_translate<F: IpFamily, M: OnMiss>(ctx: &TcContext, scratch: &mut Scratch)
         return Ok(false);
     }
     // before the rewrite, because the ICMP error must quote the packet as its sender knows it
-    if route::check_path_mtu::<F>(ctx, scratch)? {
-        return Err(DropReason::TooBig);
-    }
+    route::check_limits::<F>(ctx, scratch)?;
     if scratch.nat.direct == 0 {
         rewrite::tuple(ctx, &packet, scratch)?;
     }

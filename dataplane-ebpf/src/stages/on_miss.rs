@@ -183,7 +183,7 @@ fn is_cluster_ip<F: IpFamily>(scratch: &Scratch) -> bool {
 /// The source of translated packets that leave by a device: its address, else the node's; `::` if
 /// there is neither.
 #[inline(always)]
-fn source_of<F: IpFamily>(ifindex: u32) -> Addr {
+pub(super) fn source_of<F: IpFamily>(ifindex: u32) -> Addr {
     match maps::device(ifindex) {
         Some(device) if !F::device_address(device).is_zero() => F::device_address(device),
         _ => F::node_address(),

@@ -1,5 +1,5 @@
-//! Answers a dropped packet with an ICMP error: port unreachable (RFC 792, RFC 4443), or packet too
-//! big (RFC 1191, RFC 8201).
+//! Answers a dropped packet with an ICMP error: port unreachable or time exceeded (RFC 792, RFC 4443),
+//! or packet too big (RFC 1191, RFC 8201).
 //!
 //! The packet itself becomes the error: cut to its headers, with two more in front, and sent back
 //! where it came from. A connecting TCP socket takes "port unreachable" for a refused connection,
@@ -7,7 +7,7 @@
 
 use aya_ebpf::{bindings::TC_ACT_REDIRECT, programs::TcContext};
 use dataplane_common::{
-    abi::{FlowKey, RouteKind},
+    abi::RouteKind,
     checksum,
     flow::tcp_flags,
     net::{EthHeader, FragmentHeader, IcmpHeader, Protocol, SctpHeader, TcpHeader, UdpHeader},
@@ -15,14 +15,14 @@ use dataplane_common::{
 };
 
 use super::{
-    PackedResult,
+    PackedResult, on_miss,
     route::{self, Destination},
 };
 use crate::{
     frame::{Frame, L3, family::IpFamily, packet::Fragment, with_header},
     helpers::{skb, time},
     maps,
-    scratch::Scratch,
+    scratch::{IcmpAddresses, Scratch},
 };
 
 /// Turns the packet into an ICMP error and redirects it to its sender. False if the packet gets
@@ -30,20 +30,18 @@ use crate::{
 #[inline(always)]
 pub(crate) fn send_icmp_error<F: IpFamily>(
     ctx: &TcContext,
-    scratch: &Scratch,
+    scratch: &mut Scratch,
     hook: HookId,
     reason: DropReason,
 ) -> bool {
     #[inline(never)]
-    fn outlined<F: IpFamily>(ctx: &TcContext, kind: u16, mtu: u32, tuple: &FlowKey) -> PackedResult {
-        build_icmp_error::<F>(ctx, kind, mtu, tuple).into()
+    fn outlined<F: IpFamily>(ctx: &TcContext, kind: u16, mtu: u32, addresses: &IcmpAddresses) -> PackedResult {
+        build_icmp_error::<F>(ctx, kind, mtu, addresses).into()
     }
-    // from memory: the addresses take too much of the stack
-    let tuple = &scratch.event.tuple;
-    let ((kind, code), mtu) = if matches!(reason, DropReason::TooBig) {
-        (F::TOO_BIG, scratch.nat.path_mtu)
-    } else {
-        (F::PORT_UNREACHABLE, 0)
+    let ((kind, code), mtu) = match reason {
+        DropReason::TooBig => (F::TOO_BIG, scratch.nat.path_mtu),
+        DropReason::TtlExpired => (F::TTL_EXPIRED, 0),
+        _ => (F::PORT_UNREACHABLE, 0),
     };
     let kind = u16::from_ne_bytes([kind, code]);
     if scratch.transport & u32::from(tcp_flags::RST) != 0 {
@@ -53,17 +51,42 @@ pub(crate) fn send_icmp_error<F: IpFamily>(
     if !matches!(reason, DropReason::TooBig) && !may_refuse::<F>(ctx, hook) {
         return false;
     }
+    set_addresses::<F>(ctx, scratch, reason);
+    // in memory: the addresses take too much of the stack
+    let addresses = &scratch.icmp_addresses;
     let sent = match hook {
-        HookId::FromPod | HookId::FromWire | HookId::ToWire => outlined::<F>(ctx, kind, mtu, tuple).unpack(),
-        HookId::FromOverlay => match outlined::<F>(ctx, kind, mtu, tuple).unpack() {
+        HookId::FromPod | HookId::FromWire | HookId::ToWire => outlined::<F>(ctx, kind, mtu, addresses).unpack(),
+        HookId::FromOverlay => match outlined::<F>(ctx, kind, mtu, addresses).unpack() {
             Ok(true) => send_into_tunnel::<F>(ctx),
             other => other,
         },
         _ => return false,
     };
-    if !matches!(sent, Ok(true)) {
-        return false;
+    matches!(sent, Ok(true)) && send_back(ctx, hook)
+}
+
+/// Sets the addresses of the ICMP error. Its source: a router that discards a packet names itself,
+/// otherwise the destination answers.
+#[inline(always)]
+fn set_addresses<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch, reason: DropReason) {
+    #[inline(never)]
+    fn outlined<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) {
+        let node = on_miss::source_of::<F>(ctx.ifindex());
+        if !node.is_zero() {
+            scratch.icmp_addresses.src = node;
+        }
     }
+    let tuple = &scratch.event.tuple;
+    scratch.icmp_addresses = IcmpAddresses { src: tuple.dst, dst: tuple.src };
+    if matches!(reason, DropReason::TtlExpired) {
+        outlined::<F>(ctx, scratch);
+    }
+}
+
+/// Redirects an answer that the packet has become to where the packet came from. False if the kernel
+/// refuses.
+#[inline(always)]
+pub(super) fn send_back(ctx: &TcContext, hook: HookId) -> bool {
     skb::mark_handled(ctx);
     let device = ctx.ifindex();
     // at egress, the sender is the host itself
@@ -96,9 +119,9 @@ fn may_refuse<F: IpFamily>(ctx: &TcContext, hook: HookId) -> bool {
     matches!(outlined::<F>(ctx, from_pod).unpack(), Ok(true))
 }
 
-/// Sends the ICMP error, if its destination is behind the tunnel, to the node there. True if it is.
+/// Sends the ICMP message, if its destination is behind the tunnel, to the node there. True if it is.
 #[inline(always)]
-fn send_into_tunnel<F: IpFamily>(ctx: &TcContext) -> Result<bool, DropReason> {
+pub(super) fn send_into_tunnel<F: IpFamily>(ctx: &TcContext) -> Result<bool, DropReason> {
     let message = F::parse(ctx)?;
     match route::lookup(&message.dst)? {
         Destination::Node(route) if route.kind() == Some(RouteKind::Overlay) => {
@@ -115,7 +138,7 @@ fn build_icmp_error<F: IpFamily>(
     ctx: &TcContext,
     kind: u16,
     mtu: u32,
-    tuple: &FlowKey,
+    addresses: &IcmpAddresses,
 ) -> Result<bool, DropReason> {
     const FRAGMENT_AND_PORTS: usize = size_of::<FragmentHeader>() + UdpHeader::LEN;
     let packet = F::parse(ctx)?;
@@ -123,15 +146,15 @@ fn build_icmp_error<F: IpFamily>(
     let first =
         packet.fragment == Fragment::First && packet.l4 == L3 + F::HEADER + size_of::<FragmentHeader>();
     if mtu != 0 && first {
-        return quote::<F, { FRAGMENT_AND_PORTS / 4 }>(ctx, tuple, kind, mtu);
+        return quote::<F, { FRAGMENT_AND_PORTS / 4 }>(ctx, kind, mtu, addresses);
     }
     if packet.fragment != Fragment::Whole || packet.l4 != L3 + F::HEADER {
         return Ok(false);
     }
     match packet.protocol {
-        Protocol::TCP => quote::<F, { TcpHeader::LEN / 4 }>(ctx, tuple, kind, mtu),
-        Protocol::UDP => quote::<F, { UdpHeader::LEN / 4 }>(ctx, tuple, kind, mtu),
-        Protocol::SCTP => quote::<F, { SctpHeader::QUOTED / 4 }>(ctx, tuple, kind, mtu),
+        Protocol::TCP => quote::<F, { TcpHeader::LEN / 4 }>(ctx, kind, mtu, addresses),
+        Protocol::UDP => quote::<F, { UdpHeader::LEN / 4 }>(ctx, kind, mtu, addresses),
+        Protocol::SCTP => quote::<F, { SctpHeader::QUOTED / 4 }>(ctx, kind, mtu, addresses),
         _ => Ok(false),
     }
 }
@@ -142,9 +165,9 @@ fn build_icmp_error<F: IpFamily>(
 #[inline(always)]
 fn quote<F: IpFamily, const WORDS: usize>(
     ctx: &TcContext,
-    tuple: &FlowKey,
     kind: u16,
     mtu: u32,
+    addresses: &IcmpAddresses,
 ) -> Result<bool, DropReason> {
     let eth: EthHeader = ctx.read(0)?;
     let l4 = L3 + F::HEADER;
@@ -157,7 +180,7 @@ fn quote<F: IpFamily, const WORDS: usize>(
         header.ether_type = eth.ether_type;
     })?;
     let len = size_of::<IcmpHeader>() + F::HEADER + size_of_val(&transport);
-    let pseudo_header = F::write_icmp_ip_header(ctx, &tuple.dst, &tuple.src, len)?;
+    let pseudo_header = F::write_icmp_ip_header(ctx, &addresses.src, &addresses.dst, len)?;
     // ICMPv6 has 32 bits of MTU, whose lower half is where ICMP has its 16; no MTU needs more
     let sequence = (mtu as u16).to_be();
     let sum = pseudo_header + quoted + u64::from(kind) + u64::from(sequence);

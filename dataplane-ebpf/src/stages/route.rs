@@ -161,7 +161,7 @@ pub(crate) fn forward_translated<F: IpFamily>(
         // a pod's packet to a backend outside of the cluster: to_wire masquerades it
         Destination::Outside { .. } if scratch.nat_tuple.src == packet.src => Ok(Verdict::StackOutside),
         Destination::Outside { .. } => forward_outside(ctx, packet, scratch),
-        // what check_path_mtu let pass may be fragmented
+        // what check_limits let pass may be fragmented
         _ => forward_with_mtu_check(
             ctx,
             packet,
@@ -172,19 +172,34 @@ pub(crate) fn forward_translated<F: IpFamily>(
     }
 }
 
-/// Whether a packet that is about to be translated to `scratch.nat_tuple` exceeds the path MTU and
-/// the stack could not answer "packet too big". Then `scratch.nat.path_mtu` is that MTU. Sets
+/// Checks hop limit and size of a packet that is about to be translated to `scratch.nat_tuple`, where
+/// the stack could not answer for it: it would not know the packet that was sent. Sets
 /// `scratch.nat.bypasses_stack`.
+///
+/// # Errors
+/// [`DropReason::TtlExpired`]; [`DropReason::TooBig`], with the MTU in `scratch.nat.path_mtu`.
 #[inline(always)]
-pub(crate) fn check_path_mtu<F: IpFamily>(
-    ctx: &TcContext,
-    scratch: &mut Scratch,
-) -> Result<bool, DropReason> {
+pub(crate) fn check_limits<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<(), DropReason> {
     #[inline(never)]
     fn outlined<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> PackedResult {
-        Ok(exceeds_path_mtu::<F>(ctx, scratch)).into()
+        let result = if is_expired(scratch) {
+            Err(DropReason::TtlExpired)
+        } else if exceeds_path_mtu::<F>(ctx, scratch) {
+            Err(DropReason::TooBig)
+        } else {
+            Ok(true)
+        };
+        result.into()
     }
-    outlined::<F>(ctx, scratch).unpack()
+    outlined::<F>(ctx, scratch).unpack().map(|_| ())
+}
+
+/// Whether a packet from another machine would be forwarded with a hop limit of 0.
+#[inline(always)]
+fn is_expired(scratch: &Scratch) -> bool {
+    scratch.nat.hop_limit <= 1
+        && scratch.frontend_query.from_outside != 0
+        && !maps::endpoint(&scratch.nat_tuple.dst).is_some_and(Endpoint::is_host)
 }
 
 #[inline(always)]

@@ -16,6 +16,9 @@ use super::{
     packet::{Extent, Packet},
 };
 
+/// TTL or hop limit of packets that a program makes (RFC 1700).
+const DEFAULT_HOP_LIMIT: u8 = 64;
+
 /// An IP family.
 pub(crate) trait IpFamily: Sized {
     /// Protocol number of the family's ICMP.
@@ -28,6 +31,11 @@ pub(crate) trait IpFamily: Sized {
     const PORT_UNREACHABLE: (u8, u8);
     /// ICMP type and code of "fragmentation needed" or "packet too big".
     const TOO_BIG: (u8, u8);
+
+    /// ICMP type and code of "time to live exceeded in transit" or "hop limit exceeded".
+    const TTL_EXPIRED: (u8, u8);
+    /// ICMP types of an echo request and of its reply.
+    const ECHO: (u8, u8);
 
     /// Reads and checks the IP header.
     fn parse(ctx: &impl Frame) -> Result<Packet<Self>, DropReason>;
@@ -50,6 +58,10 @@ pub(crate) trait IpFamily: Sized {
 
     /// Decrements TTL or hop limit, which must be above 1.
     fn decrement_hop_limit(ctx: &impl Frame) -> Result<(), DropReason>;
+
+    /// Turns the IP header of a request into that of its answer: addresses swapped, and the hop limit
+    /// of a packet that has passed no router.
+    fn answer_header(ctx: &impl Frame) -> Result<(), DropReason>;
 
     /// Replaces the addresses of the IP header at `offset`, updates the header's own checksum, and
     /// returns the change that transport checksums have to follow.

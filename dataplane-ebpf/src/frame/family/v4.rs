@@ -7,7 +7,7 @@ use dataplane_common::{
     reason::DropReason,
 };
 
-use super::IpFamily;
+use super::{DEFAULT_HOP_LIMIT, IpFamily};
 use crate::{
     config,
     frame::{
@@ -26,6 +26,8 @@ impl IpFamily for V4 {
     const HEADER: usize = Ipv4Header::LEN;
     const PORT_UNREACHABLE: (u8, u8) = (Icmpv4Type::UNREACHABLE, 3);
     const TOO_BIG: (u8, u8) = (Icmpv4Type::UNREACHABLE, 4);
+    const TTL_EXPIRED: (u8, u8) = (Icmpv4Type::TIME_EXCEEDED, 0);
+    const ECHO: (u8, u8) = (Icmpv4Type::ECHO_REQUEST, Icmpv4Type::ECHO_REPLY);
 
     #[inline(always)]
     fn parse(ctx: &impl Frame) -> Result<Packet<Self>, DropReason> {
@@ -94,6 +96,17 @@ impl IpFamily for V4 {
     #[inline(always)]
     fn decrement_hop_limit(ctx: &impl Frame) -> Result<(), DropReason> {
         with_header(ctx, L3, |ip: &mut Ipv4Header| ip.decrement_ttl())
+    }
+
+    #[inline(always)]
+    fn answer_header(ctx: &impl Frame) -> Result<(), DropReason> {
+        with_header(ctx, L3, |ip: &mut Ipv4Header| {
+            let before = u16::from_ne_bytes([ip.ttl, ip.protocol]);
+            (ip.src, ip.dst) = (ip.dst, ip.src);
+            ip.ttl = DEFAULT_HOP_LIMIT;
+            let change = Change::NONE.u16(before, u16::from_ne_bytes([ip.ttl, ip.protocol]));
+            ip.checksum = change.apply(ip.checksum);
+        })
     }
 
     #[inline(always)]

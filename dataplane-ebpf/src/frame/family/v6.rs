@@ -7,7 +7,7 @@ use dataplane_common::{
     reason::DropReason,
 };
 
-use super::IpFamily;
+use super::{DEFAULT_HOP_LIMIT, IpFamily};
 use crate::{
     config,
     frame::{
@@ -30,6 +30,8 @@ impl IpFamily for V6 {
     const HEADER: usize = Ipv6Header::LEN;
     const PORT_UNREACHABLE: (u8, u8) = (Icmpv6Type::UNREACHABLE, 4);
     const TOO_BIG: (u8, u8) = (Icmpv6Type::TOO_BIG, 0);
+    const TTL_EXPIRED: (u8, u8) = (Icmpv6Type::TIME_EXCEEDED, 0);
+    const ECHO: (u8, u8) = (Icmpv6Type::ECHO_REQUEST, Icmpv6Type::ECHO_REPLY);
 
     #[inline(always)]
     fn parse(ctx: &impl Frame) -> Result<Packet<Self>, DropReason> {
@@ -96,6 +98,18 @@ impl IpFamily for V6 {
         let change = with_header(ctx, L3, |ip: &mut Ipv6Header| {
             let before = u16::from_ne_bytes([ip.next_header, ip.hop_limit]);
             ip.hop_limit -= 1;
+            Change::NONE.u16(before, u16::from_ne_bytes([ip.next_header, ip.hop_limit]))
+        })?;
+        ctx.adjust_skb_csum(change);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn answer_header(ctx: &impl Frame) -> Result<(), DropReason> {
+        let change = with_header(ctx, L3, |ip: &mut Ipv6Header| {
+            let before = u16::from_ne_bytes([ip.next_header, ip.hop_limit]);
+            (ip.src, ip.dst) = (ip.dst, ip.src);
+            ip.hop_limit = DEFAULT_HOP_LIMIT;
             Change::NONE.u16(before, u16::from_ne_bytes([ip.next_header, ip.hop_limit]))
         })?;
         ctx.adjust_skb_csum(change);

@@ -90,6 +90,7 @@ pub fn node_config() -> NodeConfig {
         flags: NodeFlags::CONNECT_TCP
             | NodeFlags::CONNECT_UDP
             | NodeFlags::MASQUERADE
+            | NodeFlags::ANSWER_PING
             | NodeFlags::TUNNEL_KEY_IN_CB,
         flow_probes: 8,
         host_netns: [0; 8],

@@ -15,6 +15,7 @@ mod malformed;
 mod marks;
 mod masquerade;
 mod neighbours;
+mod ping;
 mod random;
 mod replies;
 mod sctp;

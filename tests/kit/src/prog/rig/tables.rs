@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::{LpmTrie, MapData, lpm_trie::Key};
 use dataplane_common::abi::{
     Addr, AllowedSource, BackendSlot, Device, DeviceFlags, Endpoint, EndpointFlags, MacAddr, Port, Route,
-    RouteKind, Scope, Service, ServiceKey, SourceRange, names::map,
+    RouteKind, Scope, Service, ServiceFlags, ServiceKey, SourceRange, names::map,
 };
 
 use super::Rig;
@@ -160,6 +160,21 @@ impl Rig {
     pub fn cluster_ip(&mut self, addr: IpAddr) -> Result<()> {
         let key = ServiceKey::of_address(addr.into());
         Ok(self.hash(map::SERVICES)?.insert(key, Service::default().with_checksum(&key), 0)?)
+    }
+
+    /// Marks the address as a cluster IP with a ready backend.
+    pub fn ready_cluster_ip(&mut self, addr: IpAddr) -> Result<()> {
+        self.ready_row(ServiceKey::of_address(addr.into()))
+    }
+
+    /// Marks the address as an external IP or load balancer address with a ready backend.
+    pub fn ready_external_ip(&mut self, addr: IpAddr) -> Result<()> {
+        self.ready_row(ServiceKey::of_ping(addr.into()))
+    }
+
+    fn ready_row(&mut self, key: ServiceKey) -> Result<()> {
+        let row = Service { flags: ServiceFlags::READY, ..Service::default() };
+        Ok(self.hash(map::SERVICES)?.insert(key, row.with_checksum(&key), 0)?)
     }
 
     /// Makes flows to the backend stale, as the agent does when it deletes the backend.

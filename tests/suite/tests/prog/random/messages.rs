@@ -16,13 +16,21 @@ use super::{
 /// Bytes of the transport header that an ICMP error must quote (RFC 792).
 const MIN_QUOTED: usize = 8;
 
-/// Checks a "port unreachable" from the destination of the packet to its source, which quotes the
-/// packet.
+/// Checks an ICMP error that the node sends to the source of the packet, which it quotes: "port
+/// unreachable" as from the destination, or "time exceeded" from the node itself.
 pub(crate) fn check_rejection(original: &Decoded, frame: &[u8], message: &[u8]) -> Result<(), TestCaseError> {
     let read = Decoded::checked(message).map_err(fail)?;
-    let code = if original.src.is_ipv4() { [3, 3] } else { [1, 4] };
-    prop_assert_eq!(&message[read.l4..read.l4 + 2], &code);
-    prop_assert_eq!((read.src.ip(), read.dst.ip()), (original.dst.ip(), original.src.ip()));
+    let is_v4 = original.src.is_ipv4();
+    let world = World::new(if is_v4 { Family::V4 } else { Family::V6 });
+    let hop_limit = frame[original.l3 + if is_v4 { 8 } else { 7 }];
+    let (port_unreachable, time_exceeded) = if is_v4 { ([3, 3], [11, 0]) } else { ([1, 4], [3, 0]) };
+    let (expected, sender) = if hop_limit <= 1 && message[read.l4..read.l4 + 2] == time_exceeded {
+        (time_exceeded, world.host)
+    } else {
+        (port_unreachable, original.dst.ip())
+    };
+    prop_assert_eq!(&message[read.l4..read.l4 + 2], &expected);
+    prop_assert_eq!((read.src.ip(), read.dst.ip()), (sender, original.src.ip()));
     let quoted = &message[read.l4 + 8..read.end];
     prop_assert!(quoted.len() >= original.l4 - original.l3 + MIN_QUOTED, "{} bytes", quoted.len());
     prop_assert_eq!(quoted, &frame[original.l3..original.l3 + quoted.len()]);
