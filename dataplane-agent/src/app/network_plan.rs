@@ -154,6 +154,7 @@ pub(super) fn constants(config: &Config) -> NodeConfig {
         flags: flag(config.connect_time.tcp, NodeFlags::CONNECT_TCP)
             | flag(config.connect_time.udp, NodeFlags::CONNECT_UDP)
             | flag(config.masquerade.enabled, NodeFlags::MASQUERADE)
+            | flag(config.services.ping, NodeFlags::ANSWER_PING)
             | flag(config.node_ports.loopback, NodeFlags::LOOPBACK_NODE_PORTS),
         flow_probes: FLOW_PROBES,
         // 0 if unknown: then processes of the host cannot reach host ports of pods

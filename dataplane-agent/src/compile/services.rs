@@ -159,7 +159,8 @@ pub fn compile<'a>(
         service.ports.iter().map(|port| port_entries(service, port, &slices, node_context)).collect();
     ports.sort_by(|a, b| a.key.cmp(&b.key));
     ports.dedup_by(|a, b| a.key == b.key);
-    ports.push(address_entries(service));
+    let addresses = address_entries(service, &ports);
+    ports.push(addresses);
     // a cluster has many Services: drop the spare capacity of lists grown by push
     for port in &mut ports {
         port.groups.iter_mut().for_each(|group| group.frontends.shrink_to_fit());
@@ -169,8 +170,12 @@ pub fn compile<'a>(
     ServiceEntries { ports }
 }
 
-/// Entries that mark cluster IPs as Service addresses for every port: a port with number 0.
-fn address_entries(service: &Service) -> PortEntries {
+/// Entries of the addresses of a Service: a port with number 0. A cluster IP is marked as such for
+/// every port; other addresses have a row while pings to them are answered.
+fn address_entries(service: &Service, ports: &[PortEntries]) -> PortEntries {
+    let groups = ports.iter().flat_map(|port| &port.groups).filter(|group| !group.backends.is_empty());
+    let ready: BTreeSet<Addr> =
+        groups.flat_map(|group| &group.frontends).map(|frontend| frontend.key.addr).collect();
     let mut entries = PortEntries {
         key: ServicePortKey { service: service.name.clone(), port: 0, protocol: TransportProtocol::Tcp },
         name: Name::default(),
@@ -182,7 +187,15 @@ fn address_entries(service: &Service) -> PortEntries {
         serving_udp: Vec::new(),
     };
     for ip in &service.cluster_ips {
-        entries.add(Frontend { key: ServiceKey::of_address((*ip).into()), flags: 0 }, &[]);
+        let addr = Addr::from(*ip);
+        let flags = if ready.contains(&addr) { ServiceFlags::READY } else { 0 };
+        entries.add(Frontend { key: ServiceKey::of_address(addr), flags }, &[]);
+    }
+    for ip in service.external_ips.iter().chain(&service.load_balancer_ips) {
+        let addr = Addr::from(*ip);
+        if ready.contains(&addr) && !service.cluster_ips.contains(ip) {
+            entries.add(Frontend { key: ServiceKey::of_ping(addr), flags: ServiceFlags::READY }, &[]);
+        }
     }
     entries
 }

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Every key of the file; a dot separates section and key.
-pub const KEYS: [&str; 48] = [
+pub const KEYS: [&str; 49] = [
     "node_name",
     "source",
     "manifests",
@@ -44,6 +44,7 @@ pub const KEYS: [&str; 48] = [
     "connect_time.udp",
     "services.load_balancing",
     "services.forwarding",
+    "services.ping",
     "node_ports.addresses",
     "node_ports.loopback",
     "allowed_sources_namespaces",
@@ -152,6 +153,10 @@ pub struct Settings {
     /// [default: snat]
     #[arg(long, env = "DATAPLANE_SERVICES_FORWARDING", value_name = "MODE", value_parser = parse::from_str::<Forwarding>)]
     pub services_forwarding: Option<Forwarding>,
+    /// Answer pings to cluster IPs, load balancer and external IPs with a ready backend [default:
+    /// true]
+    #[arg(long, env = "DATAPLANE_SERVICES_PING", value_name = "BOOL", value_parser = parse::flag)]
+    pub services_ping: Option<bool>,
     /// Addresses of this node that accept node ports: all, primary (the InternalIPs) or CIDRs
     /// [default: all]
     #[arg(long, env = "DATAPLANE_NODE_PORTS_ADDRESSES", value_name = "ADDRESSES", value_parser = parse::node_ports)]
@@ -268,6 +273,7 @@ impl Settings {
             "connect_time.tcp" => fill(&mut self.connect_time_tcp, parse::flag(text)),
             "services.load_balancing" => fill(&mut self.services_load_balancing, parse::from_str(text)),
             "services.forwarding" => fill(&mut self.services_forwarding, parse::from_str(text)),
+            "services.ping" => fill(&mut self.services_ping, parse::flag(text)),
             "node_ports.addresses" => fill(&mut self.node_ports_addresses, parse::node_ports(text)),
             "node_ports.loopback" => fill(&mut self.node_ports_loopback, parse::flag(text)),
             "connect_time.udp" => fill(&mut self.connect_time_udp, parse::flag(text)),

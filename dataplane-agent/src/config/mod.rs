@@ -166,6 +166,7 @@ impl Config {
             services: Services {
                 load_balancing: set.services_load_balancing.unwrap_or_default(),
                 forwarding: set.services_forwarding.unwrap_or_default(),
+                ping: set.services_ping.unwrap_or(true),
             },
             node_ports: NodePorts {
                 addresses: set.node_ports_addresses.unwrap_or_default(),

@@ -47,7 +47,7 @@ mtu: 9000
 mark: 0x300000
 masquerade: {enabled: false, except: [10.0.0.0/8, 'fd00::/8'], ports: 50000-50999}
 connect_time: {tcp: false, udp: true}
-services: {load_balancing: maglev, forwarding: dsr}
+services: {load_balancing: maglev, forwarding: dsr, ping: false}
 xdp: native
 node_ports: {addresses: [10.0.0.0/8], loopback: false}
 allowed_sources_namespaces: [vpn, virtual-machines]
@@ -92,7 +92,8 @@ fn every_key_of_the_file_reaches_the_configuration() {
     let addresses = NodePortAddresses::Within(vec!["10.0.0.0/8".parse().unwrap()]);
     assert_eq!(config.node_ports, NodePorts { addresses, loopback: false });
     assert_eq!(config.allowed_sources_namespaces, ["vpn", "virtual-machines"]);
-    let services = Services { load_balancing: LoadBalancing::Maglev, forwarding: Forwarding::Dsr };
+    let services =
+        Services { load_balancing: LoadBalancing::Maglev, forwarding: Forwarding::Dsr, ping: false };
     assert_eq!((config.services, config.xdp), (services, XdpUse::Native));
     let capacity = Capacity {
         endpoints: 1,

@@ -55,11 +55,13 @@ pub struct ConnectTime {
     pub udp: bool,
 }
 
-/// Defaults of services without the corresponding annotation.
+/// Settings of services: defaults without the corresponding annotation, and pings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Services {
     pub load_balancing: LoadBalancing,
     pub forwarding: Forwarding,
+    /// Pings to the addresses of Services are answered.
+    pub ping: bool,
 }
 
 /// Node port settings.

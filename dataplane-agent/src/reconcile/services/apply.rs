@@ -61,7 +61,7 @@ impl Services {
         for group in &port.groups {
             let own = group.frontends.iter().filter(|it| self.owns(&port.key, &it.key) && !skipped(it));
             let own: Vec<Frontend> = own.copied().collect();
-            if !self.synced && group.backends.is_empty() && self.has_backends(&own) {
+            if !self.synced && self.loses_backends(&own, &group.backends) {
                 self.awaiting_slices.insert(name.clone());
             } else {
                 groups.push((own, &group.backends));
@@ -97,9 +97,13 @@ impl Services {
         self.owners.get(frontend) == Some(port)
     }
 
-    /// Whether a frontend of an earlier agent has backends.
-    fn has_backends(&self, frontends: &[Frontend]) -> bool {
-        frontends.iter().filter_map(|it| self.rows.get(&it.key)).any(|row| row.count > 0)
+    /// Whether a frontend of an earlier agent has backends, and is to have none.
+    fn loses_backends(&self, frontends: &[Frontend], backends: &[Backend]) -> bool {
+        let rows = frontends.iter().filter_map(|it| Some((it, self.rows.get(&it.key)?)));
+        rows.into_iter().any(|(frontend, row)| {
+            let unready = row.flags & !frontend.flags & ServiceFlags::READY != 0;
+            unready || (backends.is_empty() && row.count > 0)
+        })
     }
 
     /// Writes the frontends of one scope. Frontends of a group share a range.

@@ -238,7 +238,10 @@ impl Services {
 
     /// Frontends that several Services want: the owner, and the first waiting one.
     pub(super) fn conflicts(&self) -> impl Iterator<Item = (&ServiceKey, &NamespacedName, &NamespacedName)> {
-        self.waiting.iter().filter_map(|(frontend, waiting)| {
+        // Services may share an external address, with different ports
+        let frontends =
+            self.waiting.iter().filter(|(frontend, _)| **frontend != ServiceKey::of_ping(frontend.addr));
+        frontends.filter_map(|(frontend, waiting)| {
             let (owner, first) = (self.owners.get(frontend)?, waiting.first()?);
             Some((frontend, &owner.service, &first.service))
         })

@@ -111,3 +111,60 @@ fn node_port_is_a_host_port_while_a_service_has_it() {
     fixture.apply([service_removed("late")]);
     assert!(fixture.reconciler.take_host_ports_changed() && fixture.reconciler.host_ports().ports.is_empty());
 }
+
+/// Whether pings to the address are answered: a row of the address has [`ServiceFlags::READY`].
+fn answers_ping(fixture: &Fixture, ip: &str) -> bool {
+    let addr = ip.parse::<std::net::IpAddr>().unwrap().into();
+    let rows =
+        [ServiceKey::of_address(addr), ServiceKey::of_ping(addr)].map(|key| fixture.services.get(&key));
+    rows.into_iter().filter_map(Result::unwrap).any(|row| row.flags & ServiceFlags::READY != 0)
+}
+
+#[test]
+fn ping_is_answered_while_any_service_of_the_address_has_a_backend() {
+    let mut fixture = Fixture::new(LARGE);
+    let shared = |name: &str, ip: &str, port: u16| {
+        let mut service =
+            StateService { load_balancer_ips: vec!["192.0.2.1".parse().unwrap()], ..service(name, &[ip]) };
+        service.ports.truncate(1);
+        service.ports[0].port = port;
+        upsert(service)
+    };
+    fixture.apply([
+        shared("one", "10.96.0.1", 53),
+        shared("two", "10.96.0.2", 54),
+        upsert(slice("one", addresses(1))),
+        upsert(slice("two", addresses(1))),
+        SourceEvent::Synced,
+    ]);
+    fixture.settle();
+    assert!(["10.96.0.1", "10.96.0.2", "192.0.2.1"].iter().all(|ip| answers_ping(&fixture, ip)));
+    assert_eq!(fixture.problems(), [""; 0], "Services may share an address");
+
+    fixture.apply([upsert(slice("one", addresses(0)))]);
+    fixture.settle();
+    let answers =
+        |fixture: &Fixture| ["10.96.0.1", "10.96.0.2", "192.0.2.1"].map(|ip| answers_ping(fixture, ip));
+    assert_eq!(answers(&fixture), [false, true, true]);
+    fixture.apply([upsert(slice("two", addresses(0)))]);
+    fixture.settle();
+    assert_eq!(answers(&fixture), [false, false, false]);
+    fixture.apply([upsert(slice("one", addresses(2)))]);
+    fixture.settle();
+    assert_eq!(answers(&fixture), [true, false, true]);
+
+    // after a restart nothing changes before all slices are known
+    fixture.restart();
+    let writes = fixture.writes();
+    fixture.apply([shared("one", "10.96.0.1", 53), shared("two", "10.96.0.2", 54)]);
+    fixture.settle();
+    assert_eq!(answers(&fixture), [true, false, true]);
+    assert_eq!(fixture.writes(), writes);
+    fixture.apply([
+        upsert(slice("one", addresses(2))),
+        upsert(slice("two", addresses(0))),
+        SourceEvent::Synced,
+    ]);
+    fixture.settle();
+    assert_eq!(answers(&fixture), [true, false, true]);
+}

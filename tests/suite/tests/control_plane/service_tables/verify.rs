@@ -174,6 +174,17 @@ fn check_owner(
             let owner = fixture.get(objects::owner_of(key.port.get()));
             owner.is_some_and(|fixture| expected(topology, fixture, &client, &query) != Verdict::NoFrontend)
         }
+        // pings to another address of a service are answered
+        None if *key == ServiceKey::of_ping(key.addr) => fixture.iter().any(|fixture| {
+            let ip = address.to_string();
+            let service = fixture.service.as_ref();
+            let lists =
+                service.map(|it| [&it["spec"]["externalIPs"], &it["status"]["loadBalancer"]["ingress"]]);
+            lists.is_some_and(|lists| {
+                let items = lists.into_iter().filter_map(|list| list.as_array()).flatten();
+                items.into_iter().any(|item| item.as_str().or(item["ip"].as_str()) == Some(&ip))
+            })
+        }),
         // the row for all other ports of a cluster IP
         None => fixture.iter().any(|fixture| {
             let query = Destination { address, port: u16::MAX, protocol: Protocol::Tcp };

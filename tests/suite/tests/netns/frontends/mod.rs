@@ -7,6 +7,7 @@ mod affinity;
 mod changes;
 mod dsr;
 mod health;
+mod ping;
 mod policies;
 mod sizes;
 mod source_ranges;

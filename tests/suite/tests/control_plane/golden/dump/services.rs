@@ -17,7 +17,7 @@ use dataplane_common::{
 use super::{by_family, flag_names};
 use crate::golden::{node::Node, text::TextTable};
 
-const FLAGS: [(u32, &str); 7] = [
+const FLAGS: [(u32, &str); 8] = [
     (ServiceFlags::HASH, "hash"),
     (ServiceFlags::OUTSIDE, "outside"),
     (ServiceFlags::SOURCE_RANGES, "source_ranges"),
@@ -25,6 +25,7 @@ const FLAGS: [(u32, &str); 7] = [
     (ServiceFlags::HOST_PORT, "host_port"),
     (ServiceFlags::DSR, "dsr"),
     (ServiceFlags::HOST_BACKEND, "host_backend"),
+    (ServiceFlags::READY, "ready"),
 ];
 
 /// A backend as the dump numbers it: sorted by address, port and protocol.
@@ -54,9 +55,12 @@ impl Services {
             names.insert(port.id, name);
         }
         let mut rows = node.tables.services.entries()?;
-        for (key, row) in rows.iter().filter(|(key, _)| key.protocol == 0) {
-            let has =
-                |service: &&dataplane_agent::state::Service| service.cluster_ips.contains(&key.addr.to_ip());
+        for (key, row) in rows.iter().filter(|(key, _)| key.port.get() == 0) {
+            let ip = key.addr.to_ip();
+            let has = |service: &&dataplane_agent::state::Service| {
+                let external = service.external_ips.iter().chain(&service.load_balancer_ips);
+                service.cluster_ips.contains(&ip) || external.clone().any(|it| *it == ip)
+            };
             if let Some(service) = node.store.services().find(has) {
                 names.insert(row.id, service.name.to_string());
             }
@@ -125,7 +129,8 @@ impl Services {
                 });
                 format!("r{}", index + 1)
             };
-            let is_address = *key == ServiceKey::of_address(key.addr);
+            let is_address =
+                *key == ServiceKey::of_address(key.addr) || *key == ServiceKey::of_ping(key.addr);
             table.row([
                 self.name(row.id),
                 if is_address { format!("{} (address)", key.addr) } else { frontend(key) },
