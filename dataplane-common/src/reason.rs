@@ -72,6 +72,7 @@ numbered! {
         NeighbourAnswered = 25, "neighbour_answered", "An ARP request or neighbour solicitation of a pod for its gateway: answered.";
         NeighbourIgnored = 26, "neighbour_ignored", "ARP, neighbour discovery or a group report of a pod that needs no answer: discarded, because a pod's neighbours are fixed.";
         EchoAnswered = 27, "echo_answered", "A ping to a service address with a ready backend: answered.";
+        StackPod = 28, "stack_pod", "From outside of the cluster to a pod whose own packets take the kernel's stack: passed to the kernel, which delivers it.";
     }
 }
 

@@ -39,6 +39,9 @@ pub(crate) struct Scratch {
     /// Copy of the frontend's row. Written by `service::lookup_frontend`; valid only if that
     /// returned true.
     pub(crate) service: Service,
+    /// How a pod's packet to outside of the cluster leaves the node. Cleared and set by
+    /// `egress::find`.
+    pub(crate) egress: Egress,
     /// How the translated packet is forwarded. Written by `nat`, read by `route` and `reject`.
     pub(crate) nat: Nat,
     /// Properties of the packet's transport protocol and its TCP flags: bits of `parse::Transport`.
@@ -52,6 +55,9 @@ pub(crate) struct Nat {
     /// Not 0: direct server return: the packet goes to the node of `nat_tuple` unchanged, and that
     /// node translates it and answers. Written by `flow`, on hit and on miss.
     pub(crate) direct: u32,
+    /// The flow's [`FlowFlags`](dataplane_common::abi::FlowFlags). Written by `flow`, on hit and on
+    /// miss.
+    pub(crate) flow_flags: u32,
     /// Not 0: the packet, once translated, has this node's address as its source, or (direct server
     /// return) is still addressed to this node. The stack does not forward such a packet, so it
     /// cannot answer for it either: these programs forward it or send the ICMP error. Cleared by
@@ -76,6 +82,16 @@ pub(crate) struct FrontendQuery {
     /// Not 0: the address is another node's, and the packet came from outside: that node may have
     /// sent it on unchanged (direct server return).
     pub(crate) addr_of_other_node: u32,
+}
+
+/// The next hop of a packet that leaves past the kernel's stack.
+#[repr(C)]
+pub(crate) struct Egress {
+    /// Index of the device; 0: the packet takes the stack.
+    pub(crate) ifindex: u32,
+    /// Not 0: the packet is masqueraded.
+    pub(crate) masquerade: u32,
+    pub(crate) next_hop: Addr,
 }
 
 /// A flow that does not exist yet.

@@ -12,7 +12,7 @@ use dataplane_common::{
 
 use crate::{
     compile::routes::Overlay,
-    config::{Config, Routing},
+    config::{Config, Egress, Routing},
     netlink::{
         DeviceChoice, HostAddress, Netlink, NetlinkError, OverlayDevice, SysctlError, Uplink, link::HOST_MAC,
         overlay::overhead, sysctl,
@@ -155,6 +155,7 @@ pub(super) fn constants(config: &Config) -> NodeConfig {
             | flag(config.connect_time.udp, NodeFlags::CONNECT_UDP)
             | flag(config.masquerade.enabled, NodeFlags::MASQUERADE)
             | flag(config.services.ping, NodeFlags::ANSWER_PING)
+            | flag(config.egress == Egress::Stack, NodeFlags::EGRESS_STACK)
             | flag(config.node_ports.loopback, NodeFlags::LOOPBACK_NODE_PORTS),
         flow_probes: FLOW_PROBES,
         // 0 if unknown: then processes of the host cannot reach host ports of pods

@@ -8,7 +8,7 @@ use std::{ops::RangeInclusive, path::PathBuf};
 use clap::Args;
 
 use super::{
-    CniPreset, NodePortAddresses, Routing, Source,
+    CniPreset, Egress, NodePortAddresses, Routing, Source,
     parse::{self, CgroupPath, Cidrs, Http, Invalid, KubeconfigPath, Mtu, Namespaces, Servers},
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Every key of the file; a dot separates section and key.
-pub const KEYS: [&str; 49] = [
+pub const KEYS: [&str; 50] = [
     "node_name",
     "source",
     "manifests",
@@ -37,6 +37,7 @@ pub const KEYS: [&str; 49] = [
     "vxlan.device",
     "mtu",
     "mark",
+    "egress",
     "masquerade.enabled",
     "masquerade.except",
     "masquerade.ports",
@@ -131,6 +132,10 @@ pub struct Settings {
     /// 0x1000]
     #[arg(long, env = "DATAPLANE_MARK", value_name = "BITS", value_parser = parse::mark)]
     pub mark: Option<u32>,
+    /// Way of packets between pods and machines outside of the cluster: direct, past the kernel's
+    /// stack, or stack, so that FORWARD rules see them [default: direct]
+    #[arg(long, env = "DATAPLANE_EGRESS", value_name = "WAY", value_parser = parse::from_str::<Egress>)]
+    pub egress: Option<Egress>,
     /// Masquerade packets from pods to destinations outside of the cluster [default: true]
     #[arg(long, env = "DATAPLANE_MASQUERADE_ENABLED", value_name = "BOOL", value_parser = parse::flag)]
     pub masquerade_enabled: Option<bool>,
@@ -267,6 +272,7 @@ impl Settings {
             "vxlan.device" => fill(&mut self.vxlan_device, parse::device(text)),
             "mtu" => fill(&mut self.mtu, parse::mtu(text)),
             "mark" => fill(&mut self.mark, parse::mark(text)),
+            "egress" => fill(&mut self.egress, parse::from_str(text)),
             "masquerade.enabled" => fill(&mut self.masquerade_enabled, parse::flag(text)),
             "masquerade.except" => fill(&mut self.masquerade_except, parse::cidrs(text)),
             "masquerade.ports" => fill(&mut self.masquerade_ports, parse::ports(text)),

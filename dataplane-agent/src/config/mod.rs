@@ -17,7 +17,8 @@ use http::Uri;
 pub use keys::{KEYS, Settings};
 pub use parse::Invalid;
 pub use types::{
-    Cni, CniPreset, ConnectTime, Masquerade, NodePortAddresses, NodePorts, Routing, Services, Source, Vxlan,
+    Cni, CniPreset, ConnectTime, Egress, Masquerade, NodePortAddresses, NodePorts, Routing, Services, Source,
+    Vxlan,
 };
 
 use crate::{
@@ -59,6 +60,7 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// Bits of `skb->mark` that handled packets carry; not 0.
     pub mark: u32,
+    pub egress: Egress,
     pub masquerade: Masquerade,
     pub connect_time: ConnectTime,
     pub services: Services,
@@ -154,6 +156,7 @@ impl Config {
             },
             mtu: set.mtu.unwrap_or_default().0,
             mark: set.mark.unwrap_or(DEFAULT_MARK),
+            egress: set.egress.unwrap_or_default(),
             masquerade: Masquerade {
                 enabled: set.masquerade_enabled.unwrap_or(true),
                 except: set.masquerade_except.unwrap_or_default().0,

@@ -45,6 +45,7 @@ routing: vxlan
 vxlan: {vni: 7, port: 4789, device: overlay0}
 mtu: 9000
 mark: 0x300000
+egress: stack
 masquerade: {enabled: false, except: [10.0.0.0/8, 'fd00::/8'], ports: 50000-50999}
 connect_time: {tcp: false, udp: true}
 services: {load_balancing: maglev, forwarding: dsr, ping: false}
@@ -86,6 +87,7 @@ fn every_key_of_the_file_reaches_the_configuration() {
     assert_eq!(config.routing, Routing::Vxlan);
     assert_eq!(config.vxlan, Vxlan { vni: 7, port: 4789, device: "overlay0".to_owned() });
     assert_eq!((config.mtu, config.mark), (Some(9000), 0x30_0000));
+    assert_eq!(config.egress, Egress::Stack);
     let except = vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
     assert_eq!(config.masquerade, Masquerade { enabled: false, except, ports: 50_000..=50_999 });
     assert_eq!(config.connect_time, ConnectTime { tcp: false, udp: true });

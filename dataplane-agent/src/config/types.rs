@@ -30,6 +30,16 @@ pub enum Routing {
     Vxlan,
 }
 
+/// Way of packets between pods and machines outside of the cluster, in both directions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Egress {
+    /// Past the kernel's stack, where the kernel's route allows.
+    #[default]
+    Direct,
+    /// Through the kernel's stack and its firewall.
+    Stack,
+}
+
 /// The VXLAN overlay. `vni` and `port` must be the same on all nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Vxlan {
@@ -188,6 +198,18 @@ impl FromStr for XdpUse {
             "off" => Ok(Self::Off),
             "native" => Ok(Self::Native),
             _ => Err(Invalid::new("must be off or native")),
+        }
+    }
+}
+
+impl FromStr for Egress {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text {
+            "direct" => Ok(Self::Direct),
+            "stack" => Ok(Self::Stack),
+            _ => Err(Invalid::new("must be direct or stack")),
         }
     }
 }

@@ -94,4 +94,7 @@ impl NodeFlags {
     pub const TUNNEL_KEY_IN_CB: u32 = 32;
     /// Answer pings to service addresses with a ready backend.
     pub const ANSWER_PING: u32 = 64;
+    /// Packets between pods and machines outside of the cluster take the kernel's stack, in both
+    /// directions.
+    pub const EGRESS_STACK: u32 = 128;
 }

@@ -88,6 +88,9 @@ impl FlowFlags {
     /// Nothing is translated: a client outside of the cluster addressed the pod itself, and the
     /// pod's answers must keep its address.
     pub const INBOUND: u32 = 8;
+    /// Masqueraded after the kernel's stack had forwarded it: answers take the stack, too. Follows
+    /// the last packet of the pod.
+    pub const STACK: u32 = 16;
 }
 
 impl FlowKey {

@@ -230,6 +230,12 @@ pub(crate) fn addressed_to(ctx: &TcContext) -> AddressedTo {
     }
 }
 
+/// Bytes of payload of each packet that this one will be cut into; 0: it stays whole.
+#[inline(always)]
+pub(crate) fn gso_size(ctx: &TcContext) -> u32 {
+    skb_field!(ctx, gso_size)
+}
+
 /// Whether the frame had a VLAN tag, which the kernel keeps beside it.
 #[inline(always)]
 pub(crate) fn has_vlan_tag(ctx: &TcContext) -> bool {

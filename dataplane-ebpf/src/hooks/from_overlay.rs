@@ -49,7 +49,7 @@ impl Hook for FromOverlay {
             Inbound::Translated(destination) => {
                 route::forward_translated(ctx, &packet, &destination, scratch)
             }
-            Inbound::Answered(verdict) => Ok(verdict),
+            Inbound::Done(verdict) => Ok(verdict),
             // the sending node's routes are out of date
             Inbound::NotLocal => Err(DropReason::NoEndpoint),
         }

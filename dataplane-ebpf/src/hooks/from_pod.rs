@@ -17,7 +17,7 @@ use crate::{
     helpers::skb,
     scratch::Scratch,
     stages::{
-        nat, neighbour, on_miss, ping,
+        egress, nat, neighbour, on_miss, ping,
         route::{self, DeliverVia, Destination, Origin},
         source,
     },
@@ -71,14 +71,18 @@ impl Hook for FromPod {
         if destination.is_node(&packet.dst) {
             source::check_to_node::<F>(ctx)?;
         }
+        egress::find::<F>(ctx, &destination, scratch);
         let translated = may_have_flow
             && match destination {
                 // the only addresses that frontends have
                 Destination::Outside { .. } | Destination::ServiceRange | Destination::Host(_) => {
-                    nat::translate::<F, on_miss::SelectBackend>(ctx, scratch)?
+                    nat::translate::<F, on_miss::SelectBackendOrMasquerade>(ctx, scratch)?
                 }
                 _ => nat::translate::<F, on_miss::Pass>(ctx, scratch)?,
             };
+        if scratch.egress.ifindex != 0 && !(translated && nat::is_service(scratch)) {
+            return egress::send::<F>(ctx, scratch);
+        }
         if translated {
             let destination = route::lookup(&scratch.nat_tuple.dst)?;
             return route::forward_translated(ctx, &packet, &destination, scratch);

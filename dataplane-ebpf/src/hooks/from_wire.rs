@@ -18,7 +18,7 @@ use crate::{
     helpers::skb::{self, AddressedTo},
     scratch::Scratch,
     stages::{
-        nat, on_miss, ping,
+        egress, nat, on_miss, ping,
         route::{self, DeliverVia, Destination, Origin},
         source,
     },
@@ -58,13 +58,16 @@ impl Hook for FromWire {
             Inbound::Local(destination) => {
                 if let Destination::Pod(_) = destination {
                     nat::remember_inbound(ctx, &packet, scratch);
+                    if egress::stack_delivers(&packet)? {
+                        return Ok(Verdict::StackPod);
+                    }
                 }
                 route::forward(ctx, &packet, &destination, DeliverVia::Peer)?
             }
             Inbound::Translated(destination) => {
                 route::forward_translated(ctx, &packet, &destination, scratch)?
             }
-            Inbound::Answered(verdict) => verdict,
+            Inbound::Done(verdict) => verdict,
             Inbound::NotLocal => Verdict::StackUnmanaged,
         })
     }
@@ -76,8 +79,8 @@ pub(super) enum Inbound {
     Local(Destination),
     /// To `scratch.nat_tuple`, on this node or elsewhere.
     Translated(Destination),
-    /// Answered by this node; what the packet has become is on its way.
-    Answered(Verdict),
+    /// The run ends: this node has answered, or the kernel's stack delivers the packet.
+    Done(Verdict),
     /// Past this node: nothing of it is this datapath's.
     NotLocal,
 }
@@ -107,6 +110,10 @@ pub(super) fn resolve_inbound<F: IpFamily>(
     };
     let mut translated = may_be_to_frontend && nat::translate::<F, on_miss::SelectBackend>(ctx, scratch)?;
     if translated {
+        // to_pod translates it again, if the pod had connected to a service
+        if nat::takes_stack(scratch) {
+            return Ok(Inbound::Done(Verdict::StackPod));
+        }
         destination = route::lookup(&scratch.nat_tuple.dst)?;
     }
     if let Destination::Pod(_) = destination
@@ -121,7 +128,7 @@ pub(super) fn resolve_inbound<F: IpFamily>(
         Destination::Pod(_) | Destination::Host(_) => Inbound::Local(destination),
         Destination::Outside { .. } | Destination::ServiceRange if may_be_to_frontend => {
             match ping::answer(ctx, packet, hook)? {
-                Some(verdict) => Inbound::Answered(verdict),
+                Some(verdict) => Inbound::Done(verdict),
                 None if matches!(destination, Destination::ServiceRange) => {
                     return Err(route::no_service_reason(packet));
                 }

@@ -37,6 +37,8 @@ pub(crate) mod kinds {
     pub(crate) const MASQUERADE: u32 = 2;
     /// Every kind.
     pub(crate) const ANY: u32 = SERVICE | MASQUERADE;
+    /// With [`MASQUERADE`]: the packet has taken the kernel's stack.
+    pub(crate) const VIA_STACK: u32 = 4;
 }
 
 /// Whether `forward_kinds` include the flow with these [`FlowFlags`].
@@ -92,6 +94,10 @@ fn try_lookup(scratch: &mut Scratch, forward_kinds: u32) -> bool {
     if epoch(flow) != reference.epoch {
         return false;
     }
+    if direction == Direction::Forward {
+        follow_stack(flow, forward_kinds);
+    }
+    scratch.nat.flow_flags = flow.flags;
     scratch.nat.direct = flow.flags & FlowFlags::DIRECT;
     let is_first_this_second = if scratch.nat.direct == 0 {
         record_packet(flow, direction, tcp)
@@ -103,6 +109,16 @@ fn try_lookup(scratch: &mut Scratch, forward_kinds: u32) -> bool {
         maps::mark_may_have_flows(&scratch.nat_tuple.src, scratch.tuple.protocol);
     }
     true
+}
+
+/// Lets the answers take the way of the pod's packet, by the stack or past it.
+#[inline(always)]
+fn follow_stack(flow: &mut Flow, forward_kinds: u32) {
+    let via_stack = if forward_kinds & kinds::VIA_STACK == 0 { 0 } else { FlowFlags::STACK };
+    let flags = flow.flags & !FlowFlags::STACK | via_stack;
+    if flags != flow.flags {
+        flow.flags = flags;
+    }
 }
 
 /// As [`record_packet`], for direct server return, where replies bypass this node: an ACK shows
@@ -133,6 +149,7 @@ pub(crate) fn lookup_without_update(scratch: &mut Scratch, forward_kinds: u32) -
     } else {
         &flow.forward
     };
+    scratch.nat.flow_flags = flow.flags;
     reverse(opposite, &mut scratch.nat_tuple);
     epoch(flow) == reference.epoch
 }
@@ -263,6 +280,7 @@ fn try_create(scratch: &mut Scratch) -> Result<(), DropReason> {
     flow.created = now;
     flow.state = State::HalfOpen as u32;
     flow.flags = scratch.new_flow.flags;
+    scratch.nat.flow_flags = scratch.new_flow.flags;
     set_epoch(flow, reference.epoch);
     // the map update is a barrier: a reader that finds the key finds the record complete
     let indexed = maps::set_flow_key(&scratch.tuple, reference);

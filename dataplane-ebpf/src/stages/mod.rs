@@ -12,6 +12,7 @@
 use dataplane_common::reason::DropReason;
 
 pub(crate) mod affinity;
+pub(crate) mod egress;
 pub(crate) mod flow;
 pub(crate) mod icmp_error;
 pub(crate) mod nat;

@@ -6,7 +6,7 @@
 
 use aya_ebpf::programs::TcContext;
 use dataplane_common::{
-    abi::NodeFlags,
+    abi::{FlowFlags, NodeFlags},
     net::Protocol,
     reason::{DropReason, Verdict},
 };
@@ -39,6 +39,18 @@ pub(crate) fn translate<F: IpFamily, M: OnMiss>(
         try_translate::<F, M>(ctx, scratch).into()
     }
     outlined::<F, M>(ctx, scratch).unpack()
+}
+
+/// Whether the translated packet belongs to a connection to a service.
+#[inline(always)]
+pub(crate) fn is_service(scratch: &Scratch) -> bool {
+    scratch.nat.flow_flags & FlowFlags::SERVICE != 0
+}
+
+/// Whether the packet answers a connection whose own packets take the kernel's stack.
+#[inline(always)]
+pub(crate) fn takes_stack(scratch: &Scratch) -> bool {
+    scratch.nat.flow_flags & FlowFlags::STACK != 0
 }
 
 /// Remembers the flow of a packet from outside of the cluster to a pod, so that the pod's answers
@@ -85,7 +97,7 @@ fn try_translate<F: IpFamily, M: OnMiss>(ctx: &TcContext, scratch: &mut Scratch)
     scratch.nat.bypasses_stack = 0;
     scratch.nat.hop_limit = packet.hop_limit.into();
     if packet.is_icmp_error(ctx) {
-        return icmp_error::translate::<F>(ctx, &packet, scratch, M::FORWARD_KINDS);
+        return icmp_error::translate::<F>(ctx, &packet, scratch, M::forward_kinds(scratch));
     }
     if !find_tuple::<F, M>(ctx, &packet, scratch)? {
         return Ok(false);
@@ -107,5 +119,5 @@ pub(crate) fn find_tuple<F: IpFamily, M: OnMiss>(
     scratch: &mut Scratch,
 ) -> Result<bool, DropReason> {
     parse::tuple(ctx, packet, scratch)?;
-    Ok(flow::lookup(scratch, M::FORWARD_KINDS) || M::create_flow::<F>(ctx, scratch)?)
+    Ok(flow::lookup(scratch, M::forward_kinds(scratch)) || M::create_flow::<F>(ctx, scratch)?)
 }

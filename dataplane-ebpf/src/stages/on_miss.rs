@@ -23,8 +23,8 @@ use crate::{
 pub(crate) trait OnMiss {
     /// Kinds of flows ([`flow::kinds`]) whose forward packets are translated here: those that are
     /// created here. Replies of every kind are translated everywhere. A pod's packet to the outside
-    /// passes two hooks, and its flow belongs to one.
-    const FORWARD_KINDS: u32;
+    /// may pass two hooks, and its flow belongs to one.
+    fn forward_kinds(scratch: &Scratch) -> u32;
 
     /// Creates the flow of the packet with tuple `scratch.tuple` if it is to have one: true, and
     /// `scratch.nat_tuple` is the tuple it leaves with.
@@ -37,15 +37,23 @@ pub(crate) enum Pass {}
 /// Selects a backend, if the packet is addressed to a frontend.
 pub(crate) enum SelectBackend {}
 
-/// Translates the source to the node's address, if the node masquerades.
+/// Translates the source to the node's address, if the node masquerades, after the kernel's stack
+/// has forwarded the packet.
 pub(crate) enum Masquerade {}
+
+/// Selects a backend, if the packet is addressed to a frontend; else, if the packet leaves past the
+/// kernel's stack (`scratch.egress`), translates the source as [`Masquerade`] does.
+pub(crate) enum SelectBackendOrMasquerade {}
 
 /// Remembers that a client outside of the cluster has addressed a pod, so that the pod's answers
 /// are not masqueraded.
 pub(crate) enum RememberInbound {}
 
 impl OnMiss for Pass {
-    const FORWARD_KINDS: u32 = flow::kinds::ANY;
+    #[inline(always)]
+    fn forward_kinds(_scratch: &Scratch) -> u32 {
+        flow::kinds::ANY
+    }
 
     #[inline(always)]
     fn create_flow<F: IpFamily>(_ctx: &impl Frame, _scratch: &mut Scratch) -> Result<bool, DropReason> {
@@ -54,26 +62,57 @@ impl OnMiss for Pass {
 }
 
 impl OnMiss for Masquerade {
-    const FORWARD_KINDS: u32 = flow::kinds::MASQUERADE;
+    #[inline(always)]
+    fn forward_kinds(_scratch: &Scratch) -> u32 {
+        flow::kinds::MASQUERADE | flow::kinds::VIA_STACK
+    }
 
     #[inline(always)]
     fn create_flow<F: IpFamily>(ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason> {
-        if is_reply(scratch) {
-            return Ok(false);
-        }
-        let source = source_of::<F>(ctx.ifindex());
-        if !config::flag(NodeFlags::MASQUERADE) || source.is_zero() {
-            return Ok(false);
-        }
-        if is_tunnel_port(scratch.tuple.protocol, scratch.tuple.dst_port) {
-            return Err(DropReason::TunnelPort);
-        }
-        create_without_backend(scratch, source, 0)
+        masquerade::<F>(scratch, ctx.ifindex(), FlowFlags::STACK)
     }
 }
 
+impl OnMiss for SelectBackendOrMasquerade {
+    #[inline(always)]
+    fn forward_kinds(scratch: &Scratch) -> u32 {
+        if scratch.egress.ifindex == 0 { flow::kinds::SERVICE } else { flow::kinds::ANY }
+    }
+
+    #[inline(always)]
+    fn create_flow<F: IpFamily>(ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason> {
+        if SelectBackend::create_flow::<F>(ctx, scratch)? {
+            return Ok(true);
+        }
+        if scratch.egress.masquerade == 0 {
+            return Ok(false);
+        }
+        masquerade::<F>(scratch, scratch.egress.ifindex, 0)
+    }
+}
+
+/// Creates the flow of a pod's packet that leaves by the device `ifindex`, unless the packet is an
+/// answer or the node does not masquerade. `flags`: bits of [`FlowFlags`].
+#[inline(always)]
+fn masquerade<F: IpFamily>(scratch: &mut Scratch, ifindex: u32, flags: u32) -> Result<bool, DropReason> {
+    if is_reply(scratch) {
+        return Ok(false);
+    }
+    let source = source_of::<F>(ifindex);
+    if !config::flag(NodeFlags::MASQUERADE) || source.is_zero() {
+        return Ok(false);
+    }
+    if is_tunnel_port(scratch.tuple.protocol, scratch.tuple.dst_port) {
+        return Err(DropReason::TunnelPort);
+    }
+    create_without_backend(scratch, source, flags)
+}
+
 impl OnMiss for RememberInbound {
-    const FORWARD_KINDS: u32 = flow::kinds::MASQUERADE;
+    #[inline(always)]
+    fn forward_kinds(_scratch: &Scratch) -> u32 {
+        flow::kinds::MASQUERADE
+    }
 
     #[inline(always)]
     fn create_flow<F: IpFamily>(_ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason> {
@@ -118,7 +157,10 @@ fn is_reply(scratch: &Scratch) -> bool {
 }
 
 impl OnMiss for SelectBackend {
-    const FORWARD_KINDS: u32 = flow::kinds::SERVICE;
+    #[inline(always)]
+    fn forward_kinds(_scratch: &Scratch) -> u32 {
+        flow::kinds::SERVICE
+    }
 
     #[inline(always)]
     fn create_flow<F: IpFamily>(ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason> {

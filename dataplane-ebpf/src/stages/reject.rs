@@ -35,7 +35,12 @@ pub(crate) fn send_icmp_error<F: IpFamily>(
     reason: DropReason,
 ) -> bool {
     #[inline(never)]
-    fn outlined<F: IpFamily>(ctx: &TcContext, kind: u16, mtu: u32, addresses: &IcmpAddresses) -> PackedResult {
+    fn outlined<F: IpFamily>(
+        ctx: &TcContext,
+        kind: u16,
+        mtu: u32,
+        addresses: &IcmpAddresses,
+    ) -> PackedResult {
         build_icmp_error::<F>(ctx, kind, mtu, addresses).into()
     }
     let ((kind, code), mtu) = match reason {
@@ -55,7 +60,9 @@ pub(crate) fn send_icmp_error<F: IpFamily>(
     // in memory: the addresses take too much of the stack
     let addresses = &scratch.icmp_addresses;
     let sent = match hook {
-        HookId::FromPod | HookId::FromWire | HookId::ToWire => outlined::<F>(ctx, kind, mtu, addresses).unpack(),
+        HookId::FromPod | HookId::FromWire | HookId::ToWire => {
+            outlined::<F>(ctx, kind, mtu, addresses).unpack()
+        }
         HookId::FromOverlay => match outlined::<F>(ctx, kind, mtu, addresses).unpack() {
             Ok(true) => send_into_tunnel::<F>(ctx),
             other => other,

@@ -364,6 +364,6 @@ pub(crate) fn set_link_addresses(ctx: &impl Frame, dst: MacAddr, src: MacAddr) -
 
 /// A redirect helper returns anything but `TC_ACT_REDIRECT` only if it refused its arguments.
 #[inline(always)]
-fn redirect_result(action: i32, verdict: Verdict) -> Result<Verdict, DropReason> {
+pub(super) fn redirect_result(action: i32, verdict: Verdict) -> Result<Verdict, DropReason> {
     if action == TC_ACT_REDIRECT { Ok(verdict) } else { Err(DropReason::BadRoute) }
 }

@@ -8,6 +8,7 @@ use dataplane_testkit::{
     lab::{Checks, Cluster, Family, Place, Pod, Routing, Spec, outside},
     traffic::{ECHO, HTTP},
 };
+use serde_json::json;
 
 /// MTU of the last link.
 const NARROW_MTU: u32 = 1_400;
@@ -58,7 +59,7 @@ fn pods_are_masqueraded(routing: Routing) -> Result<()> {
         });
     }
     checks.that("packets were counted as masqueraded", || {
-        ensure!(node.count("to_wire", "masqueraded")? > 0, "to_wire counted no masqueraded packet");
+        ensure!(node.count("from_pod", "to_outside")? > 0, "from_pod counted no packet to the outside");
         Ok(())
     });
     checks.finish(&cluster)
@@ -117,4 +118,104 @@ fn excepted_destinations_see_the_pod_address() -> Result<()> {
         Ok(())
     });
     checks.finish(&cluster)
+}
+
+/// Rules that drop what connection tracking calls invalid, as kube-proxy's own chains and the
+/// firewalls of many distributions do. Established packets are accepted by rules with a counter.
+const FIREWALLS: [(&str, &str, &[&str]); 3] = [
+    (
+        "kube-proxy's chain of iptables",
+        "iptables-restore",
+        &[
+            "*filter",
+            ":FORWARD ACCEPT [0:0]",
+            ":KUBE-FORWARD - [0:0]",
+            ":KUBE-PROXY-FIREWALL - [0:0]",
+            ":KUBE-SERVICES - [0:0]",
+            "-A FORWARD -m conntrack --ctstate NEW -j KUBE-PROXY-FIREWALL",
+            "-A FORWARD -j KUBE-FORWARD",
+            "-A FORWARD -m conntrack --ctstate NEW -j KUBE-SERVICES",
+            "-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP",
+            "-A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT",
+            "-A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+            "COMMIT",
+        ],
+    ),
+    (
+        "kube-proxy's table of nftables",
+        "nft",
+        &[
+            "table ip kube-proxy {",
+            "  chain cluster-ips-check { }",
+            "  chain forward { type filter hook forward priority -110; policy accept;",
+            "    ct state invalid counter drop",
+            "    ct state new jump cluster-ips-check",
+            "  }",
+            "}",
+        ],
+    ),
+    (
+        "a firewall of established connections",
+        "nft",
+        &[
+            "table ip firewall {",
+            "  chain forward { type filter hook forward priority 0; policy drop;",
+            "    ct state established,related counter accept",
+            "    ct state invalid drop",
+            "    ct state new counter accept",
+            "  }",
+            "}",
+        ],
+    ),
+];
+
+/// A pod reaches the outside beside other firewalls, on either way; of a connection they see both
+/// directions or none.
+#[test]
+fn pods_reach_the_outside_beside_other_firewalls() -> Result<()> {
+    for egress in ["direct", "stack"] {
+        let spec = Spec { config: json!({"egress": egress}), ..Spec::new(1) };
+        let cluster = Cluster::create(&spec)?;
+        let pod = cluster.explain(cluster.pod(0, "pod"))?;
+        let host = cluster.nodes()[0].place();
+        let outside_host = cluster.outside()?;
+        let _server = outside_host.serve("external")?;
+        let _own = pod.serve()?;
+        let gateway = cluster.fabric().gateway();
+        for (cidr, address) in cluster.nodes()[0].pod_cidrs().iter().zip(cluster.nodes()[0].addresses()) {
+            gateway.ip(&format!("route add {cidr} via {address}"))?;
+        }
+        let web = SocketAddr::new(outside(Family::V4), HTTP);
+        let echo = SocketAddr::new(outside(Family::V4), ECHO);
+
+        let mut checks = Checks::of(format!("egress {egress}"));
+        for (name, program, rules) in FIREWALLS {
+            let rules = rules.join("\n") + "\n";
+            let file = tempfile::NamedTempFile::new()?;
+            std::fs::write(file.path(), rules)?;
+            let path = file.path().to_str().context("a path that is not UTF-8")?;
+            let arguments: &[&str] = if program == "nft" { &["-f", path] } else { &[path] };
+            checks.that(format!("{name}: the rules are loaded"), || host.run(program, arguments).map(|_| ()));
+            checks.that(format!("{name}: TCP to the outside"), || {
+                let requests = pod.place().get_bytes(web, 3, 100_000)?;
+                ensure!(requests.iter().all(|request| request.answer().is_some()), "{requests:?}");
+                Ok(())
+            });
+            checks.that(format!("{name}: UDP to the outside"), || pod.place().send(echo, 20, &[])?.check());
+            checks.that(format!("{name}: ping to the outside"), || {
+                pod.place().ping(outside(Family::V4), 5, 500)?.check()
+            });
+            checks.that(format!("{name}: from the outside to the pod itself"), || {
+                outside_host.get_as(pod.web(Family::V4), 3, Some("pod"), outside(Family::V4))
+            });
+        }
+        checks.that("the firewall sees both directions or none", || {
+            let seen = host.run("nft", &["list", "table", "ip", "firewall"])?;
+            let sees_none = seen.matches("counter packets 0 bytes 0").count() == 2;
+            ensure!(sees_none == (egress == "direct"), "{seen}");
+            Ok(())
+        });
+        checks.finish(&cluster)?;
+    }
+    Ok(())
 }

@@ -62,7 +62,7 @@ fn too_big_about_a_masqueraded_packet_reaches_the_pod() -> Result<()> {
         let sent = rig.run(HookId::ToWire, &Frame::tcp(pod, outside, 0x02).build())?.frame;
         let router = world.exempt;
         let run = rig.run(HookId::FromWire, &Frame::too_big(router, world.host, &sent).build())?;
-        assert_eq!(run.outcome, "to_pod");
+        assert_eq!(run.outcome, "stack_pod", "the way of the pod's packet");
         assert_eq!((run.packet().src, run.packet().dst), (router, world.pod));
         assert_eq!(inside(&run, family), (octets(world.pod), octets(world.outside), ports(40_000, 443)));
     }

@@ -6,6 +6,7 @@
 mod budget;
 mod checksum_complete;
 mod connect_time;
+mod egress;
 mod flows;
 mod forward;
 mod fragments;

@@ -354,7 +354,7 @@ fn echo_request_never_matches_a_masqueraded_identifier() -> Result<()> {
         let run = rig.run(HookId::FromWire, &request)?;
         assert_eq!((run.outcome, run.frame), ("stack_host", request));
         let reply = Frame::pong(world.outside, world.host, sent.src_port).build();
-        assert_eq!(rig.run(HookId::FromWire, &reply)?.outcome, "to_pod");
+        assert_eq!(rig.run(HookId::FromWire, &reply)?.outcome, "stack_pod");
     }
     Ok(())
 }

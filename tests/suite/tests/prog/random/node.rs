@@ -138,6 +138,14 @@ impl TestNode {
                 }
                 return Ok(outcome);
             }
+            "stack_pod" => {
+                let mut outcome = self.follow(HookId::ToPod, &run.frame, sender, family)?;
+                if let Outcome::Forwarded(output) = &mut outcome {
+                    output.outcomes.insert(0, run.outcome);
+                    output.reply_hook = HookId::FromPod;
+                }
+                return Ok(outcome);
+            }
             _ => HookId::FromWire,
         };
         Ok(Outcome::Forwarded(Output { frame: run.frame, reply_hook, outcomes: vec![run.outcome] }))

@@ -1,0 +1,90 @@
+//! A pod's packet to outside of the cluster leaves by the kernel's route, past its stack: neither
+//! direction of the connection passes netfilter, which would take one without the other for
+//! invalid.
+//!
+//! What only the stack can forward takes it in both directions ([`FlowFlags::STACK`]): no usable
+//! route, a route through a device without programs, a packet above the route's MTU.
+//!
+//! [`FlowFlags::STACK`]: dataplane_common::abi::FlowFlags::STACK
+
+use aya_ebpf::programs::TcContext;
+use dataplane_common::{
+    abi::NodeFlags,
+    net::TcpHeader,
+    reason::{DropReason, Verdict},
+};
+
+use super::route::{self, Destination};
+use crate::{
+    config,
+    frame::{Frame, L3, family::IpFamily, packet::Packet},
+    helpers::{
+        fib::{self, NextHop},
+        skb,
+    },
+    maps,
+    scratch::{Egress, Scratch},
+};
+
+/// Sets `scratch.egress` to the way of a pod's packet to `destination`.
+#[inline(always)]
+pub(crate) fn find<F: IpFamily>(ctx: &TcContext, destination: &Destination, scratch: &mut Scratch) {
+    #[inline(never)]
+    fn outlined<F: IpFamily>(ctx: &TcContext, egress: &mut Egress) {
+        try_find::<F>(ctx, egress);
+    }
+    scratch.egress.ifindex = 0;
+    scratch.egress.masquerade = 0;
+    if let Destination::Outside { masquerade } = destination
+        && !config::flag(NodeFlags::EGRESS_STACK)
+    {
+        outlined::<F>(ctx, &mut scratch.egress);
+        let leaves_past_stack = scratch.egress.ifindex != 0;
+        scratch.egress.masquerade = u32::from(*masquerade && leaves_past_stack);
+    }
+}
+
+#[inline(always)]
+fn try_find<F: IpFamily>(ctx: &TcContext, egress: &mut Egress) {
+    let Ok(packet) = F::parse(ctx) else { return };
+    // the stack answers "time exceeded"
+    if packet.hop_limit <= 1 {
+        return;
+    }
+    match fib::fib_lookup(ctx, &packet.src, &packet.dst, length(ctx, &packet)) {
+        NextHop::Resolved { ifindex, next_hop, .. } | NextHop::Unresolved { ifindex, next_hop } => {
+            if maps::device(ifindex).is_some() {
+                egress.ifindex = ifindex;
+                egress.next_hop = next_hop;
+            }
+        }
+        NextHop::None => {}
+    }
+}
+
+/// Whether the kernel's stack delivers a packet that arrived for a pod of this node: the pod's
+/// answers take the stack.
+#[inline(always)]
+pub(crate) fn stack_delivers<F: IpFamily>(packet: &Packet<F>) -> Result<bool, DropReason> {
+    Ok(config::flag(NodeFlags::EGRESS_STACK)
+        && matches!(route::lookup(&packet.src)?, Destination::Outside { .. }))
+}
+
+/// Bytes of the IP packet, or of each packet it will be cut into, at least.
+#[inline(always)]
+fn length<F: IpFamily>(ctx: &TcContext, packet: &Packet<F>) -> u16 {
+    let headers = (packet.l4 - L3 + TcpHeader::LEN) as u16;
+    match skb::gso_size(ctx) {
+        0 => (ctx.length() as u16).saturating_sub(L3 as u16),
+        segment => headers.saturating_add(segment as u16),
+    }
+}
+
+/// Sends a packet, translated or not, the way `scratch.egress`.
+#[inline(always)]
+pub(crate) fn send<F: IpFamily>(ctx: &TcContext, scratch: &Scratch) -> Result<Verdict, DropReason> {
+    F::decrement_hop_limit(ctx)?;
+    skb::mark_handled(ctx);
+    let Egress { ifindex, next_hop, .. } = &scratch.egress;
+    route::redirect_result(skb::redirect_neigh(*ifindex, next_hop), Verdict::ToOutside)
+}
