@@ -1,5 +1,5 @@
-//! Answers a dropped packet with an ICMP error: port unreachable or time exceeded (RFC 792, RFC 4443),
-//! or packet too big (RFC 1191, RFC 8201).
+//! Answers a dropped packet with an ICMP error: port unreachable or time exceeded (RFC 792, RFC
+//! 4443), or packet too big (RFC 1191, RFC 8201).
 //!
 //! The packet itself becomes the error: cut to its headers, with two more in front, and sent back
 //! where it came from. A connecting TCP socket takes "port unreachable" for a refused connection,
@@ -90,8 +90,8 @@ fn set_addresses<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch, reason: Dr
     }
 }
 
-/// Redirects an answer that the packet has become to where the packet came from. False if the kernel
-/// refuses.
+/// Redirects an answer that the packet has become to where the packet came from. False if the
+/// kernel refuses.
 #[inline(always)]
 pub(super) fn send_back(ctx: &TcContext, hook: HookId) -> bool {
     skb::mark_handled(ctx);
@@ -126,7 +126,8 @@ fn may_refuse<F: IpFamily>(ctx: &TcContext, hook: HookId) -> bool {
     matches!(outlined::<F>(ctx, from_pod).unpack(), Ok(true))
 }
 
-/// Sends the ICMP message, if its destination is behind the tunnel, to the node there. True if it is.
+/// Sends the ICMP message, if its destination is behind the tunnel, to the node there. True if it
+/// is.
 #[inline(always)]
 pub(super) fn send_into_tunnel<F: IpFamily>(ctx: &TcContext) -> Result<bool, DropReason> {
     let message = F::parse(ctx)?;

@@ -172,8 +172,8 @@ pub(crate) fn forward_translated<F: IpFamily>(
     }
 }
 
-/// Checks hop limit and size of a packet that is about to be translated to `scratch.nat_tuple`, where
-/// the stack could not answer for it: it would not know the packet that was sent. Sets
+/// Checks hop limit and size of a packet that is about to be translated to `scratch.nat_tuple`,
+/// where the stack could not answer for it: it would not know the packet that was sent. Sets
 /// `scratch.nat.bypasses_stack`.
 ///
 /// # Errors

@@ -59,8 +59,8 @@ pub(crate) trait IpFamily: Sized {
     /// Decrements TTL or hop limit, which must be above 1.
     fn decrement_hop_limit(ctx: &impl Frame) -> Result<(), DropReason>;
 
-    /// Turns the IP header of a request into that of its answer: addresses swapped, and the hop limit
-    /// of a packet that has passed no router.
+    /// Turns the IP header of a request into that of its answer: addresses swapped, and the hop
+    /// limit of a packet that has passed no router.
     fn answer_header(ctx: &impl Frame) -> Result<(), DropReason>;
 
     /// Replaces the addresses of the IP header at `offset`, updates the header's own checksum, and

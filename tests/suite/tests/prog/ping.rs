@@ -262,7 +262,7 @@ fn traceroute_by_udp_and_sctp_shows_the_node() -> Result<()> {
     Ok(())
 }
 
-/// The backend's side of the same path: the reply expires here, and the backend hears of it.
+/// The backend's side of the same path: the reply expires here, and the backend learns of it.
 #[test]
 fn expired_reply_of_a_backend_is_answered_to_the_backend() -> Result<()> {
     for family in Family::BOTH {
