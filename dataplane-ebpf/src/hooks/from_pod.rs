@@ -3,7 +3,8 @@
 //! Most packets go to another pod without translation: one lookup finds an address of this node,
 //! two an address of another, and the packet is redirected past the host's stack. A flow is looked
 //! up only for a packet that may be addressed to a frontend, or whose destination's row says that
-//! replies to translated connections go there (`FlowHints`).
+//! replies to translated connections go there (`FlowHints`). A packet to outside of the cluster is
+//! masqueraded and leaves by the kernel's route, or takes the stack (`stages::egress`).
 
 use aya_ebpf::programs::TcContext;
 use dataplane_common::{

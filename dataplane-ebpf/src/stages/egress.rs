@@ -47,8 +47,9 @@ pub(crate) fn find<F: IpFamily>(ctx: &TcContext, destination: &Destination, scra
 #[inline(always)]
 fn try_find<F: IpFamily>(ctx: &TcContext, egress: &mut Egress) {
     let Ok(packet) = F::parse(ctx) else { return };
-    // the stack answers "time exceeded"
-    if packet.hop_limit <= 1 {
+    // the stack answers "time exceeded"; and answers to a source that the pod is only allowed
+    // (`ALLOWED_SOURCES`) arrive by the stack
+    if packet.hop_limit <= 1 || maps::endpoint(&packet.src).is_none() {
         return;
     }
     match fib::fib_lookup(ctx, &packet.src, &packet.dst, length(ctx, &packet)) {

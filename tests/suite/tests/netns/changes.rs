@@ -113,8 +113,8 @@ fn the_last_backend_is_removed_and_another_added(spec: &Spec) -> Result<()> {
     cluster.withdraw("service-web")?;
     let node = &cluster.nodes()[0];
     wait::until("the service to be removed", TIMEOUT, || {
-        let before = node.count("from_pod", "stack_outside")?;
+        let before = node.count("from_pod", "to_outside")?;
         let _unanswered = client.place().get(at, 1)?;
-        Ok((node.count("from_pod", "stack_outside")? > before).then_some(()))
+        Ok((node.count("from_pod", "to_outside")? > before).then_some(()))
     })
 }

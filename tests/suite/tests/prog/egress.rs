@@ -137,6 +137,13 @@ fn packet_that_needs_the_stack_takes_it() -> Result<()> {
         let run = rig.run(HookId::FromPod, &expiring.build())?;
         assert_eq!((run.outcome, run.frame), ("stack_outside", expiring.build()), "time exceeded");
 
+        // answers to such a source arrive by the stack
+        let allowed = world.exempt;
+        rig.allow_source(11, (allowed, if allowed.is_ipv4() { 32 } else { 128 }))?;
+        let routed = Frame::udp(at(allowed, 40_000), at(world.outside, 443));
+        let run = rig.run(HookId::FromPod, &routed.build())?;
+        assert_eq!((run.outcome, run.frame), ("stack_outside", routed.build()), "an allowed source");
+
         let large = Frame { payload: vec![7; 1_600], ..frame.clone() };
         let run = rig.run(HookId::FromPod, &large.build())?;
         assert_eq!((run.outcome, run.frame), ("stack_outside", large.build()), "above the MTU");
