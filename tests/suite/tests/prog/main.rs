@@ -24,5 +24,6 @@ mod service_range;
 mod services;
 mod sockets;
 mod spoofing;
+mod stack;
 mod too_big;
 mod xdp;
