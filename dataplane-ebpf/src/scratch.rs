@@ -8,7 +8,7 @@
 use core::hint::black_box;
 
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
-use dataplane_common::abi::{Addr, Event, FlowKey, ReorderKey, Service};
+use dataplane_common::abi::{Addr, Event, FlowFlags, FlowKey, ReorderKey, Service};
 
 /// The one entry of this CPU.
 #[btf_map]
@@ -52,10 +52,7 @@ pub(crate) struct Scratch {
 /// What `nat` found out about the packet beside its tuple.
 #[repr(C)]
 pub(crate) struct Nat {
-    /// Not 0: direct server return: the packet goes to the node of `nat_tuple` unchanged, and that
-    /// node translates it and answers. Written by `flow`, on hit and on miss.
-    pub(crate) direct: u32,
-    /// The flow's [`FlowFlags`](dataplane_common::abi::FlowFlags). Written by `flow`, on hit and on
+    /// The flow's [`FlowFlags`]. Written by `flow`, on hit and on
     /// miss.
     pub(crate) flow_flags: u32,
     /// Not 0: the packet, once translated, has this node's address as its source, or (direct server
@@ -68,6 +65,27 @@ pub(crate) struct Nat {
     /// MTU of the route to `nat_tuple.dst`, in bytes of IP packet. Written by
     /// `route::check_limits`; valid only if that returned `TooBig`.
     pub(crate) path_mtu: u32,
+}
+
+impl Nat {
+    /// Whether the packet goes to the node of `nat_tuple` unchanged, and that node translates it
+    /// and answers (direct server return).
+    #[inline(always)]
+    pub(crate) fn is_direct(&self) -> bool {
+        self.flow_flags & FlowFlags::DIRECT != 0
+    }
+
+    /// Whether it belongs to a connection to a service.
+    #[inline(always)]
+    pub(crate) fn is_service(&self) -> bool {
+        self.flow_flags & FlowFlags::SERVICE != 0
+    }
+
+    /// Whether it answers a connection whose own packets take the kernel's stack.
+    #[inline(always)]
+    pub(crate) fn takes_stack(&self) -> bool {
+        self.flow_flags & FlowFlags::STACK != 0
+    }
 }
 
 /// What to know of a packet, beside its tuple, to find the frontend it is addressed to.

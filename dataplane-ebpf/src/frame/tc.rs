@@ -15,7 +15,10 @@ use dataplane_common::{
 };
 
 use super::{ChangedIn, ChecksumField, Frame};
-use crate::helpers::{skb::skb_field, socket};
+use crate::helpers::{
+    skb::{self, skb_field},
+    socket,
+};
 
 impl Frame for TcContext {
     #[inline(always)]
@@ -117,7 +120,7 @@ impl Frame for TcContext {
     fn is_gso(&self) -> bool {
         // the number of segments is not counted yet in what a virtual machine or a packet socket
         // sent
-        skb_field!(self, gso_size) != 0
+        skb::gso_size(self) != 0
     }
 
     #[inline(always)]

@@ -81,7 +81,7 @@ impl Hook for FromPod {
                 }
                 _ => nat::translate::<F, on_miss::Pass>(ctx, scratch)?,
             };
-        if scratch.egress.ifindex != 0 && !(translated && nat::is_service(scratch)) {
+        if scratch.egress.ifindex != 0 && !(translated && scratch.nat.is_service()) {
             return egress::send::<F>(ctx, scratch);
         }
         if translated {

@@ -111,7 +111,7 @@ pub(super) fn resolve_inbound<F: IpFamily>(
     let mut translated = may_be_to_frontend && nat::translate::<F, on_miss::SelectBackend>(ctx, scratch)?;
     if translated {
         // to_pod translates it again, if the pod had connected to a service
-        if nat::takes_stack(scratch) {
+        if scratch.nat.takes_stack() {
             return Ok(Inbound::Done(Verdict::StackPod));
         }
         destination = route::lookup(&scratch.nat_tuple.dst)?;

@@ -1,8 +1,9 @@
 //! A packet leaves the node by the kernel's routes: tc egress of an uplink.
 //!
-//! Pods' packets to outside of the cluster are masqueraded here. Host processes' packets to a
-//! service get a backend, if they were not translated at `connect()`; their replies to clients of
-//! other nodes are translated back to the frontend.
+//! Pods' packets to outside of the cluster that took the kernel's stack are masqueraded here (the
+//! others at `from_pod`). Host processes' packets to a service get a backend, if they were not
+//! translated at `connect()`; their replies to clients of other nodes are translated back to the
+//! frontend.
 
 use aya_ebpf::programs::TcContext;
 use dataplane_common::reason::{DropReason, HookId, Verdict};

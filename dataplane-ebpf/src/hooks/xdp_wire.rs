@@ -114,7 +114,7 @@ fn send_back<F: IpFamily>(
     if ifindex != ctx.ifindex() || !is_addressed_to_us {
         return Ok(Verdict::LeftToTc);
     }
-    if scratch.nat.direct == 0 {
+    if !scratch.nat.is_direct() {
         rewrite::tuple(ctx, packet, scratch)?;
     }
     F::decrement_hop_limit(ctx)?;

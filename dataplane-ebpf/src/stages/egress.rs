@@ -84,8 +84,5 @@ fn length<F: IpFamily>(ctx: &TcContext, packet: &Packet<F>) -> u16 {
 /// Sends a packet, translated or not, the way `scratch.egress`.
 #[inline(always)]
 pub(crate) fn send<F: IpFamily>(ctx: &TcContext, scratch: &Scratch) -> Result<Verdict, DropReason> {
-    F::decrement_hop_limit(ctx)?;
-    skb::mark_handled(ctx);
-    let Egress { ifindex, next_hop, .. } = &scratch.egress;
-    route::redirect_result(skb::redirect_neigh(*ifindex, next_hop), Verdict::ToOutside)
+    route::leave::<F>(ctx, scratch.egress.ifindex, &scratch.egress.next_hop)
 }

@@ -98,11 +98,10 @@ fn try_lookup(scratch: &mut Scratch, forward_kinds: u32) -> bool {
         follow_stack(flow, forward_kinds);
     }
     scratch.nat.flow_flags = flow.flags;
-    scratch.nat.direct = flow.flags & FlowFlags::DIRECT;
-    let is_first_this_second = if scratch.nat.direct == 0 {
-        record_packet(flow, direction, tcp)
-    } else {
+    let is_first_this_second = if scratch.nat.is_direct() {
         record_direct_packet(flow, tcp)
+    } else {
+        record_packet(flow, direction, tcp)
     };
     // a row of that address added since the flow was created does not have the hint
     if is_first_this_second && direction == Direction::Forward {
@@ -243,11 +242,11 @@ fn try_create(scratch: &mut Scratch) -> Result<(), DropReason> {
     // odd: a reader with an older reference sees a mismatch
     set_epoch(flow, flow.epoch | 1);
 
-    scratch.nat.direct = scratch.new_flow.flags & FlowFlags::DIRECT;
+    let is_direct = scratch.new_flow.flags & FlowFlags::DIRECT != 0;
     let may_keep_source = scratch.new_flow.snat_source.is_zero();
     let prefers_range_port = may_keep_source && scratch.new_flow.prefers_range_port != 0;
-    let keeps_source = scratch.nat.direct != 0
-        || (may_keep_source && !prefers_range_port && claim_reply(scratch, reference, false));
+    let keeps_source =
+        is_direct || (may_keep_source && !prefers_range_port && claim_reply(scratch, reference, false));
     if !keeps_source {
         // the tuple belongs to a flow already, which knows what happens to answers
         if scratch.new_flow.flags & FlowFlags::INBOUND != 0 {

@@ -6,7 +6,7 @@
 
 use aya_ebpf::programs::TcContext;
 use dataplane_common::{
-    abi::{FlowFlags, NodeFlags},
+    abi::NodeFlags,
     net::Protocol,
     reason::{DropReason, Verdict},
 };
@@ -39,18 +39,6 @@ pub(crate) fn translate<F: IpFamily, M: OnMiss>(
         try_translate::<F, M>(ctx, scratch).into()
     }
     outlined::<F, M>(ctx, scratch).unpack()
-}
-
-/// Whether the translated packet belongs to a connection to a service.
-#[inline(always)]
-pub(crate) fn is_service(scratch: &Scratch) -> bool {
-    scratch.nat.flow_flags & FlowFlags::SERVICE != 0
-}
-
-/// Whether the packet answers a connection whose own packets take the kernel's stack.
-#[inline(always)]
-pub(crate) fn takes_stack(scratch: &Scratch) -> bool {
-    scratch.nat.flow_flags & FlowFlags::STACK != 0
 }
 
 /// Remembers the flow of a packet from outside of the cluster to a pod, so that the pod's answers
@@ -104,7 +92,7 @@ fn try_translate<F: IpFamily, M: OnMiss>(ctx: &TcContext, scratch: &mut Scratch)
     }
     // before the rewrite, because the ICMP error must quote the packet as its sender knows it
     route::check_limits::<F>(ctx, scratch)?;
-    if scratch.nat.direct == 0 {
+    if !scratch.nat.is_direct() {
         rewrite::tuple(ctx, &packet, scratch)?;
     }
     Ok(true)

@@ -20,7 +20,7 @@ use crate::{
         packet::{Fragment, Packet},
         with_header,
     },
-    helpers::opaque,
+    helpers::is_zero,
     maps,
 };
 
@@ -41,7 +41,7 @@ pub(crate) fn answer<F: IpFamily>(
         reject::send_into_tunnel::<F>(ctx).into()
     }
     // by arithmetic: a branch on the protocol would make the verifier follow all code below twice
-    let is_icmp = opaque(u64::from(packet.protocol ^ F::ICMP).wrapping_sub(1)) >> 63;
+    let is_icmp = is_zero(u32::from(packet.protocol ^ F::ICMP));
     if !config::flag(NodeFlags::ANSWER_PING) || is_icmp == 0 {
         return Ok(None);
     }

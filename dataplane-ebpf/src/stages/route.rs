@@ -204,7 +204,7 @@ fn is_expired(scratch: &Scratch) -> bool {
 
 #[inline(always)]
 fn exceeds_path_mtu<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> bool {
-    let bypasses_stack = scratch.nat.direct != 0 || scratch.nat_tuple.src != scratch.tuple.src;
+    let bypasses_stack = scratch.nat.is_direct() || scratch.nat_tuple.src != scratch.tuple.src;
     scratch.nat.bypasses_stack = u32::from(bypasses_stack);
     let length = ctx.length().saturating_sub(L3 as u32);
     // the minimum MTU of IPv6 (RFC 8200 §5); no IPv4 link of a cluster has less
@@ -257,20 +257,25 @@ pub(crate) fn reroute(ctx: &TcContext, scratch: &Scratch) -> Result<Verdict, Dro
 /// Forwards by the kernel's routing tables. False if they have no usable route.
 #[inline(always)]
 fn forward_by_fib<F: IpFamily>(ctx: &TcContext, scratch: &Scratch) -> Result<bool, DropReason> {
-    let next_hop = fib::fib_lookup(ctx, &scratch.nat_tuple.src, &scratch.nat_tuple.dst, 0);
-    if let NextHop::None = next_hop {
-        return Ok(false);
+    match fib::fib_lookup(ctx, &scratch.nat_tuple.src, &scratch.nat_tuple.dst, 0) {
+        NextHop::Resolved { ifindex, next_hop, .. } | NextHop::Unresolved { ifindex, next_hop } => {
+            leave::<F>(ctx, ifindex, &next_hop).map(|_| true)
+        }
+        NextHop::None => Ok(false),
     }
+}
+
+/// Sends a packet to a router or machine outside of the cluster, by the kernel's neighbour entry,
+/// which is refreshed by being used. The hop limit must be above 1.
+#[inline(always)]
+pub(super) fn leave<F: IpFamily>(
+    ctx: &TcContext,
+    ifindex: u32,
+    next_hop: &Addr,
+) -> Result<Verdict, DropReason> {
     F::decrement_hop_limit(ctx)?;
     skb::mark_handled(ctx);
-    let action = match next_hop {
-        // by the kernel's neighbour entry, which is refreshed by being used
-        NextHop::Resolved { ifindex, next_hop, .. } | NextHop::Unresolved { ifindex, next_hop } => {
-            skb::redirect_neigh(ifindex, &next_hop)
-        }
-        NextHop::None => return Ok(false),
-    };
-    redirect_result(action, Verdict::ToOutside).map(|_| true)
+    redirect_result(skb::redirect_neigh(ifindex, next_hop), Verdict::ToOutside)
 }
 
 #[inline(always)]
@@ -364,6 +369,6 @@ pub(crate) fn set_link_addresses(ctx: &impl Frame, dst: MacAddr, src: MacAddr) -
 
 /// A redirect helper returns anything but `TC_ACT_REDIRECT` only if it refused its arguments.
 #[inline(always)]
-pub(super) fn redirect_result(action: i32, verdict: Verdict) -> Result<Verdict, DropReason> {
+fn redirect_result(action: i32, verdict: Verdict) -> Result<Verdict, DropReason> {
     if action == TC_ACT_REDIRECT { Ok(verdict) } else { Err(DropReason::BadRoute) }
 }
