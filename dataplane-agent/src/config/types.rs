@@ -123,18 +123,6 @@ impl Source {
     }
 }
 
-impl FromStr for Source {
-    type Err = Invalid;
-
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        match text {
-            "manifests" => Ok(Self::Manifests),
-            "kubernetes" => Ok(Self::Kubernetes),
-            _ => Err(Invalid::new("must be manifests or kubernetes")),
-        }
-    }
-}
-
 impl CniPreset {
     pub const fn bin_dir(self) -> &'static str {
         match self {
@@ -153,76 +141,29 @@ impl CniPreset {
     }
 }
 
-impl FromStr for CniPreset {
-    type Err = Invalid;
+/// Reads the values of an enum by their names in the file; anything else is an error with this
+/// text.
+macro_rules! named_values {
+    ($($type:ident { $($name:literal => $value:ident),+ } $must:literal;)+) => {$(
+        impl FromStr for $type {
+            type Err = Invalid;
 
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        match text {
-            "standard" => Ok(Self::Standard),
-            "microk8s" => Ok(Self::Microk8s),
-            "k3s" => Ok(Self::K3s),
-            _ => Err(Invalid::new("must be standard, microk8s or k3s")),
+            fn from_str(text: &str) -> Result<Self, Invalid> {
+                match text {
+                    $($name => Ok(Self::$value),)+
+                    _ => Err(Invalid::new($must)),
+                }
+            }
         }
-    }
+    )+};
 }
 
-impl FromStr for LoadBalancing {
-    type Err = Invalid;
-
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        match text {
-            "random" => Ok(Self::Random),
-            "maglev" => Ok(Self::Maglev),
-            _ => Err(Invalid::new("must be random or maglev")),
-        }
-    }
-}
-
-impl FromStr for Forwarding {
-    type Err = Invalid;
-
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        match text {
-            "snat" => Ok(Self::Snat),
-            "dsr" => Ok(Self::Dsr),
-            _ => Err(Invalid::new("must be snat or dsr")),
-        }
-    }
-}
-
-impl FromStr for XdpUse {
-    type Err = Invalid;
-
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        match text {
-            "off" => Ok(Self::Off),
-            "native" => Ok(Self::Native),
-            _ => Err(Invalid::new("must be off or native")),
-        }
-    }
-}
-
-impl FromStr for Egress {
-    type Err = Invalid;
-
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        match text {
-            "direct" => Ok(Self::Direct),
-            "stack" => Ok(Self::Stack),
-            _ => Err(Invalid::new("must be direct or stack")),
-        }
-    }
-}
-
-impl FromStr for Routing {
-    type Err = Invalid;
-
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "native" => Ok(Self::Native),
-            "vxlan" => Ok(Self::Vxlan),
-            _ => Err(Invalid::new("must be auto, native or vxlan")),
-        }
-    }
+named_values! {
+    Source { "manifests" => Manifests, "kubernetes" => Kubernetes } "must be manifests or kubernetes";
+    CniPreset { "standard" => Standard, "microk8s" => Microk8s, "k3s" => K3s } "must be standard, microk8s or k3s";
+    LoadBalancing { "random" => Random, "maglev" => Maglev } "must be random or maglev";
+    Forwarding { "snat" => Snat, "dsr" => Dsr } "must be snat or dsr";
+    XdpUse { "off" => Off, "native" => Native } "must be off or native";
+    Egress { "direct" => Direct, "stack" => Stack } "must be direct or stack";
+    Routing { "auto" => Auto, "native" => Native, "vxlan" => Vxlan } "must be auto, native or vxlan";
 }
