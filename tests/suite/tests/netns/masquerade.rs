@@ -46,11 +46,7 @@ fn pods_are_masqueraded(routing: Routing) -> Result<()> {
                 narrow_link(pod.place(), family, spec.mtu, routing)
             });
             checks.that(what("UDP in fragments"), || pod.place().send(echo, 5, &["--size", "3000"])?.check());
-            checks.that(what("bulk"), || {
-                let requests = pod.place().get_bytes(web, 2, 500_000)?;
-                ensure!(requests.iter().all(|request| request.answer().is_some()), "{requests:?}");
-                Ok(())
-            });
+            checks.that(what("bulk"), || bulk(pod, web, 2, 500_000));
             checks.that(what("ping"), || pod.place().ping(outside(family), 5, 500)?.check());
             checks.that(what("a closed port is reported"), || closed_port(pod, family));
         }
@@ -66,6 +62,22 @@ fn pods_are_masqueraded(routing: Routing) -> Result<()> {
 }
 
 /// The external host's "port unreachable" contains the translated packet.
+/// Every request for so many bytes is answered.
+fn bulk(pod: &Pod, web: SocketAddr, count: u32, bytes: usize) -> Result<()> {
+    let requests = pod.place().get_bytes(web, count, bytes)?;
+    ensure!(requests.iter().all(|request| request.answer().is_some()), "{requests:?}");
+    Ok(())
+}
+
+/// Packets from outside to the first node's pods need a route.
+fn route_to_pods(cluster: &Cluster) -> Result<()> {
+    let (gateway, node) = (cluster.fabric().gateway(), &cluster.nodes()[0]);
+    for (cidr, address) in node.pod_cidrs().iter().zip(node.addresses()) {
+        gateway.ip(&format!("route add {cidr} via {address}"))?;
+    }
+    Ok(())
+}
+
 fn closed_port(pod: &Pod, family: Family) -> Result<()> {
     let closed = SocketAddr::new(outside(family), 9);
     let datagrams = pod.place().send(closed, 3, &["--connected", "--timeout-ms", "300"])?;
@@ -93,11 +105,7 @@ fn excepted_destinations_see_the_pod_address() -> Result<()> {
     let cluster = Cluster::create(&spec)?;
     let pod = cluster.explain(cluster.pod(0, "pod"))?;
     let node = &cluster.nodes()[0];
-    // replies to the pods' own addresses need a route
-    let gateway = cluster.fabric().gateway();
-    for (cidr, address) in node.pod_cidrs().iter().zip(node.addresses()) {
-        gateway.ip(&format!("route add {cidr} via {address}"))?;
-    }
+    route_to_pods(&cluster)?;
     let place = cluster.outside()?;
     let _server = place.serve("external")?;
 
@@ -120,8 +128,8 @@ fn excepted_destinations_see_the_pod_address() -> Result<()> {
     checks.finish(&cluster)
 }
 
-/// Rules that drop what connection tracking calls invalid, as kube-proxy's own chains and the
-/// firewalls of many distributions do. Established packets are accepted by rules with a counter.
+/// Rules that drop what connection tracking calls invalid: kube-proxy's own chain of iptables (its
+/// nftables mode has no such rule in Kubernetes 1.36), and firewalls as distributions have them.
 const FIREWALLS: [(&str, &str, &[&str]); 3] = [
     (
         "kube-proxy's chain of iptables",
@@ -142,14 +150,14 @@ const FIREWALLS: [(&str, &str, &[&str]); 3] = [
         ],
     ),
     (
-        "kube-proxy's table of nftables",
+        "invalid packets dropped where kube-proxy hooks its nftables chains",
         "nft",
         &[
-            "table ip kube-proxy {",
-            "  chain cluster-ips-check { }",
+            "table ip invalid {",
+            "  chain new { }",
             "  chain forward { type filter hook forward priority -110; policy accept;",
             "    ct state invalid counter drop",
-            "    ct state new jump cluster-ips-check",
+            "    ct state new jump new",
             "  }",
             "}",
         ],
@@ -181,10 +189,7 @@ fn pods_reach_the_outside_beside_other_firewalls() -> Result<()> {
         let outside_host = cluster.outside()?;
         let _server = outside_host.serve("external")?;
         let _own = pod.serve()?;
-        let gateway = cluster.fabric().gateway();
-        for (cidr, address) in cluster.nodes()[0].pod_cidrs().iter().zip(cluster.nodes()[0].addresses()) {
-            gateway.ip(&format!("route add {cidr} via {address}"))?;
-        }
+        route_to_pods(&cluster)?;
         let web = SocketAddr::new(outside(Family::V4), HTTP);
         let echo = SocketAddr::new(outside(Family::V4), ECHO);
 
@@ -196,11 +201,7 @@ fn pods_reach_the_outside_beside_other_firewalls() -> Result<()> {
             let path = file.path().to_str().context("a path that is not UTF-8")?;
             let arguments: &[&str] = if program == "nft" { &["-f", path] } else { &[path] };
             checks.that(format!("{name}: the rules are loaded"), || host.run(program, arguments).map(|_| ()));
-            checks.that(format!("{name}: TCP to the outside"), || {
-                let requests = pod.place().get_bytes(web, 3, 100_000)?;
-                ensure!(requests.iter().all(|request| request.answer().is_some()), "{requests:?}");
-                Ok(())
-            });
+            checks.that(format!("{name}: TCP to the outside"), || bulk(&pod, web, 3, 100_000));
             checks.that(format!("{name}: UDP to the outside"), || pod.place().send(echo, 20, &[])?.check());
             checks.that(format!("{name}: ping to the outside"), || {
                 pod.place().ping(outside(Family::V4), 5, 500)?.check()

@@ -21,14 +21,19 @@ fn with_uplink(family: Family, node: &NodeConfig) -> Result<(Rig, World)> {
     Ok((rig, world))
 }
 
-/// The packet of a pod to the outside, or the answer to its masqueraded source.
-fn exchange(world: &World, protocol: u8, masqueraded: Option<SocketAddr>) -> Frame {
+/// A pod's packet to the outside.
+fn request(world: &World, protocol: u8) -> Frame {
     let (pod, outside) = (at(world.pod, 40_000), at(world.outside, 443));
-    match (protocol, masqueraded) {
-        (Protocol::TCP, None) => Frame::tcp(pod, outside, 0x02),
-        (_, None) => Frame::udp(pod, outside),
-        (Protocol::TCP, Some(port)) => Frame::tcp(outside, port, 0x12),
-        (_, Some(port)) => Frame::udp(outside, port),
+    if protocol == Protocol::TCP { Frame::tcp(pod, outside, 0x02) } else { Frame::udp(pod, outside) }
+}
+
+/// The answer to it, as masqueraded.
+fn answer(world: &World, protocol: u8, masqueraded: SocketAddr) -> Frame {
+    let outside = at(world.outside, 443);
+    if protocol == Protocol::TCP {
+        Frame::tcp(outside, masqueraded, 0x12)
+    } else {
+        Frame::udp(outside, masqueraded)
     }
 }
 
@@ -37,7 +42,7 @@ fn pod_leaves_by_the_kernels_route_past_its_stack() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = with_uplink(family, &per_packet_udp())?;
         for protocol in [Protocol::TCP, Protocol::UDP] {
-            let frame = exchange(&world, protocol, None);
+            let frame = request(&world, protocol);
             let mut sources = Vec::new();
             for packet in ["the first packet", "another"] {
                 let run = rig.run(HookId::FromPod, &frame.build())?;
@@ -49,7 +54,7 @@ fn pod_leaves_by_the_kernels_route_past_its_stack() -> Result<()> {
                 sources.push(src);
             }
             assert_eq!(sources[0], sources[1], "one flow");
-            let reply = rig.run(HookId::FromWire, &exchange(&world, protocol, Some(sources[0])).build())?;
+            let reply = rig.run(HookId::FromWire, &answer(&world, protocol, sources[0]).build())?;
             assert_eq!((reply.action, reply.outcome), (Action::Redirect, "to_pod"));
             assert_eq!(reply.packet().tuple().1, at(world.pod, 40_000));
             assert_eq!(reply.packet().eth_dst, POD_MAC);
@@ -66,7 +71,7 @@ fn configured_stack_sees_both_directions() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = with_uplink(family, &node)?;
         for protocol in [Protocol::TCP, Protocol::UDP] {
-            let frame = exchange(&world, protocol, None);
+            let frame = request(&world, protocol);
             let run = rig.run(HookId::FromPod, &frame.build())?;
             assert_eq!((run.action, run.outcome), (Action::Next, "stack_outside"));
             assert_eq!(run.frame, frame.build(), "the stack sees the pod's address");
@@ -74,7 +79,7 @@ fn configured_stack_sees_both_directions() -> Result<()> {
             assert_eq!((run.action, run.outcome), (Action::Next, "masqueraded"));
             let source = run.packet().tuple().0;
 
-            let run = rig.run(HookId::FromWire, &exchange(&world, protocol, Some(source)).build())?;
+            let run = rig.run(HookId::FromWire, &answer(&world, protocol, source).build())?;
             assert_eq!((run.action, run.outcome, run.mark), (Action::Next, "stack_pod", 0));
             let (src, dst) = run.packet().tuple();
             assert_eq!((src, dst), (at(world.outside, 443), at(world.pod, 40_000)), "as the stack expects");
@@ -102,10 +107,10 @@ fn configured_stack_sees_both_directions() -> Result<()> {
 fn answers_follow_the_way_of_the_pods_packets() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = with_uplink(family, &per_packet_udp())?;
-        let syn = exchange(&world, Protocol::TCP, None);
+        let syn = request(&world, Protocol::TCP);
         let established = Frame::tcp(at(world.pod, 40_000), at(world.outside, 443), 0x10);
         let source = rig.run(HookId::FromPod, &syn.build())?.packet().tuple().0;
-        let answer = exchange(&world, Protocol::TCP, Some(source)).build();
+        let answer = answer(&world, Protocol::TCP, source).build();
         assert_eq!(rig.run(HookId::FromWire, &answer)?.outcome, "to_pod");
 
         ip(&format!("route add prohibit {}", world.outside))?;
@@ -128,7 +133,7 @@ fn answers_follow_the_way_of_the_pods_packets() -> Result<()> {
 fn packet_that_needs_the_stack_takes_it() -> Result<()> {
     for family in Family::BOTH {
         let (mut rig, world) = with_uplink(family, &per_packet_udp())?;
-        let frame = exchange(&world, Protocol::UDP, None);
+        let frame = request(&world, Protocol::UDP);
         let route =
             |change: &str| ip(&format!("-{} route {change}", if family == Family::V4 { 4 } else { 6 }));
         assert_eq!(rig.run(HookId::FromPod, &frame.build())?.outcome, "to_outside");

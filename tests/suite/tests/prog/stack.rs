@@ -1,23 +1,21 @@
-//! The verifier's limit for the BPF stack: 512 bytes over a chain of calls. Kernels before 6.8
-//! round the frame of each function up to 32 bytes, later ones up to 16 or 8
-//! (`kernel/bpf/verifier.c`, `check_max_stack_depth`), so a chain that this kernel accepts may be
-//! refused elsewhere.
+//! The verifier's limit for the BPF stack: 512 bytes over a chain of calls. Linux 5.10 and 6.1
+//! round the frame of each function up to 32 bytes (`kernel/bpf/verifier.c`,
+//! `check_max_stack_depth`), newer kernels to less, so a chain that this kernel accepts may be
+//! refused there.
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail, ensure};
 use dataplane_common::abi::names::program;
 use object::{
-    Endianness, Object as _, ObjectSection as _, ObjectSymbol as _, RelocationFlags, RelocationTarget,
-    SectionIndex, SymbolKind, elf::R_BPF_64_32,
+    Endianness, File, Object as _, ObjectSection as _, ObjectSymbol as _, RelocationFlags, RelocationTarget,
+    Section, SectionIndex, SectionKind, SymbolKind, elf::R_BPF_64_32,
 };
 
 /// Bytes for all functions of a chain (`MAX_BPF_STACK`).
 const LIMIT: u32 = 512;
 /// Frames are rounded up to this.
 const ROUNDING: u32 = 32;
-/// Bytes of an instruction.
-const INSTRUCTION: u64 = 8;
 
 /// A function, by the section it is in and its offset there.
 type Place = (usize, u64);
@@ -41,6 +39,8 @@ struct Instruction {
 }
 
 impl Instruction {
+    /// Bytes of one.
+    const LEN: u64 = 8;
     const FRAME_POINTER: u8 = 10;
     /// `call` with this source register calls a function of the object (RFC 9669 §4.3).
     const PROGRAM_LOCAL: u8 = 1;
@@ -53,6 +53,11 @@ impl Instruction {
             offset: i16::from_le_bytes([bytes[2], bytes[3]]),
             immediate: i32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
         }
+    }
+
+    /// Where a call goes whose immediate counts from the instruction behind `at`.
+    fn offset_behind(&self, at: u64) -> u64 {
+        at.wrapping_add_signed((i64::from(self.immediate) + 1) * Self::LEN.cast_signed())
     }
 
     fn is_local_call(&self) -> bool {
@@ -79,45 +84,49 @@ impl Instruction {
 
 /// The functions of the object.
 fn functions() -> Result<BTreeMap<Place, Function>> {
-    let object = object::File::parse(dataplane_agent::datapath::OBJECT).context("parse the object")?;
-    anyhow::ensure!(object.endianness() == Endianness::Little, "BPF object of the other byte order");
+    let object = File::parse(dataplane_agent::datapath::OBJECT).context("parse the object")?;
+    ensure!(object.endianness() == Endianness::Little, "the object has the other byte order");
     let mut functions = BTreeMap::new();
-    for symbol in object.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text && symbol.size() > 0) {
-        let index = symbol.section_index().context("a function without a section")?;
-        let section = object.section_by_index(index)?;
+    for section in object.sections().filter(|section| section.kind() == SectionKind::Text) {
         let code = section.data()?;
-        let relocated: BTreeMap<u64, Place> = section
-            .relocations()
-            .filter(|(_, relocation)| matches!(relocation.flags(), RelocationFlags::Elf { r_type } if r_type == R_BPF_64_32))
-            .map(|(at, relocation)| {
-                let RelocationTarget::Symbol(target) = relocation.target() else {
-                    anyhow::bail!("a relocation without a symbol")
-                };
-                let target = object.symbol_by_index(target)?;
-                let SectionIndex(section) = target.section_index().context("a call of nothing")?;
-                let start = if target.kind() == SymbolKind::Section {
-                    let call = Instruction::decode(&code[at as usize..]);
-                    (i64::from(call.immediate) + 1).cast_unsigned() * INSTRUCTION
-                } else {
-                    target.address()
-                };
-                Ok((at, (section, start)))
-            })
-            .collect::<Result<_>>()?;
-        let mut function = Function { name: symbol.name()?.to_owned(), ..Function::default() };
-        let range = symbol.address()..symbol.address() + symbol.size();
-        for at in range.step_by(INSTRUCTION as usize) {
-            let instruction = Instruction::decode(&code[at as usize..]);
-            function.frame = function.frame.max(instruction.depth());
-            if instruction.is_local_call() {
-                let direct =
-                    at.cast_signed() + (i64::from(instruction.immediate) + 1) * INSTRUCTION.cast_signed();
-                function.calls.push(*relocated.get(&at).unwrap_or(&(index.0, direct.cast_unsigned())));
+        let targets = relocated_calls(&object, &section)?;
+        let own = object.symbols().filter(|symbol| symbol.section_index() == Some(section.index()));
+        for symbol in own.filter(|symbol| symbol.kind() == SymbolKind::Text && symbol.size() > 0) {
+            let mut function = Function { name: symbol.name()?.to_owned(), ..Function::default() };
+            for at in (symbol.address()..symbol.address() + symbol.size()).step_by(Instruction::LEN as usize)
+            {
+                let instruction = Instruction::decode(&code[at as usize..]);
+                function.frame = function.frame.max(instruction.depth());
+                if instruction.is_local_call() {
+                    let direct = (section.index().0, instruction.offset_behind(at));
+                    function.calls.push(*targets.get(&at).unwrap_or(&direct));
+                }
             }
+            functions.insert((section.index().0, symbol.address()), function);
         }
-        functions.insert((index.0, symbol.address()), function);
     }
     Ok(functions)
+}
+
+/// What the calls of a section call that have a relocation, by their offset.
+fn relocated_calls(object: &File<'_>, section: &Section<'_, '_>) -> Result<BTreeMap<u64, Place>> {
+    const CALL: RelocationFlags = RelocationFlags::Elf { r_type: R_BPF_64_32 };
+    let code = section.data()?;
+    let mut targets = BTreeMap::new();
+    for (at, relocation) in section.relocations().filter(|(_, relocation)| relocation.flags() == CALL) {
+        let RelocationTarget::Symbol(target) = relocation.target() else {
+            bail!("the call at {at:#x} of {} has a relocation without a symbol", section.name()?)
+        };
+        let target = object.symbol_by_index(target)?;
+        let SectionIndex(index) = target.section_index().context("a call of a symbol without a section")?;
+        let start = if target.kind() == SymbolKind::Section {
+            Instruction::decode(&code[at as usize..]).offset_behind(0)
+        } else {
+            target.address()
+        };
+        targets.insert(at, (index, start));
+    }
+    Ok(targets)
 }
 
 /// The deepest chain of calls that begins here: its bytes, and the functions with their frames.

@@ -115,33 +115,29 @@ impl TestNode {
                 _ => Outcome::Dropped(run.outcome),
             });
         }
+        let then = |hook| {
+            let mut outcome = self.follow(hook, &run.frame, sender, family)?;
+            if let Outcome::Forwarded(output) = &mut outcome {
+                output.outcomes.insert(0, run.outcome);
+            }
+            Ok(outcome)
+        };
         let reply_hook = match run.outcome {
             "to_pod" | "restored" => HookId::FromPod,
             "to_overlay" => HookId::FromOverlay,
             "left_to_tc" => {
                 ensure!(run.frame == frame, "a packet passed to tc must be unchanged");
-                let mut outcome = self.follow(HookId::FromWire, &run.frame, sender, family)?;
-                if let Outcome::Forwarded(output) = &mut outcome {
-                    output.outcomes.insert(0, run.outcome);
-                }
-                return Ok(outcome);
+                return then(HookId::FromWire);
             }
             _ if hook == HookId::XdpWire => HookId::XdpWire,
             // a host process replies, through the device that leads to the sender
             "stack_host" if [world.pod, world.other_pod].contains(&sender) => HookId::ToPod,
             "stack_host" if sender == world.overlay_pod => HookId::ToOverlay,
             "stack_host" => HookId::ToWire,
-            "stack_outside" if hook == HookId::FromPod => {
-                let mut outcome = self.follow(HookId::ToWire, &run.frame, sender, family)?;
-                if let Outcome::Forwarded(output) = &mut outcome {
-                    output.outcomes.insert(0, run.outcome);
-                }
-                return Ok(outcome);
-            }
+            "stack_outside" if hook == HookId::FromPod => return then(HookId::ToWire),
             "stack_pod" => {
-                let mut outcome = self.follow(HookId::ToPod, &run.frame, sender, family)?;
+                let mut outcome = then(HookId::ToPod)?;
                 if let Outcome::Forwarded(output) = &mut outcome {
-                    output.outcomes.insert(0, run.outcome);
                     output.reply_hook = HookId::FromPod;
                 }
                 return Ok(outcome);
