@@ -2,7 +2,7 @@
 //! passes.
 
 use dataplane_common::{
-    abi::{Addr, FlowFlags, NodeFlags, Port, ServiceFlags, ServiceKey},
+    abi::{Addr, Endpoint, FlowFlags, NodeFlags, Port, ServiceFlags, ServiceKey},
     flow::tcp_flags,
     hash,
     net::Protocol,
@@ -185,7 +185,9 @@ impl OnMiss for SelectBackend {
             if service.flags & ServiceFlags::HASH == 0 { random::random() } else { hash::tuple(tuple) };
         let backend = service::select_backend(service, &tuple.src, hash)?;
         let direct = service::uses_direct_return(service, backend, scratch);
-        let keeps_source = direct || !service::needs_snat(service, backend, scratch);
+        let keeps_source = direct
+            || !(service::needs_snat(service, backend, scratch)
+                || is_of_other_device::<F>(&tuple.src, &backend.addr));
         if !keeps_source && is_tunnel_port(tuple.protocol, backend.port) {
             return Err(DropReason::TunnelPort);
         }
@@ -230,6 +232,15 @@ pub(super) fn source_of<F: IpFamily>(ifindex: u32) -> Addr {
         Some(device) if !F::device_address(device).is_zero() => F::device_address(device),
         _ => F::node_address(),
     }
+}
+
+/// Whether a process of this node sends to a backend on another node from the address of another
+/// device: the stack chose it by its route to the service. The other node may have no route back to
+/// it, and refuses it in the tunnel.
+#[inline(always)]
+fn is_of_other_device<F: IpFamily>(src: &Addr, backend: &Addr) -> bool {
+    maps::endpoint(src).is_some_and(Endpoint::is_host)
+        && maps::route(backend).is_some_and(|route| route.is_node() && source_of::<F>(route.ifindex) != *src)
 }
 
 /// The address that replaces the client's in packets to a backend: of the device by which they

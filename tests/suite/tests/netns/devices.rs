@@ -3,15 +3,15 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use dataplane_agent::api::{
     request::View,
     views::{EndpointView, Status},
 };
 use dataplane_testkit::{
     lab::{
-        Checks, Cluster, ECHO_PORT, Family, Node, Place, Pod, Routing, Segment, Service, Spec, WEB_PORT,
-        failures, names, outside,
+        Checks, Cluster, ECHO_PORT, Family, Node, Place, Routing, Segment, Service, Spec, WEB_PORT, failures,
+        names, outside,
     },
     traffic::{ECHO, HTTP},
 };
@@ -137,7 +137,8 @@ fn default_route_by_another_device(routing: Routing) -> Result<()> {
     let (near, far) = cluster.explain(made)?;
     let (external, gateway) = (cluster.outside()?, cluster.gateway()?);
     let _servers = [near.serve()?, far.serve()?, external.serve("external")?, gateway.serve("gateway")?];
-    apply(&mut cluster, &Service::of(&[&far, &near]))?;
+    let service = Service::of(&[&far, &near]);
+    apply(&mut cluster, &service)?;
     let node = &cluster.nodes()[0];
 
     let mut checks = Checks::of(spec.describe());
@@ -164,6 +165,13 @@ fn default_route_by_another_device(routing: Routing) -> Result<()> {
         });
         checks.that(format!("pod to a pod of the other node ({family})"), || {
             near.place().get_as(far.web(family), 5, Some("far"), near.address(family))
+        });
+        checks.that(format!("host to a service with backends on both nodes ({family})"), || {
+            let requests = node.place().get(service.at(family, WEB_PORT), 40)?;
+            ensure!(failures(&requests).is_empty(), "{:?}", failures(&requests));
+            let seen: Vec<_> = names(&requests).into_keys().collect();
+            ensure!(seen == ["far", "near"], "answers of {seen:?}");
+            node.place().send(service.at(family, ECHO_PORT), 20, &[])?.check()
         });
         for address in [node.address(family), second] {
             checks.that(format!("node port at {address} for an outside client"), || {
@@ -362,37 +370,5 @@ fn await_addresses(cluster: &mut Cluster, addresses: &[IpAddr]) -> Result<()> {
         let endpoints: Vec<EndpointView> = agent.ask(&View::Endpoints)?;
         let has = |address: &IpAddr| endpoints.iter().any(|endpoint| endpoint.address == *address);
         Ok(addresses.iter().all(has).then_some(()))
-    })
-}
-
-#[test]
-fn pod_device_that_goes_down_is_flagged() -> Result<()> {
-    let mut cluster = Cluster::create(&Spec::new(1))?;
-    let pod = cluster.explain(cluster.pod(0, "pod"))?;
-    let device = pod.host_device()?.to_owned();
-    let host = cluster.nodes()[0].place().clone();
-    // at the host's end, and in the pod
-    host.namespace().ip(&format!("link set {device} down"))?;
-    await_down(&mut cluster, &pod, true)?;
-    host.namespace().ip(&format!("link set {device} up"))?;
-    await_down(&mut cluster, &pod, false)?;
-    pod.place().namespace().ip("link set eth0 down")?;
-    await_down(&mut cluster, &pod, true)?;
-    let agent = cluster.nodes_mut()[0].agent_mut();
-    agent.terminate()?;
-    agent.start()?;
-    agent.await_ready()?;
-    await_down(&mut cluster, &pod, true)?;
-    pod.place().namespace().ip("link set eth0 up")?;
-    await_down(&mut cluster, &pod, false)
-}
-
-fn await_down(cluster: &mut Cluster, pod: &Pod, is_down: bool) -> Result<()> {
-    let address = pod.address(Family::V4);
-    cluster.nodes_mut()[0].agent_mut().until("the state of the pod's device", |agent| {
-        let endpoints: Vec<EndpointView> = agent.ask(&View::Endpoints)?;
-        let endpoint = endpoints.iter().find(|endpoint| endpoint.address == address);
-        let endpoint = endpoint.with_context(|| format!("no endpoint {address}"))?;
-        Ok((endpoint.device_down == is_down).then_some(()))
     })
 }

@@ -2,8 +2,11 @@
 
 use std::net::SocketAddr;
 
-use anyhow::{Result, ensure};
-use dataplane_agent::api::request::{FlowFilter, FlowList, View};
+use anyhow::{Context as _, Result, ensure};
+use dataplane_agent::api::{
+    request::{FlowFilter, FlowList, View},
+    views::EndpointView,
+};
 use dataplane_testkit::lab::{Checks, Cluster, Family, Node, Pod, Routing, Segment, Source, Spec};
 
 /// Overhead of VXLAN over IPv4, in bytes.
@@ -157,4 +160,36 @@ fn nothing_dropped(node: &Node) -> Result<()> {
     let drops: Vec<_> = outcomes.iter().filter(|count| count.dropped && count.packets > 0).collect();
     ensure!(drops.is_empty(), "{drops:?}");
     Ok(())
+}
+
+#[test]
+fn pod_device_that_goes_down_is_flagged() -> Result<()> {
+    let mut cluster = Cluster::create(&Spec::new(1))?;
+    let pod = cluster.explain(cluster.pod(0, "pod"))?;
+    let device = pod.host_device()?.to_owned();
+    let host = cluster.nodes()[0].place().clone();
+    // at the host's end, and in the pod
+    host.namespace().ip(&format!("link set {device} down"))?;
+    await_down(&mut cluster, &pod, true)?;
+    host.namespace().ip(&format!("link set {device} up"))?;
+    await_down(&mut cluster, &pod, false)?;
+    pod.place().namespace().ip("link set eth0 down")?;
+    await_down(&mut cluster, &pod, true)?;
+    let agent = cluster.nodes_mut()[0].agent_mut();
+    agent.terminate()?;
+    agent.start()?;
+    agent.await_ready()?;
+    await_down(&mut cluster, &pod, true)?;
+    pod.place().namespace().ip("link set eth0 up")?;
+    await_down(&mut cluster, &pod, false)
+}
+
+fn await_down(cluster: &mut Cluster, pod: &Pod, is_down: bool) -> Result<()> {
+    let address = pod.address(Family::V4);
+    cluster.nodes_mut()[0].agent_mut().until("the state of the pod's device", |agent| {
+        let endpoints: Vec<EndpointView> = agent.ask(&View::Endpoints)?;
+        let endpoint = endpoints.iter().find(|endpoint| endpoint.address == address);
+        let endpoint = endpoint.with_context(|| format!("no endpoint {address}"))?;
+        Ok((endpoint.device_down == is_down).then_some(()))
+    })
 }
