@@ -73,6 +73,24 @@ fn to_overlay(ctx: TcContext) -> i32 {
     run_tc::<hooks::ToOverlay>(&ctx)
 }
 
+#[classifier]
+#[inline(always)]
+fn from_l3(ctx: TcContext) -> i32 {
+    hooks::l3::from_l3(&ctx)
+}
+
+#[classifier]
+#[inline(always)]
+fn to_l3(ctx: TcContext) -> i32 {
+    hooks::l3::to_l3(&ctx)
+}
+
+#[classifier]
+#[inline(always)]
+fn leave_l3(ctx: TcContext) -> i32 {
+    hooks::l3::leave_l3(&ctx)
+}
+
 #[cgroup_sock_addr(connect4)]
 fn connect4(ctx: SockAddrContext) -> i32 {
     hooks::socket::connect(&Socket::v4(&ctx))

@@ -180,7 +180,7 @@ fn native<'a>(node: &Node, destination: IpNet, network: &Network<'a>) -> Result<
     // a node address is its own next hop; otherwise the destination's family is preferred
     hops.sort_by_key(|ip| (*ip != destination.addr(), ip.is_ipv6() != ipv6));
     for next_hop in hops {
-        if let Some(uplink) = on_link(network.uplinks, next_hop).filter(|uplink| uplink.mac.is_some()) {
+        if let Some(uplink) = on_link(network.uplinks, next_hop) {
             return Ok(Path::Native { next_hop, uplink });
         }
     }

@@ -12,7 +12,7 @@ use std::{
 
 use aya::{
     pin::PinError,
-    programs::{ProgramError, SchedClassifier, TcAttachType, links::LinkError, tc::TcError},
+    programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, links::LinkError, tc::TcError},
 };
 use dataplane_common::abi::names::program;
 use nix::net::if_::if_nameindex;
@@ -20,7 +20,10 @@ use nix::net::if_::if_nameindex;
 use super::{
     loader::Datapath,
     pins::{Pins, PinsError},
-    tc::{TcHook, adopt_tcx, attach_clsact, attach_tcx, open_link, remove_filter, tcx_unsupported, unpin},
+    tc::{
+        FILTER_PRIORITIES, TcHook, adopt_tcx, attach_clsact, attach_tcx, open_link, remove_filter,
+        tcx_unsupported, unpin,
+    },
 };
 
 /// Which tc attach mechanism to use.
@@ -79,38 +82,67 @@ pub enum AttachError {
 
 /// Egress first: if the second attachment fails, the device must not translate packets without
 /// restoring replies.
-const POD: [TcHook; 2] =
-    [(program::TO_POD, TcAttachType::Egress), (program::FROM_POD, TcAttachType::Ingress)];
-const UPLINK: [TcHook; 2] =
-    [(program::TO_WIRE, TcAttachType::Egress), (program::FROM_WIRE, TcAttachType::Ingress)];
-const OVERLAY: [TcHook; 2] =
-    [(program::TO_OVERLAY, TcAttachType::Egress), (program::FROM_OVERLAY, TcAttachType::Ingress)];
+const POD: [TcHook; 2] = pair(program::TO_POD, program::FROM_POD);
+const UPLINK: [TcHook; 2] = pair(program::TO_WIRE, program::FROM_WIRE);
+const OVERLAY: [TcHook; 2] = pair(program::TO_OVERLAY, program::FROM_OVERLAY);
+/// An uplink without Ethernet header. In this order no packet meets an incomplete chain: `leave_l3`
+/// leaves a packet without header as it is, and `to_wire` comes behind `to_l3`.
+const UPLINK_L3: [TcHook; 5] = [
+    TcHook { priority: FILTER_PRIORITIES[2], ..TcHook::first(program::LEAVE_L3, TcAttachType::Egress) },
+    TcHook::first(program::TO_L3, TcAttachType::Egress),
+    TcHook {
+        priority: FILTER_PRIORITIES[1],
+        behind: Some(program::TO_L3),
+        ..TcHook::first(program::TO_WIRE, TcAttachType::Egress)
+    },
+    TcHook::first(program::FROM_L3, TcAttachType::Ingress),
+    TcHook {
+        priority: FILTER_PRIORITIES[1],
+        behind: Some(program::FROM_L3),
+        ..TcHook::first(program::FROM_WIRE, TcAttachType::Ingress)
+    },
+];
+
+const fn pair(egress: &'static str, ingress: &'static str) -> [TcHook; 2] {
+    [TcHook::first(egress, TcAttachType::Egress), TcHook::first(ingress, TcAttachType::Ingress)]
+}
 
 impl Datapath {
     /// Attaches the programs to the host side of a pod device, in the network namespace of the
     /// calling thread.
     pub fn attach_pod(&mut self, device: &str) -> Result<Attachment, AttachError> {
-        self.attach_device(device, POD)
+        self.attach_device(device, &POD)
     }
 
     /// Detaches the programs from a pod device. A missing device is not an error.
     pub fn detach_pod(&mut self, device: &str) -> Result<(), AttachError> {
-        self.detach_device(device, POD)
+        self.detach_device(device, &POD)
     }
 
     pub fn attach_uplink(&mut self, device: &str) -> Result<Attachment, AttachError> {
-        self.attach_device(device, UPLINK)
+        self.attach_device(device, &UPLINK)
     }
 
+    /// As [`Self::attach_uplink`], for a device whose packets have no Ethernet header.
+    pub fn attach_l3_uplink(&mut self, device: &str) -> Result<Attachment, AttachError> {
+        let pinned = UPLINK_L3.iter().filter(|hook| self.pins.device_link(hook.program, device).exists());
+        if (1..UPLINK_L3.len()).contains(&pinned.count()) {
+            // an interrupted attempt left them, and the order of the missing links would be wrong
+            self.detach_device(device, &UPLINK_L3)?;
+        }
+        self.attach_device(device, &UPLINK_L3)
+    }
+
+    /// Detaches the programs of either kind of uplink.
     pub fn detach_uplink(&mut self, device: &str) -> Result<(), AttachError> {
         self.detach_xdp(device)?;
-        self.detach_device(device, UPLINK)
+        self.detach_device(device, &UPLINK_L3)
     }
 
     /// Devices with a pinned link of an uplink program.
     pub fn pinned_uplinks(&self) -> Result<BTreeSet<String>, AttachError> {
         let mut devices = BTreeSet::new();
-        for name in [program::FROM_WIRE, program::TO_WIRE, program::XDP_WIRE] {
+        for name in program::UPLINK {
             devices.append(&mut self.pins.devices(name)?);
         }
         Ok(devices)
@@ -118,18 +150,18 @@ impl Datapath {
 
     /// Follows the renaming of a device: the pins have its name. Its programs stay attached.
     pub fn rename_uplink(&mut self, from: &str, to: &str) -> Result<(), AttachError> {
-        for name in [program::FROM_WIRE, program::TO_WIRE, program::XDP_WIRE] {
+        for name in program::UPLINK {
             self.pins.rename_device(name, from, to)?;
         }
         Ok(())
     }
 
     pub fn attach_overlay(&mut self, device: &str) -> Result<Attachment, AttachError> {
-        self.attach_device(device, OVERLAY)
+        self.attach_device(device, &OVERLAY)
     }
 
     pub fn detach_overlay(&mut self, device: &str) -> Result<(), AttachError> {
-        self.detach_device(device, OVERLAY)
+        self.detach_device(device, &OVERLAY)
     }
 
     /// Removes the pins of devices that no longer exist, and returns the names of these devices.
@@ -151,10 +183,10 @@ impl Datapath {
         Ok(self.pins.remove_other_versions()?)
     }
 
-    fn attach_device(&mut self, device: &str, hooks: [TcHook; 2]) -> Result<Attachment, AttachError> {
+    fn attach_device(&mut self, device: &str, hooks: &[TcHook]) -> Result<Attachment, AttachError> {
         let mut added: Vec<TcHook> = Vec::new();
         let mut attachment = Attachment::Tcx;
-        for hook in hooks {
+        for &hook in hooks {
             match self.attach(device, hook) {
                 Ok(done) => {
                     attachment = done;
@@ -165,10 +197,7 @@ impl Datapath {
                 Err(error) => {
                     // only what this call added: an adopted link was in use before and stays
                     // attached
-                    for (program, direction) in added {
-                        unpin(&self.pins.device_link(program, device))?;
-                        remove_filter(device, direction)?;
-                    }
+                    self.detach_device(device, &added)?;
                     return Err(error);
                 }
             }
@@ -176,29 +205,32 @@ impl Datapath {
         Ok(attachment)
     }
 
-    fn detach_device(&mut self, device: &str, hooks: [TcHook; 2]) -> Result<(), AttachError> {
-        remove_links(&self.pins, device, hooks.map(|(program, _)| program))?;
-        for (_, direction) in hooks {
-            remove_filter(device, direction)?;
+    /// In reverse order of [`Self::attach_device`].
+    fn detach_device(&mut self, device: &str, hooks: &[TcHook]) -> Result<(), AttachError> {
+        for hook in hooks.iter().rev() {
+            unpin(&self.pins.device_link(hook.program, device))?;
+            remove_filter(device, hook.direction, hook.priority)?;
         }
         Ok(())
     }
 
-    fn attach(&mut self, device: &str, (name, direction): TcHook) -> Result<Attachment, AttachError> {
+    fn attach(&mut self, device: &str, hook: TcHook) -> Result<Attachment, AttachError> {
+        let TcHook { program: name, direction, priority, behind } = hook;
         let failed = |source| AttachError::Attach { program: name, device: device.to_owned(), source };
+        let order = self.order(behind).map_err(failed)?;
         let pin = self.pins.device_link(name, device);
         let program: &mut SchedClassifier = match self.ebpf.program_mut(name) {
             Some(program) => program.try_into().map_err(failed)?,
             None => return Err(failed(ProgramError::NotLoaded)),
         };
         if self.tc == TcHooks::Auto {
-            if adopt_tcx(program, device, (name, direction), &pin)? {
+            if adopt_tcx(program, device, hook, &pin)? {
                 return Ok(Attachment::TcxAdopted);
             }
-            match attach_tcx(program, device, (name, direction), &pin) {
+            match attach_tcx(program, device, hook, order, &pin) {
                 Ok(()) => {
                     // an earlier agent may have been configured to use clsact
-                    remove_filter(device, direction)?;
+                    remove_filter(device, direction, priority)?;
                     return Ok(Attachment::Tcx);
                 }
                 Err(AttachError::Attach { source, .. }) if tcx_unsupported(&source) => {
@@ -207,9 +239,16 @@ impl Datapath {
                 Err(error) => return Err(error),
             }
         }
-        let attachment = attach_clsact(program, device, (name, direction))?;
+        let attachment = attach_clsact(program, device, hook)?;
         unpin(&pin)?;
         Ok(attachment)
+    }
+
+    /// Before the programs of others, which must not change a packet before its flow lookup.
+    fn order(&self, behind: Option<&str>) -> Result<LinkOrder, ProgramError> {
+        let Some(name) = behind else { return Ok(LinkOrder::first()) };
+        let program = self.ebpf.program(name).ok_or(ProgramError::NotLoaded)?;
+        LinkOrder::after_program(<&SchedClassifier>::try_from(program)?)
     }
 }
 
@@ -219,8 +258,10 @@ pub fn cleanup(bpffs: &Path) -> Result<Vec<String>, AttachError> {
     let mut removed = Vec::new();
     for device in device_names()? {
         for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
-            if remove_filter(&device, direction)? {
-                removed.push(format!("{direction:?} filter of {device}"));
+            for priority in FILTER_PRIORITIES {
+                if remove_filter(&device, direction, priority)? {
+                    removed.push(format!("{direction:?} filter of {device}"));
+                }
             }
         }
     }

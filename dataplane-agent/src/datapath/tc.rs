@@ -19,19 +19,35 @@ use super::{
     pins::{Pins, PinsError},
 };
 
-/// A program's name and its tc direction.
-pub(super) type TcHook = (&'static str, TcAttachType);
+/// A program of a device.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TcHook {
+    pub program: &'static str,
+    pub direction: TcAttachType,
+    /// Priority of its clsact filter.
+    pub priority: u16,
+    /// The agent's program that runs in front of it: the next one in the order of tcx links. It is
+    /// attached earlier.
+    pub behind: Option<&'static str>,
+}
 
-/// Priority and handle of the agent's filters: before all other filters, and with a distinctive
+impl TcHook {
+    /// The only program of its direction, or the first.
+    pub(super) const fn first(program: &'static str, direction: TcAttachType) -> Self {
+        Self { program, direction, priority: FILTER_PRIORITIES[0], behind: None }
+    }
+}
+
+/// Priorities and handle of the agent's filters: before all other filters, and with a distinctive
 /// handle.
-const FILTER_PRIORITY: u16 = 1;
+pub(super) const FILTER_PRIORITIES: [u16; 3] = [1, 2, 3];
 const FILTER_HANDLE: TcHandle = TcHandle::new(0, 0xda7a);
 
 /// Replaces the program of a pinned link. Returns false if the link or its device does not exist.
 pub(super) fn adopt_tcx(
     program: &mut SchedClassifier,
     device: &str,
-    (name, direction): TcHook,
+    TcHook { program: name, direction, .. }: TcHook,
     pin: &Path,
 ) -> Result<bool, AttachError> {
     let failed = |source| AttachError::Adopt { program: name, device: device.to_owned(), source };
@@ -72,12 +88,12 @@ pub(super) fn adopt_tcx(
 pub(super) fn attach_tcx(
     program: &mut SchedClassifier,
     device: &str,
-    (name, direction): TcHook,
+    TcHook { program: name, direction, .. }: TcHook,
+    order: LinkOrder,
     pin: &Path,
 ) -> Result<(), AttachError> {
     let failed = |source| AttachError::Attach { program: name, device: device.to_owned(), source };
-    // first: no other program may change a packet before its flow lookup
-    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let options = TcAttachOptions::TcxOrder(order);
     let id = program.attach_with_options(device, direction, options).map_err(failed)?;
     let link = program.take_link(id).map_err(failed)?;
     let link = FdLink::try_from(link).map_err(|source| AttachError::Adopt {
@@ -96,7 +112,7 @@ pub(super) fn attach_tcx(
 pub(super) fn attach_clsact(
     program: &mut SchedClassifier,
     device: &str,
-    (name, direction): TcHook,
+    TcHook { program: name, direction, priority, .. }: TcHook,
 ) -> Result<Attachment, AttachError> {
     let failed = |source| AttachError::Attach { program: name, device: device.to_owned(), source };
     match qdisc_add_clsact(device) {
@@ -104,12 +120,12 @@ pub(super) fn attach_clsact(
         Err(source) => return Err(AttachError::Qdisc { device: device.to_owned(), source }),
         Ok(()) => {}
     }
-    let filter = SchedClassifierLink::attached(device, direction, FILTER_PRIORITY, FILTER_HANDLE, None)
+    let filter = SchedClassifierLink::attached(device, direction, priority, FILTER_HANDLE, None)
         .map_err(|error| failed(TcError::IoError(error).into()))?;
     let (id, attachment) = match program.attach_to_link(filter) {
         Ok(id) => (id, Attachment::ClsactAdopted),
         Err(error) if errno(&error) == Some(libc::ENOENT) => {
-            let options = NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
+            let options = NlOptions { priority, handle: FILTER_HANDLE, classid: None };
             let options = TcAttachOptions::Netlink(options);
             (program.attach_with_options(device, direction, options).map_err(failed)?, Attachment::Clsact)
         }
@@ -121,12 +137,16 @@ pub(super) fn attach_clsact(
     Ok(attachment)
 }
 
-/// Removes the agent's filter. Returns false if the filter, the qdisc or the device does not exist.
-pub(super) fn remove_filter(device: &str, direction: TcAttachType) -> Result<bool, AttachError> {
+/// Removes a filter of the agent. Returns false if the filter, the qdisc or the device does not
+/// exist.
+pub(super) fn remove_filter(
+    device: &str,
+    direction: TcAttachType,
+    priority: u16,
+) -> Result<bool, AttachError> {
     use aya::programs::Link as _;
 
-    let Ok(filter) = SchedClassifierLink::attached(device, direction, FILTER_PRIORITY, FILTER_HANDLE, None)
-    else {
+    let Ok(filter) = SchedClassifierLink::attached(device, direction, priority, FILTER_HANDLE, None) else {
         return Ok(false);
     };
     match filter.detach() {

@@ -9,7 +9,7 @@ use rtnetlink::packet_route::{
 };
 
 use super::{
-    DevicePatterns, HostAddress, Link,
+    DevicePatterns, HostAddress, Link, LinkHeader,
     device_patterns::Match,
     route::{PROTOCOL, read},
 };
@@ -50,7 +50,7 @@ pub(super) enum Why {
 pub(super) enum WhyNot {
     Loopback,
     Overlay,
-    NotEthernet,
+    UnknownLinkHeader,
     Excluded(String),
     NotListed,
     /// Packets do not leave the node by devices of this kind.
@@ -81,8 +81,8 @@ fn refusal(link: &Link, facts: &Facts<'_>) -> Result<Why, WhyNot> {
     if let Match::Excluded(pattern) = matched {
         return Err(WhyNot::Excluded(pattern.to_owned()));
     }
-    if !link.ethernet {
-        return Err(WhyNot::NotEthernet);
+    if link.link_header == LinkHeader::Other {
+        return Err(WhyNot::UnknownLinkHeader);
     }
     match matched {
         Match::Named => return Ok(Why::Named),
@@ -167,7 +167,9 @@ impl fmt::Display for WhyNot {
         match self {
             Self::Loopback => f.write_str("loopback device"),
             Self::Overlay => f.write_str("the overlay device"),
-            Self::NotEthernet => f.write_str("its frames have no Ethernet header, which is not supported"),
+            Self::UnknownLinkHeader => {
+                f.write_str("its link header is not supported: only Ethernet, or none at all")
+            }
             Self::Excluded(pattern) => write!(f, "excluded by !{pattern} in `uplinks`"),
             Self::NotListed => f.write_str("not listed in `uplinks`"),
             Self::Virtual(kind) => write!(f, "packets do not leave the node by a {kind} device"),
@@ -216,8 +218,14 @@ mod tests {
 
     #[test]
     fn devices_with_an_address_or_a_route_are_uplinks() {
-        let links = [link(2, "eth0"), link(3, "eth1"), link(4, "eth2"), kind(5, "docker0", InfoKind::Bridge)];
-        let addresses = [address(2, "10.0.0.5/24"), address(5, "172.17.0.1/16")];
+        let links = [
+            link(2, "eth0"),
+            link(3, "eth1"),
+            link(4, "eth2"),
+            kind(5, "docker0", InfoKind::Bridge),
+            Link { link_header: LinkHeader::None, ..kind(6, "wg0", InfoKind::Wireguard) },
+        ];
+        let addresses = [address(2, "10.0.0.5/24"), address(5, "172.17.0.1/16"), address(6, "10.8.0.5/24")];
         assert_eq!(
             chosen(&links, &addresses, &[3], "auto"),
             [
@@ -225,6 +233,7 @@ mod tests {
                 "+eth1: routes lead to it",
                 "-eth2: has no address, and no route leads to it",
                 "+docker0: has an address of the node",
+                "+wg0: has an address of the node",
             ]
         );
     }
@@ -235,7 +244,7 @@ mod tests {
             Link { loopback: true, ..link(1, "lo") },
             kind(2, "dataplane0", InfoKind::Vxlan),
             kind(3, "dummy0", InfoKind::Dummy),
-            Link { ethernet: false, ..kind(4, "wg0", InfoKind::Wireguard) },
+            Link { link_header: LinkHeader::Other, ..kind(4, "ppp0", InfoKind::Other("ppp".to_owned())) },
             kind(5, "cali1234", InfoKind::Veth),
             Link { up: false, ..link(6, "eth9") },
         ];
@@ -246,7 +255,7 @@ mod tests {
                 "-lo: loopback device",
                 "-dataplane0: the overlay device",
                 "-dummy0: packets do not leave the node by a dummy device",
-                "-wg0: its frames have no Ethernet header, which is not supported",
+                "-ppp0: its link header is not supported: only Ethernet, or none at all",
                 "-cali1234: leads to a container, without an address of the node",
                 "-eth9: is down",
             ]

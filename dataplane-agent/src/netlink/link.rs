@@ -35,14 +35,40 @@ pub struct Link {
     /// The other end of the link is up, too.
     pub carrier: bool,
     pub loopback: bool,
-    /// Frames have an Ethernet header.
-    pub ethernet: bool,
+    pub link_header: LinkHeader,
     /// Index of the bridge, bond, team or VRF that the device is a port of.
     pub controller: Option<u32>,
     /// The device does not resolve neighbours (`IFF_NOARP`).
     pub noarp: bool,
     pub(super) kind: Option<InfoKind>,
     pub(super) data: Option<InfoData>,
+}
+
+/// What is in front of the IP header of a packet that passes a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkHeader {
+    Ethernet,
+    /// Nothing: WireGuard, tun, IPIP.
+    None,
+    /// What the datapath does not know (InfiniBand, PPP, GRE).
+    Other,
+}
+
+impl LinkHeader {
+    /// By the type of the device. Without a header: those whose header the kernel takes off a
+    /// redirected packet (`dev_is_mac_header_xmit`, Linux 5.10), but for GRE, which may have one of
+    /// its own.
+    const fn of(link_type: LinkLayerType) -> Self {
+        match link_type {
+            LinkLayerType::Ether => Self::Ethernet,
+            LinkLayerType::None
+            | LinkLayerType::Rawip
+            | LinkLayerType::Tunnel
+            | LinkLayerType::Tunnel6
+            | LinkLayerType::Sit => Self::None,
+            _ => Self::Other,
+        }
+    }
 }
 
 impl Netlink {
@@ -131,7 +157,7 @@ impl Link {
     pub(crate) fn named(name: &str) -> Self {
         let mut link = Self::read(LinkMessage::default());
         name.clone_into(&mut link.name);
-        link.ethernet = true;
+        link.link_header = LinkHeader::Ethernet;
         link
     }
 
@@ -144,7 +170,7 @@ impl Link {
             mac: None,
             up: flags.contains(LinkFlags::Up),
             carrier: flags.contains(LinkFlags::LowerUp),
-            ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+            link_header: LinkHeader::of(message.header.link_layer_type),
             controller: None,
             loopback: flags.contains(LinkFlags::Loopback),
             noarp: flags.contains(LinkFlags::Noarp),

@@ -36,7 +36,7 @@ use tokio::{sync::Mutex, time::sleep};
 
 pub use address::{Change, HostAddress, Monitor};
 pub use device_patterns::{DevicePatterns, InvalidPattern};
-pub use link::Link;
+pub use link::{Link, LinkHeader};
 pub use neigh::Neighbour;
 pub use overlay::OverlayDevice;
 pub use pod::{PodLink, PodNetns, PodNetnsError};

@@ -18,7 +18,7 @@ use rtnetlink::{
 };
 
 use super::{
-    DevicePatterns, HostAddress, KernelRoute, Link, Netlink, NetlinkError,
+    DevicePatterns, HostAddress, KernelRoute, Link, LinkHeader, Netlink, NetlinkError,
     device_choice::{Choice, Facts, WhyNot, choose, route_devices},
     route,
 };
@@ -164,7 +164,7 @@ impl Netlink {
             name: link.name.clone(),
             ifindex: link.ifindex,
             mtu: link.mtu,
-            mac: link.mac,
+            mac: link.mac.filter(|_| link.link_header == LinkHeader::Ethernet),
             addresses: on_it.map(|address| address.network).collect(),
             sources,
             bridge: link.kind == Some(InfoKind::Bridge),

@@ -121,12 +121,22 @@ pub mod program {
     pub const FROM_OVERLAY: &str = "from_overlay";
     /// tc egress of the overlay device.
     pub const TO_OVERLAY: &str = "to_overlay";
+    /// tc ingress of an uplink without Ethernet header, in front of [`FROM_WIRE`].
+    pub const FROM_L3: &str = "from_l3";
+    /// tc egress of an uplink without Ethernet header, in front of [`TO_WIRE`].
+    pub const TO_L3: &str = "to_l3";
+    /// tc egress of an uplink without Ethernet header, behind [`TO_WIRE`].
+    pub const LEAVE_L3: &str = "leave_l3";
     /// XDP of an uplink.
     pub const XDP_WIRE: &str = "xdp_wire";
     /// tc programs.
-    pub const CLASSIFIERS: [&str; 6] = [FROM_POD, TO_POD, FROM_WIRE, TO_WIRE, FROM_OVERLAY, TO_OVERLAY];
+    pub const CLASSIFIERS: [&str; 9] =
+        [FROM_POD, TO_POD, FROM_WIRE, TO_WIRE, FROM_OVERLAY, TO_OVERLAY, FROM_L3, TO_L3, LEAVE_L3];
+    /// Programs attached to uplinks.
+    pub const UPLINK: [&str; 6] = [FROM_WIRE, TO_WIRE, XDP_WIRE, FROM_L3, TO_L3, LEAVE_L3];
     /// Programs attached to devices.
-    pub const DEVICE: [&str; 7] = [FROM_POD, TO_POD, FROM_WIRE, TO_WIRE, FROM_OVERLAY, TO_OVERLAY, XDP_WIRE];
+    pub const DEVICE: [&str; 10] =
+        [FROM_POD, TO_POD, FROM_WIRE, TO_WIRE, FROM_OVERLAY, TO_OVERLAY, XDP_WIRE, FROM_L3, TO_L3, LEAVE_L3];
     /// Programs attached to the cgroup.
     pub const SOCKET: [&str; 9] = [
         "connect4",

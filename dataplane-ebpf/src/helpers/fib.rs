@@ -22,8 +22,13 @@ pub(crate) enum NextHop {
     None,
 }
 
+/// The length of a packet that is sent on whatever the MTU. Not 0: then the kernel compares the
+/// frame with the device (`is_skb_forwardable`), including an Ethernet header for which a device
+/// without one has no room.
+pub(crate) const ANY_LENGTH: u16 = 1;
+
 /// Looks up the route and neighbour of a packet that arrived on this device (Linux 4.18). `length`
-/// of the IP packet in bytes, 0 to skip the check against the route's MTU.
+/// of the IP packet in bytes, which must not exceed the route's MTU, or [`ANY_LENGTH`].
 #[inline(always)]
 pub(crate) fn fib_lookup(ctx: &impl Frame, src: &Addr, dst: &Addr, length: u16) -> NextHop {
     // SAFETY: all-zero bytes are a valid value of a structure of integers.

@@ -4,6 +4,7 @@ pub(crate) mod driver;
 mod from_overlay;
 mod from_pod;
 mod from_wire;
+pub(crate) mod l3;
 pub(crate) mod socket;
 mod to_overlay;
 mod to_pod;

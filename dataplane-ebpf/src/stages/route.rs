@@ -12,7 +12,7 @@ use crate::{
     config,
     frame::{Frame, L3, family::IpFamily, packet::Packet, with_header},
     helpers::{
-        fib::{self, NextHop},
+        fib::{self, ANY_LENGTH, NextHop},
         skb,
     },
     maps,
@@ -241,7 +241,7 @@ fn forward_outside<F: IpFamily>(
 pub(crate) fn reroute(ctx: &TcContext, scratch: &Scratch) -> Result<Verdict, DropReason> {
     #[inline(never)]
     fn outlined(ctx: &TcContext, scratch: &Scratch) -> u32 {
-        match fib::fib_lookup(ctx, &scratch.nat_tuple.src, &scratch.nat_tuple.dst, 0) {
+        match fib::fib_lookup(ctx, &scratch.nat_tuple.src, &scratch.nat_tuple.dst, ANY_LENGTH) {
             NextHop::Resolved { ifindex, .. } | NextHop::Unresolved { ifindex, .. } => ifindex,
             NextHop::None => 0,
         }
@@ -257,7 +257,7 @@ pub(crate) fn reroute(ctx: &TcContext, scratch: &Scratch) -> Result<Verdict, Dro
 /// Forwards by the kernel's routing tables. False if they have no usable route.
 #[inline(always)]
 fn forward_by_fib<F: IpFamily>(ctx: &TcContext, scratch: &Scratch) -> Result<bool, DropReason> {
-    match fib::fib_lookup(ctx, &scratch.nat_tuple.src, &scratch.nat_tuple.dst, 0) {
+    match fib::fib_lookup(ctx, &scratch.nat_tuple.src, &scratch.nat_tuple.dst, ANY_LENGTH) {
         NextHop::Resolved { ifindex, next_hop, .. } | NextHop::Unresolved { ifindex, next_hop } => {
             leave::<F>(ctx, ifindex, &next_hop).map(|_| true)
         }

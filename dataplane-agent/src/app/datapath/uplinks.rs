@@ -109,7 +109,11 @@ impl NodeDatapath {
         if self.attached.contains_key(ifindex) {
             return Ok(());
         }
-        let tc = self.datapath.attach_uplink(name)?;
+        let tc = if uplink.mac.is_some() {
+            self.datapath.attach_uplink(name)?
+        } else {
+            self.datapath.attach_l3_uplink(name)?
+        };
         // tc first: the XDP program passes packets on to it
         let xdp = if uplink.mac.is_none() || uplink.bridge {
             XdpState::Off

@@ -19,6 +19,7 @@ mod process;
 mod publisher;
 mod resources;
 mod traffic;
+mod tuntap;
 pub mod wait;
 mod xdp_ports;
 
@@ -37,3 +38,4 @@ pub use process::{Place, Process, tail};
 pub use publisher::{Control, Source, agent_user};
 pub use resources::take_down;
 pub use traffic::{Client, Ping, failures, names};
+pub use tuntap::{Layer, TunTap};

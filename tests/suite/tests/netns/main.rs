@@ -10,6 +10,7 @@ mod events;
 mod frontends;
 mod host_ports;
 mod host_routes;
+mod l3_devices;
 mod lab;
 mod masquerade;
 mod path_table;

@@ -11,7 +11,7 @@ use dataplane_common::abi::names::{NODE, program};
 use dataplane_testkit::prog::node_config;
 
 /// Program and ceiling.
-const CEILINGS: [(&str, u32); 16] = [
+const CEILINGS: [(&str, u32); 19] = [
     (program::FROM_POD, 450_000),
     (program::TO_POD, 90_000),
     (program::FROM_WIRE, 450_000),
@@ -19,6 +19,9 @@ const CEILINGS: [(&str, u32); 16] = [
     (program::FROM_OVERLAY, 450_000),
     (program::TO_OVERLAY, 90_000),
     (program::XDP_WIRE, 100_000),
+    (program::FROM_L3, 200),
+    (program::TO_L3, 200),
+    (program::LEAVE_L3, 50),
     ("connect4", 20_000),
     ("connect6", 50_000),
     ("sendmsg4", 20_000),
