@@ -19,7 +19,7 @@ use dataplane_common::{
     abi::{
         Addr, Affinity, AffinityKey, AllowedSource, BackendSlot, ConnectedPeer, Device, Endpoint, Event,
         FRAGMENT_TIMEOUT_SECS, Flow, FlowHints, FlowKey, FlowRef, FragmentKey, FragmentedPacket, OriginKey,
-        ReorderKey, Route, Service, ServiceKey, SocketOrigin, SourceRange, names::capacity,
+        PodSource, ReorderKey, Route, Service, ServiceKey, SocketOrigin, SourceRange, names::capacity,
     },
     reason::COUNTERS as COUNTER_ENTRIES,
 };
@@ -30,6 +30,10 @@ use crate::helpers::time;
 /// Addresses of this node. Written by the agent; the datapath sets flow hints.
 #[btf_map]
 static ENDPOINTS: HashMap<Addr, Endpoint, { capacity::ENDPOINTS as usize }> = HashMap::new();
+
+/// The pods' addresses by device. Written by the agent.
+#[btf_map]
+static POD_SOURCES: Array<PodSource, { capacity::POD_SOURCES as usize }> = Array::new();
 
 /// Devices that carry the node's traffic. Written by the agent.
 #[btf_map]
@@ -130,6 +134,15 @@ pub(crate) const MAX_BUFFERED_BYTES: usize = 2_040;
 pub(crate) fn endpoint(addr: &Addr) -> Option<&'static Endpoint> {
     // SAFETY: memory of the map lives as long as the map; see the module about its reuse.
     unsafe { ENDPOINTS.get(addr) }
+}
+
+/// Whether the address is that of the pod behind the device, by its slot: false also for an address
+/// that has none.
+#[inline(always)]
+pub(crate) fn is_pod_source(ifindex: u32, addr: &Addr) -> bool {
+    POD_SOURCES
+        .get(PodSource::slot(ifindex, addr.is_v4()))
+        .is_some_and(|source| source.ifindex == ifindex && source.addr == *addr)
 }
 
 /// The row of a device, if it carries the node's traffic and has programs attached.

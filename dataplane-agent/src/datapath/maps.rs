@@ -8,8 +8,8 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
 };
 use dataplane_common::abi::{
-    Addr, AllowedSource, BackendSlot, Endpoint, Flow, FlowKey, FlowRef, Route, Service, ServiceKey,
-    SourceRange, names::map,
+    Addr, AllowedSource, BackendSlot, Endpoint, Flow, FlowKey, FlowRef, PodSource, Route, Service,
+    ServiceKey, SourceRange, names::map,
 };
 
 use super::{
@@ -29,6 +29,7 @@ pub struct OpenError {
 /// All tables that the agent writes, and the two maps of the flow table, which it reads.
 pub struct Tables {
     pub endpoints: HashTable<Addr, Endpoint>,
+    pub pod_sources: ArrayTable<PodSource>,
     pub routes: LpmTable<RoutePrefix, Route>,
     pub services: HashTable<ServiceKey, Service>,
     pub backends: ArrayTable<BackendSlot>,
@@ -42,6 +43,7 @@ impl Tables {
     pub fn open(pins: &Pins) -> Result<Self, OpenError> {
         Ok(Self {
             endpoints: HashTable::open(pins, map::ENDPOINTS)?,
+            pod_sources: ArrayTable::open(pins, map::POD_SOURCES)?,
             routes: LpmTable::open(pins, map::ROUTES)?,
             services: HashTable::open(pins, map::SERVICES)?,
             backends: ArrayTable::open(pins, map::BACKENDS)?,

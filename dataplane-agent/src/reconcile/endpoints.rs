@@ -11,9 +11,9 @@ use std::{
 };
 
 use dataplane_cni::protocol::PortMapping;
-use dataplane_common::abi::{Addr, Endpoint};
+use dataplane_common::abi::{Addr, Endpoint, PodSource};
 
-use super::{backoff::WorkQueue, instrumented::InstrumentedTable};
+use super::{backoff::WorkQueue, instrumented::InstrumentedTable, pod_sources::PodSources};
 use crate::{
     compile::{self, endpoints::PodDevice},
     datapath::table::{Table, TableError},
@@ -65,6 +65,7 @@ struct DesiredEndpoint {
 #[derive(Debug)]
 pub(super) struct Endpoints {
     pub(super) table: InstrumentedTable<Addr, Endpoint>,
+    pub(super) sources: PodSources,
     /// Without flow hints.
     actual: HashMap<Addr, Endpoint>,
     desired: HashMap<Addr, DesiredEndpoint>,
@@ -80,9 +81,13 @@ pub(super) struct Endpoints {
 }
 
 impl Endpoints {
-    pub(super) fn new(table: Box<dyn Table<Addr, Endpoint>>) -> Self {
+    pub(super) fn new(
+        table: Box<dyn Table<Addr, Endpoint>>,
+        sources: Box<dyn Table<u32, PodSource>>,
+    ) -> Self {
         Self {
             table: InstrumentedTable::new(table),
+            sources: PodSources::new(sources),
             actual: HashMap::new(),
             desired: HashMap::new(),
             pods: BTreeMap::new(),
@@ -99,6 +104,7 @@ impl Endpoints {
         self.actual =
             entries.into_iter().map(|(addr, endpoint)| (addr, endpoint.without_flow_hints())).collect();
         self.fresh = self.actual.is_empty();
+        self.sources.repair(&self.actual)?;
         Ok(self.actual.len())
     }
 
@@ -285,15 +291,18 @@ impl Endpoints {
     fn apply(&mut self, addr: Addr) -> Result<(), TableError> {
         let actual = self.actual.get(&addr);
         let Some(desired) = self.desired.get(&addr) else {
-            if actual.is_some() {
+            if let Some(actual) = actual {
+                let slot = self.sources.clear(addr, actual)?;
                 self.table.remove(&addr)?;
                 self.actual.remove(&addr);
+                self.pass_on(slot);
             }
             return Ok(());
         };
         if actual == Some(&desired.endpoint) {
-            return Ok(());
+            return self.sources.set(addr, &desired.endpoint);
         }
+        let slot = actual.map_or(Ok(None), |actual| self.sources.clear(addr, actual))?;
         let set_flow_hints = desired.set_flow_hints
             || actual.is_some()
             || desired.endpoint.has_frontends()
@@ -301,7 +310,15 @@ impl Endpoints {
         let entry = if set_flow_hints { desired.endpoint.with_all_flow_hints() } else { desired.endpoint };
         self.table.insert(&addr, &entry)?;
         self.actual.insert(addr, desired.endpoint);
-        Ok(())
+        let done = self.sources.set(addr, &desired.endpoint);
+        self.pass_on(slot);
+        done
+    }
+
+    /// Lets later work give a cleared slot of `POD_SOURCES` to the row that waits for it.
+    fn pass_on(&mut self, slot: Option<u32>) {
+        let waiting = slot.and_then(|slot| PodSources::waiting(slot, &self.actual));
+        waiting.into_iter().for_each(|addr| self.queue.push(addr));
     }
 
     /// Removes entries of unknown pods.
@@ -350,7 +367,8 @@ impl Endpoints {
         for addr in &different {
             self.queue.push(*addr);
         }
-        Ok(different.len() as u64)
+        let sources = self.sources.repair(&self.actual)?;
+        Ok(different.len() as u64 + sources)
     }
 
     pub(super) fn used(&self) -> usize {
@@ -366,6 +384,6 @@ impl Endpoints {
     }
 
     pub(super) const fn changes(&self) -> u64 {
-        self.table.changes()
+        self.table.changes() + self.sources.table.changes()
     }
 }

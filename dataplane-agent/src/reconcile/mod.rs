@@ -17,6 +17,7 @@ mod host;
 pub mod instrumented;
 pub mod kernel_routes;
 mod owners;
+mod pod_sources;
 pub mod routes;
 pub mod services;
 pub mod slots;
@@ -31,7 +32,7 @@ use std::{
 };
 
 use dataplane_common::abi::{
-    Addr, BackendSlot, ClusterRange, Endpoint, Route, RouteKind, Service, ServiceKey,
+    Addr, BackendSlot, ClusterRange, Endpoint, PodSource, Route, RouteKind, Service, ServiceKey,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -64,6 +65,7 @@ const MAX_KEYS: usize = 2_000;
 /// The tables the reconciler writes.
 pub struct ReconcileTables {
     pub endpoints: Box<dyn Table<Addr, Endpoint>>,
+    pub pod_sources: Box<dyn Table<u32, PodSource>>,
     pub routes: Box<dyn Table<RoutePrefix, Route>>,
     pub services: Box<dyn Table<ServiceKey, Service>>,
     pub backends: Box<dyn Table<u32, BackendSlot>>,
@@ -75,6 +77,7 @@ impl From<Tables> for ReconcileTables {
     fn from(tables: Tables) -> Self {
         Self {
             endpoints: Box::new(tables.endpoints),
+            pod_sources: Box::new(tables.pod_sources),
             routes: Box::new(tables.routes),
             services: Box::new(tables.services),
             backends: Box::new(tables.backends),
@@ -133,7 +136,7 @@ impl Reconciler {
     pub fn new(tables: impl Into<ReconcileTables>, kernel: UnboundedSender<KernelUpdate>) -> Self {
         let tables = tables.into();
         Self {
-            endpoints: Endpoints::new(tables.endpoints),
+            endpoints: Endpoints::new(tables.endpoints, tables.pod_sources),
             routes: Routes::new(tables.routes, kernel),
             services: Services::new(
                 tables.services,

@@ -173,6 +173,7 @@ impl Reconciler {
         let services = &self.services;
         vec![
             self.endpoints.table.view(self.endpoints.used()),
+            self.endpoints.sources.table.view(self.endpoints.sources.used()),
             self.routes.table.view(self.routes.actual.len()),
             services.table.view(services.used()),
             services.ranges.table.view(services.ranges.slots.used() as usize),
@@ -186,6 +187,7 @@ impl Reconciler {
         let services = &self.services;
         ReconcileView {
             errors: self.endpoints.table.errors()
+                + self.endpoints.sources.table.errors()
                 + self.routes.table.errors()
                 + services.table.errors()
                 + services.ranges.table.errors()

@@ -10,6 +10,7 @@ mod flow;
 mod flow_hints;
 mod fragment;
 pub mod names;
+mod pod_source;
 mod route;
 mod service;
 mod socket;
@@ -23,6 +24,7 @@ pub use event::Event;
 pub use flow::{Flow, FlowFlags, FlowKey, FlowRef};
 pub use flow_hints::FlowHints;
 pub use fragment::{FRAGMENT_TIMEOUT_SECS, FragmentKey, FragmentedPacket, ReorderKey};
+pub use pod_source::PodSource;
 pub use route::{Route, RouteKind};
 pub use service::{
     Affinity, AffinityKey, BackendSlot, Scope, Service, ServiceFlags, ServiceKey, SourceRange,

@@ -5,6 +5,8 @@
 pub mod capacity {
     /// `ENDPOINTS`: pods and addresses of this node.
     pub const ENDPOINTS: u32 = 4_096;
+    /// `POD_SOURCES`: two slots for each pod device, a power of two.
+    pub const POD_SOURCES: u32 = 2_048;
     /// `DEVICES`: devices that carry the node's traffic.
     pub const DEVICES: u32 = 256;
     /// `ALLOWED_SOURCES`: prefixes of all pods that route for others.
@@ -41,6 +43,8 @@ pub mod capacity {
 pub mod map {
     /// Hash: `Addr` → `Endpoint`.
     pub const ENDPOINTS: &str = "ENDPOINTS";
+    /// Array of `PodSource`, by `PodSource::slot`.
+    pub const POD_SOURCES: &str = "POD_SOURCES";
     /// Hash: ifindex (`u32`) → `Device`.
     pub const DEVICES: &str = "DEVICES";
     /// LPM trie: prefix of `AllowedSource` → `u32`, not used.
@@ -85,8 +89,9 @@ pub mod map {
     /// Ring buffer of `Event`.
     pub const EVENTS: &str = "EVENTS";
     /// Maps that are pinned, and so outlive the agent, in the order they are pinned.
-    pub const PINNED: [&str; 18] = [
+    pub const PINNED: [&str; 19] = [
         ENDPOINTS,
+        POD_SOURCES,
         DEVICES,
         ALLOWED_SOURCES,
         ROUTES,

@@ -21,6 +21,7 @@ use crate::{
     config,
     frame::{Frame, family::IpFamily, packet::Packet},
     helpers::is_zero,
+    maps,
     scratch::Scratch,
 };
 
@@ -59,8 +60,9 @@ pub(crate) fn remember_inbound<F: IpFamily>(ctx: &TcContext, packet: &Packet<F>,
 #[inline(always)]
 fn try_remember_inbound<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<bool, DropReason> {
     let packet = F::parse(ctx)?;
-    let is_from_outside = matches!(route::lookup(&packet.src)?, Destination::Outside { masquerade: true });
-    if !is_from_outside || !packet.has_transport() || packet.is_icmp_error(ctx) {
+    // no address of this node: `source::check_wire`
+    let is_in_cluster = maps::route(&packet.src).is_some();
+    if is_in_cluster || !packet.has_transport() || packet.is_icmp_error(ctx) {
         return Ok(false);
     }
     find_tuple::<F, on_miss::RememberInbound>(ctx, &packet, scratch)

@@ -37,9 +37,9 @@ pub(crate) fn check_pod<F: IpFamily>(
         }
     }
     // by arithmetic: a branch on the protocol would make the verifier follow all code below twice
-    let is_other_device = owner(&packet.src).unwrap_or(0) ^ ctx.ifindex();
+    let is_other_source = u64::from(!maps::is_pod_source(ctx.ifindex(), &packet.src));
     let is_icmp = is_zero(u32::from(packet.protocol ^ F::ICMP));
-    if opaque(u64::from(is_other_device) | is_icmp) == 0 {
+    if opaque(is_other_source | is_icmp) == 0 {
         return Ok(None);
     }
     match outlined::<F>(ctx) {

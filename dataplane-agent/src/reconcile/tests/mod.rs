@@ -19,7 +19,8 @@ use std::{
 };
 
 use dataplane_common::abi::{
-    Addr, BackendSlot, Endpoint, MacAddr, Route, Scope, Service, ServiceFlags, ServiceKey,
+    Addr, BackendSlot, Endpoint, MacAddr, PodSource, Route, Scope, Service, ServiceFlags, ServiceKey,
+    names::capacity,
 };
 use ipnet::IpNet;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
@@ -59,6 +60,7 @@ const LARGE: Capacities = Capacities { frontends: 4_096, slots: 65_536, backends
 /// The tables and the reconciler.
 struct Fixture {
     endpoints: MemoryTable<Addr, Endpoint>,
+    pod_sources: MemoryTable<u32, PodSource>,
     routes: MemoryTable<RoutePrefix, Route>,
     services: MemoryTable<ServiceKey, Service>,
     backends: MemoryTable<u32, BackendSlot>,
@@ -83,6 +85,7 @@ impl Fixture {
         let now = Instant::now();
         let checker = Checker::new(services.clone(), backends.clone(), generations.clone(), now);
         let endpoints = MemoryTable::hash("ENDPOINTS", 64);
+        let pod_sources = MemoryTable::array("POD_SOURCES", capacity::POD_SOURCES);
         let routes = MemoryTable::hash("ROUTES", 64);
         let faults = Faults::default();
         let (sender, kernel) = mpsc::unbounded_channel();
@@ -91,6 +94,7 @@ impl Fixture {
             reconciler: Reconciler::new(
                 tables(
                     &endpoints,
+                    &pod_sources,
                     &routes,
                     &services,
                     &backends,
@@ -102,6 +106,7 @@ impl Fixture {
                 sender,
             ),
             endpoints,
+            pod_sources,
             routes,
             services,
             backends,
@@ -125,6 +130,7 @@ impl Fixture {
         let (sender, kernel) = mpsc::unbounded_channel();
         let tables = tables(
             &self.endpoints,
+            &self.pod_sources,
             &self.routes,
             &self.services,
             &self.backends,
@@ -192,6 +198,7 @@ impl Fixture {
     /// Number of writes to all tables.
     fn writes(&self) -> u64 {
         self.endpoints.writes()
+            + self.pod_sources.writes()
             + self.routes.writes()
             + self.services.writes()
             + self.backends.writes()
@@ -219,6 +226,7 @@ impl Fixture {
 #[expect(clippy::too_many_arguments, reason = "one for each table")]
 fn tables(
     endpoints: &MemoryTable<Addr, Endpoint>,
+    pod_sources: &MemoryTable<u32, PodSource>,
     routes: &MemoryTable<RoutePrefix, Route>,
     services: &MemoryTable<ServiceKey, Service>,
     backends: &MemoryTable<u32, BackendSlot>,
@@ -229,6 +237,7 @@ fn tables(
 ) -> ReconcileTables {
     ReconcileTables {
         endpoints: Box::new(FaultyTable::new(endpoints.clone(), faults.clone())),
+        pod_sources: Box::new(FaultyTable::new(pod_sources.clone(), faults.clone())),
         routes: Box::new(FaultyTable::new(routes.clone(), faults.clone())),
         services: Box::new(FaultyTable::new(Checked::new(services.clone(), checker), faults.clone())),
         backends: Box::new(FaultyTable::new(Checked::new(backends.clone(), checker), faults.clone())),

@@ -312,6 +312,7 @@ fn service_views_show_table_content() {
         fixture.reconciler.tables().into_iter().map(|table| (table.name, table.used)).collect();
     let expected = [
         ("ENDPOINTS", 0),
+        ("POD_SOURCES", 0),
         ("ROUTES", 0),
         ("SERVICES", 3),
         ("BACKENDS", 4),

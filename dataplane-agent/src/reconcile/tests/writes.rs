@@ -3,8 +3,6 @@
 
 use std::net::Ipv4Addr;
 
-use dataplane_common::abi::names::capacity;
-
 use super::*;
 
 /// Endpoints per Service.
@@ -22,6 +20,7 @@ impl Cluster {
         let (kernel, _) = mpsc::unbounded_channel();
         let tables = ReconcileTables {
             endpoints: Box::new(MemoryTable::<Addr, Endpoint>::hash("ENDPOINTS", capacity::ENDPOINTS)),
+            pod_sources: Box::new(MemoryTable::<u32, PodSource>::array("POD_SOURCES", capacity::POD_SOURCES)),
             routes: Box::new(MemoryTable::<RoutePrefix, Route>::hash("ROUTES", capacity::ROUTES)),
             services: Box::new(MemoryTable::<ServiceKey, Service>::hash("SERVICES", capacity::SERVICES)),
             backends: Box::new(MemoryTable::<u32, BackendSlot>::array("BACKENDS", capacity::BACKENDS)),

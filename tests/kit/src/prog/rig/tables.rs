@@ -3,18 +3,31 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result};
-use aya::maps::{LpmTrie, MapData, lpm_trie::Key};
+use aya::maps::{Array, LpmTrie, MapData, lpm_trie::Key};
 use dataplane_common::abi::{
-    Addr, AllowedSource, BackendSlot, Device, DeviceFlags, Endpoint, EndpointFlags, MacAddr, Port, Route,
-    RouteKind, Scope, Service, ServiceFlags, ServiceKey, SourceRange, names::map,
+    Addr, AllowedSource, BackendSlot, Device, DeviceFlags, Endpoint, EndpointFlags, MacAddr, PodSource, Port,
+    Route, RouteKind, Scope, Service, ServiceFlags, ServiceKey, SourceRange, names::map,
 };
 
 use super::Rig;
 
 impl Rig {
     pub fn pod(&mut self, addr: IpAddr, ifindex: u32, mac: [u8; 6]) -> Result<()> {
+        self.pod_without_slot(addr, ifindex, mac)?;
+        self.set_pod_source(PodSource { addr: addr.into(), ifindex }, ifindex)
+    }
+
+    /// A pod whose slot in `POD_SOURCES` is another's.
+    pub fn pod_without_slot(&mut self, addr: IpAddr, ifindex: u32, mac: [u8; 6]) -> Result<()> {
         let endpoint = Endpoint::pod(ifindex, MacAddr::new(mac));
         Ok(self.hash(map::ENDPOINTS)?.insert(Addr::from(addr), endpoint, 0)?)
+    }
+
+    fn set_pod_source(&mut self, source: PodSource, ifindex: u32) -> Result<()> {
+        let slot = PodSource::slot(ifindex, source.addr.is_v4());
+        let mut sources: Array<&mut MapData, PodSource> =
+            Array::try_from(self.ebpf.map_mut(map::POD_SOURCES).context("POD_SOURCES")?)?;
+        Ok(sources.set(slot, source, 0)?)
     }
 
     /// A pod whose host-side device is down.
@@ -42,6 +55,8 @@ impl Rig {
     }
 
     pub fn remove_endpoint(&mut self, addr: IpAddr) -> Result<()> {
+        let ifindex = self.hash::<Addr, Endpoint>(map::ENDPOINTS)?.get(&addr.into(), 0)?.ifindex;
+        self.set_pod_source(PodSource { addr: addr.into(), ifindex: 0 }, ifindex)?;
         Ok(self.hash::<Addr, Endpoint>(map::ENDPOINTS)?.remove(&Addr::from(addr))?)
     }
 

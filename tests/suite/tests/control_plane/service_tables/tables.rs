@@ -11,7 +11,7 @@ use dataplane_agent::{
     datapath::table::{RoutePrefix, SourcePrefix, Table, TableError},
     reconcile::ReconcileTables,
 };
-use dataplane_common::abi::{Addr, BackendSlot, Endpoint, Route, Service, ServiceKey, names::map};
+use dataplane_common::abi::{Addr, BackendSlot, Endpoint, PodSource, Route, Service, ServiceKey, names::map};
 
 /// Slots for the Maglev tables of all services, those they replace, and those not yet reusable.
 const SLOTS: u32 = 65_536;
@@ -102,6 +102,7 @@ where
 #[derive(Clone, Debug)]
 pub(crate) struct Tables {
     pub(crate) endpoints: Memory<Addr, Endpoint>,
+    pub(crate) pod_sources: Memory<u32, PodSource>,
     pub(crate) routes: Memory<RoutePrefix, Route>,
     pub(crate) services: Memory<ServiceKey, Service>,
     pub(crate) backends: Memory<u32, BackendSlot>,
@@ -113,6 +114,7 @@ impl Tables {
     pub(crate) fn new() -> Self {
         Self {
             endpoints: Memory::new(map::ENDPOINTS, CAPACITY, None),
+            pod_sources: Memory::new(map::POD_SOURCES, CAPACITY, Some(PodSource::default())),
             routes: Memory::new(map::ROUTES, CAPACITY, None),
             services: Memory::new(map::SERVICES, CAPACITY, None),
             backends: Memory::new(map::BACKENDS, SLOTS, Some(BackendSlot::default())),
@@ -126,6 +128,7 @@ impl From<&Tables> for ReconcileTables {
     fn from(tables: &Tables) -> Self {
         Self {
             endpoints: Box::new(tables.endpoints.clone()),
+            pod_sources: Box::new(tables.pod_sources.clone()),
             routes: Box::new(tables.routes.clone()),
             services: Box::new(tables.services.clone()),
             backends: Box::new(tables.backends.clone()),
