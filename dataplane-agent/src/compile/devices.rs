@@ -15,7 +15,7 @@ pub fn device(uplink: &Uplink) -> Device {
         ipv4: source(IpAddr::is_ipv4),
         ipv6: source(IpAddr::is_ipv6),
         flags: if uplink.mac.is_some() { DeviceFlags::ETHERNET } else { 0 },
-        reserved: 0,
+        mac: uplink.mac.unwrap_or_default(),
     }
 }
 
@@ -39,6 +39,8 @@ mod tests {
         };
         let row = device(&uplink);
         assert_eq!((row.ipv4, row.ipv6, row.is_ethernet()), (ip.into(), Addr::UNSPECIFIED, true));
-        assert!(!device(&Uplink { mac: None, ..uplink }).is_ethernet());
+        assert_eq!(Some(row.mac), uplink.mac);
+        let row = device(&Uplink { mac: None, ..uplink });
+        assert_eq!((row.is_ethernet(), row.mac), (false, MacAddr::default()));
     }
 }

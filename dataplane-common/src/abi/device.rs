@@ -1,6 +1,6 @@
 //! `DEVICES`: devices that carry the node's traffic, by index.
 
-use super::Addr;
+use super::{Addr, MacAddr};
 use crate::abi;
 
 abi! {
@@ -16,9 +16,10 @@ abi! {
         /// no IPv6 address.
         pub ipv6: Addr,
         /// Bits of [`DeviceFlags`].
-        pub flags: u32,
-        /// Must be 0.
-        pub reserved: u32,
+        pub flags: u16,
+        /// Its link address, to which frames for this node are addressed; zeros without an Ethernet
+        /// header.
+        pub mac: MacAddr,
     }
 }
 
@@ -29,7 +30,7 @@ pub struct DeviceFlags;
 impl DeviceFlags {
     /// Frames have an Ethernet header. Unset: packets begin with the IP header (`WireGuard`, tun,
     /// IPIP).
-    pub const ETHERNET: u32 = 1;
+    pub const ETHERNET: u16 = 1;
 }
 
 impl Device {

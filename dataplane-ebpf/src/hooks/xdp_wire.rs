@@ -58,7 +58,7 @@ impl Hook for XdpWire {
         if maps::endpoint(&packet.src).is_some() {
             return Err(DropReason::SourceIsLocal);
         }
-        match nat::find_tuple::<F, on_miss::SelectBackend>(ctx, &packet, scratch) {
+        match nat::find_tuple::<F, on_miss::SelectBackendAtDriver>(ctx, &packet, scratch) {
             Ok(true) => send_back(ctx, &packet, scratch),
             // tc sends the ICMP error, which needs more headroom than a driver's buffer has
             Ok(false) | Err(DropReason::NoBackend | DropReason::NoPort) => Ok(Verdict::LeftToTc),
@@ -109,7 +109,7 @@ fn send_back<F: IpFamily>(
     if maps::is_neighbour_check_due(&next_hop) {
         return Ok(Verdict::LeftToTc);
     }
-    // a device in promiscuous mode also receives frames for others
+    // a device in promiscuous mode also receives frames for others: of flows that are known here
     let is_addressed_to_us = with_header(ctx, 0, |eth: &mut EthHeader| eth.dst == src_mac)?;
     if ifindex != ctx.ifindex() || !is_addressed_to_us {
         return Ok(Verdict::LeftToTc);

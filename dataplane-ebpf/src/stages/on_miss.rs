@@ -5,7 +5,7 @@ use dataplane_common::{
     abi::{Addr, Endpoint, FlowFlags, NodeFlags, Port, ServiceFlags, ServiceKey},
     flow::tcp_flags,
     hash,
-    net::Protocol,
+    net::{EthHeader, Protocol},
     reason::DropReason,
 };
 
@@ -44,6 +44,10 @@ pub(crate) enum Masquerade {}
 /// Selects a backend, if the packet is addressed to a frontend; else, if the packet leaves past the
 /// kernel's stack (`scratch.egress`), translates the source as [`Masquerade`] does.
 pub(crate) enum SelectBackendOrMasquerade {}
+
+/// As [`SelectBackend`], for a frame whose addressee is not known yet: one for another station gets
+/// no flow.
+pub(crate) enum SelectBackendAtDriver {}
 
 /// Remembers that a client outside of the cluster has addressed a pod, so that the pod's answers
 /// are not masqueraded.
@@ -211,6 +215,22 @@ impl OnMiss for SelectBackend {
         new_flow.prefers_range_port = u32::from(prefers_range_port);
         flow::create(scratch)?;
         Ok(true)
+    }
+}
+
+impl OnMiss for SelectBackendAtDriver {
+    #[inline(always)]
+    fn forward_kinds(scratch: &Scratch) -> u32 {
+        SelectBackend::forward_kinds(scratch)
+    }
+
+    #[inline(always)]
+    fn create_flow<F: IpFamily>(ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason> {
+        let eth: EthHeader = ctx.read(0)?;
+        if maps::device(ctx.ifindex()).is_none_or(|device| device.mac != eth.dst) {
+            return Ok(false);
+        }
+        SelectBackend::create_flow::<F>(ctx, scratch)
     }
 }
 

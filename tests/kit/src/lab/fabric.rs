@@ -94,6 +94,11 @@ impl Fabric {
         &self.gateway
     }
 
+    /// The namespace of the switches, `br1` and `br2`.
+    pub const fn bridges(&self) -> &Namespace {
+        &self.bridges
+    }
+
     /// The namespace of the host beyond the router.
     pub const fn outside(&self) -> &Namespace {
         &self.outside

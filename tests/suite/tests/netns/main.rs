@@ -3,6 +3,7 @@
 //! The tests measure time: `cargo xtask test` runs one module after the other, and no other tests
 //! at the same time.
 
+mod attacks;
 mod behaviours;
 mod changes;
 mod devices;

@@ -19,6 +19,7 @@ const SLOT: u32 = 200;
 fn node(family: Family, flags: u32) -> Result<(Rig, World, SocketAddr)> {
     let (mut rig, world) = rig(family)?;
     uplink(&[family])?;
+    rig.device_without_address()?;
     rig.host_with_node_ports(world.host)?;
     let frontend = at(world.host, NODE_PORT);
     for protocol in [Protocol::TCP, Protocol::UDP, Protocol::SCTP] {
@@ -184,6 +185,25 @@ fn other_packets_are_passed_to_tc_unchanged() -> Result<()> {
         // the selected backend on this node is kept
         let frame = Frame::tcp(client, at(world.exempt, 444), SYN).build();
         assert_eq!(rig.run(HookId::FromWire, &frame)?.packet().tuple(), (client, at(world.pod, 1)));
+    }
+    Ok(())
+}
+
+/// A device in promiscuous mode, or behind a switch that floods, receives frames for others.
+#[test]
+fn frame_for_another_station_gets_no_flow() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world, frontend) = node(family, 0)?;
+        let own = Frame::tcp(at(world.outside, 40_000), frontend, SYN).build();
+        let mut other = own.clone();
+        other[5] = 0x66;
+        for _ in 0..3 {
+            let run = rig.run(HookId::XdpWire, &other)?;
+            assert_eq!((run.action, run.outcome), (Action::Next, "left_to_tc"));
+        }
+        assert!(rig.flows()?.is_empty());
+        transmit(&mut rig, &own)?;
+        assert_eq!(rig.flows()?.len(), 1);
     }
     Ok(())
 }

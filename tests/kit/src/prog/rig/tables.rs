@@ -9,7 +9,7 @@ use dataplane_common::abi::{
     Route, RouteKind, Scope, Service, ServiceFlags, ServiceKey, SourceRange, names::map,
 };
 
-use super::Rig;
+use super::{super::frame::HOST_MAC, Rig};
 
 impl Rig {
     pub fn pod(&mut self, addr: IpAddr, ifindex: u32, mac: [u8; 6]) -> Result<()> {
@@ -39,8 +39,16 @@ impl Rig {
 
     /// The device with this index has these addresses.
     pub fn device(&mut self, ifindex: u32, ipv4: IpAddr, ipv6: IpAddr) -> Result<()> {
-        let device =
-            Device { ipv4: ipv4.into(), ipv6: ipv6.into(), flags: DeviceFlags::ETHERNET, reserved: 0 };
+        let mac = MacAddr::new(HOST_MAC);
+        let device = Device { ipv4: ipv4.into(), ipv6: ipv6.into(), flags: DeviceFlags::ETHERNET, mac };
+        Ok(self.hash(map::DEVICES)?.insert(ifindex, device, 0)?)
+    }
+
+    /// The device of the rig has programs and no address: packets that leave by it get the node's.
+    pub fn device_without_address(&mut self) -> Result<()> {
+        let mac = MacAddr::new(HOST_MAC);
+        let device = Device { flags: DeviceFlags::ETHERNET, mac, ..Device::default() };
+        let ifindex = self.ifindex;
         Ok(self.hash(map::DEVICES)?.insert(ifindex, device, 0)?)
     }
 

@@ -60,6 +60,7 @@ impl TestNode {
     pub(crate) fn with_uplink() -> Result<Self> {
         let node = Self::new()?;
         uplink(&Family::BOTH)?;
+        node.rig.borrow_mut().device_without_address()?;
         Ok(node)
     }
 
