@@ -4,8 +4,8 @@ use super::{Addr, names::capacity};
 use crate::abi;
 
 abi! {
-    /// Slot of `POD_SOURCES`, an array: an address of the pod behind a device. A shortcut: the rows of
-    /// `ENDPOINTS` decide, and an address without a slot is looked up there.
+    /// Slot of `POD_SOURCES`, an array: an address of the pod behind a device. A shortcut: the rows
+    /// of `ENDPOINTS` decide, and an address without a slot is looked up there.
     pub struct PodSource: 20 {
         /// Address of the pod.
         pub addr: Addr,

@@ -3,12 +3,12 @@
 use aya_ebpf::{
     bindings::{
         BPF_F_INGRESS, BPF_F_INVALIDATE_HASH, BPF_F_RECOMPUTE_CSUM, BPF_F_TUNINFO_IPV6, BPF_F_ZERO_CSUM_TX,
-        bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1, bpf_tunnel_key,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1, bpf_tunnel_key,
     },
     helpers::generated::{
-        bpf_clone_redirect, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_head,
-        bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_load_bytes,
-        bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
+        bpf_clone_redirect, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
+        bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_get_tunnel_key,
+        bpf_skb_load_bytes, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -154,6 +154,18 @@ pub(crate) fn store<const N: usize>(
 pub(crate) fn set_len(ctx: &TcContext, len: usize) -> Result<(), DropReason> {
     // SAFETY: the context is the kernel's.
     match unsafe { bpf_skb_change_tail(ctx.skb.skb, len as u32, 0) } {
+        0 => Ok(()),
+        _ => Err(DropReason::WriteFailed),
+    }
+}
+
+/// Adds `len` bytes between the Ethernet header and the IP header (Linux 5.2). The kernel knows
+/// then that its network header is there, which it takes for the length of the link header when it
+/// redirects to a device without one.
+#[inline(always)]
+pub(crate) fn grow_behind_ethernet(ctx: &TcContext, len: usize) -> Result<(), DropReason> {
+    // SAFETY: the context is the kernel's.
+    match unsafe { bpf_skb_adjust_room(ctx.skb.skb, len as i32, BPF_ADJ_ROOM_MAC, 0) } {
         0 => Ok(()),
         _ => Err(DropReason::WriteFailed),
     }

@@ -7,6 +7,8 @@
 //! and its stack skips it. What `to_wire` lets pass must lose it again: [`leave_l3`], which runs
 //! last, redirects the packet to the device it leaves by anyway.
 
+use core::mem::offset_of;
+
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
     programs::TcContext,
@@ -40,11 +42,14 @@ pub(crate) fn leave_l3(ctx: &TcContext) -> i32 {
     skb::redirect(ctx.ifindex())
 }
 
-/// Adds an Ethernet header of zeros: no stage reads the EtherType from it. A packet that has no
-/// room for it is dropped, because the next program would take its addresses for a header.
+/// Adds an Ethernet header with addresses of zeros: a stage that redirects the packet to an
+/// Ethernet device sets them. A packet that has no room for it is dropped, because the next program
+/// would take its addresses for a header.
 #[inline(always)]
 fn add_header(ctx: &TcContext, hook: HookId) -> i32 {
-    if skb::grow_head(ctx, EthHeader::LEN).is_ok() {
+    let added = skb::grow_head(ctx, EthHeader::LEN)
+        .and_then(|()| ctx.write_u16(offset_of!(EthHeader, ether_type), ctx.ether_type().to_be()));
+    if added.is_ok() {
         return TC_ACT_UNSPEC;
     }
     if let Some(scratch) = scratch::current() {

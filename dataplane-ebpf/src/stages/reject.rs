@@ -182,11 +182,8 @@ fn quote<F: IpFamily, const WORDS: usize>(
     let transport: [u32; WORDS] = ctx.read(l4)?;
     let quoted = F::header_sum(ctx)? + checksum::sum_of_words(&transport);
     skb::set_len(ctx, l4 + size_of_val(&transport))?;
-    skb::grow_head(ctx, F::HEADER + size_of::<IcmpHeader>())?;
-    with_header(ctx, 0, |header: &mut EthHeader| {
-        header.set_addresses(eth.src, eth.dst);
-        header.ether_type = eth.ether_type;
-    })?;
+    skb::grow_behind_ethernet(ctx, F::HEADER + size_of::<IcmpHeader>())?;
+    route::set_link_addresses(ctx, eth.src, eth.dst)?;
     let len = size_of::<IcmpHeader>() + F::HEADER + size_of_val(&transport);
     let pseudo_header = F::write_icmp_ip_header(ctx, &addresses.src, &addresses.dst, len)?;
     // ICMPv6 has 32 bits of MTU, whose lower half is where ICMP has its 16; no MTU needs more

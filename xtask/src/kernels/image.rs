@@ -17,9 +17,10 @@ use crate::process;
 
 const INIT: &str = include_str!("init.sh");
 /// Modules that are loaded first, except those that are built in.
-const MODULES: [&str; 7] = ["veth", "vxlan", "bridge", "sch_ingress", "cls_bpf", "dummy", "sctp"];
+const MODULES: [&str; 9] =
+    ["veth", "vxlan", "bridge", "sch_ingress", "cls_bpf", "dummy", "sctp", "wireguard", "8021q"];
 /// Programs that the tests start.
-const TOOLS: [&str; 5] = ["ip", "tc", "nsenter", "ping", "bash"];
+const TOOLS: [&str; 6] = ["ip", "tc", "nsenter", "ping", "bash", "wg"];
 
 /// A program that a guest runs.
 #[derive(Clone, Debug)]

@@ -45,6 +45,7 @@ const PACKAGES: &[Package] = {
         package(Kernels, "iproute2", Program("ip")),
         package(Kernels, "cpio", Program("cpio")),
         package(Kernels, "xz-utils", Program("xz")),
+        package(Kernels, "wireguard-tools", Program("wg")),
     ]
 };
 

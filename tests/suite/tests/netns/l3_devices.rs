@@ -12,7 +12,7 @@ use dataplane_testkit::{
     },
     traffic::{ECHO, HTTP},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 const NODE_WEB: u16 = 30_080;
 const NODE_ECHO: u16 = 30_007;
@@ -55,13 +55,32 @@ fn start(cluster: &mut Cluster) -> Result<()> {
     Ok(())
 }
 
-fn apply(cluster: &mut Cluster, service: &Service) -> Result<()> {
+fn node_port_objects(service: &Service) -> Vec<Value> {
     let mut objects = service.objects();
     objects[0]["spec"]["type"] = json!("NodePort");
     for (port, number) in [(0, NODE_WEB), (1, NODE_ECHO), (2, NODE_ECHO)] {
         objects[0]["spec"]["ports"][port]["nodePort"] = json!(number);
     }
+    objects
+}
+
+fn apply(cluster: &mut Cluster, service: &Service) -> Result<()> {
+    let objects = node_port_objects(service);
     cluster.change(objects.len(), |cluster| cluster.apply_objects("web", &objects))
+}
+
+fn remove_backends(cluster: &mut Cluster, service: Service) -> Result<()> {
+    let objects = node_port_objects(&Service { backends: Vec::new(), ..service });
+    // the Service object stays the same
+    cluster.change(objects.len() - 1, |cluster| cluster.apply_objects("web", &objects))
+}
+
+/// Without backends, the service refuses at once: the ICMP error finds its way.
+fn expect_refused(client: &Place, address: IpAddr, port: u16) -> Result<()> {
+    let requests = client.get(SocketAddr::new(address, port), 1)?;
+    let found = failures(&requests);
+    ensure!(found.keys().eq(["refused"]), "{address}: {found:?}, not refused");
+    Ok(())
 }
 
 /// The service answers requests with small and large responses, and datagrams, at `address`: with
@@ -74,8 +93,12 @@ fn expect_service(client: &Place, address: IpAddr, ports: [u16; 2], servers: &[&
     requests.extend(client.get_bytes(web, 4, LARGE)?);
     ensure!(failures(&requests).is_empty(), "{address}: {:?}", failures(&requests));
     let echo = SocketAddr::new(address, ports[1]);
-    client.send(echo, 10, &[])?.check()?;
-    // in fragments; the first may tell its sender the MTU of the path (RFC 8201)
+    client.send(echo, 10, &[])?.check()
+}
+
+/// Datagrams in fragments are answered. The first may tell its sender the MTU of the path
+/// (RFC 8201).
+fn expect_fragments(client: &Place, echo: SocketAddr) -> Result<()> {
     client.send(echo, 1, &["--size", "4000"])?;
     client.send(echo, 4, &["--size", "4000"])?.check()
 }
@@ -118,7 +141,8 @@ fn default_route_by_a_tun_device() -> Result<()> {
     let (near, far) = cluster.explain(made)?;
     let external = cluster.outside()?;
     let _servers = [near.serve()?, far.serve()?, external.serve("external")?];
-    apply(&mut cluster, &Service::of(&[&far, &near]))?;
+    let service = Service::of(&[&far, &near]);
+    apply(&mut cluster, &service)?;
 
     let mut checks = Checks::of("a node whose default route leads out of a tun device");
     checks.that("the tun device is an uplink", || expect_uplink(&cluster, 0, "tun0"));
@@ -144,13 +168,21 @@ fn default_route_by_a_tun_device() -> Result<()> {
             place.get_as(web, 5, Some("external"), of(family, address))
         });
         checks.that(format!("node port at the address of the tun device ({family})"), || {
-            expect_service(&external, of(family, address), NODE_PORTS, &["far", "near"])
+            let address = of(family, address);
+            expect_service(&external, address, NODE_PORTS, &["far", "near"])?;
+            expect_fragments(&external, SocketAddr::new(address, NODE_ECHO))
         });
         checks.that(format!("node port at the address of the other device ({family})"), || {
             expect_service(&external, cluster.nodes()[0].address(family), NODE_PORTS, &["far", "near"])
         });
     }
     checks.that("nothing was dropped", || expect_no_drops(&cluster));
+    remove_backends(&mut cluster, service)?;
+    for family in Family::BOTH {
+        checks.that(format!("refusal to a client outside ({family})"), || {
+            expect_refused(&external, of(family, address), NODE_WEB)
+        });
+    }
     checks.finish(&cluster)
 }
 
@@ -185,8 +217,9 @@ fn nodes_connected_by_tun_devices(routing: Routing) -> Result<()> {
     let made = (|| Ok((cluster.pod(0, "near")?, cluster.pod(1, "far")?)))();
     let (near, far) = cluster.explain(made)?;
     let _servers = [near.serve()?, far.serve()?];
-    let service = Service::of(&[&far]);
+    let service = Service::of(&[&far, &near]);
     apply(&mut cluster, &service)?;
+    let cluster_ips = Family::BOTH.map(|family| service.at(family, 0).ip());
     let nodes = cluster.nodes();
 
     let mut checks = Checks::of(format!("nodes connected by tun devices, {}", spec.describe()));
@@ -206,17 +239,33 @@ fn nodes_connected_by_tun_devices(routing: Routing) -> Result<()> {
             ensure!(failures(&requests).is_empty(), "{:?}", failures(&requests));
             Ok(())
         });
-        checks.that(format!("pod to a service with a backend on the other node ({family})"), || {
-            expect_service(near.place(), service.at(family, 0).ip(), SERVICE_PORTS, &["far"])
+        checks.that(format!("pod to a service with backends on both nodes ({family})"), || {
+            expect_service(near.place(), service.at(family, 0).ip(), SERVICE_PORTS, &["far", "near"])?;
+            expect_fragments(near.place(), service.at(family, ECHO_PORT))
         });
-        checks.that(format!("host to a service with a backend on the other node ({family})"), || {
-            expect_service(nodes[0].place(), service.at(family, 0).ip(), SERVICE_PORTS, &["far"])
+        checks.that(format!("host to a service with backends on both nodes ({family})"), || {
+            expect_service(nodes[0].place(), service.at(family, 0).ip(), SERVICE_PORTS, &["far", "near"])?;
+            // the host does not know the smaller MTU behind the tunnel
+            let is_native = routing == Routing::Native;
+            if is_native { expect_fragments(nodes[0].place(), service.at(family, ECHO_PORT)) } else { Ok(()) }
         });
         for (index, node) in nodes.iter().enumerate() {
             checks.that(format!("node port of node {index}, for the host of node 0 ({family})"), || {
-                expect_service(nodes[0].place(), node.address(family), NODE_PORTS, &["far"])
+                expect_service(nodes[0].place(), node.address(family), NODE_PORTS, &["far", "near"])
             });
         }
+    }
+    remove_backends(&mut cluster, service)?;
+    for family in Family::BOTH {
+        let [host, other] = [0, 1].map(|index| &cluster.nodes()[index]);
+        checks.that(format!("refusal by the other node ({family})"), || {
+            expect_refused(host.place(), other.address(family), NODE_WEB)
+        });
+        // the host's own packet leaves by the tun device
+        host.place().namespace().ip(&format!("route replace {} dev tun0", cluster_ips[family as usize]))?;
+        checks.that(format!("refusal to a process of the node ({family})"), || {
+            expect_refused(host.place(), cluster_ips[family as usize], WEB_PORT)
+        });
     }
     checks.finish(&cluster)
 }
@@ -256,7 +305,8 @@ fn container_behind_a_tap_device_with_virtio_header() -> Result<()> {
     for family in Family::BOTH {
         let at = service.at(family, 0).ip();
         checks.that(format!("node port for a client outside ({family})"), || {
-            expect_service(&external, nodes[0].address(family), NODE_PORTS, &["guest"])
+            expect_service(&external, nodes[0].address(family), NODE_PORTS, &["guest"])?;
+            expect_fragments(&external, SocketAddr::new(nodes[0].address(family), NODE_ECHO))
         });
         checks.that(format!("service for a pod ({family})"), || {
             expect_service(near.place(), at, SERVICE_PORTS, &["guest"])

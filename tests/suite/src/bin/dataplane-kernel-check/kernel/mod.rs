@@ -7,6 +7,7 @@ mod associations;
 mod hooks;
 mod programs;
 mod traffic;
+mod underlay;
 
 use std::fs;
 

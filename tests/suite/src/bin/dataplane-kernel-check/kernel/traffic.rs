@@ -2,7 +2,10 @@
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Finding, Findings, associations};
+use super::{
+    Finding, Findings, associations,
+    underlay::{self, Underlay},
+};
 use dataplane_testkit::{
     lab::{Cluster, ECHO_PORT, Family, Place, Pod, Routing, Service, Spec, WEB_PORT, failures, names},
     traffic::report::Request,
@@ -18,17 +21,40 @@ const FRAGMENTED: [&str; 2] = ["--size", "3000"];
 struct Mode {
     name: &'static str,
     routing: Routing,
+    underlay: Underlay,
     /// Connect-time translation; else translation per packet.
     at_connect: bool,
 }
 
-/// Together they cover both routing modes and both kinds of translation.
-const MODES: [Mode; 2] = [
-    Mode { name: "native, translated at connect", routing: Routing::Native, at_connect: true },
-    Mode { name: "VXLAN, translated per packet", routing: Routing::Vxlan, at_connect: false },
+/// Together they cover both routing modes, both kinds of translation, and each underlay.
+const MODES: [Mode; 4] = [
+    Mode {
+        name: "native, translated at connect",
+        routing: Routing::Native,
+        underlay: Underlay::Ethernet,
+        at_connect: true,
+    },
+    Mode {
+        name: "VXLAN, translated per packet",
+        routing: Routing::Vxlan,
+        underlay: Underlay::Ethernet,
+        at_connect: false,
+    },
+    Mode {
+        name: "native over WireGuard, translated per packet",
+        routing: Routing::Native,
+        underlay: Underlay::WireGuard,
+        at_connect: false,
+    },
+    Mode {
+        name: "native over a VLAN, translated per packet",
+        routing: Routing::Native,
+        underlay: Underlay::Vlan,
+        at_connect: false,
+    },
 ];
 
-/// Runs both modes, even if the first fails.
+/// Runs all modes, even if one fails.
 pub(crate) fn traffic(findings: &mut Findings) -> Result<()> {
     for mode in MODES {
         if let Err(error) = check_mode(mode, findings) {
@@ -49,7 +75,12 @@ fn check_mode(mode: Mode, findings: &mut Findings) -> Result<()> {
         connect_udp: mode.at_connect,
         ..Spec::new(2)
     };
-    let mut cluster = Cluster::create(&spec)?;
+    let mut cluster = Cluster::create_stopped(&spec)?;
+    underlay::prepare(&cluster, mode.underlay).context("connect the nodes")?;
+    for node in cluster.nodes_mut() {
+        node.agent_mut().start()?;
+        node.agent_mut().await_ready()?;
+    }
     let (client, near, far) = (cluster.pod(0, "client")?, cluster.pod(0, "near")?, cluster.pod(1, "far")?);
     let _servers = [near.serve()?, far.serve()?];
     let service = Service::of(&[&near, &far]);
@@ -81,6 +112,10 @@ fn check_mode(mode: Mode, findings: &mut Findings) -> Result<()> {
         }
         // hairpin: the client is one of the backends
         report("TCP to service, with hairpin", requests(near.place(), service.at(family, WEB_PORT), &both))?;
+    }
+    // the associations are the same on all devices
+    if mode.underlay != Underlay::Ethernet {
+        return Ok(());
     }
     let mut report = |what: &str, result| findings.report(&finding(mode, format!("SCTP {what}"), result));
     associations::check(&mut cluster, &client, [&near, &far], &mut report)
