@@ -14,7 +14,7 @@ pub enum State {
     HalfOpen = 1,
     /// Packets were seen in both directions; of a handshake, all three parts.
     Established = 2,
-    /// Closed: both sides have sent a FIN, or one an RST.
+    /// Closed: both sides have sent a FIN.
     Closing = 3,
     /// A SYN was answered by a SYN-ACK that is not acknowledged yet: the client's address may be
     /// spoofed.
@@ -23,6 +23,13 @@ pub enum State {
     EndedForward = 5,
     /// Half-closed: the server has sent a FIN; the client may still send.
     EndedReply = 6,
+    /// A side has sent an RST, or somebody else in its name: who knows no sequence numbers cannot
+    /// tell (RFC 5961 §3). Packets of both sides show that the connection goes on.
+    Reset = 7,
+    /// [`Self::Reset`], and since then a packet of the client.
+    ResetForward = 8,
+    /// [`Self::Reset`], and since then a packet of the server.
+    ResetReply = 9,
 }
 
 /// Direction of a packet of a flow.
@@ -63,6 +70,9 @@ impl State {
             4 => Self::Answered,
             5 => Self::EndedForward,
             6 => Self::EndedReply,
+            7 => Self::Reset,
+            8 => Self::ResetForward,
+            9 => Self::ResetReply,
             _ => Self::HalfOpen,
         }
     }
@@ -70,7 +80,13 @@ impl State {
     /// Whether a side has closed the connection, so that a SYN with the same tuple opens a new one.
     #[inline(always)]
     pub const fn is_ending(self) -> bool {
-        matches!(self, Self::Closing | Self::EndedForward | Self::EndedReply)
+        matches!(self, Self::EndedForward | Self::EndedReply) || self.is_closed()
+    }
+
+    /// Whether no more packets are expected: both sides have closed it, or one by an RST.
+    #[inline(always)]
+    const fn is_closed(self) -> bool {
+        matches!(self, Self::Closing | Self::Reset | Self::ResetForward | Self::ResetReply)
     }
 
     /// The state after a packet in `direction` with these TCP flags (0 for protocols without a
@@ -79,11 +95,18 @@ impl State {
     #[must_use]
     pub const fn after(self, direction: Direction, flags: u8) -> Self {
         if flags & tcp_flags::RST != 0 {
-            return Self::Closing;
+            return if matches!(self, Self::Closing) { self } else { Self::Reset };
         }
         let (opens, ends) = (flags & tcp_flags::SYN != 0, flags & tcp_flags::FIN != 0);
         match (self, direction) {
             (Self::Closing, _) => Self::Closing,
+            (Self::Reset | Self::ResetForward | Self::ResetReply, _) if opens => self,
+            (Self::Reset, Direction::Forward) => Self::ResetForward,
+            (Self::Reset, Direction::Reply) => Self::ResetReply,
+            (Self::ResetForward, Direction::Reply) | (Self::ResetReply, Direction::Forward) => {
+                Self::Established.after(direction, flags)
+            }
+            (Self::ResetForward | Self::ResetReply, _) => self,
             (Self::EndedForward, Direction::Reply) | (Self::EndedReply, Direction::Forward) if ends => {
                 Self::Closing
             }
@@ -129,7 +152,7 @@ impl State {
     const fn evictable_after(self, protocol: u8) -> Option<u32> {
         match (self, protocol) {
             (Self::HalfOpen | Self::Answered, _) => Some(2),
-            (Self::Closing, _) => Some(5),
+            (Self::Closing | Self::Reset | Self::ResetForward | Self::ResetReply, _) => Some(5),
             // a response may take a while, but half-closed connections that never close are common
             (Self::EndedForward | Self::EndedReply, _) => Some(120),
             (Self::Established, Protocol::TCP | Protocol::SCTP) => None,
@@ -142,12 +165,12 @@ impl State {
 #[inline(always)]
 const fn table_index(number: u32, is_reply: bool, flags: u8) -> usize {
     // FIN, SYN and RST are the lowest three bits
-    (number as usize & 7) << 4 | (is_reply as usize) << 3 | flags as usize & 7
+    (number as usize & 15) << 4 | (is_reply as usize) << 3 | flags as usize & 7
 }
 
 /// [`State::after`] for every state, direction and combination of FIN, SYN and RST.
-static TRANSITIONS: [u8; 128] = {
-    let mut numbers = [0; 128];
+static TRANSITIONS: [u8; 256] = {
+    let mut numbers = [0; 256];
     let mut place = 0;
     while place < numbers.len() {
         let direction = if place & 8 == 0 { Direction::Forward } else { Direction::Reply };
@@ -163,14 +186,23 @@ pub const fn is_expired(flow: &Flow, now: u32) -> bool {
     now.saturating_sub(flow.last_seen) > State::from_number(flow.state).timeout(flow.forward.protocol)
 }
 
+/// Whether the datapath treats `flow` as if it did not exist: it has expired. An established TCP
+/// connection lives on while nothing needs its slot: a client that has been silent for hours need
+/// not connect again.
+#[inline(always)]
+pub const fn is_absent(flow: &Flow, now: u32) -> bool {
+    let lives_on = flow.forward.protocol == Protocol::TCP && flow.state == State::Established as u32;
+    !lives_on && is_expired(flow, now)
+}
+
 /// Whether another connection may take the reply tuple of `flow`: it has expired, or was closed so
 /// long ago that no packet of it is in flight. `last_resort` shortens that time, for when no other
 /// tuple was found.
 #[inline(always)]
 pub const fn tuple_reusable(flow: &Flow, now: u32, last_resort: bool) -> bool {
     let quiet_time = if last_resort { 1 } else { 5 };
-    let is_closed = matches!(State::from_number(flow.state), State::Closing);
-    (is_closed && now.saturating_sub(flow.last_seen) >= quiet_time) || is_expired(flow, now)
+    (State::from_number(flow.state).is_closed() && now.saturating_sub(flow.last_seen) >= quiet_time)
+        || is_expired(flow, now)
 }
 
 /// Whether a new flow may take the slot of `flow`: the slot is unused, or the flow has expired, has
@@ -220,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn connection_closes_after_a_fin_from_each_side_or_a_reset() {
+    fn connection_closes_after_a_fin_from_each_side() {
         let fin = tcp_flags::FIN | tcp_flags::ACK;
         let ended = State::Established.after(Direction::Forward, fin);
         assert_eq!(ended, State::EndedForward);
@@ -234,10 +266,9 @@ mod tests {
         assert_eq!(ended.after(Direction::Reply, fin), State::Closing);
         let ended = State::Established.after(Direction::Reply, fin);
         assert_eq!((ended, ended.after(Direction::Forward, fin)), (State::EndedReply, State::Closing));
-        for state in [State::HalfOpen, State::Answered, State::Established, ended] {
-            assert_eq!(state.after(Direction::Reply, tcp_flags::RST), State::Closing);
+        for flags in [tcp_flags::ACK, tcp_flags::RST] {
+            assert_eq!(State::Closing.after(Direction::Reply, flags), State::Closing);
         }
-        assert_eq!(State::Closing.after(Direction::Reply, tcp_flags::ACK), State::Closing);
         // after a FIN from the client the response may take a while: the tuple stays in use
         let half_closed = flow(Protocol::TCP, State::EndedForward, 100);
         assert!(
@@ -248,8 +279,40 @@ mod tests {
     }
 
     #[test]
+    fn reset_connection_is_established_again_by_packets_of_both_sides() {
+        use Direction::{Forward, Reply};
+        let ended = State::EndedReply;
+        for state in [State::HalfOpen, State::Answered, State::Established, ended] {
+            assert_eq!(state.after(Reply, tcp_flags::RST), State::Reset);
+        }
+        for (first, second) in [(Forward, Reply), (Reply, Forward)] {
+            let one = State::Reset.after(first, tcp_flags::ACK);
+            // what was on its way when a side reset the connection, and the answer to it
+            assert_eq!(one.after(first, tcp_flags::ACK), one);
+            assert_eq!(one.after(second, tcp_flags::RST), State::Reset);
+            assert_eq!(one.after(second, tcp_flags::ACK), State::Established);
+        }
+        let fin = tcp_flags::FIN | tcp_flags::ACK;
+        assert_eq!(State::ResetReply.after(Forward, fin), State::EndedForward);
+        // a SYN is no sign of the old connection
+        assert_eq!(State::Reset.after(Forward, tcp_flags::SYN), State::Reset);
+        let reset = flow(Protocol::TCP, State::Reset, 100);
+        assert!(!is_absent(&reset, 130) && is_absent(&reset, 131), "an RST alone shortens the timeout");
+        assert!(!is_evictable(&reset, 104) && is_evictable(&reset, 105));
+    }
+
+    #[test]
+    fn expired_flow_is_absent_but_for_an_established_connection() {
+        assert!(!is_absent(&flow(Protocol::UDP, State::Established, 100), 280));
+        assert!(is_absent(&flow(Protocol::UDP, State::Established, 100), 281));
+        assert!(is_absent(&flow(Protocol::TCP, State::HalfOpen, 100), 161));
+        let connection = flow(Protocol::TCP, State::Established, 100);
+        assert!(is_expired(&connection, 100_000) && !is_absent(&connection, 100_000));
+    }
+
+    #[test]
     fn transition_table_matches_the_rules() {
-        for number in 0..=7 {
+        for number in 0..=15 {
             for direction in [Direction::Forward, Direction::Reply] {
                 for flags in 0..=u8::MAX {
                     let after = State::from_number(number).after(direction, flags) as u32;

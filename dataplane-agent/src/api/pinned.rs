@@ -102,6 +102,7 @@ fn flow(row: FlowRow) -> FlowView {
             State::Answered => "answered",
             State::EndedForward => "endedByClient",
             State::EndedReply => "endedByServer",
+            State::Reset | State::ResetForward | State::ResetReply => "reset",
         }
         .to_owned(),
         age_seconds: row.age,

@@ -7,7 +7,7 @@
 
 use dataplane_common::{
     abi::{Flow, FlowFlags, FlowKey, FlowRef, Port},
-    flow::{Direction, State, is_evictable, tcp_flags, tuple_reusable},
+    flow::{Direction, State, is_absent, is_evictable, tcp_flags, tuple_reusable},
     hash,
     reason::DropReason,
 };
@@ -70,7 +70,8 @@ fn try_lookup(scratch: &mut Scratch, forward_kinds: u32) -> bool {
     // SAFETY: array values live as long as the map. Another CPU may give the record to a new flow
     // meanwhile; the epoch, read again below, tells.
     let flow = unsafe { &mut *flow };
-    if epoch(flow) != reference.epoch {
+    let now = time::now();
+    if epoch(flow) != reference.epoch || is_absent(flow, now) {
         return false;
     }
     let transport = scratch.transport;
@@ -99,9 +100,9 @@ fn try_lookup(scratch: &mut Scratch, forward_kinds: u32) -> bool {
     }
     scratch.nat.flow_flags = flow.flags;
     let is_first_this_second = if scratch.nat.is_direct() {
-        record_direct_packet(flow, tcp)
+        record_direct_packet(flow, tcp, now)
     } else {
-        record_packet(flow, direction, tcp)
+        record_packet(flow, direction, tcp, now)
     };
     // a row of that address added since the flow was created does not have the hint
     if is_first_this_second && direction == Direction::Forward {
@@ -123,14 +124,11 @@ fn follow_stack(flow: &mut Flow, forward_kinds: u32) {
 /// As [`record_packet`], for direct server return, where replies bypass this node: an ACK shows
 /// that there was one, and a FIN closes the connection in both directions.
 #[inline(always)]
-fn record_direct_packet(flow: &mut Flow, tcp: u8) -> bool {
+fn record_direct_packet(flow: &mut Flow, tcp: u8, now: u32) -> bool {
     let is_reply_seen = tcp & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::ACK;
-    let is_fin = tcp & tcp_flags::FIN != 0;
-    record_packet(
-        flow,
-        if is_reply_seen { Direction::Reply } else { Direction::Forward },
-        if is_fin { tcp | tcp_flags::RST } else { tcp },
-    )
+    let direction = if is_reply_seen { Direction::Reply } else { Direction::Forward };
+    let closes = if tcp & tcp_flags::FIN == 0 { 0 } else { tcp_flags::RST };
+    record_packet(flow, direction, tcp | closes, now)
 }
 
 /// As [`lookup`], without updating the flow: for ICMP errors.
@@ -140,6 +138,9 @@ pub(crate) fn lookup_without_update(scratch: &mut Scratch, forward_kinds: u32) -
     let Some(flow) = maps::flow(reference.slot) else { return false };
     // SAFETY: as in `try_lookup`.
     let flow = unsafe { &*flow };
+    if is_absent(flow, time::now()) {
+        return false;
+    }
     let opposite = if flow.forward == scratch.tuple {
         if !translates_forward(flow.flags, forward_kinds) {
             return false;
@@ -197,8 +198,7 @@ fn is_to_direct_connection(flow: &Flow, tcp: u8) -> bool {
 /// Updates state and last-seen time; writes them only if they change, so that CPUs share the cache
 /// line of a busy flow. True for the first packet of a second.
 #[inline(always)]
-fn record_packet(flow: &mut Flow, direction: Direction, tcp: u8) -> bool {
-    let now = time::now();
+fn record_packet(flow: &mut Flow, direction: Direction, tcp: u8, now: u32) -> bool {
     let is_first_this_second = flow.last_seen != now;
     if is_first_this_second {
         flow.last_seen = now;

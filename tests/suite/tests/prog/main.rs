@@ -7,6 +7,7 @@ mod budget;
 mod checksum_complete;
 mod connect_time;
 mod egress;
+mod flow_states;
 mod flows;
 mod forward;
 mod fragments;
