@@ -106,11 +106,10 @@ impl State {
             (Self::ResetForward, Direction::Reply) | (Self::ResetReply, Direction::Forward) => {
                 Self::Established.after(direction, flags)
             }
-            (Self::ResetForward | Self::ResetReply, _) => self,
             (Self::EndedForward, Direction::Reply) | (Self::EndedReply, Direction::Forward) if ends => {
                 Self::Closing
             }
-            (Self::EndedForward | Self::EndedReply, _) => self,
+            (Self::EndedForward | Self::EndedReply | Self::ResetForward | Self::ResetReply, _) => self,
             (_, Direction::Forward) if ends => Self::EndedForward,
             (_, Direction::Reply) if ends => Self::EndedReply,
             (Self::HalfOpen, Direction::Reply) if opens => Self::Answered,

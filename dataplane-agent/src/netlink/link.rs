@@ -48,7 +48,7 @@ pub struct Link {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkHeader {
     Ethernet,
-    /// Nothing: WireGuard, tun, IPIP.
+    /// Nothing: `WireGuard`, tun, IPIP.
     None,
     /// What the datapath does not know (InfiniBand, PPP, GRE).
     Other,

@@ -317,8 +317,9 @@ impl Endpoints {
 
     /// Lets later work give a cleared slot of `POD_SOURCES` to the row that waits for it.
     fn pass_on(&mut self, slot: Option<u32>) {
-        let waiting = slot.and_then(|slot| PodSources::waiting(slot, &self.actual));
-        waiting.into_iter().for_each(|addr| self.queue.push(addr));
+        if let Some(addr) = slot.and_then(|slot| PodSources::waiting(slot, &self.actual)) {
+            self.queue.push(addr);
+        }
     }
 
     /// Removes entries of unknown pods.

@@ -1,4 +1,4 @@
-//! Layer-3 devices (WireGuard, tun, IPIP), whose packets have no Ethernet header: three programs
+//! Layer-3 devices (`WireGuard`, tun, IPIP), whose packets have no Ethernet header: three programs
 //! beside those of an uplink.
 //!
 //! [`from_l3`] and [`to_l3`] run in front of `from_wire` and `to_wire` and give the packet an

@@ -26,7 +26,7 @@ use super::netns::Namespace;
 
 /// The larger of IPv4 and IPv6, an Ethernet header, a virtio header.
 const MAX_FRAME: usize = 65_575 + 14 + VIRTIO_HEADER;
-/// `struct virtio_net_hdr` (include/uapi/linux/virtio_net.h).
+/// `struct virtio_net_hdr` (`include/uapi/linux/virtio_net.h`).
 const VIRTIO_HEADER: usize = 10;
 /// How long a thread waits for a packet before it looks whether to end.
 const POLL_MS: u8 = 100;

@@ -31,10 +31,8 @@ fn connection_that_goes_on_after_a_reset_is_established() -> Result<()> {
         for (hook, is_reply) in [(HookId::FromWire, true), (HookId::FromPod, false)] {
             let (mut rig, world) = established(family)?;
             let (client, backend) = (at(world.pod, 40_000), at(world.wire_pod, 8080));
-            let forged = match is_reply {
-                true => Frame::tcp(backend, client, RST),
-                false => Frame::tcp(client, world.service, RST),
-            };
+            let (src, dst) = if is_reply { (backend, client) } else { (client, world.service) };
+            let forged = Frame::tcp(src, dst, RST);
             rig.run(hook, &forged.build())?;
             assert_eq!(rig.flows()?[0].state, State::Reset as u32);
             rig.run(HookId::FromPod, &Frame::tcp(client, world.service, ACK).build())?;
@@ -93,7 +91,7 @@ fn expired_flow_does_not_translate() -> Result<()> {
     Ok(())
 }
 
-/// Better than nf_conntrack, whose default is five days, and RFC 5382, which asks for two hours.
+/// RFC 5382 asks for two hours and four minutes, connection tracking of the kernel has five days.
 #[test]
 fn idle_connection_is_translated_while_its_slot_is_not_needed() -> Result<()> {
     let (mut rig, world) = established(Family::V4)?;

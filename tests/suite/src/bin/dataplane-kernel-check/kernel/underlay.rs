@@ -1,12 +1,11 @@
-//! How the nodes of a cluster are connected: by their Ethernet devices, by WireGuard over them, or
-//! by a VLAN on them.
+//! How the nodes of a cluster are connected: by their Ethernet devices, by `WireGuard` over them,
+//! or by a VLAN on them.
 
 use std::fs;
 
 use anyhow::{Context as _, Result};
 use dataplane_testkit::lab::{Cluster, Node, Place};
 
-/// A WireGuard device leaves room for its own header.
 const WIREGUARD: &str = "wg0";
 const WIREGUARD_PORT: &str = "51820";
 const VLAN: &str = "eth0.100";
