@@ -112,14 +112,20 @@ impl Cluster {
     /// Creates a cluster; returns when every agent is ready.
     pub fn create(spec: &Spec) -> Result<Self> {
         let mut cluster = Self::create_stopped(spec)?;
-        for node in &mut cluster.nodes {
+        cluster.start()?;
+        Ok(cluster)
+    }
+
+    /// Starts the agents of all nodes; returns when every one is ready.
+    pub fn start(&mut self) -> Result<()> {
+        for node in &mut self.nodes {
             node.agent_mut().start()?;
         }
-        for node in &mut cluster.nodes {
+        for node in &mut self.nodes {
             let name = node.name().to_owned();
             node.agent_mut().await_ready().with_context(|| format!("agent of {name}"))?;
         }
-        Ok(cluster)
+        Ok(())
     }
 
     /// Creates a cluster without starting its agents.

@@ -16,6 +16,14 @@ impl Family {
         matches!((self, address), (Self::V4, IpAddr::V4(_)) | (Self::V6, IpAddr::V6(_)))
     }
 
+    /// The address of this family, of an IPv4 and an IPv6 address.
+    pub const fn of(self, [v4, v6]: [IpAddr; 2]) -> IpAddr {
+        match self {
+            Self::V4 => v4,
+            Self::V6 => v6,
+        }
+    }
+
     /// Bytes of the IP and ICMP header of an echo request.
     pub const fn echo_overhead(self) -> usize {
         match self {

@@ -6,6 +6,7 @@
 use std::{
     fs::{self, File},
     io::Write as _,
+    net::IpAddr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
@@ -78,6 +79,12 @@ impl Namespace {
             bail!("namespace {}: ip {}: {}", self.name, commands.trim(), problem.trim());
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Gives a device an IPv4 address in a /24 and an IPv6 address in a /64.
+    pub fn add_addresses(&self, device: &str, [v4, v6]: [IpAddr; 2]) -> Result<()> {
+        let commands = format!("addr add {v4}/24 dev {device}\naddr add {v6}/64 dev {device} nodad");
+        self.ip(&commands).map(drop)
     }
 
     /// Sets an offload feature of a device, for example `tx off`.

@@ -12,22 +12,14 @@ use dataplane_testkit::{
 };
 use serde_json::json;
 
+use super::devices::{CONTAINER, container_behind_bridge};
+
 /// Addresses of a load balancer.
 const LOAD_BALANCER: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(203, 0, 113, 10)),
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x10, 0, 0, 0, 0, 0x10)),
 ];
 const REQUESTS: u32 = 30;
-/// Addresses of a bridge for containers, and of a container.
-const BRIDGE: [IpAddr; 2] =
-    [IpAddr::V4(Ipv4Addr::new(172, 17, 0, 1)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0x17, 0, 0, 0, 0, 0, 1))];
-const CONTAINER: [IpAddr; 2] =
-    [IpAddr::V4(Ipv4Addr::new(172, 17, 0, 2)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0x17, 0, 0, 0, 0, 0, 2))];
-
-fn of(family: Family, [v4, v6]: [IpAddr; 2]) -> IpAddr {
-    if family == Family::V4 { v4 } else { v6 }
-}
-
 #[test]
 fn nodes_behind_a_switch_that_floods_leave_each_others_frames_alone() -> Result<()> {
     flooding_switch(&Spec { connect_tcp: false, ..Spec::new(3) })
@@ -64,7 +56,7 @@ fn flooding_switch(spec: &Spec) -> Result<()> {
     let mut checks = Checks::of(format!("a switch that floods, {}", spec.describe()));
     for family in Family::BOTH {
         checks.that(format!("connections to the load balancer ({family})"), || {
-            let frontend = SocketAddr::new(of(family, LOAD_BALANCER), WEB_PORT);
+            let frontend = SocketAddr::new(family.of(LOAD_BALANCER), WEB_PORT);
             let requests = external.get(frontend, REQUESTS)?;
             ensure!(failures(&requests).is_empty(), "{:?}", failures(&requests));
             ensure!(requests.len() == REQUESTS as usize);
@@ -107,22 +99,8 @@ fn expect_refused(
 fn pods_and_containers_do_not_send_from_the_addresses_of_others() -> Result<()> {
     let spec = Spec { connect_tcp: false, ..Spec::new(2) };
     let mut cluster = Cluster::create_stopped(&spec)?;
-    let host = cluster.nodes()[0].place().namespace().clone();
-    let [v4, v6] = BRIDGE;
-    host.ip(&format!(
-        "link add docker0 type bridge\nlink set docker0 up\n\
-         addr add {v4}/24 dev docker0\naddr add {v6}/64 dev docker0 nodad"
-    ))?;
-    let container = cluster.container(0, "container", "docker0")?;
-    let [v4, v6] = CONTAINER;
-    container.namespace().ip(&format!("addr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad"))?;
-    for via in BRIDGE {
-        container.namespace().ip(&format!("route add default via {via}"))?;
-    }
-    for node in cluster.nodes_mut() {
-        node.agent_mut().start()?;
-        node.agent_mut().await_ready()?;
-    }
+    let container = container_behind_bridge(&cluster)?;
+    cluster.start()?;
     let made = (|| Ok([cluster.pod(0, "near")?, cluster.pod(0, "other")?, cluster.pod(1, "far")?]))();
     let pods = cluster.explain(made)?;
     let _servers = pods.iter().map(Pod::serve).collect::<Result<Vec<_>>>()?;
@@ -133,14 +111,14 @@ fn pods_and_containers_do_not_send_from_the_addresses_of_others() -> Result<()> 
     for family in Family::BOTH {
         checks.that(format!("their own work: pod, container ({family})"), || {
             near.place().get_as(far.web(family), 3, Some("far"), near.address(family))?;
-            container.get_as(near.web(family), 3, Some("near"), of(family, CONTAINER))
+            container.get_as(near.web(family), 3, Some("near"), family.of(CONTAINER))
         });
         let sources = [
             ("a pod of the node", other.address(family)),
             ("the node", node.address(family)),
             ("another node", cluster.nodes()[1].address(family)),
             ("a pod of another node", far.address(family)),
-            ("a machine outside", of(family, LOAD_BALANCER)),
+            ("a machine outside", family.of(LOAD_BALANCER)),
         ];
         for (whose, source) in sources {
             checks.that(format!("a pod sends as {whose} ({family})"), || {

@@ -17,8 +17,8 @@ use dataplane_testkit::{
 };
 use serde_json::{Value, json};
 
-const NODE_WEB: u16 = 30_080;
-const NODE_ECHO: u16 = 30_007;
+pub(super) const NODE_WEB: u16 = 30_080;
+pub(super) const NODE_ECHO: u16 = 30_007;
 
 /// Addresses of the first node in the second segment.
 const SECOND: [IpAddr; 2] =
@@ -29,26 +29,13 @@ const GATEWAY: [[IpAddr; 2]; 2] = [
     [IpAddr::V4(Ipv4Addr::new(172, 19, 0, 254)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0x19, 0, 0, 0, 0, 0, 254))],
 ];
 /// Addresses of a bridge for containers, and of a container.
-const BRIDGE: [IpAddr; 2] =
+pub(super) const BRIDGE: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(172, 17, 0, 1)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0x17, 0, 0, 0, 0, 0, 1))];
-const CONTAINER: [IpAddr; 2] =
+pub(super) const CONTAINER: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(172, 17, 0, 2)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0x17, 0, 0, 0, 0, 0, 2))];
 
-const fn index(family: Family) -> usize {
-    match family {
-        Family::V4 => 0,
-        Family::V6 => 1,
-    }
-}
-
-/// `device` gets the addresses with the prefix lengths of a segment.
-fn add_addresses(place: &Place, device: &str, [v4, v6]: [IpAddr; 2]) -> Result<()> {
-    let commands = format!("addr add {v4}/24 dev {device}\naddr add {v6}/64 dev {device} nodad");
-    place.namespace().ip(&commands).map(drop)
-}
-
 /// The service of the traffic servers in pods, with node ports.
-fn node_port_service(service: &Service) -> Vec<Value> {
+pub(super) fn node_port_service(service: &Service) -> Vec<Value> {
     let mut objects = service.objects();
     objects[0]["spec"]["type"] = json!("NodePort");
     for (port, number) in [(0, NODE_WEB), (1, NODE_ECHO), (2, NODE_ECHO)] {
@@ -57,7 +44,7 @@ fn node_port_service(service: &Service) -> Vec<Value> {
     objects
 }
 
-fn apply(cluster: &mut Cluster, service: &Service) -> Result<()> {
+pub(super) fn apply(cluster: &mut Cluster, service: &Service) -> Result<()> {
     let objects = node_port_service(service);
     cluster.change(objects.len(), |cluster| cluster.apply_objects("web", &objects))
 }
@@ -101,17 +88,9 @@ fn await_uplink(cluster: &mut Cluster, device: &str, is_uplink: Option<bool>) ->
 fn default_route_by_second_device(cluster: &Cluster) -> Result<()> {
     cluster.add_device(0, "eth1", Segment::SECOND)?;
     let place = cluster.nodes()[0].place();
-    add_addresses(place, "eth1", SECOND)?;
+    place.namespace().add_addresses("eth1", SECOND)?;
     for via in GATEWAY[1] {
         place.namespace().ip(&format!("route replace default via {via} dev eth1"))?;
-    }
-    Ok(())
-}
-
-fn start(cluster: &mut Cluster) -> Result<()> {
-    for node in cluster.nodes_mut() {
-        node.agent_mut().start()?;
-        node.agent_mut().await_ready()?;
     }
     Ok(())
 }
@@ -132,7 +111,7 @@ fn default_route_by_another_device(routing: Routing) -> Result<()> {
     let spec = Spec { routing, connect_tcp: false, ..Spec::new(2) };
     let mut cluster = Cluster::create_stopped(&spec)?;
     default_route_by_second_device(&cluster)?;
-    start(&mut cluster)?;
+    cluster.start()?;
     let made = (|| Ok((cluster.pod(0, "near")?, cluster.pod(1, "far")?)))();
     let (near, far) = cluster.explain(made)?;
     let (external, gateway) = (cluster.outside()?, cluster.gateway()?);
@@ -148,7 +127,7 @@ fn default_route_by_another_device(routing: Routing) -> Result<()> {
         });
     }
     for family in Family::BOTH {
-        let second = SECOND[index(family)];
+        let second = family.of(SECOND);
         checks.that(format!("pod to outside, by the second device ({family})"), || {
             let web = SocketAddr::new(outside(family), HTTP);
             near.place().get_as(web, 5, Some("external"), second)?;
@@ -156,11 +135,11 @@ fn default_route_by_another_device(routing: Routing) -> Result<()> {
             near.place().ping(outside(family), 3, 100)?.check()
         });
         checks.that(format!("pod to a neighbour on the first device ({family})"), || {
-            let web = SocketAddr::new(GATEWAY[0][index(family)], HTTP);
+            let web = SocketAddr::new(family.of(GATEWAY[0]), HTTP);
             near.place().get_as(web, 5, Some("gateway"), node.address(family))
         });
         checks.that(format!("pod to a neighbour on the second device ({family})"), || {
-            let web = SocketAddr::new(GATEWAY[1][index(family)], HTTP);
+            let web = SocketAddr::new(family.of(GATEWAY[1]), HTTP);
             near.place().get_as(web, 5, Some("gateway"), second)
         });
         checks.that(format!("pod to a pod of the other node ({family})"), || {
@@ -185,19 +164,25 @@ fn default_route_by_another_device(routing: Routing) -> Result<()> {
     checks.finish(&cluster)
 }
 
+/// A container of the first node, behind the bridge `docker0`.
+pub(super) fn container_behind_bridge(cluster: &Cluster) -> Result<Place> {
+    let host = cluster.nodes()[0].place().namespace();
+    host.ip("link add docker0 type bridge\nlink set docker0 up")?;
+    host.add_addresses("docker0", BRIDGE)?;
+    let container = cluster.container(0, "container", "docker0")?;
+    container.namespace().add_addresses("eth0", CONTAINER)?;
+    for via in BRIDGE {
+        container.namespace().ip(&format!("route add default via {via}"))?;
+    }
+    Ok(container)
+}
+
 #[test]
 fn containers_behind_a_bridge_reach_node_ports_and_are_backends() -> Result<()> {
     let spec = Spec { connect_tcp: false, ..Spec::new(2) };
     let mut cluster = Cluster::create_stopped(&spec)?;
-    let host = cluster.nodes()[0].place();
-    host.namespace().ip("link add docker0 type bridge\nlink set docker0 up")?;
-    add_addresses(host, "docker0", BRIDGE)?;
-    let container = cluster.container(0, "container", "docker0")?;
-    add_addresses(&container, "eth0", CONTAINER)?;
-    for via in BRIDGE {
-        container.namespace().ip(&format!("route add default via {via}"))?;
-    }
-    start(&mut cluster)?;
+    let container = container_behind_bridge(&cluster)?;
+    cluster.start()?;
     let made = (|| Ok((cluster.pod(0, "near")?, cluster.pod(1, "far")?)))();
     let (near, far) = cluster.explain(made)?;
     let external = cluster.outside()?;
@@ -212,14 +197,14 @@ fn containers_behind_a_bridge_reach_node_ports_and_are_backends() -> Result<()> 
         expect_reason(node, "container", false, "port of docker0")
     });
     for family in Family::BOTH {
-        for address in [cluster.nodes()[0].address(family), BRIDGE[index(family)]] {
+        for address in [cluster.nodes()[0].address(family), family.of(BRIDGE)] {
             checks.that(format!("node port at {address} for the container"), || {
                 expect_node_ports(&container, address, &["far", "near"])
             });
         }
         checks.that(format!("pod to the container ({family})"), || {
-            let web = SocketAddr::new(CONTAINER[index(family)], HTTP);
-            near.place().get_as(web, 5, Some("container"), BRIDGE[index(family)])
+            let web = SocketAddr::new(family.of(CONTAINER), HTTP);
+            near.place().get_as(web, 5, Some("container"), family.of(BRIDGE))
         });
     }
     service.backends[0].addresses = CONTAINER.to_vec();
@@ -251,12 +236,12 @@ fn internal_ip_on_the_loopback_device() -> Result<()> {
     node.place().namespace().ip(&format!(
         "addr del {v4}/24 dev eth0\naddr del {v6}/64 dev eth0\naddr add {v4}/32 dev lo\naddr add {v6}/128 dev lo nodad"
     ))?;
-    add_addresses(node.place(), "eth0", transfer)?;
+    node.place().namespace().add_addresses("eth0", transfer)?;
     for (via, (address, transfer)) in GATEWAY[0].into_iter().zip(node.addresses().into_iter().zip(transfer)) {
         node.place().namespace().ip(&format!("route replace default via {via} dev eth0"))?;
         cluster.fabric().gateway().ip(&format!("route add {address} via {transfer}"))?;
     }
-    start(&mut cluster)?;
+    cluster.start()?;
     let pod = cluster.explain(cluster.pod(0, "pod"))?;
     let external = cluster.outside()?;
     let _servers = [pod.serve()?, external.serve("external")?];
@@ -271,9 +256,9 @@ fn internal_ip_on_the_loopback_device() -> Result<()> {
     for family in Family::BOTH {
         checks.that(format!("pod to outside ({family})"), || {
             let web = SocketAddr::new(outside(family), HTTP);
-            pod.place().get_as(web, 5, Some("external"), transfer[index(family)])
+            pod.place().get_as(web, 5, Some("external"), family.of(transfer))
         });
-        for address in [node.address(family), transfer[index(family)]] {
+        for address in [node.address(family), family.of(transfer)] {
             checks
                 .that(format!("node port at {address}"), || expect_node_ports(&external, address, &["pod"]));
         }
@@ -304,8 +289,8 @@ fn excluded_device_is_no_uplink() -> Result<()> {
     let config = json!({"uplinks": ["auto", "!eth1"]});
     let mut cluster = Cluster::create_stopped(&Spec { config, ..Spec::new(1) })?;
     cluster.add_device(0, "eth1", Segment::SECOND)?;
-    add_addresses(cluster.nodes()[0].place(), "eth1", SECOND)?;
-    start(&mut cluster)?;
+    cluster.nodes()[0].place().namespace().add_addresses("eth1", SECOND)?;
+    cluster.start()?;
     let node = &cluster.nodes()[0];
     expect_reason(node, "eth0", true, "has an address of the node")?;
     expect_reason(node, "eth1", false, "excluded by !eth1 in `uplinks`")
@@ -330,7 +315,7 @@ fn devices_are_followed_as_they_change() -> Result<()> {
     cluster.add_device(0, "eth1", Segment::SECOND)?;
     await_uplink(&mut cluster, "eth1", Some(false))?;
     let host = cluster.nodes()[0].place().clone();
-    add_addresses(&host, "eth1", SECOND)?;
+    host.namespace().add_addresses("eth1", SECOND)?;
     await_uplink(&mut cluster, "eth1", Some(true))?;
     await_addresses(&mut cluster, &SECOND)?;
     node_ports(&mut checks, "the device appeared");

@@ -12,10 +12,9 @@ use dataplane_testkit::{
     },
     traffic::{ECHO, HTTP},
 };
-use serde_json::{Value, json};
 
-const NODE_WEB: u16 = 30_080;
-const NODE_ECHO: u16 = 30_007;
+use super::devices::{NODE_ECHO, NODE_WEB, apply, node_port_service};
+
 /// Bytes of a response that takes many packets.
 const LARGE: usize = 1 << 20;
 
@@ -35,42 +34,8 @@ const fn second_segment(host: u8) -> [IpAddr; 2] {
     ]
 }
 
-const fn of(family: Family, addresses: [IpAddr; 2]) -> IpAddr {
-    match family {
-        Family::V4 => addresses[0],
-        Family::V6 => addresses[1],
-    }
-}
-
-fn add_addresses(namespace: &Namespace, device: &str, [v4, v6]: [IpAddr; 2]) -> Result<()> {
-    let commands = format!("addr add {v4}/24 dev {device}\naddr add {v6}/64 dev {device} nodad");
-    namespace.ip(&commands).map(drop)
-}
-
-fn start(cluster: &mut Cluster) -> Result<()> {
-    for node in cluster.nodes_mut() {
-        node.agent_mut().start()?;
-        node.agent_mut().await_ready()?;
-    }
-    Ok(())
-}
-
-fn node_port_objects(service: &Service) -> Vec<Value> {
-    let mut objects = service.objects();
-    objects[0]["spec"]["type"] = json!("NodePort");
-    for (port, number) in [(0, NODE_WEB), (1, NODE_ECHO), (2, NODE_ECHO)] {
-        objects[0]["spec"]["ports"][port]["nodePort"] = json!(number);
-    }
-    objects
-}
-
-fn apply(cluster: &mut Cluster, service: &Service) -> Result<()> {
-    let objects = node_port_objects(service);
-    cluster.change(objects.len(), |cluster| cluster.apply_objects("web", &objects))
-}
-
 fn remove_backends(cluster: &mut Cluster, service: Service) -> Result<()> {
-    let objects = node_port_objects(&Service { backends: Vec::new(), ..service });
+    let objects = node_port_service(&Service { backends: Vec::new(), ..service });
     // the Service object stays the same
     cluster.change(objects.len() - 1, |cluster| cluster.apply_objects("web", &objects))
 }
@@ -131,12 +96,12 @@ fn default_route_by_a_tun_device() -> Result<()> {
     let host = cluster.nodes()[0].place().namespace().clone();
     let _link = TunTap::create(Layer::Tun, (&host, "tun0"), (&gateway, "tun0"))?;
     let (address, router) = (tunnel_addresses(11), tunnel_addresses(254));
-    add_addresses(&host, "tun0", address)?;
-    add_addresses(&gateway, "tun0", router)?;
+    host.add_addresses("tun0", address)?;
+    gateway.add_addresses("tun0", router)?;
     for via in router {
         host.ip(&format!("route replace default via {via} dev tun0"))?;
     }
-    start(&mut cluster)?;
+    cluster.start()?;
     let made = (|| Ok((cluster.pod(0, "near")?, cluster.pod(1, "far")?)))();
     let (near, far) = cluster.explain(made)?;
     let external = cluster.outside()?;
@@ -149,7 +114,7 @@ fn default_route_by_a_tun_device() -> Result<()> {
     for family in Family::BOTH {
         let web = SocketAddr::new(outside(family), HTTP);
         checks.that(format!("pod to outside, TCP ({family})"), || {
-            near.place().get_as(web, 5, Some("external"), of(family, address))?;
+            near.place().get_as(web, 5, Some("external"), family.of(address))?;
             let large = near.place().get_bytes(web, 4, LARGE)?;
             ensure!(failures(&large).is_empty(), "{:?}", failures(&large));
             Ok(())
@@ -165,10 +130,10 @@ fn default_route_by_a_tun_device() -> Result<()> {
         });
         checks.that(format!("host to outside ({family})"), || {
             let place = cluster.nodes()[0].place();
-            place.get_as(web, 5, Some("external"), of(family, address))
+            place.get_as(web, 5, Some("external"), family.of(address))
         });
         checks.that(format!("node port at the address of the tun device ({family})"), || {
-            let address = of(family, address);
+            let address = family.of(address);
             expect_service(&external, address, NODE_PORTS, &["far", "near"])?;
             expect_fragments(&external, SocketAddr::new(address, NODE_ECHO))
         });
@@ -180,7 +145,7 @@ fn default_route_by_a_tun_device() -> Result<()> {
     remove_backends(&mut cluster, service)?;
     for family in Family::BOTH {
         checks.that(format!("refusal to a client outside ({family})"), || {
-            expect_refused(&external, of(family, address), NODE_WEB)
+            expect_refused(&external, family.of(address), NODE_WEB)
         });
     }
     checks.finish(&cluster)
@@ -205,15 +170,15 @@ fn nodes_connected_by_tun_devices(routing: Routing) -> Result<()> {
     for (index, host) in hosts.iter().enumerate() {
         let [v4, v6] = cluster.nodes()[index].addresses();
         host.ip(&format!("addr del {v4}/24 dev eth0\naddr del {v6}/64 dev eth0"))?;
-        add_addresses(host, "tun0", [v4, v6])?;
+        host.add_addresses("tun0", [v4, v6])?;
         // and a default route by another device
         cluster.add_device(index, "eth1", Segment::SECOND)?;
-        add_addresses(host, "eth1", second_segment(11 + index as u8))?;
+        host.add_addresses("eth1", second_segment(11 + index as u8))?;
         for via in second_segment(254) {
             host.ip(&format!("route replace default via {via} dev eth1"))?;
         }
     }
-    start(&mut cluster)?;
+    cluster.start()?;
     let made = (|| Ok((cluster.pod(0, "near")?, cluster.pod(1, "far")?)))();
     let (near, far) = cluster.explain(made)?;
     let _servers = [near.serve()?, far.serve()?];
@@ -279,15 +244,15 @@ fn container_behind_a_tap_device_with_virtio_header() -> Result<()> {
     let host = cluster.nodes()[0].place().namespace().clone();
     host.ip("link add br0 type bridge\nlink set br0 up")?;
     let (bridge, guest_addresses) = (tunnel_addresses(1), tunnel_addresses(2));
-    add_addresses(&host, "br0", bridge)?;
+    host.add_addresses("br0", bridge)?;
     let guest = cluster.container(0, "unused", "br0")?;
     let _link = TunTap::create(Layer::Tap, (&host, "tap0"), (guest.namespace(), "tap0"))?;
     host.ip("link set tap0 master br0")?;
-    add_addresses(guest.namespace(), "tap0", guest_addresses)?;
+    guest.namespace().add_addresses("tap0", guest_addresses)?;
     for via in bridge {
         guest.namespace().ip(&format!("route add default via {via}"))?;
     }
-    start(&mut cluster)?;
+    cluster.start()?;
     let made = (|| Ok((cluster.pod(0, "near")?, cluster.pod(1, "far")?)))();
     let (near, far) = cluster.explain(made)?;
     let external = cluster.outside()?;
@@ -312,8 +277,8 @@ fn container_behind_a_tap_device_with_virtio_header() -> Result<()> {
             expect_service(near.place(), at, SERVICE_PORTS, &["guest"])
         });
         checks.that(format!("pod to the guest ({family})"), || {
-            let web = SocketAddr::new(of(family, guest_addresses), HTTP);
-            near.place().get_as(web, 5, Some("guest"), of(family, bridge))?;
+            let web = SocketAddr::new(family.of(guest_addresses), HTTP);
+            near.place().get_as(web, 5, Some("guest"), family.of(bridge))?;
             let large = near.place().get_bytes(web, 4, LARGE)?;
             ensure!(failures(&large).is_empty(), "{:?}", failures(&large));
             Ok(())

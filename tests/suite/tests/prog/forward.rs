@@ -180,3 +180,14 @@ fn packets_of_the_host_pass_unchanged() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn packet_to_a_pod_whose_device_is_down_is_dropped() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        rig.pod_down(world.other_pod, 12)?;
+        let run = rig.run(HookId::FromPod, &Frame::udp(at(world.pod, 1), at(world.other_pod, 2)).build())?;
+        assert_eq!((run.action, run.outcome), (Action::Drop, "device_down"));
+    }
+    Ok(())
+}

@@ -142,6 +142,29 @@ fn frontend_at_a_loopback_address_is_not_reachable_from_devices() -> Result<()> 
     Ok(())
 }
 
+/// Direct server return is for clients outside: a node refuses its own packets from another, and an
+/// answer through the tunnel with the source of a third.
+#[test]
+fn dsr_is_not_used_for_a_client_in_the_cluster() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        let frontend = at(world.host, 30_080);
+        rig.host_with_node_ports(world.host)?;
+        rig.service_with(frontend, Protocol::TCP, 200, &[at(world.wire_pod, 8080)], |key, service| {
+            *key = key.at_node();
+            service.flags = ServiceFlags::DSR;
+        })?;
+        for (client, keeps_source) in
+            [(world.outside, true), (world.wire_node, false), (world.overlay_pod, false)]
+        {
+            let run = rig.run(HookId::FromWire, &Frame::tcp(at(client, 40_000), frontend, SYN).build())?;
+            assert_eq!(run.outcome, "to_wire");
+            assert_eq!(run.packet().src == client, keeps_source, "{client}");
+        }
+    }
+    Ok(())
+}
+
 /// DSR at the backend's node: the reply has the address of the addressed node as source.
 #[test]
 fn dsr_backend_replies_from_the_addressed_nodes_address() -> Result<()> {

@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Context as _, Result};
 use dataplane_common::{net::Protocol, reason::HookId};
-use dataplane_testkit::prog::{Action, Family, Frame, Metadata, OVERLAY_VNI, Rig, World, at, devices, rig};
+use dataplane_testkit::prog::{
+    Action, Family, Frame, Metadata, OVERLAY_VNI, POD_MAC, Rig, World, at, devices, rig,
+};
 
 const SYN: u8 = 0x02;
 
@@ -359,37 +361,18 @@ fn echo_request_never_matches_a_masqueraded_identifier() -> Result<()> {
     Ok(())
 }
 
-/// Direct server return is for clients outside: a node refuses its own packets from another, and an
-/// answer through the tunnel with the source of a third.
+/// Two devices may share a slot of `POD_SOURCES`: then the row in `ENDPOINTS` decides for one.
 #[test]
-fn dsr_is_not_used_for_a_client_in_the_cluster() -> Result<()> {
-    use dataplane_common::abi::ServiceFlags;
-    for family in Family::BOTH {
-        let (mut rig, world): (Rig, World) = rig(family)?;
-        let frontend = at(world.host, 30_080);
-        rig.host_with_node_ports(world.host)?;
-        rig.service_with(frontend, Protocol::TCP, 200, &[at(world.wire_pod, 8080)], |key, service| {
-            *key = key.at_node();
-            service.flags = ServiceFlags::DSR;
-        })?;
-        for (client, keeps_source) in
-            [(world.outside, true), (world.wire_node, false), (world.overlay_pod, false)]
-        {
-            let run = rig.run(HookId::FromWire, &Frame::tcp(at(client, 40_000), frontend, SYN).build())?;
-            assert_eq!(run.outcome, "to_wire");
-            assert_eq!(run.packet().src == client, keeps_source, "{client}");
-        }
-    }
-    Ok(())
-}
-
-#[test]
-fn packet_to_a_pod_whose_device_is_down_is_dropped() -> Result<()> {
+fn pod_without_a_slot_of_its_own_sends_from_its_address_only() -> Result<()> {
+    let [device, _] = devices::PODS;
     for family in Family::BOTH {
         let (mut rig, world) = rig(family)?;
-        rig.pod_down(world.other_pod, 12)?;
-        let run = rig.run(HookId::FromPod, &Frame::udp(at(world.pod, 1), at(world.other_pod, 2)).build())?;
-        assert_eq!((run.action, run.outcome), (Action::Drop, "device_down"));
+        rig.remove_endpoint(world.pod)?;
+        rig.pod_without_slot(world.pod, device, POD_MAC)?;
+        for (source, expected) in [(world.pod, "to_wire"), (world.other_pod, "source_not_owned")] {
+            let frame = Frame::udp(at(source, 1_000), at(world.wire_pod, 80)).build();
+            assert_eq!(outcome_from(&mut rig, device, &frame)?, expected);
+        }
     }
     Ok(())
 }

@@ -39,16 +39,16 @@ impl Rig {
 
     /// The device with this index has these addresses.
     pub fn device(&mut self, ifindex: u32, ipv4: IpAddr, ipv6: IpAddr) -> Result<()> {
-        let mac = MacAddr::new(HOST_MAC);
-        let device = Device { ipv4: ipv4.into(), ipv6: ipv6.into(), flags: DeviceFlags::ETHERNET, mac };
-        Ok(self.hash(map::DEVICES)?.insert(ifindex, device, 0)?)
+        self.set_device(ifindex, [ipv4.into(), ipv6.into()])
     }
 
     /// The device of the rig has programs and no address: packets that leave by it get the node's.
     pub fn device_without_address(&mut self) -> Result<()> {
-        let mac = MacAddr::new(HOST_MAC);
-        let device = Device { flags: DeviceFlags::ETHERNET, mac, ..Device::default() };
-        let ifindex = self.ifindex;
+        self.set_device(self.ifindex, [Addr::UNSPECIFIED; 2])
+    }
+
+    fn set_device(&mut self, ifindex: u32, [ipv4, ipv6]: [Addr; 2]) -> Result<()> {
+        let device = Device { ipv4, ipv6, flags: DeviceFlags::ETHERNET, mac: MacAddr::new(HOST_MAC) };
         Ok(self.hash(map::DEVICES)?.insert(ifindex, device, 0)?)
     }
 

@@ -77,10 +77,7 @@ fn check_mode(mode: Mode, findings: &mut Findings) -> Result<()> {
     };
     let mut cluster = Cluster::create_stopped(&spec)?;
     underlay::prepare(&cluster, mode.underlay).context("connect the nodes")?;
-    for node in cluster.nodes_mut() {
-        node.agent_mut().start()?;
-        node.agent_mut().await_ready()?;
-    }
+    cluster.start()?;
     let (client, near, far) = (cluster.pod(0, "client")?, cluster.pod(0, "near")?, cluster.pod(1, "far")?);
     let _servers = [near.serve()?, far.serve()?];
     let service = Service::of(&[&near, &far]);
