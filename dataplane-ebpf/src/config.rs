@@ -1,11 +1,11 @@
 //! Configuration of the programs.
 //!
-//! [`NodeConfig`] is constant to the verifier, which prunes the branches it disables. Addresses are
-//! variables, because programs are loaded (which takes seconds) before the node has any.
+//! [`NodeConfig`] is constant to the verifier, which prunes the branches it disables.
+//! [`NodeVariables`] may change while the programs run.
 
 use core::{cell::UnsafeCell, ptr};
 
-use dataplane_common::abi::{Addr, ClusterRange, MacAddr, NodeAddresses, NodeConfig, NodeFlags, Port};
+use dataplane_common::abi::{Addr, ClusterRange, MacAddr, NodeConfig, NodeFlags, NodeVariables, Port};
 
 /// Overwritten by the loader before the object is loaded (`dataplane_common::abi::names::NODE`).
 #[unsafe(link_section = ".rodata")]
@@ -29,17 +29,19 @@ static NODE: NodeConfig = NodeConfig {
 struct Shared<T>(UnsafeCell<T>);
 
 // SAFETY: programs only read it; what user space writes meanwhile is plain bytes, every pattern of
-// which is an address.
+// which is valid.
 unsafe impl<T> Sync for Shared<T> {}
 
-/// Written by user space while the programs run (`dataplane_common::abi::names::NODE_ADDRESSES`).
+/// Written by user space while the programs run (`dataplane_common::abi::names::NODE_VARIABLES`).
 #[unsafe(link_section = ".data")]
 #[unsafe(no_mangle)]
-static NODE_ADDRESSES: Shared<NodeAddresses> = Shared(UnsafeCell::new(NodeAddresses {
+static NODE_VARIABLES: Shared<NodeVariables> = Shared(UnsafeCell::new(NodeVariables {
     ipv4: Addr::UNSPECIFIED,
     ipv6: Addr::UNSPECIFIED,
     cluster_ipv4: ClusterRange::EMPTY,
     cluster_ipv6: ClusterRange::EMPTY,
+    egress_stack: 0,
+    reserved: [0; 12],
 }));
 
 /// Reads one field. Volatile, or the compiler would use the zeros it sees instead of what the
@@ -49,6 +51,14 @@ macro_rules! field {
     ($field:ident) => {
         // SAFETY: `NODE` is an initialised static, aligned as its type says.
         unsafe { ptr::read_volatile(&raw const NODE.$field) }
+    };
+}
+
+/// As above, of `NODE_VARIABLES`; volatile, because user space writes it.
+macro_rules! variable {
+    ($field:ident) => {
+        // SAFETY: `NODE_VARIABLES` is an initialised static, aligned as its type says
+        unsafe { ptr::read_volatile(&raw const (*NODE_VARIABLES.0.get()).$field) }
     };
 }
 
@@ -64,27 +74,28 @@ pub(crate) fn trace() -> bool {
 
 #[inline(always)]
 pub(crate) fn ipv4() -> Addr {
-    // SAFETY: an initialised static, aligned as its type says; volatile, because user space writes
-    // it
-    unsafe { ptr::read_volatile(&raw const (*NODE_ADDRESSES.0.get()).ipv4) }
+    variable!(ipv4)
 }
 
 #[inline(always)]
 pub(crate) fn ipv6() -> Addr {
-    // SAFETY: as above
-    unsafe { ptr::read_volatile(&raw const (*NODE_ADDRESSES.0.get()).ipv6) }
+    variable!(ipv6)
 }
 
 #[inline(always)]
 pub(crate) fn cluster_ipv4() -> ClusterRange {
-    // SAFETY: as above
-    unsafe { ptr::read_volatile(&raw const (*NODE_ADDRESSES.0.get()).cluster_ipv4) }
+    variable!(cluster_ipv4)
 }
 
 #[inline(always)]
 pub(crate) fn cluster_ipv6() -> ClusterRange {
-    // SAFETY: as above
-    unsafe { ptr::read_volatile(&raw const (*NODE_ADDRESSES.0.get()).cluster_ipv6) }
+    variable!(cluster_ipv6)
+}
+
+/// Packets between pods and machines outside of the cluster take the kernel's stack.
+#[inline(always)]
+pub(crate) fn egress_stack() -> bool {
+    variable!(egress_stack) != 0
 }
 
 #[inline(always)]

@@ -12,10 +12,11 @@ use std::{
     time::Instant,
 };
 
-use dataplane_common::abi::NodeAddresses;
+use dataplane_common::abi::NodeVariables;
 use tokio::sync::{mpsc, watch};
 
 use super::{
+    egress::EgressPlan,
     network_plan::NodeNetworkPlan,
     pods::{Directories, PodChannel, serve_pods},
     programs::LoadedPrograms,
@@ -72,8 +73,8 @@ struct AttachedUplink {
 pub(super) struct NodeDatapath {
     plan: NodeNetworkPlan,
     datapath: Datapath,
-    /// The addresses last written for the programs.
-    published_addresses: Option<NodeAddresses>,
+    /// What was last written for the programs.
+    published_variables: Option<NodeVariables>,
     reconciler: Reconciler,
     reserved_ports: NodeReservedPorts,
     /// Attached pods by the name of their host-side device.
@@ -150,7 +151,7 @@ impl NodeDatapath {
             attached: BTreeMap::new(),
             uplink_errors: BTreeMap::new(),
             datapath,
-            published_addresses: None,
+            published_variables: None,
             reconciler,
             reserved_ports: NodeReservedPorts::new(config),
             pods: BTreeMap::new(),
@@ -171,7 +172,7 @@ impl NodeDatapath {
         // the node first: its services are compiled for it
         node.configure_reconciler(config, store);
         node.reconciler.apply_changes(store, &store.everything());
-        node.publish_node_addresses()?;
+        node.publish_variables()?;
         node.reserve_ports();
         // full tables before the programs are attached
         while node.reconciler.work(Instant::now()).is_some_and(|due| due <= Instant::now()) {}
@@ -179,6 +180,7 @@ impl NodeDatapath {
         node.attach_uplinks();
         node.attach_host(config)?;
         node.log_warnings(&[]);
+        node.plan.egress.log(&EgressPlan::default());
         node.publish_pod_network();
         Ok(node)
     }
@@ -196,7 +198,7 @@ impl NodeDatapath {
     ) -> Result<(), StartError> {
         self.dirty = true;
         let before = std::mem::replace(&mut self.plan, plan);
-        self.publish_node_addresses()?;
+        self.publish_variables()?;
         if before.uplinks != self.plan.uplinks || !self.uplink_errors.is_empty() {
             self.attach_uplinks();
         }
@@ -208,15 +210,16 @@ impl NodeDatapath {
         }
         self.reconciler.set_down_pods(&self.plan.down_pods, Instant::now());
         self.log_warnings(&before.warnings);
+        self.plan.egress.log(&before.egress);
         self.attached()
     }
 
-    /// Writes the node's addresses and the ranges of cluster IPs for the programs.
-    fn publish_node_addresses(&mut self) -> Result<(), LoadError> {
-        let addresses = self.plan.primary_ips.to_node_addresses(self.reconciler.cluster_ranges());
-        if self.published_addresses != Some(addresses) {
-            self.datapath.set_addresses(addresses)?;
-            self.published_addresses = Some(addresses);
+    /// Writes the node's addresses, the ranges of cluster IPs and the way of egress for the programs.
+    fn publish_variables(&mut self) -> Result<(), LoadError> {
+        let variables = self.plan.variables(self.reconciler.cluster_ranges());
+        if self.published_variables != Some(variables) {
+            self.datapath.set_variables(variables)?;
+            self.published_variables = Some(variables);
         }
         Ok(())
     }
@@ -292,8 +295,8 @@ impl NodeDatapath {
         self.routes_changed |= !changes.nodes.is_empty();
         self.synced |= changes.synced;
         self.dirty = true;
-        if let Err(error) = self.publish_node_addresses() {
-            tracing::error!(%error, "cannot write node addresses and service CIDRs for the programs");
+        if let Err(error) = self.publish_variables() {
+            tracing::error!(%error, "cannot write the variables of the programs");
         }
     }
 

@@ -4,7 +4,9 @@
 //! the source sends its events to the node task ([`node`]). Stopping the agent removes nothing: the
 //! programs keep running.
 
+mod config_watch;
 mod datapath;
+mod egress;
 mod latency;
 mod network_plan;
 mod node;
@@ -35,7 +37,7 @@ use crate::{
     http::HttpError,
     lifecycle::{self, HealthChecks, Install, InstallError, Lifecycle, ProxyAddresses},
     metrics::Metrics,
-    netlink::{Netlink, NetlinkError},
+    netlink::{IpsecMonitor, Netlink, NetlinkError},
     source::{ManifestError, Problems},
     telemetry::{self, TelemetryError},
 };
@@ -96,10 +98,10 @@ fn start(args: &RunArgs) -> Result<(), AppError> {
         .enable_all()
         .build()
         .map_err(AppError::Runtime)?;
-    runtime.block_on(serve_node(config))
+    runtime.block_on(serve_node(config, args.clone()))
 }
 
-async fn serve_node(config: Config) -> Result<(), AppError> {
+async fn serve_node(config: Config, args: RunArgs) -> Result<(), AppError> {
     tracing::info!(node = config.node_name, version = env!("CARGO_PKG_VERSION"), "starting dataplane-agent");
     let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Signals)?;
@@ -133,6 +135,8 @@ async fn serve_node(config: Config) -> Result<(), AppError> {
         progress: source.progress.clone(),
         queries: query_receiver,
         monitor: Netlink::monitor()?,
+        ipsec: IpsecMonitor::open()?,
+        config: config_watch::watch(args, config.clone()),
     };
     let outputs = node::Outputs { status, health_checks };
     let (node, requests) = node::NodeTask::new(config, Netlink::connect()?, api, outputs, &metrics);

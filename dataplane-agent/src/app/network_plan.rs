@@ -6,16 +6,19 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use dataplane_common::{
-    abi::{Addr, ClusterRange, MacAddr, NodeAddresses, NodeConfig, NodeFlags, Port},
+    abi::{Addr, ClusterRange, MacAddr, NodeConfig, NodeFlags, NodeVariables, Port},
     netns,
 };
 
+use ipnet::IpNet;
+
+use super::egress::{Addresses, EgressPlan};
 use crate::{
     compile::routes::Overlay,
-    config::{Config, Egress, Routing},
+    config::{Config, Routing},
     netlink::{
         DeviceChoice, HostAddress, Netlink, NetlinkError, OverlayDevice, SysctlError, Uplink, link::HOST_MAC,
-        overlay::overhead, sysctl,
+        overlay::overhead, sysctl, xfrm::ipsec_policies,
     },
     state::Node,
 };
@@ -49,6 +52,7 @@ pub(super) struct NodeNetworkPlan {
     /// Every address of the host.
     pub addresses: Vec<IpAddr>,
     pub primary_ips: PrimaryIps,
+    pub egress: EgressPlan,
     /// Configured MTU of pods.
     mtu: Option<u32>,
     /// Smallest MTU of the uplinks to other nodes.
@@ -75,11 +79,11 @@ pub(super) enum SetupError {
 impl NodeNetworkPlan {
     /// Sets the node's sysctls, creates the overlay device, and returns the resulting plan.
     ///
-    /// `others` are the InternalIPs of the other nodes, `before` the indexes of the uplinks so far.
+    /// `others` are the other nodes, `before` the indexes of the uplinks so far.
     pub(super) async fn set_up(
         config: &Config,
         node: &Node,
-        others: &[IpAddr],
+        others: &[&Node],
         before: &BTreeSet<u32>,
         netlink: &Netlink,
     ) -> Result<Self, SetupError> {
@@ -90,7 +94,10 @@ impl NodeNetworkPlan {
         for change in sysctl::prepare_node(&names, &config.vxlan.device)? {
             tracing::info!("set sysctl {} from {} to {}", change.key, change.from, change.to);
         }
-        let node_mtu = netlink.node_mtu(&uplinks, &node.internal_ips, others).await?.unwrap_or(DEFAULT_MTU);
+        let other_ips: Vec<IpAddr> =
+            others.iter().flat_map(|other| other.internal_ips.iter().copied()).collect();
+        let node_mtu =
+            netlink.node_mtu(&uplinks, &node.internal_ips, &other_ips).await?.unwrap_or(DEFAULT_MTU);
         let overlay = overlay(config, node, node_mtu, netlink).await?;
         let primary_ips = PrimaryIps {
             ipv4: primary_ip(node, &uplinks, IpAddr::is_ipv4),
@@ -99,6 +106,7 @@ impl NodeNetworkPlan {
         let mut addresses: Vec<IpAddr> = devices.addresses.iter().map(HostAddress::ip).collect();
         addresses.sort_unstable();
         addresses.dedup();
+        let egress = egress(config, node, others, primary_ips).await?;
         let overlay_device = config.vxlan.device.clone();
         let (node, mtu) = (node.clone(), config.mtu);
         Ok(Self {
@@ -112,9 +120,24 @@ impl NodeNetworkPlan {
             overlay_device,
             addresses,
             primary_ips,
+            egress,
             mtu,
             node_mtu,
         })
+    }
+
+    /// In the form that the programs read.
+    pub(super) fn variables(&self, cluster: [ClusterRange; 2]) -> NodeVariables {
+        let address = |ip: Option<IpAddr>| ip.map_or(Addr::UNSPECIFIED, Addr::from);
+        let [cluster_ipv4, cluster_ipv6] = cluster;
+        NodeVariables {
+            ipv4: address(self.primary_ips.ipv4),
+            ipv6: address(self.primary_ips.ipv6),
+            cluster_ipv4,
+            cluster_ipv6,
+            egress_stack: u32::from(self.egress.stack),
+            reserved: [0; 12],
+        }
     }
 
     /// MTU of pods: the configured one, else the largest that reaches every other node without
@@ -128,13 +151,6 @@ impl NodeNetworkPlan {
 impl PrimaryIps {
     pub(super) fn iter(&self) -> impl Iterator<Item = IpAddr> {
         self.ipv4.into_iter().chain(self.ipv6)
-    }
-
-    /// In the form that the programs read.
-    pub(super) fn to_node_addresses(self, cluster: [ClusterRange; 2]) -> NodeAddresses {
-        let address = |ip: Option<IpAddr>| ip.map_or(Addr::UNSPECIFIED, Addr::from);
-        let [cluster_ipv4, cluster_ipv6] = cluster;
-        NodeAddresses { ipv4: address(self.ipv4), ipv6: address(self.ipv6), cluster_ipv4, cluster_ipv6 }
     }
 }
 
@@ -155,13 +171,31 @@ pub(super) fn constants(config: &Config) -> NodeConfig {
             | flag(config.connect_time.udp, NodeFlags::CONNECT_UDP)
             | flag(config.masquerade.enabled, NodeFlags::MASQUERADE)
             | flag(config.services.ping, NodeFlags::ANSWER_PING)
-            | flag(config.egress == Egress::Stack, NodeFlags::EGRESS_STACK)
             | flag(config.node_ports.loopback, NodeFlags::LOOPBACK_NODE_PORTS),
         flow_probes: FLOW_PROBES,
         // 0 if unknown: then processes of the host cannot reach host ports of pods
         host_netns: netns::cookie().unwrap_or(0).to_ne_bytes(),
         mark: config.mark,
     }
+}
+
+/// The way of packets between pods and machines outside of the cluster.
+async fn egress(
+    config: &Config,
+    node: &Node,
+    others: &[&Node],
+    primary_ips: PrimaryIps,
+) -> Result<EgressPlan, NetlinkError> {
+    let other_pods: Vec<IpNet> = others.iter().flat_map(|other| other.pod_cidrs.iter().copied()).collect();
+    let nodes = others.iter().copied().chain([node]).flat_map(|node| node.internal_ips.iter().copied());
+    let masquerade = primary_ips.iter().filter(|_| config.masquerade.enabled);
+    let addresses = Addresses {
+        own_pods: &node.pod_cidrs,
+        other_pods: &other_pods,
+        nodes: &nodes.collect::<Vec<_>>(),
+        masquerade: &masquerade.collect::<Vec<_>>(),
+    };
+    Ok(EgressPlan::new(config.egress, &ipsec_policies().await?, addresses))
 }
 
 /// Creates the overlay device, unless the routing mode is native.

@@ -7,7 +7,7 @@
 mod status;
 
 use std::{
-    net::IpAddr,
+    io,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -19,6 +19,7 @@ use tokio::{
 };
 
 use super::{
+    config_watch::LiveConfig,
     datapath::{NodeDatapath, StartError},
     latency::ProgrammingLatency,
     network_plan::NodeNetworkPlan,
@@ -31,7 +32,7 @@ use crate::{
     config::{Config, Source},
     lifecycle::{self, HealthChecks},
     metrics::Metrics,
-    netlink::{Monitor, Netlink},
+    netlink::{IpsecMonitor, Monitor, Netlink},
     source,
     state::{Changes, SourceEvent, Store},
 };
@@ -57,6 +58,8 @@ pub(super) enum NodeError {
     Start(#[from] StartError),
     #[error("netlink monitor of network changes has ended")]
     Monitor,
+    #[error("cannot follow the IPsec policies: {0}")]
+    Ipsec(#[source] io::Error),
     #[error("the source of cluster objects has ended")]
     Source,
     #[error("task that loads the eBPF programs failed: {0}")]
@@ -72,6 +75,8 @@ pub(super) struct Inputs {
     pub behind: watch::Receiver<Option<SystemTime>>,
     pub queries: mpsc::Receiver<Query>,
     pub monitor: Monitor,
+    pub ipsec: IpsecMonitor,
+    pub config: watch::Receiver<LiveConfig>,
 }
 
 /// Senders of the node task.
@@ -165,6 +170,15 @@ impl NodeTask {
                     let debounce = if is_route { ROUTE_DEBOUNCE } else { NETWORK_DEBOUNCE };
                     self.schedule_setup(Instant::now() + debounce);
                 }
+                changed = inputs.ipsec.changed() => {
+                    changed.map_err(NodeError::Ipsec)?;
+                    self.schedule_setup(Instant::now() + NETWORK_DEBOUNCE);
+                }
+                Ok(()) = inputs.config.changed() => {
+                    self.config.egress = inputs.config.borrow_and_update().egress;
+                    self.dirty = true;
+                    self.schedule_setup(Instant::now());
+                }
                 Ok(()) = inputs.problems.changed() => self.dirty = true,
                 () = inputs.node_problems.changed() => self.dirty = true,
                 Ok(()) = inputs.behind.changed() => self.dirty = true,
@@ -213,12 +227,7 @@ impl NodeTask {
             // its arrival schedules a setup; a running datapath survives its deletion
             return Ok(());
         };
-        let others: Vec<IpAddr> = self
-            .store
-            .nodes()
-            .filter(|other| other.name != node.name)
-            .flat_map(|other| other.internal_ips.iter().copied())
-            .collect();
+        let others: Vec<_> = self.store.nodes().filter(|other| other.name != node.name).collect();
         let before = match (&self.datapath, &self.loaded) {
             (Some(datapath), _) => datapath.uplink_indexes(),
             (None, Some(loaded)) => loaded.uplink_indexes()?,

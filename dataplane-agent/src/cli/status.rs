@@ -67,6 +67,9 @@ fn write_head(out: &mut String, status: &Status) -> fmt::Result {
         "Writes     {} failed, {} retried, {} pending; audits found {} changed rows",
         reconcile.errors, reconcile.retries, reconcile.pending, reconcile.drift
     )?;
+    let egress = &status.egress;
+    let reason = if egress.reason.is_empty() { String::new() } else { format!(": {}", egress.reason) };
+    writeln!(out, "Egress     {}{reason}", or_dash(Some(&egress.way).filter(|way| !way.is_empty())))?;
     writeln!(out, "Adopted    {} pinned tables of an earlier agent", status.pins_adopted)
 }
 

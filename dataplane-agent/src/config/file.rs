@@ -1,7 +1,7 @@
 //! Reads the YAML file: flattens it to dotted keys, and passes each value to [`Settings::fill`] as
 //! text.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use serde_norway::Value;
 
@@ -13,15 +13,20 @@ use super::{
 /// Similarity above which a key is suggested for an unknown one (1: equal).
 const SUGGESTION_THRESHOLD: f64 = 0.6;
 
-/// Fills keys that no flag or variable has set.
-pub(super) fn fill(settings: &mut Settings, path: &Path) -> Result<(), ConfigError> {
+/// Fills keys that no flag or variable has set, and returns their values.
+pub(super) fn fill(settings: &mut Settings, path: &Path) -> Result<BTreeMap<String, String>, ConfigError> {
     let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
     let root =
         serde_norway::from_str(&text).map_err(|source| ConfigError::Syntax { path: path.into(), source })?;
     if !matches!(root, Value::Null | Value::Mapping(_)) {
         return Err(ConfigError::NoMapping { path: path.into(), found: type_name(&root) });
     }
-    walk("", &root, &mut |key, value| set(settings, path, key, value))
+    let mut values = BTreeMap::new();
+    walk("", &root, &mut |key, value| {
+        values.extend(set(settings, path, key, value)?.map(|text| (key.to_owned(), text)));
+        Ok(())
+    })?;
+    Ok(values)
 }
 
 /// Calls `leaf` for every value that is not a mapping.
@@ -41,7 +46,13 @@ fn walk<E>(at: &str, value: &Value, leaf: &mut impl FnMut(&str, &Value) -> Resul
     }
 }
 
-fn set(settings: &mut Settings, path: &Path, key: &str, value: &Value) -> Result<(), ConfigError> {
+/// Returns the value as text, unless a flag or variable overrides it.
+fn set(
+    settings: &mut Settings,
+    path: &Path,
+    key: &str,
+    value: &Value,
+) -> Result<Option<String>, ConfigError> {
     if !KEYS.contains(&key) {
         return Err(ConfigError::UnknownKey { path: path.into(), key: key.to_owned(), hint: hint(key) });
     }
@@ -59,14 +70,15 @@ fn set(settings: &mut Settings, path: &Path, key: &str, value: &Value) -> Result
         value => scalar(value)
             .ok_or_else(|| invalid(format!("must be a plain value or a list, not {}", type_name(value))))?,
     };
-    settings.fill(key, &text).map_err(|error| match error {
-        FillError::Unknown => {
-            ConfigError::UnknownKey { path: path.into(), key: key.to_owned(), hint: hint(key) }
+    match settings.fill(key, &text) {
+        Ok(is_used) => Ok(is_used.then_some(text)),
+        Err(FillError::Unknown) => {
+            Err(ConfigError::UnknownKey { path: path.into(), key: key.to_owned(), hint: hint(key) })
         }
-        FillError::Invalid(reason) => {
-            ConfigError::Value { path: path.into(), key: key.to_owned(), value: text, reason }
+        Err(FillError::Invalid(reason)) => {
+            Err(ConfigError::Value { path: path.into(), key: key.to_owned(), value: text, reason })
         }
-    })
+    }
 }
 
 fn scalar(value: &Value) -> Option<String> {

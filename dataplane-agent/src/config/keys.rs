@@ -252,8 +252,9 @@ pub(super) enum FillError {
 }
 
 impl Settings {
-    /// Sets a key unless it is set already. The value is checked in both cases.
-    pub(super) fn fill(&mut self, key: &str, text: &str) -> Result<(), FillError> {
+    /// Sets a key unless it is set already, and returns whether it did. The value is checked in both
+    /// cases.
+    pub(super) fn fill(&mut self, key: &str, text: &str) -> Result<bool, FillError> {
         match key {
             "node_name" => fill(&mut self.node_name, parse::node_name(text)),
             "manifests" => fill(&mut self.manifests, parse::path(text)),
@@ -314,8 +315,9 @@ impl Settings {
     }
 }
 
-fn fill<T>(slot: &mut Option<T>, parsed: Result<T, Invalid>) -> Result<(), FillError> {
+fn fill<T>(slot: &mut Option<T>, parsed: Result<T, Invalid>) -> Result<bool, FillError> {
     let value = parsed.map_err(FillError::Invalid)?;
+    let is_first = slot.is_none();
     slot.get_or_insert(value);
-    Ok(())
+    Ok(is_first)
 }

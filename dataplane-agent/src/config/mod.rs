@@ -9,7 +9,7 @@ mod keys;
 mod parse;
 mod types;
 
-use std::{io, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf};
 
 use clap::Args;
 use http::Uri;
@@ -79,6 +79,8 @@ pub struct Config {
     pub log: String,
     pub log_format: LogFormat,
     pub log_ebpf: EbpfLog,
+    /// What the file says, by key, without what a flag or variable overrides.
+    pub file_values: BTreeMap<String, String>,
 }
 
 /// Arguments of `run`: the configuration file, and a flag for each key.
@@ -119,10 +121,11 @@ impl Config {
     /// file, else its default.
     pub fn load(args: &RunArgs) -> Result<Self, ConfigError> {
         let mut settings = args.settings.clone();
+        let mut file_values = BTreeMap::new();
         if let Some(path) = &args.config {
-            file::fill(&mut settings, path)?;
+            file_values = file::fill(&mut settings, path)?;
         }
-        let config = Self::from_settings(settings)?;
+        let config = Self { file_values, ..Self::from_settings(settings)? };
         config.check()?;
         Ok(config)
     }
@@ -200,6 +203,7 @@ impl Config {
             log: set.log.unwrap_or_else(|| "info".to_owned()),
             log_format: set.log_format.unwrap_or_default(),
             log_ebpf: set.log_ebpf.unwrap_or_default(),
+            file_values: BTreeMap::new(),
         })
     }
 

@@ -308,6 +308,7 @@ fn docs_list_every_key_with_its_default() {
     let example = text.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
     let documented = with_file(example, &["--node-name=n1"]).unwrap();
     let default = with_file("node_name: n1", &[]).unwrap();
+    let default = Config { file_values: documented.file_values.clone(), ..default };
     assert_eq!(format!("{documented:?}"), format!("{default:?}"));
     let mut settings = Settings::default();
     let file = tempfile::NamedTempFile::new().unwrap();

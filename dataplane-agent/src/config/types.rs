@@ -123,6 +123,15 @@ impl Source {
     }
 }
 
+impl Egress {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Stack => "stack",
+        }
+    }
+}
+
 impl CniPreset {
     pub const fn bin_dir(self) -> &'static str {
         match self {

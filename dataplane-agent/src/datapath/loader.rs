@@ -14,7 +14,7 @@ use aya::{
     programs::{Program, ProgramError},
 };
 use dataplane_common::abi::{
-    ConnectedPeer, Device, NodeAddresses, NodeConfig,
+    ConnectedPeer, Device, NodeConfig, NodeVariables,
     names::{self, capacity, map, program},
 };
 
@@ -196,16 +196,16 @@ impl Datapath {
         &self.pins
     }
 
-    /// Sets the node's addresses in the programs, including those already attached.
+    /// Sets the node's variables in the programs, including those already attached.
     ///
     /// The write is not atomic: a packet that is masqueraded at the same time may get a mix of the
     /// old and the new address.
-    pub fn set_addresses(&mut self, addresses: NodeAddresses) -> Result<(), LoadError> {
+    pub fn set_variables(&mut self, variables: NodeVariables) -> Result<(), LoadError> {
         let failed = |source| LoadError::Fill { map: names::DATA, source };
         let missing = || MapError::InvalidName { name: names::DATA.to_owned() };
         let map = self.ebpf.map_mut(names::DATA).ok_or_else(|| failed(missing()))?;
-        let mut data: Array<&mut MapData, NodeAddresses> = Array::try_from(map).map_err(failed)?;
-        data.set(0, addresses, 0).map_err(failed)
+        let mut data: Array<&mut MapData, NodeVariables> = Array::try_from(map).map_err(failed)?;
+        data.set(0, variables, 0).map_err(failed)
     }
 
     /// Opens the tables. Each call returns new handles to the same maps.

@@ -1,5 +1,5 @@
-//! Links, addresses, routes, neighbours and sysctls of the node's network namespace: the only
-//! module that uses rtnetlink.
+//! Links, addresses, routes, neighbours, IPsec policies and sysctls of the node's network
+//! namespace: the only module that uses rtnetlink.
 //!
 //! Everything acts on the network namespace of the thread that called [`Netlink::connect`], sysctls
 //! on that of the calling thread. The agent's devices are known by their name, its routes by
@@ -23,6 +23,7 @@ mod socket;
 pub mod sysctl;
 pub mod uplink;
 mod wire;
+pub mod xfrm;
 
 use std::{fmt, io, sync::Arc, time::Duration};
 
@@ -46,6 +47,7 @@ pub use shape::Rate;
 pub use sock_diag::{SockDiag, SockDiagError};
 pub use sysctl::{SysctlChange, SysctlError};
 pub use uplink::{DeviceChoice, NodeDevices, Uplink};
+pub use xfrm::{IpsecMonitor, IpsecPolicy};
 
 /// Why the kernel's network configuration could not be read or changed.
 #[derive(Debug, thiserror::Error)]

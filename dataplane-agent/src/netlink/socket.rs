@@ -14,6 +14,8 @@ use nix::sys::{
     time::TimeVal,
 };
 
+use super::wire::put_message;
+
 /// `linux/netlink.h`: flags of a request.
 pub(super) const REQUEST: u16 = 0x1;
 pub(super) const ACK: u16 = 0x4;
@@ -22,7 +24,6 @@ pub(super) const DUMP: u16 = 0x300;
 /// another.
 pub(super) const ERROR: u16 = 2;
 pub(super) const DONE: u16 = 3;
-const HEADER_BYTES: usize = 16;
 /// Size of the receive buffer in bytes.
 const RECEIVE_BYTES: usize = 64 * 1024;
 /// Receive timeout in seconds.
@@ -54,15 +55,7 @@ impl NetlinkSocket {
     /// Appends a message: the header, and the parts of its body.
     pub(super) fn put(&mut self, messages: &mut Vec<u8>, kind: u16, flags: u16, body: &[&[u8]]) {
         self.sequence += 1;
-        let length = HEADER_BYTES + body.iter().map(|part| part.len()).sum::<usize>();
-        messages.extend((length as u32).to_ne_bytes());
-        messages.extend(kind.to_ne_bytes());
-        messages.extend(flags.to_ne_bytes());
-        messages.extend(self.sequence.to_ne_bytes());
-        messages.extend(0_u32.to_ne_bytes());
-        for part in body {
-            messages.extend(*part);
-        }
+        put_message(messages, kind, flags, self.sequence, body);
     }
 
     pub(super) fn send(&self, messages: &[u8]) -> io::Result<()> {

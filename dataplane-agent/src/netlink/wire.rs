@@ -1,5 +1,7 @@
 //! Encoding and decoding of netlink messages and attributes.
 
+const HEADER_BYTES: usize = 16;
+
 /// A netlink message.
 pub(super) struct Message<'a> {
     pub(super) kind: u16,
@@ -11,15 +13,28 @@ pub(super) struct Message<'a> {
 pub(super) fn messages(mut buffer: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let length = u32::from_ne_bytes(buffer.get(..4)?.try_into().ok()?) as usize;
-        let whole = buffer.get(..length).filter(|whole| whole.len() >= 16)?;
+        let whole = buffer.get(..length).filter(|whole| whole.len() >= HEADER_BYTES)?;
         buffer = buffer.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some(Message {
             kind: u16::from_ne_bytes([whole[4], whole[5]]),
             flags: u16::from_ne_bytes([whole[6], whole[7]]),
             sequence: u32::from_ne_bytes([whole[8], whole[9], whole[10], whole[11]]),
-            body: &whole[16..],
+            body: &whole[HEADER_BYTES..],
         })
     })
+}
+
+/// Appends a message: the header, and the parts of its body.
+pub(super) fn put_message(messages: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, body: &[&[u8]]) {
+    let length = HEADER_BYTES + body.iter().map(|part| part.len()).sum::<usize>();
+    messages.extend((length as u32).to_ne_bytes());
+    messages.extend(kind.to_ne_bytes());
+    messages.extend(flags.to_ne_bytes());
+    messages.extend(sequence.to_ne_bytes());
+    messages.extend(0_u32.to_ne_bytes());
+    for part in body {
+        messages.extend(*part);
+    }
 }
 
 /// Error number of an `nlmsgerr`; 0 for an acknowledgement.

@@ -1,5 +1,5 @@
 //! Configuration of the programs: constants of the node, which the verifier uses to prune disabled
-//! code, and its addresses, which may change while the programs run.
+//! code, and variables, which may change while the programs run.
 
 use super::{Addr, MacAddr, Port};
 use crate::abi;
@@ -35,9 +35,9 @@ abi! {
         pub mark: u32,
     }
 
-    /// `.data` symbol `NODE_ADDRESSES` of the object, written by the agent whenever an address
+    /// `.data` symbol `NODE_VARIABLES` of the object, written by the agent whenever one of them
     /// changes.
-    pub struct NodeAddresses: 96 {
+    pub struct NodeVariables: 112 {
         /// Source of masqueraded IPv4 packets; unspecified = IPv4 is not masqueraded.
         pub ipv4: Addr,
         /// Source of masqueraded IPv6 packets; unspecified = IPv6 is not masqueraded.
@@ -46,6 +46,11 @@ abi! {
         pub cluster_ipv4: ClusterRange,
         /// Prefix of all IPv6 cluster IPs.
         pub cluster_ipv6: ClusterRange,
+        /// Not 0: packets between pods and machines outside of the cluster take the kernel's stack,
+        /// in both directions.
+        pub egress_stack: u32,
+        /// Must be 0.
+        pub reserved: [u8; 12],
     }
 
     /// A prefix that holds every cluster IP of a family: an address outside of it is no cluster IP,
@@ -94,7 +99,4 @@ impl NodeFlags {
     pub const TUNNEL_KEY_IN_CB: u32 = 32;
     /// Answer pings to service addresses with a ready backend.
     pub const ANSWER_PING: u32 = 64;
-    /// Packets between pods and machines outside of the cluster take the kernel's stack, in both
-    /// directions.
-    pub const EGRESS_STACK: u32 = 128;
 }

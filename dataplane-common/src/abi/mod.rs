@@ -17,7 +17,7 @@ mod socket;
 
 pub use addr::{Addr, MacAddr, Port};
 pub use allowed_source::AllowedSource;
-pub use config::{ClusterRange, NodeAddresses, NodeConfig, NodeFlags};
+pub use config::{ClusterRange, NodeConfig, NodeFlags, NodeVariables};
 pub use device::{Device, DeviceFlags};
 pub use endpoint::{Endpoint, EndpointFlags};
 pub use event::Event;

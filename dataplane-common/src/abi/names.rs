@@ -159,8 +159,8 @@ pub mod program {
 /// The `.rodata` symbol that holds `NodeConfig`.
 pub const NODE: &str = "NODE";
 
-/// The `.data` symbol that holds `NodeAddresses`, alone in its section.
-pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
+/// The `.data` symbol that holds `NodeVariables`, alone in its section.
+pub const NODE_VARIABLES: &str = "NODE_VARIABLES";
 
 /// The map that the loader creates from that section.
 pub const DATA: &str = ".data";

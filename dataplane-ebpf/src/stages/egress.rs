@@ -9,7 +9,6 @@
 
 use aya_ebpf::programs::TcContext;
 use dataplane_common::{
-    abi::NodeFlags,
     net::TcpHeader,
     reason::{DropReason, Verdict},
 };
@@ -36,7 +35,7 @@ pub(crate) fn find<F: IpFamily>(ctx: &TcContext, destination: &Destination, scra
     scratch.egress.ifindex = 0;
     scratch.egress.masquerade = 0;
     if let Destination::Outside { masquerade } = destination
-        && !config::flag(NodeFlags::EGRESS_STACK)
+        && !config::egress_stack()
     {
         outlined::<F>(ctx, &mut scratch.egress);
         let leaves_past_stack = scratch.egress.ifindex != 0;
@@ -67,8 +66,7 @@ fn try_find<F: IpFamily>(ctx: &TcContext, egress: &mut Egress) {
 /// answers take the stack.
 #[inline(always)]
 pub(crate) fn stack_delivers<F: IpFamily>(packet: &Packet<F>) -> Result<bool, DropReason> {
-    Ok(config::flag(NodeFlags::EGRESS_STACK)
-        && matches!(route::lookup(&packet.src)?, Destination::Outside { .. }))
+    Ok(config::egress_stack() && matches!(route::lookup(&packet.src)?, Destination::Outside { .. }))
 }
 
 /// Bytes of the IP packet, or of each packet it will be cut into, at least.

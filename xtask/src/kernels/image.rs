@@ -17,8 +17,26 @@ use crate::process;
 
 const INIT: &str = include_str!("init.sh");
 /// Modules that are loaded first, except those that are built in.
-const MODULES: [&str; 9] =
-    ["veth", "vxlan", "bridge", "sch_ingress", "cls_bpf", "dummy", "sctp", "wireguard", "8021q"];
+const MODULES: [&str; 17] = [
+    "veth",
+    "vxlan",
+    "bridge",
+    "sch_ingress",
+    "cls_bpf",
+    "dummy",
+    "sctp",
+    "wireguard",
+    "8021q",
+    // IPsec
+    "xfrm_user",
+    "esp4",
+    "esp6",
+    "authenc",
+    "cbc",
+    "aes_generic",
+    "sha256_generic",
+    "echainiv",
+];
 /// Programs that the tests start.
 const TOOLS: [&str; 6] = ["ip", "tc", "nsenter", "ping", "bash", "wg"];
 

@@ -15,6 +15,6 @@ pub use objects::{
 };
 pub use packets::{CountView, EventView, FlowView, PeerView};
 pub use status::{
-    IpamView, Moment, NodeView, NotReady, ObjectsView, Origin, OtherDeviceView, ProblemView, ReconcileView,
-    SourceView, Status, StatusView, TableView, UplinkView, unix_seconds,
+    EgressView, IpamView, Moment, NodeView, NotReady, ObjectsView, Origin, OtherDeviceView, ProblemView,
+    ReconcileView, SourceView, Status, StatusView, TableView, UplinkView, unix_seconds,
 };

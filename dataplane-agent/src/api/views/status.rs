@@ -69,6 +69,9 @@ pub struct Status {
     /// Devices that are no uplinks, without those of pods.
     #[serde(default)]
     pub other_devices: Vec<OtherDeviceView>,
+    /// Way of packets between pods and machines outside of the cluster.
+    #[serde(default)]
+    pub egress: EgressView,
     /// The other nodes.
     pub nodes: Vec<NodeView>,
     /// Revision of the state.
@@ -133,6 +136,7 @@ impl Status {
             }],
             uplinks: Vec::new(),
             other_devices: Vec::new(),
+            egress: EgressView::default(),
             nodes: Vec::new(),
             revision: 0,
             applied_revision: 0,
@@ -186,6 +190,16 @@ pub struct OtherDeviceView {
     pub device: String,
     pub ifindex: u32,
     /// Why it is no uplink.
+    pub reason: String,
+}
+
+/// Way of packets between pods and machines outside of the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EgressView {
+    /// `direct`, past the kernel's stack, or `stack`, through it; empty: not known yet.
+    pub way: String,
+    /// Why it is not the configured way; empty if it is.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
 }
 

@@ -71,6 +71,7 @@ impl NodeDatapath {
                 reason: choice.reason.clone(),
             })
             .collect();
+        status.egress = self.plan.egress.view();
         status.pins_adopted = self.pins_adopted;
         status.objects.pods = self.pods.len() as u64;
         status.applied_revision = self.reconciler.applied_revision();
@@ -92,13 +93,16 @@ impl NodeDatapath {
         });
         let warnings = self.plan.warnings.iter().map(|message| ("uplinks", message));
         let sysctls = self.plan.sysctl_problems.iter().map(|message| ("sysctl", message));
-        status.problems.extend(capacity.chain(attach).chain(xdp).chain(warnings).chain(sysctls).map(
-            |(subject, message)| ProblemView {
-                origin: Origin::Datapath,
-                subject: subject.to_owned(),
-                message: message.clone(),
-            },
-        ));
+        let ipsec = self.plan.egress.problems.iter().map(|message| ("IPsec", message));
+        status.problems.extend(
+            capacity.chain(attach).chain(xdp).chain(warnings).chain(sysctls).chain(ipsec).map(
+                |(subject, message)| ProblemView {
+                    origin: Origin::Datapath,
+                    subject: subject.to_owned(),
+                    message: message.clone(),
+                },
+            ),
+        );
     }
 
     fn uplink_view(&self, uplink: &Uplink) -> UplinkView {

@@ -39,6 +39,7 @@ impl NodeTask {
             message: problem.message.clone(),
         }));
         status.problems.extend(inputs.node_problems.now());
+        status.problems.extend(inputs.config.borrow().problems.iter().cloned());
         if let Some((reason, _)) = &self.setup_failure {
             status.problems.push(ProblemView {
                 origin: Origin::Datapath,

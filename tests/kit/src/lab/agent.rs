@@ -53,6 +53,15 @@ impl Agent {
         Ok(agent)
     }
 
+    /// Replaces the configuration file, as editors do.
+    pub fn change_config(&self, change: impl FnOnce(&mut Value)) -> Result<()> {
+        let mut config: Value = serde_norway::from_str(&fs::read_to_string(&self.config)?)?;
+        change(&mut config);
+        let draft = self.config.with_extension("draft");
+        fs::write(&draft, serde_norway::to_string(&config)?)?;
+        Ok(fs::rename(draft, &self.config)?)
+    }
+
     pub fn start(&mut self) -> Result<()> {
         if self.process.is_some() {
             bail!("the agent of {} is already running", self.place.namespace().name());

@@ -18,7 +18,7 @@ use aya::{
 };
 use dataplane_common::{
     abi::{
-        Addr, Endpoint, Event, MacAddr, NodeAddresses, NodeConfig, NodeFlags, Port,
+        Addr, Endpoint, Event, MacAddr, NodeConfig, NodeFlags, NodeVariables, Port,
         names::{self, map},
     },
     reason::{self, HookId, Outcome},
@@ -154,16 +154,16 @@ impl Rig {
     /// Loads the datapath for a node with these addresses.
     pub fn new(node: &NodeConfig, ipv4: IpAddr, ipv6: IpAddr) -> Result<Self> {
         // no range of cluster IPs: any address may be one
-        let addresses = NodeAddresses { ipv4: ipv4.into(), ipv6: ipv6.into(), ..NodeAddresses::default() };
-        Self::with_config(node, &addresses)
+        let variables = NodeVariables { ipv4: ipv4.into(), ipv6: ipv6.into(), ..NodeVariables::default() };
+        Self::with_config(node, &variables)
     }
 
     /// Loads the datapath with this configuration.
-    pub fn with_config(node: &NodeConfig, addresses: &NodeAddresses) -> Result<Self> {
+    pub fn with_config(node: &NodeConfig, variables: &NodeVariables) -> Result<Self> {
         let mut loader = EbpfLoader::new();
         loader
             .override_global(names::NODE, node, true)
-            .override_global(names::NODE_ADDRESSES, addresses, true)
+            .override_global(names::NODE_VARIABLES, variables, true)
             .override_global("AYA_LOG_LEVEL", &0_u8, false);
         for (name, entries) in [
             (map::ENDPOINTS, 64),
@@ -191,6 +191,14 @@ impl Rig {
         }
         devices::create()?;
         Ok(Self { ebpf, loaded: Vec::new(), ifindex: devices::WIRE })
+    }
+
+    /// Changes the variables of the loaded programs.
+    pub fn change_variables(&mut self, change: impl FnOnce(&mut NodeVariables)) -> Result<()> {
+        let mut data = self.array::<NodeVariables>(names::DATA)?;
+        let mut variables = data.get(&0, 0)?;
+        change(&mut variables);
+        Ok(data.set(0, variables, 0)?)
     }
 
     /// Runs the program of `hook` on a frame, which arrives from a pod on the device of its source,

@@ -7,6 +7,7 @@ mod attacks;
 mod behaviours;
 mod changes;
 mod devices;
+mod egress;
 mod events;
 mod frontends;
 mod host_ports;

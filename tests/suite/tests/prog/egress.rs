@@ -4,11 +4,7 @@
 use std::net::SocketAddr;
 
 use anyhow::Result;
-use dataplane_common::{
-    abi::{NodeConfig, NodeFlags},
-    net::Protocol,
-    reason::HookId,
-};
+use dataplane_common::{abi::NodeConfig, net::Protocol, reason::HookId};
 use dataplane_testkit::prog::{
     Action, Family, Frame, MARK, POD_MAC, Rig, World, at, ip, per_packet_udp, rig_with, uplink,
 };
@@ -66,10 +62,9 @@ fn pod_leaves_by_the_kernels_route_past_its_stack() -> Result<()> {
 /// `egress: stack`.
 #[test]
 fn configured_stack_sees_both_directions() -> Result<()> {
-    let node = per_packet_udp();
-    let node = NodeConfig { flags: node.flags | NodeFlags::EGRESS_STACK, ..node };
     for family in Family::BOTH {
-        let (mut rig, world) = with_uplink(family, &node)?;
+        let (mut rig, world) = with_uplink(family, &per_packet_udp())?;
+        rig.change_variables(|variables| variables.egress_stack = 1)?;
         for protocol in [Protocol::TCP, Protocol::UDP] {
             let frame = request(&world, protocol);
             let run = rig.run(HookId::FromPod, &frame.build())?;
@@ -97,6 +92,26 @@ fn configured_stack_sees_both_directions() -> Result<()> {
         // pods of other nodes are not outside
         let other = Frame::tcp(at(world.wire_pod, 50_000), at(world.pod, 80), 0x02);
         assert_eq!(rig.run(HookId::FromWire, &other.build())?.outcome, "to_pod");
+    }
+    Ok(())
+}
+
+/// A connection keeps its port when the setting changes, and its answers follow.
+#[test]
+fn setting_changes_under_a_connection() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = with_uplink(family, &per_packet_udp())?;
+        let source = rig.run(HookId::FromPod, &request(&world, Protocol::TCP).build())?.packet().tuple().0;
+        let established = Frame::tcp(at(world.pod, 40_000), at(world.outside, 443), 0x10).build();
+        let answer = answer(&world, Protocol::TCP, source).build();
+        for (stack, way, back) in [(1, "stack_outside", "stack_pod"), (0, "to_outside", "to_pod")] {
+            rig.change_variables(|variables| variables.egress_stack = stack)?;
+            let run = rig.run(HookId::FromPod, &established)?;
+            assert_eq!(run.outcome, way);
+            let run = if stack == 1 { rig.run(HookId::ToWire, &run.frame)? } else { run };
+            assert_eq!(run.packet().tuple().0, source);
+            assert_eq!(rig.run(HookId::FromWire, &answer)?.outcome, back);
+        }
     }
     Ok(())
 }

@@ -153,7 +153,7 @@ fn reply_of_a_backend_outside_is_translated_back_twice() -> Result<()> {
 
 #[test]
 fn flow_without_a_free_snat_port_is_dropped_as_ports_exhausted() -> Result<()> {
-    use dataplane_common::abi::{MacAddr, NodeAddresses, NodeConfig, NodeFlags, Port};
+    use dataplane_common::abi::{MacAddr, NodeConfig, NodeFlags, NodeVariables, Port};
     use dataplane_testkit::prog::Rig;
     let node = NodeConfig {
         host_mac: MacAddr::new([2; 6]),
@@ -166,7 +166,7 @@ fn flow_without_a_free_snat_port_is_dropped_as_ports_exhausted() -> Result<()> {
         ..NodeConfig::default()
     };
     let ipv4 = "172.18.0.2".parse::<std::net::IpAddr>()?.into();
-    let mut rig = Rig::with_config(&node, &NodeAddresses { ipv4, ..NodeAddresses::default() })?;
+    let mut rig = Rig::with_config(&node, &NodeVariables { ipv4, ..NodeVariables::default() })?;
     let pod = "10.1.0.2".parse()?;
     rig.pod(pod, 11, POD_MAC)?;
     rig.host("172.18.0.2".parse()?)?;

@@ -155,7 +155,7 @@ fn kernel_routes(node: &Node) -> TextTable {
     table
 }
 
-/// The prefixes of `NODE_ADDRESSES` that hold every cluster IP.
+/// The prefixes of `NODE_VARIABLES` that hold every cluster IP.
 fn cluster_ranges(node: &Node) -> TextTable {
     let mut table = TextTable::new("CLUSTER IP RANGES", &["range"]);
     for range in node.reconciler.cluster_ranges().iter().filter(|range| **range != ClusterRange::EMPTY) {

@@ -5,6 +5,7 @@
 
 mod associations;
 mod hooks;
+mod ipsec;
 mod programs;
 mod traffic;
 mod underlay;

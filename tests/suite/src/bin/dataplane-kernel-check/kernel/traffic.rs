@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 
 use super::{
-    Finding, Findings, associations,
+    Finding, Findings, associations, ipsec,
     underlay::{self, Underlay},
 };
 use dataplane_testkit::{
@@ -115,7 +115,14 @@ fn check_mode(mode: Mode, findings: &mut Findings) -> Result<()> {
         return Ok(());
     }
     let mut report = |what: &str, result| findings.report(&finding(mode, format!("SCTP {what}"), result));
-    associations::check(&mut cluster, &client, [&near, &far], &mut report)
+    associations::check(&mut cluster, &client, [&near, &far], &mut report)?;
+    // nor does the way between nodes matter to it
+    if mode.routing == Routing::Native {
+        let mut report =
+            |what: &str, result| findings.report(&finding(mode, format!("IPsec: {what}"), result));
+        ipsec::check(&mut cluster, &client, &mut report)?;
+    }
+    Ok(())
 }
 
 fn ping(from: &Place, to: &Pod, family: Family) -> Result<()> {
