@@ -13,6 +13,7 @@
 mod config;
 mod event;
 mod frame;
+mod global;
 mod helpers;
 mod hooks;
 mod maps;

@@ -31,8 +31,8 @@ pub(crate) struct Scratch {
     pub(crate) reorder: Reorder,
     /// Record for the ring buffer `EVENTS`. Written and sent by `event`.
     pub(crate) event: Event,
-    /// Of the ICMP error that the packet becomes. Written by `reject`.
-    pub(crate) icmp_addresses: IcmpAddresses,
+    /// The ICMP error that the packet becomes. Written by `reject`.
+    pub(crate) icmp_error: IcmpError,
     /// From where, and for which kinds of frontends, the packet is looked up. Written by the hook
     /// before `nat`.
     pub(crate) frontend_query: FrontendQuery,
@@ -133,11 +133,16 @@ pub(crate) struct NewFlow {
     pub(crate) prefers_range_port: u32,
 }
 
-/// Source and destination of an ICMP error.
+/// An ICMP error.
 #[repr(C)]
-pub(crate) struct IcmpAddresses {
+pub(crate) struct IcmpError {
     pub(crate) src: Addr,
     pub(crate) dst: Addr,
+    /// 0, unless the packet is too big.
+    pub(crate) mtu: u32,
+    /// Type and code, as they lie in the message.
+    pub(crate) kind: u16,
+    pub(crate) reserved: u16,
 }
 
 /// State of `stages::reorder`.

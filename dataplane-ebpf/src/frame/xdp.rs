@@ -1,6 +1,6 @@
 //! The packet at XDP: a frame in the driver's buffer, before the kernel allocates an `sk_buff`.
 
-use aya_ebpf::{EbpfContext as _, programs::XdpContext};
+use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, programs::XdpContext};
 use dataplane_common::{
     abi::{FlowKey, Port},
     checksum::Change,
@@ -16,6 +16,11 @@ use crate::helpers::socket;
 const MAX_OFFSET: usize = 1200;
 
 impl Frame for XdpContext {
+    #[inline(always)]
+    fn skb(&self) -> Option<*mut __sk_buff> {
+        None
+    }
+
     #[inline(always)]
     fn bounds(&self) -> (usize, usize) {
         (self.data(), self.data_end())

@@ -17,7 +17,7 @@ const SEARCH_STEPS: u32 = 18;
 /// Returns the slot of the client's last backend, if the service still has it and the timeout since
 /// the client's last connection has not expired. Otherwise selects the slot at `hash` and remembers
 /// it. The service must have a backend.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn select_slot(service: &Service, client: &Addr, hash: u32) -> u32 {
     let key = AffinityKey { service_id: service.id, client: *client };
     let now = time::now();

@@ -17,39 +17,41 @@ use super::route::{self, Destination};
 use crate::{
     config,
     frame::{Frame, L3, family::IpFamily, packet::Packet},
+    global::{self, global_functions},
     helpers::{
         fib::{self, NextHop},
         skb,
     },
     maps,
-    scratch::{Egress, Scratch},
+    scratch::Scratch,
 };
 
 /// Sets `scratch.egress` to the way of a pod's packet to `destination`.
 #[inline(always)]
 pub(crate) fn find<F: IpFamily>(ctx: &TcContext, destination: &Destination, scratch: &mut Scratch) {
-    #[inline(never)]
-    fn outlined<F: IpFamily>(ctx: &TcContext, egress: &mut Egress) {
-        try_find::<F>(ctx, egress);
-    }
     scratch.egress.ifindex = 0;
     scratch.egress.masquerade = 0;
     if let Destination::Outside { masquerade } = destination
         && !config::egress_stack()
     {
-        outlined::<F>(ctx, &mut scratch.egress);
+        let _found = global::call(scratch, || call_find_egress::<F>(ctx));
         let leaves_past_stack = scratch.egress.ifindex != 0;
         scratch.egress.masquerade = u32::from(*masquerade && leaves_past_stack);
     }
 }
 
+global_functions! {
+    call_find_egress: find_egress_v4, find_egress_v6 = run(try_find);
+}
+
 #[inline(always)]
-fn try_find<F: IpFamily>(ctx: &TcContext, egress: &mut Egress) {
-    let Ok(packet) = F::parse(ctx) else { return };
+fn try_find<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> bool {
+    let egress = &mut scratch.egress;
+    let Ok(packet) = F::parse(ctx) else { return false };
     // the stack answers "time exceeded"; and answers to a source that the pod is only allowed
     // (`ALLOWED_SOURCES`) arrive by the stack
     if packet.hop_limit <= 1 || maps::endpoint(&packet.src).is_none() {
-        return;
+        return false;
     }
     match fib::fib_lookup(ctx, &packet.src, &packet.dst, length(ctx, &packet)) {
         NextHop::Resolved { ifindex, next_hop, .. } | NextHop::Unresolved { ifindex, next_hop } => {
@@ -60,6 +62,7 @@ fn try_find<F: IpFamily>(ctx: &TcContext, egress: &mut Egress) {
         }
         NextHop::None => {}
     }
+    egress.ifindex != 0
 }
 
 /// Whether the kernel's stack delivers a packet that arrived for a pod of this node: the pod's

@@ -12,9 +12,10 @@ use dataplane_common::{
     reason::DropReason,
 };
 
-use super::{PackedResult, parse::Transport};
+use super::parse::Transport;
 use crate::{
     config,
+    global::{self, PackedResult},
     helpers::{random, time},
     maps,
     scratch::{self, Scratch},
@@ -53,10 +54,9 @@ const fn translates_forward(flags: u32, forward_kinds: u32) -> bool {
 /// Forward packets hit only flows of `forward_kinds`.
 #[inline(always)]
 pub(crate) fn lookup(scratch: &mut Scratch, forward_kinds: u32) -> bool {
-    scratch::with_scratch_released(scratch, || find_flow(forward_kinds)) != 0
+    matches!(global::call(scratch, || find_flow(forward_kinds)).unpack(), Ok(true))
 }
 
-/// A global function: the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn find_flow(forward_kinds: u32) -> u32 {
@@ -221,15 +221,14 @@ fn record_packet(flow: &mut Flow, direction: Direction, tcp: u8, now: u32) -> bo
 /// [`DropReason::FlowTableFull`], [`DropReason::PortsExhausted`].
 #[inline(always)]
 pub(crate) fn create(scratch: &mut Scratch) -> Result<(), DropReason> {
-    PackedResult::from_raw(scratch::with_scratch_released(scratch, || create_flow())).unpack().map(|_| ())
+    global::call(scratch, || create_flow()).unpack().map(|_| ())
 }
 
-/// A global function: the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn create_flow() -> u32 {
     let Some(scratch) = scratch::current() else { return DropReason::WriteFailed.number().into() };
-    PackedResult::from(try_create(scratch).map(|()| true)).raw()
+    PackedResult::from(try_create(scratch)).raw()
 }
 
 #[inline(always)]
@@ -294,8 +293,9 @@ fn try_create(scratch: &mut Scratch) -> Result<(), DropReason> {
 
 /// Takes a slot whose flow is evictable, and removes that flow's index entries. `u32::MAX` if there
 /// is none.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn reclaim_slot() -> u32 {
+extern "C" fn reclaim_slot() -> u32 {
     let now = time::now();
     for probe in 0..MAX_PROBES {
         if probe >= config::flow_probes() {
@@ -354,18 +354,26 @@ fn pick_reply_port(scratch: &mut Scratch) {
 /// Claims the reply tuple if it is free, left over from an earlier flow of the same connection, or
 /// of a connection that has ended. `last_resort`: as in [`tuple_reusable`].
 #[inline(always)]
-fn claim_reply(scratch: &Scratch, reference: FlowRef, last_resort: bool) -> bool {
+fn claim_reply(scratch: &mut Scratch, reference: FlowRef, last_resort: bool) -> bool {
     if maps::claim_flow_key(&scratch.new_flow.reply_tuple, reference) {
         return true;
     }
     // of two CPUs that release it, one gets it
-    release_reply_key(scratch, last_resort) && maps::claim_flow_key(&scratch.new_flow.reply_tuple, reference)
+    let released = global::call(scratch, || release_reply_key(last_resort.into())).unpack();
+    matches!(released, Ok(true)) && maps::claim_flow_key(&scratch.new_flow.reply_tuple, reference)
 }
 
 /// Removes the flow that has the reply tuple, if its connection has ended. True if the tuple is
 /// free then.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn release_reply_key(scratch: &Scratch, last_resort: bool) -> bool {
+extern "C" fn release_reply_key(last_resort: u32) -> u32 {
+    let Some(scratch) = scratch::current() else { return 0 };
+    u32::from(try_release_reply_key(scratch, last_resort != 0))
+}
+
+#[inline(always)]
+fn try_release_reply_key(scratch: &Scratch, last_resort: bool) -> bool {
     let Some(holder) = maps::flow_ref(&scratch.new_flow.reply_tuple) else { return true };
     let Some(flow) = maps::flow(holder.slot) else { return false };
     // SAFETY: as in `try_lookup`; read only, and a torn read at worst costs another port.

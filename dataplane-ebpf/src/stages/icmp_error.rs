@@ -6,6 +6,7 @@
 //! flow, in the direction of the message. So the outer header is rewritten as a packet of the flow
 //! would be, and the quoted one in reverse.
 
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use dataplane_common::{
     abi::{FlowKey, Port},
     net::{FragmentHeader, IcmpHeader, Ipv4Header, Ipv6Header, Protocol},
@@ -14,21 +15,47 @@ use dataplane_common::{
 
 use super::{flow, parse, rewrite::replace_port};
 use crate::{
-    frame::{ChangedIn, ChecksumField, Frame, L3, family::IpFamily, packet::Packet},
+    frame::{
+        ChangedIn, ChecksumField, Frame, L3,
+        family::{IpFamily, V4, V6},
+    },
+    global::{self, PackedResult},
     maps,
     scratch::Scratch,
 };
 
-/// Translates `packet`, an ICMP error, if the packet it quotes belongs to a flow. True if it does:
-/// then `scratch.nat_tuple` is the tuple with which packets of the flow travel on. `forward_kinds`
-/// as in [`flow::lookup`].
+/// Translates an ICMP error, if the packet it quotes belongs to a flow. True if it does: then
+/// `scratch.nat_tuple` is the tuple with which packets of the flow travel on. `forward_kinds` as in
+/// [`flow::lookup`].
 #[inline(always)]
 pub(crate) fn translate<F: IpFamily>(
-    ctx: &impl Frame,
-    packet: &Packet<F>,
+    ctx: &TcContext,
+    scratch: &mut Scratch,
+    forward_kinds: u32,
+) -> PackedResult {
+    let function = if F::IS_V4 { translate_icmp_error_v4 } else { translate_icmp_error_v6 };
+    global::call(scratch, || function(ctx.skb.skb, forward_kinds))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn translate_icmp_error_v4(skb: *mut __sk_buff, forward_kinds: u32) -> u32 {
+    global::run(skb, |ctx, scratch| try_translate::<V4>(ctx, scratch, forward_kinds))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn translate_icmp_error_v6(skb: *mut __sk_buff, forward_kinds: u32) -> u32 {
+    global::run(skb, |ctx, scratch| try_translate::<V6>(ctx, scratch, forward_kinds))
+}
+
+#[inline(always)]
+fn try_translate<F: IpFamily>(
+    ctx: &TcContext,
     scratch: &mut Scratch,
     forward_kinds: u32,
 ) -> Result<bool, DropReason> {
+    let packet = F::parse(ctx)?;
     let quoted_l3 = packet.l4 + size_of::<IcmpHeader>();
     let quoted_l4 = read_quoted_header::<F>(ctx, quoted_l3, &mut scratch.tuple)?;
     parse::transport::<F>(ctx, quoted_l4, scratch)?;

@@ -15,7 +15,6 @@ use dataplane_common::{
     reason::{DropReason, Verdict},
 };
 
-use super::PackedResult;
 use crate::{
     config,
     frame::{
@@ -24,6 +23,7 @@ use crate::{
         packet::Packet,
         with_header,
     },
+    global::PackedResult,
     helpers::skb,
 };
 

@@ -26,9 +26,9 @@ pub(crate) trait OnMiss {
     /// may pass two hooks, and its flow belongs to one.
     fn forward_kinds(scratch: &Scratch) -> u32;
 
-    /// Creates the flow of the packet with tuple `scratch.tuple` if it is to have one: true, and
-    /// `scratch.nat_tuple` is the tuple it leaves with.
-    fn create_flow<F: IpFamily>(ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason>;
+    /// Whether the packet with tuple `scratch.tuple` is to have a flow: then it is
+    /// `scratch.new_flow`.
+    fn plan_flow<F: IpFamily>(ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason>;
 }
 
 /// Creates no flow: the packet passes untranslated.
@@ -60,7 +60,7 @@ impl OnMiss for Pass {
     }
 
     #[inline(always)]
-    fn create_flow<F: IpFamily>(_ctx: &impl Frame, _scratch: &mut Scratch) -> Result<bool, DropReason> {
+    fn plan_flow<F: IpFamily>(_ctx: &impl Frame, _scratch: &mut Scratch) -> Result<bool, DropReason> {
         Ok(false)
     }
 }
@@ -72,7 +72,7 @@ impl OnMiss for Masquerade {
     }
 
     #[inline(always)]
-    fn create_flow<F: IpFamily>(ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason> {
+    fn plan_flow<F: IpFamily>(ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason> {
         masquerade::<F>(scratch, ctx.ifindex(), FlowFlags::STACK)
     }
 }
@@ -84,8 +84,8 @@ impl OnMiss for SelectBackendOrMasquerade {
     }
 
     #[inline(always)]
-    fn create_flow<F: IpFamily>(ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason> {
-        if SelectBackend::create_flow::<F>(ctx, scratch)? {
+    fn plan_flow<F: IpFamily>(ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason> {
+        if SelectBackend::plan_flow::<F>(ctx, scratch)? {
             return Ok(true);
         }
         if scratch.egress.masquerade == 0 {
@@ -95,7 +95,7 @@ impl OnMiss for SelectBackendOrMasquerade {
     }
 }
 
-/// Creates the flow of a pod's packet that leaves by the device `ifindex`, unless the packet is an
+/// The flow of a pod's packet that leaves by the device `ifindex`, unless the packet is an
 /// answer or the node does not masquerade. `flags`: bits of [`FlowFlags`].
 #[inline(always)]
 fn masquerade<F: IpFamily>(scratch: &mut Scratch, ifindex: u32, flags: u32) -> Result<bool, DropReason> {
@@ -109,7 +109,8 @@ fn masquerade<F: IpFamily>(scratch: &mut Scratch, ifindex: u32, flags: u32) -> R
     if is_tunnel_port(scratch.tuple.protocol, scratch.tuple.dst_port) {
         return Err(DropReason::TunnelPort);
     }
-    create_without_backend(scratch, source, flags)
+    plan_without_backend(scratch, source, flags);
+    Ok(true)
 }
 
 impl OnMiss for RememberInbound {
@@ -119,18 +120,19 @@ impl OnMiss for RememberInbound {
     }
 
     #[inline(always)]
-    fn create_flow<F: IpFamily>(_ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason> {
+    fn plan_flow<F: IpFamily>(_ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason> {
         if is_reply(scratch) || scratch.transport & Transport::HANDSHAKE != 0 {
             return Ok(false);
         }
-        create_without_backend(scratch, Addr::UNSPECIFIED, FlowFlags::INBOUND)
+        plan_without_backend(scratch, Addr::UNSPECIFIED, FlowFlags::INBOUND);
+        Ok(true)
     }
 }
 
-/// Creates the flow of a packet whose destination stays. `snat_source` as in
+/// The flow of a packet whose destination stays. `snat_source` as in
 /// [`NewFlow`](crate::scratch::NewFlow).
 #[inline(always)]
-fn create_without_backend(scratch: &mut Scratch, snat_source: Addr, flags: u32) -> Result<bool, DropReason> {
+fn plan_without_backend(scratch: &mut Scratch, snat_source: Addr, flags: u32) {
     let new_flow = &mut scratch.new_flow;
     new_flow.reply_tuple = scratch.tuple.reversed();
     new_flow.snat_source = snat_source;
@@ -139,8 +141,6 @@ fn create_without_backend(scratch: &mut Scratch, snat_source: Addr, flags: u32) 
     new_flow.backend_generation = 0;
     new_flow.flags = flags;
     new_flow.prefers_range_port = 0;
-    flow::create(scratch)?;
-    Ok(true)
 }
 
 /// Whether the packet would pass for one of the tunnel, if its source became the node's.
@@ -167,7 +167,7 @@ impl OnMiss for SelectBackend {
     }
 
     #[inline(always)]
-    fn create_flow<F: IpFamily>(ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason> {
+    fn plan_flow<F: IpFamily>(ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason> {
         if !service::lookup_frontend(scratch)? {
             return if is_cluster_ip::<F>(scratch) { Err(DropReason::NoPort) } else { Ok(false) };
         }
@@ -175,19 +175,23 @@ impl OnMiss for SelectBackend {
         if service::is_mid_connection(scratch) && ctx.has_connected_socket(&scratch.tuple) {
             return Ok(false);
         }
-        let (tuple, service) = (&scratch.tuple, &scratch.service);
+        let service = &scratch.service;
         // without direct server return the other node translates its node ports itself
         if scratch.frontend_query.addr_of_other_node != 0 && service.flags & ServiceFlags::DSR == 0 {
             return Ok(false);
         }
         if service.flags & ServiceFlags::SOURCE_RANGES != 0
-            && !maps::is_source_allowed(service.id, &tuple.src)
+            && !maps::is_source_allowed(service.id, &scratch.tuple.src)
         {
             return Err(DropReason::SourceRange);
         }
-        let hash =
-            if service.flags & ServiceFlags::HASH == 0 { random::random() } else { hash::tuple(tuple) };
-        let backend = service::select_backend(service, &tuple.src, hash)?;
+        let hash = if service.flags & ServiceFlags::HASH == 0 {
+            random::random()
+        } else {
+            hash::tuple(&scratch.tuple)
+        };
+        let backend = service::select_packets_backend(scratch, hash)?;
+        let (tuple, service) = (&scratch.tuple, &scratch.service);
         let direct = service::uses_direct_return(service, backend, scratch);
         let keeps_source = direct
             || !(service::needs_snat(service, backend, scratch)
@@ -213,7 +217,6 @@ impl OnMiss for SelectBackend {
         new_flow.backend_generation = backend.generation;
         new_flow.flags = FlowFlags::SERVICE | if direct { FlowFlags::DIRECT } else { 0 };
         new_flow.prefers_range_port = u32::from(prefers_range_port);
-        flow::create(scratch)?;
         Ok(true)
     }
 }
@@ -225,12 +228,12 @@ impl OnMiss for SelectBackendAtDriver {
     }
 
     #[inline(always)]
-    fn create_flow<F: IpFamily>(ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason> {
+    fn plan_flow<F: IpFamily>(ctx: &impl Frame, scratch: &mut Scratch) -> Result<bool, DropReason> {
         let eth: EthHeader = ctx.read(0)?;
         if maps::device(ctx.ifindex()).is_none_or(|device| device.mac != eth.dst) {
             return Ok(false);
         }
-        SelectBackend::create_flow::<F>(ctx, scratch)
+        SelectBackend::plan_flow::<F>(ctx, scratch)
     }
 }
 

@@ -1,19 +1,20 @@
 //! Reads what the stages need of a packet: properties of the IP header, the tuple, the transport
 //! protocol. Ports are read late, because a packet that is not translated does not need them.
 
+use aya_ebpf::bindings::__sk_buff;
 use dataplane_common::{
     abi::FragmentedPacket,
     net::{IcmpHeader, Protocol, SctpHeader, TcpHeader, UdpHeader},
     reason::{DropReason, Verdict},
 };
 
-use super::PackedResult;
 use crate::{
     frame::{
         Frame,
-        family::IpFamily,
+        family::{IpFamily, V4, V6},
         packet::{Fragment, Packet},
     },
+    global::{self, PackedResult},
     helpers::time,
     maps,
     scratch::Scratch,
@@ -68,51 +69,86 @@ pub(crate) fn tuple<F: IpFamily>(
     scratch: &mut Scratch,
 ) -> Result<(), DropReason> {
     scratch.tuple = packet.tuple_without_ports();
-    match packet.fragment {
-        Fragment::Whole => transport::<F>(ctx, packet.l4, scratch),
-        Fragment::First => {
-            transport::<F>(ctx, packet.l4, scratch)?;
-            set_fragment_key(packet, scratch);
-            let first = FragmentedPacket {
-                src_port: scratch.tuple.src_port,
-                dst_port: scratch.tuple.dst_port,
-                received_at: time::now(),
-                seen: F::extent(ctx, packet)?.length,
-                length: 0,
-                protocol: packet.protocol,
-                reserved: 0,
-                transport: (scratch.transport & !Transport::TCP_FLAGS) as u16,
-            };
-            maps::store_fragmented_packet(&scratch.reorder.key.packet, first);
-            if scratch.reorder.enabled != 0 && maps::buffered_fragment(&scratch.reorder.key).is_some() {
-                return Err(DropReason::FragmentOvertaken);
-            }
-            Ok(())
-        }
-        // no ports that the first fragment would tell
-        Fragment::Later if Transport::of::<F>(packet.protocol) == 0 && !F::is_extension(packet.protocol) => {
-            scratch.transport = 0;
-            Ok(())
-        }
-        Fragment::Later => {
-            set_fragment_key(packet, scratch);
-            let extent = F::extent(ctx, packet)?;
-            let key = &scratch.reorder.key.packet;
-            let first = maps::fragmented_packet(key).ok_or(DropReason::FragmentUnknown)?;
-            scratch.tuple.src_port = first.src_port;
-            scratch.tuple.dst_port = first.dst_port;
-            scratch.tuple.protocol = first.protocol;
-            scratch.transport = u32::from(first.transport);
-            if extent.is_last {
-                first.length = extent.offset.wrapping_add(extent.length);
-            }
-            first.seen = first.seen.wrapping_add(extent.length);
-            if first.length != 0 && first.seen >= first.length {
-                maps::remove_fragmented_packet(key);
-            }
-            Ok(())
-        }
+    if packet.fragment == Fragment::Whole {
+        return transport::<F>(ctx, packet.l4, scratch);
     }
+    match ctx.skb() {
+        Some(skb) => {
+            let function = if F::IS_V4 { read_fragment_v4 } else { read_fragment_v6 };
+            global::call(scratch, || function(skb)).unpack().map(|_| ())
+        }
+        None => read_fragment(ctx, packet, scratch),
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn read_fragment_v4(skb: *mut __sk_buff) -> u32 {
+    global::run(skb, |ctx, scratch| read_fragment(ctx, &V4::parse(ctx)?, scratch))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn read_fragment_v6(skb: *mut __sk_buff) -> u32 {
+    global::run(skb, |ctx, scratch| read_fragment(ctx, &V6::parse(ctx)?, scratch))
+}
+
+/// [`tuple`] of a fragment.
+#[inline(always)]
+fn read_fragment<F: IpFamily>(
+    ctx: &impl Frame,
+    packet: &Packet<F>,
+    scratch: &mut Scratch,
+) -> Result<(), DropReason> {
+    if packet.fragment == Fragment::Later {
+        // no ports that the first fragment would tell
+        if Transport::of::<F>(packet.protocol) == 0 && !F::is_extension(packet.protocol) {
+            scratch.transport = 0;
+            return Ok(());
+        }
+        return read_later_fragment(ctx, packet, scratch);
+    }
+    read_transport::<F>(ctx, packet.l4 as u32, scratch)?;
+    set_fragment_key(packet, scratch);
+    let first = FragmentedPacket {
+        src_port: scratch.tuple.src_port,
+        dst_port: scratch.tuple.dst_port,
+        received_at: time::now(),
+        seen: F::extent(ctx, packet)?.length,
+        length: 0,
+        protocol: packet.protocol,
+        reserved: 0,
+        transport: (scratch.transport & !Transport::TCP_FLAGS) as u16,
+    };
+    maps::store_fragmented_packet(&scratch.reorder.key.packet, first);
+    if scratch.reorder.enabled != 0 && maps::buffered_fragment(&scratch.reorder.key).is_some() {
+        return Err(DropReason::FragmentOvertaken);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn read_later_fragment<F: IpFamily>(
+    ctx: &impl Frame,
+    packet: &Packet<F>,
+    scratch: &mut Scratch,
+) -> Result<(), DropReason> {
+    set_fragment_key(packet, scratch);
+    let extent = F::extent(ctx, packet)?;
+    let key = &scratch.reorder.key.packet;
+    let first = maps::fragmented_packet(key).ok_or(DropReason::FragmentUnknown)?;
+    scratch.tuple.src_port = first.src_port;
+    scratch.tuple.dst_port = first.dst_port;
+    scratch.tuple.protocol = first.protocol;
+    scratch.transport = u32::from(first.transport);
+    if extent.is_last {
+        first.length = extent.offset.wrapping_add(extent.length);
+    }
+    first.seen = first.seen.wrapping_add(extent.length);
+    if first.length != 0 && first.seen >= first.length {
+        maps::remove_fragmented_packet(key);
+    }
+    Ok(())
 }
 
 #[inline(always)]
@@ -155,8 +191,6 @@ impl Transport {
 /// Reads the transport header at `offset`, of protocol `scratch.tuple.protocol`: writes the ports
 /// to `scratch.tuple` and the rest to `scratch.transport`.
 ///
-/// A subprogram whose input and output are in memory, so that the verifier forgets which path was
-/// taken through it.
 #[inline(always)]
 pub(crate) fn transport<F: IpFamily>(
     ctx: &impl Frame,
@@ -164,18 +198,39 @@ pub(crate) fn transport<F: IpFamily>(
     scratch: &mut Scratch,
 ) -> Result<(), DropReason> {
     #[inline(never)]
-    fn outlined<F: IpFamily>(ctx: &impl Frame, offset: usize, scratch: &mut Scratch) -> PackedResult {
-        read_transport::<F>(ctx, offset, scratch).map(|()| true).into()
+    fn outlined<F: IpFamily>(ctx: &impl Frame, offset: u32, scratch: &mut Scratch) -> PackedResult {
+        read_transport::<F>(ctx, offset, scratch).into()
     }
-    outlined::<F>(ctx, offset, scratch).unpack().map(|_| ())
+    let offset = offset as u32;
+    let result = match ctx.skb() {
+        Some(skb) => {
+            let function = if F::IS_V4 { read_transport_v4 } else { read_transport_v6 };
+            global::call(scratch, || function(skb, offset))
+        }
+        None => outlined::<F>(ctx, offset, scratch),
+    };
+    result.unpack().map(|_| ())
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn read_transport_v4(skb: *mut __sk_buff, offset: u32) -> u32 {
+    global::run(skb, |ctx, scratch| read_transport::<V4>(ctx, offset, scratch))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn read_transport_v6(skb: *mut __sk_buff, offset: u32) -> u32 {
+    global::run(skb, |ctx, scratch| read_transport::<V6>(ctx, offset, scratch))
 }
 
 #[inline(always)]
 fn read_transport<F: IpFamily>(
     ctx: &impl Frame,
-    offset: usize,
+    offset: u32,
     scratch: &mut Scratch,
 ) -> Result<(), DropReason> {
+    let offset = offset as usize;
     let protocol = scratch.tuple.protocol;
     scratch.transport = Transport::of::<F>(protocol);
     if protocol == F::ICMP {

@@ -11,7 +11,7 @@ use dataplane_common::{
     reason::{DropReason, HookId, Verdict},
 };
 
-use super::{PackedResult, reject};
+use super::reject;
 use crate::{
     config,
     frame::{
@@ -20,6 +20,7 @@ use crate::{
         packet::{Fragment, Packet},
         with_header,
     },
+    global::{PackedResult, global_functions},
     helpers::is_zero,
     maps,
 };
@@ -32,29 +33,26 @@ pub(crate) fn answer<F: IpFamily>(
     packet: &Packet<F>,
     hook: HookId,
 ) -> Result<Option<Verdict>, DropReason> {
-    #[inline(never)]
-    fn outlined<F: IpFamily>(ctx: &TcContext) -> PackedResult {
-        try_answer::<F>(ctx).into()
-    }
-    #[inline(never)]
-    fn into_tunnel<F: IpFamily>(ctx: &TcContext) -> PackedResult {
-        reject::send_into_tunnel::<F>(ctx).into()
-    }
     // by arithmetic: a branch on the protocol would make the verifier follow all code below twice
     let is_icmp = is_zero(u32::from(packet.protocol ^ F::ICMP));
     if !config::flag(NodeFlags::ANSWER_PING) || is_icmp == 0 {
         return Ok(None);
     }
+    let answered = PackedResult::from_raw(call_answer_ping::<F>(ctx));
     // there is only one reason: the verifier would follow every number that might be one
-    if !outlined::<F>(ctx).unpack().map_err(|_refused| DropReason::WriteFailed)? {
+    if !answered.unpack().map_err(|_refused| DropReason::WriteFailed)? {
         return Ok(None);
     }
-    let has_way = !matches!(hook, HookId::FromOverlay) || matches!(into_tunnel::<F>(ctx).unpack(), Ok(true));
+    let has_way = !matches!(hook, HookId::FromOverlay) || reject::is_sent_into_tunnel::<F>(ctx);
     if has_way && reject::send_back(ctx, hook) {
         Ok(Some(Verdict::EchoAnswered))
     } else {
         Err(DropReason::BadRoute)
     }
+}
+
+global_functions! {
+    call_answer_ping: answer_ping_v4, answer_ping_v6 = run_without_scratch(try_answer);
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@
 
 use aya_ebpf::{bindings::TC_ACT_REDIRECT, programs::TcContext};
 use dataplane_common::{
-    abi::RouteKind,
+    abi::{Addr, RouteKind},
     checksum,
     flow::tcp_flags,
     net::{EthHeader, FragmentHeader, IcmpHeader, Protocol, SctpHeader, TcpHeader, UdpHeader},
@@ -15,14 +15,15 @@ use dataplane_common::{
 };
 
 use super::{
-    PackedResult, on_miss,
+    on_miss,
     route::{self, Destination},
 };
 use crate::{
     frame::{Frame, L3, family::IpFamily, packet::Fragment, with_header},
+    global::{self, PackedResult, global_functions},
     helpers::{skb, time},
     maps,
-    scratch::{IcmpAddresses, Scratch},
+    scratch::{IcmpError, Scratch},
 };
 
 /// Turns the packet into an ICMP error and redirects it to its sender. False if the packet gets
@@ -34,15 +35,6 @@ pub(crate) fn send_icmp_error<F: IpFamily>(
     hook: HookId,
     reason: DropReason,
 ) -> bool {
-    #[inline(never)]
-    fn outlined<F: IpFamily>(
-        ctx: &TcContext,
-        kind: u16,
-        mtu: u32,
-        addresses: &IcmpAddresses,
-    ) -> PackedResult {
-        build_icmp_error::<F>(ctx, kind, mtu, addresses).into()
-    }
     let ((kind, code), mtu) = match reason {
         DropReason::TooBig => (F::TOO_BIG, scratch.nat.path_mtu),
         DropReason::TtlExpired => (F::TTL_EXPIRED, 0),
@@ -56,38 +48,45 @@ pub(crate) fn send_icmp_error<F: IpFamily>(
     if !matches!(reason, DropReason::TooBig) && !may_refuse::<F>(ctx, hook) {
         return false;
     }
+    scratch.icmp_error.kind = kind;
+    scratch.icmp_error.mtu = mtu;
     set_addresses::<F>(ctx, scratch, reason);
-    // in memory: the addresses take too much of the stack
-    let addresses = &scratch.icmp_addresses;
-    let sent = match hook {
-        HookId::FromPod | HookId::FromWire | HookId::ToWire => {
-            outlined::<F>(ctx, kind, mtu, addresses).unpack()
-        }
-        HookId::FromOverlay => match outlined::<F>(ctx, kind, mtu, addresses).unpack() {
-            Ok(true) => send_into_tunnel::<F>(ctx),
-            other => other,
-        },
-        _ => return false,
-    };
-    matches!(sent, Ok(true)) && send_back(ctx, hook)
+    if !matches!(hook, HookId::FromPod | HookId::FromWire | HookId::ToWire | HookId::FromOverlay) {
+        return false;
+    }
+    let built = global::call(scratch, || call_build_icmp_error::<F>(ctx));
+    matches!(built.unpack(), Ok(true))
+        && (!matches!(hook, HookId::FromOverlay) || is_sent_into_tunnel::<F>(ctx))
+        && send_back(ctx, hook)
+}
+
+global_functions! {
+    call_build_icmp_error: build_icmp_error_v4, build_icmp_error_v6 = run(build_icmp_error);
+    call_name_router: name_router_v4, name_router_v6 = run(name_router);
+    call_send_into_tunnel: send_into_tunnel_v4, send_into_tunnel_v6 = run_without_scratch(send_into_tunnel);
+    call_may_refuse_pod: may_refuse_pod_v4, may_refuse_pod_v6 = run_without_scratch(may_refuse_pod);
+    call_may_refuse_client: may_refuse_client_v4, may_refuse_client_v6 = run_without_scratch(may_refuse_client);
 }
 
 /// Sets the addresses of the ICMP error. Its source: a router that discards a packet names itself,
 /// otherwise the destination answers.
 #[inline(always)]
 fn set_addresses<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch, reason: DropReason) {
-    #[inline(never)]
-    fn outlined<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) {
-        let node = on_miss::source_of::<F>(ctx.ifindex());
-        if !node.is_zero() {
-            scratch.icmp_addresses.src = node;
-        }
-    }
     let tuple = &scratch.event.tuple;
-    scratch.icmp_addresses = IcmpAddresses { src: tuple.dst, dst: tuple.src };
+    (scratch.icmp_error.src, scratch.icmp_error.dst) = (tuple.dst, tuple.src);
     if matches!(reason, DropReason::TtlExpired) {
-        outlined::<F>(ctx, scratch);
+        let _always = global::call(scratch, || call_name_router::<F>(ctx));
     }
+}
+
+/// Makes this node the source of the ICMP error, if it has an address.
+#[inline(always)]
+fn name_router<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> bool {
+    let node = on_miss::source_of::<F>(ctx.ifindex());
+    if !node.is_zero() {
+        scratch.icmp_error.src = node;
+    }
+    true
 }
 
 /// Redirects an answer that the packet has become to where the packet came from. False if the
@@ -109,27 +108,42 @@ pub(super) fn send_back(ctx: &TcContext, hook: HookId) -> bool {
 /// refusals is not used up.
 #[inline(always)]
 fn may_refuse<F: IpFamily>(ctx: &TcContext, hook: HookId) -> bool {
-    #[inline(never)]
-    fn outlined<F: IpFamily>(ctx: &TcContext, from_pod: bool) -> PackedResult {
-        let Ok(packet) = F::parse(ctx) else { return Ok(false).into() };
-        // multicast, broadcast, link-local and loopback
-        if packet.src.is_unspecified() || F::is_link_scoped(&packet.src) {
-            return Ok(false).into();
-        }
-        let now = time::now_ns();
-        // the source of a pod's packet is proven; elsewhere it may be a victim's
-        let allowed =
-            (from_pod || maps::spend_client_refusal(&packet.src, now)) && maps::spend_refusal(from_pod, now);
-        Ok(allowed).into()
-    }
+    // the source of a pod's packet is proven; elsewhere it may be a victim's
     let from_pod = matches!(hook, HookId::FromPod | HookId::ToWire);
-    matches!(outlined::<F>(ctx, from_pod).unpack(), Ok(true))
+    let may_refuse = if from_pod { call_may_refuse_pod::<F>(ctx) } else { call_may_refuse_client::<F>(ctx) };
+    matches!(PackedResult::from_raw(may_refuse).unpack(), Ok(true))
+}
+
+#[inline(always)]
+fn may_refuse_pod<F: IpFamily>(ctx: &TcContext) -> bool {
+    source_station::<F>(ctx).is_some() && maps::spend_refusal(true, time::now_ns())
+}
+
+#[inline(always)]
+fn may_refuse_client<F: IpFamily>(ctx: &TcContext) -> bool {
+    let Some(client) = source_station::<F>(ctx) else { return false };
+    let now = time::now_ns();
+    maps::spend_client_refusal(&client, now) && maps::spend_refusal(false, now)
+}
+
+/// The packet's source, if it is that of one station: not multicast, broadcast, link-local or
+/// loopback.
+#[inline(always)]
+fn source_station<F: IpFamily>(ctx: &TcContext) -> Option<Addr> {
+    let packet = F::parse(ctx).ok()?;
+    (!packet.src.is_unspecified() && !F::is_link_scoped(&packet.src)).then_some(packet.src)
+}
+
+/// As [`send_into_tunnel`], as a global function.
+#[inline(always)]
+pub(super) fn is_sent_into_tunnel<F: IpFamily>(ctx: &TcContext) -> bool {
+    matches!(PackedResult::from_raw(call_send_into_tunnel::<F>(ctx)).unpack(), Ok(true))
 }
 
 /// Sends the ICMP message, if its destination is behind the tunnel, to the node there. True if it
 /// is.
 #[inline(always)]
-pub(super) fn send_into_tunnel<F: IpFamily>(ctx: &TcContext) -> Result<bool, DropReason> {
+fn send_into_tunnel<F: IpFamily>(ctx: &TcContext) -> Result<bool, DropReason> {
     let message = F::parse(ctx)?;
     match route::lookup(&message.dst)? {
         Destination::Node(route) if route.kind() == Some(RouteKind::Overlay) => {
@@ -139,30 +153,25 @@ pub(super) fn send_into_tunnel<F: IpFamily>(ctx: &TcContext) -> Result<bool, Dro
     }
 }
 
-/// `kind`: type and code, as they lie in the message. `mtu`: 0 unless the packet is too big.
-/// `tuple`: the packet's.
+/// Makes the packet the ICMP error that the scratch describes. False if it gets none.
 #[inline(always)]
-fn build_icmp_error<F: IpFamily>(
-    ctx: &TcContext,
-    kind: u16,
-    mtu: u32,
-    addresses: &IcmpAddresses,
-) -> Result<bool, DropReason> {
+fn build_icmp_error<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<bool, DropReason> {
+    let error = &scratch.icmp_error;
     const FRAGMENT_AND_PORTS: usize = size_of::<FragmentHeader>() + UdpHeader::LEN;
     let packet = F::parse(ctx)?;
     // IPv6 only: an IPv4 fragment has no fragment header
     let first =
         packet.fragment == Fragment::First && packet.l4 == L3 + F::HEADER + size_of::<FragmentHeader>();
-    if mtu != 0 && first {
-        return quote::<F, { FRAGMENT_AND_PORTS / 4 }>(ctx, kind, mtu, addresses);
+    if error.mtu != 0 && first {
+        return quote::<F, { FRAGMENT_AND_PORTS / 4 }>(ctx, error);
     }
     if packet.fragment != Fragment::Whole || packet.l4 != L3 + F::HEADER {
         return Ok(false);
     }
     match packet.protocol {
-        Protocol::TCP => quote::<F, { TcpHeader::LEN / 4 }>(ctx, kind, mtu, addresses),
-        Protocol::UDP => quote::<F, { UdpHeader::LEN / 4 }>(ctx, kind, mtu, addresses),
-        Protocol::SCTP => quote::<F, { SctpHeader::QUOTED / 4 }>(ctx, kind, mtu, addresses),
+        Protocol::TCP => quote::<F, { TcpHeader::LEN / 4 }>(ctx, error),
+        Protocol::UDP => quote::<F, { UdpHeader::LEN / 4 }>(ctx, error),
+        Protocol::SCTP => quote::<F, { SctpHeader::QUOTED / 4 }>(ctx, error),
         _ => Ok(false),
     }
 }
@@ -171,12 +180,7 @@ fn build_icmp_error<F: IpFamily>(
 /// follows. Of TCP that is the whole header, of SCTP more: `bpf_skb_change_tail` refuses to cut in
 /// front of a checksum that is not complete yet.
 #[inline(always)]
-fn quote<F: IpFamily, const WORDS: usize>(
-    ctx: &TcContext,
-    kind: u16,
-    mtu: u32,
-    addresses: &IcmpAddresses,
-) -> Result<bool, DropReason> {
+fn quote<F: IpFamily, const WORDS: usize>(ctx: &TcContext, error: &IcmpError) -> Result<bool, DropReason> {
     let eth: EthHeader = ctx.read(0)?;
     let l4 = L3 + F::HEADER;
     let transport: [u32; WORDS] = ctx.read(l4)?;
@@ -185,12 +189,12 @@ fn quote<F: IpFamily, const WORDS: usize>(
     skb::grow_behind_ethernet(ctx, F::HEADER + size_of::<IcmpHeader>())?;
     route::set_link_addresses(ctx, eth.src, eth.dst)?;
     let len = size_of::<IcmpHeader>() + F::HEADER + size_of_val(&transport);
-    let pseudo_header = F::write_icmp_ip_header(ctx, &addresses.src, &addresses.dst, len)?;
+    let pseudo_header = F::write_icmp_ip_header(ctx, &error.src, &error.dst, len)?;
     // ICMPv6 has 32 bits of MTU, whose lower half is where ICMP has its 16; no MTU needs more
-    let sequence = (mtu as u16).to_be();
-    let sum = pseudo_header + quoted + u64::from(kind) + u64::from(sequence);
+    let sequence = (error.mtu as u16).to_be();
+    let sum = pseudo_header + quoted + u64::from(error.kind) + u64::from(sequence);
     with_header(ctx, L3 + F::HEADER, |icmp: &mut IcmpHeader| {
-        let [kind, code] = kind.to_ne_bytes();
+        let [kind, code] = error.kind.to_ne_bytes();
         *icmp = IcmpHeader { kind, code, checksum: !checksum::fold(sum), id: 0, sequence };
     })?;
     Ok(true)

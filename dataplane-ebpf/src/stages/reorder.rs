@@ -6,12 +6,15 @@
 //! fragment and redirected there behind the clone. Both then pass the hook in order. With more
 //! fragments stored, the first one meets the next when it passes again.
 
-use aya_ebpf::{bindings::TC_ACT_REDIRECT, programs::TcContext};
+use aya_ebpf::{
+    bindings::{__sk_buff, TC_ACT_REDIRECT},
+    programs::TcContext,
+};
 use dataplane_common::reason::{DropReason, HookId, Verdict};
 
-use super::PackedResult;
 use crate::{
     frame::{Frame, L3},
+    global,
     helpers::{opaque, skb, time},
     maps::{self, MAX_BUFFERED_BYTES},
     scratch::Scratch,
@@ -30,22 +33,30 @@ pub(crate) const fn is_enabled(hook: HookId) -> bool {
 /// Handles a later fragment (`scratch.reorder.key`) whose first has not been seen.
 #[inline(always)]
 pub(crate) fn buffer_early_fragment(ctx: &TcContext, scratch: &mut Scratch) -> Result<Verdict, DropReason> {
-    #[inline(never)]
-    fn outlined(ctx: &TcContext, scratch: &mut Scratch) -> PackedResult {
-        try_buffer(ctx, scratch).into()
+    if global::call(scratch, || buffer_fragment(ctx.skb.skb)).unpack()? {
+        Ok(Verdict::FragmentHeld)
+    } else {
+        redirect_to_own_ingress(ctx)
     }
-    if outlined(ctx, scratch).unpack()? { Ok(Verdict::FragmentHeld) } else { redirect_to_own_ingress(ctx) }
 }
 
 /// Handles a first fragment (`scratch.reorder.key`) for which early ones are stored.
 #[inline(always)]
 pub(crate) fn replay_early_fragment(ctx: &TcContext, scratch: &mut Scratch) -> Result<Verdict, DropReason> {
-    #[inline(never)]
-    fn outlined(ctx: &TcContext, scratch: &mut Scratch) -> PackedResult {
-        clone_and_overwrite(ctx, scratch).map(|()| true).into()
-    }
-    outlined(ctx, scratch).unpack()?;
+    global::call(scratch, || replay_fragment(ctx.skb.skb)).unpack()?;
     redirect_to_own_ingress(ctx)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn buffer_fragment(skb: *mut __sk_buff) -> u32 {
+    global::run(skb, try_buffer)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn replay_fragment(skb: *mut __sk_buff) -> u32 {
+    global::run(skb, clone_and_overwrite)
 }
 
 #[inline(always)]

@@ -7,10 +7,10 @@ use dataplane_common::{
     reason::{DropReason, Verdict},
 };
 
-use super::PackedResult;
 use crate::{
     config,
     frame::{Frame, L3, family::IpFamily, packet::Packet, with_header},
+    global::{self, PackedResult, global_functions},
     helpers::{
         fib::{self, ANY_LENGTH, NextHop},
         skb,
@@ -155,7 +155,7 @@ pub(crate) fn forward_translated<F: IpFamily>(
     ctx: &TcContext,
     packet: &Packet<F>,
     destination: &Destination,
-    scratch: &Scratch,
+    scratch: &mut Scratch,
 ) -> Result<Verdict, DropReason> {
     match destination {
         // a pod's packet to a backend outside of the cluster: to_wire masquerades it
@@ -180,18 +180,23 @@ pub(crate) fn forward_translated<F: IpFamily>(
 /// [`DropReason::TtlExpired`]; [`DropReason::TooBig`], with the MTU in `scratch.nat.path_mtu`.
 #[inline(always)]
 pub(crate) fn check_limits<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<(), DropReason> {
-    #[inline(never)]
-    fn outlined<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> PackedResult {
-        let result = if is_expired(scratch) {
-            Err(DropReason::TtlExpired)
-        } else if exceeds_path_mtu::<F>(ctx, scratch) {
-            Err(DropReason::TooBig)
-        } else {
-            Ok(true)
-        };
-        result.into()
+    global::call(scratch, || call_check_limits::<F>(ctx)).unpack().map(|_| ())
+}
+
+global_functions! {
+    call_check_limits: check_limits_v4, check_limits_v6 = run(try_check_limits);
+    call_forward_by_fib: forward_by_fib_v4, forward_by_fib_v6 = run(forward_by_fib);
+}
+
+#[inline(always)]
+fn try_check_limits<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<(), DropReason> {
+    if is_expired(scratch) {
+        Err(DropReason::TtlExpired)
+    } else if exceeds_path_mtu::<F>(ctx, scratch) {
+        Err(DropReason::TooBig)
+    } else {
+        Ok(())
     }
-    outlined::<F>(ctx, scratch).unpack().map(|_| ())
 }
 
 /// Whether a packet from another machine would be forwarded with a hop limit of 0.
@@ -222,16 +227,12 @@ fn exceeds_path_mtu<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> bool
 fn forward_outside<F: IpFamily>(
     ctx: &TcContext,
     packet: &Packet<F>,
-    scratch: &Scratch,
+    scratch: &mut Scratch,
 ) -> Result<Verdict, DropReason> {
-    #[inline(never)]
-    fn outlined<F: IpFamily>(ctx: &TcContext, scratch: &Scratch) -> PackedResult {
-        forward_by_fib::<F>(ctx, scratch).into()
-    }
     if packet.hop_limit <= 1 {
         return Ok(Verdict::StackTtlExpired);
     }
-    let forwarded = outlined::<F>(ctx, scratch).unpack()?;
+    let forwarded = global::call(scratch, || call_forward_by_fib::<F>(ctx)).unpack()?;
     Ok(if forwarded { Verdict::ToOutside } else { Verdict::StackOutside })
 }
 
@@ -256,7 +257,7 @@ pub(crate) fn reroute(ctx: &TcContext, scratch: &Scratch) -> Result<Verdict, Dro
 
 /// Forwards by the kernel's routing tables. False if they have no usable route.
 #[inline(always)]
-fn forward_by_fib<F: IpFamily>(ctx: &TcContext, scratch: &Scratch) -> Result<bool, DropReason> {
+fn forward_by_fib<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<bool, DropReason> {
     match fib::fib_lookup(ctx, &scratch.nat_tuple.src, &scratch.nat_tuple.dst, ANY_LENGTH) {
         NextHop::Resolved { ifindex, next_hop, .. } | NextHop::Unresolved { ifindex, next_hop } => {
             leave::<F>(ctx, ifindex, &next_hop).map(|_| true)
@@ -354,10 +355,7 @@ pub(crate) fn encapsulate(ctx: &TcContext, route: &Route) -> Result<(), DropReas
     #[inline(never)]
     fn outlined(ctx: &TcContext, route: &Route) -> PackedResult {
         let result = set_link_addresses(ctx, config::overlay_mac(), config::host_mac());
-        result
-            .and_then(|()| skb::set_tunnel(ctx, config::overlay_vni(), &route.next_hop))
-            .map(|()| true)
-            .into()
+        result.and_then(|()| skb::set_tunnel(ctx, config::overlay_vni(), &route.next_hop)).into()
     }
     outlined(ctx, route).unpack().map(|_| ())
 }

@@ -8,8 +8,9 @@ use dataplane_common::{
     reason::DropReason,
 };
 
-use super::{PackedResult, affinity};
+use super::affinity;
 use crate::{
+    global::{self, PackedResult},
     maps,
     scratch::{self, FrontendQuery, Scratch},
 };
@@ -21,12 +22,10 @@ const READ_ATTEMPTS: u32 = 2;
 /// Whether the packet is addressed to a frontend. Then `scratch.service` is its row.
 #[inline(always)]
 pub(crate) fn lookup_frontend(scratch: &mut Scratch) -> Result<bool, DropReason> {
-    let found = PackedResult::from_raw(scratch::with_scratch_released(scratch, || find_packets_frontend()));
     // there is only one reason: the verifier would follow every number that might be one
-    found.unpack().map_err(|_broken| DropReason::BadService)
+    global::call(scratch, || find_packets_frontend()).unpack().map_err(|_broken| DropReason::BadService)
 }
 
-/// A global function: the verifier checks it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn find_packets_frontend() -> u32 {
@@ -68,15 +67,6 @@ pub(crate) fn find_frontend(
 /// Copies the row of a frontend, if there is one.
 #[inline(always)]
 fn read_row(key: &ServiceKey, service: &mut Service) -> Result<bool, DropReason> {
-    #[inline(never)]
-    fn outlined(key: &ServiceKey, service: &mut Service) -> PackedResult {
-        try_read_row(key, service).into()
-    }
-    outlined(key, service).unpack()
-}
-
-#[inline(always)]
-fn try_read_row(key: &ServiceKey, service: &mut Service) -> Result<bool, DropReason> {
     for _ in 0..READ_ATTEMPTS {
         if !maps::copy_service(key, service) {
             return Ok(false);
@@ -88,27 +78,64 @@ fn try_read_row(key: &ServiceKey, service: &mut Service) -> Result<bool, DropRea
     Err(DropReason::BadService)
 }
 
-/// Selects a backend for a client: with session affinity the one it had, otherwise the one at
-/// `hash`.
+/// Selects a backend for the packet's client: with session affinity the one it had, otherwise the
+/// one at `hash`.
+#[inline(always)]
+pub(crate) fn select_packets_backend(
+    scratch: &mut Scratch,
+    hash: u32,
+) -> Result<&'static BackendSlot, DropReason> {
+    let slot = match slot_of(&scratch.service, &scratch.tuple.src, hash)? {
+        Some(slot) => slot,
+        None => scratch::with_scratch_released(scratch, || select_packets_slot(hash)),
+    };
+    maps::backend(slot).ok_or(DropReason::BadService)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn select_packets_slot(hash: u32) -> u32 {
+    // no such slot: `BadService`
+    scratch::current()
+        .map_or(u32::MAX, |scratch| affinity::select_slot(&scratch.service, &scratch.tuple.src, hash))
+}
+
+/// As [`select_packets_backend`], for the client of a socket.
 #[inline(always)]
 pub(crate) fn select_backend(
     service: &Service,
     client: &Addr,
     hash: u32,
 ) -> Result<&'static BackendSlot, DropReason> {
+    let slot = match slot_of(service, client, hash)? {
+        Some(slot) => slot,
+        None => {
+            #[inline(never)]
+            fn outlined(service: &Service, client: &Addr, hash: u32) -> u32 {
+                affinity::select_slot(service, client, hash)
+            }
+            outlined(service, client, hash)
+        }
+    };
+    maps::backend(slot).ok_or(DropReason::BadService)
+}
+
+/// The slot of the backend at `hash`; `None`: session affinity decides.
+#[inline(always)]
+fn slot_of(service: &Service, client: &Addr, hash: u32) -> Result<Option<u32>, DropReason> {
     if service.count == 0 {
         let local = service.flags & ServiceFlags::LOCAL != 0;
         return Err(if local { DropReason::NoLocalBackend } else { DropReason::NoBackend });
     }
-    let slot = if service.affinity_timeout == 0 {
-        service.first_slot + hash::scale(hash, service.count)
+    let hash = if service.affinity_timeout == 0 {
+        hash
     } else if service.flags & ServiceFlags::HASH != 0 {
         // Maglev: hashing only the client is affinity without state, and the same on every node
-        service.first_slot + hash::scale(hash::client(*client), service.count)
+        hash::client(*client)
     } else {
-        affinity::select_slot(service, client, hash)
+        return Ok(None);
     };
-    maps::backend(slot).ok_or(DropReason::BadService)
+    Ok(Some(service.first_slot + hash::scale(hash, service.count)))
 }
 
 /// Whether the packet is a TCP segment other than the initial SYN.

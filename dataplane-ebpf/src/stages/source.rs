@@ -8,10 +8,11 @@ use dataplane_common::{
     reason::{DropReason, Verdict},
 };
 
-use super::{PackedResult, neighbour};
+use super::neighbour;
 use crate::{
     config,
     frame::{Frame, family::IpFamily, packet::Packet},
+    global::{PackedResult, global_functions},
     helpers::{is_zero, opaque, skb},
     maps,
 };
@@ -116,7 +117,7 @@ fn is_neighbour_advertisement<F: IpFamily>(ctx: &impl Frame, packet: &Packet<F>)
 pub(crate) fn check_tunnel<F: IpFamily>(ctx: &TcContext, packet: &Packet<F>) -> Result<(), DropReason> {
     #[inline(never)]
     fn outlined<F: IpFamily>(ctx: &TcContext, src: &Addr, dst: &Addr) -> PackedResult {
-        try_check_tunnel::<F>(ctx, src, dst).map(|()| true).into()
+        try_check_tunnel::<F>(ctx, src, dst).into()
     }
     outlined::<F>(ctx, &packet.src, &packet.dst).unpack().map(|_| ())
 }
@@ -160,11 +161,11 @@ fn is_node_address(addr: &Addr) -> bool {
 /// for a DHCP answer (RFC 2131 §4.1, RFC 8415 §7.2).
 #[inline(always)]
 pub(crate) fn check_to_node<F: IpFamily>(ctx: &TcContext) -> Result<(), DropReason> {
-    #[inline(never)]
-    fn outlined<F: IpFamily>(ctx: &TcContext) -> PackedResult {
-        try_check_to_node::<F>(ctx).map(|()| true).into()
-    }
-    outlined::<F>(ctx).unpack().map(|_| ())
+    PackedResult::from_raw(call_check_to_node::<F>(ctx)).unpack().map(|_| ())
+}
+
+global_functions! {
+    call_check_to_node: check_to_node_v4, check_to_node_v6 = run_without_scratch(try_check_to_node);
 }
 
 #[inline(always)]

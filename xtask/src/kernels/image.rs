@@ -17,7 +17,7 @@ use crate::process;
 
 const INIT: &str = include_str!("init.sh");
 /// Modules that are loaded first, except those that are built in.
-const MODULES: [&str; 17] = [
+const MODULES: [&str; 19] = [
     "veth",
     "vxlan",
     "bridge",
@@ -36,6 +36,8 @@ const MODULES: [&str; 17] = [
     "aes_generic",
     "sha256_generic",
     "echainiv",
+    "sha512_generic",
+    "drbg",
 ];
 /// Programs that the tests start.
 const TOOLS: [&str; 6] = ["ip", "tc", "nsenter", "ping", "bash", "wg"];

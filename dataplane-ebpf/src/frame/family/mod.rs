@@ -21,6 +21,8 @@ const DEFAULT_HOP_LIMIT: u8 = 64;
 
 /// An IP family.
 pub(crate) trait IpFamily: Sized {
+    /// Whether it is IPv4.
+    const IS_V4: bool;
     /// Protocol number of the family's ICMP.
     const ICMP: u8;
     /// Whether the ICMP checksum covers the addresses (ICMPv6, RFC 4443 §2.3).

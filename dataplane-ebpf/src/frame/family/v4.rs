@@ -21,6 +21,7 @@ use crate::{
 pub(crate) enum V4 {}
 
 impl IpFamily for V4 {
+    const IS_V4: bool = true;
     const ICMP: u8 = Protocol::ICMP;
     const ICMP_COVERS_ADDRESSES: bool = false;
     const HEADER: usize = Ipv4Header::LEN;

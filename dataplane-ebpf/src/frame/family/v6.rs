@@ -1,5 +1,6 @@
 //! IPv6 (RFC 8200) and its extension headers.
 
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use dataplane_common::{
     abi::{Addr, ClusterRange, Device},
     checksum::{self, Change},
@@ -25,6 +26,7 @@ pub(crate) enum V6 {}
 const MAX_EXTENSION_HEADERS: usize = 6;
 
 impl IpFamily for V6 {
+    const IS_V4: bool = false;
     const ICMP: u8 = Protocol::ICMPV6;
     const ICMP_COVERS_ADDRESSES: bool = true;
     const HEADER: usize = Ipv6Header::LEN;
@@ -228,7 +230,15 @@ const fn is_extension(next_header: u8) -> bool {
 /// protocols without ports: such packets are routed, not translated.
 #[inline(always)]
 fn skip_extensions(ctx: &impl Frame, packet: &mut Packet<V6>) -> Result<(), DropReason> {
-    let end = walk_extensions(ctx, packet.protocol);
+    #[inline(never)]
+    fn outlined(ctx: &impl Frame, first: u8) -> u64 {
+        walk_extensions(ctx, first)
+    }
+    let first = packet.protocol;
+    let end = match ctx.skb() {
+        Some(skb) => walk_extensions_at_tc(skb, first.into()),
+        None => outlined(ctx, first),
+    };
     let low = end as u32;
     packet.fragment = match low >> 8 & 3 {
         0 => Fragment::Whole,
@@ -245,6 +255,13 @@ fn skip_extensions(ctx: &impl Frame, packet: &mut Packet<V6>) -> Result<(), Drop
     Ok(())
 }
 
+/// A [global function](crate::global).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn walk_extensions_at_tc(skb: *mut __sk_buff, first: u32) -> u64 {
+    walk_extensions(&TcContext::new(skb), first as u8)
+}
+
 /// [`Fragment`] of a packet that is dropped.
 const DROPPED: u64 = 3 << 8;
 
@@ -252,7 +269,7 @@ const DROPPED: u64 = 3 << 8;
 /// iteration into the code after it. From the lowest bits: 8 of protocol (or drop reason), 2 of
 /// [`Fragment`] (3: dropped), 8 of length and 8 of the fragment header's offset in units of 8
 /// bytes, 6 unused, 32 of identification.
-#[inline(never)]
+#[inline(always)]
 fn walk_extensions(ctx: &impl Frame, first: u8) -> u64 {
     let (mut protocol, mut length) = (first, 0_u32);
     for _ in 0..MAX_EXTENSION_HEADERS {
