@@ -1,10 +1,13 @@
-//! Life cycle of a flow: its state, its timeout, and which flows a full table evicts first.
+//! Life cycle of a flow: its state, its timeout, and which flows a full table gives up first.
 //!
 //! Pure rules, applied by the datapath and shown by the agent. TCP state follows from flags alone,
 //! never from sequence numbers: an out-of-window packet is translated like any other. SCTP chunks
 //! count as the corresponding TCP flags ([`SctpHeader::flags`](crate::net::SctpHeader::flags)).
 
-use crate::{abi::Flow, net::Protocol};
+use crate::{
+    abi::{Flow, FlowFlags},
+    net::Protocol,
+};
 
 /// State of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -12,12 +15,11 @@ use crate::{abi::Flow, net::Protocol};
 pub enum State {
     /// No reply has been seen.
     HalfOpen = 1,
-    /// Packets were seen in both directions; of a handshake, all three parts.
+    /// A packet, its answer, and another packet of the client were seen.
     Established = 2,
     /// Closed: both sides have sent a FIN.
     Closing = 3,
-    /// A SYN was answered by a SYN-ACK that is not acknowledged yet: the client's address may be
-    /// spoofed.
+    /// A reply was seen, and no packet of the client since: its address may be forged.
     Answered = 4,
     /// Half-closed: the client has sent a FIN; the server may still send.
     EndedForward = 5,
@@ -60,7 +62,7 @@ pub mod tcp_flags {
 }
 
 impl State {
-    /// From the number stored in a flow; an unknown one counts as half-open, which is evicted
+    /// From the number stored in a flow; an unknown one counts as half-open, which is given up
     /// first.
     #[inline(always)]
     pub const fn from_number(number: u32) -> Self {
@@ -112,8 +114,7 @@ impl State {
             (Self::EndedForward | Self::EndedReply | Self::ResetForward | Self::ResetReply, _) => self,
             (_, Direction::Forward) if ends => Self::EndedForward,
             (_, Direction::Reply) if ends => Self::EndedReply,
-            (Self::HalfOpen, Direction::Reply) if opens => Self::Answered,
-            (Self::HalfOpen, Direction::Reply) => Self::Established,
+            (Self::HalfOpen, Direction::Reply) => Self::Answered,
             (Self::Answered, Direction::Forward) if !opens => Self::Established,
             (state, _) => state,
         }
@@ -136,7 +137,7 @@ impl State {
             (Protocol::TCP, Self::Established) => 8_000,
             // kube-proxy's default of `--conntrack-tcp-timeout-close-wait`
             (Protocol::TCP, Self::EndedForward | Self::EndedReply) => 3_600,
-            (Protocol::UDP, Self::Established) => 180,
+            (Protocol::UDP, Self::Established | Self::Answered) => 180,
             // as nf_conntrack: an idle association sends a heartbeat every 30 seconds (RFC 9260
             // §16, "HB.interval")
             (Protocol::SCTP, Self::Established) => 210,
@@ -144,21 +145,25 @@ impl State {
             _ => 30,
         }
     }
+}
 
-    /// Seconds without a packet after which a full table may evict the flow; `None`: not before its
-    /// timeout.
+impl State {
+    /// Seconds without a packet after which a full table may give up the flow for another.
     #[inline(always)]
-    const fn evictable_after(self, protocol: u8) -> Option<u32> {
+    const fn idle_after(self, protocol: u8) -> u32 {
         match (self, protocol) {
-            (Self::HalfOpen | Self::Answered, _) => Some(2),
-            (Self::Closing | Self::Reset | Self::ResetForward | Self::ResetReply, _) => Some(5),
+            (Self::Closing | Self::Reset | Self::ResetForward | Self::ResetReply, _) => 5,
             // a response may take a while, but half-closed connections that never close are common
-            (Self::EndedForward | Self::EndedReply, _) => Some(120),
-            (Self::Established, Protocol::TCP | Protocol::SCTP) => None,
-            (Self::Established, _) => Some(30),
+            (Self::EndedForward | Self::EndedReply, _) => HALF_CLOSED,
+            (_, Protocol::TCP | Protocol::SCTP) => self.timeout(protocol) + 1,
+            // RFC 4787, REQ-5
+            _ => 120,
         }
     }
 }
+
+/// Seconds without a packet after which a half-closed connection counts for little.
+const HALF_CLOSED: u32 = 120;
 
 /// Index into [`TRANSITIONS`].
 #[inline(always)]
@@ -194,188 +199,100 @@ pub const fn is_absent(flow: &Flow, now: u32) -> bool {
     !lives_on && is_expired(flow, now)
 }
 
-/// Whether another connection may take the reply tuple of `flow`: it has expired, or was closed so
-/// long ago that no packet of it is in flight. `last_resort` shortens that time, for when no other
-/// tuple was found.
-#[inline(always)]
-pub const fn tuple_reusable(flow: &Flow, now: u32, last_resort: bool) -> bool {
-    let quiet_time = if last_resort { 1 } else { 5 };
-    (State::from_number(flow.state).is_closed() && now.saturating_sub(flow.last_seen) >= quiet_time)
-        || is_expired(flow, now)
+/// How far a new flow goes to get a reply tuple that another has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Need {
+    /// There may be other tuples: the connection is closed, and no packet of it is in flight.
+    Little = 0,
+    /// There is hardly another: also if hardly a packet of it will follow.
+    Great = 1,
+    /// As a last resort, also if nothing shows that it is more than a packet with a forged source.
+    Last = 2,
 }
 
-/// Whether a new flow may take the slot of `flow`: the slot is unused, or the flow has expired, has
-/// no complete handshake, is closing, or (of a protocol without connections) is idle.
+/// Whether a new flow may take the reply tuple of `flow`, whose slot has this class.
+/// `from_outside`: the new one is from outside of the node.
 #[inline(always)]
-pub const fn is_evictable(flow: &Flow, now: u32) -> bool {
-    if flow.epoch == 0 {
+pub const fn tuple_reusable(flow: &Flow, class: SlotClass, now: u32, need: Need, from_outside: bool) -> bool {
+    let state = State::from_number(flow.state);
+    let idle = now.saturating_sub(flow.last_seen);
+    let closed = state.is_closed() && idle >= if matches!(need, Need::Little) { 5 } else { 1 };
+    if closed || is_expired(flow, now) {
         return true;
     }
-    let idle = now.saturating_sub(flow.last_seen);
-    match State::from_number(flow.state).evictable_after(flow.forward.protocol) {
-        Some(limit) if idle >= limit => true,
-        _ => is_expired(flow, now),
+    match need {
+        Need::Little => false,
+        // an exchange of two datagrams, ten seconds ago, is over
+        Need::Great => match class {
+            SlotClass::Idle => true,
+            SlotClass::UnconfirmedOutside => idle >= 1,
+            SlotClass::UnconfirmedInside => matches!(state, State::Answered) && idle >= 10,
+            SlotClass::Free | SlotClass::Kept => false,
+        },
+        Need::Last => match class {
+            SlotClass::Idle | SlotClass::UnconfirmedOutside => true,
+            SlotClass::UnconfirmedInside => !from_outside && idle >= 2,
+            SlotClass::Free | SlotClass::Kept => false,
+        },
+    }
+}
+
+/// Which flows may take a slot of `FLOWS`, and how readily: each class before the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum SlotClass {
+    /// Never used, or its flow is absent.
+    Free = 0,
+    /// Its flow comes from outside of the node, and nothing shows that its client exists: a flood
+    /// with forged sources consists of such flows.
+    UnconfirmedOutside = 1,
+    /// Closed, half-closed or idle for so long that hardly a packet will follow.
+    Idle = 2,
+    /// Its flow comes from this node, and has had no answer, or only one. Not for a flow from
+    /// outside.
+    UnconfirmedInside = 3,
+    /// Its flow is kept until its timeout.
+    Kept = 4,
+}
+
+impl SlotClass {
+    /// From its number; an unknown one is kept.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::Free,
+            1 => Self::UnconfirmedOutside,
+            2 => Self::Idle,
+            3 => Self::UnconfirmedInside,
+            _ => Self::Kept,
+        }
+    }
+
+    /// The class of a slot at `now` (seconds of `CLOCK_MONOTONIC`).
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(flow: &Flow, now: u32) -> Self {
+        if flow.epoch == 0 {
+            return Self::Free;
+        }
+        // being written
+        if !flow.epoch.is_multiple_of(2) {
+            return Self::Kept;
+        }
+        if is_absent(flow, now) {
+            return Self::Free;
+        }
+        let state = State::from_number(flow.state);
+        if matches!(state, State::HalfOpen | State::Answered) {
+            let is_outside = flow.flags & FlowFlags::OUTSIDE != 0;
+            return if is_outside { Self::UnconfirmedOutside } else { Self::UnconfirmedInside };
+        }
+        let idle = now.saturating_sub(flow.last_seen);
+        if idle >= state.idle_after(flow.forward.protocol) { Self::Idle } else { Self::Kept }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::net::SctpHeader;
-
-    fn flow(protocol: u8, state: State, last_seen: u32) -> Flow {
-        let mut flow = Flow { epoch: 2, state: state as u32, last_seen, ..Flow::default() };
-        flow.forward.protocol = protocol;
-        flow
-    }
-
-    #[test]
-    fn three_way_handshake_establishes_a_connection() {
-        let state = State::HalfOpen.after(Direction::Forward, tcp_flags::SYN);
-        assert_eq!(state, State::HalfOpen);
-        let state = state.after(Direction::Reply, tcp_flags::SYN | tcp_flags::ACK);
-        assert_eq!(state, State::Answered, "the client has not acknowledged: its address may be spoofed");
-        assert_eq!(state.after(Direction::Forward, tcp_flags::SYN), State::Answered, "SYN retransmitted");
-        assert_eq!(state.after(Direction::Reply, tcp_flags::ACK), State::Answered);
-        assert_eq!(state.after(Direction::Forward, tcp_flags::ACK), State::Established);
-        assert_eq!(
-            State::HalfOpen.after(Direction::Reply, tcp_flags::ACK),
-            State::Established,
-            "picked up in mid-connection"
-        );
-        assert_eq!(
-            State::HalfOpen.after(Direction::Reply, 0),
-            State::Established,
-            "a protocol without a handshake"
-        );
-    }
-
-    #[test]
-    fn connection_closes_after_a_fin_from_each_side() {
-        let fin = tcp_flags::FIN | tcp_flags::ACK;
-        let ended = State::Established.after(Direction::Forward, fin);
-        assert_eq!(ended, State::EndedForward);
-        for still in [
-            (Direction::Forward, fin),
-            (Direction::Reply, tcp_flags::ACK),
-            (Direction::Forward, tcp_flags::ACK),
-        ] {
-            assert_eq!(ended.after(still.0, still.1), ended);
-        }
-        assert_eq!(ended.after(Direction::Reply, fin), State::Closing);
-        let ended = State::Established.after(Direction::Reply, fin);
-        assert_eq!((ended, ended.after(Direction::Forward, fin)), (State::EndedReply, State::Closing));
-        for flags in [tcp_flags::ACK, tcp_flags::RST] {
-            assert_eq!(State::Closing.after(Direction::Reply, flags), State::Closing);
-        }
-        // after a FIN from the client the response may take a while: the tuple stays in use
-        let half_closed = flow(Protocol::TCP, State::EndedForward, 100);
-        assert!(
-            !tuple_reusable(&half_closed, 100 + 3_600, true)
-                && !is_evictable(&half_closed, 219)
-                && is_evictable(&half_closed, 220)
-        );
-    }
-
-    #[test]
-    fn reset_connection_is_established_again_by_packets_of_both_sides() {
-        use Direction::{Forward, Reply};
-        let ended = State::EndedReply;
-        for state in [State::HalfOpen, State::Answered, State::Established, ended] {
-            assert_eq!(state.after(Reply, tcp_flags::RST), State::Reset);
-        }
-        for (first, second) in [(Forward, Reply), (Reply, Forward)] {
-            let one = State::Reset.after(first, tcp_flags::ACK);
-            // what was on its way when a side reset the connection, and the answer to it
-            assert_eq!(one.after(first, tcp_flags::ACK), one);
-            assert_eq!(one.after(second, tcp_flags::RST), State::Reset);
-            assert_eq!(one.after(second, tcp_flags::ACK), State::Established);
-        }
-        let fin = tcp_flags::FIN | tcp_flags::ACK;
-        assert_eq!(State::ResetReply.after(Forward, fin), State::EndedForward);
-        // a SYN is no sign of the old connection
-        assert_eq!(State::Reset.after(Forward, tcp_flags::SYN), State::Reset);
-        let reset = flow(Protocol::TCP, State::Reset, 100);
-        assert!(!is_absent(&reset, 130) && is_absent(&reset, 131), "an RST alone shortens the timeout");
-        assert!(!is_evictable(&reset, 104) && is_evictable(&reset, 105));
-    }
-
-    #[test]
-    fn expired_flow_is_absent_but_for_an_established_connection() {
-        assert!(!is_absent(&flow(Protocol::UDP, State::Established, 100), 280));
-        assert!(is_absent(&flow(Protocol::UDP, State::Established, 100), 281));
-        assert!(is_absent(&flow(Protocol::TCP, State::HalfOpen, 100), 161));
-        let connection = flow(Protocol::TCP, State::Established, 100);
-        assert!(is_expired(&connection, 100_000) && !is_absent(&connection, 100_000));
-    }
-
-    #[test]
-    fn transition_table_matches_the_rules() {
-        for number in 0..=15 {
-            for direction in [Direction::Forward, Direction::Reply] {
-                for flags in 0..=u8::MAX {
-                    let after = State::from_number(number).after(direction, flags) as u32;
-                    assert_eq!(State::next_raw(number, direction, flags), after);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn established_tcp_is_not_evicted_before_its_timeout() {
-        let flow = flow(Protocol::TCP, State::Established, 1_000);
-        assert!(!is_evictable(&flow, 1_000 + 7_999));
-        assert!(is_evictable(&flow, 1_000 + 8_001));
-    }
-
-    #[test]
-    fn sctp_association_outlives_heartbeats_and_closes_with_shutdown() {
-        let header = |chunk| SctpHeader {
-            src_port: 0,
-            dst_port: 0,
-            tag: 0,
-            checksum: 0,
-            chunk,
-            chunk_flags: 0,
-            chunk_len: 0,
-        };
-        let [data, init, init_ack, heartbeat, shutdown, shutdown_ack] =
-            [0, 1, 2, 4, 7, 8].map(|chunk| header(chunk).flags());
-        assert_eq!(init, tcp_flags::SYN, "only INIT opens an association");
-        let state = State::HalfOpen.after(Direction::Forward, init).after(Direction::Reply, init_ack);
-        assert_eq!(state, State::Answered);
-        assert_eq!(
-            state.after(Direction::Forward, data).after(Direction::Reply, heartbeat),
-            State::Established
-        );
-        assert!(!is_evictable(&flow(Protocol::SCTP, State::Established, 1_000), 1_000 + 210));
-        assert!(is_evictable(&flow(Protocol::SCTP, State::Established, 1_000), 1_000 + 211));
-        let state = State::Established.after(Direction::Reply, shutdown);
-        assert_eq!(state.after(Direction::Forward, shutdown_ack), State::Closing);
-    }
-
-    #[test]
-    fn half_open_flows_are_evicted_first() {
-        assert!(is_evictable(&flow(Protocol::TCP, State::HalfOpen, 100), 102));
-        assert!(is_evictable(&flow(Protocol::TCP, State::Answered, 100), 102));
-        assert!(!is_evictable(&flow(Protocol::TCP, State::HalfOpen, 100), 101));
-        assert!(is_evictable(&flow(Protocol::TCP, State::Closing, 100), 105));
-        assert!(!is_evictable(&flow(Protocol::UDP, State::Established, 100), 129));
-    }
-
-    #[test]
-    fn reply_tuple_is_reusable_after_close_or_timeout() {
-        let closed = flow(Protocol::TCP, State::Closing, 100);
-        assert_eq!([104, 105].map(|now| tuple_reusable(&closed, now, false)), [false, true]);
-        assert_eq!([100, 101].map(|now| tuple_reusable(&closed, now, true)), [false, true]);
-        // an idle flow keeps its tuple until its timeout
-        assert!(!tuple_reusable(&flow(Protocol::UDP, State::Established, 100), 280, true));
-        assert!(tuple_reusable(&flow(Protocol::UDP, State::Established, 100), 281, false));
-        assert!(!tuple_reusable(&flow(Protocol::TCP, State::HalfOpen, 100), 160, true));
-    }
-
-    #[test]
-    fn clock_behind_the_last_packet_expires_nothing() {
-        assert!(!is_expired(&flow(Protocol::UDP, State::HalfOpen, 100), 99));
-    }
-}
+mod tests;

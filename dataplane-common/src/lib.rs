@@ -17,7 +17,7 @@
 /// Version of everything under [`mod@abi`]. Maps are pinned under
 /// `<bpffs>/dataplane/v<ABI_VERSION>/`. Raise it whenever a layout, a map type or the meaning of a
 /// field changes, so that a newer agent does not use an older one's maps.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 pub mod abi;
 pub mod budget;

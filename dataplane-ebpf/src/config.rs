@@ -20,7 +20,7 @@ static NODE: NodeConfig = NodeConfig {
     snat_last: Port::new(0),
     flow_slots: 0,
     flags: 0,
-    flow_probes: 0,
+    reserved2: 0,
     host_netns: [0; 8],
     mark: 0,
 };
@@ -125,9 +125,10 @@ pub(crate) fn snat_ports() -> (u16, u32) {
     (first, u32::from(last.saturating_sub(first)) + 1)
 }
 
+/// Slots of `FLOWS`.
 #[inline(always)]
-pub(crate) fn flow_probes() -> u32 {
-    field!(flow_probes)
+pub(crate) fn flow_slots() -> u32 {
+    field!(flow_slots)
 }
 
 /// Bits of `skb->mark` that say that a packet has been handled.

@@ -2,10 +2,10 @@
 //! state in which it is called (Linux 5.6, ADR 0008).
 //!
 //! They are `extern "C"`, not mangled, and take the context and numbers, because pointers to memory
-//! may be passed only from Linux 5.13 on; so they look up [`scratch`] by themselves. They return one
-//! number. What a caller has read through a pointer into the packet is void after the call. Each uses
-//! all of its arguments: the compiler passes nothing for one that is not used, which the verifier
-//! rejects.
+//! may be passed only from Linux 5.13 on; so they look up [`scratch`] by themselves. They return
+//! one number. What a caller has read through a pointer into the packet is void after the call.
+//! Each uses all of its arguments: the compiler passes nothing for one that is not used, which the
+//! verifier rejects.
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use dataplane_common::reason::DropReason;
@@ -102,8 +102,9 @@ pub(crate) fn run_without_scratch<R: Into<PackedResult>>(
     body(&TcContext::new(skb)).into().raw()
 }
 
-/// Defines pairs of global functions at tc that run a function generic over the family, with [`run`]
-/// or [`run_without_scratch`], and for each pair a function that calls the one of the family.
+/// Defines pairs of global functions at tc that run a function generic over the family, with
+/// [`run`] or [`run_without_scratch`], and for each pair a function that calls the one of the
+/// family.
 macro_rules! global_functions {
     ($($call:ident: $v4:ident, $v6:ident = $run:ident($function:ident $(::<$parameter:ty>)?);)+) => {$(
         #[inline(always)]

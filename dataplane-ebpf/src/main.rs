@@ -8,6 +8,7 @@
 //! through [`helpers`], read [`maps`] and leave what they found in [`scratch`].
 #![no_std]
 #![no_main]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![expect(clippy::needless_pass_by_value, reason = "aya-ebpf's macros hand an entry its context by value")]
 
 mod config;

@@ -5,26 +5,33 @@
 //! copied and has a checksum (`SERVICES`). Elsewhere a packet in flight while its pod is replaced
 //! may reach the new pod, whose stack drops it.
 
+mod flows;
 mod limits;
 
 use core::ptr;
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf, SkStorage, lpm_trie::Key},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage, lpm_trie::Key},
     helpers::generated::bpf_map_lookup_elem,
     macros::btf_map,
 };
 use dataplane_common::{
     abi::{
         Addr, Affinity, AffinityKey, AllowedSource, BackendSlot, ConnectedPeer, Device, Endpoint, Event,
-        FRAGMENT_TIMEOUT_SECS, Flow, FlowHints, FlowKey, FlowRef, FragmentKey, FragmentedPacket, OriginKey,
-        PodSource, ReorderKey, Route, Service, ServiceKey, SocketOrigin, SourceRange, names::capacity,
+        FRAGMENT_TIMEOUT_SECS, FlowHints, FragmentKey, FragmentedPacket, OriginKey, PodSource, ReorderKey,
+        Route, Service, ServiceKey, SocketOrigin, SourceRange, names::capacity,
     },
     reason::COUNTERS as COUNTER_ENTRIES,
 };
 
-pub(crate) use self::limits::{is_neighbour_check_due, spend_client_refusal, spend_refusal};
+pub(crate) use self::{
+    flows::{
+        claim_flow_block, claim_flow_key, flow, flow_block, flow_ref, flow_search, next_flow_block,
+        release_flow_block, remove_flow_key, set_flow_key,
+    },
+    limits::{is_neighbour_check_due, spend_client_refusal, spend_refusal},
+};
 use crate::helpers::time;
 
 /// Addresses of this node. Written by the agent; the datapath sets flow hints.
@@ -58,19 +65,6 @@ static BACKENDS: Array<BackendSlot, { capacity::BACKENDS as usize }> = Array::ne
 /// Generation of each backend number. Written by the agent.
 #[btf_map]
 static BACKEND_GENERATIONS: Array<u32, { capacity::BACKEND_GENERATIONS as usize }> = Array::new();
-
-/// Tuples of flows, in both directions. Written by the datapath.
-#[btf_map]
-static FLOW_INDEX: HashMap<FlowKey, FlowRef, { 2 * capacity::FLOWS as usize }> = HashMap::new();
-
-/// Flows: state of connections that are translated per packet. Written by the datapath.
-#[btf_map]
-static FLOWS: Array<Flow, { capacity::FLOWS as usize }> = Array::new();
-
-/// Every slot of `FLOWS`, the least recently examined in front. Filled by the agent once, rotated
-/// by the datapath.
-#[btf_map]
-static FLOW_SLOTS: Queue<u32, { capacity::FLOWS as usize }> = Queue::new();
 
 /// What the first fragments of packets carried. Written by the datapath.
 #[btf_map]
@@ -242,52 +236,6 @@ pub(crate) fn backend(slot: u32) -> Option<&'static BackendSlot> {
 #[inline(always)]
 pub(crate) fn backend_generation(id: u32) -> u32 {
     BACKEND_GENERATIONS.get(id).copied().unwrap_or(0)
-}
-
-#[inline(always)]
-pub(crate) fn flow_ref(key: &FlowKey) -> Option<FlowRef> {
-    // SAFETY: copied at once; the epoch tells whether it still refers to the same flow.
-    unsafe { FLOW_INDEX.get(key) }.copied()
-}
-
-/// Inserts the key for `flow`. False if the key exists.
-#[inline(always)]
-pub(crate) fn claim_flow_key(key: &FlowKey, flow: FlowRef) -> bool {
-    FLOW_INDEX.insert(key, flow, BPF_NOEXIST.into()).is_ok()
-}
-
-#[inline(always)]
-pub(crate) fn set_flow_key(key: &FlowKey, flow: FlowRef) -> bool {
-    FLOW_INDEX.insert(key, flow, BPF_ANY.into()).is_ok()
-}
-
-/// Removes the key if it refers to `flow`.
-#[inline(always)]
-pub(crate) fn remove_flow_key(key: &FlowKey, flow: FlowRef) {
-    if flow_ref(key) == Some(flow) {
-        // removed by another CPU meanwhile: the same result
-        let _absent = FLOW_INDEX.remove(key);
-    }
-}
-
-/// The record of a slot. The program that took the slot from `FLOW_SLOTS` owns it; others only read
-/// it and update state and last-seen time.
-#[inline(always)]
-pub(crate) fn flow(slot: u32) -> Option<*mut Flow> {
-    FLOWS.get_ptr_mut(slot)
-}
-
-/// Takes the least recently examined slot. It belongs to the caller until it is put back.
-#[inline(always)]
-pub(crate) fn take_flow_slot() -> Option<u32> {
-    FLOW_SLOTS.pop().ok().flatten()
-}
-
-/// Puts a slot back, as the most recently examined.
-#[inline(always)]
-pub(crate) fn put_flow_slot(slot: u32) {
-    // cannot fail: the queue has room for every slot
-    let _never_full = FLOW_SLOTS.push(slot, 0);
 }
 
 /// What the first fragment of a packet carried. `None` if it has not been seen, or too long ago to

@@ -131,6 +131,13 @@ pub(crate) struct NewFlow {
     /// Not 0: the source port becomes one of the node's range while there is a free one, because
     /// the client's socket may exchange datagrams with the backend without a flow.
     pub(crate) prefers_range_port: u32,
+    /// Its slot and epoch. Written by `flow::create`.
+    pub(crate) slot: u32,
+    pub(crate) epoch: u32,
+    /// The port of the node's range that was tried last, from 0 on, and the distance to the next.
+    /// Written by `flow::create`.
+    pub(crate) port: u32,
+    pub(crate) stride: u32,
 }
 
 /// An ICMP error.

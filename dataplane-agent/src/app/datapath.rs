@@ -214,7 +214,8 @@ impl NodeDatapath {
         self.attached()
     }
 
-    /// Writes the node's addresses, the ranges of cluster IPs and the way of egress for the programs.
+    /// Writes the node's addresses, the ranges of cluster IPs and the way of egress for the
+    /// programs.
     fn publish_variables(&mut self) -> Result<(), LoadError> {
         let variables = self.plan.variables(self.reconciler.cluster_ranges());
         if self.published_variables != Some(variables) {

@@ -28,8 +28,6 @@ use crate::{
 const OVERLAY_MAC: MacAddr = MacAddr::new([0x0e, 0xda, 0x7a, 0, 0, 2]);
 /// MTU of pods on a node without uplinks.
 const DEFAULT_MTU: u32 = 1_500;
-/// Slots that are examined for a new flow before it is dropped.
-const FLOW_PROBES: u32 = 8;
 
 /// The node's network.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,7 +170,7 @@ pub(super) fn constants(config: &Config) -> NodeConfig {
             | flag(config.masquerade.enabled, NodeFlags::MASQUERADE)
             | flag(config.services.ping, NodeFlags::ANSWER_PING)
             | flag(config.node_ports.loopback, NodeFlags::LOOPBACK_NODE_PORTS),
-        flow_probes: FLOW_PROBES,
+        reserved2: 0,
         // 0 if unknown: then processes of the host cannot reach host ports of pods
         host_netns: netns::cookie().unwrap_or(0).to_ne_bytes(),
         mark: config.mark,

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use dataplane_common::abi::names::map;
-
 use super::{datapath::StartError, network_plan::constants};
 use crate::{
     config::Config,
@@ -27,12 +25,11 @@ impl LoadedPrograms {
             tc: TcHooks::Auto,
             xdp: config.xdp,
         };
-        let pins = crate::datapath::Pins::new(&config.bpffs);
-        let pins_adopted = map::PINNED.iter().filter(|name| pins.map(name).exists()).count() as u32;
         let mut datapath = Datapath::load(&wanted)?;
         for problem in datapath.problems() {
             tracing::warn!("datapath: {problem}");
         }
+        let pins_adopted = datapath.adopted();
         tracing::info!("loaded the eBPF programs; adopted {pins_adopted} pinned tables");
         if config.log_ebpf != EbpfLog::Off
             && let Err(error) = datapath.forward_log()

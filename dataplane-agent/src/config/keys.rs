@@ -252,8 +252,8 @@ pub(super) enum FillError {
 }
 
 impl Settings {
-    /// Sets a key unless it is set already, and returns whether it did. The value is checked in both
-    /// cases.
+    /// Sets a key unless it is set already, and returns whether it did. The value is checked in
+    /// both cases.
     pub(super) fn fill(&mut self, key: &str, text: &str) -> Result<bool, FillError> {
         match key {
             "node_name" => fill(&mut self.node_name, parse::node_name(text)),

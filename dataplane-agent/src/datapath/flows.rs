@@ -1,6 +1,6 @@
 //! Lists the flow table.
 //!
-//! Read only: only the datapath allocates slots (`dataplane_common::abi`, `FLOW_SLOTS`), and flows
+//! Read only: only the datapath allocates slots (`dataplane_common::abi`, `FLOW_BLOCKS`), and flows
 //! expire there by the rules of [`dataplane_common::flow`], without the agent. A record read here
 //! may be a mix of two flows in the same slot; the epoch shows whether it is.
 

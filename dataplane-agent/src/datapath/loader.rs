@@ -9,12 +9,12 @@ use std::{io, path::PathBuf, thread, time::Duration};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{Array, MapData, MapError, MapInfo, Queue},
+    maps::{Array, MapData, MapError, MapInfo},
     pin::PinError,
     programs::{Program, ProgramError},
 };
 use dataplane_common::abi::{
-    ConnectedPeer, Device, NodeConfig, NodeVariables,
+    ConnectedPeer, Device, FlowBlock, NodeConfig, NodeVariables,
     names::{self, capacity, map, program},
 };
 
@@ -115,7 +115,7 @@ impl Capacity {
             (map::BACKENDS, self.backends),
             (map::BACKEND_GENERATIONS, self.backend_generations),
             (map::FLOWS, self.flows),
-            (map::FLOW_SLOTS, self.flows),
+            (map::FLOW_BLOCKS, FlowBlock::count(self.flows)),
             // one entry per direction
             (map::FLOW_INDEX, self.flows.saturating_mul(2)),
             (map::FRAGMENTED_PACKETS, self.fragments),
@@ -135,6 +135,7 @@ pub struct Datapath {
     pub(super) tc: TcHooks,
     pub(super) xdp: XdpUse,
     problems: Vec<String>,
+    adopted: u32,
 }
 
 /// A loaded program, for reports.
@@ -156,6 +157,8 @@ impl Datapath {
     pub fn load_object(object: &[u8], config: &DatapathConfig) -> Result<Self, LoadError> {
         let pins = Pins::new(&config.bpffs);
         pins.prepare()?;
+        take_over(&pins)?;
+        let adopted = map::PINNED.iter().filter(|name| pins.map(name).exists()).count() as u32;
         let (capacities, problems) = effective_capacities(&pins, &config.capacity);
         let mut node = config.node;
         node.flow_slots = capacity_of(&capacities, map::FLOWS);
@@ -168,28 +171,27 @@ impl Datapath {
         for (name, entries) in capacities {
             loader.map_max_entries(name, entries);
         }
-        let new_slots = !pins.map(map::FLOW_SLOTS).exists();
         for name in map::PINNED {
-            if name != map::FLOW_SLOTS || !new_slots {
-                loader.map_pin_path(name, pins.map(name));
-            }
+            loader.map_pin_path(name, pins.map(name));
         }
         let mut ebpf = loader.load(object).map_err(LoadError::Object)?;
-        if new_slots {
-            fill_slots(&mut ebpf, &pins, node.flow_slots)?;
-        }
         // before the programs are loaded: the verifier's error about a map of another layout is
         // harder to read
         Tables::open(&pins)?;
         HashTable::<u32, Device>::open(&pins, map::DEVICES)?;
         LpmTable::<AllowedPrefix, u32>::open(&pins, map::ALLOWED_SOURCES)?;
         load_programs(&mut ebpf, used_programs(config.xdp))?;
-        Ok(Self { ebpf, pins, tc: config.tc, xdp: config.xdp, problems })
+        Ok(Self { ebpf, pins, tc: config.tc, xdp: config.xdp, problems, adopted })
     }
 
     /// What the operator should know: pinned maps whose capacity differs from the configuration.
     pub fn problems(&self) -> &[String] {
         &self.problems
+    }
+
+    /// Number of tables of an earlier agent that it has adopted.
+    pub const fn adopted(&self) -> u32 {
+        self.adopted
     }
 
     pub fn pins(&self) -> &Pins {
@@ -249,6 +251,23 @@ impl Datapath {
     }
 }
 
+/// Pins the maps of an earlier table version that have not changed since: the programs of both
+/// versions share them until the earlier ones are detached, so no connection is lost.
+fn take_over(pins: &Pins) -> Result<(), LoadError> {
+    for (version, new) in map::TAKEN_OVER {
+        for name in map::PINNED.into_iter().filter(|name| !new.contains(name)) {
+            let (earlier, own) = (pins.map_of_version(version, name), pins.map(name));
+            if own.exists() || !earlier.exists() {
+                continue;
+            }
+            let data = MapData::from_pin(&earlier).map_err(|source| LoadError::Fill { map: name, source })?;
+            data.pin(&own).map_err(|source| LoadError::Pin { map: name, source })?;
+            tracing::info!("took over the table {name} of table version {version}");
+        }
+    }
+    Ok(())
+}
+
 /// The capacities to load with: those of pinned maps, which are kept with their entries, else those
 /// configured.
 fn effective_capacities(pins: &Pins, capacity: &Capacity) -> (Vec<(&'static str, u32)>, Vec<String>) {
@@ -256,7 +275,7 @@ fn effective_capacities(pins: &Pins, capacity: &Capacity) -> (Vec<(&'static str,
     let capacities = capacity.by_map().map(|(name, configured)| {
         // without a readable pin the loader creates a new map, or fails and reports why
         let pinned = MapInfo::from_pin(pins.map(name)).map_or(configured, |info| info.max_entries());
-        if pinned != configured && name != map::FLOW_INDEX && name != map::FLOW_SLOTS {
+        if pinned != configured && name != map::FLOW_INDEX && name != map::FLOW_BLOCKS {
             problems.push(format!(
                 "map {name} keeps its capacity of {pinned} entries because its entries are in use; the configured \
                  capacity of {configured} takes effect after `dataplane-agent cleanup` or a reboot"
@@ -264,29 +283,16 @@ fn effective_capacities(pins: &Pins, capacity: &Capacity) -> (Vec<(&'static str,
         }
         (name, pinned)
     });
-    (capacities.to_vec(), problems)
+    let mut capacities = capacities.to_vec();
+    // one row for each 64 flows, however many there are
+    let blocks = FlowBlock::count(capacity_of(&capacities, map::FLOWS));
+    capacities.retain(|(name, _)| *name != map::FLOW_BLOCKS);
+    capacities.push((map::FLOW_BLOCKS, blocks));
+    (capacities, problems)
 }
 
 fn capacity_of(capacities: &[(&'static str, u32)], name: &str) -> u32 {
     capacities.iter().find(|(map, _)| *map == name).map_or(0, |(_, capacity)| *capacity)
-}
-
-/// Pushes every slot of the flow table into the queue of free slots, and then pins it: if the agent
-/// crashes in between, the next one does not adopt an incomplete queue.
-fn fill_slots(ebpf: &mut Ebpf, pins: &Pins, slots: u32) -> Result<(), LoadError> {
-    const MAP: &str = map::FLOW_SLOTS;
-    let failed = |source| LoadError::Fill { map: MAP, source };
-    let Some(map) = ebpf.map_mut(MAP) else {
-        return Err(failed(MapError::InvalidName { name: MAP.to_owned() }));
-    };
-    let mut queue: Queue<&mut MapData, u32> = Queue::try_from(map).map_err(failed)?;
-    for slot in 0..slots {
-        queue.push(slot, 0).map_err(failed)?;
-    }
-    let Some(map) = ebpf.map(MAP) else {
-        return Err(failed(MapError::InvalidName { name: MAP.to_owned() }));
-    };
-    map.pin(pins.map(MAP)).map_err(|source| LoadError::Pin { map: MAP, source })
 }
 
 /// The programs to load. Without XDP its program is not loaded, which saves the time of the

@@ -79,6 +79,11 @@ impl Pins {
         self.root.join("maps").join(name)
     }
 
+    /// Pin of a map of another ABI version.
+    pub fn map_of_version(&self, version: u32, name: &str) -> PathBuf {
+        self.bpffs.join(DIRECTORY).join(format!("v{version}")).join("maps").join(name)
+    }
+
     /// Pin of a program's link on a device.
     pub fn device_link(&self, program: &str, device: &str) -> PathBuf {
         // bpffs refuses names with dots (kernel/bpf/inode.c, bpf_lookup); device names may have

@@ -10,13 +10,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use aya::maps::MapInfo;
 use dataplane_agent::datapath::{
     Capacity, Datapath, DatapathConfig, EbpfLog, LoadError, Pins, TcHooks, XdpUse, cleanup, flows,
     table::{RoutePrefix, Table as _, TableError},
 };
 use dataplane_common::abi::{
-    Addr, BackendSlot, Endpoint, Flow, FlowKey, FlowRef, MacAddr, NodeConfig, NodeFlags, Port, Route,
-    Service, ServiceKey, names,
+    Addr, BackendSlot, Endpoint, Flow, FlowBlock, FlowKey, FlowRef, MacAddr, NodeConfig, NodeFlags, Port,
+    Route, Service, ServiceKey, names,
 };
 
 use crate::netns::{in_fresh_netns, ip, run};
@@ -177,6 +178,38 @@ fn maps_implement_the_table_trait() {
     });
 }
 
+/// The IDs of the pinned maps.
+fn map_ids(node: &Node, names: impl Iterator<Item = &'static str>) -> Vec<(&'static str, u32)> {
+    let id = |name| MapInfo::from_pin(Pins::new(&node.bpffs()).map(name)).unwrap().id();
+    names.map(|name| (name, id(name))).collect()
+}
+
+#[test]
+fn tables_of_an_earlier_version_are_taken_over() {
+    in_fresh_netns(|| async {
+        let (version, new) = names::map::TAKEN_OVER[0];
+        let unchanged = || names::map::PINNED.into_iter().filter(|name| !new.contains(name));
+        let node = Node::new();
+        drop(Datapath::load(&node.config()).unwrap());
+        let before = map_ids(&node, unchanged());
+        // what an agent of that version leaves
+        for name in new {
+            Pins::remove(&Pins::new(&node.bpffs()).map(name)).unwrap();
+        }
+        let directory = node.bpffs().join("dataplane");
+        let own = directory.join(format!("v{}", dataplane_common::ABI_VERSION));
+        fs::rename(own, directory.join(format!("v{version}"))).unwrap();
+
+        let mut config = node.config();
+        config.capacity.flows = 2_048;
+        let datapath = Datapath::load(&config).unwrap();
+        assert_eq!(map_ids(&node, unchanged()), before);
+        let blocks = MapInfo::from_pin(datapath.pins().map(names::map::FLOW_BLOCKS)).unwrap();
+        assert_eq!(blocks.max_entries(), FlowBlock::count(512), "for the flows that there are");
+        assert!(datapath.problems()[0].contains("FLOWS"), "{:?}", datapath.problems());
+    });
+}
+
 #[test]
 fn pinned_map_with_another_capacity_is_kept_and_reported() {
     in_fresh_netns(|| async {
@@ -272,24 +305,5 @@ fn expired_flows_are_not_listed() {
         flow(3, 1_003, 3, 3, u32::MAX);
         let rows = flows(&tables).unwrap();
         assert_eq!(rows.iter().map(|row| (row.slot, row.source.port)).collect::<Vec<_>>(), [(1, 1_001)]);
-    });
-}
-
-#[test]
-fn free_slots_are_queued_once() {
-    in_fresh_netns(|| async {
-        let node = Node::new();
-        for _ in 0..2 {
-            Datapath::load(&node.config()).unwrap();
-        }
-        let slots =
-            aya::maps::MapData::from_pin(Pins::new(&node.bpffs()).map(names::map::FLOW_SLOTS)).unwrap();
-        let mut queue: aya::maps::Queue<_, u32> =
-            aya::maps::Map::from_map_data(slots).unwrap().try_into().unwrap();
-        let mut popped = Vec::new();
-        while let Ok(slot) = queue.pop(0) {
-            popped.push(slot);
-        }
-        assert_eq!(popped, (0..512).collect::<Vec<_>>());
     });
 }

@@ -25,8 +25,8 @@ abi! {
         pub flow_slots: u32,
         /// Bits of [`NodeFlags`].
         pub flags: u32,
-        /// Slots of `FLOWS` that are examined for a new flow before its packet is dropped.
-        pub flow_probes: u32,
+        /// Must be 0.
+        pub reserved2: u32,
         /// Cookie of the host's network namespace in native byte order (`SO_NETNS_COOKIE`,
         /// Linux 5.14); 0 if the kernel does not support it.
         pub host_netns: [u8; 8],

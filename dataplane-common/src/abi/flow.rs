@@ -1,16 +1,16 @@
-//! `FLOW_INDEX`, `FLOWS`, `FLOW_SLOTS`: translation state of connections that are translated per
-//! packet (ADR 0002).
+//! `FLOW_INDEX`, `FLOWS`, `FLOW_BLOCKS`: translation state of connections that are translated per
+//! packet (ADR 0002, ADR 0010).
 //!
 //! A flow is one record in the array `FLOWS`. Two entries of the hash `FLOW_INDEX` lead to it: the
 //! tuple of packets in the forward direction, and the tuple replies arrive with. Both refer to the
 //! record and its epoch; if the record's epoch differs, it has been re-used for another flow, and
 //! the index entry is a miss. So both directions expire together.
 //!
-//! All slots are in the queue `FLOW_SLOTS`. To create a flow, the datapath takes the slot in front,
-//! checks whether its current flow is evictable ([`crate::flow::is_evictable`]), and puts the slot
-//! back at the end, used or not. So a slot has one owner at a time, flows are examined in the order
-//! they were created, and nothing depends on the agent: there is no garbage collector in user
-//! space.
+//! To create a flow, the datapath looks for a slot whose flow may be replaced
+//! ([`crate::flow::SlotClass`]). It examines blocks of 64 slots and remembers in `FLOW_BLOCKS` what
+//! it found, so that most flows take a slot from there. One program at a time takes a slot of a
+//! block (`FlowBlock::claims`). Nothing depends on the agent: there is no garbage collector in
+//! user space.
 
 use super::{Addr, Port};
 use crate::abi;
@@ -70,6 +70,34 @@ abi! {
         /// Must be 0.
         pub reserved: u32,
     }
+
+    /// Value of `FLOW_BLOCKS`, an array: what the last examination of 64 slots of `FLOWS` found.
+    /// The bits are hints: a slot is examined again before it is taken.
+    pub struct FlowBlock: 48 {
+        /// For each [`crate::flow::SlotClass`] but the last, a bit for each slot of that class that
+        /// has not been taken since.
+        pub slots: [u64; 4],
+        /// Number of programs that take a slot of the block or try to. One that finds 1 after its
+        /// own increment may take one.
+        pub claims: u64,
+        /// Seconds of `CLOCK_MONOTONIC` from which on another examination may find more.
+        pub due: u32,
+        /// For each class, the place behind the slot that was taken last: slots of a class are
+        /// taken in turn.
+        pub next: [u8; 4],
+    }
+}
+
+impl FlowBlock {
+    /// Slots of a block.
+    pub const SLOTS: u32 = 64;
+    /// Classes of slots that a block lists.
+    pub const CLASSES: u32 = 4;
+
+    /// Blocks of a table with this many slots.
+    pub const fn count(slots: u32) -> u32 {
+        slots.div_ceil(Self::SLOTS)
+    }
 }
 
 /// Bits of [`Flow::flags`].
@@ -88,6 +116,8 @@ impl FlowFlags {
     /// Nothing is translated: a client outside of the cluster addressed the pod itself, and the
     /// pod's answers must keep its address.
     pub const INBOUND: u32 = 8;
+    /// Created by a packet from outside of the node.
+    pub const OUTSIDE: u32 = 32;
     /// Masqueraded after the kernel's stack had forwarded it: answers take the stack, too. Follows
     /// the last packet of the pod.
     pub const STACK: u32 = 16;

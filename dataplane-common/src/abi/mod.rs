@@ -21,7 +21,7 @@ pub use config::{ClusterRange, NodeConfig, NodeFlags, NodeVariables};
 pub use device::{Device, DeviceFlags};
 pub use endpoint::{Endpoint, EndpointFlags};
 pub use event::Event;
-pub use flow::{Flow, FlowFlags, FlowKey, FlowRef};
+pub use flow::{Flow, FlowBlock, FlowFlags, FlowKey, FlowRef};
 pub use flow_hints::FlowHints;
 pub use fragment::{FRAGMENT_TIMEOUT_SECS, FragmentKey, FragmentedPacket, ReorderKey};
 pub use pod_source::PodSource;

@@ -20,7 +20,7 @@ pub mod capacity {
     pub const BACKENDS: u32 = 262_144;
     /// `BACKEND_GENERATIONS`: distinct backends of each service port.
     pub const BACKEND_GENERATIONS: u32 = 262_144;
-    /// `FLOWS` and `FLOW_SLOTS`: translated connections. `FLOW_INDEX` has twice as many entries.
+    /// `FLOWS`: translated connections. `FLOW_INDEX` has twice as many entries.
     pub const FLOWS: u32 = 131_072;
     /// `FRAGMENTED_PACKETS`.
     pub const FRAGMENTS: u32 = 4_096;
@@ -61,11 +61,8 @@ pub mod map {
     pub const FLOW_INDEX: &str = "FLOW_INDEX";
     /// Array of `Flow`.
     pub const FLOWS: &str = "FLOWS";
-    /// Queue of `u32`: every slot of `FLOWS`, the least recently examined in front.
-    ///
-    /// User space pushes each slot once when it creates the map. After that only the datapath uses
-    /// it; the program that has popped a slot owns its record.
-    pub const FLOW_SLOTS: &str = "FLOW_SLOTS";
+    /// Array of `FlowBlock`: hints about 64 slots of `FLOWS` each.
+    pub const FLOW_BLOCKS: &str = "FLOW_BLOCKS";
     /// LRU hash: `FragmentKey` → `FragmentedPacket`.
     pub const FRAGMENTED_PACKETS: &str = "FRAGMENTED_PACKETS";
     /// LRU hash: `ReorderKey` → 32 bits of time received, 32 of length, the fragment's bytes. Not
@@ -100,7 +97,7 @@ pub mod map {
         BACKEND_GENERATIONS,
         FLOW_INDEX,
         FLOWS,
-        FLOW_SLOTS,
+        FLOW_BLOCKS,
         FRAGMENTED_PACKETS,
         CONNECTED_ORIGINS,
         CONNECTED_PEERS,
@@ -110,6 +107,10 @@ pub mod map {
         COUNTERS,
         EVENTS,
     ];
+
+    /// Table versions whose maps this one takes over, with the maps that are new since: layout and
+    /// meaning of all others are the same.
+    pub const TAKEN_OVER: [(u32, &[&str]); 1] = [(6, &[FLOW_BLOCKS])];
 }
 
 /// Programs.

@@ -7,6 +7,9 @@ pub(crate) mod skb;
 pub(crate) mod socket;
 pub(crate) mod time;
 
+#[cfg(target_arch = "bpf")]
+use core::arch::asm;
+
 /// Address families as the kernel's structures name them.
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
@@ -23,4 +26,24 @@ pub(crate) fn is_zero(number: u32) -> u64 {
 pub(crate) fn opaque(number: u64) -> u64 {
     // SAFETY: a live local.
     unsafe { (&raw const number).read_volatile() }
+}
+
+/// Adds to a number in a map, modulo 2^64, with one instruction that no other CPU interrupts
+/// (`BPF_XADD`, `BPF_ATOMIC | BPF_ADD` of the instruction set). Rust has no atomic operations for
+/// this target.
+#[inline(always)]
+pub(crate) fn add_atomically(number: *mut u64, addend: u64) {
+    // SAFETY: the verifier checks that the number lies in a map, aligned.
+    #[cfg(target_arch = "bpf")]
+    unsafe {
+        asm!(
+            "lock *(u64 *)({number} + 0) += {addend}",
+            number = in(reg) number,
+            addend = in(reg) addend,
+            options(nostack),
+        );
+    }
+    // only clippy and rustdoc compile this crate for the host
+    #[cfg(not(target_arch = "bpf"))]
+    let _ = (number, addend);
 }

@@ -93,7 +93,7 @@ extern "C" fn read_fragment_v6(skb: *mut __sk_buff) -> u32 {
     global::run(skb, |ctx, scratch| read_fragment(ctx, &V6::parse(ctx)?, scratch))
 }
 
-/// [`tuple`] of a fragment.
+/// `tuple` of a fragment.
 #[inline(always)]
 fn read_fragment<F: IpFamily>(
     ctx: &impl Frame,

@@ -156,8 +156,8 @@ fn send_into_tunnel<F: IpFamily>(ctx: &TcContext) -> Result<bool, DropReason> {
 /// Makes the packet the ICMP error that the scratch describes. False if it gets none.
 #[inline(always)]
 fn build_icmp_error<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<bool, DropReason> {
-    let error = &scratch.icmp_error;
     const FRAGMENT_AND_PORTS: usize = size_of::<FragmentHeader>() + UdpHeader::LEN;
+    let error = &scratch.icmp_error;
     let packet = F::parse(ctx)?;
     // IPv6 only: an IPv4 fragment has no fragment header
     let first =

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Result, bail, ensure};
@@ -37,6 +37,7 @@ pub struct Node {
     /// Number of its pod CIDR.
     range: u8,
     place: Place,
+    directory: PathBuf,
     manifests: Manifests,
     agent: Agent,
 }
@@ -71,7 +72,8 @@ impl Node {
             config["cni"] = json!({"bin_dir": directory.join("opt/cni/bin"), "conf_dir": directory.join("etc/cni/net.d")});
         }
         let agent = Agent::new(place.clone(), &directory, &config)?;
-        let node = Self { name, number, segment, host: number, range: number, place, manifests, agent };
+        let node =
+            Self { name, number, segment, host: number, range: number, place, directory, manifests, agent };
         node.connect(fabric, spec.mtu)?;
         Ok(node)
     }
@@ -89,6 +91,11 @@ impl Node {
             self.v6()
         ))?;
         Ok(())
+    }
+
+    /// The BPF file system of its agent.
+    pub fn bpffs(&self) -> PathBuf {
+        self.directory.join("bpf")
     }
 
     pub fn name(&self) -> &str {

@@ -24,7 +24,7 @@ const LARGE_MAPS: [&str; 10] = [
     map::BACKEND_GENERATIONS,
     map::FLOW_INDEX,
     map::FLOWS,
-    map::FLOW_SLOTS,
+    map::FLOW_BLOCKS,
     map::DATAGRAM_ORIGINS,
     map::AFFINITY,
     map::FRAGMENTED_PACKETS,

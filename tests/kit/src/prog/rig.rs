@@ -3,6 +3,7 @@
 mod cgroup;
 pub mod devices;
 mod flows;
+mod race;
 mod tables;
 
 use std::{
@@ -13,12 +14,12 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray, Queue, RingBuf},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
     programs::{SchedClassifier, Xdp},
 };
 use dataplane_common::{
     abi::{
-        Addr, Endpoint, Event, MacAddr, NodeConfig, NodeFlags, NodeVariables, Port,
+        Addr, Endpoint, Event, FlowBlock, MacAddr, NodeConfig, NodeFlags, NodeVariables, Port,
         names::{self, map},
     },
     reason::{self, HookId, Outcome},
@@ -92,7 +93,7 @@ pub fn node_config() -> NodeConfig {
             | NodeFlags::MASQUERADE
             | NodeFlags::ANSWER_PING
             | NodeFlags::TUNNEL_KEY_IN_CB,
-        flow_probes: 8,
+        reserved2: 0,
         host_netns: [0; 8],
         mark: MARK,
     }
@@ -111,6 +112,7 @@ pub struct Rig {
     loaded: Vec<HookId>,
     /// The uplink.
     pub ifindex: u32,
+    flow_slots: u32,
 }
 
 /// What the kernel says of a frame at tc beside its bytes.
@@ -171,9 +173,9 @@ impl Rig {
             (map::SERVICES, 128),
             (map::BACKENDS, 512),
             (map::BACKEND_GENERATIONS, 512),
-            (map::FLOWS, FLOWS),
-            (map::FLOW_SLOTS, FLOWS),
-            (map::FLOW_INDEX, 2 * FLOWS),
+            (map::FLOWS, node.flow_slots),
+            (map::FLOW_BLOCKS, FlowBlock::count(node.flow_slots)),
+            (map::FLOW_INDEX, 2 * node.flow_slots),
             (map::FRAGMENTED_PACKETS, 64),
             (map::REORDER_FRAGMENTS, 64),
             (map::DATAGRAM_ORIGINS, 64),
@@ -183,14 +185,9 @@ impl Rig {
         ] {
             loader.map_max_entries(name, entries);
         }
-        let mut ebpf = loader.load(dataplane_agent::datapath::OBJECT).context("load the object")?;
-        let mut slots: Queue<&mut MapData, u32> =
-            Queue::try_from(ebpf.map_mut(map::FLOW_SLOTS).context("FLOW_SLOTS")?)?;
-        for slot in 0..node.flow_slots {
-            slots.push(slot, 0)?;
-        }
+        let ebpf = loader.load(dataplane_agent::datapath::OBJECT).context("load the object")?;
         devices::create()?;
-        Ok(Self { ebpf, loaded: Vec::new(), ifindex: devices::WIRE })
+        Ok(Self { ebpf, loaded: Vec::new(), ifindex: devices::WIRE, flow_slots: node.flow_slots })
     }
 
     /// Changes the variables of the loaded programs.

@@ -3,12 +3,18 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
 use dataplane_agent::api::{request::View, views::EndpointView};
-use dataplane_testkit::lab::{Checks, Cluster, Family, Pod, Service, Source, Spec, WEB_PORT, wait};
+use dataplane_common::{ABI_VERSION, abi::names::map};
+use dataplane_testkit::{
+    lab::{self, Checks, Cluster, ECHO_PORT, Family, Pod, Service, Source, Spec, WEB_PORT, wait},
+    traffic::ECHO,
+};
 
 const ROUNDS: usize = 6;
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -79,6 +85,61 @@ fn pods_are_created_and_deleted_while_agents_are_replaced() -> Result<()> {
         })
     });
     for (family, requests, datagrams) in background {
+        checks.nothing_lost(family, requests, datagrams);
+    }
+    checks.finish(&cluster)
+}
+
+/// The agent takes over what an agent of an earlier table version has left: every connection goes
+/// on, and every datagram arrives.
+#[test]
+fn connections_survive_another_table_version() -> Result<()> {
+    const CONNECTIONS: u32 = 250;
+    let (earlier, new) = map::TAKEN_OVER[0];
+    let spec = Spec { connect_tcp: false, ..Spec::new(2) };
+    let mut cluster = Cluster::create(&spec)?;
+    let made = (|| Ok((cluster.pod(0, "client")?, cluster.pod(1, "far")?)))();
+    let (client, far) = cluster.explain(made)?;
+    let outside = cluster.outside()?;
+    let _servers = [far.serve()?, outside.serve("external")?];
+    cluster.apply(&Service::of(&[&far]))?;
+    let (mut held, mut meanwhile) = (Vec::new(), Vec::new());
+    for family in Family::BOTH {
+        let service = Service::of(&[]).at(family, ECHO_PORT);
+        let external = SocketAddr::new(lab::outside(family), ECHO);
+        for (what, server) in [("to a Service", service), ("masqueraded", external)] {
+            held.push((what, family, client.place().hold(server, CONNECTIONS, INTERVAL)?));
+        }
+        let datagrams = client.place().keep_sending(service, INTERVAL, &[])?;
+        let requests = client.place().keep_getting(Service::of(&[]).at(family, WEB_PORT), INTERVAL)?;
+        requests.wait_answers(10, 0, TIMEOUT)?;
+        meanwhile.push((family, requests, datagrams));
+    }
+
+    let node = &mut cluster.nodes_mut()[0];
+    let directory = node.bpffs().join("dataplane");
+    let own = directory.join(format!("v{ABI_VERSION}"));
+    node.agent_mut().terminate()?;
+    for name in new {
+        fs::remove_file(own.join("maps").join(name))?;
+    }
+    fs::rename(&own, directory.join(format!("v{earlier}")))?;
+    node.agent_mut().start()?;
+    node.agent_mut().await_ready()?;
+    ensure!(!directory.join(format!("v{earlier}")).exists(), "pins of the earlier version are left");
+    let adopted = node.agent().status()?.status.pins_adopted;
+    let expected = map::PINNED.len() - new.len();
+    ensure!(adopted as usize == expected, "{adopted} tables, expected {expected}");
+
+    let mut checks = Checks::of(spec.describe());
+    for (what, family, held) in held {
+        checks.that(format!("{CONNECTIONS} connections {what} ({family})"), || {
+            let held = held.finish()?;
+            ensure!(held.broken.is_empty() && held.received == held.sent, "{held:?}");
+            Ok(())
+        });
+    }
+    for (family, requests, datagrams) in meanwhile {
         checks.nothing_lost(family, requests, datagrams);
     }
     checks.finish(&cluster)

@@ -126,7 +126,8 @@ fn new_connection_with_the_ports_of_a_closed_one_selects_a_backend_again() -> Re
     Ok(())
 }
 
-/// A client that has closed its side still waits for the reply: its tuple is not reused.
+/// A client that has closed its side still waits for the reply: its tuple is not reused before two
+/// minutes of silence, and only if there is no other.
 #[test]
 fn reply_reaches_a_client_that_has_closed_its_side() -> Result<()> {
     for family in Family::BOTH {
@@ -141,10 +142,15 @@ fn reply_reaches_a_client_that_has_closed_its_side() -> Result<()> {
         rig.run(HookId::FromWire, &Frame::tcp(server, between, SYN_ACK).build())?;
         out(&mut rig, client, ACK)?;
         out(&mut rig, client, FIN_ACK)?;
-        rig.age_flows(|flow| flow.last_seen = flow.last_seen.saturating_sub(600))?;
+        let age =
+            |rig: &mut Rig, by| rig.age_flows(|flow| flow.last_seen = flow.last_seen.saturating_sub(by));
+        age(&mut rig, 110)?;
         assert_eq!(out(&mut rig, at(world.other_pod, 40_000), SYN)?.outcome, "ports_exhausted");
         let run = rig.run(HookId::FromWire, &Frame::tcp(server, between, ACK).build())?;
         assert_eq!(run.packet().tuple(), (server, client));
+        age(&mut rig, 120)?;
+        let run = out(&mut rig, at(world.other_pod, 40_000), SYN)?;
+        assert_eq!((run.outcome, run.packet().tuple().0), ("masqueraded", between));
     }
     Ok(())
 }
@@ -265,12 +271,7 @@ fn full_table_keeps_established_connections_and_counts_the_drop() -> Result<()> 
             flow.last_seen = flow.last_seen.saturating_sub(10);
         }
     })?;
-    // the table is searched a few slots at a time
-    let mut tries = 0;
-    while rig.run(HookId::FromPod, &late)?.outcome == "flow_table_full" {
-        tries += 1;
-        assert!(tries < FLOWS, "every slot was probed");
-    }
+    assert_eq!(rig.run(HookId::FromPod, &late)?.outcome, "to_wire");
     assert_eq!(rig.flows()?.len(), FLOWS as usize);
     let run = rig.run(HookId::FromWire, &Frame::tcp(backend, closing, ACK).build())?;
     assert_eq!(run.packet().src, world.wire_pod, "not translated: both tuples were evicted");
@@ -290,16 +291,12 @@ fn snat_ports_of_closed_connections_are_reused() -> Result<()> {
             rig.run(HookId::ToWire, &Frame::tcp(client(port), server, flags).build())
         };
         let mut used = Vec::new();
-        // ports are probed at random: repeat until both are allocated
-        for port in 10_000..10_100 {
-            let run = send(&mut rig, port, SYN)?;
-            if run.outcome == "masqueraded" {
-                let between = run.packet().tuple().0;
-                rig.run(HookId::FromWire, &Frame::tcp(server, between, SYN_ACK).build())?;
-                used.push((port, between));
-            }
+        for port in [10_000, 10_001] {
+            let between = send(&mut rig, port, SYN)?.packet().tuple().0;
+            rig.run(HookId::FromWire, &Frame::tcp(server, between, SYN_ACK).build())?;
+            used.push((port, between));
         }
-        assert_eq!(used.len(), 2, "one connection per port: {used:?}");
+        assert_ne!(used[0].1, used[1].1, "one connection per port");
         assert_eq!(send(&mut rig, 20_000, SYN)?.outcome, "ports_exhausted");
 
         let (closed, between) = used[0];
@@ -309,12 +306,8 @@ fn snat_ports_of_closed_connections_are_reused() -> Result<()> {
                 flow.last_seen = flow.last_seen.saturating_sub(6);
             }
         })?;
-        let successor = (20_000..20_100).find_map(|port| {
-            let run = send(&mut rig, port, SYN).ok()?;
-            (run.outcome == "masqueraded").then(|| (port, run.packet().tuple().0))
-        });
-        let (successor, port_of_successor) = successor.expect("100 probes find one of two ports");
-        assert_eq!(port_of_successor, between);
+        let successor = 20_001;
+        assert_eq!(send(&mut rig, successor, SYN)?.packet().tuple().0, between);
         let run = rig.run(HookId::FromWire, &Frame::tcp(server, between, SYN_ACK).build())?;
         assert_eq!(run.packet().dst_port, successor, "the reply belongs to the new connection");
         assert_eq!(rig.flows()?.len(), 2, "the old flow was removed completely");
@@ -333,7 +326,7 @@ fn snat_ports_of_closed_connections_are_reused() -> Result<()> {
 }
 
 #[test]
-fn half_open_flows_are_evicted_for_new_ones() -> Result<()> {
+fn unconfirmed_flows_are_given_up_for_new_ones() -> Result<()> {
     let (mut rig, world) = rig(Family::V4)?;
     for port in 0..FLOWS as u16 {
         let client = at(world.pod, 10_000 + port);
@@ -343,7 +336,6 @@ fn half_open_flows_are_evicted_for_new_ones() -> Result<()> {
             rig.run(HookId::FromWire, &Frame::tcp(at(world.wire_pod, 8080), client, SYN_ACK).build())?;
         }
     }
-    rig.age_flows(|flow| flow.last_seen = flow.last_seen.saturating_sub(3))?;
     for port in 0..FLOWS as u16 {
         let run =
             rig.run(HookId::FromPod, &Frame::tcp(at(world.pod, 20_000 + port), world.service, SYN).build())?;

@@ -55,7 +55,7 @@ fn node_port_with_a_backend_on_another_node_replaces_the_source() -> Result<()> 
             let (between, dst) = run.packet().tuple();
             assert_eq!((between.ip(), dst), (world.host, backend), "with the node as source: {client}");
             assert!((61_000..=61_999).contains(&between.port()), "{between}");
-            assert_eq!(rig.flows()?[0].flags, FlowFlags::SERVICE | FlowFlags::SOURCE);
+            assert_eq!(rig.flows()?[0].flags, FlowFlags::SERVICE | FlowFlags::SOURCE | FlowFlags::OUTSIDE);
 
             let run = rig.run(HookId::FromWire, &Frame::tcp(backend, between, SYN_ACK).build())?;
             assert_eq!(run.packet().tuple(), (frontend, client));

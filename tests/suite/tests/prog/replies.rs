@@ -53,7 +53,7 @@ fn answer_without_a_handshake_is_told_by_the_flow_of_the_question() -> Result<()
             let run = rig.run(HookId::ToWire, &answer)?;
             assert_eq!((run.outcome, &run.frame), ("delivered", &answer), "protocol {}", question.protocol);
         }
-        assert!(rig.flows()?.iter().all(|flow| flow.flags == FlowFlags::INBOUND));
+        assert!(rig.flows()?.iter().all(|flow| flow.flags == FlowFlags::INBOUND | FlowFlags::OUTSIDE));
         // to another port of that client: the pod's own
         let run = rig.run(HookId::ToWire, &Frame::udp(pod, at(world.outside, 40_001)).build())?;
         assert_eq!(run.outcome, "masqueraded");

@@ -1,14 +1,18 @@
 //! Reads flows and fragments that the programs wrote, and changes them as time or another CPU
 //! would.
 
-use std::net::SocketAddr;
+use std::{collections::HashSet, net::SocketAddr};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    maps::{MapData, PerCpuArray, PerCpuValues},
+    util::nr_cpus,
+};
 use dataplane_common::abi::{
-    Flow, FlowFlags, FlowKey, FlowRef, FragmentKey, FragmentedPacket, Port, ReorderKey, names::map,
+    Flow, FlowBlock, FlowFlags, FlowKey, FlowRef, FragmentKey, FragmentedPacket, Port, ReorderKey, names::map,
 };
 
-use super::{FLOWS, Rig};
+use super::Rig;
 
 impl Rig {
     /// All flows. The index has both tuples of each, or only the forward tuple of a direct one.
@@ -18,6 +22,7 @@ impl Rig {
     pub fn flows(&mut self) -> Result<Vec<Flow>> {
         let index: Vec<(FlowKey, FlowRef)> =
             self.hash::<FlowKey, FlowRef>(map::FLOW_INDEX)?.iter().collect::<Result<_, _>>()?;
+        let keys: HashSet<&FlowKey> = index.iter().map(|(key, _)| key).collect();
         let mut flows = Vec::new();
         for (key, reference) in &index {
             let flow: Flow = self.array(map::FLOWS)?.get(&reference.slot, 0)?;
@@ -29,7 +34,7 @@ impl Rig {
             if flow.forward == *key {
                 // replies of a direct flow take a path without this node
                 let is_direct = flow.flags & FlowFlags::DIRECT != 0;
-                let has_reply_tuple = index.iter().any(|(other, _)| *other == flow.reply);
+                let has_reply_tuple = keys.contains(&flow.reply);
                 ensure!(
                     is_direct != has_reply_tuple,
                     "{key:?}: reply tuple missing, or present for a direct flow"
@@ -38,10 +43,7 @@ impl Rig {
             } else {
                 // the forward tuple may belong to a newer flow that reuses the ports or has another
                 // backend, while replies of the old flow are still translated
-                ensure!(
-                    index.iter().any(|(other, _)| *other == flow.forward),
-                    "{key:?}: forward tuple missing"
-                );
+                ensure!(keys.contains(&flow.forward), "{key:?}: forward tuple missing");
             }
         }
         Ok(flows)
@@ -77,7 +79,7 @@ impl Rig {
     /// Inserts the reply tuple of a flow that another CPU has not written yet.
     pub fn insert_unwritten_flow(&mut self, src: SocketAddr, dst: SocketAddr, protocol: u8) -> Result<()> {
         // the slot that is allocated last
-        let slot = FLOWS - 1;
+        let slot = self.flow_slots - 1;
         self.array(map::FLOWS)?.set(slot, Flow { epoch: 1, ..Flow::default() }, 0)?;
         Ok(self.hash(map::FLOW_INDEX)?.insert(tuple(src, dst, protocol), FlowRef { slot, epoch: 2 }, 0)?)
     }
@@ -91,15 +93,32 @@ impl Rig {
 
     /// Applies `change` to every flow, for example to make it older.
     pub fn age_flows(&mut self, change: impl Fn(&mut Flow)) -> Result<()> {
+        let slots = self.flow_slots;
         let mut flows = self.array::<Flow>(map::FLOWS)?;
-        for slot in 0..FLOWS {
+        for slot in 0..slots {
             let mut flow = flows.get(&slot, 0)?;
             if flow.epoch != 0 {
                 change(&mut flow);
                 flows.set(slot, flow, 0)?;
             }
         }
-        Ok(())
+        self.forget_slots()
+    }
+
+    /// Makes the programs examine every slot again, as after a second.
+    pub fn forget_slots(&mut self) -> Result<()> {
+        let count = FlowBlock::count(self.flow_slots);
+        let mut blocks = self.array::<FlowBlock>(map::FLOW_BLOCKS)?;
+        for block in 0..count {
+            blocks.set(block, FlowBlock::default(), 0)?;
+        }
+        let search = self.ebpf.map_mut("FLOW_SEARCH").context("FLOW_SEARCH")?;
+        let mut search: PerCpuArray<&mut MapData, [u32; 12]> = PerCpuArray::try_from(search)?;
+        Ok(search.set(
+            0,
+            PerCpuValues::try_from(vec![[0; 12]; nr_cpus().map_err(|(_, error)| error)?])?,
+            0,
+        )?)
     }
 }
 
