@@ -203,13 +203,34 @@ pub const fn is_absent(flow: &Flow, now: u32) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u32)]
 pub enum Need {
+    /// There are other tuples: the flow has expired, and so has what its server remembers of the
+    /// connection.
+    Least = 0,
     /// There may be other tuples: the connection is closed, and no packet of it is in flight.
-    Little = 0,
+    Little = 1,
     /// There is hardly another: also if hardly a packet of it will follow.
-    Great = 1,
+    Great = 2,
     /// As a last resort, also if nothing shows that it is more than a packet with a forged source.
-    Last = 2,
+    Last = 3,
 }
+
+impl Need {
+    /// From its number; an unknown one is the least.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            1 => Self::Little,
+            2 => Self::Great,
+            3 => Self::Last,
+            _ => Self::Least,
+        }
+    }
+}
+
+/// Seconds for which a server remembers a closed connection, and may refuse another with the same
+/// ports: Linux's `TCP_TIMEWAIT_LEN`.
+const TIME_WAIT: u32 = 60;
 
 /// Whether a new flow may take the reply tuple of `flow`, whose slot has this class.
 /// `from_outside`: the new one is from outside of the node.
@@ -217,12 +238,16 @@ pub enum Need {
 pub const fn tuple_reusable(flow: &Flow, class: SlotClass, now: u32, need: Need, from_outside: bool) -> bool {
     let state = State::from_number(flow.state);
     let idle = now.saturating_sub(flow.last_seen);
+    let is_tcp = flow.forward.protocol == Protocol::TCP;
+    if matches!(need, Need::Least) {
+        return is_expired(flow, now) && (!is_tcp || idle > TIME_WAIT);
+    }
     let closed = state.is_closed() && idle >= if matches!(need, Need::Little) { 5 } else { 1 };
     if closed || is_expired(flow, now) {
         return true;
     }
     match need {
-        Need::Little => false,
+        Need::Least | Need::Little => false,
         // an exchange of two datagrams, ten seconds ago, is over
         Need::Great => match class {
             SlotClass::Idle => true,

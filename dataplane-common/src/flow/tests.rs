@@ -165,10 +165,13 @@ fn flow_is_established_by_its_second_packet_forward() {
 fn reply_tuple_is_reusable_after_close_or_timeout() {
     let closed = flow(Protocol::TCP, State::Closing, 100);
     let reusable = |flow: &Flow, now, need| tuple_reusable(flow, SlotClass::of(flow, now), now, need, true);
+    assert_eq!([160, 161].map(|now| reusable(&closed, now, Need::Least)), [false, true]);
     assert_eq!([104, 105].map(|now| reusable(&closed, now, Need::Little)), [false, true]);
     assert_eq!([100, 101].map(|now| reusable(&closed, now, Need::Great)), [false, true]);
     let udp = flow(Protocol::UDP, State::Established, 100);
-    assert_eq!([280, 281].map(|now| reusable(&udp, now, Need::Little)), [false, true]);
+    for need in [Need::Least, Need::Little] {
+        assert_eq!([280, 281].map(|now| reusable(&udp, now, need)), [false, true]);
+    }
     // RFC 4787, REQ-5
     assert_eq!([219, 220].map(|now| reusable(&udp, now, Need::Last)), [false, true]);
     let established = flow(Protocol::TCP, State::Established, 100);

@@ -3,7 +3,7 @@
 
 use dataplane_common::{
     abi::{Flow, FlowFlags, FlowKey, FlowRef, Port},
-    flow::{Need, State, tuple_reusable},
+    flow::{Need, SlotClass, State, tuple_reusable},
     hash,
     reason::DropReason,
 };
@@ -20,20 +20,18 @@ use crate::{
 
 /// Ports of which one call of [`claim_ports`] tries each.
 const PORTS_AT_ONCE: u32 = 16;
-/// Calls for one flow. Which ports each takes besides free ones: [`need_of`].
-const PORT_CALLS: u32 = 72;
-const FIRST_GREAT: u32 = 8;
-const FIRST_LAST: u32 = 12;
-const FIRST_FREE: u32 = 16;
+/// Calls for one flow, in groups. Which ports each group takes besides free ones: [`need_of`].
+const PORT_CALLS: u32 = 80;
+const FREE_CALLS: u32 = 8;
+const GROUP_CALLS: u32 = 4;
 
-/// How far a call for ports goes. First a few ports, of which one is free unless the range is
-/// almost exhausted; then those that others hardly need; then a thousand more, for the last one
-/// that is free among connections that go on.
+/// How far a call for ports goes. First a hundred ports, of which one is free unless the range is
+/// almost exhausted; then those that others need less and less; then a thousand more, for the last
+/// one that is free among connections that go on.
 #[inline(always)]
 const fn need_of(call: u32) -> Option<Need> {
-    match call {
-        FIRST_GREAT..FIRST_LAST => Some(Need::Great),
-        FIRST_LAST..FIRST_FREE => Some(Need::Last),
+    match call.wrapping_sub(FREE_CALLS) / GROUP_CALLS {
+        group @ 0..=3 => Some(Need::from_number(group)),
         _ => None,
     }
 }
@@ -245,16 +243,22 @@ fn claim_reply(scratch: &mut Scratch, need: Need) -> bool {
 #[inline(never)]
 extern "C" fn release_reply_key(need: u32) -> u32 {
     let Some(scratch) = scratch::current() else { return 0 };
-    let need = match need {
-        0 => Need::Little,
-        1 => Need::Great,
-        _ => Need::Last,
-    };
     u32::from(try_release(scratch, need))
 }
 
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_tuple_reusable(slot: u32, need: u32, from_outside: u32) -> u32 {
+    let Some(flow) = maps::flow(slot) else { return 0 };
+    // SAFETY: as in `try_release`.
+    let flow = unsafe { &*flow };
+    let now = time::now();
+    let class = SlotClass::of(flow, now);
+    u32::from(tuple_reusable(flow, class, now, Need::from_number(need), from_outside != 0))
+}
+
 #[inline(always)]
-fn try_release(scratch: &Scratch, need: Need) -> bool {
+fn try_release(scratch: &Scratch, need: u32) -> bool {
     let Some(holder) = maps::flow_ref(&scratch.new_flow.reply_tuple) else { return true };
     let Some(flow) = maps::flow(holder.slot) else { return false };
     // SAFETY: as in `try_lookup`; read only, and a torn read at worst costs another port.
@@ -264,9 +268,7 @@ fn try_release(scratch: &Scratch, need: Need) -> bool {
         return false;
     }
     if epoch(flow) == holder.epoch && flow.forward != scratch.tuple {
-        let from_outside = scratch.frontend_query.from_outside != 0;
-        let now = time::now();
-        if !tuple_reusable(flow, slot::class_of(holder.slot, now), now, need, from_outside) {
+        if is_tuple_reusable(holder.slot, need, scratch.frontend_query.from_outside) == 0 {
             return false;
         }
         // both directions: a later packet of its client is a new connection

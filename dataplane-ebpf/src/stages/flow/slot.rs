@@ -222,12 +222,6 @@ fn is_equal(one: u32, other: u32) -> u64 {
     opaque(u64::from(one ^ other).wrapping_sub(1)) >> 63
 }
 
-/// The class of a slot.
-#[inline(always)]
-pub(super) fn class_of(slot: u32, now: u32) -> SlotClass {
-    SlotClass::from_number(classify_slot(slot, now))
-}
-
 /// The class of a slot, as a number.
 #[unsafe(no_mangle)]
 #[inline(never)]
