@@ -142,7 +142,7 @@ pub struct Settings {
     /// Destinations without masquerading [default: none]
     #[arg(long, env = "DATAPLANE_MASQUERADE_EXCEPT", value_name = "CIDR,..", value_parser = parse::cidrs)]
     pub masquerade_except: Option<Cidrs>,
-    /// Source ports of translated connections [default: 61000-65535]
+    /// Source ports of translated connections [default: 10000-29999]
     #[arg(long, env = "DATAPLANE_MASQUERADE_PORTS", value_name = "FIRST-LAST", value_parser = parse::ports)]
     pub masquerade_ports: Option<RangeInclusive<u16>>,
     /// Choose the backend of TCP connections once, when they connect [default: true]

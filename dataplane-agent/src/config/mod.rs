@@ -163,7 +163,7 @@ impl Config {
             masquerade: Masquerade {
                 enabled: set.masquerade_enabled.unwrap_or(true),
                 except: set.masquerade_except.unwrap_or_default().0,
-                ports: set.masquerade_ports.unwrap_or(61_000..=65_535),
+                ports: set.masquerade_ports.unwrap_or(10_000..=29_999),
             },
             connect_time: ConnectTime {
                 tcp: set.connect_time_tcp.unwrap_or(true),

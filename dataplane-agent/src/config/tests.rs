@@ -123,7 +123,7 @@ fn an_empty_file_means_the_defaults() {
         let config = with_file(yaml, &["--node-name", "n1"]).unwrap();
         assert_eq!(config.manifests, Path::new("/etc/dataplane/manifests"), "{yaml:?}");
         assert_eq!(config.vxlan, Vxlan { vni: 1, port: 8472, device: "dataplane0".to_owned() });
-        assert_eq!((config.masquerade.ports, config.mark), (61_000..=65_535, 0x1000));
+        assert_eq!((config.masquerade.ports, config.mark), (10_000..=29_999, 0x1000));
         assert!(config.masquerade.enabled && config.connect_time.tcp && !config.connect_time.udp);
         assert_eq!(config.http_bind_address, Some("127.0.0.1:9964".parse().unwrap()));
         assert_eq!((config.source, config.api_server, config.kubeconfig), (Source::Manifests, vec![], None));
@@ -281,11 +281,11 @@ fn a_flag_is_refused_by_its_name() {
 
 #[test]
 fn values_that_collide_are_refused() {
-    let port = refusal("{node_name: n1, vxlan: {port: 61001}}");
-    assert!(port.starts_with("masquerade.ports: 61000-65535 contains vxlan.port 61001"), "{port}");
+    let port = refusal("{node_name: n1, vxlan: {port: 20001}}");
+    assert!(port.starts_with("masquerade.ports: 10000-29999 contains vxlan.port 20001"), "{port}");
     let uplink = refusal("{node_name: n1, uplinks: [dataplane0]}");
     assert_eq!(uplink, "uplinks: dataplane0 is the overlay device (vxlan.device)");
-    assert!(with_file("{node_name: n1, vxlan: {port: 61001}, masquerade: {enabled: false}}", &[]).is_ok());
+    assert!(with_file("{node_name: n1, vxlan: {port: 20001}, masquerade: {enabled: false}}", &[]).is_ok());
 }
 
 #[test]
