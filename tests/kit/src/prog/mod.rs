@@ -11,6 +11,7 @@ mod world;
 
 pub(crate) use frame::pseudo_sum;
 pub use frame::{Frame, HOST_MAC, OVERLAY_MAC, Parsed};
+pub use rig::race::stay_on_one_cpu;
 pub use rig::{
     Action, FLOWS, MARK, Metadata, OVERLAY_NODE, OVERLAY_VNI, Rig, Run, SocketPrograms, devices, node_config,
     per_packet_udp,

@@ -3,7 +3,7 @@
 mod cgroup;
 pub mod devices;
 mod flows;
-mod race;
+pub(super) mod race;
 mod tables;
 
 use std::{

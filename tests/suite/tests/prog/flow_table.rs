@@ -10,7 +10,9 @@ use dataplane_common::{
     net::Protocol,
     reason::HookId,
 };
-use dataplane_testkit::prog::{FLOWS, Family, Frame, Rig, World, at, per_packet_udp, rig_with};
+use dataplane_testkit::prog::{
+    FLOWS, Family, Frame, Rig, World, at, per_packet_udp, rig_with, stay_on_one_cpu,
+};
 
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
@@ -122,10 +124,12 @@ fn flood_from_outside_refuses_nobody() -> Result<()> {
     Ok(())
 }
 
-/// A client's handshake goes on while the flood replaces half the table.
+/// A client's handshake goes on while the flood replaces half the table. On one CPU: each uses up a
+/// block of its own, so with two the order is exact only to 64 slots.
 #[test]
 fn handshake_outlives_half_a_table_of_flood() -> Result<()> {
     const SLOTS: u32 = 1_024;
+    stay_on_one_cpu()?;
     let (mut rig, world) = node_with_port_and(Family::V4, SLOTS)?;
     let node_port = at(world.host, NODE_PORT);
     let mut number = 0;
@@ -141,7 +145,7 @@ fn handshake_outlives_half_a_table_of_flood() -> Result<()> {
     };
     flood(&mut rig)?;
     flood(&mut rig)?;
-    for client in 1..=20 {
+    for client in 1..=10 {
         let client = at(world.outside, client);
         let run = rig.run(HookId::FromWire, &Frame::tcp(client, node_port, SYN).build())?;
         let (between, backend) = run.packet().tuple();
@@ -153,7 +157,7 @@ fn handshake_outlives_half_a_table_of_flood() -> Result<()> {
         assert_eq!(run.packet().tuple(), (between, backend));
     }
     let flows = rig.flows()?;
-    assert_eq!(flows.iter().filter(|flow| flow.state == State::Established as u32).count(), 20);
+    assert_eq!(flows.iter().filter(|flow| flow.state == State::Established as u32).count(), 10);
     assert!(flows.iter().all(|flow| flow.flags & FlowFlags::OUTSIDE != 0));
     Ok(())
 }

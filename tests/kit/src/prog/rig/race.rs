@@ -13,7 +13,7 @@ use aya::{
 };
 use dataplane_common::reason::HookId;
 use nix::{
-    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity},
     unistd::Pid,
 };
 
@@ -60,6 +60,13 @@ impl Rig {
         });
         Ok(first?.into_iter().zip(second?).map(|(first, second)| [first, second]).collect())
     }
+}
+
+/// Keeps the calling thread, and so the programs that it runs, on the CPU where it is.
+pub fn stay_on_one_cpu() -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(sched_getcpu()?)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
 }
 
 /// Two CPUs that this process may use.
