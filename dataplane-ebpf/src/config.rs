@@ -20,7 +20,6 @@ static NODE: NodeConfig = NodeConfig {
     snat_last: Port::new(0),
     flow_slots: 0,
     flags: 0,
-    reserved2: 0,
     host_netns: [0; 8],
     mark: 0,
 };
@@ -41,7 +40,6 @@ static NODE_VARIABLES: Shared<NodeVariables> = Shared(UnsafeCell::new(NodeVariab
     cluster_ipv4: ClusterRange::EMPTY,
     cluster_ipv6: ClusterRange::EMPTY,
     egress_stack: 0,
-    reserved: [0; 12],
 }));
 
 /// Reads one field. Volatile, or the compiler would use the zeros it sees instead of what the

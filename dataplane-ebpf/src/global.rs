@@ -104,26 +104,39 @@ pub(crate) fn run_without_scratch<R: Into<PackedResult>>(
 
 /// Defines pairs of global functions at tc that run a function generic over the family, with
 /// [`run`] or [`run_without_scratch`], and for each pair a function that calls the one of the
-/// family.
+/// family. Numbers beside the context are passed on to the generic function, behind the scratch.
 macro_rules! global_functions {
-    ($($call:ident: $v4:ident, $v6:ident = $run:ident($function:ident $(::<$parameter:ty>)?);)+) => {$(
+    ($($call:ident $(($number:ident))?: $v4:ident, $v6:ident = $run:ident($function:ident $(::<$parameter:ty>)?);)+) => {$(
         #[inline(always)]
-        pub(super) fn $call<F: crate::frame::family::IpFamily>(ctx: &::aya_ebpf::programs::TcContext) -> u32 {
-            if F::IS_V4 { $v4(ctx.skb.skb) } else { $v6(ctx.skb.skb) }
+        pub(super) fn $call<F: crate::frame::family::IpFamily>(
+            ctx: &::aya_ebpf::programs::TcContext
+            $(, $number: u32)?
+        ) -> u32 {
+            if F::IS_V4 { $v4(ctx.skb.skb $(, $number)?) } else { $v6(ctx.skb.skb $(, $number)?) }
         }
 
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $v4(skb: *mut ::aya_ebpf::bindings::__sk_buff) -> u32 {
-            crate::global::$run(skb, $function::<crate::frame::family::V4 $(, $parameter)?>)
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $v6(skb: *mut ::aya_ebpf::bindings::__sk_buff) -> u32 {
-            crate::global::$run(skb, $function::<crate::frame::family::V6 $(, $parameter)?>)
-        }
+        crate::global::global_function! { $v4($($number)?) = $run($function, crate::frame::family::V4 $(, $parameter)?) }
+        crate::global::global_function! { $v6($($number)?) = $run($function, crate::frame::family::V6 $(, $parameter)?) }
     )+};
 }
 
+/// Defines one of a pair.
+macro_rules! global_function {
+    ($name:ident() = $run:ident($function:ident, $($parameter:ty),+)) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name(skb: *mut ::aya_ebpf::bindings::__sk_buff) -> u32 {
+            crate::global::$run(skb, $function::<$($parameter),+>)
+        }
+    };
+    ($name:ident($number:ident) = $run:ident($function:ident, $($parameter:ty),+)) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name(skb: *mut ::aya_ebpf::bindings::__sk_buff, $number: u32) -> u32 {
+            crate::global::$run(skb, |ctx, scratch| $function::<$($parameter),+>(ctx, scratch, $number))
+        }
+    };
+}
+
+pub(crate) use global_function;
 pub(crate) use global_functions;

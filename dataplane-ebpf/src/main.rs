@@ -5,7 +5,8 @@
 //! `docs/design/packet-path.md` follows three packets through the source.
 //!
 //! Layers, from top to bottom: [`hooks`] are lists of [`stages`]; stages work on a [`frame`]
-//! through [`helpers`], read [`maps`] and leave what they found in [`scratch`].
+//! through [`helpers`], read [`maps`] and leave what they found in [`scratch`]. Most stages are
+//! [global functions](global).
 #![no_std]
 #![no_main]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]

@@ -88,7 +88,7 @@ fn publish(config: &LiveConfig, sender: &watch::Sender<LiveConfig>) {
             return false;
         }
         if published.egress != config.egress {
-            tracing::info!("the configuration file sets egress to {}", config.egress.name());
+            tracing::info!("the configuration has changed: egress is {}", config.egress.name());
         }
         for problem in config.problems.iter().filter(|problem| !published.problems.contains(problem)) {
             tracing::warn!("{}: {}", problem.subject, problem.message);

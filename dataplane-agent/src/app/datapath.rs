@@ -40,6 +40,8 @@ use crate::{
     state::{Changes, Store},
 };
 
+pub(super) use uplinks::log_new;
+
 /// Error that stops the agent: the datapath cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StartError {
@@ -297,7 +299,7 @@ impl NodeDatapath {
         self.synced |= changes.synced;
         self.dirty = true;
         if let Err(error) = self.publish_variables() {
-            tracing::error!(%error, "cannot write the variables of the programs");
+            tracing::error!(%error, "cannot write node addresses, service CIDRs and egress for the programs");
         }
     }
 

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::datapath::log_new;
 use crate::{
     api::views::EgressView,
     config::Egress,
@@ -70,11 +71,9 @@ impl EgressPlan {
     pub(super) fn log(&self, before: &Self) {
         if (self.stack, &self.reason) != (before.stack, &before.reason) {
             let EgressView { way, reason } = self.view();
-            tracing::info!(reason, "egress: {way}");
+            tracing::info!(reason, "egress of pods to outside of the cluster: {way}");
         }
-        for problem in self.problems.iter().filter(|problem| !before.problems.contains(problem)) {
-            tracing::warn!("{problem}");
-        }
+        log_new(&self.problems, &before.problems);
     }
 
     pub(super) fn view(&self) -> EgressView {

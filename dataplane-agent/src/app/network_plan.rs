@@ -134,7 +134,6 @@ impl NodeNetworkPlan {
             cluster_ipv4,
             cluster_ipv6,
             egress_stack: u32::from(self.egress.stack),
-            reserved: [0; 12],
         }
     }
 
@@ -170,7 +169,6 @@ pub(super) fn constants(config: &Config) -> NodeConfig {
             | flag(config.masquerade.enabled, NodeFlags::MASQUERADE)
             | flag(config.services.ping, NodeFlags::ANSWER_PING)
             | flag(config.node_ports.loopback, NodeFlags::LOOPBACK_NODE_PORTS),
-        reserved2: 0,
         // 0 if unknown: then processes of the host cannot reach host ports of pods
         host_netns: netns::cookie().unwrap_or(0).to_ne_bytes(),
         mark: config.mark,

@@ -58,7 +58,7 @@ pub(super) enum NodeError {
     Start(#[from] StartError),
     #[error("netlink monitor of network changes has ended")]
     Monitor,
-    #[error("cannot follow the IPsec policies: {0}")]
+    #[error("cannot read changes of IPsec policies from netlink: {0}")]
     Ipsec(#[source] io::Error),
     #[error("the source of cluster objects has ended")]
     Source,

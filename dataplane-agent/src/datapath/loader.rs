@@ -260,9 +260,9 @@ fn take_over(pins: &Pins) -> Result<(), LoadError> {
             if own.exists() || !earlier.exists() {
                 continue;
             }
-            let data = MapData::from_pin(&earlier).map_err(|source| LoadError::Fill { map: name, source })?;
+            let data = MapData::from_pin(&earlier).map_err(|source| OpenError { map: name, source })?;
             data.pin(&own).map_err(|source| LoadError::Pin { map: name, source })?;
-            tracing::info!("took over the table {name} of table version {version}");
+            tracing::info!("took over the pinned map {name} of table layout v{version}");
         }
     }
     Ok(())

@@ -6,7 +6,7 @@ use crate::abi;
 
 abi! {
     /// `.rodata` symbol `NODE` of the object, set by the loader.
-    pub struct NodeConfig: 48 {
+    pub struct NodeConfig: 44 {
         /// Link address of the host side of every pod device.
         pub host_mac: MacAddr,
         /// Link address of the overlay device, the same on every node.
@@ -25,8 +25,6 @@ abi! {
         pub flow_slots: u32,
         /// Bits of [`NodeFlags`].
         pub flags: u32,
-        /// Must be 0.
-        pub reserved2: u32,
         /// Cookie of the host's network namespace in native byte order (`SO_NETNS_COOKIE`,
         /// Linux 5.14); 0 if the kernel does not support it.
         pub host_netns: [u8; 8],
@@ -37,7 +35,7 @@ abi! {
 
     /// `.data` symbol `NODE_VARIABLES` of the object, written by the agent whenever one of them
     /// changes.
-    pub struct NodeVariables: 112 {
+    pub struct NodeVariables: 100 {
         /// Source of masqueraded IPv4 packets; unspecified = IPv4 is not masqueraded.
         pub ipv4: Addr,
         /// Source of masqueraded IPv6 packets; unspecified = IPv6 is not masqueraded.
@@ -49,8 +47,6 @@ abi! {
         /// Not 0: packets between pods and machines outside of the cluster take the kernel's stack,
         /// in both directions.
         pub egress_stack: u32,
-        /// Must be 0.
-        pub reserved: [u8; 12],
     }
 
     /// A prefix that holds every cluster IP of a family: an address outside of it is no cluster IP,

@@ -116,11 +116,11 @@ impl FlowFlags {
     /// Nothing is translated: a client outside of the cluster addressed the pod itself, and the
     /// pod's answers must keep its address.
     pub const INBOUND: u32 = 8;
-    /// Created by a packet from outside of the node.
-    pub const OUTSIDE: u32 = 32;
     /// Masqueraded after the kernel's stack had forwarded it: answers take the stack, too. Follows
     /// the last packet of the pod.
     pub const STACK: u32 = 16;
+    /// Created by a packet from outside of the node.
+    pub const OUTSIDE: u32 = 32;
 }
 
 impl FlowKey {

@@ -10,7 +10,7 @@ pub(crate) mod packet;
 mod tc;
 mod xdp;
 
-use aya_ebpf::{EbpfContext, bindings::__sk_buff};
+use aya_ebpf::{EbpfContext, programs::TcContext};
 use dataplane_common::{
     abi::{FlowKey, Port},
     checksum::Change,
@@ -24,8 +24,8 @@ pub(crate) const L3: usize = EthHeader::LEN;
 /// A frame, from its Ethernet header on: an `sk_buff` in [`tc`], a driver's buffer in
 /// [`xdp`](mod@xdp).
 pub(crate) trait Frame: EbpfContext {
-    /// The context, at tc.
-    fn skb(&self) -> Option<*mut __sk_buff>;
+    /// The context at tc; `None` at XDP.
+    fn at_tc(&self) -> Option<&TcContext>;
 
     /// Addresses of the first byte and of the end of the linear part.
     fn bounds(&self) -> (usize, usize);

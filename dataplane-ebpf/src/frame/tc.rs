@@ -1,7 +1,7 @@
 //! The packet at tc: an `sk_buff`.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
     helpers::generated::{
         bpf_csum_update, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
@@ -22,8 +22,8 @@ use crate::helpers::{
 
 impl Frame for TcContext {
     #[inline(always)]
-    fn skb(&self) -> Option<*mut __sk_buff> {
-        Some(self.skb.skb)
+    fn at_tc(&self) -> Option<&TcContext> {
+        Some(self)
     }
 
     #[inline(always)]

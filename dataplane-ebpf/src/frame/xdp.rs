@@ -1,6 +1,9 @@
 //! The packet at XDP: a frame in the driver's buffer, before the kernel allocates an `sk_buff`.
 
-use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, programs::XdpContext};
+use aya_ebpf::{
+    EbpfContext as _,
+    programs::{TcContext, XdpContext},
+};
 use dataplane_common::{
     abi::{FlowKey, Port},
     checksum::Change,
@@ -17,7 +20,7 @@ const MAX_OFFSET: usize = 1200;
 
 impl Frame for XdpContext {
     #[inline(always)]
-    fn skb(&self) -> Option<*mut __sk_buff> {
+    fn at_tc(&self) -> Option<&TcContext> {
         None
     }
 

@@ -37,8 +37,8 @@ pub(crate) struct FlowSearch {
     pub(crate) blocks: [u32; FlowBlock::CLASSES as usize],
     /// For each class, seconds of `CLOCK_MONOTONIC` from which on another search may find a slot.
     pub(crate) due: [u32; FlowBlock::CLASSES as usize],
-    /// For each class, blocks that have not been looked at since the last slot was found.
-    pub(crate) left: [u32; FlowBlock::CLASSES as usize],
+    /// For each class, blocks that have been looked at since the last slot was found.
+    pub(crate) seen: [u32; FlowBlock::CLASSES as usize],
 }
 
 #[inline(always)]

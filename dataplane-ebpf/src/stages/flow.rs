@@ -34,11 +34,10 @@ pub(crate) mod kinds {
     pub(crate) const VIA_STACK: u32 = 4;
 }
 
-/// Whether `forward_kinds` include the flow with these [`FlowFlags`].
+/// The kind of the flow with these [`FlowFlags`].
 #[inline(always)]
-const fn translates_forward(flags: u32, forward_kinds: u32) -> bool {
-    let kind = if flags & FlowFlags::SERVICE != 0 { kinds::SERVICE } else { kinds::MASQUERADE };
-    forward_kinds & kind != 0
+const fn kind_of(flags: u32) -> u32 {
+    if flags & FlowFlags::SERVICE != 0 { kinds::SERVICE } else { kinds::MASQUERADE }
 }
 
 /// Looks up the flow of the packet with tuple `scratch.tuple`. True on a hit: then
@@ -70,9 +69,7 @@ fn try_lookup(scratch: &mut Scratch, forward_kinds: u32) -> bool {
     let tcp = transport as u8;
     let direction = if flow.forward == scratch.tuple { Direction::Forward } else { Direction::Reply };
     match direction {
-        Direction::Forward
-            if !translates_forward(flow.flags, forward_kinds) || must_reselect(flow, transport) =>
-        {
+        Direction::Forward if forward_kinds & kind_of(flow.flags) == 0 || must_reselect(flow, transport) => {
             return false;
         }
         Direction::Forward => reverse(&flow.reply, &mut scratch.nat_tuple),
@@ -119,10 +116,8 @@ fn follow_stack(flow: &mut Flow, forward_kinds: u32) {
 fn record_direct_packet(flow: &mut Flow, tcp: u8, now: u32) -> bool {
     let is_reply_seen = tcp & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::ACK;
     let closes = if tcp & tcp_flags::FIN == 0 { 0 } else { tcp_flags::RST };
-    if is_reply_seen {
-        record_packet(flow, Direction::Reply, 0, now);
-    }
-    record_packet(flow, Direction::Forward, tcp | closes, now)
+    let is_first_this_second = is_reply_seen && record_packet(flow, Direction::Reply, 0, now);
+    record_packet(flow, Direction::Forward, tcp | closes, now) || is_first_this_second
 }
 
 /// As [`lookup`], without updating the flow: for ICMP errors.
@@ -136,7 +131,7 @@ pub(crate) fn lookup_without_update(scratch: &mut Scratch, forward_kinds: u32) -
         return false;
     }
     let opposite = if flow.forward == scratch.tuple {
-        if !translates_forward(flow.flags, forward_kinds) {
+        if forward_kinds & kind_of(flow.flags) == 0 {
             return false;
         }
         &flow.reply

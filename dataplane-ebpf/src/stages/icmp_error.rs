@@ -6,7 +6,7 @@
 //! flow, in the direction of the message. So the outer header is rewritten as a packet of the flow
 //! would be, and the quoted one in reverse.
 
-use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     abi::{FlowKey, Port},
     net::{FragmentHeader, IcmpHeader, Ipv4Header, Ipv6Header, Protocol},
@@ -15,11 +15,8 @@ use dataplane_common::{
 
 use super::{flow, parse, rewrite::replace_port};
 use crate::{
-    frame::{
-        ChangedIn, ChecksumField, Frame, L3,
-        family::{IpFamily, V4, V6},
-    },
-    global::{self, PackedResult},
+    frame::{ChangedIn, ChecksumField, Frame, L3, family::IpFamily},
+    global::{self, PackedResult, global_functions},
     maps,
     scratch::Scratch,
 };
@@ -33,20 +30,12 @@ pub(crate) fn translate<F: IpFamily>(
     scratch: &mut Scratch,
     forward_kinds: u32,
 ) -> PackedResult {
-    let function = if F::IS_V4 { translate_icmp_error_v4 } else { translate_icmp_error_v6 };
-    global::call(scratch, || function(ctx.skb.skb, forward_kinds))
+    global::call(scratch, || call_translate_icmp_error::<F>(ctx, forward_kinds))
 }
 
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn translate_icmp_error_v4(skb: *mut __sk_buff, forward_kinds: u32) -> u32 {
-    global::run(skb, |ctx, scratch| try_translate::<V4>(ctx, scratch, forward_kinds))
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn translate_icmp_error_v6(skb: *mut __sk_buff, forward_kinds: u32) -> u32 {
-    global::run(skb, |ctx, scratch| try_translate::<V6>(ctx, scratch, forward_kinds))
+global_functions! {
+    call_translate_icmp_error(forward_kinds): translate_icmp_error_v4, translate_icmp_error_v6
+        = run(try_translate);
 }
 
 #[inline(always)]

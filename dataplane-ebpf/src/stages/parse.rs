@@ -1,7 +1,7 @@
 //! Reads what the stages need of a packet: properties of the IP header, the tuple, the transport
 //! protocol. Ports are read late, because a packet that is not translated does not need them.
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::programs::TcContext;
 use dataplane_common::{
     abi::FragmentedPacket,
     net::{IcmpHeader, Protocol, SctpHeader, TcpHeader, UdpHeader},
@@ -11,10 +11,10 @@ use dataplane_common::{
 use crate::{
     frame::{
         Frame,
-        family::{IpFamily, V4, V6},
+        family::IpFamily,
         packet::{Fragment, Packet},
     },
-    global::{self, PackedResult},
+    global::{self, PackedResult, global_functions},
     helpers::time,
     maps,
     scratch::Scratch,
@@ -72,25 +72,20 @@ pub(crate) fn tuple<F: IpFamily>(
     if packet.fragment == Fragment::Whole {
         return transport::<F>(ctx, packet.l4, scratch);
     }
-    match ctx.skb() {
-        Some(skb) => {
-            let function = if F::IS_V4 { read_fragment_v4 } else { read_fragment_v6 };
-            global::call(scratch, || function(skb)).unpack().map(|_| ())
-        }
+    match ctx.at_tc() {
+        Some(ctx) => global::call(scratch, || call_read_fragment::<F>(ctx)).unpack().map(|_| ()),
         None => read_fragment(ctx, packet, scratch),
     }
 }
 
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn read_fragment_v4(skb: *mut __sk_buff) -> u32 {
-    global::run(skb, |ctx, scratch| read_fragment(ctx, &V4::parse(ctx)?, scratch))
+global_functions! {
+    call_read_fragment: read_fragment_v4, read_fragment_v6 = run(parse_fragment);
+    call_read_transport(offset): read_transport_v4, read_transport_v6 = run(read_transport_at_tc);
 }
 
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn read_fragment_v6(skb: *mut __sk_buff) -> u32 {
-    global::run(skb, |ctx, scratch| read_fragment(ctx, &V6::parse(ctx)?, scratch))
+#[inline(always)]
+fn parse_fragment<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<(), DropReason> {
+    read_fragment(ctx, &F::parse(ctx)?, scratch)
 }
 
 /// `tuple` of a fragment.
@@ -108,7 +103,7 @@ fn read_fragment<F: IpFamily>(
         }
         return read_later_fragment(ctx, packet, scratch);
     }
-    read_transport::<F>(ctx, packet.l4 as u32, scratch)?;
+    read_transport::<F>(ctx, scratch, packet.l4 as u32)?;
     set_fragment_key(packet, scratch);
     let first = FragmentedPacket {
         src_port: scratch.tuple.src_port,
@@ -190,7 +185,6 @@ impl Transport {
 
 /// Reads the transport header at `offset`, of protocol `scratch.tuple.protocol`: writes the ports
 /// to `scratch.tuple` and the rest to `scratch.transport`.
-///
 #[inline(always)]
 pub(crate) fn transport<F: IpFamily>(
     ctx: &impl Frame,
@@ -198,37 +192,31 @@ pub(crate) fn transport<F: IpFamily>(
     scratch: &mut Scratch,
 ) -> Result<(), DropReason> {
     #[inline(never)]
-    fn outlined<F: IpFamily>(ctx: &impl Frame, offset: u32, scratch: &mut Scratch) -> PackedResult {
-        read_transport::<F>(ctx, offset, scratch).into()
+    fn outlined<F: IpFamily>(ctx: &impl Frame, scratch: &mut Scratch, offset: u32) -> PackedResult {
+        read_transport::<F>(ctx, scratch, offset).into()
     }
     let offset = offset as u32;
-    let result = match ctx.skb() {
-        Some(skb) => {
-            let function = if F::IS_V4 { read_transport_v4 } else { read_transport_v6 };
-            global::call(scratch, || function(skb, offset))
-        }
-        None => outlined::<F>(ctx, offset, scratch),
+    let result = match ctx.at_tc() {
+        Some(ctx) => global::call(scratch, || call_read_transport::<F>(ctx, offset)),
+        None => outlined::<F>(ctx, scratch, offset),
     };
     result.unpack().map(|_| ())
 }
 
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn read_transport_v4(skb: *mut __sk_buff, offset: u32) -> u32 {
-    global::run(skb, |ctx, scratch| read_transport::<V4>(ctx, offset, scratch))
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn read_transport_v6(skb: *mut __sk_buff, offset: u32) -> u32 {
-    global::run(skb, |ctx, scratch| read_transport::<V6>(ctx, offset, scratch))
+#[inline(always)]
+fn read_transport_at_tc<F: IpFamily>(
+    ctx: &TcContext,
+    scratch: &mut Scratch,
+    offset: u32,
+) -> Result<(), DropReason> {
+    read_transport::<F>(ctx, scratch, offset)
 }
 
 #[inline(always)]
 fn read_transport<F: IpFamily>(
     ctx: &impl Frame,
-    offset: u32,
     scratch: &mut Scratch,
+    offset: u32,
 ) -> Result<(), DropReason> {
     let offset = offset as usize;
     let protocol = scratch.tuple.protocol;

@@ -162,9 +162,7 @@ impl NodeDatapath {
     }
 
     pub(super) fn log_warnings(&self, before: &[String]) {
-        for warning in self.plan.warnings.iter().filter(|warning| !before.contains(warning)) {
-            tracing::warn!("{warning}");
-        }
+        log_new(&self.plan.warnings, before);
     }
 
     /// Indexes of the uplinks.
@@ -181,5 +179,12 @@ impl NodeDatapath {
         self.uplink_errors.iter().next().map_or(Ok(()), |(device, reason)| {
             Err(StartError::Uplink { device: device.clone(), reason: reason.clone() })
         })
+    }
+}
+
+/// Logs the messages that were not there before.
+pub(in crate::app) fn log_new(messages: &[String], before: &[String]) {
+    for message in messages.iter().filter(|message| !before.contains(message)) {
+        tracing::warn!("{message}");
     }
 }

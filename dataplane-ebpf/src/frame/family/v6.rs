@@ -235,8 +235,8 @@ fn skip_extensions(ctx: &impl Frame, packet: &mut Packet<V6>) -> Result<(), Drop
         walk_extensions(ctx, first)
     }
     let first = packet.protocol;
-    let end = match ctx.skb() {
-        Some(skb) => walk_extensions_at_tc(skb, first.into()),
+    let end = match ctx.at_tc() {
+        Some(ctx) => walk_extensions_at_tc(ctx.skb.skb, first.into()),
         None => outlined(ctx, first),
     };
     let low = end as u32;

@@ -8,7 +8,7 @@ use dataplane_common::{
     reason::DropReason,
 };
 
-use super::{epoch, kinds, lookup, reverse, set_epoch, slot};
+use super::{epoch, kind_of, kinds, lookup, reverse, set_epoch, slot};
 use crate::{
     config,
     global::{self, PackedResult},
@@ -80,8 +80,7 @@ fn try_create(scratch: &mut Scratch) -> Result<bool, DropReason> {
 /// The kinds of a flow with these [`FlowFlags`], and how its packet has come.
 #[inline(always)]
 const fn kinds_of(flags: u32) -> u32 {
-    let kind = if flags & FlowFlags::SERVICE == 0 { kinds::MASQUERADE } else { kinds::SERVICE };
-    kind | if flags & FlowFlags::STACK == 0 { 0 } else { kinds::VIA_STACK }
+    kind_of(flags) | if flags & FlowFlags::STACK == 0 { 0 } else { kinds::VIA_STACK }
 }
 
 #[unsafe(no_mangle)]

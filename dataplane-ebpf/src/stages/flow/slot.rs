@@ -55,7 +55,7 @@ pub(super) fn take(from_outside: bool) -> u32 {
 extern "C" fn find_slot(class: u32) -> u32 {
     let Some(search) = search_of(class) else { return NONE };
     // SAFETY: this CPU's own value, which lives as long as the map.
-    let (due, left) = unsafe { (&mut *search.due, search.left) };
+    let (due, seen) = unsafe { (&mut *search.due, search.seen) };
     if *due > time::now() {
         return NONE;
     }
@@ -63,20 +63,19 @@ extern "C" fn find_slot(class: u32) -> u32 {
         let slot = look(class);
         if slot < IS_DUE {
             // SAFETY: as above.
-            unsafe { left.write_volatile(FlowBlock::count(config::flow_slots())) };
+            unsafe { seen.write_volatile(0) };
             return slot;
         }
         if slot == IS_DUE {
             examine_blocks(class);
         } else if slot == NOTHING {
             // SAFETY: as above.
-            let blocks = unsafe { left.read_volatile() };
+            let blocks = unsafe { seen.read_volatile() };
+            let is_round = blocks >= FlowBlock::count(config::flow_slots());
             // SAFETY: as above.
-            unsafe { left.write_volatile(blocks.saturating_sub(BLOCKS_AT_ONCE)) };
-            if blocks == 0 {
+            unsafe { seen.write_volatile(if is_round { 0 } else { blocks + BLOCKS_AT_ONCE }) };
+            if is_round {
                 *due = time::now() + 1;
-                // SAFETY: as above.
-                unsafe { left.write_volatile(FlowBlock::count(config::flow_slots())) };
                 return NONE;
             }
         }
@@ -88,7 +87,7 @@ extern "C" fn find_slot(class: u32) -> u32 {
 struct Search {
     block: *mut u32,
     due: *mut u32,
-    left: *mut u32,
+    seen: *mut u32,
 }
 
 #[inline(always)]
@@ -100,7 +99,7 @@ fn search_of(class: u32) -> Option<Search> {
         Some(Search {
             block: &raw mut (*search).blocks[index],
             due: &raw mut (*search).due[index],
-            left: &raw mut (*search).left[index],
+            seen: &raw mut (*search).seen[index],
         })
     }
 }

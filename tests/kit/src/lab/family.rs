@@ -16,8 +16,8 @@ impl Family {
         matches!((self, address), (Self::V4, IpAddr::V4(_)) | (Self::V6, IpAddr::V6(_)))
     }
 
-    /// The address of this family, of an IPv4 and an IPv6 address.
-    pub const fn of(self, [v4, v6]: [IpAddr; 2]) -> IpAddr {
+    /// Of one for IPv4 and one for IPv6, that of this family.
+    pub const fn of<T: Copy>(self, [v4, v6]: [T; 2]) -> T {
         match self {
             Self::V4 => v4,
             Self::V6 => v6,

@@ -93,7 +93,6 @@ pub fn node_config() -> NodeConfig {
             | NodeFlags::MASQUERADE
             | NodeFlags::ANSWER_PING
             | NodeFlags::TUNNEL_KEY_IN_CB,
-        reserved2: 0,
         host_netns: [0; 8],
         mark: MARK,
     }

@@ -93,22 +93,20 @@ fn ipsec_policies_of_pods_are_kept() -> Result<()> {
     let pod = cluster.explain(cluster.pod(0, "pod"))?;
     let outside_host = cluster.outside()?;
     let _server = outside_host.serve("external")?;
+    let namespace = cluster.nodes()[0].place().namespace().clone();
     for family in Family::BOTH {
         let (node, peer) = (cluster.nodes()[0].address(family), outside(family));
-        let range =
-            cluster.nodes()[0].pod_cidrs().into_iter().find(|cidr| cidr.contains(&pod.address(family)));
-        let selector = format!("src {} dst {peer} dir out", range.expect("a pod CIDR of its family"));
+        let pods = family.of(cluster.nodes()[0].pod_cidrs());
+        let selector = format!("src {pods} dst {peer} dir out");
         answers(&pod, family, true)?;
         for policy in POLICIES {
             let policy = policy.replace("SOURCE", &node.to_string()).replace("PEER", &peer.to_string());
-            let xfrm = |verb: &str| cluster.nodes()[0].place().namespace().ip(&format!("xfrm policy {verb}"));
-            xfrm(&format!("add {selector} {policy}"))?;
+            namespace.ip(&format!("xfrm policy add {selector} {policy}"))?;
             let reason = await_way(&mut cluster, "stack")?;
             ensure!(reason.contains(&format!("dst {peer}")), "{reason}");
             answers(&pod, family, false)?;
 
-            let xfrm = |verb: &str| cluster.nodes()[0].place().namespace().ip(&format!("xfrm policy {verb}"));
-            xfrm(&format!("delete {selector}"))?;
+            namespace.ip(&format!("xfrm policy delete {selector}"))?;
             await_way(&mut cluster, "direct")?;
             answers(&pod, family, true)?;
         }
@@ -116,7 +114,6 @@ fn ipsec_policies_of_pods_are_kept() -> Result<()> {
 
     // packets to pods of other nodes never take the stack
     let (own, other) = (cluster.nodes()[0].pod_cidrs()[0], cluster.nodes()[1].pod_cidrs()[0]);
-    let namespace = cluster.nodes()[0].place().namespace().clone();
     namespace.ip(&format!("xfrm policy add src {own} dst {other} dir out action block"))?;
     let problem = await_problem(&mut cluster, "packets to pods of other nodes")?;
     ensure!(problem.contains(&other.to_string()), "{problem}");

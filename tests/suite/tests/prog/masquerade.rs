@@ -161,7 +161,6 @@ fn flow_without_a_free_snat_port_is_dropped_as_ports_exhausted() -> Result<()> {
         snat_last: Port::new(61_001),
         flow_slots: 64,
         flags: NodeFlags::MASQUERADE,
-        reserved2: 0,
         mark: MARK,
         ..NodeConfig::default()
     };

@@ -50,8 +50,7 @@ pub(super) fn check(
 fn connect(cluster: &Cluster, machine: &Place, family: Family) -> Result<()> {
     let node = &cluster.nodes()[0];
     let (here, there) = (node.address(family), outside(family));
-    let pods = node.pod_cidrs().into_iter().find(|cidr| cidr.addr().is_ipv4() == here.is_ipv4());
-    let pods = pods.context("no pod CIDR of the family")?;
+    let pods = family.of(node.pod_cidrs());
     let tunnel = |from: IpAddr, to: IpAddr| format!("tmpl src {from} dst {to} proto esp mode tunnel");
     let state = |from: IpAddr, to: IpAddr, spi: u32| {
         format!(
