@@ -27,8 +27,8 @@ use dataplane_common::{
 
 pub(crate) use self::{
     flows::{
-        claim_flow_block, claim_flow_key, flow, flow_block, flow_ref, flow_search, next_flow_block,
-        release_flow_block, remove_flow_key, set_flow_key,
+        claim_flow_block, claim_flow_key, flow, flow_block, flow_next_hop, flow_ref, flow_search,
+        forwarding_generation, next_flow_block, release_flow_block, remove_flow_key, set_flow_key,
     },
     limits::{is_neighbour_check_due, spend_client_refusal, spend_refusal},
 };

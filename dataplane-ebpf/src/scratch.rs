@@ -8,7 +8,7 @@
 use core::hint::black_box;
 
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
-use dataplane_common::abi::{Addr, Event, FlowFlags, FlowKey, ReorderKey, Service};
+use dataplane_common::abi::{Addr, CachedNextHop, Event, FlowFlags, FlowKey, ReorderKey, Service};
 
 /// The one entry of this CPU.
 #[btf_map]
@@ -39,6 +39,9 @@ pub(crate) struct Scratch {
     /// Copy of the frontend's row. Written by `service::lookup_frontend`; valid only if that
     /// returned true.
     pub(crate) service: Service,
+    /// The next hop that the packet's flow has cached, or the search for one. Cleared by
+    /// `hooks::driver`, written by `flow` and `next_hop`.
+    pub(crate) next_hop: NextHopSearch,
     /// How a pod's packet to outside of the cluster leaves the node. Cleared and set by
     /// `egress::find`.
     pub(crate) egress: Egress,
@@ -100,6 +103,48 @@ pub(crate) struct FrontendQuery {
     /// Not 0: the address is another node's, and the packet came from outside: that node may have
     /// sent it on unchanged (direct server return).
     pub(crate) addr_of_other_node: u32,
+}
+
+/// The search for the next hop of the packet's flow.
+#[repr(C)]
+pub(crate) struct NextHopSearch {
+    /// Entry of `FLOW_NEXT_HOPS` that the next hop is to be written to, once it is known; or
+    /// [`Self::NONE`], [`Self::OPEN`].
+    pub(crate) entry: u32,
+    /// Epoch of the flow. Valid with an entry.
+    pub(crate) epoch: u32,
+    /// Generation from before anything that the next hop depends on was read. Valid with an entry.
+    pub(crate) generation: u32,
+    /// Not 0: the packet's tuple has no flow.
+    pub(crate) missed: u32,
+    /// The cached next hop. Valid only if `next_hop::find` returned true.
+    pub(crate) found: CachedNextHop,
+}
+
+impl NextHopSearch {
+    /// The next hop is not cached.
+    pub(crate) const NONE: u32 = u32::MAX;
+    /// No flow of the packet has been looked up yet.
+    pub(crate) const OPEN: u32 = u32::MAX - 1;
+
+    /// Whether the next hop is to be cached.
+    #[inline(always)]
+    pub(crate) const fn is_wanted(&self) -> bool {
+        self.entry < Self::OPEN
+    }
+
+    /// Whether the packet's flow has been looked up for its next hop.
+    #[inline(always)]
+    pub(crate) const fn is_searched(&self) -> bool {
+        self.entry != Self::NONE
+    }
+
+    /// Before a run.
+    #[inline(always)]
+    pub(crate) const fn clear(&mut self) {
+        self.entry = Self::NONE;
+        self.missed = 0;
+    }
 }
 
 /// The next hop of a packet that leaves past the kernel's stack.

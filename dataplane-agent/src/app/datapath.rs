@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     egress::EgressPlan,
+    forwarding_watch::ForwardingWatch,
     network_plan::NodeNetworkPlan,
     pods::{Directories, PodChannel, serve_pods},
     programs::LoadedPrograms,
@@ -33,7 +34,7 @@ use crate::{
     compile::routes::RoutingMode,
     config::{Config, NodePortAddresses, Routing},
     datapath::{AttachError, CgroupError, Datapath, LoadError, OpenError, XdpState, table::TableError},
-    netlink::{Netlink, NetlinkError},
+    netlink::{ForwardingMonitor, Netlink, NetlinkError},
     reconcile::{
         AllowedSources, Devices, KernelRoutes, KernelSockets, NodeNetwork, Reconciler, SocketUpdate, Sockets,
     },
@@ -75,6 +76,7 @@ struct AttachedUplink {
 pub(super) struct NodeDatapath {
     plan: NodeNetworkPlan,
     datapath: Datapath,
+    _forwarding_watch: ForwardingWatch,
     /// What was last written for the programs.
     published_variables: Option<NodeVariables>,
     reconciler: Reconciler,
@@ -143,6 +145,8 @@ impl NodeDatapath {
         let connected = KernelSockets::new(datapath.connected_peers()?);
         let (sockets, socket_problems) = Sockets::new(connected, socket_receiver);
         tokio::spawn(sockets.run());
+        let forwarding_watch =
+            ForwardingWatch::start(ForwardingMonitor::open()?, datapath.forwarding_generation());
         let devices = Devices::adopt(Box::new(datapath.devices()?))?;
         let allowed_sources = AllowedSources::adopt(Box::new(datapath.allowed_sources()?))?;
         let mut node = Self {
@@ -153,6 +157,7 @@ impl NodeDatapath {
             attached: BTreeMap::new(),
             uplink_errors: BTreeMap::new(),
             datapath,
+            _forwarding_watch: forwarding_watch,
             published_variables: None,
             reconciler,
             reserved_ports: NodeReservedPorts::new(config),

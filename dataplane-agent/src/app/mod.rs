@@ -7,6 +7,7 @@
 mod config_watch;
 mod datapath;
 mod egress;
+mod forwarding_watch;
 mod latency;
 mod network_plan;
 mod node;

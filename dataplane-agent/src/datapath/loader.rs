@@ -20,6 +20,8 @@ use dataplane_common::abi::{
 
 use super::{
     attach::TcHooks,
+    generation::ForwardingGeneration,
+    kernel_features,
     log::EbpfLog,
     maps::{HashTable, LpmTable, OpenError, Tables},
     pins::{Pins, PinsError},
@@ -134,6 +136,7 @@ pub struct Datapath {
     pub(super) pins: Pins,
     pub(super) tc: TcHooks,
     pub(super) xdp: XdpUse,
+    generation: ForwardingGeneration,
     problems: Vec<String>,
     adopted: u32,
 }
@@ -162,6 +165,7 @@ impl Datapath {
         let (capacities, problems) = effective_capacities(&pins, &config.capacity);
         let mut node = config.node;
         node.flow_slots = capacity_of(&capacities, map::FLOWS);
+        node.flags |= kernel_features::flags();
 
         let level = config.log.number();
         let mut loader = EbpfLoader::new();
@@ -171,6 +175,7 @@ impl Datapath {
         for (name, entries) in capacities {
             loader.map_max_entries(name, entries);
         }
+        loader.map_max_entries(map::FLOW_NEXT_HOPS, node.flow_slots.saturating_mul(2));
         for name in map::PINNED {
             loader.map_pin_path(name, pins.map(name));
         }
@@ -181,7 +186,8 @@ impl Datapath {
         HashTable::<u32, Device>::open(&pins, map::DEVICES)?;
         LpmTable::<AllowedPrefix, u32>::open(&pins, map::ALLOWED_SOURCES)?;
         load_programs(&mut ebpf, used_programs(config.xdp))?;
-        Ok(Self { ebpf, pins, tc: config.tc, xdp: config.xdp, problems, adopted })
+        let generation = ForwardingGeneration::open(&pins)?;
+        Ok(Self { ebpf, pins, tc: config.tc, xdp: config.xdp, generation, problems, adopted })
     }
 
     /// What the operator should know: pinned maps whose capacity differs from the configuration.
@@ -207,7 +213,15 @@ impl Datapath {
         let missing = || MapError::InvalidName { name: names::DATA.to_owned() };
         let map = self.ebpf.map_mut(names::DATA).ok_or_else(|| failed(missing()))?;
         let mut data: Array<&mut MapData, NodeVariables> = Array::try_from(map).map_err(failed)?;
-        data.set(0, variables, 0).map_err(failed)
+        data.set(0, variables, 0).map_err(failed)?;
+        self.generation
+            .advance()
+            .map_err(|source| LoadError::Fill { map: map::FORWARDING_GENERATION, source })
+    }
+
+    /// The generation of everything that decides next hops.
+    pub fn forwarding_generation(&self) -> ForwardingGeneration {
+        self.generation.clone()
     }
 
     /// Opens the tables. Each call returns new handles to the same maps.

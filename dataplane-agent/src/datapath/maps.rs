@@ -13,6 +13,7 @@ use dataplane_common::abi::{
 };
 
 use super::{
+    generation::ForwardingGeneration,
     pins::Pins,
     table::{AllowedPrefix, RoutePrefix, SourcePrefix, Table, TableError},
 };
@@ -68,18 +69,29 @@ where
     opened().map_err(|source| OpenError { map: name, source })
 }
 
+/// The generation to advance, if the table decides next hops.
+fn generation_of(pins: &Pins, name: &str) -> Result<Option<ForwardingGeneration>, OpenError> {
+    map::FORWARDING.contains(&name).then(|| ForwardingGeneration::open(pins)).transpose()
+}
+
+/// The result of a change, after which next hops that were cached before it are invalid.
+fn changed(generation: Option<&ForwardingGeneration>, result: Result<(), MapError>) -> Result<(), MapError> {
+    result.and_then(|()| generation.map_or(Ok(()), ForwardingGeneration::advance))
+}
+
 /// A hash map.
 #[derive(Debug)]
 pub struct HashTable<K, V> {
     name: &'static str,
     capacity: u32,
     map: HashMap<MapData, K, V>,
+    generation: Option<ForwardingGeneration>,
 }
 
 impl<K: Pod, V: Pod> HashTable<K, V> {
     pub(super) fn open(pins: &Pins, name: &'static str) -> Result<Self, OpenError> {
         let (map, capacity) = open(pins, name)?;
-        Ok(Self { name, capacity, map })
+        Ok(Self { name, capacity, map, generation: generation_of(pins, name)? })
     }
 }
 
@@ -93,11 +105,13 @@ impl<K: Pod + Send, V: Pod + Send> Table<K, V> for HashTable<K, V> {
     }
 
     fn insert(&mut self, key: &K, value: &V) -> Result<(), TableError> {
-        self.map.insert(key, value, 0).map_err(|error| self.table_error("insert", error))
+        let inserted = self.map.insert(key, value, 0);
+        changed(self.generation.as_ref(), inserted).map_err(|error| self.table_error("insert", error))
     }
 
     fn remove(&mut self, key: &K) -> Result<(), TableError> {
-        removed(self.map.remove(key)).map_err(|error| self.table_error("remove", error))
+        let removed = removed(self.map.remove(key));
+        changed(self.generation.as_ref(), removed).map_err(|error| self.table_error("remove", error))
     }
 
     fn entries(&self) -> Result<Vec<(K, V)>, TableError> {
@@ -182,12 +196,13 @@ pub struct LpmTable<P: Prefix, V> {
     name: &'static str,
     capacity: u32,
     map: LpmTrie<MapData, P::Data, V>,
+    generation: Option<ForwardingGeneration>,
 }
 
 impl<P: Prefix, V: Pod> LpmTable<P, V> {
     pub(super) fn open(pins: &Pins, name: &'static str) -> Result<Self, OpenError> {
         let (map, capacity) = open(pins, name)?;
-        Ok(Self { name, capacity, map })
+        Ok(Self { name, capacity, map, generation: generation_of(pins, name)? })
     }
 
     fn table_error(&self, operation: &'static str, error: MapError) -> TableError {
@@ -220,11 +235,13 @@ impl<P: Prefix, V: Pod + Send> Table<P, V> for LpmTable<P, V> {
     }
 
     fn insert(&mut self, prefix: &P, value: &V) -> Result<(), TableError> {
-        self.map.insert(&prefix.key(), value, 0).map_err(|error| self.table_error("insert", error))
+        let inserted = self.map.insert(&prefix.key(), value, 0);
+        changed(self.generation.as_ref(), inserted).map_err(|error| self.table_error("insert", error))
     }
 
     fn remove(&mut self, prefix: &P) -> Result<(), TableError> {
-        removed(self.map.remove(&prefix.key())).map_err(|error| self.table_error("remove", error))
+        let removed = removed(self.map.remove(&prefix.key()));
+        changed(self.generation.as_ref(), removed).map_err(|error| self.table_error("remove", error))
     }
 
     fn entries(&self) -> Result<Vec<(P, V)>, TableError> {
@@ -246,12 +263,13 @@ pub struct ArrayTable<V: Pod> {
     name: &'static str,
     capacity: u32,
     map: Array<MapData, V>,
+    generation: Option<ForwardingGeneration>,
 }
 
 impl<V: Pod> ArrayTable<V> {
     pub(super) fn open(pins: &Pins, name: &'static str) -> Result<Self, OpenError> {
         let (map, capacity) = open(pins, name)?;
-        Ok(Self { name, capacity, map })
+        Ok(Self { name, capacity, map, generation: generation_of(pins, name)? })
     }
 
     fn table_error(&self, operation: &'static str, error: MapError) -> TableError {
@@ -275,7 +293,8 @@ impl<V: Pod + Default + Send> Table<u32, V> for ArrayTable<V> {
         if *index >= self.capacity {
             return Err(TableError::Full { table: self.name, capacity: self.capacity });
         }
-        self.map.set(*index, value, 0).map_err(|error| self.table_error("set", error))
+        let set = self.map.set(*index, value, 0);
+        changed(self.generation.as_ref(), set).map_err(|error| self.table_error("set", error))
     }
 
     fn remove(&mut self, index: &u32) -> Result<(), TableError> {

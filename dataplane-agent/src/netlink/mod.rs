@@ -9,6 +9,7 @@
 pub mod address;
 mod device_choice;
 pub mod device_patterns;
+mod forwarding;
 pub mod link;
 pub mod neigh;
 pub mod netdev;
@@ -37,6 +38,7 @@ use tokio::{sync::Mutex, time::sleep};
 
 pub use address::{Change, HostAddress, Monitor};
 pub use device_patterns::{DevicePatterns, InvalidPattern};
+pub use forwarding::ForwardingMonitor;
 pub use link::{Link, LinkHeader};
 pub use neigh::Neighbour;
 pub use overlay::OverlayDevice;

@@ -95,4 +95,6 @@ impl NodeFlags {
     pub const TUNNEL_KEY_IN_CB: u32 = 32;
     /// Answer pings to service addresses with a ready backend.
     pub const ANSWER_PING: u32 = 64;
+    /// The kernel has `bpf_ktime_get_coarse_ns` (Linux 5.11).
+    pub const COARSE_CLOCK: u32 = 128;
 }

@@ -10,6 +10,7 @@ mod flow;
 mod flow_hints;
 mod fragment;
 pub mod names;
+mod next_hop;
 mod pod_source;
 mod route;
 mod service;
@@ -24,6 +25,7 @@ pub use event::Event;
 pub use flow::{Flow, FlowBlock, FlowFlags, FlowKey, FlowRef};
 pub use flow_hints::FlowHints;
 pub use fragment::{FRAGMENT_TIMEOUT_SECS, FragmentKey, FragmentedPacket, ReorderKey};
+pub use next_hop::CachedNextHop;
 pub use pod_source::PodSource;
 pub use route::{Route, RouteKind};
 pub use service::{

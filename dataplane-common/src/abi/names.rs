@@ -63,6 +63,10 @@ pub mod map {
     pub const FLOWS: &str = "FLOWS";
     /// Array of `FlowBlock`: hints about 64 slots of `FLOWS` each.
     pub const FLOW_BLOCKS: &str = "FLOW_BLOCKS";
+    /// Array of `CachedNextHop`, two for each slot of `FLOWS`. Not pinned: they are found again.
+    pub const FLOW_NEXT_HOPS: &str = "FLOW_NEXT_HOPS";
+    /// Array of one `u32`: the generation of everything that decides next hops.
+    pub const FORWARDING_GENERATION: &str = "FORWARDING_GENERATION";
     /// LRU hash: `FragmentKey` → `FragmentedPacket`.
     pub const FRAGMENTED_PACKETS: &str = "FRAGMENTED_PACKETS";
     /// LRU hash: `ReorderKey` → 32 bits of time received, 32 of length, the fragment's bytes. Not
@@ -86,7 +90,7 @@ pub mod map {
     /// Ring buffer of `Event`.
     pub const EVENTS: &str = "EVENTS";
     /// Maps that are pinned, and so outlive the agent, in the order they are pinned.
-    pub const PINNED: [&str; 19] = [
+    pub const PINNED: [&str; 20] = [
         ENDPOINTS,
         POD_SOURCES,
         DEVICES,
@@ -98,6 +102,7 @@ pub mod map {
         FLOW_INDEX,
         FLOWS,
         FLOW_BLOCKS,
+        FORWARDING_GENERATION,
         FRAGMENTED_PACKETS,
         CONNECTED_ORIGINS,
         CONNECTED_PEERS,
@@ -108,9 +113,12 @@ pub mod map {
         EVENTS,
     ];
 
+    /// Maps that decide next hops: a change of one advances [`FORWARDING_GENERATION`].
+    pub const FORWARDING: [&str; 5] = [ENDPOINTS, POD_SOURCES, DEVICES, ALLOWED_SOURCES, ROUTES];
+
     /// Table versions whose maps this one takes over, with the maps that are new since: layout and
     /// meaning of all others are the same.
-    pub const TAKEN_OVER: [(u32, &[&str]); 1] = [(6, &[FLOW_BLOCKS])];
+    pub const TAKEN_OVER: [(u32, &[&str]); 1] = [(6, &[FLOW_BLOCKS, FORWARDING_GENERATION])];
 }
 
 /// Programs.

@@ -14,8 +14,9 @@ use crate::frame::Frame;
 
 /// Where the kernel would send a packet next.
 pub(crate) enum NextHop {
-    /// Out of a device, to a neighbour whose link address is known.
-    Resolved { ifindex: u32, next_hop: Addr, src_mac: MacAddr, dst_mac: MacAddr },
+    /// Out of a device, to a neighbour whose link address is known. `mtu` of the route in bytes of
+    /// IP packet; before Linux 5.13, the length that was looked up.
+    Resolved { ifindex: u32, next_hop: Addr, src_mac: MacAddr, dst_mac: MacAddr, mtu: u16 },
     /// Out of a device, to a neighbour whose link address is not known yet.
     Unresolved { ifindex: u32, next_hop: Addr },
     /// Nowhere, or not without the stack (blackhole, tunnel, smaller MTU).
@@ -63,6 +64,8 @@ pub(crate) fn fib_lookup(ctx: &impl Frame, src: &Addr, dst: &Addr, length: u16) 
             next_hop,
             src_mac: MacAddr::new(params.smac),
             dst_mac: MacAddr::new(params.dmac),
+            // SAFETY: as above.
+            mtu: unsafe { params.__bindgen_anon_1.mtu_result },
         },
         BPF_FIB_LKUP_RET_NO_NEIGH => NextHop::Unresolved { ifindex: params.ifindex, next_hop },
         _ => NextHop::None,

@@ -28,6 +28,18 @@ pub(crate) fn opaque(number: u64) -> u64 {
     unsafe { (&raw const number).read_volatile() }
 }
 
+/// Keeps the branch that it stands in a branch. The optimiser would turn one that only selects a
+/// number into arithmetic, whose result the verifiers of Linux 5.10 and 6.1 forget when it is
+/// spilled to the stack; a constant they remember.
+#[inline(always)]
+pub(crate) fn keep_branch() {
+    // SAFETY: no instruction at all.
+    #[cfg(target_arch = "bpf")]
+    unsafe {
+        asm!("", options(nomem, nostack));
+    }
+}
+
 /// Adds to a number in a map, modulo 2^64, with one instruction that no other CPU interrupts
 /// (`BPF_XADD`, `BPF_ATOMIC | BPF_ADD` of the instruction set). Rust has no atomic operations for
 /// this target.

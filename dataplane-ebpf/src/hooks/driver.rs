@@ -75,6 +75,7 @@ fn run_tc_family<H: Hook<Context = TcContext>, F: IpFamily>(
     ctx: &TcContext,
     scratch: &mut Scratch,
 ) -> (Result<Verdict, DropReason>, bool) {
+    scratch.next_hop.clear();
     scratch.reorder.enabled = u32::from(reorder::is_enabled(H::ID));
     scratch.reorder.key.packet.hook = H::ID as u8;
     let result = match H::run::<F>(ctx, scratch) {
@@ -118,6 +119,7 @@ const fn sends_icmp_error(reason: DropReason) -> bool {
 #[inline(always)]
 pub(crate) fn run_xdp<H: Hook<Context = XdpContext>>(ctx: &XdpContext) -> u32 {
     let Some(scratch) = scratch::current() else { return xdp_action::XDP_PASS };
+    scratch.next_hop.clear();
     scratch.reorder.enabled = 0;
     let result = match ctx.ether_type() {
         EtherType::IPV4 => H::run::<V4>(ctx, scratch),

@@ -10,13 +10,14 @@ use dataplane_common::{
 
 use super::{
     driver::Hook,
-    from_wire::{Inbound, resolve_inbound},
+    from_wire::{Inbound, may_have_next_hop, resolve_inbound},
 };
 use crate::{
     frame::family::IpFamily,
     helpers::skb,
     scratch::Scratch,
     stages::{
+        next_hop,
         route::{self, DeliverVia},
         source,
     },
@@ -44,7 +45,13 @@ impl Hook for FromOverlay {
     fn run<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<Verdict, DropReason> {
         let packet = F::parse(ctx)?;
         source::check_tunnel(ctx, &packet)?;
-        match resolve_inbound(ctx, &packet, scratch, Self::ID)? {
+        let destination = route::lookup(&packet.dst)?;
+        if may_have_next_hop(ctx, &packet, &destination)
+            && let Some(verdict) = next_hop::forward::<F>(ctx, scratch)?
+        {
+            return Ok(verdict);
+        }
+        match resolve_inbound(ctx, &packet, destination, scratch, Self::ID)? {
             Inbound::Local(destination) => route::forward(ctx, &packet, &destination, DeliverVia::Peer),
             Inbound::Translated(destination) => {
                 route::forward_translated(ctx, &packet, &destination, scratch)

@@ -18,7 +18,7 @@ use crate::{
     helpers::skb,
     scratch::Scratch,
     stages::{
-        egress, nat, neighbour, on_miss, ping,
+        egress, nat, neighbour, next_hop, on_miss, ping,
         route::{self, DeliverVia, Destination, Origin},
         source,
     },
@@ -48,6 +48,11 @@ impl Hook for FromPod {
     #[inline(always)]
     fn run<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<Verdict, DropReason> {
         let packet = F::parse(ctx)?;
+        if F::cluster_range().contains(&packet.dst)
+            && let Some(verdict) = next_hop::forward::<F>(ctx, scratch)?
+        {
+            return Ok(verdict);
+        }
         if let Some(verdict) = source::check_pod(ctx, &packet)? {
             return Ok(verdict);
         }
@@ -64,6 +69,12 @@ impl Hook for FromPod {
             Destination::ServiceRange => true,
             _ => destination.may_have_flow(ctx, &packet),
         };
+        if may_have_flow
+            && !scratch.next_hop.is_searched()
+            && let Some(verdict) = next_hop::forward::<F>(ctx, scratch)?
+        {
+            return Ok(verdict);
+        }
         if let Destination::Outside { .. } | Destination::ServiceRange = destination
             && let Some(verdict) = ping::answer(ctx, &packet, Self::ID)?
         {
@@ -85,6 +96,7 @@ impl Hook for FromPod {
             return egress::send::<F>(ctx, scratch);
         }
         if translated {
+            next_hop::cache::<F>(ctx, scratch);
             let destination = route::lookup(&scratch.nat_tuple.dst)?;
             return route::forward_translated(ctx, &packet, &destination, scratch);
         }

@@ -18,7 +18,7 @@ use crate::{
     helpers::skb::{self, AddressedTo},
     scratch::Scratch,
     stages::{
-        egress, nat, on_miss, ping,
+        egress, nat, next_hop, on_miss, ping,
         route::{self, DeliverVia, Destination, Origin},
         source,
     },
@@ -51,10 +51,16 @@ impl Hook for FromWire {
     #[inline(always)]
     fn run<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<Verdict, DropReason> {
         let packet = F::parse(ctx)?;
+        let destination = route::lookup(&packet.dst)?;
+        if may_have_next_hop(ctx, &packet, &destination)
+            && let Some(verdict) = next_hop::forward::<F>(ctx, scratch)?
+        {
+            return Ok(verdict);
+        }
         if let Some(verdict) = source::check_wire(ctx, &packet)? {
             return Ok(verdict);
         }
-        Ok(match resolve_inbound(ctx, &packet, scratch, Self::ID)? {
+        Ok(match resolve_inbound(ctx, &packet, destination, scratch, Self::ID)? {
             Inbound::Local(destination) => {
                 if let Destination::Pod(_) = destination {
                     nat::remember_inbound(ctx, &packet, scratch);
@@ -85,7 +91,21 @@ pub(super) enum Inbound {
     NotLocal,
 }
 
-/// Translates a packet from outside of the node as often as needed, and finds its destination.
+/// Whether a packet to `destination` may be one of a flow with a cached next hop.
+#[inline(always)]
+pub(super) fn may_have_next_hop<F: IpFamily>(
+    ctx: &TcContext,
+    packet: &Packet<F>,
+    destination: &Destination,
+) -> bool {
+    match destination {
+        Destination::Pod(_) | Destination::Host(_) => destination.may_have_flow(ctx, packet),
+        _ => true,
+    }
+}
+
+/// Translates a packet from outside of the node as often as needed, and finds its destination;
+/// `destination` is that of the packet as it arrived.
 ///
 /// The first pass translates packets to frontends, and replies to both translated service
 /// connections and masqueraded ones; on a miss it may select a backend. The second pass translates
@@ -94,10 +114,10 @@ pub(super) enum Inbound {
 pub(super) fn resolve_inbound<F: IpFamily>(
     ctx: &TcContext,
     packet: &Packet<F>,
+    mut destination: Destination,
     scratch: &mut Scratch,
     hook: HookId,
 ) -> Result<Inbound, DropReason> {
-    let mut destination = route::lookup(&packet.dst)?;
     scratch.frontend_query = destination.frontend_query(Origin::Outside);
     let may_be_to_frontend = match destination {
         Destination::Host(_) => destination.may_have_flow(ctx, packet),
@@ -122,6 +142,9 @@ pub(super) fn resolve_inbound<F: IpFamily>(
     {
         translated = true;
         destination = route::lookup(&scratch.nat_tuple.dst)?;
+    }
+    if translated {
+        next_hop::cache::<F>(ctx, scratch);
     }
     Ok(match destination {
         _ if translated => Inbound::Translated(destination),

@@ -7,6 +7,7 @@
 
 use aya_ebpf::programs::XdpContext;
 use dataplane_common::{
+    abi::{CachedNextHop, MacAddr},
     net::{EthHeader, Protocol, SctpHeader},
     reason::{DropReason, HookId, Verdict},
 };
@@ -23,7 +24,7 @@ use crate::{
     maps,
     scratch::Scratch,
     stages::{
-        nat, on_miss, rewrite,
+        nat, next_hop, on_miss, rewrite,
         route::{self, Destination, Origin},
     },
 };
@@ -55,6 +56,10 @@ impl Hook for XdpWire {
         if F::is_link_scoped(&packet.src) {
             return Ok(Verdict::LeftToTc);
         }
+        let length = ctx.length() - L3 as u32;
+        if next_hop::find(ctx, &packet, scratch, ctx.ifindex(), length) {
+            return forward_by_cached(ctx, &packet, scratch);
+        }
         if maps::endpoint(&packet.src).is_some() {
             return Err(DropReason::SourceIsLocal);
         }
@@ -85,6 +90,29 @@ fn has_complete_checksum<F: IpFamily>(ctx: &impl Frame, packet: &Packet<F>) -> b
         || ctx.read::<SctpHeader>(packet.l4).is_ok_and(|header| header.checksum != 0)
 }
 
+/// Sends the packet by the next hop that its flow has cached, which is on this device.
+#[inline(always)]
+fn forward_by_cached<F: IpFamily>(
+    ctx: &XdpContext,
+    packet: &Packet<F>,
+    scratch: &Scratch,
+) -> Result<Verdict, DropReason> {
+    let cached = &scratch.next_hop.found;
+    if !is_addressed_to(ctx, cached.src_mac)? {
+        return Ok(Verdict::LeftToTc);
+    }
+    next_hop::apply(ctx, packet, scratch)?;
+    let is_to_node = cached.verdict == Verdict::ToWire as u16;
+    Ok(if is_to_node { Verdict::ToWire } else { Verdict::ToOutside })
+}
+
+/// Whether the frame is addressed to the device with this link address: a device in promiscuous
+/// mode also receives frames for others, of flows that are known here.
+#[inline(always)]
+fn is_addressed_to(ctx: &XdpContext, mac: MacAddr) -> Result<bool, DropReason> {
+    with_header(ctx, 0, |eth: &mut EthHeader| eth.dst == mac)
+}
+
 /// Rewrites the packet to `scratch.nat_tuple` and sends it out of the device it arrived on, if its
 /// route goes there.
 #[inline(always)]
@@ -101,7 +129,8 @@ fn send_back<F: IpFamily>(
         _ => return Ok(Verdict::LeftToTc),
     };
     let length = ctx.length() as u16 - L3 as u16;
-    let NextHop::Resolved { ifindex, next_hop, src_mac, dst_mac } = fib::fib_lookup(ctx, src, dst, length)
+    let NextHop::Resolved { ifindex, next_hop, src_mac, dst_mac, mtu } =
+        fib::fib_lookup(ctx, src, dst, length)
     else {
         return Ok(Verdict::LeftToTc);
     };
@@ -109,10 +138,23 @@ fn send_back<F: IpFamily>(
     if maps::is_neighbour_check_due(&next_hop) {
         return Ok(Verdict::LeftToTc);
     }
-    // a device in promiscuous mode also receives frames for others: of flows that are known here
-    let is_addressed_to_us = with_header(ctx, 0, |eth: &mut EthHeader| eth.dst == src_mac)?;
-    if ifindex != ctx.ifindex() || !is_addressed_to_us {
+    if ifindex != ctx.ifindex() || !is_addressed_to(ctx, src_mac)? {
         return Ok(Verdict::LeftToTc);
+    }
+    if scratch.next_hop.is_wanted() {
+        let verdict = verdict as u16;
+        next_hop::store(
+            scratch,
+            CachedNextHop {
+                ingress: ifindex,
+                egress: ifindex,
+                dst_mac,
+                src_mac,
+                mtu,
+                verdict,
+                ..CachedNextHop::default()
+            },
+        );
     }
     if !scratch.nat.is_direct() {
         rewrite::tuple(ctx, packet, scratch)?;

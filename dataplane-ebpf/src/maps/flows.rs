@@ -5,7 +5,7 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, PerCpuArray},
     macros::btf_map,
 };
-use dataplane_common::abi::{Flow, FlowBlock, FlowKey, FlowRef, names::capacity};
+use dataplane_common::abi::{CachedNextHop, Flow, FlowBlock, FlowKey, FlowRef, names::capacity};
 
 use crate::helpers::add_atomically;
 
@@ -20,6 +20,14 @@ static FLOWS: Array<Flow, { capacity::FLOWS as usize }> = Array::new();
 /// Hints about the slots of `FLOWS`. Written by the datapath.
 #[btf_map]
 static FLOW_BLOCKS: Array<FlowBlock, { FlowBlock::count(capacity::FLOWS) as usize }> = Array::new();
+
+/// The next hop of each flow and direction. Written by the datapath, not pinned.
+#[btf_map]
+static FLOW_NEXT_HOPS: Array<CachedNextHop, { 2 * capacity::FLOWS as usize }> = Array::new();
+
+/// The generation of everything that decides next hops. Advanced by the agent.
+#[btf_map]
+static FORWARDING_GENERATION: Array<u32, 1> = Array::new();
 
 /// For each class of slots, the block from which the next CPU takes some that needs one. Written by
 /// the datapath, not pinned.
@@ -72,6 +80,20 @@ pub(crate) fn remove_flow_key(key: &FlowKey, flow: FlowRef) {
 #[inline(always)]
 pub(crate) fn flow(slot: u32) -> Option<*mut Flow> {
     FLOWS.get_ptr_mut(slot)
+}
+
+/// The next hop of a flow in one direction: [`CachedNextHop::index`]. Other CPUs may write it
+/// meanwhile.
+#[inline(always)]
+pub(crate) fn flow_next_hop(index: u32) -> Option<*mut CachedNextHop> {
+    FLOW_NEXT_HOPS.get_ptr_mut(index)
+}
+
+/// The generation of everything that decides next hops.
+#[inline(always)]
+pub(crate) fn forwarding_generation() -> u32 {
+    // SAFETY: array values live as long as the map; volatile, because the agent changes it.
+    FORWARDING_GENERATION.get(0).map_or(0, |generation| unsafe { (&raw const *generation).read_volatile() })
 }
 
 /// Hints about a block of slots. Not exact: CPUs may race for them.

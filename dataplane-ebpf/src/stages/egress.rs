@@ -13,7 +13,10 @@ use dataplane_common::{
     reason::{DropReason, Verdict},
 };
 
-use super::route::{self, Destination};
+use super::{
+    next_hop,
+    route::{self, Destination},
+};
 use crate::{
     config,
     frame::{Frame, L3, family::IpFamily, packet::Packet},
@@ -74,7 +77,7 @@ pub(crate) fn stack_delivers<F: IpFamily>(packet: &Packet<F>) -> Result<bool, Dr
 
 /// Bytes of the IP packet, or of each packet it will be cut into, at least.
 #[inline(always)]
-fn length<F: IpFamily>(ctx: &TcContext, packet: &Packet<F>) -> u16 {
+pub(super) fn length<F: IpFamily>(ctx: &TcContext, packet: &Packet<F>) -> u16 {
     let headers = (packet.l4 - L3 + TcpHeader::LEN) as u16;
     match skb::gso_size(ctx) {
         0 => (ctx.length() as u16).saturating_sub(L3 as u16),
@@ -84,6 +87,7 @@ fn length<F: IpFamily>(ctx: &TcContext, packet: &Packet<F>) -> u16 {
 
 /// Sends a packet, translated or not, the way `scratch.egress`.
 #[inline(always)]
-pub(crate) fn send<F: IpFamily>(ctx: &TcContext, scratch: &Scratch) -> Result<Verdict, DropReason> {
+pub(crate) fn send<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<Verdict, DropReason> {
+    next_hop::cache::<F>(ctx, scratch);
     route::leave::<F>(ctx, scratch.egress.ifindex, &scratch.egress.next_hop)
 }

@@ -9,7 +9,7 @@ mod create;
 mod slot;
 
 use dataplane_common::{
-    abi::{Flow, FlowFlags, FlowKey},
+    abi::{CachedNextHop, Flow, FlowFlags, FlowKey, FlowRef},
     flow::{Direction, State, is_absent, tcp_flags},
 };
 
@@ -19,7 +19,7 @@ use crate::{
     global,
     helpers::time,
     maps,
-    scratch::{self, Scratch},
+    scratch::{self, NextHopSearch, Scratch},
 };
 
 /// Kinds of flows, a bit each.
@@ -57,47 +57,137 @@ extern "C" fn find_flow(forward_kinds: u32) -> u32 {
 #[inline(always)]
 fn try_lookup(scratch: &mut Scratch, forward_kinds: u32) -> bool {
     let Some(reference) = maps::flow_ref(&scratch.tuple) else { return false };
-    let Some(flow) = maps::flow(reference.slot) else { return false };
-    // SAFETY: array values live as long as the map. Another CPU may give the record to a new flow
-    // meanwhile; the epoch, read again below, tells.
-    let flow = unsafe { &mut *flow };
     let now = time::now();
-    if epoch(flow) != reference.epoch || is_absent(flow, now) {
+    let Some(mut found) = find(scratch, reference, forward_kinds, now) else { return false };
+    // behind a second flow, the packet's next hop is not that of the first
+    let is_first = scratch.next_hop.entry == NextHopSearch::OPEN;
+    scratch.next_hop.entry =
+        if is_first && found.lasts(now) { found.next_hop_index() } else { NextHopSearch::NONE };
+    scratch.next_hop.epoch = reference.epoch;
+    if found.direction == Direction::Reply && is_to_direct_connection(found.flow, scratch.transport as u8) {
+        maps::remove_flow_key(&scratch.tuple, reference);
         return false;
     }
-    let transport = scratch.transport;
-    let tcp = transport as u8;
-    let direction = if flow.forward == scratch.tuple { Direction::Forward } else { Direction::Reply };
-    match direction {
-        Direction::Forward if forward_kinds & kind_of(flow.flags) == 0 || must_reselect(flow, transport) => {
-            return false;
-        }
-        Direction::Forward => reverse(&flow.reply, &mut scratch.nat_tuple),
-        // its identifier is the sender's own
-        Direction::Reply if transport & Transport::ECHO_REQUEST != 0 => return false,
-        Direction::Reply if is_to_direct_connection(flow, tcp) => {
-            maps::remove_flow_key(&scratch.tuple, reference);
-            return false;
-        }
-        Direction::Reply => reverse(&flow.forward, &mut scratch.nat_tuple),
-    }
-    if epoch(flow) != reference.epoch {
-        return false;
-    }
-    if direction == Direction::Forward {
-        follow_stack(flow, forward_kinds);
-    }
-    scratch.nat.flow_flags = flow.flags;
-    let is_first_this_second = if scratch.nat.is_direct() {
-        record_direct_packet(flow, tcp, now)
-    } else {
-        record_packet(flow, direction, tcp, now)
-    };
+    let is_first_this_second = found.record(scratch, forward_kinds, now);
     // a row of that address added since the flow was created does not have the hint
-    if is_first_this_second && direction == Direction::Forward {
+    if is_first_this_second && found.direction == Direction::Forward {
         maps::mark_may_have_flows(&scratch.nat_tuple.src, scratch.tuple.protocol);
     }
     true
+}
+
+/// Looks up the flow of the packet with tuple `scratch.tuple`, and its cached next hop. True if
+/// there is one for packets that arrive on the device `ingress`, of `length` bytes of IP packet, on
+/// the device `egress` (0: any): then it is `scratch.next_hop.found`, and the rest is as after
+/// [`lookup`].
+#[inline(always)]
+pub(crate) fn lookup_with_next_hop(scratch: &mut Scratch, ingress: u32, egress: u32, length: u32) -> bool {
+    matches!(global::call(scratch, || find_next_hop(ingress, egress, length)).unpack(), Ok(true))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn find_next_hop(ingress: u32, egress: u32, length: u32) -> u32 {
+    scratch::current().map_or(0, |scratch| u32::from(try_find_next_hop(scratch, ingress, egress, length)))
+}
+
+#[inline(always)]
+fn try_find_next_hop(scratch: &mut Scratch, ingress: u32, egress: u32, length: u32) -> bool {
+    // before anything that the next hop depends on is read
+    scratch.next_hop.generation = maps::forwarding_generation();
+    scratch.next_hop.entry = NextHopSearch::OPEN;
+    let Some(reference) = maps::flow_ref(&scratch.tuple) else {
+        scratch.next_hop.missed = 1;
+        return false;
+    };
+    let now = time::now();
+    let Some(mut found) = find(scratch, reference, kinds::ANY, now) else { return false };
+    let Some(entry) = maps::flow_next_hop(found.next_hop_index()) else { return false };
+    // SAFETY: array values live as long as the map. Another CPU may write it: the checksum tells.
+    unsafe { (&raw mut scratch.next_hop.found).copy_from_nonoverlapping(entry, 1) };
+    let cached = &scratch.next_hop.found;
+    let is_exception = found.direction == Direction::Reply
+        && (found.flow.flags & FlowFlags::STACK != 0
+            || is_to_direct_connection(found.flow, scratch.transport as u8));
+    let differs = cached.epoch ^ reference.epoch
+        | cached.generation ^ scratch.next_hop.generation
+        | cached.second ^ now
+        | cached.ingress ^ ingress
+        | if egress == 0 { 0 } else { cached.egress ^ egress };
+    if differs != 0 || is_exception || !cached.is_intact() || !cached.fits(length) {
+        return false;
+    }
+    if cached.verdict == CachedNextHop::NONE {
+        scratch.next_hop.entry = NextHopSearch::NONE;
+        return false;
+    }
+    // not the first of this second: that one has found the next hop
+    let _is_first_this_second = found.record(scratch, kinds::ANY, now);
+    true
+}
+
+/// A flow, and which of its directions a packet belongs to.
+struct Found {
+    flow: &'static mut Flow,
+    slot: u32,
+    direction: Direction,
+}
+
+/// The flow of the packet with tuple `scratch.tuple`; then `scratch.nat_tuple` is the tuple it
+/// leaves with. Changes nothing.
+#[inline(always)]
+fn find(scratch: &mut Scratch, reference: FlowRef, forward_kinds: u32, now: u32) -> Option<Found> {
+    // SAFETY: array values live as long as the map. Another CPU may give the record to a new flow
+    // meanwhile; the epoch, read again below, tells.
+    let flow = unsafe { &mut *maps::flow(reference.slot)? };
+    if epoch(flow) != reference.epoch || is_absent(flow, now) {
+        return None;
+    }
+    let transport = scratch.transport;
+    let direction = if flow.forward == scratch.tuple { Direction::Forward } else { Direction::Reply };
+    match direction {
+        Direction::Forward if forward_kinds & kind_of(flow.flags) == 0 || must_reselect(flow, transport) => {
+            return None;
+        }
+        Direction::Forward => reverse(&flow.reply, &mut scratch.nat_tuple),
+        // its identifier is the sender's own
+        Direction::Reply if transport & Transport::ECHO_REQUEST != 0 => return None,
+        Direction::Reply => reverse(&flow.forward, &mut scratch.nat_tuple),
+    }
+    if epoch(flow) != reference.epoch {
+        return None;
+    }
+    Some(Found { flow, slot: reference.slot, direction })
+}
+
+impl Found {
+    /// Its entry in `FLOW_NEXT_HOPS`.
+    #[inline(always)]
+    fn next_hop_index(&self) -> u32 {
+        CachedNextHop::index(self.slot, self.direction == Direction::Reply)
+    }
+
+    /// Whether more packets are likely: both ends have answered, or the flow is a second old.
+    #[inline(always)]
+    fn lasts(&self, now: u32) -> bool {
+        self.flow.state == State::Established as u32 || self.flow.created != now
+    }
+
+    /// Updates the flow by a packet, and `scratch.nat` by the flow. True for the first packet of a
+    /// second.
+    #[inline(always)]
+    fn record(&mut self, scratch: &mut Scratch, forward_kinds: u32, now: u32) -> bool {
+        let (flow, tcp) = (&mut *self.flow, scratch.transport as u8);
+        if self.direction == Direction::Forward {
+            follow_stack(flow, forward_kinds);
+        }
+        scratch.nat.flow_flags = flow.flags;
+        if scratch.nat.is_direct() {
+            record_direct_packet(flow, tcp, now)
+        } else {
+            record_packet(flow, self.direction, tcp, now)
+        }
+    }
 }
 
 /// Lets the answers take the way of the pod's packet, by the stack or past it.

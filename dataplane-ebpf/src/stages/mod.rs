@@ -14,6 +14,7 @@ pub(crate) mod flow;
 pub(crate) mod icmp_error;
 pub(crate) mod nat;
 pub(crate) mod neighbour;
+pub(crate) mod next_hop;
 pub(crate) mod on_miss;
 pub(crate) mod parse;
 pub(crate) mod ping;

@@ -165,7 +165,7 @@ fn translate_packet<F: IpFamily, M: Translate>(
     scratch: &mut Scratch,
 ) -> Result<bool, DropReason> {
     parse::tuple(ctx, packet, scratch)?;
-    if !flow::lookup(scratch, M::forward_kinds(scratch)) {
+    if !has_flow::<M>(scratch) {
         if !global::call(scratch, || M::call_plan_flow::<F>(ctx)).unpack()? {
             return Ok(false);
         }
@@ -179,6 +179,17 @@ fn translate_packet<F: IpFamily, M: Translate>(
     Ok(true)
 }
 
+/// Looks up the flow of a packet, unless it is known to have none.
+#[inline(always)]
+fn has_flow<M: OnMiss>(scratch: &mut Scratch) -> bool {
+    if scratch.next_hop.missed != 0 {
+        // once translated, the packet may have one
+        scratch.next_hop.missed = 0;
+        return false;
+    }
+    flow::lookup(scratch, M::forward_kinds(scratch))
+}
+
 /// Looks up or creates the flow of a packet, which must not be an ICMP error. True if there is one:
 /// then the tuple the packet is to be rewritten to is in `scratch.nat_tuple`.
 #[inline(always)]
@@ -188,7 +199,7 @@ pub(crate) fn find_tuple<F: IpFamily, M: OnMiss>(
     scratch: &mut Scratch,
 ) -> Result<bool, DropReason> {
     parse::tuple(ctx, packet, scratch)?;
-    if !flow::lookup(scratch, M::forward_kinds(scratch)) {
+    if !has_flow::<M>(scratch) {
         if !M::plan_flow::<F>(ctx, scratch)? {
             return Ok(false);
         }

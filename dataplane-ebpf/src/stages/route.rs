@@ -13,7 +13,7 @@ use crate::{
     global::{self, PackedResult, global_functions},
     helpers::{
         fib::{self, ANY_LENGTH, NextHop},
-        skb,
+        keep_branch, skb,
     },
     maps,
     scratch::{FrontendQuery, Scratch},
@@ -88,7 +88,11 @@ pub(crate) enum Origin {
 #[inline(always)]
 pub(crate) fn lookup(addr: &Addr) -> Result<Destination, DropReason> {
     if let Some(endpoint) = maps::endpoint(addr) {
-        return Ok(if endpoint.is_host() { Destination::Host(endpoint) } else { Destination::Pod(endpoint) });
+        if endpoint.is_host() {
+            keep_branch();
+            return Ok(Destination::Host(endpoint));
+        }
+        return Ok(Destination::Pod(endpoint));
     }
     let Some(route) = maps::route(addr) else { return Ok(Destination::Outside { masquerade: true }) };
     match route.kind() {
@@ -367,6 +371,6 @@ pub(crate) fn set_link_addresses(ctx: &impl Frame, dst: MacAddr, src: MacAddr) -
 
 /// A redirect helper returns anything but `TC_ACT_REDIRECT` only if it refused its arguments.
 #[inline(always)]
-fn redirect_result(action: i32, verdict: Verdict) -> Result<Verdict, DropReason> {
+pub(super) fn redirect_result(action: i32, verdict: Verdict) -> Result<Verdict, DropReason> {
     if action == TC_ACT_REDIRECT { Ok(verdict) } else { Err(DropReason::BadRoute) }
 }

@@ -14,7 +14,7 @@ use crate::{
     global::{self, PackedResult},
     helpers::{random, time},
     maps,
-    scratch::{self, Scratch},
+    scratch::{self, NextHopSearch, Scratch},
     stages::parse::Transport,
 };
 
@@ -52,7 +52,19 @@ const STRIDES: [u16; 8] = [257, 263, 269, 271, 277, 281, 283, 293];
 /// [`DropReason::FlowTableFull`], [`DropReason::PortsExhausted`].
 #[inline(always)]
 pub(crate) fn create(scratch: &mut Scratch) -> Result<(), DropReason> {
-    if try_create(scratch)? {
+    let slot = slot::take(scratch.frontend_query.from_outside != 0);
+    if slot == slot::NONE {
+        return Err(DropReason::FlowTableFull);
+    }
+    scratch.new_flow.slot = slot;
+    let created = create_in_slot(scratch);
+    slot::give_back(slot);
+    created
+}
+
+#[inline(always)]
+fn create_in_slot(scratch: &mut Scratch) -> Result<(), DropReason> {
+    if global::call(scratch, || create_flow()).unpack()? {
         return Ok(());
     }
     // the tuple has a flow: of this packet's connection, made meanwhile, or one that has ended
@@ -61,20 +73,7 @@ pub(crate) fn create(scratch: &mut Scratch) -> Result<(), DropReason> {
         return Ok(());
     }
     let _removed = global::call(scratch, || remove_forward_key());
-    if try_create(scratch)? { Ok(()) } else { Err(DropReason::FlowTableFull) }
-}
-
-/// False if the tuple has a flow already.
-#[inline(always)]
-fn try_create(scratch: &mut Scratch) -> Result<bool, DropReason> {
-    let slot = slot::take(scratch.frontend_query.from_outside != 0);
-    if slot == slot::NONE {
-        return Err(DropReason::FlowTableFull);
-    }
-    scratch.new_flow.slot = slot;
-    let result = global::call(scratch, || create_flow());
-    slot::give_back(slot);
-    result.unpack()
+    if global::call(scratch, || create_flow()).unpack()? { Ok(()) } else { Err(DropReason::FlowTableFull) }
 }
 
 /// The kinds of a flow with these [`FlowFlags`], and how its packet has come.
@@ -106,7 +105,8 @@ fn fill_slot(scratch: &mut Scratch) -> Result<bool, DropReason> {
     let Some(flow) = maps::flow(slot) else { return Err(DropReason::FlowTableFull) };
     // SAFETY: array values live as long as the map, and the slot is taken.
     let flow = unsafe { &mut *flow };
-    // even: `slot::take_slot` made it odd
+    // `slot::take_slot` has made it odd, an attempt that failed even again
+    set_epoch(flow, epoch(flow) | 1);
     let reference = FlowRef { slot, epoch: epoch(flow).wrapping_add(1) };
     scratch.new_flow.epoch = reference.epoch;
     if let Err(reason) = claim_reply_tuple(scratch) {
@@ -135,11 +135,12 @@ fn fill_slot(scratch: &mut Scratch) -> Result<bool, DropReason> {
         return Ok(false);
     }
     maps::mark_may_have_flows(&scratch.new_flow.reply_tuple.dst, scratch.tuple.protocol);
+    scratch.next_hop.entry = NextHopSearch::NONE;
     reverse(&scratch.new_flow.reply_tuple, &mut scratch.nat_tuple);
     Ok(true)
 }
 
-/// Leaves the slot for another flow.
+/// Leaves the slot for another flow, or for another attempt.
 #[inline(always)]
 fn leave_free(flow: &mut Flow, reference: FlowRef) {
     flow.state = State::HalfOpen as u32;

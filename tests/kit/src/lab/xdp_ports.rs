@@ -17,7 +17,7 @@ use super::netns::Namespace;
 use crate::prog::node_config;
 
 /// Maps that are large by default.
-const LARGE_MAPS: [&str; 10] = [
+const LARGE_MAPS: [&str; 11] = [
     map::ENDPOINTS,
     map::SERVICES,
     map::BACKENDS,
@@ -25,6 +25,7 @@ const LARGE_MAPS: [&str; 10] = [
     map::FLOW_INDEX,
     map::FLOWS,
     map::FLOW_BLOCKS,
+    map::FLOW_NEXT_HOPS,
     map::DATAGRAM_ORIGINS,
     map::AFFINITY,
     map::FRAGMENTED_PACKETS,

@@ -161,6 +161,8 @@ impl Rig {
 
     /// Loads the datapath with this configuration.
     pub fn with_config(node: &NodeConfig, variables: &NodeVariables) -> Result<Self> {
+        let flags = node.flags | dataplane_agent::datapath::kernel_features::flags();
+        let node = &NodeConfig { flags, ..*node };
         let mut loader = EbpfLoader::new();
         loader
             .override_global(names::NODE, node, true)
@@ -175,6 +177,7 @@ impl Rig {
             (map::FLOWS, node.flow_slots),
             (map::FLOW_BLOCKS, FlowBlock::count(node.flow_slots)),
             (map::FLOW_INDEX, 2 * node.flow_slots),
+            (map::FLOW_NEXT_HOPS, 2 * node.flow_slots),
             (map::FRAGMENTED_PACKETS, 64),
             (map::REORDER_FRAGMENTS, 64),
             (map::DATAGRAM_ORIGINS, 64),
@@ -194,7 +197,8 @@ impl Rig {
         let mut data = self.array::<NodeVariables>(names::DATA)?;
         let mut variables = data.get(&0, 0)?;
         change(&mut variables);
-        Ok(data.set(0, variables, 0)?)
+        data.set(0, variables, 0)?;
+        self.advance_generation()
     }
 
     /// Runs the program of `hook` on a frame, which arrives from a pod on the device of its source,

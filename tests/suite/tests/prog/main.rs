@@ -19,6 +19,7 @@ mod malformed;
 mod marks;
 mod masquerade;
 mod neighbours;
+mod next_hops;
 mod ping;
 mod random;
 mod replies;

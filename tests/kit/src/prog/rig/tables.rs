@@ -12,6 +12,14 @@ use dataplane_common::abi::{
 use super::{super::frame::HOST_MAC, Rig};
 
 impl Rig {
+    /// As the agent after a change of a table or of the kernel's network configuration. A rig's
+    /// packets come one after the other, so it makes no difference that this comes first.
+    pub fn advance_generation(&mut self) -> Result<()> {
+        let mut generation = self.array::<u32>(map::FORWARDING_GENERATION)?;
+        let next = generation.get(&0, 0)?.wrapping_add(1);
+        Ok(generation.set(0, next, 0)?)
+    }
+
     pub fn pod(&mut self, addr: IpAddr, ifindex: u32, mac: [u8; 6]) -> Result<()> {
         self.pod_without_slot(addr, ifindex, mac)?;
         self.set_pod_source(PodSource { addr: addr.into(), ifindex }, ifindex)
@@ -19,11 +27,13 @@ impl Rig {
 
     /// A pod whose slot in `POD_SOURCES` is another's.
     pub fn pod_without_slot(&mut self, addr: IpAddr, ifindex: u32, mac: [u8; 6]) -> Result<()> {
+        self.advance_generation()?;
         let endpoint = Endpoint::pod(ifindex, MacAddr::new(mac));
         Ok(self.hash(map::ENDPOINTS)?.insert(Addr::from(addr), endpoint, 0)?)
     }
 
     fn set_pod_source(&mut self, source: PodSource, ifindex: u32) -> Result<()> {
+        self.advance_generation()?;
         let slot = PodSource::slot(ifindex, source.addr.is_v4());
         let mut sources: Array<&mut MapData, PodSource> =
             Array::try_from(self.ebpf.map_mut(map::POD_SOURCES).context("POD_SOURCES")?)?;
@@ -32,6 +42,7 @@ impl Rig {
 
     /// A pod whose host-side device is down.
     pub fn pod_down(&mut self, addr: IpAddr, ifindex: u32) -> Result<()> {
+        self.advance_generation()?;
         let mut endpoint = Endpoint::pod(ifindex, MacAddr::new([0; 6]));
         endpoint.flags |= EndpointFlags::DOWN;
         Ok(self.hash(map::ENDPOINTS)?.insert(Addr::from(addr), endpoint, 0)?)
@@ -48,21 +59,25 @@ impl Rig {
     }
 
     fn set_device(&mut self, ifindex: u32, [ipv4, ipv6]: [Addr; 2]) -> Result<()> {
+        self.advance_generation()?;
         let device = Device { ipv4, ipv6, flags: DeviceFlags::ETHERNET, mac: MacAddr::new(HOST_MAC) };
         Ok(self.hash(map::DEVICES)?.insert(ifindex, device, 0)?)
     }
 
     pub fn host(&mut self, addr: IpAddr) -> Result<()> {
+        self.advance_generation()?;
         Ok(self.hash(map::ENDPOINTS)?.insert(Addr::from(addr), Endpoint::host(), 0)?)
     }
 
     /// A host address with frontends.
     pub fn host_with_frontends(&mut self, addr: IpAddr) -> Result<()> {
+        self.advance_generation()?;
         let endpoint = Endpoint::host().with_frontends().with_all_flow_hints();
         Ok(self.hash(map::ENDPOINTS)?.insert(Addr::from(addr), endpoint, 0)?)
     }
 
     pub fn remove_endpoint(&mut self, addr: IpAddr) -> Result<()> {
+        self.advance_generation()?;
         let ifindex = self.hash::<Addr, Endpoint>(map::ENDPOINTS)?.get(&addr.into(), 0)?.ifindex;
         self.set_pod_source(PodSource { addr: addr.into(), ifindex: 0 }, ifindex)?;
         Ok(self.hash::<Addr, Endpoint>(map::ENDPOINTS)?.remove(&Addr::from(addr))?)
@@ -85,8 +100,9 @@ impl Rig {
         next_hop: Option<IpAddr>,
         mtu: u32,
     ) -> Result<()> {
+        self.advance_generation()?;
         let bits = if prefix.0.is_ipv4() { prefix.1 + Addr::V4_PREFIX_BITS } else { prefix.1 };
-        let ifindex = if kind == RouteKind::Overlay { 5 } else { 2 };
+        let ifindex = if kind == RouteKind::Overlay { 5 } else { self.ifindex };
         let route = Route {
             next_hop: next_hop.map_or(Addr::UNSPECIFIED, Addr::from),
             ifindex,
@@ -101,6 +117,7 @@ impl Rig {
 
     /// A host address with node ports.
     pub fn host_with_node_ports(&mut self, addr: IpAddr) -> Result<()> {
+        self.advance_generation()?;
         let endpoint = Endpoint::host().with_node_ports().with_all_flow_hints();
         Ok(self.hash(map::ENDPOINTS)?.insert(Addr::from(addr), endpoint, 0)?)
     }
@@ -116,6 +133,7 @@ impl Rig {
 
     /// Allows packets from the pod's device to have a source in the range.
     pub fn allow_source(&mut self, ifindex: u32, range: (IpAddr, u32)) -> Result<()> {
+        self.advance_generation()?;
         let bits = if range.0.is_ipv4() { range.1 + Addr::V4_PREFIX_BITS } else { range.1 };
         let key = Key::new(32 + bits, AllowedSource { ifindex, addr: range.0.into() });
         let mut sources: LpmTrie<&mut MapData, AllowedSource, u32> =
