@@ -2,6 +2,7 @@
 
 mod attachments;
 mod packets;
+mod reuse;
 
 use std::{
     collections::BTreeSet,
@@ -53,6 +54,13 @@ impl Node {
             tc: TcHooks::Auto,
             xdp: XdpUse::Native,
         }
+    }
+
+    /// As [`Self::config`], with other programs.
+    fn changed_config(&self) -> DatapathConfig {
+        let config = self.config();
+        let flags = config.node.flags | NodeFlags::CONNECT_UDP;
+        DatapathConfig { node: NodeConfig { flags, ..config.node }, ..config }
     }
 
     /// A cgroup below the root one: sockets of other processes are never touched.
