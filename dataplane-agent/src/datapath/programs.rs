@@ -138,7 +138,8 @@ impl ProgramSet {
     }
 }
 
-/// Opens a pinned program. A link to it is made to run it, so it must be what an agent loaded.
+/// Opens a pinned program. The agent will attach it, so one that another user loaded, or with
+/// another name or type, is refused.
 fn open_program(directory: &Path, name: &'static str) -> Result<Program, ProgramSetError> {
     let failed = |source| ProgramSetError::Open { program: name, source };
     let program = from_pin(&directory.join(name), name).map_err(failed)?;
