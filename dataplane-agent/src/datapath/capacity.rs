@@ -1,12 +1,26 @@
-//! Capacities of the maps: as configured, or as pinned.
+//! Capacities of the maps: as configured, by the node's memory, or as pinned.
 
 use aya::maps::MapInfo;
 use dataplane_common::abi::{
     FlowBlock,
     names::{capacity, map},
 };
+use nix::sys::sysinfo::sysinfo;
 
 use super::pins::Pins;
+
+const MIB: u64 = 1 << 20;
+/// Default capacity of `FLOWS` on nodes with less memory than this. The limits are between the
+/// sizes that machines have: the kernel takes some of it before it counts.
+const FLOWS_BY_MEMORY: [(u64, u32); 5] = [
+    (1_536 * MIB, 8_192),
+    (3 * 1_024 * MIB, 16_384),
+    (6 * 1_024 * MIB, 32_768),
+    (48 * 1_024 * MIB, 65_536),
+    (96 * 1_024 * MIB, 131_072),
+];
+/// On larger nodes.
+const MAX_FLOWS: u32 = 262_144;
 
 /// Number of entries of the maps whose capacity can be configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +58,32 @@ impl Default for Capacity {
 }
 
 impl Capacity {
+    /// The default on this node.
+    pub fn of_node() -> Self {
+        // fails for no reason that the manual page names
+        sysinfo().map_or_else(|_errno| Self::default(), |info| Self::for_memory(info.ram_total()))
+    }
+
+    /// The default on a node with `memory` bytes. A limit of the agent's cgroup does not count: the
+    /// tables serve the node.
+    ///
+    /// A table whose memory grows with its entries has the same capacity everywhere, unless its
+    /// buckets alone are too large.
+    pub fn for_memory(memory: u64) -> Self {
+        let of_size = FLOWS_BY_MEMORY.iter().find(|(limit, _)| memory < *limit);
+        let flows = of_size.map_or(MAX_FLOWS, |(_, flows)| *flows);
+        Self {
+            services: capacity::SERVICES.min(4 * flows),
+            backends: capacity::BACKENDS.min(8 * flows),
+            backend_generations: capacity::BACKEND_GENERATIONS.min(8 * flows),
+            flows,
+            fragments: capacity::FRAGMENTS.min(flows / 8),
+            datagram_origins: capacity::DATAGRAM_ORIGINS.min(flows / 4),
+            affinity: capacity::AFFINITY.min(flows / 4),
+            ..Self::default()
+        }
+    }
+
     pub(super) fn by_map(&self) -> [(&'static str, u32); 13] {
         [
             (map::ENDPOINTS, self.endpoints),
@@ -65,7 +105,7 @@ impl Capacity {
 }
 
 /// The capacities to load with: those of pinned maps, which are kept with their entries, else those
-/// configured.
+/// configured, else the default.
 #[derive(Debug)]
 pub(super) struct Capacities {
     by_map: Vec<(&'static str, u32)>,
@@ -75,11 +115,14 @@ pub(super) struct Capacities {
 impl Capacities {
     pub(super) fn effective(pins: &Pins, capacity: &Capacity) -> Self {
         let mut problems = Vec::new();
+        let defaults = Capacity::of_node().by_map();
         let capacities = capacity.by_map().map(|(name, configured)| {
             // without a readable pin the loader creates a new map, or fails and reports why
             let pinned =
                 MapInfo::from_pin(pins.map(name)).map_or(configured, |info| info.max_entries());
-            if pinned != configured && name != map::FLOW_INDEX && name != map::FLOW_BLOCKS {
+            // nobody asked for a default, which differs after an upgrade or with other memory
+            let is_default = defaults.contains(&(name, configured));
+            if pinned != configured && !is_default && name != map::FLOW_INDEX && name != map::FLOW_BLOCKS {
                 problems.push(format!(
                     "map {name} keeps its capacity of {pinned} entries because its entries are in use; the \
                      configured capacity of {configured} takes effect after `dataplane-agent cleanup` or a reboot"
@@ -107,5 +150,40 @@ impl Capacities {
     /// Pinned maps whose capacity is not the configured one.
     pub(super) fn into_problems(self) -> Vec<String> {
         self.problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn capacities_grow_with_the_memory_of_the_node() {
+        let flows = |memory| Capacity::for_memory(memory).flows;
+        assert_eq!([0, GIB].map(flows), [8_192, 8_192]);
+        assert_eq!([2 * GIB, 4 * GIB, 8 * GIB].map(flows), [16_384, 32_768, 65_536]);
+        assert_eq!([24 * GIB, 64 * GIB, 128 * GIB, u64::MAX].map(flows), [65_536, 131_072, 262_144, 262_144]);
+        let gib: Vec<_> = (1..200).map(|gib| Capacity::for_memory(gib * GIB).by_map()).collect();
+        for (less, more) in gib.iter().zip(&gib[1..]) {
+            assert!(less.iter().zip(more).all(|(less, more)| less <= more), "{less:?} {more:?}");
+        }
+    }
+
+    #[test]
+    fn machine_has_the_capacities_of_its_size_though_the_kernel_takes_a_part_of_its_memory() {
+        for size in [1, 2, 4, 8, 16, 32, 64, 128] {
+            let nominal = Capacity::for_memory(size * GIB);
+            assert_eq!(Capacity::for_memory(size * GIB * 85 / 100), nominal, "{size} GiB");
+        }
+    }
+
+    #[test]
+    fn services_fit_on_a_small_node() {
+        let capacity = Capacity::for_memory(2 * GIB);
+        // 30,000 Services with four endpoints: a frontend, and a row of its address
+        assert!(capacity.services > 60_000, "{capacity:?}");
+        assert!(capacity.backends > 120_000 && capacity.backend_generations > 120_000, "{capacity:?}");
     }
 }

@@ -1,6 +1,7 @@
 //! Tests of the embedded object on the kernel: load, attach, adopt, replace, clean up.
 
 mod attachments;
+mod memory;
 mod packets;
 mod reuse;
 
@@ -153,6 +154,7 @@ fn maps_implement_the_table_trait() {
             tables.services.insert(&key(3), &service),
             Err(TableError::Full { capacity: 2, .. })
         ));
+        tables.services.insert(&key(2), &service).expect("a row of a full table can be replaced");
         tables.services.remove(&key(2)).unwrap();
         tables.services.remove(&key(2)).unwrap();
         assert_eq!(tables.services.entries().unwrap(), [(key(1), service)]);

@@ -34,7 +34,7 @@ fn sets(node: &Node) -> Vec<PathBuf> {
 }
 
 /// The directory of the only set of programs.
-fn set(node: &Node) -> PathBuf {
+pub(super) fn set(node: &Node) -> PathBuf {
     let [set] = sets(node).try_into().unwrap();
     set
 }
