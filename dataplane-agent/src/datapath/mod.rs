@@ -1,9 +1,9 @@
 //! The eBPF programs and maps: the only module that uses aya.
 //!
-//! [`loader`] loads the object ([`programs`]) and adopts maps that an earlier agent pinned ([`pins`]); [`attach`]
-//! attaches programs to devices, [`cgroup`] to sockets; [`maps`] are the reconciler's tables;
-//! [`events`], [`counters`] and [`mod@flows`] read what the datapath writes. Nothing here knows
-//! Kubernetes objects or the meaning of entries.
+//! [`loader`] loads the object ([`programs`]) and adopts maps that an earlier agent pinned
+//! ([`pins`]); [`attach`] attaches programs to devices, [`cgroup`] to sockets; [`maps`] are the
+//! reconciler's tables; [`events`], [`counters`] and [`mod@flows`] read what the datapath writes.
+//! Nothing here knows Kubernetes objects or the meaning of entries.
 
 pub mod attach;
 pub mod capacity;
