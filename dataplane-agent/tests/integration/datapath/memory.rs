@@ -31,7 +31,7 @@ fn maps(node: &Node) -> BTreeMap<String, f64> {
             let fd = data.fd().as_fd().as_raw_fd();
             let info = fs::read_to_string(format!("/proc/thread-self/fdinfo/{fd}")).unwrap();
             let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:")).unwrap();
-            maps.insert(name, bytes.trim().parse::<u32>().unwrap() as f64 / MIB);
+            maps.insert(name, f64::from(bytes.trim().parse::<u32>().unwrap()) / MIB);
         }
     }
     maps
