@@ -11,7 +11,7 @@ mod limits;
 use core::ptr;
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
+    bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage, lpm_trie::Key},
     helpers::generated::bpf_map_lookup_elem,
     macros::btf_map,
@@ -34,9 +34,13 @@ pub(crate) use self::{
 };
 use crate::helpers::time;
 
+/// Flag of hash maps whose memory grows with their entries. Not for maps that packets fill: where
+/// maps are charged to the agent's pod, an insertion would fail at the pod's memory limit.
+const GROWS: usize = BPF_F_NO_PREALLOC as usize;
+
 /// Addresses of this node. Written by the agent; the datapath sets flow hints.
 #[btf_map]
-static ENDPOINTS: HashMap<Addr, Endpoint, { capacity::ENDPOINTS as usize }> = HashMap::new();
+static ENDPOINTS: HashMap<Addr, Endpoint, { capacity::ENDPOINTS as usize }, GROWS> = HashMap::new();
 
 /// The pods' addresses by device. Written by the agent.
 #[btf_map]
@@ -44,7 +48,7 @@ static POD_SOURCES: Array<PodSource, { capacity::POD_SOURCES as usize }> = Array
 
 /// Devices that carry the node's traffic. Written by the agent.
 #[btf_map]
-static DEVICES: HashMap<u32, Device, { capacity::DEVICES as usize }> = HashMap::new();
+static DEVICES: HashMap<u32, Device, { capacity::DEVICES as usize }, GROWS> = HashMap::new();
 
 /// Sources that pods may use besides their own addresses. Written by the agent.
 #[btf_map]
@@ -56,7 +60,7 @@ static ROUTES: LpmTrie<Addr, Route, { capacity::ROUTES as usize }> = LpmTrie::ne
 
 /// Frontends of Services. Written by the agent.
 #[btf_map]
-static SERVICES: HashMap<ServiceKey, Service, { capacity::SERVICES as usize }> = HashMap::new();
+static SERVICES: HashMap<ServiceKey, Service, { capacity::SERVICES as usize }, GROWS> = HashMap::new();
 
 /// Backends, a contiguous range for each service. Written by the agent.
 #[btf_map]
@@ -88,7 +92,8 @@ static CONNECTED_ORIGINS: SkStorage<SocketOrigin> = SkStorage::new();
 /// Backends of connected UDP sockets. Written by the datapath, which removes them with the socket;
 /// the agent closes sockets whose backend is gone.
 #[btf_map]
-static CONNECTED_PEERS: HashMap<u64, ConnectedPeer, { capacity::CONNECTED_PEERS as usize }> = HashMap::new();
+static CONNECTED_PEERS: HashMap<u64, ConnectedPeer, { capacity::CONNECTED_PEERS as usize }, GROWS> =
+    HashMap::new();
 
 /// Frontends that unconnected sockets sent to. Written by the datapath.
 #[btf_map]

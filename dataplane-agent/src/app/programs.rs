@@ -15,7 +15,8 @@ pub(super) struct LoadedPrograms {
 }
 
 impl LoadedPrograms {
-    /// Loads the programs. Takes seconds (verifier); needs nothing of the Node object.
+    /// Loads the programs, or opens those that an earlier agent loaded. Loading takes up to seconds
+    /// (verifier); needs nothing of the Node object.
     pub(super) fn load(config: &Config) -> Result<Self, StartError> {
         let wanted = DatapathConfig {
             bpffs: config.bpffs.clone(),
@@ -25,12 +26,13 @@ impl LoadedPrograms {
             tc: TcHooks::Auto,
             xdp: config.xdp,
         };
-        let mut datapath = Datapath::load(&wanted)?;
+        let datapath = Datapath::load(&wanted)?;
         for problem in datapath.problems() {
             tracing::warn!("datapath: {problem}");
         }
         let pins_adopted = datapath.adopted();
-        tracing::info!("loaded the eBPF programs; adopted {pins_adopted} pinned tables");
+        let how = if datapath.reuses_programs() { "re-used the pinned" } else { "loaded the" };
+        tracing::info!("{how} eBPF programs; adopted {pins_adopted} pinned tables");
         if config.log_ebpf != EbpfLog::Off
             && let Err(error) = datapath.forward_log()
         {

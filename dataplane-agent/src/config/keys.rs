@@ -193,30 +193,35 @@ pub struct Settings {
     /// 32768]
     #[arg(long, env = "DATAPLANE_CAPACITY_ROUTES", value_name = "N", value_parser = parse::capacity)]
     pub capacity_routes: Option<u32>,
-    /// Capacity of the service table: frontends of all Services [default: 131072]
+    /// Capacity of the service table: frontends of all Services [default: by the node's
+    /// memory, at most 131072]
     #[arg(long, env = "DATAPLANE_CAPACITY_SERVICES", value_name = "N", value_parser = parse::capacity)]
     pub capacity_services: Option<u32>,
-    /// Capacity of the backend table: backend slots of all Services [default: 262144]
+    /// Capacity of the backend table: backend slots of all Services [default: by the node's
+    /// memory, at most 262144]
     #[arg(long, env = "DATAPLANE_CAPACITY_BACKENDS", value_name = "N", value_parser = parse::capacity)]
     pub capacity_backends: Option<u32>,
-    /// Capacity of the table of distinct backends [default: 262144]
+    /// Capacity of the table of distinct backends [default: by the node's memory, at most 262144]
     #[arg(long, env = "DATAPLANE_CAPACITY_BACKEND_GENERATIONS", value_name = "N", value_parser = parse::capacity)]
     pub capacity_backend_generations: Option<u32>,
-    /// Capacity of the flow table: connections translated per packet [default: 131072]
+    /// Capacity of the flow table: connections translated per packet [default: by the node's
+    /// memory, 8192 to 262144]
     #[arg(long, env = "DATAPLANE_CAPACITY_FLOWS", value_name = "N", value_parser = parse::capacity)]
     pub capacity_flows: Option<u32>,
-    /// Capacity of the fragment table: packets being reassembled [default: 4096]
+    /// Capacity of the fragment table: packets being reassembled [default: by the node's memory,
+    /// at most 4096]
     #[arg(long, env = "DATAPLANE_CAPACITY_FRAGMENTS", value_name = "N", value_parser = parse::capacity)]
     pub capacity_fragments: Option<u32>,
     /// Capacity of the table of Service addresses that datagram sockets have sent to [default:
-    /// 65536]
+    /// by the node's memory, at most 65536]
     #[arg(long, env = "DATAPLANE_CAPACITY_DATAGRAM_ORIGINS", value_name = "N", value_parser = parse::capacity)]
     pub capacity_datagram_origins: Option<u32>,
     /// Capacity of the source range table: loadBalancerSourceRanges of all Services [default:
     /// 16384]
     #[arg(long, env = "DATAPLANE_CAPACITY_SOURCE_RANGES", value_name = "N", value_parser = parse::capacity)]
     pub capacity_source_ranges: Option<u32>,
-    /// Capacity of the affinity table: clients of Services with session affinity [default: 65536]
+    /// Capacity of the affinity table: clients of Services with session affinity [default: by the
+    /// node's memory, at most 65536]
     #[arg(long, env = "DATAPLANE_CAPACITY_AFFINITY", value_name = "N", value_parser = parse::capacity)]
     pub capacity_affinity: Option<u32>,
     /// Bytes of the ring buffer of packet events, a power of two [default: 262144]

@@ -131,7 +131,7 @@ impl Config {
     }
 
     fn from_settings(set: Settings) -> Result<Self, ConfigError> {
-        let capacity = Capacity::default();
+        let capacity = Capacity::of_node();
         let source = set.source.unwrap_or_default();
         let in_cluster = source == Source::Kubernetes;
         let preset = set.cni_preset.unwrap_or_default();

@@ -128,7 +128,7 @@ fn an_empty_file_means_the_defaults() {
         assert_eq!(config.http_bind_address, Some("127.0.0.1:9964".parse().unwrap()));
         assert_eq!((config.source, config.api_server, config.kubeconfig), (Source::Manifests, vec![], None));
         assert_eq!((config.mtu, config.cgroup, config.uplinks), (None, None, DevicePatterns::default()));
-        assert_eq!(config.capacity, Capacity::default());
+        assert_eq!(config.capacity, Capacity::of_node());
     }
 }
 
@@ -303,12 +303,36 @@ fn node_name_defaults_to_the_host_name() {
 }
 
 #[test]
+fn docs_list_the_capacities_by_memory() {
+    let text = include_str!("../../../docs/config.md");
+    for (limit, memory) in
+        [("1.5 GiB", 1), ("3 GiB", 2), ("6 GiB", 4), ("48 GiB", 8), ("96 GiB", 64), ("more", 128)]
+    {
+        let Capacity {
+            flows,
+            services,
+            backends,
+            backend_generations,
+            datagram_origins,
+            affinity,
+            fragments,
+            ..
+        } = Capacity::for_memory(memory << 30);
+        assert_eq!((backends, datagram_origins), (backend_generations, affinity));
+        let row =
+            format!("| {limit} | {flows} | {services} | {backends} | {datagram_origins} | {fragments} | ");
+        assert!(text.contains(&row), "{row}");
+    }
+}
+
+#[test]
 fn docs_list_every_key_with_its_default() {
     let text = include_str!("../../../docs/config.md");
     let example = text.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
     let documented = with_file(example, &["--node-name=n1"]).unwrap();
     let default = with_file("node_name: n1", &[]).unwrap();
-    let default = Config { file_values: documented.file_values.clone(), ..default };
+    let capacity = Capacity::for_memory(8 << 30);
+    let default = Config { file_values: documented.file_values.clone(), capacity, ..default };
     assert_eq!(format!("{documented:?}"), format!("{default:?}"));
     let mut settings = Settings::default();
     let file = tempfile::NamedTempFile::new().unwrap();

@@ -219,7 +219,7 @@ impl Datapath {
         let failed = |source| AttachError::Attach { program: name, device: device.to_owned(), source };
         let order = self.order(behind).map_err(failed)?;
         let pin = self.pins.device_link(name, device);
-        let program: &mut SchedClassifier = match self.ebpf.program_mut(name) {
+        let program: &mut SchedClassifier = match self.programs.get_mut(name) {
             Some(program) => program.try_into().map_err(failed)?,
             None => return Err(failed(ProgramError::NotLoaded)),
         };
@@ -247,7 +247,7 @@ impl Datapath {
     /// Before the programs of others, which must not change a packet before its flow lookup.
     fn order(&self, behind: Option<&str>) -> Result<LinkOrder, ProgramError> {
         let Some(name) = behind else { return Ok(LinkOrder::first()) };
-        let program = self.ebpf.program(name).ok_or(ProgramError::NotLoaded)?;
+        let program = self.programs.get(name).ok_or(ProgramError::NotLoaded)?;
         LinkOrder::after_program(<&SchedClassifier>::try_from(program)?)
     }
 }

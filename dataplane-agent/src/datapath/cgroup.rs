@@ -79,7 +79,7 @@ impl Datapath {
         directory: &File,
     ) -> Result<(), CgroupError> {
         let failed = |source| CgroupError::Attach { program: name, path: cgroup.to_owned(), source };
-        let link = match self.ebpf.program_mut(name) {
+        let link = match self.programs.get_mut(name) {
             Some(Program::CgroupSockAddr(program)) => {
                 let id = program.attach(directory, LINK_MODE).map_err(failed)?;
                 FdLink::try_from(program.take_link(id).map_err(failed)?)

@@ -1,5 +1,5 @@
 //! Loads the eBPF object: adopts pinned maps or creates them, and loads every program through the
-//! verifier.
+//! verifier, unless the pinned programs are those it would load.
 //!
 //! Nothing is attached here: if the kernel rejects a program, the programs of the last agent stay
 //! attached. Pins keep everything that outlives the agent: dropping [`Datapath`] closes file
@@ -8,23 +8,25 @@
 use std::{io, path::PathBuf, thread, time::Duration};
 
 use aya::{
-    Ebpf, EbpfError, EbpfLoader,
-    maps::{Array, MapData, MapError, MapInfo},
+    EbpfError, EbpfLoader,
+    maps::{MapData, MapError},
     pin::PinError,
     programs::{Program, ProgramError},
 };
 use dataplane_common::abi::{
-    ConnectedPeer, Device, FlowBlock, NodeConfig, NodeVariables,
-    names::{self, capacity, map, program},
+    ConnectedPeer, Device, NodeConfig, NodeVariables,
+    names::{self, map, program},
 };
 
 use super::{
     attach::TcHooks,
+    capacity::{Capacities, Capacity},
     generation::ForwardingGeneration,
     kernel_features,
     log::EbpfLog,
     maps::{HashTable, LpmTable, OpenError, Tables},
     pins::{Pins, PinsError},
+    programs::{ProgramSet, ProgramSetError, ProgramSource},
     table::AllowedPrefix,
     xdp::XdpUse,
 };
@@ -56,6 +58,8 @@ pub enum LoadError {
     Fill { map: &'static str, source: MapError },
     #[error("pin map {map}: {source}")]
     Pin { map: &'static str, source: PinError },
+    #[error(transparent)]
+    Programs(#[from] ProgramSetError),
     #[error("{0}; if another build left it, remove it with `dataplane-agent cleanup`")]
     Open(#[from] OpenError),
 }
@@ -73,72 +77,17 @@ pub struct DatapathConfig {
     pub xdp: XdpUse,
 }
 
-/// Number of entries of the maps whose capacity can be configured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capacity {
-    pub endpoints: u32,
-    pub routes: u32,
-    pub services: u32,
-    pub backends: u32,
-    pub backend_generations: u32,
-    pub flows: u32,
-    pub fragments: u32,
-    pub datagram_origins: u32,
-    pub source_ranges: u32,
-    pub affinity: u32,
-    /// Size of the ring buffer in bytes, a power of two.
-    pub events_bytes: u32,
-}
-
-impl Default for Capacity {
-    fn default() -> Self {
-        Self {
-            endpoints: capacity::ENDPOINTS,
-            routes: capacity::ROUTES,
-            services: capacity::SERVICES,
-            backends: capacity::BACKENDS,
-            backend_generations: capacity::BACKEND_GENERATIONS,
-            flows: capacity::FLOWS,
-            fragments: capacity::FRAGMENTS,
-            datagram_origins: capacity::DATAGRAM_ORIGINS,
-            source_ranges: capacity::SOURCE_RANGES,
-            affinity: capacity::AFFINITY,
-            events_bytes: capacity::EVENTS_BYTES,
-        }
-    }
-}
-
-impl Capacity {
-    fn by_map(&self) -> [(&'static str, u32); 13] {
-        [
-            (map::ENDPOINTS, self.endpoints),
-            (map::ROUTES, self.routes),
-            (map::SERVICES, self.services),
-            (map::BACKENDS, self.backends),
-            (map::BACKEND_GENERATIONS, self.backend_generations),
-            (map::FLOWS, self.flows),
-            (map::FLOW_BLOCKS, FlowBlock::count(self.flows)),
-            // one entry per direction
-            (map::FLOW_INDEX, self.flows.saturating_mul(2)),
-            (map::FRAGMENTED_PACKETS, self.fragments),
-            (map::DATAGRAM_ORIGINS, self.datagram_origins),
-            (map::SOURCE_RANGES, self.source_ranges),
-            (map::AFFINITY, self.affinity),
-            (map::EVENTS, self.events_bytes),
-        ]
-    }
-}
-
-/// The loaded programs and their maps.
+/// The programs and their maps.
 #[derive(Debug)]
 pub struct Datapath {
-    pub(super) ebpf: Ebpf,
+    pub(super) programs: ProgramSet,
     pub(super) pins: Pins,
     pub(super) tc: TcHooks,
     pub(super) xdp: XdpUse,
     generation: ForwardingGeneration,
     problems: Vec<String>,
     adopted: u32,
+    reused: bool,
 }
 
 /// A loaded program, for reports.
@@ -151,7 +100,8 @@ pub struct ProgramReport {
 }
 
 impl Datapath {
-    /// Loads every program, with pinned maps of an earlier agent or new ones.
+    /// Opens the pinned programs if they are those of this object and configuration, else loads
+    /// every program, with pinned maps of an earlier agent or new ones.
     pub fn load(config: &DatapathConfig) -> Result<Self, LoadError> {
         Self::load_object(OBJECT, config)
     }
@@ -162,32 +112,24 @@ impl Datapath {
         pins.prepare()?;
         take_over(&pins)?;
         let adopted = map::PINNED.iter().filter(|name| pins.map(name).exists()).count() as u32;
-        let (capacities, problems) = effective_capacities(&pins, &config.capacity);
-        let mut node = config.node;
-        node.flow_slots = capacity_of(&capacities, map::FLOWS);
-        node.flags |= kernel_features::flags();
-
-        let level = config.log.number();
-        let mut loader = EbpfLoader::new();
-        loader.override_global(names::NODE, &node, true);
-        // an object without log calls does not have this symbol
-        loader.override_global(aya_log::LEVEL, &level, false);
-        for (name, entries) in capacities {
-            loader.map_max_entries(name, entries);
-        }
-        loader.map_max_entries(map::FLOW_NEXT_HOPS, node.flow_slots.saturating_mul(2));
-        for name in map::PINNED {
-            loader.map_pin_path(name, pins.map(name));
-        }
-        let mut ebpf = loader.load(object).map_err(LoadError::Object)?;
-        // before the programs are loaded: the verifier's error about a map of another layout is
-        // harder to read
-        Tables::open(&pins)?;
-        HashTable::<u32, Device>::open(&pins, map::DEVICES)?;
-        LpmTable::<AllowedPrefix, u32>::open(&pins, map::ALLOWED_SOURCES)?;
-        load_programs(&mut ebpf, used_programs(config.xdp))?;
+        let capacities = Capacities::effective(&pins, &config.capacity);
+        let node = NodeConfig {
+            flow_slots: capacities.of(map::FLOWS),
+            flags: config.node.flags | kernel_features::flags(),
+            ..config.node
+        };
+        let programs: Vec<_> = used_programs(config.xdp).collect();
+        let source =
+            ProgramSource { object, node: &node, log_level: config.log.number(), programs: &programs };
+        let pinned = pinned_programs(&source, &pins)?;
+        let reused = pinned.is_some();
+        let programs = match pinned {
+            Some(programs) => programs,
+            None => load_programs(&source, &capacities, &pins)?,
+        };
         let generation = ForwardingGeneration::open(&pins)?;
-        Ok(Self { ebpf, pins, tc: config.tc, xdp: config.xdp, generation, problems, adopted })
+        let problems = capacities.into_problems();
+        Ok(Self { programs, pins, tc: config.tc, xdp: config.xdp, generation, problems, adopted, reused })
     }
 
     /// What the operator should know: pinned maps whose capacity differs from the configuration.
@@ -200,6 +142,11 @@ impl Datapath {
         self.adopted
     }
 
+    /// Whether the programs are those that an earlier agent loaded.
+    pub const fn reuses_programs(&self) -> bool {
+        self.reused
+    }
+
     pub fn pins(&self) -> &Pins {
         &self.pins
     }
@@ -209,11 +156,9 @@ impl Datapath {
     /// The write is not atomic: a packet that is masqueraded at the same time may get a mix of the
     /// old and the new address.
     pub fn set_variables(&mut self, variables: NodeVariables) -> Result<(), LoadError> {
-        let failed = |source| LoadError::Fill { map: names::DATA, source };
-        let missing = || MapError::InvalidName { name: names::DATA.to_owned() };
-        let map = self.ebpf.map_mut(names::DATA).ok_or_else(|| failed(missing()))?;
-        let mut data: Array<&mut MapData, NodeVariables> = Array::try_from(map).map_err(failed)?;
-        data.set(0, variables, 0).map_err(failed)?;
+        self.programs
+            .set_variables(variables)
+            .map_err(|source| LoadError::Fill { map: names::DATA, source })?;
         self.generation
             .advance()
             .map_err(|source| LoadError::Fill { map: map::FORWARDING_GENERATION, source })
@@ -246,22 +191,15 @@ impl Datapath {
 
     /// The kernel's information on every loaded program.
     pub fn programs(&self) -> Result<Vec<ProgramReport>, ProgramError> {
-        let mut reports = Vec::new();
-        for name in used_programs(self.xdp) {
-            let Some(program) = self.ebpf.program(name) else { continue };
+        let report = |(name, program): (_, &Program)| {
             let info = program.info()?;
-            reports.push(ProgramReport {
+            Ok(ProgramReport {
                 name,
                 id: info.id(),
                 verified_instructions: info.verified_instruction_count(),
-            });
-        }
-        Ok(reports)
-    }
-
-    /// Returns the eBPF object, for tests that run its programs on packets.
-    pub fn into_ebpf(self) -> Ebpf {
-        self.ebpf
+            })
+        };
+        self.programs.iter().map(report).collect()
     }
 }
 
@@ -282,33 +220,6 @@ fn take_over(pins: &Pins) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// The capacities to load with: those of pinned maps, which are kept with their entries, else those
-/// configured.
-fn effective_capacities(pins: &Pins, capacity: &Capacity) -> (Vec<(&'static str, u32)>, Vec<String>) {
-    let mut problems = Vec::new();
-    let capacities = capacity.by_map().map(|(name, configured)| {
-        // without a readable pin the loader creates a new map, or fails and reports why
-        let pinned = MapInfo::from_pin(pins.map(name)).map_or(configured, |info| info.max_entries());
-        if pinned != configured && name != map::FLOW_INDEX && name != map::FLOW_BLOCKS {
-            problems.push(format!(
-                "map {name} keeps its capacity of {pinned} entries because its entries are in use; the configured \
-                 capacity of {configured} takes effect after `dataplane-agent cleanup` or a reboot"
-            ));
-        }
-        (name, pinned)
-    });
-    let mut capacities = capacities.to_vec();
-    // one row for each 64 flows, however many there are
-    let blocks = FlowBlock::count(capacity_of(&capacities, map::FLOWS));
-    capacities.retain(|(name, _)| *name != map::FLOW_BLOCKS);
-    capacities.push((map::FLOW_BLOCKS, blocks));
-    (capacities, problems)
-}
-
-fn capacity_of(capacities: &[(&'static str, u32)], name: &str) -> u32 {
-    capacities.iter().find(|(map, _)| *map == name).map_or(0, |(_, capacity)| *capacity)
-}
-
 /// The programs to load. Without XDP its program is not loaded, which saves the time of the
 /// verifier.
 fn used_programs(xdp: XdpUse) -> impl Iterator<Item = &'static str> {
@@ -316,16 +227,59 @@ fn used_programs(xdp: XdpUse) -> impl Iterator<Item = &'static str> {
     program::CLASSIFIERS.into_iter().chain(program::SOCKET).chain(xdp)
 }
 
-/// Loads these programs one after the other: the verifier uses up to a third of a GiB for a large
-/// one (`kernel/bpf/verifier.c`, `explored_states`), and a node with 1 GiB has no memory for
-/// several.
-fn load_programs(ebpf: &mut Ebpf, names: impl Iterator<Item = &'static str>) -> Result<(), LoadError> {
-    for name in names {
+/// The pinned programs, if they were made from this source. Removes all others.
+fn pinned_programs(source: &ProgramSource<'_>, pins: &Pins) -> Result<Option<ProgramSet>, LoadError> {
+    // a map is missing: there are no programs that use it
+    let Ok(fingerprint) = source.fingerprint(pins) else { return Ok(None) };
+    let directory = pins.program_set(fingerprint);
+    if !directory.exists() {
+        return Ok(None);
+    }
+    match ProgramSet::open(&directory, source.programs) {
+        Ok(programs) => {
+            pins.remove_other_program_sets(fingerprint)?;
+            Ok(Some(programs))
+        }
+        Err(error) => {
+            tracing::warn!(%error, "cannot use the pinned programs, loading them again");
+            Ok(None)
+        }
+    }
+}
+
+/// Loads the programs and pins them, one after the other: the verifier needs memory for each, and
+/// a small node has none for several.
+fn load_programs(
+    source: &ProgramSource<'_>,
+    capacities: &Capacities,
+    pins: &Pins,
+) -> Result<ProgramSet, LoadError> {
+    let mut loader = EbpfLoader::new();
+    loader.override_global(names::NODE, source.node, true);
+    // an object without log calls does not have this symbol
+    loader.override_global(aya_log::LEVEL, &source.log_level, false);
+    for (name, entries) in capacities.iter() {
+        loader.map_max_entries(name, entries);
+    }
+    loader.map_max_entries(map::FLOW_NEXT_HOPS, capacities.of(map::FLOWS).saturating_mul(2));
+    for name in map::PINNED {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    let mut ebpf = loader.load(source.object).map_err(LoadError::Object)?;
+    // before the programs are loaded: the verifier's error about a map of another layout is harder
+    // to read
+    Tables::open(pins)?;
+    HashTable::<u32, Device>::open(pins, map::DEVICES)?;
+    LpmTable::<AllowedPrefix, u32>::open(pins, map::ALLOWED_SOURCES)?;
+    for &name in source.programs {
         let program = ebpf.program_mut(name).ok_or(LoadError::NoProgram(name))?;
         load_program(program)
             .map_err(|error| LoadError::Program { program: name, reason: load_failure(&error) })?;
     }
-    Ok(())
+    let fingerprint = source.fingerprint(pins)?;
+    ProgramSet::pin(&mut ebpf, pins, fingerprint, source.programs)?;
+    pins.remove_other_program_sets(fingerprint)?;
+    Ok(ProgramSet::open(&pins.program_set(fingerprint), source.programs)?)
 }
 
 /// Loads one program. The verifier gives up with `EAGAIN` when a signal is pending for the thread

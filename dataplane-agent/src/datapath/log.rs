@@ -3,7 +3,9 @@
 
 use std::{io, str::FromStr};
 
+use aya::programs::{Program, ProgramError};
 use aya_log::EbpfLogger;
+use dataplane_common::abi::names::program;
 use tokio::task::JoinHandle;
 use tracing_log::LogTracer;
 
@@ -65,8 +67,11 @@ impl Datapath {
     /// # Errors
     ///
     /// The object has no log map (no log call), or the task cannot poll it.
-    pub fn forward_log(&mut self) -> Result<JoinHandle<()>, LogError> {
-        let logger = EbpfLogger::init_with_logger(&mut self.ebpf, LogTracer::new())?;
+    pub fn forward_log(&self) -> Result<JoinHandle<()>, LogError> {
+        // the map is the same for all programs
+        let program = self.programs.get(program::FROM_POD).ok_or(ProgramError::NotLoaded);
+        let program = program.and_then(Program::info).map_err(aya_log::Error::from)?;
+        let logger = EbpfLogger::init_from_id_with_logger(program.id(), LogTracer::new())?;
         let mut logger = async_fd(logger)?;
         Ok(tokio::spawn(async move {
             while let Ok(mut guard) = logger.readable_mut().await {

@@ -1,5 +1,5 @@
-//! Paths of the pinned maps and links, which outlive the agent:
-//! `<bpffs>/dataplane/v<ABI>/{maps,links}/`.
+//! Paths of the pinned maps, programs and links, which outlive the agent:
+//! `<bpffs>/dataplane/v<ABI>/{maps,programs,links}/`.
 //!
 //! Owns the paths and the mount of the BPF file system. Does not open pinned objects.
 
@@ -41,6 +41,8 @@ pub struct Pins {
 const DIRECTORY: &str = "dataplane";
 /// Marker in [`DIRECTORY`]: an agent mounted the BPF file system, so `cleanup` unmounts it.
 const MOUNT_MARKER: &str = "mounted";
+/// Directory of a set of programs that is not complete yet.
+const NEXT_PROGRAM_SET: &str = "next";
 
 impl Pins {
     /// The paths below `bpffs`. Does no I/O.
@@ -54,6 +56,7 @@ impl Pins {
         create(&self.bpffs)?;
         let mounted = self.ensure_bpffs()?;
         create(&self.root.join("maps"))?;
+        create(&self.root.join("programs"))?;
         create(&self.root.join("links"))?;
         if mounted {
             create(&self.bpffs.join(DIRECTORY).join(MOUNT_MARKER))?;
@@ -82,6 +85,41 @@ impl Pins {
     /// Pin of a map of another ABI version.
     pub fn map_of_version(&self, version: u32, name: &str) -> PathBuf {
         self.bpffs.join(DIRECTORY).join(format!("v{version}")).join("maps").join(name)
+    }
+
+    /// Directory of the programs with this fingerprint. It has all of them, or does not exist.
+    pub fn program_set(&self, fingerprint: u64) -> PathBuf {
+        self.programs().join(format!("{fingerprint:016x}"))
+    }
+
+    /// Creates an empty directory for a new set of programs.
+    pub fn create_program_set(&self) -> Result<PathBuf, PinsError> {
+        let path = self.programs().join(NEXT_PROGRAM_SET);
+        // an agent that was stopped while it pinned programs left it
+        remove_tree_if_exists(&path)?;
+        create(&path)?;
+        Ok(path)
+    }
+
+    /// Gives the set of [`Self::create_program_set`] its name, in place of a set with this name.
+    pub fn publish_program_set(&self, fingerprint: u64) -> Result<(), PinsError> {
+        let path = self.programs().join(NEXT_PROGRAM_SET);
+        let set = self.program_set(fingerprint);
+        remove_tree_if_exists(&set)?;
+        fs::rename(&path, set).map_err(|source| PinsError::Io { operation: "rename", path, source })
+    }
+
+    /// Removes all sets of programs but this one. Programs of the others that are attached stay
+    /// attached.
+    pub fn remove_other_program_sets(&self, fingerprint: u64) -> Result<(), PinsError> {
+        let kept = self.program_set(fingerprint);
+        for name in names(&self.programs())? {
+            let path = self.programs().join(name);
+            if path != kept {
+                remove_tree(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Pin of a program's link on a device.
@@ -187,6 +225,10 @@ impl Pins {
         Ok(removed)
     }
 
+    fn programs(&self) -> PathBuf {
+        self.root.join("programs")
+    }
+
     fn links(&self) -> PathBuf {
         self.root.join("links")
     }
@@ -233,6 +275,10 @@ fn remove_tree(path: &Path) -> Result<(), PinsError> {
         path: path.to_owned(),
         source,
     })
+}
+
+fn remove_tree_if_exists(path: &Path) -> Result<(), PinsError> {
+    if path.exists() { remove_tree(path) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -65,7 +65,7 @@ impl Datapath {
             return Ok(XdpState::Off);
         }
         let failed = |source| AttachError::Attach { program: NAME, device: device.to_owned(), source };
-        let program: &mut Xdp = match self.ebpf.program_mut(NAME) {
+        let program: &mut Xdp = match self.programs.get_mut(NAME) {
             Some(program) => program.try_into().map_err(failed)?,
             None => return Err(failed(ProgramError::NotLoaded)),
         };

@@ -1,7 +1,9 @@
 //! Tests of the embedded object on the kernel: load, attach, adopt, replace, clean up.
 
 mod attachments;
+mod memory;
 mod packets;
+mod reuse;
 
 use std::{
     collections::BTreeSet,
@@ -53,6 +55,13 @@ impl Node {
             tc: TcHooks::Auto,
             xdp: XdpUse::Native,
         }
+    }
+
+    /// As [`Self::config`], with other programs.
+    fn changed_config(&self) -> DatapathConfig {
+        let config = self.config();
+        let flags = config.node.flags | NodeFlags::CONNECT_UDP;
+        DatapathConfig { node: NodeConfig { flags, ..config.node }, ..config }
     }
 
     /// A cgroup below the root one: sockets of other processes are never touched.
@@ -145,6 +154,7 @@ fn maps_implement_the_table_trait() {
             tables.services.insert(&key(3), &service),
             Err(TableError::Full { capacity: 2, .. })
         ));
+        tables.services.insert(&key(2), &service).expect("a row of a full table can be replaced");
         tables.services.remove(&key(2)).unwrap();
         tables.services.remove(&key(2)).unwrap();
         assert_eq!(tables.services.entries().unwrap(), [(key(1), service)]);

@@ -120,6 +120,7 @@ pub fn measure(size: Size) -> Result<Scale> {
         Ok((count(&now) >= wanted).then_some(now))
     })?;
     let buckets = difference(&after, &before);
+    let tables = cluster.nodes().first().context("a node")?.map_bytes()?;
     Ok(Scale {
         services: size.services,
         endpoints: size.endpoints,
@@ -128,7 +129,7 @@ pub fn measure(size: Size) -> Result<Scale> {
         rss_mib: memory(pid, "VmRSS")?,
         program_mib: memory(pid, "RssFile")?,
         peak_rss_mib: memory(pid, "VmHWM")?,
-        tables_mib: tables(pid)?,
+        tables_mib: tables as f64 / f64::from(1 << 20),
         changes: CHANGES,
         change_p50_ms: percentile(&buckets, 0.5) * 1e3,
         change_p99_ms: percentile(&buckets, 0.99) * 1e3,
@@ -208,23 +209,6 @@ fn memory(pid: u32, field: &str) -> Result<f64> {
         .with_context(|| format!("cannot read {field} of process {pid}"))?
         .parse()?;
     Ok(kib as f64 / 1_024.0)
-}
-
-/// Returns the memory of the BPF maps that a process has open, from `/proc/PID/fdinfo`, in MiB.
-fn tables(pid: u32) -> Result<f64> {
-    let mut maps = BTreeMap::new();
-    for descriptor in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-        // it may have been closed since the directory was read
-        let Ok(text) = fs::read_to_string(descriptor?.path()) else { continue };
-        let field = |name: &str| -> Option<u64> {
-            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            line?.trim().parse().ok()
-        };
-        // several descriptors may refer to one map
-        maps.extend(field("map_id").zip(field("memlock")));
-    }
-    ensure!(!maps.is_empty(), "process {pid} has no open BPF map");
-    Ok(maps.values().sum::<u64>() as f64 / (1_u64 << 20) as f64)
 }
 
 #[cfg(test)]

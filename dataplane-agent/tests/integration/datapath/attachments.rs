@@ -8,7 +8,7 @@ use super::{Node, program_id, veth};
 use crate::netns::{in_fresh_netns, ip, run};
 
 /// Whether the kernel has tcx (from 6.6). If not, a test that needs it is skipped.
-fn has_tcx() -> bool {
+pub(super) fn has_tcx() -> bool {
     use aya::programs::{SchedClassifier, TcAttachType};
     let has = SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok();
     if !has {
@@ -18,7 +18,7 @@ fn has_tcx() -> bool {
 }
 
 /// IDs of the programs attached to a device by tcx.
-fn tcx_programs(device: &str, ingress: bool) -> Vec<u32> {
+pub(super) fn tcx_programs(device: &str, ingress: bool) -> Vec<u32> {
     use aya::programs::{SchedClassifier, TcAttachType};
     let direction = if ingress { TcAttachType::Ingress } else { TcAttachType::Egress };
     let (_, programs) = SchedClassifier::query_tcx(device, direction).unwrap();
@@ -26,7 +26,7 @@ fn tcx_programs(device: &str, ingress: bool) -> Vec<u32> {
 }
 
 /// IDs of the XDP programs attached to a device.
-fn xdp_program(device: &str) -> Vec<String> {
+pub(super) fn xdp_program(device: &str) -> Vec<String> {
     let shown = ip(&format!("-json link show dev {device}"));
     let devices: serde_json::Value = serde_json::from_str(&shown).unwrap();
     let xdp = &devices[0]["xdp"];
@@ -47,7 +47,7 @@ fn xdp_program_stays_attached_and_is_replaced_in_place() {
         drop(first);
         assert_eq!(xdp_program("wire0"), before, "the program stays attached when the agent ends");
 
-        let mut second = Datapath::load(&node.config()).unwrap();
+        let mut second = Datapath::load(&node.changed_config()).unwrap();
         assert_eq!(second.attach_xdp("wire0").unwrap(), XdpState::Native);
         let after = xdp_program("wire0");
         assert_ne!(after, before, "the new agent's program");
@@ -95,7 +95,7 @@ fn tcx_links_outlive_the_agent_and_their_program_is_replaced() {
             (program_id(&datapath, "from_pod"), program_id(&datapath, "to_pod"))
         };
         assert_eq!((tcx_programs("dp1", true), tcx_programs("dp1", false)), (vec![first.0], vec![first.1]));
-        let mut datapath = Datapath::load(&node.config()).unwrap();
+        let mut datapath = Datapath::load(&node.changed_config()).unwrap();
         assert_eq!(datapath.attach_pod("dp1").unwrap(), Attachment::TcxAdopted);
         let second = (program_id(&datapath, "from_pod"), program_id(&datapath, "to_pod"));
         assert_ne!(first, second);
@@ -172,6 +172,7 @@ fn clsact_filters_outlive_the_agent_and_are_replaced_in_place() {
         }
         let first = run("tc", "filter show dev dp1 ingress");
         assert!(first.contains("from_pod") && first.contains("direct-action"), "{first}");
+        let config = DatapathConfig { tc: TcHooks::Clsact, ..node.changed_config() };
         let mut datapath = Datapath::load(&config).unwrap();
         assert_eq!(datapath.attach_pod("dp1").unwrap(), Attachment::ClsactAdopted);
         let second = run("tc", "filter show dev dp1 ingress");

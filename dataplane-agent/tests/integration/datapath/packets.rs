@@ -54,7 +54,7 @@ fn socket_translation_and_counters_survive_a_restart() {
         connect_from_cgroup(&cgroup, service);
         assert_eq!(translated(), 2);
         // the programs of another agent replace those of the first
-        let mut datapath = Datapath::load(&node.config()).unwrap();
+        let mut datapath = Datapath::load(&node.changed_config()).unwrap();
         datapath.attach_cgroup(&cgroup).unwrap();
         connect_from_cgroup(&cgroup, service);
         assert_eq!(translated(), 3);
@@ -117,19 +117,24 @@ fn log_of_the_programs_reaches_tracing() {
         let subscriber =
             tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(writer).finish();
         let _here = tracing::subscriber::set_default(subscriber);
-        let mut datapath = Datapath::load(&config).unwrap();
-        let forwarding = datapath.forward_log().unwrap();
-        datapath.attach_pod("dp1").unwrap();
-        send_datagram(5_000);
-        let found = async {
-            while let Some(line) = logged.recv().await {
-                if line.contains("dataplane") && line.contains("hook 0 ") {
-                    return;
+        // the second agent uses the programs of the first
+        for reused in [false, true] {
+            let mut datapath = Datapath::load(&config).unwrap();
+            assert_eq!(datapath.reuses_programs(), reused);
+            let forwarding = datapath.forward_log().unwrap();
+            datapath.attach_pod("dp1").unwrap();
+            while logged.try_recv().is_ok() {}
+            send_datagram(5_000);
+            let found = async {
+                while let Some(line) = logged.recv().await {
+                    if line.contains("dataplane") && line.contains("hook 0 ") {
+                        return;
+                    }
                 }
-            }
-        };
-        timeout(Duration::from_secs(10), found).await.expect("a log line in time");
-        forwarding.abort();
+            };
+            timeout(Duration::from_secs(10), found).await.expect("a log line in time");
+            forwarding.abort();
+        }
     });
 }
 

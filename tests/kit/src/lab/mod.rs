@@ -14,6 +14,7 @@ mod losses;
 mod netns;
 mod node;
 mod objects;
+mod pinned;
 mod pod;
 mod process;
 mod publisher;
