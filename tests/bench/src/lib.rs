@@ -15,6 +15,7 @@
 )]
 
 pub mod baselines;
+mod bpf;
 pub mod dataplane;
 pub mod forward;
 pub mod load;
@@ -24,6 +25,7 @@ pub mod measure;
 pub mod network;
 pub mod path;
 pub mod plan;
+pub mod program;
 pub mod report;
 pub mod rules;
 pub mod scale;

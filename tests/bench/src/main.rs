@@ -11,6 +11,7 @@ use dataplane_bench::{
     measure::{Pace, measure},
     network::InstanceLock,
     plan::{SERVICE_COUNTS, Selection, Variant},
+    program::peers::Peers,
     report::{self, Report},
     scale,
     testbed::Testbed,
@@ -48,6 +49,8 @@ struct Arguments {
     /// Updates docs/benchmarks.md, as a complete run always does
     #[arg(long)]
     write_docs: bool,
+    #[command(flatten)]
+    peers: Peers,
 }
 
 impl Arguments {
@@ -85,6 +88,7 @@ fn main() -> Result<()> {
     let report = run(&arguments)?;
     print(&markdown::ratios(&report))?;
     print(&markdown::rates(&report))?;
+    print(&markdown::program_runs(&report))?;
     print(&markdown::scale(&report.scale))?;
     print(&markdown::conditions(&report))?;
     if let Some(path) = &arguments.json {
@@ -104,7 +108,7 @@ fn run(arguments: &Arguments) -> Result<Report> {
     let machine = Machine::inspect()?;
     let _lock = InstanceLock::acquire()?;
     let selection = arguments.selection()?;
-    let testbed = Testbed::create(&selection)?;
+    let testbed = Testbed::create(&selection, &arguments.peers)?;
     let cases = testbed.cases();
     ensure!(!cases.is_empty(), "no row matches {:?} and the other options", arguments.rows);
     let pace = arguments.pace();

@@ -40,6 +40,12 @@ pub enum Variant {
     XdpDsr,
     /// The datapath with tc on the uplink, for clients outside.
     Tc,
+    /// Programs without maps that redirect or pass every packet.
+    Empty,
+    /// Katran's program.
+    Katran,
+    /// Calico's program.
+    Calico,
 }
 
 impl Variant {
@@ -74,6 +80,9 @@ impl fmt::Display for Variant {
             Self::Xdp => "xdp",
             Self::XdpDsr => "xdp-dsr",
             Self::Tc => "tc",
+            Self::Empty => "empty",
+            Self::Katran => "katran",
+            Self::Calico => "calico",
         })
     }
 }
@@ -85,6 +94,12 @@ pub mod row {
     pub const TWO_NODE_RR: &str = "two_node_rr";
     pub const TWO_NODE_CRR: &str = "two_node_crr";
     pub const NODEPORT_UDP: &str = "nodeport_udp";
+    pub const PROGRAM_NODE_PORT: &str = "program_nodeport";
+    pub const NEW_FLOW: &str = "new_flow";
+    pub const PROGRAM_OTHER: &str = "program_no_service";
+    pub const PROGRAM_POD: &str = "program_pod";
+    /// Rows that run programs without devices.
+    pub const PROGRAM_RUNS: [&str; 4] = [PROGRAM_NODE_PORT, NEW_FLOW, PROGRAM_OTHER, PROGRAM_POD];
 }
 
 /// The selected part of the benchmark.
@@ -120,6 +135,8 @@ pub struct Case {
     pub params: Map<String, Value>,
     /// The variant that is the limit.
     pub limit: Variant,
+    /// The variants of other projects; the best of them is the row's peer.
+    pub peers: &'static [Variant],
     pub workloads: Vec<(Variant, Workload)>,
 }
 
@@ -182,7 +199,13 @@ pub fn same_node(raw: &Pair, baselines: &Baselines<'_>, dataplane: Option<&Traff
         paths.extend(dataplane.cloned().map(|path| (Variant::Ours, path)));
         let connections = if let Load::TcpRr { connections } = load { connections } else { 1 };
         let params = params(&[("protocol", json!(protocol)), ("connections", json!(connections))]);
-        Case { row: row::SAME_NODE_RR, params, limit: Variant::Raw, workloads: client_server(load, paths) }
+        Case {
+            row: row::SAME_NODE_RR,
+            params,
+            limit: Variant::Raw,
+            peers: &Variant::KUBE_PROXY,
+            workloads: client_server(load, paths),
+        }
     };
     loads.into_iter().map(case).collect()
 }
@@ -210,6 +233,7 @@ pub fn cluster_ip(
         row: row::CLUSTERIP_CRR,
         params,
         limit: Variant::Plain,
+        peers: &Variant::KUBE_PROXY,
         workloads: client_server(Load::TcpCrr, paths),
     }
 }
@@ -222,7 +246,13 @@ pub fn two_nodes(routing: &str, baselines: &Baselines<'_>, dataplane: Option<&Tr
         paths.extend(baselines.paths(Cluster::two_nodes));
         paths.extend(dataplane.cloned().map(|path| (Variant::Ours, path)));
         let params = params(&[("routing", json!(routing))]);
-        Case { row, params, limit: Variant::Hosts, workloads: client_server(load, paths) }
+        Case {
+            row,
+            params,
+            limit: Variant::Hosts,
+            peers: &Variant::KUBE_PROXY,
+            workloads: client_server(load, paths),
+        }
     };
     loads.into_iter().map(case).collect()
 }
@@ -231,7 +261,7 @@ pub fn two_nodes(routing: &str, baselines: &Baselines<'_>, dataplane: Option<&Tr
 pub fn node_port(forwarders: impl Iterator<Item = (Variant, Forwarder)>) -> Case {
     let workloads = forwarders.map(|(variant, forwarder)| (variant, Workload::Forward(forwarder))).collect();
     let params = params(&[("flows", json!(FLOWS))]);
-    Case { row: row::NODEPORT_UDP, params, limit: Variant::Raw, workloads }
+    Case { row: row::NODEPORT_UDP, params, limit: Variant::Raw, peers: &Variant::KUBE_PROXY, workloads }
 }
 
 fn client_server(load: Load, paths: Vec<(Variant, TrafficPath)>) -> Vec<(Variant, Workload)> {

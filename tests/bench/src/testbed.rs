@@ -9,6 +9,7 @@ use super::{
     forward::Nodes,
     path::Location,
     plan::{self, Baselines, Case, MAX_RULE_SERVICES, SERVICE_COUNTS, Selection, Variant, row},
+    program::{Programs, peers::Peers},
     services::ServiceSet,
     workload::Workload,
 };
@@ -24,6 +25,7 @@ pub struct Testbed {
     native: Vec<Scenario>,
     vxlan: Option<Scenario>,
     nodes: Option<Nodes>,
+    programs: Option<Programs>,
     selection: Selection,
 }
 
@@ -88,7 +90,7 @@ impl Scenario {
 }
 
 impl Testbed {
-    pub fn create(selection: &Selection) -> Result<Self> {
+    pub fn create(selection: &Selection, peers: &Peers) -> Result<Self> {
         let [fewest, ..] = SERVICE_COUNTS;
         let mut counts = selection.service_counts();
         if selection.has_any(&RR_ROWS) && !counts.contains(&fewest) {
@@ -100,6 +102,7 @@ impl Testbed {
         };
         let vxlan = selection.has_any(&[row::TWO_NODE_RR, row::TWO_NODE_CRR]);
         let nodes = selection.has_any(&[row::NODEPORT_UDP]);
+        let programs = selection.has_any(&row::PROGRAM_RUNS);
         Ok(Self {
             raw: Pair::create()?,
             native: counts
@@ -108,6 +111,7 @@ impl Testbed {
                 .collect::<Result<_>>()?,
             vxlan: vxlan.then(|| scenario(Routing::Vxlan, fewest)).transpose()?,
             nodes: nodes.then(|| Nodes::create(selection)).transpose()?,
+            programs: programs.then(|| Programs::create(selection, peers)).transpose()?,
             selection: selection.clone(),
         })
     }
@@ -134,6 +138,7 @@ impl Testbed {
             cases.extend(plan::two_nodes(name, &scenario.baselines(), dataplane.as_ref()));
         }
         cases.extend(self.nodes.as_ref().map(|nodes| plan::node_port(nodes.iter())));
+        cases.extend(self.programs.iter().flat_map(Programs::cases));
         cases.into_iter().filter_map(|case| case.keep(&self.selection)).collect()
     }
 
@@ -141,7 +146,7 @@ impl Testbed {
     pub fn check(&self, measured: &[Case]) -> Result<()> {
         let is_of = |workload: &Workload, client: &Location| match workload {
             Workload::ClientServer(path, _) => path.client == *client,
-            Workload::Forward(_) => false,
+            Workload::Forward(_) | Workload::Program(_) => false,
         };
         let took_part = |client: &Location| {
             measured.iter().any(|case| case.workloads.iter().any(|(_, workload)| is_of(workload, client)))

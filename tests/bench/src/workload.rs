@@ -8,6 +8,7 @@ use super::{
     forward::Forwarder,
     load::{Load, Outcome},
     path::{Servers, TrafficPath},
+    program::ProgramRun,
 };
 
 /// Time of the verification, enough for one operation.
@@ -20,6 +21,8 @@ pub enum Workload {
     ClientServer(TrafficPath, Load),
     /// A node that forwards packets.
     Forward(Forwarder),
+    /// A program on packets, without devices.
+    Program(ProgramRun),
 }
 
 impl Workload {
@@ -27,7 +30,7 @@ impl Workload {
     pub fn start(&self, servers: &mut Servers) -> Result<()> {
         match self {
             Self::ClientServer(path, _) => servers.start(path),
-            Self::Forward(_) => Ok(()),
+            Self::Forward(_) | Self::Program(_) => Ok(()),
         }
     }
 
@@ -35,6 +38,7 @@ impl Workload {
     pub fn verify(&self) -> Result<()> {
         let (path, load) = match self {
             Self::Forward(forwarder) => return forwarder.verify(),
+            Self::Program(run) => return run.verify(),
             Self::ClientServer(path, load) => (path, *load),
         };
         let mut outcome = path.measure(load, Duration::ZERO, VERIFICATION_TIME)?;
@@ -56,6 +60,7 @@ impl Workload {
         match self {
             Self::ClientServer(path, load) => path.measure(*load, warm_up, time),
             Self::Forward(forwarder) => forwarder.measure(warm_up, time),
+            Self::Program(run) => run.measure(warm_up, time),
         }
     }
 }

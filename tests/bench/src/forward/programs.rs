@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use dataplane_common::{checksum, net::Protocol};
 
-use super::{
+use crate::bpf::{
     assembly::{Assembly, Helper, Instruction, Label, Op, Reg, Size},
     kernel::{Counters, Slot},
 };
@@ -191,7 +191,7 @@ fn look_up(assembly: &mut Assembly, map: i32, key: u32, otherwise: Label) {
         .constant(Op::Add, Reg::R2, -4)
         .map(Reg::R1, map)
         .call(Helper::MapLookup)
-        .jump_if_null(Reg::R0, otherwise);
+        .jump_if_zero(Reg::R0, otherwise);
 }
 
 fn count(assembly: &mut Assembly, counters: &Counters, index: u32, done: Label) {
