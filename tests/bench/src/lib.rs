@@ -2,9 +2,9 @@
 //! in one interleaved run. Only ratios within one run are comparable.
 //!
 //! - [`load`] generates traffic between the client and server of a [`path`], [`forward`] traffic
-//!   through a node; a [`workload`] is either.
-//! - [`dataplane`] and [`baselines`] (with [`rules`]) create the compared clusters, [`testbed`]
-//!   all.
+//!   through a node, [`program`] runs of one program; a [`workload`] is one of them.
+//! - [`dataplane`] and [`baselines`] (with [`rules`]) create the compared clusters, [`outside`]
+//!   servers beside them, [`testbed`] all.
 //! - [`plan`] defines the rows, [`measure`] runs them in random order, [`stats`] computes ratios
 //!   with confidence intervals, [`report`] and [`markdown`] format them.
 //! - [`scale`] is separate: it measures one agent in a large cluster.
@@ -23,6 +23,7 @@ pub mod machine;
 pub mod markdown;
 pub mod measure;
 pub mod network;
+pub mod outside;
 pub mod path;
 pub mod plan;
 pub mod program;

@@ -12,8 +12,15 @@ use super::{
 };
 
 /// Columns of the table of rates, as far as the run has them.
-const COLUMNS: [Variant; 6] =
-    [Variant::Raw, Variant::Empty, Variant::Hosts, Variant::Plain, Variant::Nftables, Variant::Iptables];
+const COLUMNS: [Variant; 7] = [
+    Variant::Raw,
+    Variant::Empty,
+    Variant::Hosts,
+    Variant::Plain,
+    Variant::Masquerade,
+    Variant::Nftables,
+    Variant::Iptables,
+];
 
 /// Returns the table of ratios, the result.
 pub fn ratios(report: &Report) -> String {
@@ -193,7 +200,7 @@ pub fn document(report: &Report) -> String {
 
 fn title(row: &Row) -> String {
     let params: Vec<String> = row.params.iter().map(|(key, value)| format!("{key} {value}")).collect();
-    format!("`{}` {}", row.name, params.join(", ").replace('"', ""))
+    format!("`{}` {}", row.name, params.join(", ").replace('"', "")).trim_end().to_owned()
 }
 
 fn against(against: Option<&Against>) -> String {

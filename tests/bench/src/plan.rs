@@ -28,6 +28,8 @@ pub enum Variant {
     Nftables,
     /// Linux routing with kube-proxy's iptables rules.
     Iptables,
+    /// Linux routing with one rule that masquerades pods.
+    Masquerade,
     /// The datapath with default settings.
     Ours,
     /// The datapath with per-packet instead of connect-time translation.
@@ -51,6 +53,8 @@ pub enum Variant {
 impl Variant {
     /// The modes of kube-proxy.
     pub const KUBE_PROXY: [Self; 2] = [Self::Nftables, Self::Iptables];
+    /// What masquerades pods.
+    pub const MASQUERADE: [Self; 3] = [Self::Masquerade, Self::Nftables, Self::Iptables];
 
     pub const fn is_dataplane(self) -> bool {
         matches!(self, Self::Ours | Self::Packet | Self::Xdp | Self::XdpDsr | Self::Tc)
@@ -75,6 +79,7 @@ impl fmt::Display for Variant {
             Self::Plain => "plain",
             Self::Nftables => "nftables",
             Self::Iptables => "iptables",
+            Self::Masquerade => "masquerade",
             Self::Ours => "ours",
             Self::Packet => "packet",
             Self::Xdp => "xdp",
@@ -93,6 +98,7 @@ pub mod row {
     pub const CLUSTERIP_CRR: &str = "clusterip_crr";
     pub const TWO_NODE_RR: &str = "two_node_rr";
     pub const TWO_NODE_CRR: &str = "two_node_crr";
+    pub const OUTSIDE_CRR: &str = "outside_crr";
     pub const NODEPORT_UDP: &str = "nodeport_udp";
     pub const PROGRAM_NODE_PORT: &str = "program_nodeport";
     pub const NEW_FLOW: &str = "new_flow";
@@ -255,6 +261,17 @@ pub fn two_nodes(routing: &str, baselines: &Baselines<'_>, dataplane: Option<&Tr
         }
     };
     loads.into_iter().map(case).collect()
+}
+
+/// Returns the case of short connections from a pod to a server outside of the cluster.
+pub fn outside(paths: Vec<(Variant, TrafficPath)>) -> Case {
+    Case {
+        row: row::OUTSIDE_CRR,
+        params: Map::new(),
+        limit: Variant::Plain,
+        peers: &Variant::MASQUERADE,
+        workloads: client_server(Load::TcpCrr, paths),
+    }
 }
 
 /// Returns the case of a node port with an outside client and a backend on another node.

@@ -7,6 +7,7 @@ use super::{
     baselines::{Cluster, Pair, Proxy, Routing, service_backend},
     dataplane::{DataplaneCluster, Translation},
     forward::Nodes,
+    outside::Outside,
     path::Location,
     plan::{self, Baselines, Case, MAX_RULE_SERVICES, SERVICE_COUNTS, Selection, Variant, row},
     program::{Programs, peers::Peers},
@@ -15,8 +16,9 @@ use super::{
 };
 use dataplane_testkit::lab;
 
-/// Rows between pods of one node and of two.
-const RR_ROWS: [&str; 3] = [row::SAME_NODE_RR, row::TWO_NODE_RR, row::TWO_NODE_CRR];
+/// Rows of the clusters with the fewest Services.
+const FEW_SERVICES_ROWS: [&str; 4] =
+    [row::SAME_NODE_RR, row::TWO_NODE_RR, row::TWO_NODE_CRR, row::OUTSIDE_CRR];
 
 /// All selected topologies.
 #[derive(Debug)]
@@ -24,6 +26,7 @@ pub struct Testbed {
     raw: Pair,
     native: Vec<Scenario>,
     vxlan: Option<Scenario>,
+    outside: Option<Outside>,
     nodes: Option<Nodes>,
     programs: Option<Programs>,
     selection: Selection,
@@ -93,7 +96,7 @@ impl Testbed {
     pub fn create(selection: &Selection, peers: &Peers) -> Result<Self> {
         let [fewest, ..] = SERVICE_COUNTS;
         let mut counts = selection.service_counts();
-        if selection.has_any(&RR_ROWS) && !counts.contains(&fewest) {
+        if selection.has_any(&FEW_SERVICES_ROWS) && !counts.contains(&fewest) {
             counts.insert(0, fewest);
         }
         let scenario = |routing, count| {
@@ -103,12 +106,17 @@ impl Testbed {
         let vxlan = selection.has_any(&[row::TWO_NODE_RR, row::TWO_NODE_CRR]);
         let nodes = selection.has_any(&[row::NODEPORT_UDP]);
         let programs = selection.has_any(&row::PROGRAM_RUNS);
+        let native: Vec<Scenario> =
+            counts.into_iter().map(|count| scenario(Routing::Native, count)).collect::<Result<_>>()?;
+        let few = native.first().filter(|_| selection.has_any(&[row::OUTSIDE_CRR]));
+        let outside = few.map(|few| {
+            let dataplane = few.default().map(DataplaneCluster::outside).transpose()?;
+            Outside::create(selection, &few.services, dataplane)
+        });
         Ok(Self {
             raw: Pair::create()?,
-            native: counts
-                .into_iter()
-                .map(|count| scenario(Routing::Native, count))
-                .collect::<Result<_>>()?,
+            outside: outside.transpose()?,
+            native,
             vxlan: vxlan.then(|| scenario(Routing::Vxlan, fewest)).transpose()?,
             nodes: nodes.then(|| Nodes::create(selection)).transpose()?,
             programs: programs.then(|| Programs::create(selection, peers)).transpose()?,
@@ -137,6 +145,7 @@ impl Testbed {
             let dataplane = scenario.default().map(DataplaneCluster::two_nodes);
             cases.extend(plan::two_nodes(name, &scenario.baselines(), dataplane.as_ref()));
         }
+        cases.extend(self.outside.as_ref().map(|outside| plan::outside(outside.paths())));
         cases.extend(self.nodes.as_ref().map(|nodes| plan::node_port(nodes.iter())));
         cases.extend(self.programs.iter().flat_map(Programs::cases));
         cases.into_iter().filter_map(|case| case.keep(&self.selection)).collect()
@@ -158,6 +167,6 @@ impl Testbed {
                 }
             }
         }
-        Ok(())
+        self.outside.as_ref().map_or(Ok(()), Outside::check)
     }
 }
