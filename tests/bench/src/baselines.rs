@@ -144,6 +144,11 @@ impl Cluster {
         &self.first
     }
 
+    /// Returns both nodes, each with its pod on `pod1`: client and remote server.
+    pub fn ends(&self) -> [(&Namespace, &Namespace); 2] {
+        [(&self.first, &self.client), (&self.second, &self.remote)]
+    }
+
     /// Returns the namespace of the bridge `br0`, which connects the nodes.
     pub fn wire(&self) -> &Namespace {
         &self.wire

@@ -3,8 +3,8 @@
 //!
 //! - [`load`] generates traffic between the client and server of a [`path`], [`forward`] traffic
 //!   through a node, [`program`] runs of one program; a [`workload`] is one of them.
-//! - [`dataplane`] and [`baselines`] (with [`rules`]) create the compared clusters, [`outside`]
-//!   servers beside them, [`testbed`] all.
+//! - [`dataplane`], [`baselines`] (with [`rules`]) and [`empty`] create the compared clusters,
+//!   [`outside`] servers beside them, [`testbed`] all.
 //! - [`plan`] defines the rows, [`measure`] runs them in random order, [`stats`] computes ratios
 //!   with confidence intervals, [`report`] and [`markdown`] format them.
 //! - [`scale`] is separate: it measures one agent in a large cluster.
@@ -17,6 +17,7 @@
 pub mod baselines;
 mod bpf;
 pub mod dataplane;
+pub mod empty;
 pub mod forward;
 pub mod load;
 pub mod machine;

@@ -37,7 +37,7 @@ pub fn ratios(report: &Report) -> String {
                 "| {} | {dataplane} | {} | {} | {fewest} |",
                 title(row),
                 against(row.vs_peer.as_ref()),
-                against(row.vs_limit.as_ref())
+                limits(row)
             ),
         );
     }
@@ -201,6 +201,16 @@ pub fn document(report: &Report) -> String {
 fn title(row: &Row) -> String {
     let params: Vec<String> = row.params.iter().map(|(key, value)| format!("{key} {value}")).collect();
     format!("`{}` {}", row.name, params.join(", ").replace('"', "")).trim_end().to_owned()
+}
+
+/// Formats the ratio to the limit, and to programs that only redirect.
+fn limits(row: &Row) -> String {
+    let limit = row.vs_limit.as_ref();
+    let is_other = |other: &&Against| {
+        other.baseline == Variant::Empty && limit.is_some_and(|limit| limit.baseline != Variant::Empty)
+    };
+    let empty = row.vs.iter().find(is_other).map(|empty| format!("; {}", against(Some(empty))));
+    against(limit) + &empty.unwrap_or_default()
 }
 
 fn against(against: Option<&Against>) -> String {

@@ -245,11 +245,18 @@ pub fn cluster_ip(
 }
 
 /// Returns the cases between pods of two nodes.
-pub fn two_nodes(routing: &str, baselines: &Baselines<'_>, dataplane: Option<&TrafficPath>) -> Vec<Case> {
+/// `empty`: programs that only redirect.
+pub fn two_nodes(
+    routing: &str,
+    baselines: &Baselines<'_>,
+    empty: Option<&TrafficPath>,
+    dataplane: Option<&TrafficPath>,
+) -> Vec<Case> {
     let loads = [(row::TWO_NODE_RR, Load::TcpRr { connections: 1 }), (row::TWO_NODE_CRR, Load::TcpCrr)];
     let case = |(row, load)| {
         let mut paths = vec![(Variant::Hosts, baselines.plain.hosts())];
         paths.extend(baselines.paths(Cluster::two_nodes));
+        paths.extend(empty.cloned().map(|path| (Variant::Empty, path)));
         paths.extend(dataplane.cloned().map(|path| (Variant::Ours, path)));
         let params = params(&[("routing", json!(routing))]);
         Case {

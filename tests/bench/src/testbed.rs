@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use super::{
     baselines::{Cluster, Pair, Proxy, Routing, service_backend},
     dataplane::{DataplaneCluster, Translation},
+    empty::EmptyCluster,
     forward::Nodes,
     outside::Outside,
     path::Location,
@@ -27,6 +28,7 @@ pub struct Testbed {
     native: Vec<Scenario>,
     vxlan: Option<Scenario>,
     outside: Option<Outside>,
+    empty: Option<EmptyCluster>,
     nodes: Option<Nodes>,
     programs: Option<Programs>,
     selection: Selection,
@@ -104,6 +106,7 @@ impl Testbed {
                 .with_context(|| format!("cannot create clusters with {count} Services, {routing:?}"))
         };
         let vxlan = selection.has_any(&[row::TWO_NODE_RR, row::TWO_NODE_CRR]);
+        let empty = vxlan && selection.has(Variant::Empty);
         let nodes = selection.has_any(&[row::NODEPORT_UDP]);
         let programs = selection.has_any(&row::PROGRAM_RUNS);
         let native: Vec<Scenario> =
@@ -116,6 +119,7 @@ impl Testbed {
         Ok(Self {
             raw: Pair::create()?,
             outside: outside.transpose()?,
+            empty: empty.then(EmptyCluster::create).transpose()?,
             native,
             vxlan: vxlan.then(|| scenario(Routing::Vxlan, fewest)).transpose()?,
             nodes: nodes.then(|| Nodes::create(selection)).transpose()?,
@@ -140,10 +144,13 @@ impl Testbed {
                 .collect();
             cases.push(plan::cluster_ip(&self.raw, &scenario.baselines(), &scenario.services, dataplane));
         }
-        for (name, scenario) in [("native", self.native.first()), ("vxlan", self.vxlan.as_ref())] {
+        let empty = self.empty.as_ref().map(EmptyCluster::two_nodes);
+        for (name, scenario, empty) in
+            [("native", self.native.first(), empty), ("vxlan", self.vxlan.as_ref(), None)]
+        {
             let Some(scenario) = scenario else { continue };
             let dataplane = scenario.default().map(DataplaneCluster::two_nodes);
-            cases.extend(plan::two_nodes(name, &scenario.baselines(), dataplane.as_ref()));
+            cases.extend(plan::two_nodes(name, &scenario.baselines(), empty.as_ref(), dataplane.as_ref()));
         }
         cases.extend(self.outside.as_ref().map(|outside| plan::outside(outside.paths())));
         cases.extend(self.nodes.as_ref().map(|nodes| plan::node_port(nodes.iter())));

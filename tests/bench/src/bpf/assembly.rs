@@ -56,6 +56,7 @@ pub(crate) enum Helper {
     TailCall = 12,
     Redirect = 23,
     AdjustHead = 44,
+    RedirectPeer = 155,
 }
 
 /// The name of a position in a program.

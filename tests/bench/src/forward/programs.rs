@@ -34,7 +34,7 @@ const DATA_END: i16 = 4;
 
 const XDP_ABORTED: i32 = 0;
 const XDP_DROP: i32 = 1;
-const XDP_PASS: i32 = 2;
+pub(super) const XDP_PASS: i32 = 2;
 const XDP_TX: i32 = 3;
 
 /// Counter of expected packets.
@@ -160,13 +160,6 @@ pub(super) fn bounce(port: u16, to: Mac, from: Mac) -> Vec<Instruction> {
     }
     assembly.constant(Op::Move, Reg::R0, XDP_TX).exit().label(PASS).constant(Op::Move, Reg::R0, XDP_PASS);
     assembly.exit();
-    assembly.finish()
-}
-
-/// Passes all packets. A veth receives XDP frames from its peer only with a program attached.
-pub(super) fn pass() -> Vec<Instruction> {
-    let mut assembly = Assembly::default();
-    assembly.constant(Op::Move, Reg::R0, XDP_PASS).exit();
     assembly.finish()
 }
 

@@ -17,7 +17,10 @@ use dataplane_testkit::{lab::Namespace, prog::Parsed};
 
 use super::programs::{self, EXPECTED, Expected, FRAME, Mac, OTHERS};
 use crate::{
-    bpf::kernel::{Counters, Kind, Link, Program, Slot},
+    bpf::{
+        kernel::{Counters, Kind, Link, Program, Slot},
+        programs::empty,
+    },
     load::pin,
     network::mac_of,
 };
@@ -102,7 +105,8 @@ impl Wire {
              link set {OVERHEAD_END} up"
         ))?;
         let counters = Counters::create(2)?;
-        let pass = Program::load("pass", Kind::Xdp, &programs::pass())?;
+        // a veth receives XDP frames from its peer only with a program attached
+        let pass = Program::load("pass", Kind::Xdp, &empty(programs::XDP_PASS as u32))?;
         let [port, overhead, end] = [port, OVERHEAD, OVERHEAD_END].map(|name| Device::of(namespace, name));
         let (port, overhead, end) = (port?, overhead?, end?);
         let attach = |device: Device| namespace.enter(|| pass.attach(device.ifindex))?;

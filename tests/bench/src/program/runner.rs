@@ -15,7 +15,7 @@ use super::{
     wrapper::{self, Wrapper},
 };
 use crate::{
-    bpf::kernel::Program,
+    bpf::{kernel::Program, programs},
     load::{Latency, Outcome},
     plan::Variant,
 };
@@ -99,8 +99,8 @@ impl Runner {
         let output = usual(scenario, || ours.run(&frame, &context, 1))?;
         let limit = match scenario.limit {
             Limit::Rewrite => wrapper::rewrite(kind, &frame, &output.frame, scenario.limit_returns()),
-            Limit::Redirect => wrapper::redirect(uplink),
-            Limit::Empty => wrapper::empty(scenario.limit_returns()),
+            Limit::Redirect => programs::redirect(uplink),
+            Limit::Empty => programs::empty(scenario.limit_returns()),
         };
         let limit = Program::load("limit", kind, &limit)?;
         let mut by_variant = BTreeMap::from([

@@ -193,13 +193,6 @@ fn wrapper(kind: Kind, frame: &[u8], rotation: Rotation, next: i32, call: Option
     assembly.finish()
 }
 
-/// A program that returns `action` at once.
-pub(super) fn empty(action: u32) -> Vec<Instruction> {
-    let mut assembly = Assembly::default();
-    assembly.constant(Op::Move, Reg::R0, action as i32).exit();
-    assembly.finish()
-}
-
 /// A program without maps that checks that a packet is TCP to the address and port of `from`, and
 /// makes it `to`: all addresses, ports and checksums.
 pub(super) fn rewrite(kind: Kind, from: &[u8], to: &[u8], action: u32) -> Vec<Instruction> {
@@ -237,17 +230,6 @@ pub(super) fn rewrite(kind: Kind, from: &[u8], to: &[u8], action: u32) -> Vec<In
     }
     assembly.constant(Op::Move, Reg::R0, action as i32).exit();
     assembly.label("failed").constant(Op::Move, Reg::R0, FAILED as i32).exit();
-    assembly.finish()
-}
-
-/// A program that only redirects to a device.
-pub(super) fn redirect(ifindex: u32) -> Vec<Instruction> {
-    let mut assembly = Assembly::default();
-    assembly
-        .constant(Op::Move, Reg::R1, ifindex as i32)
-        .constant(Op::Move, Reg::R2, 0)
-        .call(Helper::Redirect)
-        .exit();
     assembly.finish()
 }
 
