@@ -115,7 +115,7 @@ fn load_katran(file: &Path) -> Result<(Ebpf, LruHash)> {
         let fallback = object.map("fallback_cache").context("Katran has no map fallback_cache")?;
         let Map::LruHashMap(data) = fallback else { anyhow::bail!("fallback_cache is no LRU hash") };
         let info = data.info()?;
-        LruHash::create(info.key_size(), info.value_size(), scenarios::FLOW_SLOTS)?
+        LruHash::create(info.key_size(), info.value_size(), scenarios::ESTABLISHED_SLOTS)?
     };
     let per_cpu = object.map("lru_mapping").context("Katran has no map lru_mapping")?;
     let Map::ArrayOfMaps(data) = per_cpu else { anyhow::bail!("lru_mapping is no array of maps") };

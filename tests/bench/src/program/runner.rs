@@ -11,7 +11,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::{
     peers::{self, LoadedPeers, Peers},
-    scenarios::{self, Limit, Scenario},
+    scenarios::{self, ESTABLISHED_SLOTS, Limit, NEW_SLOTS, Scenario},
     wrapper::{self, Wrapper},
 };
 use crate::{
@@ -76,8 +76,8 @@ impl Cost {
 impl Runner {
     pub(super) fn create(peers: &Peers) -> Result<Self> {
         Ok(Self {
-            established: scenarios::load()?,
-            new: scenarios::load()?,
+            established: scenarios::load(ESTABLISHED_SLOTS)?,
+            new: scenarios::load(NEW_SLOTS)?,
             peers: LoadedPeers::load(peers)?,
             scenarios: scenarios::all(),
             prepared: BTreeMap::new(),

@@ -40,8 +40,9 @@ const FIRST_PORT: u16 = 1 << 14;
 const LAST_PORT: u16 = (1 << 15) - 1;
 /// Ports of masqueraded connections, as by default.
 const MASQUERADE_PORTS: RangeInclusive<u16> = 10_000..=29_999;
-/// Size of the flow table, as by default.
-pub(super) const FLOW_SLOTS: u32 = 131_072;
+/// Size of the flow table: twice what the scenarios open, and as by default for new flows.
+pub(super) const ESTABLISHED_SLOTS: u32 = 262_144;
+pub(super) const NEW_SLOTS: u32 = 131_072;
 const SYN: u8 = 0x02;
 const SYN_ACK: u8 = 0x12;
 const ACK: u8 = 0x10;
@@ -129,10 +130,10 @@ impl Scenario {
     }
 }
 
-/// Loads the datapath with the tables of the scenarios.
-pub(super) fn load() -> Result<Rig> {
+/// Loads the datapath with the tables of the scenarios and a flow table of this size.
+pub(super) fn load(flow_slots: u32) -> Result<Rig> {
     let [first, last] = [*MASQUERADE_PORTS.start(), *MASQUERADE_PORTS.end()].map(Port::new);
-    let node = NodeConfig { flow_slots: FLOW_SLOTS, snat_first: first, snat_last: last, ..per_packet_udp() };
+    let node = NodeConfig { flow_slots, snat_first: first, snat_last: last, ..per_packet_udp() };
     let (mut rig, world) = prog::rig_with(Family::V4, &node)?;
     uplink(&[Family::V4])?;
     ip(&format!("route add 10.1.1.0/24 via {}", world.wire_node))?;
