@@ -6,7 +6,8 @@
 //! - [`dataplane`], [`baselines`] (with [`rules`]) and [`empty`] create the compared clusters,
 //!   [`outside`] servers beside them, [`testbed`] all.
 //! - [`plan`] defines the rows, [`measure`] runs them in random order, [`stats`] computes ratios
-//!   with confidence intervals, [`report`] and [`markdown`] format them.
+//!   with confidence intervals, [`report`] and [`markdown`] format them,
+//!   [`plots`] draws them.
 //! - [`scale`] is separate: it measures one agent in a large cluster.
 #![expect(
     clippy::cast_precision_loss,
@@ -27,6 +28,7 @@ pub mod network;
 pub mod outside;
 pub mod path;
 pub mod plan;
+pub mod plots;
 pub mod program;
 pub mod report;
 pub mod rules;
