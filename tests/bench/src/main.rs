@@ -52,7 +52,7 @@ struct Arguments {
     write_docs: bool,
     /// Draws the figures of the run in docs/figures, or only those of the run in this JSON file
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
-    plots: Option<Option<PathBuf>>,
+    plots: Option<Vec<PathBuf>>,
     #[command(flatten)]
     peers: Peers,
 }
@@ -83,7 +83,7 @@ impl Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    if let Some(Some(file)) = &arguments.plots {
+    if let Some([file]) = arguments.plots.as_deref() {
         let text = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
         let report =
             serde_json::from_slice(&text).with_context(|| format!("cannot read {}", file.display()))?;

@@ -99,6 +99,7 @@ pub mod row {
     pub const TWO_NODE_RR: &str = "two_node_rr";
     pub const TWO_NODE_CRR: &str = "two_node_crr";
     pub const OUTSIDE_CRR: &str = "outside_crr";
+    pub const BULK: &str = "bulk";
     pub const NODEPORT_UDP: &str = "nodeport_udp";
     pub const PROGRAM_NODE_PORT: &str = "program_nodeport";
     pub const NEW_FLOW: &str = "new_flow";
@@ -279,6 +280,28 @@ pub fn outside(paths: Vec<(Variant, TrafficPath)>) -> Case {
         peers: &Variant::MASQUERADE,
         workloads: client_server(Load::TcpCrr, paths),
     }
+}
+
+/// Returns the cases of bulk data between two pods of `nodes` nodes, on `path` of the baselines,
+/// with and without segmentation offload.
+pub fn bulk(
+    nodes: &str,
+    raw: &Pair,
+    baselines: &Baselines<'_>,
+    path: impl Fn(&Cluster) -> TrafficPath,
+    dataplane: Option<&TrafficPath>,
+) -> Vec<Case> {
+    let mut paths = vec![(Variant::Raw, raw.path())];
+    paths.extend(baselines.paths(path));
+    paths.extend(dataplane.cloned().map(|path| (Variant::Ours, path)));
+    let case = |(gso, workload): (&str, fn(TrafficPath) -> Workload)| Case {
+        row: row::BULK,
+        params: params(&[("nodes", json!(nodes)), ("gso", json!(gso))]),
+        limit: Variant::Raw,
+        peers: &Variant::KUBE_PROXY,
+        workloads: paths.iter().map(|(variant, path)| (*variant, workload(path.clone()))).collect(),
+    };
+    [case(("on", |path| Workload::ClientServer(path, Load::Bulk))), case(("off", Workload::Segmented))].into()
 }
 
 /// Returns the case of a node port with an outside client and a backend on another node.

@@ -18,8 +18,8 @@ use super::{
 use dataplane_testkit::lab;
 
 /// Rows of the clusters with the fewest Services.
-const FEW_SERVICES_ROWS: [&str; 4] =
-    [row::SAME_NODE_RR, row::TWO_NODE_RR, row::TWO_NODE_CRR, row::OUTSIDE_CRR];
+const FEW_SERVICES_ROWS: [&str; 5] =
+    [row::SAME_NODE_RR, row::TWO_NODE_RR, row::TWO_NODE_CRR, row::OUTSIDE_CRR, row::BULK];
 
 /// All selected topologies.
 #[derive(Debug)]
@@ -134,6 +134,10 @@ impl Testbed {
         if let Some(few) = self.native.first() {
             let dataplane = few.default().map(DataplaneCluster::same_node);
             cases.extend(plan::same_node(&self.raw, &few.baselines(), dataplane.as_ref()));
+            let (raw, baselines) = (&self.raw, few.baselines());
+            cases.extend(plan::bulk("one", raw, &baselines, Cluster::same_node, dataplane.as_ref()));
+            let dataplane = few.default().map(DataplaneCluster::two_nodes);
+            cases.extend(plan::bulk("two", raw, &baselines, Cluster::two_nodes, dataplane.as_ref()));
         }
         let counts = self.selection.service_counts();
         for scenario in self.native.iter().filter(|scenario| counts.contains(&scenario.count)) {
@@ -161,7 +165,7 @@ impl Testbed {
     /// Checks after the measurement that the baselines used connection tracking as intended.
     pub fn check(&self, measured: &[Case]) -> Result<()> {
         let is_of = |workload: &Workload, client: &Location| match workload {
-            Workload::ClientServer(path, _) => path.client == *client,
+            Workload::ClientServer(path, _) | Workload::Segmented(path) => path.client == *client,
             Workload::Forward(_) | Workload::Program(_) => false,
         };
         let took_part = |client: &Location| {

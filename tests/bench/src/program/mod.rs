@@ -1,7 +1,7 @@
 //! Program runs: nanoseconds per packet of one program, without devices (`BPF_PROG_TEST_RUN`).
 //!
-//! [`scenarios`] are packets with what must come of them, [`wrapper`] the program that is
-//! repeated: it writes a packet and calls the measured program. [`runner`] measures, [`peers`] are programs of
+//! [`scenarios`] are packets with what must come of them, [`wrapper`] the program that is repeated:
+//! it writes a packet and calls the measured one. [`runner`] measures, [`peers`] are programs of
 //! other projects, from files.
 
 pub mod peers;
