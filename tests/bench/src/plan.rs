@@ -285,7 +285,7 @@ pub fn outside(paths: Vec<(Variant, TrafficPath)>) -> Case {
 /// Returns the cases of bulk data between two pods of `nodes` nodes, on `path` of the baselines,
 /// with and without segmentation offload.
 pub fn bulk(
-    nodes: &str,
+    nodes: u8,
     raw: &Pair,
     baselines: &Baselines<'_>,
     path: impl Fn(&Cluster) -> TrafficPath,

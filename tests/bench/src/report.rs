@@ -287,6 +287,15 @@ mod tests {
     }
 
     #[test]
+    fn peer_that_was_not_measured_is_absent() {
+        let mut measured = measured();
+        measured[0].remove(&Variant::Iptables);
+        let json = serde_json::to_value(rows(&[case(10)], &measured)).expect("rows serialize");
+        assert_eq!(json[0]["peers_absent"], json!(["iptables"]));
+        assert_eq!(json[0]["vs_peer"]["peer"], "nftables");
+    }
+
+    #[test]
     fn row_compares_with_the_fewest_services_of_the_same_variant() {
         let rows = rows(&[case(10), case(1_000)], &measured());
         let few = rows.iter().map(|row| row.vs_fewest_services.map(|ratio| ratio.rate.median));

@@ -135,9 +135,9 @@ impl Testbed {
             let dataplane = few.default().map(DataplaneCluster::same_node);
             cases.extend(plan::same_node(&self.raw, &few.baselines(), dataplane.as_ref()));
             let (raw, baselines) = (&self.raw, few.baselines());
-            cases.extend(plan::bulk("one", raw, &baselines, Cluster::same_node, dataplane.as_ref()));
+            cases.extend(plan::bulk(1, raw, &baselines, Cluster::same_node, dataplane.as_ref()));
             let dataplane = few.default().map(DataplaneCluster::two_nodes);
-            cases.extend(plan::bulk("two", raw, &baselines, Cluster::two_nodes, dataplane.as_ref()));
+            cases.extend(plan::bulk(2, raw, &baselines, Cluster::two_nodes, dataplane.as_ref()));
         }
         let counts = self.selection.service_counts();
         for scenario in self.native.iter().filter(|scenario| counts.contains(&scenario.count)) {

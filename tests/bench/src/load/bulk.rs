@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn outcome_is_megabytes_per_second_of_processor_time() {
         let found = outcome(RATE, Duration::from_secs(1), Duration::from_millis(500)).expect("an outcome");
-        assert!((found.per_second - 500.0).abs() < 1e-9 && (found.latency.p50 - 2_000.0).abs() < 1e-9);
+        assert!((found.per_second - 250.0).abs() < 1e-9 && (found.latency.p50 - 4_000.0).abs() < 1e-9);
     }
 
     #[test]

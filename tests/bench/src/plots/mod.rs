@@ -199,9 +199,11 @@ fn line(row: &Row, marks: Vec<Mark>) -> Option<Line> {
         .iter()
         .map(|(key, value)| {
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            if value == "1" {
+            if key == "gso" {
+                format!("GSO {value}")
+            } else if value == "1" {
                 format!("1 {}", key.trim_end_matches('s'))
-            } else if ["connections", "services", "flows"].contains(&key.as_str()) {
+            } else if ["connections", "services", "flows", "nodes"].contains(&key.as_str()) {
                 format!("{value} {key}")
             } else {
                 value

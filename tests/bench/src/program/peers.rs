@@ -172,3 +172,22 @@ fn address(of: SocketAddr) -> [u8; 20] {
     }
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Katran's `struct vip_definition`: address, port, both in network order, protocol.
+    #[test]
+    fn vip_has_the_layout_of_katran() {
+        let vip = vip("172.18.0.2:30080".parse().expect("an address"));
+        assert_eq!((&vip[..4], &vip[16..]), (&[172, 18, 0, 2][..], &[0x75, 0x80, 6, 0][..]));
+        assert!(vip[4..16].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn peer_without_a_file_is_absent() {
+        let peers = Peers { peer_katran: Some("balancer.o".into()), peer_calico: None };
+        assert!(peers.has(Variant::Katran) && !peers.has(Variant::Calico));
+    }
+}

@@ -109,7 +109,7 @@ impl Scenario {
         context(rig, self.hook, &self.frame)
     }
 
-    /// Checks the packet that our program made of the one with this number.
+    /// Checks the packet that our program made of one of the scenario.
     pub(super) fn check(&self, frame: &[u8]) -> Result<()> {
         let [found, sent] = [frame, &self.frame].map(|frame| {
             Parsed::read(frame).map_err(|problem| anyhow!("the packet that came out: {problem}"))
