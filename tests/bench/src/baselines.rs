@@ -74,6 +74,8 @@ pub enum Routing {
 pub enum Proxy<'a> {
     /// None: only pod addresses work.
     None,
+    /// None, but pods are masqueraded.
+    Masquerade,
     Nftables(&'a ServiceSet),
     Iptables(&'a ServiceSet),
 }
@@ -81,7 +83,7 @@ pub enum Proxy<'a> {
 impl Proxy<'_> {
     fn services(&self) -> usize {
         match self {
-            Self::None => 0,
+            Self::None | Self::Masquerade => 0,
             Self::Nftables(services) | Self::Iptables(services) => services.iter().count(),
         }
     }
@@ -100,6 +102,9 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// Address of the client pod.
+    pub const CLIENT: Ipv4Addr = CLIENT;
+
     pub fn create(name: &str, routing: Routing, proxy: Proxy<'_>) -> Result<Self> {
         let make = |role: &str| OwnedNamespace::create(&format!("{name}-{role}"));
         let cluster = Self {
@@ -132,6 +137,21 @@ impl Cluster {
         attach_pod(&cluster.second, &cluster.remote, "pod1", REMOTE, mtu)?;
         cluster.install(proxy)?;
         Ok(cluster)
+    }
+
+    /// Returns the first node.
+    pub fn first(&self) -> &Namespace {
+        &self.first
+    }
+
+    /// Returns both nodes, each with its pod on `pod1`: client and remote server.
+    pub fn ends(&self) -> [(&Namespace, &Namespace); 2] {
+        [(&self.first, &self.client), (&self.second, &self.remote)]
+    }
+
+    /// Returns the namespace of the bridge `br0`, which connects the nodes.
+    pub fn wire(&self) -> &Namespace {
+        &self.wire
     }
 
     /// Returns the path between two pods of the first node.
@@ -206,7 +226,7 @@ impl Cluster {
         let few = proxy.services() <= SERVICE_COUNTS[0].into();
         for (number, node) in nodes.into_iter().take(if few { 2 } else { 1 }) {
             match proxy {
-                Proxy::None => {}
+                Proxy::None | Proxy::Masquerade => {}
                 Proxy::Nftables(services) => nftables::apply(node, services, node_address(number))?,
                 Proxy::Iptables(services) => iptables::apply(node, services, iptables::Backend::best())?,
             }
@@ -220,7 +240,8 @@ pub const fn service_backend() -> SocketAddrV4 {
     SocketAddrV4::new(LOCAL, PORT)
 }
 
-const fn node_address(number: u8) -> Ipv4Addr {
+/// Returns the address of a node.
+pub const fn node_address(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(172, 18, 0, number)
 }
 

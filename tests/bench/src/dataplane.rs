@@ -1,11 +1,12 @@
 //! The datapath's cluster: two nodes and three pods, with the real agent and CNI plugin.
 
-use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use anyhow::{Context as _, Result, bail};
 
 use super::{
     network::recycle_ports,
+    outside::OutsideServer,
     path::{Location, PORT, TrafficPath},
     services::{PORT_NAME, SERVICE_PORT, ServiceSet},
 };
@@ -31,7 +32,7 @@ pub struct DataplaneCluster {
     remote: Pod,
     service: SocketAddr,
     // dropped after its pods
-    _cluster: lab::Cluster,
+    cluster: lab::Cluster,
 }
 
 impl DataplaneCluster {
@@ -52,7 +53,7 @@ impl DataplaneCluster {
             first.apply(&format!("services-{number}"), &objects)?;
         }
         first.await_services(&wanted)?;
-        Ok(Self { client, local, remote, service: services.target(), _cluster: cluster })
+        Ok(Self { client, local, remote, service: services.target(), cluster })
     }
 
     /// Returns the path between two pods of the first node.
@@ -68,6 +69,17 @@ impl DataplaneCluster {
     /// Returns the path from a pod to a Service with a backend on the same node.
     pub fn service(&self) -> TrafficPath {
         self.same_node().through(self.service)
+    }
+
+    /// Connects a server to the nodes' network; returns also the client pod and its node's address.
+    pub fn outside(&self) -> Result<(Location, Ipv4Addr, OutsideServer)> {
+        let [node, ..] = self.cluster.nodes() else { bail!("the cluster has no node") };
+        let server = OutsideServer::attach(
+            "out-ours-server",
+            (self.cluster.fabric().bridges(), "br1"),
+            (node.place().namespace(), node.v4()),
+        )?;
+        Ok((location(&self.client), node.v4(), server))
     }
 
     fn path(&self, server: &Pod) -> TrafficPath {

@@ -2,11 +2,12 @@
 //! in one interleaved run. Only ratios within one run are comparable.
 //!
 //! - [`load`] generates traffic between the client and server of a [`path`], [`forward`] traffic
-//!   through a node; a [`workload`] is either.
-//! - [`dataplane`] and [`baselines`] (with [`rules`]) create the compared clusters, [`testbed`]
-//!   all.
+//!   through a node, [`program`] runs of one program; a [`workload`] is one of them.
+//! - [`dataplane`], [`baselines`] (with [`rules`]) and [`empty`] create the compared clusters,
+//!   [`outside`] servers beside them, [`testbed`] all.
 //! - [`plan`] defines the rows, [`measure`] runs them in random order, [`stats`] computes ratios
-//!   with confidence intervals, [`report`] and [`markdown`] format them.
+//!   with confidence intervals, [`report`] and [`markdown`] format them,
+//!   [`plots`] draws them.
 //! - [`scale`] is separate: it measures one agent in a large cluster.
 #![expect(
     clippy::cast_precision_loss,
@@ -15,15 +16,20 @@
 )]
 
 pub mod baselines;
+mod bpf;
 pub mod dataplane;
+pub mod empty;
 pub mod forward;
 pub mod load;
 pub mod machine;
 pub mod markdown;
 pub mod measure;
 pub mod network;
+pub mod outside;
 pub mod path;
 pub mod plan;
+pub mod plots;
+pub mod program;
 pub mod report;
 pub mod rules;
 pub mod scale;

@@ -11,6 +11,8 @@ use dataplane_bench::{
     measure::{Pace, measure},
     network::InstanceLock,
     plan::{SERVICE_COUNTS, Selection, Variant},
+    plots,
+    program::peers::Peers,
     report::{self, Report},
     scale,
     testbed::Testbed,
@@ -45,9 +47,14 @@ struct Arguments {
     /// Measures only an agent in large clusters; without a value, in those of a complete run
     #[arg(long, value_name = "SERVICESxENDPOINTS", value_delimiter = ',', num_args = 0..=1)]
     scale: Option<Vec<scale::Size>>,
-    /// Updates docs/benchmarks.md, as a complete run always does
+    /// Updates docs/benchmarks.md and docs/figures, as a complete run always does
     #[arg(long)]
     write_docs: bool,
+    /// Draws the figures of the run in docs/figures, or only those of the run in this JSON file
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    plots: Option<Vec<PathBuf>>,
+    #[command(flatten)]
+    peers: Peers,
 }
 
 impl Arguments {
@@ -76,6 +83,12 @@ impl Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    if let Some([file]) = arguments.plots.as_deref() {
+        let text = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let report =
+            serde_json::from_slice(&text).with_context(|| format!("cannot read {}", file.display()))?;
+        return draw(&report);
+    }
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root for network namespaces and eBPF");
     if let Some(sizes) = &arguments.scale {
         let results = measure_scale(if sizes.is_empty() { &scale::SIZES } else { sizes })?;
@@ -85,6 +98,7 @@ fn main() -> Result<()> {
     let report = run(&arguments)?;
     print(&markdown::ratios(&report))?;
     print(&markdown::rates(&report))?;
+    print(&markdown::program_runs(&report))?;
     print(&markdown::scale(&report.scale))?;
     print(&markdown::conditions(&report))?;
     if let Some(path) = &arguments.json {
@@ -92,9 +106,24 @@ fn main() -> Result<()> {
         fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     }
     if arguments.write_docs || arguments.is_complete() {
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/benchmarks.md");
+        let path = docs().join("benchmarks.md");
         fs::write(&path, markdown::document(&report))
             .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if arguments.plots.is_some() || arguments.write_docs || arguments.is_complete() {
+        draw(&serde_json::to_value(&report)?)?;
+    }
+    Ok(())
+}
+
+fn docs() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs")
+}
+
+/// Draws the figures of a report.
+fn draw(report: &serde_json::Value) -> Result<()> {
+    for file in plots::write(report, &docs().join("figures"))? {
+        print(&format!("drawn: {}", file.display()))?;
     }
     Ok(())
 }
@@ -104,7 +133,7 @@ fn run(arguments: &Arguments) -> Result<Report> {
     let machine = Machine::inspect()?;
     let _lock = InstanceLock::acquire()?;
     let selection = arguments.selection()?;
-    let testbed = Testbed::create(&selection)?;
+    let testbed = Testbed::create(&selection, &arguments.peers)?;
     let cases = testbed.cases();
     ensure!(!cases.is_empty(), "no row matches {:?} and the other options", arguments.rows);
     let pace = arguments.pace();

@@ -5,21 +5,30 @@ use std::fmt::{Arguments, Write as _};
 
 use super::{
     plan::Variant,
+    program::is_program_row,
     report::{Against, Ratio, Report, Row},
     scale::Scale,
     stats::Estimate,
 };
 
-const COLUMNS: [Variant; 5] =
-    [Variant::Raw, Variant::Hosts, Variant::Plain, Variant::Nftables, Variant::Iptables];
+/// Columns of the table of rates, as far as the run has them.
+const COLUMNS: [Variant; 7] = [
+    Variant::Raw,
+    Variant::Empty,
+    Variant::Hosts,
+    Variant::Plain,
+    Variant::Masquerade,
+    Variant::Nftables,
+    Variant::Iptables,
+];
 
 /// Returns the table of ratios, the result.
 pub fn ratios(report: &Report) -> String {
     let mut text = String::from(
-        "| row | ours, per second | against kube-proxy | of the limit | against fewest services |\n\
+        "| row | ours, per second | against the best peer | of the limit | against fewest services |\n\
          |---|---:|---:|---:|---:|\n",
     );
-    for row in &report.rows {
+    for row in traffic_rows(report) {
         let dataplane = row.dataplane.map_or_else(|| "not measured".to_owned(), thousands);
         let fewest = row.vs_fewest_services.map_or_else(String::new, |ratio| both(&ratio));
         line(
@@ -27,8 +36,8 @@ pub fn ratios(report: &Report) -> String {
             format_args!(
                 "| {} | {dataplane} | {} | {} | {fewest} |",
                 title(row),
-                against(row.vs_kube_proxy.as_ref()),
-                against(row.vs_limit.as_ref())
+                against(row.vs_peer.as_ref()),
+                limits(row)
             ),
         );
     }
@@ -42,15 +51,20 @@ pub fn ratios(report: &Report) -> String {
 
 /// Returns the table of median rates of all variants.
 pub fn rates(report: &Report) -> String {
+    let is_used =
+        |column: &Variant| traffic_rows(report).any(|row| row.rates.contains_key(&column.to_string()));
+    let columns: Vec<Variant> = COLUMNS.into_iter().filter(is_used).collect();
     let mut text = String::from("| row, operations per second (p50 µs) | ours |");
-    for column in COLUMNS {
+    for column in &columns {
         text.push_str(&format!(" {column} |"));
     }
-    text.push_str("\n|---|---:|---:|---:|---:|---:|---:|\n");
-    for row in &report.rows {
+    text.push_str("\n|---|---:|");
+    text.push_str(&"---:|".repeat(columns.len()));
+    text.push('\n');
+    for row in traffic_rows(report) {
         let dataplane = row.variant.unwrap_or(Variant::Ours);
         text.push_str(&format!("| {} |", title(row)));
-        for variant in std::iter::once(dataplane).chain(COLUMNS) {
+        for variant in std::iter::once(&dataplane).chain(&columns) {
             match row.rates.get(&variant.to_string()) {
                 Some(rate) => {
                     text.push_str(&format!(" {} ({:.1}) |", thousands(rate.per_second), rate.p50_us));
@@ -60,7 +74,7 @@ pub fn rates(report: &Report) -> String {
         }
         text.push('\n');
     }
-    if let Some((row, overhead)) = report.rows.iter().find_map(|row| Some((row, row.overhead_us?))) {
+    if let Some((row, overhead)) = traffic_rows(report).find_map(|row| Some((row, row.overhead_us?))) {
         line(
             &mut text,
             format_args!(
@@ -71,6 +85,52 @@ pub fn rates(report: &Report) -> String {
         );
     }
     text
+}
+
+/// Returns the table of program runs, in nanoseconds per packet.
+pub fn program_runs(report: &Report) -> String {
+    let mut text = String::new();
+    for row in report.rows.iter().filter(|row| is_program_row(row.name)) {
+        let nanos = |variant: &str| row.rates.get(variant).map(|rate| 1e9 / rate.per_second);
+        let limit = row.vs_limit.as_ref();
+        let limit_nanos = limit.and_then(|limit| nanos(&limit.baseline.to_string()));
+        let peer = match (&row.vs_peer, row.peers_absent.as_slice()) {
+            (Some(peer), _) => {
+                format!("{}, {}", nanoseconds(nanos(&peer.baseline.to_string())), against(Some(peer)))
+            }
+            (None, absent) => {
+                let names: Vec<String> = absent.iter().map(|peer| format!("{peer} absent")).collect();
+                names.join(", ")
+            }
+        };
+        let difference = nanos(&Variant::Ours.to_string()).zip(limit_nanos).map(|(ours, limit)| ours - limit);
+        line(
+            &mut text,
+            format_args!(
+                "| {} | {} | {} | {} | {} | {peer} |",
+                title(row),
+                nanoseconds(nanos(&Variant::Ours.to_string())),
+                nanoseconds(limit_nanos),
+                nanoseconds(difference),
+                against(limit),
+            ),
+        );
+    }
+    if text.is_empty() {
+        return "No program runs in this run.\n".to_owned();
+    }
+    format!(
+        "| row, ns per packet | ours | limit | ours less limit | of the limit | peer |\n\
+         |---|---:|---:|---:|---:|---:|\n{text}"
+    )
+}
+
+fn traffic_rows(report: &Report) -> impl Iterator<Item = &Row> {
+    report.rows.iter().filter(|row| !is_program_row(row.name))
+}
+
+fn nanoseconds(value: Option<f64>) -> String {
+    value.map_or_else(|| "–".to_owned(), |value| format!("{value:.1}"))
 }
 
 /// Returns the machine and the noise of the run.
@@ -133,13 +193,24 @@ pub fn document(report: &Report) -> String {
         conditions = conditions(report),
         ratios = ratios(report),
         rates = rates(report),
+        program_runs = program_runs(report),
         scale = scale(&report.scale)
     )
 }
 
 fn title(row: &Row) -> String {
     let params: Vec<String> = row.params.iter().map(|(key, value)| format!("{key} {value}")).collect();
-    format!("`{}` {}", row.name, params.join(", ").replace('"', ""))
+    format!("`{}` {}", row.name, params.join(", ").replace('"', "")).trim_end().to_owned()
+}
+
+/// Formats the ratio to the limit, and to programs that only redirect.
+fn limits(row: &Row) -> String {
+    let limit = row.vs_limit.as_ref();
+    let is_other = |other: &&Against| {
+        other.baseline == Variant::Empty && limit.is_some_and(|limit| limit.baseline != Variant::Empty)
+    };
+    let empty = row.vs.iter().find(is_other).map(|empty| format!("; {}", against(Some(empty))));
+    against(limit) + &empty.unwrap_or_default()
 }
 
 fn against(against: Option<&Against>) -> String {

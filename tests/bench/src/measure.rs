@@ -144,7 +144,7 @@ mod tests {
     fn case(row: &'static str, variants: &[Variant]) -> Case {
         let workload = Workload::ClientServer(TrafficPath::empty(), Load::UdpRr);
         let workloads = variants.iter().map(|variant| (*variant, workload.clone())).collect();
-        Case { row, params: Map::new(), limit: Variant::Raw, workloads }
+        Case { row, params: Map::new(), limit: Variant::Raw, peers: &[], workloads }
     }
 
     #[test]

@@ -13,7 +13,7 @@ const PREFIX: &str = "dpbench-";
 /// Lock file of a running benchmark.
 const LOCK: &str = "/run/dataplane-bench.lock";
 /// The gateway of every pod, as the CNI plugin sets it; no device has the address.
-const GATEWAY: &str = "169.254.1.1";
+pub const GATEWAY: &str = "169.254.1.1";
 
 /// A network namespace that is deleted on drop.
 #[derive(Debug)]

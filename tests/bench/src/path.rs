@@ -63,6 +63,7 @@ impl TrafficPath {
             }
             Load::TcpCrr => command.args(["--load", "tcp-crr"]),
             Load::UdpRr => command.args(["--load", "udp-rr"]),
+            Load::Bulk => command.args(["--load", "bulk"]),
         };
         command.args(["--warm-up-ms", &warm_up.as_millis().to_string()]);
         command.args(["--time-ms", &time.as_millis().to_string()]);

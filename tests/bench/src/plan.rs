@@ -28,6 +28,8 @@ pub enum Variant {
     Nftables,
     /// Linux routing with kube-proxy's iptables rules.
     Iptables,
+    /// Linux routing with one rule that masquerades pods.
+    Masquerade,
     /// The datapath with default settings.
     Ours,
     /// The datapath with per-packet instead of connect-time translation.
@@ -40,11 +42,19 @@ pub enum Variant {
     XdpDsr,
     /// The datapath with tc on the uplink, for clients outside.
     Tc,
+    /// Programs without maps that redirect or pass every packet.
+    Empty,
+    /// Katran's program.
+    Katran,
+    /// Calico's program.
+    Calico,
 }
 
 impl Variant {
     /// The modes of kube-proxy.
     pub const KUBE_PROXY: [Self; 2] = [Self::Nftables, Self::Iptables];
+    /// What masquerades pods.
+    pub const MASQUERADE: [Self; 3] = [Self::Masquerade, Self::Nftables, Self::Iptables];
 
     pub const fn is_dataplane(self) -> bool {
         matches!(self, Self::Ours | Self::Packet | Self::Xdp | Self::XdpDsr | Self::Tc)
@@ -69,11 +79,15 @@ impl fmt::Display for Variant {
             Self::Plain => "plain",
             Self::Nftables => "nftables",
             Self::Iptables => "iptables",
+            Self::Masquerade => "masquerade",
             Self::Ours => "ours",
             Self::Packet => "packet",
             Self::Xdp => "xdp",
             Self::XdpDsr => "xdp-dsr",
             Self::Tc => "tc",
+            Self::Empty => "empty",
+            Self::Katran => "katran",
+            Self::Calico => "calico",
         })
     }
 }
@@ -84,7 +98,15 @@ pub mod row {
     pub const CLUSTERIP_CRR: &str = "clusterip_crr";
     pub const TWO_NODE_RR: &str = "two_node_rr";
     pub const TWO_NODE_CRR: &str = "two_node_crr";
+    pub const OUTSIDE_CRR: &str = "outside_crr";
+    pub const BULK: &str = "bulk";
     pub const NODEPORT_UDP: &str = "nodeport_udp";
+    pub const PROGRAM_NODE_PORT: &str = "program_nodeport";
+    pub const NEW_FLOW: &str = "new_flow";
+    pub const PROGRAM_OTHER: &str = "program_no_service";
+    pub const PROGRAM_POD: &str = "program_pod";
+    /// Rows that run programs without devices.
+    pub const PROGRAM_RUNS: [&str; 4] = [PROGRAM_NODE_PORT, NEW_FLOW, PROGRAM_OTHER, PROGRAM_POD];
 }
 
 /// The selected part of the benchmark.
@@ -120,6 +142,8 @@ pub struct Case {
     pub params: Map<String, Value>,
     /// The variant that is the limit.
     pub limit: Variant,
+    /// The variants of other projects; the best of them is the row's peer.
+    pub peers: &'static [Variant],
     pub workloads: Vec<(Variant, Workload)>,
 }
 
@@ -182,7 +206,13 @@ pub fn same_node(raw: &Pair, baselines: &Baselines<'_>, dataplane: Option<&Traff
         paths.extend(dataplane.cloned().map(|path| (Variant::Ours, path)));
         let connections = if let Load::TcpRr { connections } = load { connections } else { 1 };
         let params = params(&[("protocol", json!(protocol)), ("connections", json!(connections))]);
-        Case { row: row::SAME_NODE_RR, params, limit: Variant::Raw, workloads: client_server(load, paths) }
+        Case {
+            row: row::SAME_NODE_RR,
+            params,
+            limit: Variant::Raw,
+            peers: &Variant::KUBE_PROXY,
+            workloads: client_server(load, paths),
+        }
     };
     loads.into_iter().map(case).collect()
 }
@@ -210,28 +240,75 @@ pub fn cluster_ip(
         row: row::CLUSTERIP_CRR,
         params,
         limit: Variant::Plain,
+        peers: &Variant::KUBE_PROXY,
         workloads: client_server(Load::TcpCrr, paths),
     }
 }
 
 /// Returns the cases between pods of two nodes.
-pub fn two_nodes(routing: &str, baselines: &Baselines<'_>, dataplane: Option<&TrafficPath>) -> Vec<Case> {
+/// `empty`: programs that only redirect.
+pub fn two_nodes(
+    routing: &str,
+    baselines: &Baselines<'_>,
+    empty: Option<&TrafficPath>,
+    dataplane: Option<&TrafficPath>,
+) -> Vec<Case> {
     let loads = [(row::TWO_NODE_RR, Load::TcpRr { connections: 1 }), (row::TWO_NODE_CRR, Load::TcpCrr)];
     let case = |(row, load)| {
         let mut paths = vec![(Variant::Hosts, baselines.plain.hosts())];
         paths.extend(baselines.paths(Cluster::two_nodes));
+        paths.extend(empty.cloned().map(|path| (Variant::Empty, path)));
         paths.extend(dataplane.cloned().map(|path| (Variant::Ours, path)));
         let params = params(&[("routing", json!(routing))]);
-        Case { row, params, limit: Variant::Hosts, workloads: client_server(load, paths) }
+        Case {
+            row,
+            params,
+            limit: Variant::Hosts,
+            peers: &Variant::KUBE_PROXY,
+            workloads: client_server(load, paths),
+        }
     };
     loads.into_iter().map(case).collect()
+}
+
+/// Returns the case of short connections from a pod to a server outside of the cluster.
+pub fn outside(paths: Vec<(Variant, TrafficPath)>) -> Case {
+    Case {
+        row: row::OUTSIDE_CRR,
+        params: Map::new(),
+        limit: Variant::Plain,
+        peers: &Variant::MASQUERADE,
+        workloads: client_server(Load::TcpCrr, paths),
+    }
+}
+
+/// Returns the cases of bulk data between two pods of `nodes` nodes, on `path` of the baselines,
+/// with and without segmentation offload.
+pub fn bulk(
+    nodes: u8,
+    raw: &Pair,
+    baselines: &Baselines<'_>,
+    path: impl Fn(&Cluster) -> TrafficPath,
+    dataplane: Option<&TrafficPath>,
+) -> Vec<Case> {
+    let mut paths = vec![(Variant::Raw, raw.path())];
+    paths.extend(baselines.paths(path));
+    paths.extend(dataplane.cloned().map(|path| (Variant::Ours, path)));
+    let case = |(gso, workload): (&str, fn(TrafficPath) -> Workload)| Case {
+        row: row::BULK,
+        params: params(&[("nodes", json!(nodes)), ("gso", json!(gso))]),
+        limit: Variant::Raw,
+        peers: &Variant::KUBE_PROXY,
+        workloads: paths.iter().map(|(variant, path)| (*variant, workload(path.clone()))).collect(),
+    };
+    [case(("on", |path| Workload::ClientServer(path, Load::Bulk))), case(("off", Workload::Segmented))].into()
 }
 
 /// Returns the case of a node port with an outside client and a backend on another node.
 pub fn node_port(forwarders: impl Iterator<Item = (Variant, Forwarder)>) -> Case {
     let workloads = forwarders.map(|(variant, forwarder)| (variant, Workload::Forward(forwarder))).collect();
     let params = params(&[("flows", json!(FLOWS))]);
-    Case { row: row::NODEPORT_UDP, params, limit: Variant::Raw, workloads }
+    Case { row: row::NODEPORT_UDP, params, limit: Variant::Raw, peers: &Variant::KUBE_PROXY, workloads }
 }
 
 fn client_server(load: Load, paths: Vec<(Variant, TrafficPath)>) -> Vec<(Variant, Workload)> {

@@ -27,9 +27,11 @@ pub struct Row {
     /// Median operations per second of the datapath.
     #[serde(rename = "ours")]
     pub dataplane: Option<f64>,
-    /// Compared with the better of kube-proxy's modes.
-    #[serde(rename = "vs_peer")]
-    pub vs_kube_proxy: Option<Against>,
+    /// Compared with the best of the row's peers.
+    pub vs_peer: Option<Against>,
+    /// Peers that were not measured in this row.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub peers_absent: Vec<Variant>,
     pub vs_limit: Option<Against>,
     /// Compared with all baselines of the row.
     pub vs: Vec<Against>,
@@ -156,9 +158,10 @@ fn row_of(case: &Case, samples: &BTreeMap<Variant, Samples>, dataplane: Option<V
             Some(Against { baseline: *variant, ratio })
         })
         .collect();
-    let best = Variant::KUBE_PROXY
-        .into_iter()
-        .filter_map(|mode| Some((mode, rates.get(&mode)?.per_second)))
+    let best = case
+        .peers
+        .iter()
+        .filter_map(|peer| Some((*peer, rates.get(peer)?.per_second)))
         .max_by(|a, b| a.1.total_cmp(&b.1));
     let against = |wanted: Variant| vs.iter().find(|against| against.baseline == wanted).cloned();
     Row {
@@ -166,7 +169,8 @@ fn row_of(case: &Case, samples: &BTreeMap<Variant, Samples>, dataplane: Option<V
         params,
         variant: dataplane,
         dataplane: dataplane.and_then(|dataplane| rates.get(&dataplane)).map(|rate| rate.per_second),
-        vs_kube_proxy: best.and_then(|(mode, _)| against(mode)),
+        vs_peer: best.and_then(|(peer, _)| against(peer)),
+        peers_absent: case.peers.iter().copied().filter(|peer| !samples.contains_key(peer)).collect(),
         vs_limit: against(case.limit),
         vs_fewest_services: None,
         failures: failures(samples),
@@ -245,7 +249,13 @@ mod tests {
 
     fn case(services: u16) -> Case {
         let params = Map::from_iter([("services".to_owned(), json!(services))]);
-        Case { row: row::CLUSTERIP_CRR, params, limit: Variant::Plain, workloads: Vec::new() }
+        Case {
+            row: row::CLUSTERIP_CRR,
+            params,
+            limit: Variant::Plain,
+            peers: &Variant::KUBE_PROXY,
+            workloads: Vec::new(),
+        }
     }
 
     fn measured() -> Measured {
@@ -277,6 +287,15 @@ mod tests {
     }
 
     #[test]
+    fn peer_that_was_not_measured_is_absent() {
+        let mut measured = measured();
+        measured[0].remove(&Variant::Iptables);
+        let json = serde_json::to_value(rows(&[case(10)], &measured)).expect("rows serialize");
+        assert_eq!(json[0]["peers_absent"], json!(["iptables"]));
+        assert_eq!(json[0]["vs_peer"]["peer"], "nftables");
+    }
+
+    #[test]
     fn row_compares_with_the_fewest_services_of_the_same_variant() {
         let rows = rows(&[case(10), case(1_000)], &measured());
         let few = rows.iter().map(|row| row.vs_fewest_services.map(|ratio| ratio.rate.median));
@@ -291,7 +310,7 @@ mod tests {
         }
         let rows = rows(&[case(10), case(1_000)], &measured);
         assert_eq!(rows.len(), 2);
-        assert!(rows[0].dataplane.is_none() && rows[0].vs_kube_proxy.is_none());
+        assert!(rows[0].dataplane.is_none() && rows[0].vs_peer.is_none());
         assert_eq!(rows[0].rates.len(), 3);
     }
 

@@ -6,16 +6,20 @@ use anyhow::{Context as _, Result};
 use super::{
     baselines::{Cluster, Pair, Proxy, Routing, service_backend},
     dataplane::{DataplaneCluster, Translation},
+    empty::EmptyCluster,
     forward::Nodes,
+    outside::Outside,
     path::Location,
     plan::{self, Baselines, Case, MAX_RULE_SERVICES, SERVICE_COUNTS, Selection, Variant, row},
+    program::{Programs, peers::Peers},
     services::ServiceSet,
     workload::Workload,
 };
 use dataplane_testkit::lab;
 
-/// Rows between pods of one node and of two.
-const RR_ROWS: [&str; 3] = [row::SAME_NODE_RR, row::TWO_NODE_RR, row::TWO_NODE_CRR];
+/// Rows of the clusters with the fewest Services.
+const FEW_SERVICES_ROWS: [&str; 5] =
+    [row::SAME_NODE_RR, row::TWO_NODE_RR, row::TWO_NODE_CRR, row::OUTSIDE_CRR, row::BULK];
 
 /// All selected topologies.
 #[derive(Debug)]
@@ -23,7 +27,10 @@ pub struct Testbed {
     raw: Pair,
     native: Vec<Scenario>,
     vxlan: Option<Scenario>,
+    outside: Option<Outside>,
+    empty: Option<EmptyCluster>,
     nodes: Option<Nodes>,
+    programs: Option<Programs>,
     selection: Selection,
 }
 
@@ -88,10 +95,10 @@ impl Scenario {
 }
 
 impl Testbed {
-    pub fn create(selection: &Selection) -> Result<Self> {
+    pub fn create(selection: &Selection, peers: &Peers) -> Result<Self> {
         let [fewest, ..] = SERVICE_COUNTS;
         let mut counts = selection.service_counts();
-        if selection.has_any(&RR_ROWS) && !counts.contains(&fewest) {
+        if selection.has_any(&FEW_SERVICES_ROWS) && !counts.contains(&fewest) {
             counts.insert(0, fewest);
         }
         let scenario = |routing, count| {
@@ -99,15 +106,24 @@ impl Testbed {
                 .with_context(|| format!("cannot create clusters with {count} Services, {routing:?}"))
         };
         let vxlan = selection.has_any(&[row::TWO_NODE_RR, row::TWO_NODE_CRR]);
+        let empty = vxlan && selection.has(Variant::Empty);
         let nodes = selection.has_any(&[row::NODEPORT_UDP]);
+        let programs = selection.has_any(&row::PROGRAM_RUNS);
+        let native: Vec<Scenario> =
+            counts.into_iter().map(|count| scenario(Routing::Native, count)).collect::<Result<_>>()?;
+        let few = native.first().filter(|_| selection.has_any(&[row::OUTSIDE_CRR]));
+        let outside = few.map(|few| {
+            let dataplane = few.default().map(DataplaneCluster::outside).transpose()?;
+            Outside::create(selection, &few.services, dataplane)
+        });
         Ok(Self {
             raw: Pair::create()?,
-            native: counts
-                .into_iter()
-                .map(|count| scenario(Routing::Native, count))
-                .collect::<Result<_>>()?,
+            outside: outside.transpose()?,
+            empty: empty.then(EmptyCluster::create).transpose()?,
+            native,
             vxlan: vxlan.then(|| scenario(Routing::Vxlan, fewest)).transpose()?,
             nodes: nodes.then(|| Nodes::create(selection)).transpose()?,
+            programs: programs.then(|| Programs::create(selection, peers)).transpose()?,
             selection: selection.clone(),
         })
     }
@@ -118,6 +134,10 @@ impl Testbed {
         if let Some(few) = self.native.first() {
             let dataplane = few.default().map(DataplaneCluster::same_node);
             cases.extend(plan::same_node(&self.raw, &few.baselines(), dataplane.as_ref()));
+            let (raw, baselines) = (&self.raw, few.baselines());
+            cases.extend(plan::bulk(1, raw, &baselines, Cluster::same_node, dataplane.as_ref()));
+            let dataplane = few.default().map(DataplaneCluster::two_nodes);
+            cases.extend(plan::bulk(2, raw, &baselines, Cluster::two_nodes, dataplane.as_ref()));
         }
         let counts = self.selection.service_counts();
         for scenario in self.native.iter().filter(|scenario| counts.contains(&scenario.count)) {
@@ -128,20 +148,25 @@ impl Testbed {
                 .collect();
             cases.push(plan::cluster_ip(&self.raw, &scenario.baselines(), &scenario.services, dataplane));
         }
-        for (name, scenario) in [("native", self.native.first()), ("vxlan", self.vxlan.as_ref())] {
+        let empty = self.empty.as_ref().map(EmptyCluster::two_nodes);
+        for (name, scenario, empty) in
+            [("native", self.native.first(), empty), ("vxlan", self.vxlan.as_ref(), None)]
+        {
             let Some(scenario) = scenario else { continue };
             let dataplane = scenario.default().map(DataplaneCluster::two_nodes);
-            cases.extend(plan::two_nodes(name, &scenario.baselines(), dataplane.as_ref()));
+            cases.extend(plan::two_nodes(name, &scenario.baselines(), empty.as_ref(), dataplane.as_ref()));
         }
+        cases.extend(self.outside.as_ref().map(|outside| plan::outside(outside.paths())));
         cases.extend(self.nodes.as_ref().map(|nodes| plan::node_port(nodes.iter())));
+        cases.extend(self.programs.iter().flat_map(Programs::cases));
         cases.into_iter().filter_map(|case| case.keep(&self.selection)).collect()
     }
 
     /// Checks after the measurement that the baselines used connection tracking as intended.
     pub fn check(&self, measured: &[Case]) -> Result<()> {
         let is_of = |workload: &Workload, client: &Location| match workload {
-            Workload::ClientServer(path, _) => path.client == *client,
-            Workload::Forward(_) => false,
+            Workload::ClientServer(path, _) | Workload::Segmented(path) => path.client == *client,
+            Workload::Forward(_) | Workload::Program(_) => false,
         };
         let took_part = |client: &Location| {
             measured.iter().any(|case| case.workloads.iter().any(|(_, workload)| is_of(workload, client)))
@@ -153,6 +178,6 @@ impl Testbed {
                 }
             }
         }
-        Ok(())
+        self.outside.as_ref().map_or(Ok(()), Outside::check)
     }
 }

@@ -23,9 +23,29 @@ pub struct TestRun<'a> {
     pub context: &'a [u8],
 }
 
+/// The result of the last of the runs of a [`TestRun`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    pub returned: u32,
+    pub frame: Vec<u8>,
+}
+
 impl TestRun<'_> {
     /// Runs the program on `frame` and discards the output.
     pub fn run(self, program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<()> {
+        self.run_into(program, frame, &mut []).map(drop)
+    }
+
+    /// Runs the program on `frame`.
+    pub fn output(self, program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<Output> {
+        let mut out = vec![0; frame.len() + 256];
+        let (returned, length) = self.run_into(program, frame, &mut out)?;
+        out.truncate(length as usize);
+        Ok(Output { returned, frame: out })
+    }
+
+    /// Returns the program's result and the length of the output.
+    fn run_into(self, program: BorrowedFd<'_>, frame: &[u8], out: &mut [u8]) -> io::Result<(u32, u32)> {
         #[derive(Default)]
         #[repr(C)]
         struct Attributes {
@@ -49,7 +69,9 @@ impl TestRun<'_> {
         let mut attributes = Attributes {
             program: program.as_raw_fd().cast_unsigned(),
             data_size_in: frame.len() as u32,
+            data_size_out: out.len() as u32,
             data_in: frame.as_ptr() as u64,
+            data_out: if out.is_empty() { 0 } else { out.as_mut_ptr() as u64 },
             repeat: self.repeat,
             flags: self.flags,
             batch_size: self.batch_size,
@@ -57,8 +79,10 @@ impl TestRun<'_> {
             context_in: if self.context.is_empty() { 0 } else { self.context.as_ptr() as u64 },
             ..Attributes::default()
         };
-        // SAFETY: frame and context are live memory of the stated lengths, which the kernel reads.
-        unsafe { call(PROG_TEST_RUN, &mut attributes) }.map(drop)
+        // SAFETY: frame and context are live memory of the stated lengths, which the kernel reads,
+        // and `out` is memory of its length, which the kernel writes.
+        unsafe { call(PROG_TEST_RUN, &mut attributes) }?;
+        Ok((attributes.returned, attributes.data_size_out))
     }
 }
 

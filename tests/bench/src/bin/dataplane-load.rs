@@ -51,6 +51,7 @@ enum Kind {
     TcpRr,
     TcpCrr,
     UdpRr,
+    Bulk,
 }
 
 fn main() -> Result<()> {
@@ -73,6 +74,7 @@ fn main() -> Result<()> {
                 Kind::TcpRr => Load::TcpRr { connections },
                 Kind::TcpCrr => Load::TcpCrr,
                 Kind::UdpRr => Load::UdpRr,
+                Kind::Bulk => Load::Bulk,
             };
             let warm_up = Duration::from_millis(warm_up_ms);
             let outcome = load::run(&Run { load, target, warm_up, time: Duration::from_millis(time_ms) })?;

@@ -8,11 +8,8 @@
 //! The other end of the node's veth is a [`wire`], which acts as the rest of the network. It
 //! generates packets by XDP, so that the node's driver receives XDP frames as from a network card
 //! (packets of a stack would be copied first), and counts those that come back addressed to the
-//! other node. [`programs`] are its programs, built with [`assembly`] and loaded by [`kernel`].
-//! [`node`] creates the nodes.
+//! other node. [`programs`] are its programs, [`node`] creates the nodes.
 
-mod assembly;
-mod kernel;
 mod node;
 mod programs;
 mod wire;

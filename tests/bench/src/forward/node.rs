@@ -16,11 +16,11 @@ use dataplane_testkit::lab::{
 
 use super::{
     FLOWS, Forwarder,
-    kernel::{Link, Program},
     programs::{self, Expected, Mac},
     wire::{TestPacket, Wire, parse_mac},
 };
 use crate::{
+    bpf::kernel::{Kind as ProgramKind, Link, Program},
     network::{OwnedNamespace, enable_forwarding, mac_of},
     path::PORT,
     plan::{Selection, Variant},
@@ -169,7 +169,8 @@ fn baseline(variant: Variant) -> Result<Forwarder> {
         _ => (node_address, NODE, POD),
     };
     let kind = if variant == Variant::Raw {
-        let program = Program::load("bounce", &programs::bounce(NODE_PORT, OTHER_MAC, mac))?;
+        let program =
+            Program::load("bounce", ProgramKind::Xdp, &programs::bounce(NODE_PORT, OTHER_MAC, mac))?;
         let link = node.enter(|| program.attach(if_nametoindex(UPLINK)?))??;
         Kind::Bare { _program: link, _node: node, _cable: cable }
     } else {

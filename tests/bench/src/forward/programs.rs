@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use dataplane_common::{checksum, net::Protocol};
 
-use super::{
+use crate::bpf::{
     assembly::{Assembly, Helper, Instruction, Label, Op, Reg, Size},
     kernel::{Counters, Slot},
 };
@@ -34,7 +34,7 @@ const DATA_END: i16 = 4;
 
 const XDP_ABORTED: i32 = 0;
 const XDP_DROP: i32 = 1;
-const XDP_PASS: i32 = 2;
+pub(super) const XDP_PASS: i32 = 2;
 const XDP_TX: i32 = 3;
 
 /// Counter of expected packets.
@@ -163,13 +163,6 @@ pub(super) fn bounce(port: u16, to: Mac, from: Mac) -> Vec<Instruction> {
     assembly.finish()
 }
 
-/// Passes all packets. A veth receives XDP frames from its peer only with a program attached.
-pub(super) fn pass() -> Vec<Instruction> {
-    let mut assembly = Assembly::default();
-    assembly.constant(Op::Move, Reg::R0, XDP_PASS).exit();
-    assembly.finish()
-}
-
 /// Begins a program: the frame is at `R6`, and whole, or it goes on at `otherwise`.
 fn of_frame(otherwise: Label) -> Assembly {
     let mut assembly = Assembly::default();
@@ -191,7 +184,7 @@ fn look_up(assembly: &mut Assembly, map: i32, key: u32, otherwise: Label) {
         .constant(Op::Add, Reg::R2, -4)
         .map(Reg::R1, map)
         .call(Helper::MapLookup)
-        .jump_if_null(Reg::R0, otherwise);
+        .jump_if_zero(Reg::R0, otherwise);
 }
 
 fn count(assembly: &mut Assembly, counters: &Counters, index: u32, done: Label) {

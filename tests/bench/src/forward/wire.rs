@@ -15,11 +15,15 @@ use nix::{
 
 use dataplane_testkit::{lab::Namespace, prog::Parsed};
 
-use super::{
-    kernel::{Counters, Link, Program, Slot},
-    programs::{self, EXPECTED, Expected, FRAME, Mac, OTHERS},
+use super::programs::{self, EXPECTED, Expected, FRAME, Mac, OTHERS};
+use crate::{
+    bpf::{
+        kernel::{Counters, Kind, Link, Program, Slot},
+        programs::empty,
+    },
+    load::pin,
+    network::mac_of,
 };
-use crate::{load::pin, network::mac_of};
 
 /// The processor of all work: the generating thread also runs the kernel's softirqs for the
 /// packets.
@@ -101,7 +105,8 @@ impl Wire {
              link set {OVERHEAD_END} up"
         ))?;
         let counters = Counters::create(2)?;
-        let pass = Program::load("pass", &programs::pass())?;
+        // a veth receives XDP frames from its peer only with a program attached
+        let pass = Program::load("pass", Kind::Xdp, &empty(programs::XDP_PASS as u32))?;
         let [port, overhead, end] = [port, OVERHEAD, OVERHEAD_END].map(|name| Device::of(namespace, name));
         let (port, overhead, end) = (port?, overhead?, end?);
         let attach = |device: Device| namespace.enter(|| pass.attach(device.ifindex))?;
@@ -120,7 +125,8 @@ impl Wire {
     /// Sends some packets and returns the last one that arrived.
     pub(super) fn verify(&self, packet: &TestPacket) -> Result<Vec<u8>> {
         let slot = Slot::create(FRAME)?;
-        let sink = Program::load("keep", &programs::sink(&packet.expected, &self.counters, Some(&slot)))?;
+        let sink =
+            Program::load("keep", Kind::Xdp, &programs::sink(&packet.expected, &self.counters, Some(&slot)))?;
         self.sink.update(&sink)?;
         let generator = load_generator(packet, self.port)?;
         let count = programs::FLOWS.into();
@@ -144,10 +150,10 @@ impl Wire {
         warm_up: Duration,
         time: Duration,
     ) -> Result<BlockResult> {
-        let sink = Program::load("sink", &programs::sink(&packet.expected, &self.counters, None))?;
+        let sink = Program::load("sink", Kind::Xdp, &programs::sink(&packet.expected, &self.counters, None))?;
         self.sink.update(&sink)?;
         let plain = TestPacket { sent: packet.sent.clone(), expected: unchanged(&packet.sent)? };
-        let drop = Program::load("sink", &programs::sink(&plain.expected, &self.counters, None))?;
+        let drop = Program::load("sink", Kind::Xdp, &programs::sink(&plain.expected, &self.counters, None))?;
         self.overhead_sink.update(&drop)?;
         let generator = load_generator(packet, self.port)?;
         let overhead_generator = load_generator(&plain, self.overhead)?;
@@ -214,7 +220,7 @@ impl Wire {
 fn load_generator(packet: &TestPacket, device: Device) -> Result<Program> {
     let mut frame = packet.sent.clone();
     frame[6..12].copy_from_slice(&device.mac);
-    Program::load("generator", &programs::generator(&frame, device.ifindex))
+    Program::load("generator", Kind::Xdp, &programs::generator(&frame, device.ifindex))
 }
 
 impl Device {

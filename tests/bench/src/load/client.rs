@@ -30,6 +30,9 @@ pub fn run(run: &Run) -> Result<Outcome> {
         Load::TcpRr { connections } => tcp_rr(run.target, connections, &mut recorder),
         Load::TcpCrr => tcp_crr(run.target, &mut recorder),
         Load::UdpRr => udp_rr(run.target, &mut recorder),
+        Load::Bulk => {
+            return super::bulk::run(run).with_context(|| format!("{} to {}", run.load, run.target));
+        }
     }
     .with_context(|| format!("{} to {}", run.load, run.target))?;
     Ok(recorder.outcome())

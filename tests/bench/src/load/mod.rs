@@ -4,6 +4,7 @@
 //! thread costs several times the cost of the packet. Both sides make only the system calls of a
 //! real client and server. The program is the same for all variants.
 
+mod bulk;
 mod client;
 mod histogram;
 mod server;
@@ -27,6 +28,9 @@ pub const READY: &str = "ready";
 /// One byte each way, to measure only the cost per packet.
 const REQUEST: [u8; 1] = [b'q'];
 
+/// The first byte of a connection whose data the server discards.
+const BULK: [u8; 1] = [b'b'];
+
 /// A kind of traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -37,6 +41,8 @@ pub enum Load {
     TcpCrr,
     /// A datagram and its echo.
     UdpRr,
+    /// Data in one direction, at a fixed rate.
+    Bulk,
 }
 
 impl fmt::Display for Load {
@@ -45,6 +51,7 @@ impl fmt::Display for Load {
             Self::TcpRr { connections } => write!(f, "TCP RR ×{connections}"),
             Self::TcpCrr => f.write_str("TCP CRR"),
             Self::UdpRr => f.write_str("UDP RR"),
+            Self::Bulk => f.write_str("bulk"),
         }
     }
 }

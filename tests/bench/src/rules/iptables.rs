@@ -41,6 +41,12 @@ pub fn apply(namespace: &Namespace, services: &ServiceSet, backend: Backend) -> 
     load_rules(namespace, backend.restore(), &[], &render(services))
 }
 
+/// Adds a rule that masquerades packets of pods that leave the cluster, as the pod network does.
+pub fn apply_masquerade(namespace: &Namespace, backend: Backend) -> Result<()> {
+    let rules = format!("*nat\n-A POSTROUTING -s {POD_CIDR} ! -d {POD_CIDR} -j MASQUERADE\nCOMMIT\n");
+    load_rules(namespace, backend.restore(), &["--noflush"], &rules)
+}
+
 /// Returns the tables `filter` and `nat`.
 fn render(services: &ServiceSet) -> String {
     let mut rules = String::from(FILTER);

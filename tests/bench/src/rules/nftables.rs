@@ -14,6 +14,19 @@ pub fn apply(namespace: &Namespace, services: &ServiceSet, node: Ipv4Addr) -> Re
     load_rules(namespace, "nft", &["-f", "-"], &render(services, node))
 }
 
+/// Adds a table that masquerades packets of pods that leave the cluster, as the pod network does.
+pub fn apply_masquerade(namespace: &Namespace) -> Result<()> {
+    load_rules(namespace, "nft", &["-f", "-"], &masquerade())
+}
+
+fn masquerade() -> String {
+    format!(
+        "add table ip pods\n\
+         add chain ip pods postrouting {{ type nat hook postrouting priority 100 ; }}\n\
+         add rule ip pods postrouting ip saddr {POD_CIDR} ip daddr != {POD_CIDR} masquerade\n"
+    )
+}
+
 /// Returns the complete table.
 fn render(services: &ServiceSet, node: Ipv4Addr) -> String {
     let mut rules = base(node);

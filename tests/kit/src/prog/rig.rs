@@ -8,14 +8,14 @@ mod tables;
 
 use std::{
     net::{IpAddr, Ipv4Addr},
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, BorrowedFd},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
-    programs::{SchedClassifier, Xdp},
+    programs::{Program, SchedClassifier, Xdp},
 };
 use dataplane_common::{
     abi::{
@@ -134,7 +134,7 @@ const SKB_MARK: usize = 8;
 
 impl Metadata {
     /// `struct __sk_buff`, with the fields that may be set.
-    fn context(self) -> [u8; 192] {
+    pub fn context(self) -> [u8; 192] {
         const IFINDEX: usize = 40;
         const CB: usize = 48;
         const GSO_SEGS: usize = 164;
@@ -329,6 +329,29 @@ impl Rig {
             last = Some(Event::from_bytes(&record).context("a record of another size")?);
         }
         Ok(last)
+    }
+
+    /// The loaded program of a hook.
+    pub fn program(&mut self, hook: HookId) -> Result<BorrowedFd<'_>> {
+        self.load(hook)?;
+        let descriptor = match self.ebpf.program(hook.name()).context(hook.name())? {
+            Program::Xdp(program) => program.fd()?,
+            Program::SchedClassifier(program) => program.fd()?,
+            _ => bail!("{} takes no packets", hook.name()),
+        };
+        Ok(descriptor.as_fd())
+    }
+
+    /// How many packets a hook has handled since the rig exists, and how many with this outcome.
+    pub fn packets(&self, hook: HookId, outcome: &str) -> Result<(u64, u64)> {
+        let first = reason::counter_index(hook, 0) as usize;
+        let counters = self.counters()?;
+        let of_hook = &counters[first..first + reason::OUTCOMES as usize];
+        let wanted = of_hook
+            .iter()
+            .zip(0..)
+            .filter(|(_, number)| Outcome::from_number(*number).is_some_and(|found| found.name() == outcome));
+        Ok((of_hook.iter().sum(), wanted.map(|(count, _)| count).sum()))
     }
 
     fn load(&mut self, hook: HookId) -> Result<()> {

@@ -3,21 +3,23 @@
 
 use std::collections::BTreeMap;
 
-/// A register; `R10` is the frame pointer.
+/// A register; `R10` is the frame pointer, and `R6` to `R9` survive a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Reg {
+pub(crate) enum Reg {
     R0,
     R1,
     R2,
     R3,
     R6 = 6,
+    R7 = 7,
+    R9 = 9,
     R10 = 10,
 }
 
 /// The size of a load or store.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Size {
+pub(crate) enum Size {
     U8,
     U16,
     U32,
@@ -37,8 +39,9 @@ impl Size {
 
 /// A 64-bit operation on a register.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Op {
+pub(crate) enum Op {
     Add = 0x00,
+    Subtract = 0x10,
     And = 0x50,
     ShiftRight = 0x70,
     Xor = 0xa0,
@@ -47,19 +50,22 @@ pub(super) enum Op {
 
 /// Kernel helpers by number.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Helper {
+pub(crate) enum Helper {
     MapLookup = 1,
     Random = 7,
+    TailCall = 12,
     Redirect = 23,
+    AdjustHead = 44,
+    RedirectPeer = 155,
 }
 
 /// The name of a position in a program.
-pub(super) type Label = &'static str;
+pub(crate) type Label = &'static str;
 
 /// An instruction in the kernel's encoding (`struct bpf_insn`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub(super) struct Instruction {
+pub(crate) struct Instruction {
     code: u8,
     /// Destination register in the low 4 bits, source register in the high 4 bits.
     registers: u8,
@@ -87,7 +93,7 @@ const MAP_DESCRIPTOR: u8 = 1;
 
 /// A program under construction.
 #[derive(Debug, Default)]
-pub(super) struct Assembly {
+pub(crate) struct Assembly {
     instructions: Vec<Instruction>,
     labels: BTreeMap<Label, usize>,
     jumps: Vec<(usize, Label)>,
@@ -100,71 +106,71 @@ impl Assembly {
     }
 
     /// `dst op= value`
-    pub(super) fn constant(&mut self, op: Op, dst: Reg, value: i32) -> &mut Self {
+    pub(crate) fn constant(&mut self, op: Op, dst: Reg, value: i32) -> &mut Self {
         self.push(CLASS_ALU64 | op as u8, dst, 0, 0, value)
     }
 
     /// `dst op= src`
-    pub(super) fn register(&mut self, op: Op, dst: Reg, src: Reg) -> &mut Self {
+    pub(crate) fn register(&mut self, op: Op, dst: Reg, src: Reg) -> &mut Self {
         self.push(CLASS_ALU64 | FROM_REGISTER | op as u8, dst, src as u8, 0, 0)
     }
 
     /// `dst = value`
-    pub(super) fn wide(&mut self, dst: Reg, value: u64) -> &mut Self {
+    pub(crate) fn wide(&mut self, dst: Reg, value: u64) -> &mut Self {
         self.push(CLASS_LD | MODE_IMM | Size::U64.bits(), dst, 0, 0, value as i32);
         self.push(0, Reg::R0, 0, 0, (value >> 32) as i32)
     }
 
     /// `dst = map`
-    pub(super) fn map(&mut self, dst: Reg, descriptor: i32) -> &mut Self {
+    pub(crate) fn map(&mut self, dst: Reg, descriptor: i32) -> &mut Self {
         self.push(CLASS_LD | MODE_IMM | Size::U64.bits(), dst, MAP_DESCRIPTOR, 0, descriptor);
         self.push(0, Reg::R0, 0, 0, 0)
     }
 
     /// `dst = *(src + offset)`
-    pub(super) fn load(&mut self, size: Size, dst: Reg, src: Reg, offset: i16) -> &mut Self {
+    pub(crate) fn load(&mut self, size: Size, dst: Reg, src: Reg, offset: i16) -> &mut Self {
         self.push(CLASS_LDX | MODE_MEM | size.bits(), dst, src as u8, offset, 0)
     }
 
     /// `*(dst + offset) = src`
-    pub(super) fn store(&mut self, size: Size, dst: Reg, offset: i16, src: Reg) -> &mut Self {
+    pub(crate) fn store(&mut self, size: Size, dst: Reg, offset: i16, src: Reg) -> &mut Self {
         self.push(CLASS_STX | MODE_MEM | size.bits(), dst, src as u8, offset, 0)
     }
 
     /// `dst = htons(dst)`
-    pub(super) fn network_order_16(&mut self, dst: Reg) -> &mut Self {
+    pub(crate) fn network_order_16(&mut self, dst: Reg) -> &mut Self {
         self.push(TO_BIG_ENDIAN, dst, 0, 0, 16)
     }
 
     /// Jumps to `label` if `a > b`.
-    pub(super) fn jump_if_greater(&mut self, a: Reg, b: Reg, label: Label) -> &mut Self {
+    pub(crate) fn jump_if_greater(&mut self, a: Reg, b: Reg, label: Label) -> &mut Self {
         self.jumps.push((self.instructions.len(), label));
         self.push(CLASS_JMP | FROM_REGISTER | JUMP_IF_GREATER, a, b as u8, 0, 0)
     }
 
     /// Jumps to `label` if the low 32 bits of `a` are not `value`.
-    pub(super) fn jump_if_not(&mut self, a: Reg, value: u32, label: Label) -> &mut Self {
+    pub(crate) fn jump_if_not(&mut self, a: Reg, value: u32, label: Label) -> &mut Self {
         self.jumps.push((self.instructions.len(), label));
         self.push(CLASS_JMP32 | JUMP_IF_NOT_EQUAL, a, 0, 0, value as i32)
     }
 
-    /// Jumps to `label` if `a` is null.
-    pub(super) fn jump_if_null(&mut self, a: Reg, label: Label) -> &mut Self {
+    /// Jumps to `label` if `a` is null or zero.
+    pub(crate) fn jump_if_zero(&mut self, a: Reg, label: Label) -> &mut Self {
         self.jumps.push((self.instructions.len(), label));
         self.push(CLASS_JMP | JUMP_IF_EQUAL, a, 0, 0, 0)
     }
 
-    pub(super) fn call(&mut self, helper: Helper) -> &mut Self {
+    pub(crate) fn call(&mut self, helper: Helper) -> &mut Self {
         self.push(CLASS_JMP | CALL, Reg::R0, 0, 0, helper as i32)
     }
 
     /// Exits with the value of `R0`.
-    pub(super) fn exit(&mut self) -> &mut Self {
+    pub(crate) fn exit(&mut self) -> &mut Self {
         self.push(CLASS_JMP | EXIT, Reg::R0, 0, 0, 0)
     }
 
     /// Defines a label at the next instruction.
-    pub(super) fn label(&mut self, label: Label) -> &mut Self {
+    pub(crate) fn label(&mut self, label: Label) -> &mut Self {
         self.labels.insert(label, self.instructions.len());
         self
     }
@@ -173,7 +179,7 @@ impl Assembly {
     ///
     /// # Panics
     /// Panics if a label is not defined.
-    pub(super) fn finish(mut self) -> Vec<Instruction> {
+    pub(crate) fn finish(mut self) -> Vec<Instruction> {
         for (at, label) in &self.jumps {
             let to = self.labels.get(label).unwrap_or_else(|| panic!("label {label} is not defined"));
             // relative to the next instruction
