@@ -51,8 +51,15 @@ impl Hook for FromWire {
     #[inline(always)]
     fn run<F: IpFamily>(ctx: &TcContext, scratch: &mut Scratch) -> Result<Verdict, DropReason> {
         let packet = F::parse(ctx)?;
+        // node ports, and answers to what was masqueraded
+        if packet.dst == F::node_address()
+            && let Some(verdict) = next_hop::forward::<F>(ctx, scratch)?
+        {
+            return Ok(verdict);
+        }
         let destination = route::lookup(&packet.dst)?;
-        if may_have_next_hop(ctx, &packet, &destination)
+        if !scratch.next_hop.is_searched()
+            && may_have_next_hop(ctx, &packet, &destination)
             && let Some(verdict) = next_hop::forward::<F>(ctx, scratch)?
         {
             return Ok(verdict);

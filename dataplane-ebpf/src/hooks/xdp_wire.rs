@@ -42,6 +42,10 @@ impl Hook for XdpWire {
         if !is_supported(ctx, &packet) {
             return Ok(Verdict::LeftToTc);
         }
+        // node ports, and answers to what they sent on
+        if packet.dst == F::node_address() && find_cached(ctx, &packet, scratch) {
+            return forward_by_cached(ctx, &packet, scratch);
+        }
         let destination = route::lookup(&packet.dst)?;
         scratch.frontend_query = destination.frontend_query(Origin::Outside);
         let may_have_flow = match destination {
@@ -56,8 +60,7 @@ impl Hook for XdpWire {
         if F::is_link_scoped(&packet.src) {
             return Ok(Verdict::LeftToTc);
         }
-        let length = ctx.length() - L3 as u32;
-        if next_hop::find(ctx, &packet, scratch, ctx.ifindex(), length) {
+        if !scratch.next_hop.is_searched() && find_cached(ctx, &packet, scratch) {
             return forward_by_cached(ctx, &packet, scratch);
         }
         if maps::endpoint(&packet.src).is_some() {
@@ -88,6 +91,12 @@ fn is_supported<F: IpFamily>(ctx: &impl Frame, packet: &Packet<F>) -> bool {
 fn has_complete_checksum<F: IpFamily>(ctx: &impl Frame, packet: &Packet<F>) -> bool {
     packet.protocol != Protocol::SCTP
         || ctx.read::<SctpHeader>(packet.l4).is_ok_and(|header| header.checksum != 0)
+}
+
+/// Whether the packet's flow has cached a next hop on this device.
+#[inline(always)]
+fn find_cached<F: IpFamily>(ctx: &XdpContext, packet: &Packet<F>, scratch: &mut Scratch) -> bool {
+    next_hop::find(ctx, packet, scratch, ctx.ifindex(), ctx.length() - L3 as u32)
 }
 
 /// Sends the packet by the next hop that its flow has cached, which is on this device.

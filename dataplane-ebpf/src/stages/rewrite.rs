@@ -63,11 +63,15 @@ fn transport(
     tuple: &FlowKey,
     nat_tuple: &FlowKey,
 ) -> Result<(), DropReason> {
-    const SRC_PORT: usize = 0;
-    const DST_PORT: usize = 2;
     ctx.update_checksum(checksum, addresses, ChangedIn::PseudoHeader)?;
-    replace_port(ctx, l4 + SRC_PORT, checksum, tuple.src_port, nat_tuple.src_port)?;
-    replace_port(ctx, l4 + DST_PORT, checksum, tuple.dst_port, nat_tuple.dst_port)
+    let old = [tuple.src_port.wire(), tuple.dst_port.wire()];
+    let new = [nat_tuple.src_port.wire(), nat_tuple.dst_port.wire()];
+    if old == new {
+        return Ok(());
+    }
+    let ports = Change::NONE.u16(old[0], new[0]).u16(old[1], new[1]);
+    ctx.update_checksum(checksum, ports, ChangedIn::Segment)?;
+    with_header(ctx, l4, |ports: &mut [u16; 2]| *ports = new)
 }
 
 /// Rewrites the ports of SCTP, whose checksum does not cover the addresses.
