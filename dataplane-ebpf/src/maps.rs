@@ -19,8 +19,8 @@ use aya_ebpf::{
 use dataplane_common::{
     abi::{
         Addr, Affinity, AffinityKey, AllowedSource, BackendSlot, ConnectedPeer, Device, Endpoint, Event,
-        FRAGMENT_TIMEOUT_SECS, FlowHints, FragmentKey, FragmentedPacket, OriginKey, PodSource, ReorderKey,
-        Route, Service, ServiceKey, SocketOrigin, SourceRange, names::capacity,
+        FRAGMENT_TIMEOUT_SECS, FlowHints, FragmentKey, FragmentedPacket, OriginKey, PodSource, Port, PortSet,
+        ReorderKey, Route, Service, ServiceKey, SocketOrigin, SourceRange, names::capacity,
     },
     reason::COUNTERS as COUNTER_ENTRIES,
 };
@@ -61,6 +61,14 @@ static ROUTES: LpmTrie<Addr, Route, { capacity::ROUTES as usize }> = LpmTrie::ne
 /// Frontends of Services. Written by the agent.
 #[btf_map]
 static SERVICES: HashMap<ServiceKey, Service, { capacity::SERVICES as usize }, GROWS> = HashMap::new();
+
+/// Ports of frontends. Written by the agent.
+#[btf_map]
+static SERVICE_PORTS: Array<PortChunk, { PortSet::ENTRIES as usize }> = Array::new();
+
+/// Ports of the node's addresses that replies of flows go to. Written by the datapath.
+#[btf_map]
+static FLOW_PORTS: Array<PortChunk, { PortSet::ENTRIES as usize }> = Array::new();
 
 /// Backends, a contiguous range for each service. Written by the agent.
 #[btf_map]
@@ -116,6 +124,9 @@ static COUNTERS: PerCpuArray<u64, { COUNTER_ENTRIES as usize }> = PerCpuArray::n
 #[btf_map]
 static EVENTS: RingBuf<Event, { capacity::EVENTS_BYTES as usize }> = RingBuf::new();
 
+/// A value of `SERVICE_PORTS` and `FLOW_PORTS`.
+type PortChunk = [u8; PortSet::CHUNK];
+
 /// A fragment that arrived before the first one: all of it but the Ethernet header.
 #[repr(C)]
 pub(crate) struct BufferedFragment {
@@ -157,18 +168,42 @@ pub(crate) fn is_allowed_source(ifindex: u32, source: &Addr) -> bool {
     ALLOWED_SOURCES.get(&Key::new(160, AllowedSource { ifindex, addr: *source })).is_some()
 }
 
-/// Sets the flow hint for packets of `protocol` to `addr`, an address of this node or of another.
+/// Sets the flow hint for packets of `protocol` to `addr`, an address of this node or of another;
+/// and, for an address of the host, that of the port.
 #[inline(never)]
-pub(crate) fn mark_may_have_flows(addr: &Addr, protocol: u8) {
+pub(crate) fn mark_may_have_flows(addr: &Addr, protocol: u8, port: Port) {
     let flow_hints = match ENDPOINTS.get_ptr_mut(addr) {
-        // SAFETY: a live value of the map.
-        Some(endpoint) => unsafe { &raw mut (*endpoint).flow_hints },
+        Some(endpoint) => {
+            // SAFETY: a live value of the map.
+            if unsafe { (*endpoint).is_host() } {
+                mark_port(protocol, port);
+            }
+            // SAFETY: as above.
+            unsafe { &raw mut (*endpoint).flow_hints }
+        }
         None => route_flow_hints(addr),
     };
     // SAFETY: null, or a live value of a map; one byte is written, which is never reset.
     if let Some(flow_hints) = unsafe { flow_hints.as_mut() } {
         flow_hints.set(protocol);
     }
+}
+
+#[inline(always)]
+fn mark_port(protocol: u8, port: Port) {
+    let Some(place) = PortSet::place(protocol, port) else { return };
+    let Some(chunk) = FLOW_PORTS.get_ptr_mut(place.chunk) else { return };
+    // SAFETY: a live value of the map; one byte is written, which is never reset.
+    unsafe { (*chunk)[place.byte] = 1 };
+}
+
+/// Whether packets to this port of the host may be addressed to a frontend or belong to a flow.
+#[inline(always)]
+pub(crate) fn is_port_translated(protocol: u8, port: Port) -> bool {
+    let Some(place) = PortSet::place(protocol, port) else { return true };
+    let of_service = SERVICE_PORTS.get(place.chunk).map_or(1, |chunk| chunk[place.byte]);
+    let of_flow = FLOW_PORTS.get(place.chunk).map_or(1, |chunk| chunk[place.byte]);
+    of_service | of_flow != 0
 }
 
 /// Null if there is no route. Not by the map's own `get`, whose value must not be written.

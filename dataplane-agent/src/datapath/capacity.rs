@@ -16,7 +16,7 @@ const MIB: u64 = 1 << 20;
 /// than 48 MiB.
 const FLOWS_BY_MEMORY: [(u64, u32); 5] = [
     (1_536 * MIB, 8_192),
-    (3 * 1_024 * MIB, 15_360),
+    (3 * 1_024 * MIB, 14_336),
     (6 * 1_024 * MIB, 32_768),
     (48 * 1_024 * MIB, 53_248),
     (96 * 1_024 * MIB, 131_072),
@@ -166,7 +166,7 @@ mod tests {
     fn capacities_grow_with_the_memory_of_the_node() {
         let flows = |memory| Capacity::for_memory(memory).flows;
         assert_eq!([0, GIB].map(flows), [8_192, 8_192]);
-        assert_eq!([2 * GIB, 4 * GIB, 8 * GIB].map(flows), [15_360, 32_768, 53_248]);
+        assert_eq!([2 * GIB, 4 * GIB, 8 * GIB].map(flows), [14_336, 32_768, 53_248]);
         assert_eq!([24 * GIB, 64 * GIB, 128 * GIB, u64::MAX].map(flows), [53_248, 131_072, 262_144, 262_144]);
         let gib: Vec<_> = (1..200).map(|gib| Capacity::for_memory(gib * GIB).by_map()).collect();
         for (less, more) in gib.iter().zip(&gib[1..]) {

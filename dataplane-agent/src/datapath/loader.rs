@@ -26,6 +26,7 @@ use super::{
     log::EbpfLog,
     maps::{HashTable, LpmTable, OpenError, Tables},
     pins::{Pins, PinsError},
+    ports,
     programs::{ProgramSet, ProgramSetError, ProgramSource},
     table::AllowedPrefix,
     xdp::XdpUse,
@@ -127,6 +128,7 @@ impl Datapath {
             Some(programs) => programs,
             None => load_programs(&source, &capacities, &pins)?,
         };
+        ports::prepare(&pins)?;
         let generation = ForwardingGeneration::open(&pins)?;
         let problems = capacities.into_problems();
         Ok(Self { programs, pins, tc: config.tc, xdp: config.xdp, generation, problems, adopted, reused })

@@ -8,13 +8,14 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
 };
 use dataplane_common::abi::{
-    Addr, AllowedSource, BackendSlot, Endpoint, Flow, FlowKey, FlowRef, PodSource, Route, Service,
-    ServiceKey, SourceRange, names::map,
+    Addr, AllowedSource, BackendSlot, Endpoint, Flow, FlowKey, FlowRef, PodSource, Route, SourceRange,
+    names::map,
 };
 
 use super::{
     generation::ForwardingGeneration,
     pins::Pins,
+    ports::ServiceTable,
     table::{AllowedPrefix, RoutePrefix, SourcePrefix, Table, TableError},
 };
 
@@ -32,7 +33,7 @@ pub struct Tables {
     pub endpoints: HashTable<Addr, Endpoint>,
     pub pod_sources: ArrayTable<PodSource>,
     pub routes: LpmTable<RoutePrefix, Route>,
-    pub services: HashTable<ServiceKey, Service>,
+    pub services: ServiceTable,
     pub backends: ArrayTable<BackendSlot>,
     pub backend_generations: ArrayTable<u32>,
     pub source_ranges: LpmTable<SourcePrefix, u32>,
@@ -46,7 +47,7 @@ impl Tables {
             endpoints: HashTable::open(pins, map::ENDPOINTS)?,
             pod_sources: ArrayTable::open(pins, map::POD_SOURCES)?,
             routes: LpmTable::open(pins, map::ROUTES)?,
-            services: HashTable::open(pins, map::SERVICES)?,
+            services: ServiceTable::open(pins)?,
             backends: ArrayTable::open(pins, map::BACKENDS)?,
             backend_generations: ArrayTable::open(pins, map::BACKEND_GENERATIONS)?,
             source_ranges: LpmTable::open(pins, map::SOURCE_RANGES)?,
@@ -92,6 +93,12 @@ impl<K: Pod, V: Pod> HashTable<K, V> {
     pub(super) fn open(pins: &Pins, name: &'static str) -> Result<Self, OpenError> {
         let (map, capacity) = open(pins, name)?;
         Ok(Self { name, capacity, map, generation: generation_of(pins, name)? })
+    }
+}
+
+impl<K: Pod, V: Pod> HashTable<K, V> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.map.keys().next().is_none()
     }
 }
 
@@ -337,7 +344,12 @@ fn removed(result: Result<(), MapError>) -> Result<(), MapError> {
 }
 
 /// A full hash map returns E2BIG, a full LPM trie ENOSPC.
-fn table_error(table: &'static str, capacity: u32, operation: &'static str, error: MapError) -> TableError {
+pub(super) fn table_error(
+    table: &'static str,
+    capacity: u32,
+    operation: &'static str,
+    error: MapError,
+) -> TableError {
     let source = match error {
         MapError::SyscallError(error) => error.io_error,
         MapError::IoError(error) => error,

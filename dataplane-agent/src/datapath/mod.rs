@@ -17,6 +17,7 @@ pub mod loader;
 pub mod log;
 pub mod maps;
 pub mod pins;
+pub mod ports;
 pub mod programs;
 pub mod table;
 mod tc;

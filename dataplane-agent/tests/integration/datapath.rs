@@ -3,6 +3,7 @@
 mod attachments;
 mod memory;
 mod packets;
+mod ports;
 mod reuse;
 
 use std::{

@@ -12,6 +12,7 @@ mod fragment;
 pub mod names;
 mod next_hop;
 mod pod_source;
+mod port_set;
 mod route;
 mod service;
 mod socket;
@@ -27,6 +28,7 @@ pub use flow_hints::FlowHints;
 pub use fragment::{FRAGMENT_TIMEOUT_SECS, FragmentKey, FragmentedPacket, ReorderKey};
 pub use next_hop::CachedNextHop;
 pub use pod_source::PodSource;
+pub use port_set::{PortPlace, PortSet};
 pub use route::{Route, RouteKind};
 pub use service::{
     Affinity, AffinityKey, BackendSlot, Scope, Service, ServiceFlags, ServiceKey, SourceRange,

@@ -67,6 +67,10 @@ pub mod map {
     pub const FLOW_NEXT_HOPS: &str = "FLOW_NEXT_HOPS";
     /// Array of one `u32`: the generation of everything that decides next hops.
     pub const FORWARDING_GENERATION: &str = "FORWARDING_GENERATION";
+    /// Array of chunks of `PortSet`: ports of frontends.
+    pub const SERVICE_PORTS: &str = "SERVICE_PORTS";
+    /// Array of chunks of `PortSet`: ports of the node's addresses that replies of flows go to.
+    pub const FLOW_PORTS: &str = "FLOW_PORTS";
     /// LRU hash: `FragmentKey` → `FragmentedPacket`.
     pub const FRAGMENTED_PACKETS: &str = "FRAGMENTED_PACKETS";
     /// LRU hash: `ReorderKey` → 32 bits of time received, 32 of length, the fragment's bytes. Not
@@ -90,7 +94,7 @@ pub mod map {
     /// Ring buffer of `Event`.
     pub const EVENTS: &str = "EVENTS";
     /// Maps that are pinned, and so outlive the agent, in the order they are pinned.
-    pub const PINNED: [&str; 20] = [
+    pub const PINNED: [&str; 22] = [
         ENDPOINTS,
         POD_SOURCES,
         DEVICES,
@@ -103,6 +107,8 @@ pub mod map {
         FLOWS,
         FLOW_BLOCKS,
         FORWARDING_GENERATION,
+        SERVICE_PORTS,
+        FLOW_PORTS,
         FRAGMENTED_PACKETS,
         CONNECTED_ORIGINS,
         CONNECTED_PEERS,
@@ -118,7 +124,8 @@ pub mod map {
 
     /// Table versions whose maps this one takes over, with the maps that are new since: layout and
     /// meaning of all others are the same.
-    pub const TAKEN_OVER: [(u32, &[&str]); 1] = [(6, &[FLOW_BLOCKS, FORWARDING_GENERATION])];
+    pub const TAKEN_OVER: [(u32, &[&str]); 1] =
+        [(6, &[FLOW_BLOCKS, FORWARDING_GENERATION, SERVICE_PORTS, FLOW_PORTS])];
 }
 
 /// Programs.

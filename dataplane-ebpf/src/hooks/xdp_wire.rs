@@ -43,13 +43,16 @@ impl Hook for XdpWire {
             return Ok(Verdict::LeftToTc);
         }
         // node ports, and answers to what they sent on
-        if packet.dst == F::node_address() && find_cached(ctx, &packet, scratch) {
+        if packet.dst == F::node_address()
+            && route::is_port_translated(ctx, &packet)
+            && find_cached(ctx, &packet, scratch)
+        {
             return forward_by_cached(ctx, &packet, scratch);
         }
         let destination = route::lookup(&packet.dst)?;
         scratch.frontend_query = destination.frontend_query(Origin::Outside);
         let may_have_flow = match destination {
-            Destination::Host(endpoint) => endpoint.flow_hints.may_have_flow(packet.protocol),
+            Destination::Host(_) => destination.may_have_flow(ctx, &packet),
             Destination::Outside { .. } | Destination::ServiceRange => packet.link_scoped(ctx).is_none(),
             _ => false,
         };

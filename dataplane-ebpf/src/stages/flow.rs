@@ -71,7 +71,8 @@ fn try_lookup(scratch: &mut Scratch, forward_kinds: u32) -> bool {
     let is_first_this_second = found.record(scratch, forward_kinds, now);
     // a row of that address added since the flow was created does not have the hint
     if is_first_this_second && found.direction == Direction::Forward {
-        maps::mark_may_have_flows(&scratch.nat_tuple.src, scratch.tuple.protocol);
+        let tuple = &scratch.nat_tuple;
+        maps::mark_may_have_flows(&tuple.src, tuple.protocol, tuple.src_port);
     }
     true
 }

@@ -3,13 +3,18 @@
 use aya_ebpf::{bindings::TC_ACT_REDIRECT, programs::TcContext};
 use dataplane_common::{
     abi::{Addr, Endpoint, MacAddr, Route, RouteKind},
-    net::{EthHeader, Protocol},
+    net::{EthHeader, Protocol, UdpHeader},
     reason::{DropReason, Verdict},
 };
 
 use crate::{
     config,
-    frame::{Frame, L3, family::IpFamily, packet::Packet, with_header},
+    frame::{
+        Frame, L3,
+        family::IpFamily,
+        packet::{Fragment, Packet},
+        with_header,
+    },
     global::{self, PackedResult, global_functions},
     helpers::{
         fib::{self, ANY_LENGTH, NextHop},
@@ -36,13 +41,17 @@ pub(crate) enum Destination {
 }
 
 impl Destination {
-    /// Whether `packet` to it may belong to a flow: `FlowHints` say so, or it is an ICMP error,
-    /// which may quote a packet of one.
+    /// Whether `packet` to it may belong to a flow: `FlowHints` say so, and for the host the port
+    /// does, or it is an ICMP error, which may quote a packet of one.
     #[inline(always)]
     pub(crate) fn may_have_flow<F: IpFamily>(&self, ctx: &impl Frame, packet: &Packet<F>) -> bool {
         match self {
-            Self::Pod(endpoint) | Self::Host(endpoint) => {
+            Self::Pod(endpoint) => {
                 endpoint.flow_hints.may_have_flow(packet.protocol) || packet.is_icmp_error(ctx)
+            }
+            Self::Host(endpoint) => {
+                (endpoint.flow_hints.may_have_flow(packet.protocol) && is_port_translated(ctx, packet))
+                    || packet.is_icmp_error(ctx)
             }
             Self::Node(route) => route.flow_hints.may_have_flow(packet.protocol) || packet.is_icmp_error(ctx),
             Self::Outside { .. } | Self::ServiceRange | Self::Unassigned => false,
@@ -73,6 +82,16 @@ impl Destination {
             addr_of_other_node: u32::from(addr_of_other_node),
         }
     }
+}
+
+/// Whether a packet to the host has a port that may be translated. True if its port is not here.
+#[inline(always)]
+pub(crate) fn is_port_translated<F: IpFamily>(ctx: &impl Frame, packet: &Packet<F>) -> bool {
+    if packet.fragment != Fragment::Whole || !Protocol::has_ports(packet.protocol) {
+        return true;
+    }
+    ctx.read::<UdpHeader>(packet.l4)
+        .map_or(true, |ports| maps::is_port_translated(packet.protocol, ports.dst_port()))
 }
 
 /// Where a packet comes from.

@@ -134,7 +134,8 @@ fn fill_slot(scratch: &mut Scratch) -> Result<bool, DropReason> {
         leave_free(flow, reference);
         return Ok(false);
     }
-    maps::mark_may_have_flows(&scratch.new_flow.reply_tuple.dst, scratch.tuple.protocol);
+    let reply = &scratch.new_flow.reply_tuple;
+    maps::mark_may_have_flows(&reply.dst, reply.protocol, reply.dst_port);
     scratch.next_hop.entry = NextHopSearch::NONE;
     reverse(&scratch.new_flow.reply_tuple, &mut scratch.nat_tuple);
     Ok(true)

@@ -14,6 +14,7 @@ mod flows;
 mod forward;
 mod fragments;
 mod frontends;
+mod host_ports;
 mod icmp_errors;
 mod malformed;
 mod marks;

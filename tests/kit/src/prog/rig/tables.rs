@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Array, LpmTrie, MapData, lpm_trie::Key};
 use dataplane_common::abi::{
     Addr, AllowedSource, BackendSlot, Device, DeviceFlags, Endpoint, EndpointFlags, MacAddr, PodSource, Port,
-    Route, RouteKind, Scope, Service, ServiceFlags, ServiceKey, SourceRange, names::map,
+    PortSet, Route, RouteKind, Scope, Service, ServiceFlags, ServiceKey, SourceRange, names::map,
 };
 
 use super::{super::frame::HOST_MAC, Rig};
@@ -184,7 +184,26 @@ impl Rig {
             checksum: 0,
         };
         change(&mut key, &mut service);
+        self.set_port(key.protocol, key.port)?;
         Ok(self.hash(map::SERVICES)?.insert(key, service.with_checksum(&key), 0)?)
+    }
+
+    /// Says that a frontend has this port, as the agent does before it writes the row.
+    fn set_port(&mut self, protocol: u8, port: Port) -> Result<()> {
+        let Some(place) = PortSet::place(protocol, port) else { return Ok(()) };
+        let mut ports = self.array::<[u8; PortSet::CHUNK]>(map::SERVICE_PORTS)?;
+        let mut chunk = ports.get(&place.chunk, 0)?;
+        chunk[place.byte] = 1;
+        Ok(ports.set(place.chunk, chunk, 0)?)
+    }
+
+    /// As if no frontend had a port.
+    pub fn forget_ports(&mut self) -> Result<()> {
+        let mut ports = self.array::<[u8; PortSet::CHUNK]>(map::SERVICE_PORTS)?;
+        for chunk in 0..PortSet::PREPARED {
+            ports.set(chunk, [0; PortSet::CHUNK], 0)?;
+        }
+        Ok(())
     }
 
     /// Reads the row of a frontend.
