@@ -52,19 +52,7 @@ const STRIDES: [u16; 8] = [257, 263, 269, 271, 277, 281, 283, 293];
 /// [`DropReason::FlowTableFull`], [`DropReason::PortsExhausted`].
 #[inline(always)]
 pub(crate) fn create(scratch: &mut Scratch) -> Result<(), DropReason> {
-    let slot = slot::take(scratch.frontend_query.from_outside != 0);
-    if slot == slot::NONE {
-        return Err(DropReason::FlowTableFull);
-    }
-    scratch.new_flow.slot = slot;
-    let created = create_in_slot(scratch);
-    slot::give_back(slot);
-    created
-}
-
-#[inline(always)]
-fn create_in_slot(scratch: &mut Scratch) -> Result<(), DropReason> {
-    if global::call(scratch, || create_flow()).unpack()? {
+    if try_create(scratch, false)? {
         return Ok(());
     }
     // the tuple has a flow: of this packet's connection, made meanwhile, or one that has ended
@@ -72,8 +60,24 @@ fn create_in_slot(scratch: &mut Scratch) -> Result<(), DropReason> {
     if lookup(scratch, forward_kinds) {
         return Ok(());
     }
-    let _removed = global::call(scratch, || remove_forward_key());
-    if global::call(scratch, || create_flow()).unpack()? { Ok(()) } else { Err(DropReason::FlowTableFull) }
+    if try_create(scratch, true)? { Ok(()) } else { Err(DropReason::FlowTableFull) }
+}
+
+/// False if the tuple has a flow already. `replaces`: that flow loses the tuple.
+#[inline(always)]
+fn try_create(scratch: &mut Scratch, replaces: bool) -> Result<bool, DropReason> {
+    let slot = slot::take(scratch.frontend_query.from_outside != 0);
+    if slot == slot::NONE {
+        return Err(DropReason::FlowTableFull);
+    }
+    // not before there is a slot: without one, both directions stay with the flow
+    if replaces {
+        let _removed = global::call(scratch, || remove_forward_key());
+    }
+    scratch.new_flow.slot = slot;
+    let result = global::call(scratch, || create_flow());
+    slot::give_back(slot);
+    result.unpack()
 }
 
 /// The kinds of a flow with these [`FlowFlags`], and how its packet has come.
@@ -105,8 +109,7 @@ fn fill_slot(scratch: &mut Scratch) -> Result<bool, DropReason> {
     let Some(flow) = maps::flow(slot) else { return Err(DropReason::FlowTableFull) };
     // SAFETY: array values live as long as the map, and the slot is taken.
     let flow = unsafe { &mut *flow };
-    // `slot::take_slot` has made it odd, an attempt that failed even again
-    set_epoch(flow, epoch(flow) | 1);
+    // even: `slot::take_slot` made it odd
     let reference = FlowRef { slot, epoch: epoch(flow).wrapping_add(1) };
     scratch.new_flow.epoch = reference.epoch;
     if let Err(reason) = claim_reply_tuple(scratch) {
@@ -141,7 +144,7 @@ fn fill_slot(scratch: &mut Scratch) -> Result<bool, DropReason> {
     Ok(true)
 }
 
-/// Leaves the slot for another flow, or for another attempt.
+/// Leaves the slot for another flow.
 #[inline(always)]
 fn leave_free(flow: &mut Flow, reference: FlowRef) {
     flow.state = State::HalfOpen as u32;
