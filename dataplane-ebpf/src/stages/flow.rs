@@ -149,6 +149,10 @@ fn find(scratch: &mut Scratch, reference: FlowRef, forward_kinds: u32, now: u32)
         Direction::Forward if forward_kinds & kind_of(flow.flags) == 0 || must_reselect(flow, transport) => {
             return None;
         }
+        // it answers a ping of the other side, with the same identifier
+        Direction::Forward if transport & (Transport::ECHO | Transport::ECHO_REQUEST) == Transport::ECHO => {
+            return None;
+        }
         Direction::Forward => reverse(&flow.reply, &mut scratch.nat_tuple),
         // its identifier is the sender's own
         Direction::Reply if transport & Transport::ECHO_REQUEST != 0 => return None,
