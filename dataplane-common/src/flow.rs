@@ -32,6 +32,9 @@ pub enum State {
     ResetForward = 8,
     /// [`Self::Reset`], and since then a packet of the server.
     ResetReply = 9,
+    /// A side has sent an RST before the connection was established: the server refuses it, or the
+    /// client's address is forged.
+    Refused = 10,
 }
 
 /// Direction of a packet of a flow.
@@ -75,6 +78,7 @@ impl State {
             7 => Self::Reset,
             8 => Self::ResetForward,
             9 => Self::ResetReply,
+            10 => Self::Refused,
             _ => Self::HalfOpen,
         }
     }
@@ -88,7 +92,7 @@ impl State {
     /// Whether no more packets are expected: both sides have closed it, or one by an RST.
     #[inline(always)]
     const fn is_closed(self) -> bool {
-        matches!(self, Self::Closing | Self::Reset | Self::ResetForward | Self::ResetReply)
+        matches!(self, Self::Closing | Self::Reset | Self::ResetForward | Self::ResetReply | Self::Refused)
     }
 
     /// The state after a packet in `direction` with these TCP flags (0 for protocols without a
@@ -97,11 +101,19 @@ impl State {
     #[must_use]
     pub const fn after(self, direction: Direction, flags: u8) -> Self {
         if flags & tcp_flags::RST != 0 {
-            return if matches!(self, Self::Closing) { self } else { Self::Reset };
+            return match self {
+                Self::Closing => self,
+                Self::HalfOpen | Self::Answered | Self::Refused => Self::Refused,
+                _ => Self::Reset,
+            };
         }
         let (opens, ends) = (flags & tcp_flags::SYN != 0, flags & tcp_flags::FIN != 0);
         match (self, direction) {
             (Self::Closing, _) => Self::Closing,
+            // of a client whose address may be forged, a FIN too (as nf_conntrack)
+            (Self::HalfOpen | Self::Refused, Direction::Forward) => self,
+            (Self::Refused, Direction::Reply) if opens => self,
+            (Self::Refused, Direction::Reply) => Self::Answered.after(direction, flags),
             (Self::Reset | Self::ResetForward | Self::ResetReply, _) if opens => self,
             (Self::Reset, Direction::Forward) => Self::ResetForward,
             (Self::Reset, Direction::Reply) => Self::ResetReply,
@@ -152,7 +164,7 @@ impl State {
     #[inline(always)]
     const fn idle_after(self, protocol: u8) -> u32 {
         match (self, protocol) {
-            (Self::Closing | Self::Reset | Self::ResetForward | Self::ResetReply, _) => 5,
+            _ if self.is_closed() => 5,
             // a response may take a while, but half-closed connections that never close are common
             (Self::EndedForward | Self::EndedReply, _) => HALF_CLOSED,
             (_, Protocol::TCP | Protocol::SCTP) => self.timeout(protocol) + 1,
@@ -310,12 +322,19 @@ impl SlotClass {
             return Self::Free;
         }
         let state = State::from_number(flow.state);
-        if matches!(state, State::HalfOpen | State::Answered) {
-            let is_outside = flow.flags & FlowFlags::OUTSIDE != 0;
-            return if is_outside { Self::UnconfirmedOutside } else { Self::UnconfirmedInside };
+        let is_unconfirmed = matches!(state, State::HalfOpen | State::Answered | State::Refused);
+        if is_unconfirmed && flow.flags & FlowFlags::OUTSIDE != 0 {
+            return Self::UnconfirmedOutside;
         }
         let idle = now.saturating_sub(flow.last_seen);
-        if idle >= state.idle_after(flow.forward.protocol) { Self::Idle } else { Self::Kept }
+        let may_answer = matches!(state, State::HalfOpen | State::Answered);
+        if !may_answer && idle >= state.idle_after(flow.forward.protocol) {
+            Self::Idle
+        } else if is_unconfirmed {
+            Self::UnconfirmedInside
+        } else {
+            Self::Kept
+        }
     }
 }
 

@@ -84,6 +84,13 @@ impl Nat {
         self.flow_flags & FlowFlags::SERVICE != 0
     }
 
+    /// Whether it is a packet of a client outside to the pod itself, or an answer: nothing is
+    /// translated.
+    #[inline(always)]
+    pub(crate) fn is_inbound(&self) -> bool {
+        self.flow_flags & FlowFlags::INBOUND != 0
+    }
+
     /// Whether it answers a connection whose own packets take the kernel's stack.
     #[inline(always)]
     pub(crate) fn takes_stack(&self) -> bool {

@@ -103,6 +103,7 @@ fn flow(row: FlowRow) -> FlowView {
             State::EndedForward => "endedByClient",
             State::EndedReply => "endedByServer",
             State::Reset | State::ResetForward | State::ResetReply => "reset",
+            State::Refused => "refused",
         }
         .to_owned(),
         age_seconds: row.age,

@@ -48,7 +48,7 @@ fn connection_closes_after_a_fin_from_each_side() {
 fn reset_connection_is_established_again_by_packets_of_both_sides() {
     use Direction::{Forward, Reply};
     let ended = State::EndedReply;
-    for state in [State::HalfOpen, State::Answered, State::Established, ended] {
+    for state in [State::Established, ended, State::EndedForward] {
         assert_eq!(state.after(Reply, tcp_flags::RST), State::Reset);
     }
     for (first, second) in [(Forward, Reply), (Reply, Forward)] {
@@ -65,6 +65,35 @@ fn reset_connection_is_established_again_by_packets_of_both_sides() {
     let reset = flow(Protocol::TCP, State::Reset, 100);
     assert!(!is_absent(&reset, 130) && is_absent(&reset, 131), "an RST alone shortens the timeout");
     assert_eq!([104, 105].map(|now| SlotClass::of(&reset, now)), [SlotClass::Kept, SlotClass::Idle]);
+}
+
+/// A server refuses the connections of a flood, too.
+#[test]
+fn refused_connection_stays_unconfirmed() {
+    use Direction::{Forward, Reply};
+    for state in [State::HalfOpen, State::Answered, State::Refused] {
+        for direction in [Forward, Reply] {
+            assert_eq!(state.after(direction, tcp_flags::RST), State::Refused);
+        }
+    }
+    let fin = tcp_flags::FIN | tcp_flags::ACK;
+    // nobody answers forged packets
+    for state in [State::HalfOpen, State::Refused] {
+        for flags in [tcp_flags::SYN, tcp_flags::ACK, tcp_flags::FIN, fin] {
+            assert_eq!(state.after(Forward, flags), state);
+        }
+    }
+    // the RST was forged
+    assert_eq!(State::Refused.after(Reply, tcp_flags::SYN | tcp_flags::ACK), State::Refused);
+    let answered = State::Refused.after(Reply, tcp_flags::ACK);
+    assert_eq!((answered, answered.after(Forward, tcp_flags::ACK)), (State::Answered, State::Established));
+    let mut refused = flow(Protocol::TCP, State::Refused, 100);
+    let class = |flow: &Flow| [100, 104, 105, 131].map(|now| SlotClass::of(flow, now));
+    let (inside, idle) = (SlotClass::UnconfirmedInside, SlotClass::Idle);
+    assert_eq!(class(&refused), [inside, inside, idle, SlotClass::Free]);
+    refused.flags = FlowFlags::OUTSIDE;
+    let outside = SlotClass::UnconfirmedOutside;
+    assert_eq!(class(&refused), [outside, outside, outside, SlotClass::Free]);
 }
 
 #[test]

@@ -148,6 +148,9 @@ pub(super) fn resolve_inbound<F: IpFamily>(
         && destination.may_have_flow(ctx, packet)
         && nat::translate::<F, on_miss::Pass>(ctx, scratch)?
     {
+        if scratch.nat.is_inbound() && egress::stack_delivers(packet)? {
+            return Ok(Inbound::Done(Verdict::StackPod));
+        }
         translated = true;
         destination = route::lookup(&scratch.nat_tuple.dst)?;
     }

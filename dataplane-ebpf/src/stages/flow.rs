@@ -150,6 +150,10 @@ fn find(scratch: &mut Scratch, reference: FlowRef, forward_kinds: u32, now: u32)
         Direction::Forward if forward_kinds & kind_of(flow.flags) == 0 || must_reselect(flow, transport) => {
             return None;
         }
+        // it answers a ping of the other side, with the same identifier
+        Direction::Forward if transport & (Transport::ECHO | Transport::ECHO_REQUEST) == Transport::ECHO => {
+            return None;
+        }
         Direction::Forward => reverse(&flow.reply, &mut scratch.nat_tuple),
         // its identifier is the sender's own
         Direction::Reply if transport & Transport::ECHO_REQUEST != 0 => return None,
@@ -202,13 +206,14 @@ fn follow_stack(flow: &mut Flow, forward_kinds: u32) {
 }
 
 /// As [`record_packet`], for direct server return, where replies bypass this node: an ACK shows
-/// that there was one, and a FIN closes the connection in both directions.
+/// that there was one, and a FIN counts as one of each side. The ACK of the server's FIN, which
+/// follows it, is no sign that the connection goes on.
 #[inline(always)]
 fn record_direct_packet(flow: &mut Flow, tcp: u8, now: u32) -> bool {
     let is_reply_seen = tcp & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::ACK;
-    let closes = if tcp & tcp_flags::FIN == 0 { 0 } else { tcp_flags::RST };
-    let is_first_this_second = is_reply_seen && record_packet(flow, Direction::Reply, 0, now);
-    record_packet(flow, Direction::Forward, tcp | closes, now) || is_first_this_second
+    let fin = tcp & tcp_flags::FIN;
+    let is_first_this_second = (is_reply_seen || fin != 0) && record_packet(flow, Direction::Reply, fin, now);
+    record_packet(flow, Direction::Forward, tcp, now) || is_first_this_second
 }
 
 /// As [`lookup`], without updating the flow: for ICMP errors.

@@ -190,7 +190,8 @@ fn is_known_to_outside<F: IpFamily>(ctx: &TcContext, scratch: &Scratch, cached: 
     let Ok(packet) = F::parse(ctx) else { return false };
     let (src, dst) = (&scratch.nat_tuple.src, &scratch.nat_tuple.dst);
     // the stack forwards it (`route::forward_translated`)
-    if scratch.nat.is_service() && *src == scratch.tuple.src {
+    let takes_stack = scratch.nat.is_service() || config::egress_stack();
+    if takes_stack && *src == scratch.tuple.src {
         return false;
     }
     cached.verdict = Verdict::ToOutside as u16;

@@ -4,6 +4,7 @@ mod cgroup;
 pub mod devices;
 mod flows;
 pub(super) mod race;
+mod records;
 mod tables;
 
 use std::{

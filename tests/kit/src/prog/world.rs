@@ -78,7 +78,8 @@ impl World {
         }
     }
 
-    fn fill(&self, rig: &mut Rig) -> Result<()> {
+    /// Writes its rows, without flow hints.
+    pub fn fill(&self, rig: &mut Rig) -> Result<()> {
         rig.pod(self.pod, 11, POD_MAC)?;
         rig.pod(self.other_pod, 12, OTHER_POD_MAC)?;
         rig.host(self.host)?;

@@ -96,6 +96,27 @@ fn configured_stack_sees_both_directions() -> Result<()> {
     Ok(())
 }
 
+/// Not only the first datagram of a client that addresses the pod itself, which makes the flow.
+#[test]
+fn datagrams_to_a_pod_take_the_configured_stack() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = with_uplink(family, &per_packet_udp())?;
+        let (client, pod) = (at(world.outside, 50_000), at(world.pod, 53));
+        // from then on, packets to the pod may belong to flows
+        rig.run(HookId::FromPod, &request(&world, Protocol::UDP).build())?;
+        for (stack, way, back) in [(1, "stack_pod", "stack_outside"), (0, "to_pod", "to_outside")] {
+            rig.change_variables(|variables| variables.egress_stack = stack)?;
+            for _ in 0..3 {
+                let run = rig.run(HookId::FromWire, &Frame::udp(client, pod).build())?;
+                assert_eq!((run.outcome, run.packet().tuple()), (way, (client, pod)));
+                let run = rig.run(HookId::FromPod, &Frame::udp(pod, client).build())?;
+                assert_eq!((run.outcome, run.packet().tuple()), (back, (pod, client)));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A connection keeps its port when the setting changes, and its answers follow.
 #[test]
 fn setting_changes_under_a_connection() -> Result<()> {

@@ -1,13 +1,14 @@
 //! How long a flow translates: until its timeout, and beyond an RST that its connection survives.
 
 use anyhow::Result;
-use dataplane_common::{flow::State, reason::HookId};
+use dataplane_common::{abi::ServiceFlags, flow::State, net::Protocol, reason::HookId};
 use dataplane_testkit::prog::{Family, Frame, Rig, World, at, per_packet_udp, rig_with};
 
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 const SYN_ACK: u8 = 0x12;
+const FIN_ACK: u8 = 0x11;
 
 /// A node with a connection of a pod to a service.
 fn established(family: Family) -> Result<(Rig, World)> {
@@ -99,5 +100,36 @@ fn idle_connection_is_translated_while_its_slot_is_not_needed() -> Result<()> {
     age(&mut rig, 1_000_000)?;
     let run = rig.run(HookId::FromPod, &Frame::tcp(client, world.service, ACK).build())?;
     assert_eq!(run.packet().tuple(), (client, backend));
+    Ok(())
+}
+
+/// Direct server return: the client's last packet acknowledges the server's FIN, which does not
+/// pass this node.
+#[test]
+fn direct_connection_is_closed_by_the_fin_of_its_client() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig_with(family, &per_packet_udp())?;
+        rig.host_with_node_ports(world.host)?;
+        let (client, frontend) = (at(world.outside, 40_000), at(world.host, 30_080));
+        rig.service_with(frontend, Protocol::TCP, 200, &[at(world.wire_pod, 8080)], |key, service| {
+            *key = key.at_node();
+            service.flags = ServiceFlags::HASH | ServiceFlags::DSR;
+        })?;
+        for (flags, state) in [
+            (SYN, State::HalfOpen),
+            (ACK, State::Established),
+            (FIN_ACK, State::Closing),
+            (ACK, State::Closing),
+            // of another connection with these ports
+            (SYN, State::HalfOpen),
+            (ACK, State::Established),
+            // a forged one
+            (RST, State::Reset),
+            (ACK, State::Established),
+        ] {
+            rig.run(HookId::FromWire, &Frame::tcp(client, frontend, flags).build())?;
+            assert_eq!(State::from_number(rig.flows()?[0].state), state, "{flags:#x}");
+        }
+    }
     Ok(())
 }

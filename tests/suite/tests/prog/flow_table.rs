@@ -124,6 +124,34 @@ fn flood_from_outside_refuses_nobody() -> Result<()> {
     Ok(())
 }
 
+/// The server answers forged packets with an RST, or not at all: nothing of it confirms a client.
+#[test]
+fn flood_that_the_server_refuses_gives_way() -> Result<()> {
+    const FIN: u8 = 0x01;
+    const RST_ACK: u8 = 0x14;
+    for family in Family::BOTH {
+        for is_refused in [true, false] {
+            let (mut rig, world) = node_with_port(family)?;
+            let node_port = at(world.host, NODE_PORT);
+            for number in 0..FLOWS as u16 {
+                let forged = at(world.outside, 10_000 + number);
+                let run = rig.run(HookId::FromWire, &Frame::tcp(forged, node_port, SYN).build())?;
+                let (between, backend) = run.packet().tuple();
+                if is_refused {
+                    rig.run(HookId::FromWire, &Frame::tcp(backend, between, RST_ACK).build())?;
+                } else {
+                    rig.run(HookId::FromWire, &Frame::tcp(forged, node_port, FIN).build())?;
+                }
+            }
+            for port in 1..=20 {
+                connect(&mut rig, HookId::FromPod, at(world.pod, port), world.service)?;
+                connect(&mut rig, HookId::FromWire, at(world.outside, port), node_port)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A client's handshake goes on while the flood replaces half the table. On one CPU: each uses up a
 /// block of its own, so with two the order is exact only to 64 slots.
 #[test]

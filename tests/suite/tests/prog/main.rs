@@ -7,6 +7,7 @@ mod budget;
 mod checksum_complete;
 mod connect_time;
 mod egress;
+mod flow_model;
 mod flow_races;
 mod flow_states;
 mod flow_table;

@@ -293,3 +293,22 @@ fn backend_on_the_host_itself_gets_a_packet_with_ttl_1() -> Result<()> {
     }
     Ok(())
 }
+
+/// Both machines choose the identifiers of their own pings.
+#[test]
+fn pings_in_both_directions_may_have_one_identifier() -> Result<()> {
+    for family in Family::BOTH {
+        let (mut rig, world) = rig(family)?;
+        let (pod, outside) = (world.pod, world.outside);
+        let request = Frame::ping(outside, pod, 7).build();
+        assert_eq!(rig.run(HookId::FromWire, &request)?.outcome, "to_pod");
+        let run = rig.run(HookId::ToWire, &Frame::ping(pod, outside, 7).build())?;
+        assert_eq!((run.outcome, run.packet().src), ("masqueraded", world.host));
+        let id = run.packet().src_port;
+        let run = rig.run(HookId::ToWire, &Frame::pong(pod, outside, 7).build())?;
+        assert_eq!((run.packet().src, run.packet().src_port), (pod, 7), "the answer of the pod");
+        let run = rig.run(HookId::FromWire, &Frame::pong(outside, world.host, id).build())?;
+        assert_eq!((run.packet().dst, run.packet().src_port), (pod, 7), "the answer to the pod");
+    }
+    Ok(())
+}
