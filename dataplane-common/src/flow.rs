@@ -110,11 +110,12 @@ impl State {
         let (opens, ends) = (flags & tcp_flags::SYN != 0, flags & tcp_flags::FIN != 0);
         match (self, direction) {
             (Self::Closing, _) => Self::Closing,
-            // of a client whose address may be forged, a FIN too (as nf_conntrack)
-            (Self::HalfOpen | Self::Refused, Direction::Forward) => self,
-            (Self::Refused, Direction::Reply) if opens => self,
+            (Self::Reset | Self::ResetForward | Self::ResetReply, _) | (Self::Refused, Direction::Reply)
+                if opens =>
+            {
+                self
+            }
             (Self::Refused, Direction::Reply) => Self::Answered.after(direction, flags),
-            (Self::Reset | Self::ResetForward | Self::ResetReply, _) if opens => self,
             (Self::Reset, Direction::Forward) => Self::ResetForward,
             (Self::Reset, Direction::Reply) => Self::ResetReply,
             (Self::ResetForward, Direction::Reply) | (Self::ResetReply, Direction::Forward) => {
@@ -123,7 +124,9 @@ impl State {
             (Self::EndedForward, Direction::Reply) | (Self::EndedReply, Direction::Forward) if ends => {
                 Self::Closing
             }
-            (Self::EndedForward | Self::EndedReply | Self::ResetForward | Self::ResetReply, _) => self,
+            // of the first two the address may be forged, and its FIN too (as nf_conntrack)
+            (Self::HalfOpen | Self::Refused, Direction::Forward)
+            | (Self::EndedForward | Self::EndedReply | Self::ResetForward | Self::ResetReply, _) => self,
             (_, Direction::Forward) if ends => Self::EndedForward,
             (_, Direction::Reply) if ends => Self::EndedReply,
             (Self::HalfOpen, Direction::Reply) => Self::Answered,

@@ -183,6 +183,10 @@ pub(crate) struct NewFlow {
     /// Not 0: the source port becomes one of the node's range while there is a free one, because
     /// the client's socket may exchange datagrams with the backend without a flow.
     pub(crate) prefers_range_port: u32,
+    /// Slot and epoch of the flow that has the tuple and gives it up; epoch 0: there is none.
+    /// Written by `flow::lookup` on a miss.
+    pub(crate) replaced_slot: u32,
+    pub(crate) replaced_epoch: u32,
     /// Its slot and epoch. Written by `flow::create`.
     pub(crate) slot: u32,
     pub(crate) epoch: u32,

@@ -53,7 +53,6 @@ impl Hook for FromWire {
         let packet = F::parse(ctx)?;
         // node ports, and answers to what was masqueraded
         if packet.dst == F::node_address()
-            && route::is_port_translated(ctx, &packet)
             && let Some(verdict) = next_hop::forward::<F>(ctx, scratch)?
         {
             return Ok(verdict);

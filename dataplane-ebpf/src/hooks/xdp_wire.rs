@@ -43,10 +43,7 @@ impl Hook for XdpWire {
             return Ok(Verdict::LeftToTc);
         }
         // node ports, and answers to what they sent on
-        if packet.dst == F::node_address()
-            && route::is_port_translated(ctx, &packet)
-            && find_cached(ctx, &packet, scratch)
-        {
+        if packet.dst == F::node_address() && find_cached(ctx, &packet, scratch) {
             return forward_by_cached(ctx, &packet, scratch);
         }
         let destination = route::lookup(&packet.dst)?;

@@ -56,9 +56,14 @@ extern "C" fn find_flow(forward_kinds: u32) -> u32 {
 
 #[inline(always)]
 fn try_lookup(scratch: &mut Scratch, forward_kinds: u32) -> bool {
+    scratch.new_flow.replaced_epoch = 0;
     let Some(reference) = maps::flow_ref(&scratch.tuple) else { return false };
     let now = time::now();
-    let Some(mut found) = find(scratch, reference, forward_kinds, now) else { return false };
+    let Some(mut found) = find(scratch, reference, forward_kinds, now) else {
+        scratch.new_flow.replaced_slot = reference.slot;
+        scratch.new_flow.replaced_epoch = reference.epoch;
+        return false;
+    };
     // behind a second flow, the packet's next hop is not that of the first
     let is_first = scratch.next_hop.entry == NextHopSearch::OPEN;
     scratch.next_hop.entry =

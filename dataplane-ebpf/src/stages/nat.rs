@@ -185,6 +185,7 @@ fn has_flow<M: OnMiss>(scratch: &mut Scratch) -> bool {
     if scratch.next_hop.missed != 0 {
         // once translated, the packet may have one
         scratch.next_hop.missed = 0;
+        scratch.new_flow.replaced_epoch = 0;
         return false;
     }
     flow::lookup(scratch, M::forward_kinds(scratch))

@@ -88,6 +88,7 @@ pub(crate) fn find<F: IpFamily>(
         && packet.hop_limit > 1
         && (packet.protocol == Protocol::TCP || packet.protocol == Protocol::UDP);
     is_usual
+        && (packet.dst != F::node_address() || route::is_port_translated(ctx, packet))
         && parse::tuple(ctx, packet, scratch).is_ok()
         && flow::lookup_with_next_hop(scratch, ctx.ifindex(), egress, length)
 }

@@ -14,7 +14,7 @@ use crate::{
     global::{self, PackedResult},
     helpers::{random, time},
     maps,
-    scratch::{self, NextHopSearch, Scratch},
+    scratch::{self, NewFlow, NextHopSearch, Scratch},
     stages::parse::Transport,
 };
 
@@ -52,27 +52,28 @@ const STRIDES: [u16; 8] = [257, 263, 269, 271, 277, 281, 283, 293];
 /// [`DropReason::FlowTableFull`], [`DropReason::PortsExhausted`].
 #[inline(always)]
 pub(crate) fn create(scratch: &mut Scratch) -> Result<(), DropReason> {
-    if try_create(scratch, false)? {
+    if try_create(scratch)? {
         return Ok(());
     }
-    // the tuple has a flow: of this packet's connection, made meanwhile, or one that has ended
+    // another CPU has been faster: its flow is of this packet's connection, or has ended again
     let forward_kinds = kinds_of(scratch.new_flow.flags);
-    if lookup(scratch, forward_kinds) {
-        return Ok(());
+    if lookup(scratch, forward_kinds) || try_create(scratch)? {
+        Ok(())
+    } else {
+        Err(DropReason::FlowTableFull)
     }
-    if try_create(scratch, true)? { Ok(()) } else { Err(DropReason::FlowTableFull) }
 }
 
-/// False if the tuple has a flow already. `replaces`: that flow loses the tuple.
+/// False if the tuple has a flow but for the one to be replaced.
 #[inline(always)]
-fn try_create(scratch: &mut Scratch, replaces: bool) -> Result<bool, DropReason> {
+fn try_create(scratch: &mut Scratch) -> Result<bool, DropReason> {
     let slot = slot::take(scratch.frontend_query.from_outside != 0);
     if slot == slot::NONE {
         return Err(DropReason::FlowTableFull);
     }
     // not before there is a slot: without one, both directions stay with the flow
-    if replaces {
-        let _removed = global::call(scratch, || remove_forward_key());
+    if scratch.new_flow.replaced_epoch != 0 {
+        let _removed = global::call(scratch, || remove_replaced_key());
     }
     scratch.new_flow.slot = slot;
     let result = global::call(scratch, || create_flow());
@@ -88,11 +89,10 @@ const fn kinds_of(flags: u32) -> u32 {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn remove_forward_key() -> u32 {
+extern "C" fn remove_replaced_key() -> u32 {
     let Some(scratch) = scratch::current() else { return 0 };
-    if let Some(ended) = maps::flow_ref(&scratch.tuple) {
-        maps::remove_flow_key(&scratch.tuple, ended);
-    }
+    let NewFlow { replaced_slot: slot, replaced_epoch: epoch, .. } = scratch.new_flow;
+    maps::remove_flow_key(&scratch.tuple, FlowRef { slot, epoch });
     0
 }
 

@@ -120,7 +120,7 @@ impl Sequence<'_> {
     fn on_event(&mut self, event: &Event) -> Result<()> {
         match *event {
             Event::Send { from, to, protocol, sign, at_driver } => {
-                self.from_client(from, to, protocol, sign, at_driver)
+                self.send_from_client(from, to, protocol, sign, at_driver)
             }
             Event::Connect { from, to, protocol, depth, at_driver } => {
                 self.connect(from, to, protocol, depth, at_driver)
@@ -171,7 +171,7 @@ impl Sequence<'_> {
         }
     }
 
-    fn from_client(
+    fn send_from_client(
         &mut self,
         from: Client,
         to: Target,
@@ -205,19 +205,19 @@ impl Sequence<'_> {
         at_driver: bool,
     ) -> Result<()> {
         let number = self.sent.len();
-        self.from_client(from, to, protocol, Sign::Open, at_driver)?;
+        self.send_from_client(from, to, protocol, Sign::Open, at_driver)?;
         let Some((sent, _)) = self.sent.get(number).cloned() else { return Ok(()) };
         let answer = |run: &mut Self, sign| run.answer(sent, sign, at_driver, false);
         if depth >= Depth::Answered {
             answer(self, Sign::OpenAnswer)?;
         }
         if depth >= Depth::Confirmed {
-            self.from_client(from, to, protocol, Sign::Data, at_driver)?;
+            self.send_from_client(from, to, protocol, Sign::Data, at_driver)?;
         }
         if depth >= Depth::Closed {
-            self.from_client(from, to, protocol, Sign::End, at_driver)?;
+            self.send_from_client(from, to, protocol, Sign::End, at_driver)?;
             answer(self, Sign::End)?;
-            self.from_client(from, to, protocol, Sign::Data, at_driver)?;
+            self.send_from_client(from, to, protocol, Sign::Data, at_driver)?;
         }
         Ok(())
     }
@@ -322,10 +322,10 @@ impl Sequence<'_> {
         let second = clock::second_within(&self.window)?;
         let shift = i64::from(second) - i64::from(self.node.table.now);
         if shift != self.shift {
-            let by = shift - self.shift;
+            let by = i32::try_from(shift - self.shift)?;
             let move_second = |second: &mut u32| {
                 if *second != 0 {
-                    *second = (i64::from(*second) + by) as u32;
+                    *second = second.saturating_add_signed(by);
                 }
             };
             self.rig.age_flows(|flow| {

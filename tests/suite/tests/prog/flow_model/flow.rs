@@ -21,6 +21,7 @@ pub(crate) enum Purpose {
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about the connection")]
 pub(crate) struct Flow {
     pub(crate) forward: Tuple,
     pub(crate) reply: Tuple,

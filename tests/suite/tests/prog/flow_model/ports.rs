@@ -12,7 +12,7 @@ use super::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Availability {
     Free,
-    /// Timed out, and no server is in TIME_WAIT.
+    /// Timed out, and no server is in `TIME_WAIT`.
     Forgotten,
     Closed,
     HardlyNeeded,
@@ -22,7 +22,7 @@ enum Availability {
 
 impl Table {
     /// Whether answers with this tuple come from the destination.
-    pub(crate) fn may_answer(&self, destination: Destination, reply: Tuple, plan: &Plan) -> bool {
+    pub(crate) fn may_answer(destination: Destination, reply: Tuple, plan: &Plan) -> bool {
         reply.src.ip() == destination.addr.ip()
             && (is_echo(plan.forward.protocol) || reply.src.port() == destination.addr.port())
     }

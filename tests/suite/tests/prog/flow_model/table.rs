@@ -202,7 +202,7 @@ impl Table {
         if forward != plan.forward {
             return Err(format!("a flow of {forward:?} for a packet of {:?}", plan.forward));
         }
-        let chosen = plan.destinations.iter().find(|candidate| self.may_answer(**candidate, reply, &plan));
+        let chosen = plan.destinations.iter().find(|candidate| Self::may_answer(**candidate, reply, &plan));
         let Some(chosen) = chosen.copied() else {
             return Err(format!("a backend of another service: {reply:?}"));
         };
