@@ -4,22 +4,23 @@ use anyhow::Result;
 use dataplane_common::abi::ServiceFlags;
 use proptest::sample::Index;
 
-use super::drive::Sequence;
+use super::{connection::Tuple, drive::Sequence};
 
-/// First row of `BACKENDS` for the model's services; those before are of [`World`].
+/// First row of `BACKENDS` for the model's services; those before are of `World`.
 pub(crate) const FIRST_BACKEND: u32 = 110;
 const LAST_BACKEND: u32 = 500;
 
 impl Sequence<'_> {
-    /// First the new list, then the generation of a removed backend.
-    pub(crate) fn set_backend(&mut self, service: usize, backend: Index, is_ready: bool) -> Result<()> {
-        let row = &mut self.node.services[service];
-        let backend = backend.index(row.backends.len());
-        let (addr, was_ready) = row.backends[backend];
-        if was_ready == is_ready || self.next_backend > LAST_BACKEND {
+    /// Adds or removes a backend of the service that the packet is addressed to, if it is one:
+    /// first the new list, then the generation of a removed backend.
+    pub(crate) fn toggle_backend(&mut self, packet: Tuple, backend: Index) -> Result<()> {
+        let Some(service) = self.node.service_of(packet) else { return Ok(()) };
+        if self.next_backend > LAST_BACKEND {
             return Ok(());
         }
-        row.backends[backend].1 = is_ready;
+        let (addr, is_ready) = backend.get_mut(&mut self.node.services[service].backends);
+        *is_ready = !*is_ready;
+        let (addr, is_ready) = (*addr, *is_ready);
         self.write_service(service)?;
         if !is_ready {
             for id in self.backend_ids.remove(&(service, addr)).unwrap_or_default() {

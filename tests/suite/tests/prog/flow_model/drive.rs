@@ -120,7 +120,7 @@ impl Sequence<'_> {
     fn on_event(&mut self, event: &Event) -> Result<()> {
         match *event {
             Event::Send { from, to, protocol, sign, at_driver } => {
-                self.send_from_client(from, to, protocol, sign, at_driver)
+                self.client_packet(from, to, protocol, sign, at_driver)
             }
             Event::Connect { from, to, protocol, depth, at_driver } => {
                 self.connect(from, to, protocol, depth, at_driver)
@@ -160,9 +160,9 @@ impl Sequence<'_> {
                 self.node.table.now = (self.node.table.now + seconds).min(limit);
                 self.check_index()
             }
-            Event::SetBackend { service, backend, is_ready } => {
-                let service = service.index(self.node.services.len());
-                self.set_backend(service, backend, is_ready)
+            Event::ToggleBackend { client, backend } => {
+                let Some((tuple, _)) = pick(&self.clients, client) else { return Ok(()) };
+                self.toggle_backend(tuple, backend)
             }
             Event::EgressByStack { enabled } => {
                 self.node.egress_by_stack = enabled;
@@ -171,7 +171,7 @@ impl Sequence<'_> {
         }
     }
 
-    fn send_from_client(
+    fn client_packet(
         &mut self,
         from: Client,
         to: Target,
@@ -205,19 +205,19 @@ impl Sequence<'_> {
         at_driver: bool,
     ) -> Result<()> {
         let number = self.sent.len();
-        self.send_from_client(from, to, protocol, Sign::Open, at_driver)?;
+        self.client_packet(from, to, protocol, Sign::Open, at_driver)?;
         let Some((sent, _)) = self.sent.get(number).cloned() else { return Ok(()) };
         let answer = |run: &mut Self, sign| run.answer(sent, sign, at_driver, false);
         if depth >= Depth::Answered {
             answer(self, Sign::OpenAnswer)?;
         }
         if depth >= Depth::Confirmed {
-            self.send_from_client(from, to, protocol, Sign::Data, at_driver)?;
+            self.client_packet(from, to, protocol, Sign::Data, at_driver)?;
         }
         if depth >= Depth::Closed {
-            self.send_from_client(from, to, protocol, Sign::End, at_driver)?;
+            self.client_packet(from, to, protocol, Sign::End, at_driver)?;
             answer(self, Sign::End)?;
-            self.send_from_client(from, to, protocol, Sign::Data, at_driver)?;
+            self.client_packet(from, to, protocol, Sign::Data, at_driver)?;
         }
         Ok(())
     }

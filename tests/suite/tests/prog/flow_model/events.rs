@@ -93,10 +93,10 @@ pub(crate) enum Event {
     Wait {
         seconds: u32,
     },
-    SetBackend {
-        service: Index,
+    /// A backend of a service that the client has addressed is removed, or becomes ready.
+    ToggleBackend {
+        client: Index,
         backend: Index,
-        is_ready: bool,
     },
     EgressByStack {
         enabled: bool,
@@ -177,17 +177,17 @@ fn depth() -> impl Strategy<Value = Depth> {
     select(&[Depth::Opened, Depth::Answered, Depth::Confirmed, Depth::Closed])
 }
 
-/// Seconds around the timeouts, and hours.
+/// Often to a timeout, or a second before or behind it.
 fn seconds() -> impl Strategy<Value = u32> {
+    let timeout = prop_oneof![
+        6 => select(&[1, 2, 5, 10, 30]),
+        6 => select(&[60, 120, 180, 210]),
+        1 => select(&[3_600, 8_000]),
+    ];
     prop_oneof![
-        4 => 1_u32..12,
-        2 => 25_u32..36,
-        2 => 55_u32..66,
-        2 => 115_u32..126,
-        2 => 175_u32..215,
-        1 => 3_590_u32..3_610,
-        1 => 7_990_u32..8_010,
-        2 => 1_u32..10_000,
+        6 => (timeout, 0_u32..3).prop_map(|(timeout, more)| timeout + more - 1),
+        2 => 1_u32..12,
+        1 => 1_u32..10_000,
     ]
 }
 
@@ -206,8 +206,8 @@ pub(crate) fn event() -> impl Strategy<Value = Event> {
         5 => (any::<Index>(), any::<bool>()).prop_map(|(peer, from_end)| Event::Error { peer, from_end }),
         2 => any::<Index>().prop_map(|peer| Event::Misdirected { peer }),
         12 => seconds().prop_map(|seconds| Event::Wait { seconds }),
-        4 => (any::<Index>(), any::<Index>(), any::<bool>()).prop_map(
-            |(service, backend, is_ready)| Event::SetBackend { service, backend, is_ready }),
+        5 => (any::<Index>(), any::<Index>())
+            .prop_map(|(client, backend)| Event::ToggleBackend { client, backend }),
         2 => any::<bool>().prop_map(|enabled| Event::EgressByStack { enabled }),
         3 => flood.prop_map(
             |(from, to, protocol, depth, count)| Event::Flood { from, to, protocol, depth, count }),

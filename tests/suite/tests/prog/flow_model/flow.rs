@@ -21,7 +21,7 @@ pub(crate) enum Purpose {
 }
 
 #[derive(Clone, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "independent facts about the connection")]
+#[expect(clippy::struct_excessive_bools, reason = "the flags of a record")]
 pub(crate) struct Flow {
     pub(crate) forward: Tuple,
     pub(crate) reply: Tuple,

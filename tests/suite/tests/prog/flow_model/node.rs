@@ -248,14 +248,19 @@ impl Node {
         }
     }
 
+    /// The number of the service that a packet is addressed to.
+    pub(crate) fn service_of(&self, tuple: Tuple) -> Option<usize> {
+        let of = |service: &Service| (service.frontend, service.protocol) == (tuple.dst, tuple.protocol);
+        self.services.iter().position(of)
+    }
+
     /// Looks up the flow, else selects a backend if the packet is addressed to a frontend.
     fn select(&mut self, packet: Packet, hook: Hook, from_outside: bool, seen: &Seen) -> Result<Pass, Wrong> {
         if let pass @ Pass::Translated { .. } = self.look_up(packet, hook) {
             return Ok(pass);
         }
         let tuple = packet.tuple;
-        let of = |service: &Service| (service.frontend, service.protocol) == (tuple.dst, tuple.protocol);
-        let Some(number) = self.services.iter().position(of) else { return Ok(Pass::Untranslated) };
+        let Some(number) = self.service_of(tuple) else { return Ok(Pass::Untranslated) };
         let service = &self.services[number];
         let destinations = service.destinations(tuple, from_outside);
         if destinations.is_empty() {

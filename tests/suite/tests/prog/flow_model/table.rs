@@ -76,6 +76,8 @@ pub(crate) struct Table {
     /// The programs examine every slot for every new flow, not once a second: the order of classes
     /// is exact.
     pub(crate) is_examined: bool,
+    /// When a refused flow has last left its slot free.
+    left_free_at: Option<u32>,
     /// How often each rule was applied.
     pub(crate) seen: BTreeMap<String, u32>,
     /// By slot.
@@ -87,7 +89,7 @@ pub(crate) struct Table {
 impl Table {
     pub(crate) fn new(slots: u32, ports: RangeInclusive<u16>, now: u32, is_examined: bool) -> Self {
         let (seen, flows, index) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { now, slots, ports, is_examined, seen, flows, index }
+        Self { now, slots, ports, is_examined, left_free_at: None, seen, flows, index }
     }
 
     pub(crate) fn note(&mut self, rule: impl Into<String>) {
@@ -171,7 +173,9 @@ impl Table {
     pub(crate) fn create(&mut self, plan: Plan, created: Option<Created>) -> Result<Option<Refusal>, Wrong> {
         let readiest = (0..self.slots).map(|slot| self.class(slot)).min().unwrap_or(Class::Kept);
         let last = if plan.from_outside { Class::Idle } else { Class::Inside };
-        if !self.is_examined && created.is_none() && readiest > Class::Free {
+        // a slot that a refused flow has left free is found within a second
+        let is_hidden = readiest > Class::Free || self.left_free_at == Some(self.now);
+        if !self.is_examined && created.is_none() && is_hidden {
             return Ok(Some(Refusal::TableFull));
         }
         if readiest > last {
@@ -196,6 +200,7 @@ impl Table {
             self.unlink(replaced.reply, created.slot);
         }
         let Some(record) = created.record else {
+            self.left_free_at = Some(self.now);
             return self.check_refusal(&plan).map(Some);
         };
         let (forward, reply) = (Tuple::of_key(&record.forward), Tuple::of_key(&record.reply));
